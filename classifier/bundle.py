@@ -1,0 +1,196 @@
+"""The artefact on disk: a Hugging Face model directory with a manifest.
+
+Layout (`FILES`): the model's `config.json`, `tokenizer.json`, `tokenizer_config.json`, `model.onnx`; our
+`calibration.json`, `policy.json`, `reference.json`; `README.md`, the model card; and `manifest.json` with the schema
+version, the sha256 of every other file, the version (a hash over those), parent, recipe, data hashes, seed, metrics and
+the golden inputs. Written into a temporary folder beside the target and renamed: a reader sees a whole bundle or none.
+Every checksum is verified before anything is built from a file, and nothing is ever unpickled.
+
+Knows nothing of sessions, tokenisers or requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from classifier.calibration import Calibration
+from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
+from classifier.policy import Policy, policies_from_json
+
+SCHEMA_VERSION = 1
+FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.onnx",
+    "calibration.json",
+    "policy.json",
+    "reference.json",
+    "README.md",
+)
+MANIFEST = "manifest.json"
+SHIPPED = Path(__file__).parent / "shipped"
+"""The bundle that comes with the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle; its big files stay on disk until something is built from them.
+
+    Attributes:
+        path: the folder.
+        version: 16 hexadecimal digits, a hash of the content.
+        config: the model's configuration.
+        calibration: logits → probabilities.
+        policies: by name.
+        default_policy: name of the policy used where a request names none.
+        reference: distributions that drift is measured against.
+        manifest: everything in `manifest.json`.
+    """
+
+    path: Path
+    version: str
+    config: Mapping[str, Any]
+    calibration: Calibration
+    policies: Mapping[str, Policy]
+    default_policy: str
+    reference: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """The bundle in folder `path`, every checksum verified.
+
+    Raises:
+        BundleNotFound: there is no bundle there.
+        BundleCorrupt: a file is missing, altered, of another schema, or does not belong to the others.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise BundleNotFound(f"{path}: no {MANIFEST} there; give the folder of a bundle, or leave --bundle out")
+    manifest = _json(path, MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        found = manifest.get("schema_version") if isinstance(manifest, dict) else type(manifest).__name__
+        raise BundleCorrupt(
+            f"{path}: {MANIFEST} has schema version {found!r}, this package reads {SCHEMA_VERSION}; "
+            "export the bundle again with this package's training tool"
+        )
+    stated = manifest.get("files")
+    if not isinstance(stated, dict) or set(stated) != set(FILES):
+        raise BundleCorrupt(f"{path}: {MANIFEST} does not list exactly {', '.join(FILES)}; export the bundle again")
+    for name in FILES:
+        verify_file(path, name, str(stated[name]))
+    if manifest.get("version") != content_version(stated):
+        raise BundleCorrupt(f"{path}: version {manifest.get('version')!r} is not the hash of its files; export it again")
+    try:
+        calibration = Calibration.from_json(_json(path, "calibration.json"))
+        policies, default = policies_from_json(
+            _json(path, "policy.json"),
+            model_sha256=str(stated["model.onnx"]),
+            calibration_revision=calibration.revision,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleCorrupt(f"{path}: calibration.json or policy.json is malformed ({error}); recalibrate it") from error
+    return Bundle(
+        path=path,
+        version=str(manifest["version"]),
+        config=_json(path, "config.json"),
+        calibration=calibration,
+        policies=policies,
+        default_policy=default,
+        reference=_json(path, "reference.json"),
+        manifest=manifest,
+    )
+
+
+def write_bundle(path: str | Path, source: str | Path, manifest: Mapping[str, Any]) -> Bundle:
+    """Makes a bundle in the new folder `path` from the files in `source`, all at once or not at all.
+
+    Args:
+        path: the folder to make; it must not exist.
+        source: a folder with every name in `FILES`; others are left behind.
+        manifest: everything but `schema_version`, `files` and `version`, which are filled in.
+
+    Raises:
+        BundleError: `path` exists, or a file is missing in `source`.
+    """
+    path, source = Path(path), Path(source)
+    if path.exists():
+        raise BundleError(f"{path}: already exists; bundles are never overwritten, choose another folder")
+    missing = [name for name in FILES if not (source / name).is_file()]
+    if missing:
+        raise BundleError(f"{source}: lacks {', '.join(missing)}; a bundle needs them all")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        for name in FILES:
+            shutil.copyfile(source / name, staging / name)
+        files = {name: sha256(staging / name) for name in FILES}
+        whole = {
+            "schema_version": SCHEMA_VERSION,
+            "version": content_version(files),
+            "files": files,
+            **{k: v for k, v in manifest.items() if k not in ("schema_version", "version", "files")},
+        }
+        (staging / MANIFEST).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        bundle = read_bundle(staging)
+        for name in (*FILES, MANIFEST):
+            _fsync(staging / name)
+        staging.chmod(0o755)
+        staging.rename(path)
+        _fsync(path.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return Bundle(path, *(getattr(bundle, f) for f in list(Bundle.__slots__)[1:]))
+
+
+def verify_file(path: Path, name: str, stated: str) -> None:
+    """Checks one file against the sha256 that the manifest states.
+
+    Raises:
+        BundleCorrupt: it is missing or altered.
+    """
+    try:
+        found = sha256(path / name)
+    except FileNotFoundError:
+        raise BundleCorrupt(f"{path}: {name} is missing; copy or export the bundle again") from None
+    if found != stated:
+        raise BundleCorrupt(
+            f"{path}: {name} has sha256 {found[:12]}…, the manifest says {stated[:12]}…; copy or export the bundle again"
+        )
+
+
+def content_version(files: Mapping[str, str]) -> str:
+    """The version of a bundle: 16 hexadecimal digits over the names and hashes of its files."""
+    listing = "".join(f"{name}:{files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(path: Path, name: str) -> Any:
+    try:
+        return json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleCorrupt(f"{path}: {name} is not readable JSON ({type(error).__name__}); export it again") from error
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

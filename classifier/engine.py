@@ -1,0 +1,207 @@
+"""Composition: request → inputs → tokens → logits → probabilities → decision. No I/O after loading.
+
+Online and offline meet here: the service, bulk labelling and evaluation all use this class, one request a run, so
+that they answer alike. (A dynamically quantised graph is not batch-invariant: its activation scales are taken over the
+batch.)
+
+Knows nothing of ids, storage, queues or the wire.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.bundle import Bundle, read_bundle
+from classifier.errors import BundleCorrupt, InvalidRequest
+from classifier.inputs import INPUT_VERSION, ModelInput, render
+from classifier.policy import Policy, decide
+from classifier.session import Session
+from classifier.tokenizer import Encoded, Tokenizer
+from classifier.types import Decision, Request, Scores, Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is ready for the model.
+
+    Attributes:
+        request: as it came.
+        policy: the policy that will choose.
+        input: what the model reads, as text.
+        encoded: what the model reads, as ids.
+        prepare_seconds: what it took.
+    """
+
+    request: Request
+    policy: Policy
+    input: ModelInput
+    encoded: Encoded
+    prepare_seconds: float
+
+
+class Engine:
+    """A loaded bundle that classifies. Safe from any thread.
+
+    Attributes:
+        bundle: what it was built from.
+        golden_ok: whether the golden inputs were answered within the manifest's tolerance on this machine.
+        golden_message: empty, or what differed and what follows.
+    """
+
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, session: Session) -> None:
+        self.bundle = bundle
+        self._tokenizer = tokenizer
+        self._session = session
+        self.golden_ok = True
+        self.golden_message = ""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, threads: int = 1) -> Engine:
+        """The engine of the bundle in folder `path`: verified, loaded, warmed by its golden inputs.
+
+        Args:
+            path: a bundle's folder; nothing is fetched.
+            threads: intra-op threads of one run. More than one makes a single answer faster and the machine slower.
+
+        Raises:
+            BundleNotFound: there is no bundle there.
+            BundleCorrupt: it is not what its manifest says, or was made for other inputs.
+        """
+        bundle = read_bundle(path)
+        if bundle.manifest.get("input_version") != INPUT_VERSION:
+            raise BundleCorrupt(
+                f"{path}: made for input version {bundle.manifest.get('input_version')!r}, this package makes "
+                f"{INPUT_VERSION}; use the package version that made it, or train again"
+            )
+        try:
+            max_tokens = int(bundle.manifest["max_tokens"])
+            golden, tolerance = bundle.manifest["golden"], float(bundle.manifest["golden_tolerance"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleCorrupt(f"{path}: manifest.json lacks max_tokens or golden inputs; export it again") from error
+        tokenizer = Tokenizer.from_file(bundle.path / "tokenizer.json", max_tokens)
+        engine = cls(bundle, tokenizer, Session(bundle.path / "model.onnx", threads=threads))
+        engine._replay(golden, tolerance)
+        return engine
+
+    @property
+    def bundle_version(self) -> str:
+        """Content hash of the bundle."""
+        return self.bundle.version
+
+    @property
+    def calibration_revision(self) -> str:
+        """Hash of the bundle's calibration."""
+        return self.bundle.calibration.revision
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """The bundle's policies by name."""
+        return self.bundle.policies
+
+    @property
+    def default_policy(self) -> str:
+        """Name of the policy used where a request names none."""
+        return self.bundle.default_policy
+
+    def prepare(self, request: Request) -> Prepared:
+        """What the model reads of `request`; bad input stops here.
+
+        Raises:
+            InvalidRequest: the policy is not one of the bundle's.
+        """
+        start = time.perf_counter()
+        name = request.policy or self.bundle.default_policy
+        policy = self.bundle.policies.get(name)
+        if policy is None:
+            raise InvalidRequest("policy", f"is not one of this bundle's: {', '.join(sorted(self.bundle.policies))}")
+        model_input = render(request)
+        encoded = self._tokenizer.encode(model_input)
+        return Prepared(request, policy, model_input, encoded, time.perf_counter() - start)
+
+    def score(self, prepared: Prepared) -> Scores:
+        """The model's answer: one run, which releases the GIL."""
+        encoded = prepared.encoded
+        logits = self._session.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)[0]
+        return Scores(
+            logits=tuple(logits.tolist()),
+            probabilities=tuple(self.bundle.calibration.apply(logits).tolist()),
+            input_tokens=encoded.input_ids.shape[1],
+            truncated=encoded.truncated or prepared.input.truncated,
+        )
+
+    def decide(self, prepared: Prepared, scores: Scores, draw: float | None = None) -> Decision:
+        """The policy's choice.
+
+        Args:
+            prepared: from `prepare`.
+            scores: from `score`.
+            draw: a uniform number in [0, 1) for the policy's exploration; None never explores.
+        """
+        request, policy = prepared.request, prepared.policy
+        group = None
+        if policy.group_by:
+            group = prepared.input.script if policy.group_by == "script" else request.labels.get(policy.group_by, "")
+        choice = decide(
+            scores.probabilities,
+            policy,
+            floor=request.floor,
+            ceiling=request.ceiling,
+            group=group,
+            draw=draw,
+            golden_ok=self.golden_ok,
+        )
+        return Decision(
+            tier=choice.tier,
+            probabilities=scores.probabilities,
+            model_tier=choice.model_tier,
+            reason=choice.reason,
+            policy=policy.name,
+            threshold=choice.threshold,
+            guaranteed=choice.guaranteed,
+            propensity=choice.propensity,
+            bundle_version=self.bundle.version,
+            calibration_revision=self.bundle.calibration.revision,
+            truncated=scores.truncated,
+            input_tokens=scores.input_tokens,
+        )
+
+    def classify(self, request: Request, draw: float | None = None) -> Decision:
+        """`prepare`, `score` and `decide` in a row, with timings.
+
+        Raises:
+            InvalidRequest: the policy is not one of the bundle's.
+        """
+        start = time.perf_counter()
+        prepared = self.prepare(request)
+        before_model = time.perf_counter()
+        scores = self.score(prepared)
+        model = time.perf_counter() - before_model
+        decision = self.decide(prepared, scores, draw)
+        timings = Timings(prepare=prepared.prepare_seconds, model=model, total=time.perf_counter() - start)
+        object.__setattr__(decision, "timings", timings)  # nobody else holds it yet
+        return decision
+
+    def logits(self, request: Request) -> NDArray[np.float32]:
+        """The model's logits before calibration: (4,) float32."""
+        return np.array(self.score(self.prepare(request)).logits, dtype=np.float32)
+
+    def _replay(self, golden: Sequence[Mapping[str, Any]], tolerance: float) -> None:
+        """Answers the golden inputs: warms the session, and tells whether this processor's arithmetic is the same."""
+        worst = 0.0
+        for case in golden:
+            found = self.score(self.prepare(Request.from_json(case))).probabilities
+            worst = max(worst, float(np.abs(np.subtract(found, case["probabilities"])).max()))
+        if worst > tolerance:
+            self.golden_ok = False
+            self.golden_message = (
+                f"golden inputs differ by up to {worst:.4f} (tolerance {tolerance:g}): this processor's int8 arithmetic "
+                "is not the one that the policies were fitted on; answers carry guaranteed=false until "
+                "'python -m training calibrate' is run here"
+            )

@@ -1,0 +1,276 @@
+"""A request becomes what the model reads: a pair of texts and a few signals. Pure; bounded in time and size.
+
+The last user message is rated (`text`); what came before it, and what the agent did after it, is `context`. Both are
+cut on characters, keeping head and tail, before anything is tokenised: a megabyte costs what a page costs. Blocks that
+a harness adds to a message (system reminders, editor state) are removed. Signals say what text cannot show: turns,
+tools, attachments, total length, code, script; each is one reserved vocabulary entry (`SIGNALS`), so the model stays a
+plain sequence classifier.
+
+Theory of operation. Only a window of `WINDOW_CHARS` at each end of a message is ever looked at, then harness blocks are
+removed from the window, then the rest is cut to its budget. Where the cut fell inside a block, the half that is left
+is removed too. Training and serving share this module; a change of its output is a change of `INPUT_VERSION`, which
+bundles carry and the engine compares.
+
+Knows nothing of tokens, models, files or the wire.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from classifier.types import Message, Request
+
+INPUT_VERSION = 1
+
+TEXT_CHARS = 1600
+"""Characters kept of the last user message: about what the token budget can hold of English text."""
+CONTEXT_CHARS = 900
+"""Characters kept of the conversation around it."""
+NEAREST_CHARS = 420
+"""Characters of the message nearest to the rated one; it is what short replies ("yes, do it") refer to."""
+OTHER_CHARS = 160
+"""Characters of every other message of the context."""
+SYSTEM_CHARS = 200
+"""Characters of the system prompt's head: it is not rated, but says what a bare user text is material for."""
+WINDOW_CHARS = 8_000
+"""Characters at each end of a message in which harness blocks are looked for."""
+HEAD_SHARE = 0.6
+GAP = " … "
+
+_HARNESS_TAGS = (
+    "system-reminder|system_reminder|environment_details|environment_context|ide_state|ide_opened_file|ide_selection|"
+    "editor_context|editor_state|open_files|recently_viewed_files|additional_data|attached_files_metadata|user_info|"
+    "command-name|command-message|command-args|local-command-stdout|local-command-stderr|bash-stdout|bash-stderr|"
+    "task_progress|workspace_info|reminder|reminderInstructions|context_window|slash-command"
+)
+_TAG = re.compile(rf"<(/?)({_HARNESS_TAGS})\b[^<>]{{0,200}}>", re.IGNORECASE)
+_CODE = re.compile(
+    r"```|^\s*(?:def|class|import|from|return|if|for|while|const|let|var|func|fn|pub|public|private|static|void|int|"
+    r"#include|SELECT|INSERT|UPDATE|CREATE|package|using|try|catch|else|end)\b.*[:;{}()=]|[;{}]\s*$|"
+    r"=>|->|::|&&|\|\||!=|==|</\w+>|\w+\(\w*\)|^\s*at \w+[.(]|Traceback|Exception\b",
+    re.MULTILINE,
+)
+
+_TURNS = ((9, "9"), (5, "5"), (3, "3"), (2, "2"), (0, "1"))
+_TOOLS = ((6, "6"), (2, "2"), (1, "1"), (0, "0"))
+_ATTACHMENTS = ((2, "2"), (1, "1"), (0, "0"))
+_LENGTHS = (
+    (30_000, "30000"), (10_000, "10000"), (3_000, "3000"), (1_000, "1000"), (300, "300"), (100, "100"), (32, "32"),
+    (0, "0"),
+)  # fmt: skip
+_CODES = ("none", "some", "mostly")
+SCRIPTS = ("latin", "cyrillic", "han", "kana", "hangul", "arabic", "indic", "other", "none")
+
+
+def _names(kind: str, values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"[{kind}={value}]" for value in values)
+
+
+SIGNALS: tuple[str, ...] = (
+    *_names("turns", ["1", "2", "3", "5", "9"]),
+    *_names("tools", ["0", "1", "2", "6"]),
+    *_names("attachments", ["0", "1", "2"]),
+    *_names("length", [name for _, name in reversed(_LENGTHS)]),
+    *_names("code", _CODES),
+    *_names("script", SCRIPTS),
+)
+"""Every signal, in the order of its reserved vocabulary entry. The number in a name is its bucket's lower edge."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """What the model reads of one request.
+
+    Attributes:
+        text: the last user message, harness blocks removed, at most about `TEXT_CHARS` characters.
+        context: the conversation around it, at most about `CONTEXT_CHARS` characters; empty in a first turn.
+        signals: six names out of `SIGNALS`: turns, tools, attachments, length, code, script.
+        script: the text's dominant script, one of `SCRIPTS`; policies may group by it.
+        truncated: text of the rated message or of its context was left out.
+    """
+
+    text: str
+    context: str
+    signals: tuple[str, ...]
+    script: str
+    truncated: bool
+
+
+def render(request: Request) -> ModelInput:
+    """What the model reads of `request`.
+
+    >>> r = render(Request.from_text("hi there"))
+    >>> r.text, r.context, r.signals[0], r.script
+    ('hi there', '', '[turns=1]', 'latin')
+    """
+    messages = request.messages
+    rated = request.last_user_index
+    text, removed, cut = _clean(messages[rated].content, TEXT_CHARS)
+    while not text and not request.attachments:
+        # A user message that was nothing but harness noise: rate the one before it.
+        earlier = [i for i in range(rated) if messages[i].role == "user"]
+        if not earlier:
+            break
+        rated = earlier[-1]
+        text, removed, cut = _clean(messages[rated].content, TEXT_CHARS)
+    context, context_cut = _context(messages, rated)
+    total_chars = sum(len(m.content) for m in messages if m.role not in ("system", "developer")) - removed
+    script = dominant_script(text)
+    signals = (
+        f"[turns={_bucket(sum(m.role == 'user' for m in messages), _TURNS)}]",
+        f"[tools={_bucket(len(request.tools), _TOOLS)}]",
+        f"[attachments={_bucket(request.attachments, _ATTACHMENTS)}]",
+        f"[length={_bucket(total_chars, _LENGTHS)}]",
+        f"[code={_code(text)}]",
+        f"[script={script}]",
+    )
+    return ModelInput(text, context, signals, script, cut or context_cut)
+
+
+def cut_middle(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters and a gap sign, its middle left out.
+
+    >>> cut_middle("abcdefghij", 5)
+    'abc … ij'
+    """
+    if len(text) <= limit:
+        return text
+    head = int(limit * HEAD_SHARE)
+    return f"{text[:head]}{GAP}{text[len(text) - (limit - head) :]}"
+
+
+def dominant_script(text: str) -> str:
+    """The script that most letters of the first 400 characters are in, one of `SCRIPTS`.
+
+    Any kana makes a text with Han characters Japanese: `kana`.
+
+    >>> [dominant_script(t) for t in ("hello", "привет", "東京は晴れ", "你好", "123")]
+    ['latin', 'cyrillic', 'kana', 'han', 'none']
+    """
+    sample = text[:400]
+    if sample.isascii():
+        return "latin" if any(c.isalpha() for c in sample) else "none"
+    counts: dict[str, int] = {}
+    for char in sample:
+        if char.isalpha():
+            script = _script(char)
+            counts[script] = counts.get(script, 0) + 1
+    if not counts:
+        return "none"
+    if counts.get("kana", 0) * 5 >= counts.get("han", 0) > 0:
+        counts["kana"] = counts.get("kana", 0) + counts.pop("han")
+    return max(SCRIPTS, key=lambda script: counts.get(script, 0))
+
+
+def _clean(content: str, limit: int) -> tuple[str, int, bool]:
+    """(text within `limit`, harness characters removed, whether other text was left out)."""
+    if len(content) > 2 * WINDOW_CHARS:
+        head, tail = content[:WINDOW_CHARS], content[-WINDOW_CHARS:]
+        kept_head = _strip_harness(head, cut_at_end=True).strip()
+        kept_tail = _strip_harness(tail, cut_at_start=True).strip()
+        removed = 2 * WINDOW_CHARS - len(kept_head) - len(kept_tail)
+        head_size = int(limit * HEAD_SHARE)
+        kept = f"{kept_head[:head_size]}{GAP}{kept_tail[head_size - limit :]}"
+        return _encodable(kept).strip(), removed, True
+    stripped = _strip_harness(content).strip()
+    return _encodable(cut_middle(stripped, limit)), len(content) - len(stripped), len(stripped) > limit
+
+
+def _strip_harness(text: str, *, cut_at_end: bool = False, cut_at_start: bool = False) -> str:
+    """`text` without closed harness blocks, and without the half of a block that a cut at an end left; linear time."""
+    tags = list(_TAG.finditer(text)) if "<" in text else []
+    if not tags:
+        return text
+    next_close: list[int | None] = [None] * len(tags)
+    nearest: dict[str, int] = {}
+    for i in range(len(tags) - 1, -1, -1):
+        name = tags[i][2].lower()
+        if tags[i][1]:
+            nearest[name] = i
+        else:
+            next_close[i] = nearest.get(name)
+    kept: list[str] = []
+    start = i = 0
+    if cut_at_start and tags[0][1]:
+        start, i = tags[0].end(), 1
+    while i < len(tags):
+        close = next_close[i]
+        if tags[i][1] or (close is None and not cut_at_end):
+            i += 1
+            continue
+        kept.append(text[start : tags[i].start()])
+        if close is None:
+            return "".join(kept)
+        start, i = tags[close].end(), close + 1
+    kept.append(text[start:])
+    return "".join(kept)
+
+
+def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
+    """The conversation around `messages[rated]`, nearest first in line for the budget, oldest first in the text."""
+    parts: list[tuple[int, str]] = []
+    cut = False
+    left = CONTEXT_CHARS
+    system = next((i for i, m in enumerate(messages) if m.role in ("system", "developer")), None)
+    if system is not None:
+        # A system prompt is often pages long; leaving most of it out is by design and not "truncated".
+        body = _encodable(messages[system].content[:SYSTEM_CHARS]).strip()
+        parts.append((system, f"system: {body}"))
+        left -= len(body)
+    around = [*range(len(messages) - 1, rated, -1), *range(rated - 1, -1, -1)]
+    nearest = True
+    for i in around:
+        if messages[i].role in ("system", "developer"):
+            continue
+        limit = min(NEAREST_CHARS if nearest else OTHER_CHARS, left)
+        if limit < 24:  # noqa: PLR2004 - a shorter scrap says nothing
+            cut = True
+            break
+        body, _, body_cut = _clean(messages[i].content, limit)
+        if not body:
+            continue
+        cut = cut or body_cut
+        nearest = False
+        left -= len(body)
+        parts.append((i, f"{messages[i].role}: {body}"))
+    return "\n".join(part for _, part in sorted(parts)), cut
+
+
+def _bucket(value: int, edges: tuple[tuple[int, str], ...]) -> str:
+    return next(name for edge, name in edges if value >= edge)
+
+
+def _code(text: str) -> str:
+    """How much of the text looks like code, by signs per line."""
+    lines = text.count("\n") + 1
+    signs = len(_CODE.findall(text))
+    if signs == 0:
+        return "none"
+    return "mostly" if signs >= max(3, 0.5 * lines) else "some"
+
+
+def _script(char: str) -> str:
+    code = ord(char)
+    if code < 0x250 or 0x1E00 <= code < 0x1F00:
+        return "latin"
+    if 0x400 <= code < 0x530:
+        return "cyrillic"
+    if 0x4E00 <= code < 0xA000 or 0x3400 <= code < 0x4DC0 or 0x20000 <= code < 0x32000:
+        return "han"
+    if 0x3040 <= code < 0x3100:
+        return "kana"
+    if 0xAC00 <= code < 0xD7B0 or 0x1100 <= code < 0x1200:
+        return "hangul"
+    if 0x600 <= code < 0x780 or 0xFB50 <= code < 0xFE00 or 0xFE70 <= code < 0xFEFF:
+        return "arabic"
+    if 0x900 <= code < 0xE00:
+        return "indic"
+    return "latin" if unicodedata.name(char, "").startswith(("LATIN", "FULLWIDTH LATIN")) else "other"
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates, which no encoder takes, replaced by question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,127 @@
+"""Text → token ids: the home of `tokenizers`.
+
+A request becomes `[CLS] signals text [SEP]` or `[CLS] signals text [SEP] context [SEP]`, assembled from ids here and
+nowhere else, in training as in serving. User text is encoded with special-token matching off: no text can forge a
+signal or a separator.
+
+Knows nothing of requests, models or files beyond `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+
+from classifier.errors import BundleCorrupt
+from classifier.inputs import HEAD_SHARE, SIGNALS, ModelInput
+
+CONTEXT_SHARE = 0.35
+"""Share of the token budget that the context may take from a long text; either may use what the other leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Model inputs of one request.
+
+    Attributes:
+        input_ids: (1, length) int64.
+        attention_mask: (1, length) int64, all ones: one request is one run, nothing is padded.
+        token_type_ids: (1, length) int64; 1 on the context and its separator.
+        truncated: tokens were left out to keep the budget.
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
+    truncated: bool
+
+
+class Tokenizer:
+    """Encodes model inputs within a budget of tokens.
+
+    Args:
+        fast: a WordPiece, BPE or unigram tokenizer whose vocabulary has `[CLS]`, `[SEP]` and every name in `SIGNALS`.
+        max_tokens: the longest sequence it makes, specials included.
+
+    Raises:
+        BundleCorrupt: a reserved vocabulary entry is missing.
+    """
+
+    def __init__(self, fast: FastTokenizer, max_tokens: int) -> None:
+        fast.no_padding()
+        fast.no_truncation()
+        fast.encode_special_tokens = True
+        ids = {name: fast.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]", *SIGNALS)}
+        missing = [name for name, id_ in ids.items() if id_ is None]
+        if missing:
+            raise BundleCorrupt(f"tokenizer.json lacks the reserved entries {missing[:4]}; export the bundle again")
+        self._fast = fast
+        self._ids = ids
+        self.max_tokens = max_tokens
+        self.reserved_ids = frozenset(ids.values())
+
+    @classmethod
+    def from_file(cls, path: Path, max_tokens: int) -> Tokenizer:
+        """A tokenizer from a `tokenizer.json`.
+
+        Raises:
+            BundleCorrupt: the file is not a tokenizer, or lacks a reserved entry.
+        """
+        try:
+            fast = FastTokenizer.from_file(str(path))
+        except Exception as error:
+            raise BundleCorrupt(f"{path}: not a tokenizer file ({error}); export the bundle again") from error
+        return cls(fast, max_tokens)
+
+    def ids(self, model_input: ModelInput) -> tuple[list[int], int, bool]:
+        """(token ids, how many of them are not context, whether tokens were left out)."""
+        text = self._encode(model_input.text)
+        context = self._encode(model_input.context) if model_input.context else []
+        room = self.max_tokens - 2 - len(model_input.signals) - (1 if context else 0)
+        context_room = max(int(room * CONTEXT_SHARE), room - len(text)) if context else 0
+        kept_context = _cut_middle(context, context_room)
+        kept_text = _cut_middle(text, room - len(kept_context))
+        first = [self._ids["[CLS]"], *(self._ids[s] for s in model_input.signals), *kept_text, self._ids["[SEP]"]]
+        second = [*kept_context, self._ids["[SEP]"]] if kept_context else []
+        return first + second, len(first), len(kept_text) < len(text) or len(kept_context) < len(context)
+
+    def encode(self, model_input: ModelInput) -> Encoded:
+        """Model inputs of one request, at most `max_tokens` long."""
+        ids, first, truncated = self.ids(model_input)
+        input_ids = np.array([ids], dtype=np.int64)
+        token_type_ids = np.zeros_like(input_ids)
+        token_type_ids[0, first:] = 1
+        return Encoded(input_ids, np.ones_like(input_ids), token_type_ids, truncated)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def pad(sequences: Sequence[tuple[Sequence[int], int]], pad_id: int = 0) -> dict[str, NDArray[np.int64]]:
+    """A batch for training: each sequence is (ids, how many of them are not context).
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids`: (batch, longest) int64.
+    """
+    longest = max(len(ids) for ids, _ in sequences)
+    input_ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    types = np.zeros_like(input_ids)
+    for row, (ids, first) in enumerate(sequences):
+        input_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = 1
+        types[row, first : len(ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def _cut_middle(ids: list[int], limit: int) -> list[int]:
+    if len(ids) <= limit:
+        return ids
+    head = int(limit * HEAD_SHARE)
+    return ids[:head] + ids[len(ids) - (limit - head) :] if limit > 0 else []
