@@ -6,6 +6,7 @@ Knows nothing of the wire, of files, of models.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -99,6 +100,14 @@ class Source(enum.IntEnum):
     USER = 2
     REVIEWER = 3
     JUDGE = 4
+
+
+class OutcomeState(enum.IntEnum):
+    """Whether an outcome's decision was already in the store; the numbers are the wire's."""
+
+    JOINED = 1
+    PENDING = 2
+    DUPLICATE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +322,10 @@ class Outcome:
             violations.append(("decision_id", "is empty; send the id that Classify answered with"))
         if not self.outcome_id:
             violations.append(("outcome_id", "is empty; send an id of your own, so that a retry changes nothing"))
+        elif len(self.outcome_id) > MAX_ID_CHARS or "\0" in self.outcome_id:
+            violations.append(("outcome_id", f"is longer than {MAX_ID_CHARS} characters or has a NUL byte"))
+        if self.occurred_at is not None and not 0 <= self.occurred_at < math.inf:
+            violations.append(("occurred_at", "is before 1970 or not a time; leave it out to mean the time of receipt"))
         if self.accepted_tier is not None:
             if self.verdict is not Verdict.ESCALATED:
                 violations.append(("accepted_tier", "is set, but only an ESCALATED outcome has one"))
