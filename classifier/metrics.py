@@ -1,0 +1,299 @@
+"""How good tiers and probabilities are: pure numpy, shared by training, evaluation and reports.
+
+Knows nothing of bundles, policies or files. Tiers are column indices, int, 0 is the cheapest; probabilities are
+(n, 4), rows sum to 1, cheapest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from classifier.types import TIERS
+
+_TIERS = len(TIERS)
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+class Interval(NamedTuple):
+    """An estimate with its bootstrap interval, in the unit of the statistic."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryError:
+    """Calibration error of one boundary, P(label <= tier), beside what chance alone would show.
+
+    Attributes:
+        tier: index of the tier t whose P(label <= t) is looked at, 0 to 2.
+        error: debiased root mean square difference between predicted and observed share, in [-1, 1]; the debiasing
+            subtracts the noise of the bins, so a negative value (the signed root) means: less than that noise.
+        null_low: 2.5 % quantile of the same number for a perfectly calibrated model at this n.
+        null_high: 97.5 % quantile of it.
+    """
+
+    tier: int
+    error: float
+    null_low: float
+    null_high: float
+
+    @property
+    def within_null(self) -> bool:
+        """Whether chance alone explains the error: it is not above the band."""
+        return self.error <= self.null_high
+
+
+def _tiers(values: ArrayLike, name: str) -> Indices:
+    tiers = np.asarray(values)
+    if tiers.ndim != 1 or not tiers.size:
+        raise ValueError(f"{name} has shape {tiers.shape}, expected (n,) with n above 0")
+    if tiers.dtype.kind not in "iu" or tiers.min() < 0 or tiers.max() >= _TIERS:
+        raise ValueError(f"{name} holds values that are not tier indices 0 to {_TIERS - 1}")
+    return tiers.astype(np.int64)
+
+
+def _pair(first: ArrayLike, labels: ArrayLike, name: str = "predicted") -> tuple[Indices, Indices]:
+    a, b = _tiers(first, name), _tiers(labels, "labels")
+    if a.shape != b.shape:
+        raise ValueError(f"{name} has {a.size} rows, labels have {b.size}")
+    return a, b
+
+
+def _probabilities(values: ArrayLike, labels: Indices) -> Array:
+    probabilities = np.asarray(values, dtype=np.float64)
+    if probabilities.shape != (labels.size, _TIERS):
+        raise ValueError(f"probabilities have shape {probabilities.shape}, expected ({labels.size}, {_TIERS})")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities hold values that are not finite")
+    return probabilities
+
+
+def confusion(predicted: ArrayLike, labels: ArrayLike) -> Indices:
+    """Counts of rows: (4, 4) int64, [label, predicted]."""
+    p, y = _pair(predicted, labels)
+    counts: Indices = np.bincount(y * _TIERS + p, minlength=_TIERS**2).reshape(_TIERS, _TIERS)
+    return counts
+
+
+def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
+    """Share of rows whose tier is the label's, 0 to 1.
+
+    >>> accuracy([0, 1, 2, 3], [0, 1, 2, 2])
+    0.75
+    """
+    p, y = _pair(predicted, labels)
+    return float(np.mean(p == y))
+
+
+def macro_f1(predicted: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over tiers of F1, 0 to 1; over those tiers that occur in the labels or the predictions."""
+    counts = confusion(predicted, labels)
+    sizes = counts.sum(axis=0) + counts.sum(axis=1)
+    present = sizes > 0
+    return float(np.mean(2 * np.diagonal(counts)[present] / sizes[present]))
+
+
+def quadratic_kappa(predicted: ArrayLike, labels: ArrayLike) -> float:
+    """Cohen's kappa with quadratic weights, at most 1; NaN where both hold one and the same tier only.
+
+    Two tiers off weighs four times one tier off; 0 is the agreement of chance with the same shares.
+    """
+    counts = confusion(predicted, labels).astype(np.float64)
+    distance = np.subtract.outer(np.arange(_TIERS), np.arange(_TIERS)) ** 2
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
+    if not (distance * expected).any():
+        return float("nan")
+    return float(1 - (distance * counts).sum() / (distance * expected).sum())
+
+
+def under_routing(chosen: ArrayLike, labels: ArrayLike) -> float:
+    """Share of rows that got too small a tier: P(chosen < label), the risk that a policy bounds.
+
+    >>> under_routing([0, 1, 3], [1, 1, 2])
+    0.3333333333333333
+    """
+    p, y = _pair(chosen, labels, "chosen")
+    return float(np.mean(p < y))
+
+
+def over_routing(chosen: ArrayLike, labels: ArrayLike) -> float:
+    """Share of rows that got a larger tier than they needed: P(chosen > label)."""
+    p, y = _pair(chosen, labels, "chosen")
+    return float(np.mean(p > y))
+
+
+def tier_shares(chosen: ArrayLike) -> tuple[float, ...]:
+    """Share of rows on each tier, cheapest first, summing to 1."""
+    p = _tiers(chosen, "chosen")
+    return tuple(float(x) for x in np.bincount(p, minlength=_TIERS) / p.size)
+
+
+def ranked_probability_scores(probabilities: ArrayLike, labels: ArrayLike) -> Array:
+    """Ranked probability score of each row: (n,) float64, 0 (certain and right) to 1 (certain, three tiers off).
+
+    The mean over the three boundaries of (P(label <= t) - [label <= t])^2: proper for ordered tiers (Epstein 1969,
+    Murphy 1971).
+    """
+    y = _tiers(labels, "labels")
+    cumulative = np.cumsum(_probabilities(probabilities, y), axis=1)[:, :-1]
+    below = y[:, None] <= np.arange(_TIERS - 1)
+    scores: Array = np.mean((cumulative - below) ** 2, axis=1)
+    return scores
+
+
+def ranked_probability_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Mean of `ranked_probability_scores`.
+
+    >>> ranked_probability_score([[1, 0, 0, 0], [1, 0, 0, 0]], [0, 3])
+    0.5
+    """
+    return float(ranked_probability_scores(probabilities, labels).mean())
+
+
+def calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15, draws: int = 400, seed: int = 0
+) -> tuple[BoundaryError, ...]:
+    """Debiased calibration error of each boundary with equal-mass bins, beside its null band.
+
+    The estimator is Kumar, Liang and Ma 2019 (arXiv:1909.10155), definition 5.2: the squared difference of a bin less
+    the sampling variance of its observed share. The band holds the central 95 % of the same number over `draws` sets
+    of labels drawn from the probabilities themselves, i.e. from a perfectly calibrated model.
+
+    Args:
+        probabilities: (n, 4).
+        labels: (n,) tier indices.
+        bins: bins of equal mass; fewer where there would be less than 10 rows in one.
+        draws: sets of labels for the band.
+        seed: of those draws.
+
+    Returns:
+        One for each boundary, cheapest first.
+
+    Raises:
+        ValueError: fewer than 20 rows: no two bins of 10.
+    """
+    y = _tiers(labels, "labels")
+    cumulative = np.cumsum(_probabilities(probabilities, y), axis=1)[:, :-1]
+    n = y.size
+    if n < 20:
+        raise ValueError(f"{n} rows are too few for a calibration error; it takes 20")
+    bins = max(2, min(bins, n // 10))
+    starts = np.arange(bins) * n // bins
+    sizes = np.diff(np.append(starts, n))
+    drawn = (np.random.default_rng(seed).random((draws, n))[:, :, None] > cumulative).sum(axis=2)
+    errors = []
+    for t in range(_TIERS - 1):
+        order = np.argsort(cumulative[:, t], kind="stable")
+        predicted = np.add.reduceat(cumulative[order, t], starts) / sizes
+        observed = np.concatenate([(y <= t)[None], drawn <= t])[:, order].astype(np.float64)
+        shares = np.add.reduceat(observed, starts, axis=1) / sizes
+        squared = ((predicted - shares) ** 2 - shares * (1 - shares) / (sizes - 1)) @ sizes / n
+        rooted = np.sign(squared) * np.sqrt(np.abs(squared))
+        low, high = np.quantile(rooted[1:], [0.025, 0.975])
+        errors.append(BoundaryError(t, float(rooted[0]), float(low), float(high)))
+    return tuple(errors)
+
+
+def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
+    """Area under the ROC curve: P(a positive row scores above a negative one), ties counting a half.
+
+    Args:
+        scores: (n,) numbers.
+        positive: (n,) bool.
+
+    Returns:
+        0 to 1; NaN where one class is absent.
+
+    >>> auroc([0.1, 0.5, 0.5, 0.9], [False, False, True, True])
+    0.875
+    """
+    s, positives = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    if s.ndim != 1 or s.shape != positives.shape:
+        raise ValueError(f"scores have shape {s.shape}, positive has {positives.shape}, expected the same (n,)")
+    if np.isnan(s).any():
+        raise ValueError("scores hold NaN, which has no rank")
+    count = int(positives.sum())
+    if count in (0, s.size):
+        return float("nan")
+    _, inverse, sizes = np.unique(s, return_inverse=True, return_counts=True)
+    # The mean rank of each tied block, from 1.
+    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[inverse]
+    return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * (s.size - count)))
+
+
+def bootstrap_rows(n: int, groups: ArrayLike | None, rng: np.random.Generator) -> Indices:
+    """Row indices of one bootstrap sample: of rows, or of whole groups where `groups` (n,) is given."""
+    if groups is None:
+        return rng.integers(0, n, n)
+    _, inverse = np.unique(np.asarray(groups), return_inverse=True)
+    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    return np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *arrays: ArrayLike,
+    groups: ArrayLike | None = None,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of `statistic(*arrays)`.
+
+    Args:
+        statistic: takes the arrays, resampled along their first axis, and returns a number.
+        arrays: of equal length n.
+        groups: (n,) any; whole groups are resampled (cluster bootstrap), as rows of one source are alike.
+        draws: bootstrap samples.
+        level: of the interval, in (0, 1).
+        seed: of the resampling: the same call gives the same interval.
+
+    Returns:
+        The statistic of all rows and its interval; samples on which it is NaN are left out.
+
+    >>> bootstrap_interval(np.mean, np.arange(101.0), draws=200).estimate
+    50.0
+    """
+    values = [np.asarray(a) for a in arrays]
+    n = len(values[0])
+    if not n or any(len(v) != n for v in values) or (groups is not None and len(np.asarray(groups)) != n):
+        raise ValueError(f"arrays have lengths {[len(v) for v in values]}, expected one length above 0, groups too")
+    rng = np.random.default_rng(seed)
+    samples = []
+    for _ in range(draws):
+        rows = bootstrap_rows(n, groups, rng)
+        samples.append(float(statistic(*(v[rows] for v in values))))
+    estimate, finite = float(statistic(*values)), np.asarray(samples)[np.isfinite(samples)]
+    if not finite.size:
+        return Interval(estimate, float("nan"), float("nan"))
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high))
+
+
+def paired_bootstrap(
+    statistic: Callable[..., float],
+    first: ArrayLike,
+    second: ArrayLike,
+    *shared: ArrayLike,
+    groups: ArrayLike | None = None,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of `statistic(first, *shared) - statistic(second, *shared)` on the same resampled rows.
+
+    Two models that are judged on the same rows share most of their luck; the paired interval leaves it out.
+    """
+
+    def difference(a: Array, b: Array, *rest: Array) -> float:
+        return float(statistic(a, *rest)) - float(statistic(b, *rest))
+
+    return bootstrap_interval(difference, first, second, *shared, groups=groups, draws=draws, level=level, seed=seed)

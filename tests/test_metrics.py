@@ -1,0 +1,196 @@
+"""Numbers that say how good tiers and probabilities are."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+import classifier.metrics
+from classifier import metrics
+
+RNG = np.random.default_rng(11)
+LABELS = RNG.integers(0, 4, 500)
+PREDICTED = np.clip(LABELS + RNG.integers(-1, 2, 500), 0, 3)
+
+
+def calibrated(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and labels drawn from them."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([1.0, 1.5, 1.0, 0.4], n)
+    return probabilities, (rng.random(n)[:, None] > np.cumsum(probabilities, axis=1)[:, :-1]).sum(axis=1)
+
+
+def test_accuracy_and_f1_are_the_usual_ones():
+    """Accuracy and macro F1 equal scikit-learn's."""
+    assert metrics.accuracy(PREDICTED, LABELS) == pytest.approx(reference.accuracy_score(LABELS, PREDICTED))
+    assert metrics.macro_f1(PREDICTED, LABELS) == pytest.approx(reference.f1_score(LABELS, PREDICTED, average="macro"))
+
+
+def test_macro_f1_leaves_out_tiers_that_never_occur():
+    """A tier in neither labels nor predictions does not count as a zero."""
+    assert metrics.macro_f1([0, 1], [0, 1]) == 1.0
+
+
+def test_kappa_is_the_usual_one():
+    """Quadratic kappa equals scikit-learn's, also when a tier is absent, and is undefined for one constant tier."""
+    for predicted, labels in ((PREDICTED, LABELS), (PREDICTED[LABELS > 1], LABELS[LABELS > 1])):
+        expected = reference.cohen_kappa_score(labels, predicted, weights="quadratic", labels=[0, 1, 2, 3])
+        assert metrics.quadratic_kappa(predicted, labels) == pytest.approx(expected)
+    assert np.isnan(metrics.quadratic_kappa([1, 1], [1, 1]))
+
+
+def test_routing_errors_split_by_direction():
+    """Under-routing, over-routing and accuracy share out all rows."""
+    parts = [f(PREDICTED, LABELS) for f in (metrics.under_routing, metrics.over_routing, metrics.accuracy)]
+    assert sum(parts) == pytest.approx(1)
+    assert metrics.under_routing([0, 3, 1, 2], [1, 0, 1, 3]) == 0.5
+    assert metrics.over_routing([0, 3, 1, 2], [1, 0, 1, 3]) == 0.25
+
+
+def test_confusion_has_labels_as_rows():
+    """A label 3 that was predicted 1 is counted at [3, 1]."""
+    counts = metrics.confusion([1, 0], [3, 0])
+    assert counts[3, 1] == counts[0, 0] == 1
+    assert counts.sum() == 2
+
+
+def test_tier_shares_sum_to_one():
+    """Shares are given for every tier, also one that nobody got."""
+    assert metrics.tier_shares([0, 0, 2, 0]) == (0.75, 0.0, 0.25, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "label", "score"),
+    [
+        ([1, 0, 0, 0], 0, 0.0),
+        ([1, 0, 0, 0], 3, 1.0),
+        ([1, 0, 0, 0], 1, 1 / 3),
+        ([0.25, 0.25, 0.25, 0.25], 0, (0.75**2 + 0.5**2 + 0.25**2) / 3),
+    ],
+)
+def test_ranked_probability_score_counts_distance(row: list[float], label: int, score: float):
+    """A certain answer costs a third for each tier that it is off; spread costs the squared cumulative gaps."""
+    assert metrics.ranked_probability_score([row], [label]) == pytest.approx(score)
+
+
+def test_ranked_probability_score_is_proper():
+    """The true probabilities score better than sharper or flatter ones."""
+    p, y = calibrated(20_000, 1)
+    for power in (0.5, 2.0):
+        other = p**power / (p**power).sum(axis=1, keepdims=True)
+        assert metrics.ranked_probability_score(p, y) < metrics.ranked_probability_score(other, y)
+
+
+def test_a_calibrated_model_lies_in_the_null_band():
+    """Labels drawn from the probabilities themselves give errors inside the band about as often as it says."""
+    inside = [
+        error.null_low <= error.error <= error.null_high
+        for seed in range(60)
+        for error in metrics.calibration_error(*calibrated(600, seed), draws=100, seed=seed)
+    ]
+    assert np.mean(inside) > 0.88
+
+
+def test_an_overconfident_model_leaves_the_null_band():
+    """Probabilities sharpened beyond the truth lie above the band at every boundary."""
+    p, y = calibrated(4000, 5)
+    sharp = p**2 / (p**2).sum(axis=1, keepdims=True)
+    errors = metrics.calibration_error(sharp, y)
+    assert [e.tier for e in errors] == [0, 1, 2]
+    assert not any(e.within_null for e in errors)
+
+
+def test_debiasing_takes_the_noise_of_the_bins_out():
+    """At 300 rows the mean squared error of calibrated models is zero within chance; the plain estimate is not."""
+    signed = [
+        np.sign(e.error) * e.error**2
+        for seed in range(200)
+        for e in metrics.calibration_error(*calibrated(300, seed), draws=1)
+    ]
+    assert abs(np.mean(signed)) < 3 * np.std(signed) / np.sqrt(200)
+    assert abs(np.mean(signed)) < 1e-3
+
+
+def test_calibration_error_survives_constant_probabilities():
+    """Equal probabilities for all rows are one point, and a right one lies in the band."""
+    y = np.repeat([0, 1, 2, 3], 250)
+    assert all(e.within_null for e in metrics.calibration_error(np.full((1000, 4), 0.25), y[RNG.permutation(1000)]))
+
+
+def test_too_few_rows_for_a_calibration_error_is_an_error():
+    """Nineteen rows are refused."""
+    with pytest.raises(ValueError, match="too few"):
+        metrics.calibration_error(*calibrated(19, 0))
+
+
+def test_auroc_is_the_usual_one_with_ties():
+    """AUROC equals scikit-learn's on scores with many ties; all-equal scores give one half."""
+    scores, positive = RNG.integers(0, 6, 400) / 5, RNG.random(400) < 0.3
+    assert metrics.auroc(scores, positive) == pytest.approx(reference.roc_auc_score(positive, scores))
+    assert metrics.auroc(np.ones(400), positive) == 0.5
+    assert np.isnan(metrics.auroc(scores, np.ones(400, dtype=bool)))
+
+
+def test_bootstrap_interval_has_the_width_of_the_sampling_error():
+    """The 95 % interval of a mean is about 1.96 standard errors to either side."""
+    values = np.random.default_rng(2).normal(0, 1, 400)
+    interval = metrics.bootstrap_interval(np.mean, values, draws=2000)
+    assert interval.estimate == values.mean()
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_cluster_bootstrap_is_wider_when_rows_of_a_group_are_alike():
+    """Groups of equal rows carry the information of one row each, and the interval says so."""
+    groups = np.repeat(np.arange(40), 25)
+    values = np.random.default_rng(3).normal(0, 1, 40)[groups]
+    plain = metrics.bootstrap_interval(np.mean, values, draws=500)
+    clustered = metrics.bootstrap_interval(np.mean, values, groups=groups, draws=500)
+    assert clustered.high - clustered.low > 3.5 * (plain.high - plain.low)
+
+
+def test_paired_bootstrap_leaves_shared_luck_out():
+    """Two models that differ by a constant have a difference without spread."""
+    losses = np.random.default_rng(4).normal(0, 1, 200)
+    interval = metrics.paired_bootstrap(np.mean, losses + 0.5, losses, draws=200)
+    assert interval == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_paired_bootstrap_takes_a_statistic_of_labels():
+    """A statistic that needs the labels gets the same rows of them."""
+    interval = metrics.paired_bootstrap(metrics.accuracy, PREDICTED, LABELS, LABELS, draws=300)
+    assert interval.high < 0
+    assert interval.estimate == pytest.approx(metrics.accuracy(PREDICTED, LABELS) - 1)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    """Intervals are reproducible."""
+    first, second = (metrics.bootstrap_interval(np.mean, PREDICTED, draws=100, seed=9) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.accuracy([], []), "n above 0"),
+        (lambda: metrics.accuracy([0.5], [0]), "not tier indices"),
+        (lambda: metrics.accuracy([4], [0]), "not tier indices"),
+        (lambda: metrics.accuracy([0, 1], [0]), "2 rows"),
+        (lambda: metrics.ranked_probability_score([[0.5, 0.5]], [0]), "shape"),
+        (lambda: metrics.ranked_probability_score([[np.nan, 0, 0, 0]], [0]), "not finite"),
+        (lambda: metrics.auroc([np.nan, 1], [True, False]), "NaN"),
+        (lambda: metrics.auroc([1], [True, False]), "the same"),
+        (lambda: metrics.bootstrap_interval(np.mean, [1, 2], [1]), "one length"),
+    ],
+)
+def test_what_cannot_be_measured_is_an_error(call, message: str):
+    """Empty, ragged, non-finite or non-tier input raises and says what was expected."""
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_examples_in_the_docstrings_hold():
+    """Every example in the module's docstrings gives what it says."""
+    assert doctest.testmod(classifier.metrics).failed == 0
