@@ -1,0 +1,22 @@
+"""Fixtures that every test file may use: a tiny real bundle and the engine over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from classifier.engine import Engine
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a real but tiny bundle; tests that alter it copy it first."""
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny").path
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_bundle_path: Path) -> Engine:
+    """The engine of the tiny bundle."""
+    return Engine.from_pretrained(tiny_bundle_path)

@@ -1,0 +1,254 @@
+"""Corpus files → rows: read, validate, remove duplicates, split by group.
+
+A line is `{"id", "messages" or "prompt"}` with a label: `tier`, or `probabilities` [4], or `at_least`/`at_most`, or
+`success_by_tier` (the share of tries that satisfied at each tier, an OUTCOME label), or none (a transfer set). Optional:
+`source, language, kind, group, family, weight, licence, tools, attachments`. See data/GUIDELINES.md.
+
+Knows nothing of models, tokens or weights.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.errors import InputError, InvalidRequest
+from classifier.types import TIERS, Request, Tier
+
+RUBRIC, OUTCOME, UNLABELLED = "RUBRIC", "OUTCOME", "UNLABELLED"
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
+SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled (or unlabelled) request.
+
+    Attributes:
+        id: unique in its file.
+        request: what is classified.
+        probabilities: P(label = tier), cheapest first, summing to 1; None where only an interval, or nothing, is known.
+        at_least: lowest tier that the label may be.
+        at_most: highest tier that the label may be.
+        label: `RUBRIC`, `OUTCOME` or `UNLABELLED`; the kinds are never mixed in one calibration set.
+        source: where it came from; cross-validation splits by it.
+        language: ISO 639-1 code, or "und".
+        kind: the kind of work.
+        group: rows of one group (twins, translations, one document) are never split.
+        family: the contrast family, or "".
+        weight: relative weight in training, above 0.
+        sha256: of the conversation, for overlap checks.
+    """
+
+    id: str
+    request: Request
+    probabilities: tuple[float, float, float, float] | None
+    at_least: Tier
+    at_most: Tier
+    label: str
+    source: str
+    language: str
+    kind: str
+    group: str
+    family: str
+    weight: float
+    sha256: str
+
+    @property
+    def tier(self) -> Tier:
+        """The most probable tier; of an interval its upper end."""
+        if self.probabilities is None:
+            return self.at_most
+        return Tier.from_index(int(np.argmax(self.probabilities)))
+
+    @property
+    def split(self) -> str:
+        """`train`, `dev` or `test`, fixed by a hash of the group."""
+        return split_of(self.group)
+
+
+def read_corpus(paths: Iterable[str | Path]) -> list[Row]:
+    """Every row of the files, folders and globs, in order, later duplicates of a conversation left out.
+
+    Raises:
+        InputError: a path matches nothing, or a line cannot be used; the message names file and line.
+    """
+    rows: dict[str, Row] = {}
+    for path in expand(paths):
+        for row in _read_file(path):
+            rows.setdefault(row.sha256, row)
+    return list(rows.values())
+
+
+def expand(paths: Iterable[str | Path]) -> list[Path]:
+    """Files that the paths name: a file, the corpus files of a folder (deep), or a glob, sorted.
+
+    Raises:
+        InputError: a path matches nothing.
+    """
+    found: list[Path] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES[:2]))
+        elif path.is_file():
+            files = [path]
+        else:
+            files = sorted(Path(p) for p in glob.glob(str(given)))
+        if not files:
+            raise InputError(f"{given}: no corpus file there; give a .jsonl or .jsonl.gz file, a folder, or a glob")
+        found.extend(files)
+    return found
+
+
+def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
+    """A row from one line's JSON object.
+
+    Raises:
+        InvalidRequest: the conversation is not valid.
+        ValueError: the label or a field is not.
+    """
+    request = Request.from_json(data)
+    probabilities, at_least, at_most, label = _label(data)
+    digest = hashlib.sha256(
+        json.dumps([[m.role, " ".join(m.content.split())] for m in request.messages]).encode()
+    ).hexdigest()
+    weight = float(data.get("weight", 1.0))
+    if not (weight > 0 and math.isfinite(weight)):
+        raise ValueError(f"weight is {weight}, expected a number above 0")
+    source = str(data.get("source") or default_source)
+    identity = str(data.get("id") or digest[:16])
+    return Row(
+        id=identity,
+        request=request,
+        probabilities=probabilities,
+        at_least=at_least,
+        at_most=at_most,
+        label=label,
+        source=source,
+        language=str(data.get("language") or "und"),
+        kind=str(data.get("kind") or data.get("category") or "other"),
+        group=str(data.get("group") or f"{source}/{identity}"),
+        family=str(data.get("family") or ""),
+        weight=weight,
+        sha256=digest,
+    )
+
+
+def split_of(group: str) -> str:
+    """`train`, `dev` or `test` of a group: fixed by a hash of its name, so that no later row moves it.
+
+    >>> split_of("a") == split_of("a")
+    True
+    """
+    position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+    for name, share in SPLITS:
+        if position < share:
+            return name
+        position -= share
+    return SPLITS[-1][0]
+
+
+def source_folds(rows: Sequence[Row], folds: int, seed: int = 0) -> NDArray[np.int64]:
+    """A fold for each row such that no source is in two, sizes balanced: (rows,) int64 in [0, folds)."""
+    sizes: dict[str, int] = {}
+    for row in rows:
+        sizes[row.source] = sizes.get(row.source, 0) + 1
+    order = np.random.default_rng(seed).permutation(sorted(sizes))
+    load = [0] * folds
+    fold_of: dict[str, int] = {}
+    for source in sorted(order, key=lambda s: -sizes[s]):
+        fold = load.index(min(load))
+        fold_of[source] = fold
+        load[fold] += sizes[source]
+    return np.array([fold_of[row.source] for row in rows], dtype=np.int64)
+
+
+def soft_labels(rows: Sequence[Row]) -> NDArray[np.float32]:
+    """P(label = tier) of rows that have it: (rows, 4) float32; NaN where only an interval is known."""
+    missing = (math.nan,) * len(TIERS)
+    return np.array([row.probabilities or missing for row in rows], dtype=np.float32).reshape(-1, len(TIERS))
+
+
+def tiers(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """Index of each row's tier: (rows,) int64, 0 is the cheapest."""
+    return np.array([row.tier.index for row in rows], dtype=np.int64)
+
+
+def data_sha256(rows: Iterable[Row]) -> str:
+    """One hash over conversations and labels, whatever their order: names the data a model was trained on."""
+    parts = sorted(f"{r.sha256}:{r.probabilities}:{r.at_least}:{r.at_most}:{r.weight}" for r in rows)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def with_weight(rows: Iterable[Row], factor: float) -> list[Row]:
+    """The rows with their weights multiplied by `factor`."""
+    return [replace(row, weight=row.weight * factor) for row in rows]
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    default_source = path.name.split(".")[0]
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007 - named in the errors below
+                if line.strip():
+                    yield parse_row(json.loads(line), default_source)
+    except (ValueError, InvalidRequest, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{path}:{number}: not a usable corpus line ({error}); see data/GUIDELINES.md for the format"
+        ) from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read after line {number} ({error}); check that the file is whole") from error
+
+
+def _label(data: Mapping[str, Any]) -> tuple[tuple[float, float, float, float] | None, Tier, Tier, str]:
+    if data.get("probabilities") is not None:
+        return _soft(data["probabilities"]), TIERS[0], TIERS[-1], RUBRIC
+    if data.get("success_by_tier") is not None:
+        return _from_success(data["success_by_tier"]), TIERS[0], TIERS[-1], OUTCOME
+    label = str(data.get("label", RUBRIC))
+    if data.get("tier") is not None:
+        tier = Tier.parse(str(data["tier"]))
+        one_hot = tuple(1.0 if t is tier else 0.0 for t in TIERS)
+        return one_hot, tier, tier, label  # type: ignore[return-value]
+    at_least = Tier.parse(str(data.get("at_least", TIERS[0].label)))
+    at_most = Tier.parse(str(data.get("at_most", TIERS[-1].label)))
+    if at_least > at_most:
+        raise ValueError(f"at_least {at_least.label} is above at_most {at_most.label}")
+    known = data.get("at_least") is not None or data.get("at_most") is not None
+    return None, at_least, at_most, (str(data.get("label", OUTCOME)) if known else UNLABELLED)
+
+
+def _soft(values: Any) -> tuple[float, float, float, float]:
+    numbers = [float(v) for v in values]
+    if len(numbers) != len(TIERS) or min(numbers) < 0 or abs(sum(numbers) - 1) > 0.01:
+        raise ValueError(f"probabilities {numbers} are not {len(TIERS)} shares that sum to 1")
+    total = sum(numbers)
+    return tuple(n / total for n in numbers)  # type: ignore[return-value]
+
+
+def _from_success(success: Mapping[str, float]) -> tuple[float, float, float, float]:
+    """P(cheapest satisfying tier = t) from success rates s(t), made non-decreasing; what no tier satisfies is frontier.
+
+    A tier that nobody tried takes the rate of the one below it.
+    """
+    cumulative: list[float] = []
+    best = 0.0
+    for tier in TIERS[:-1]:
+        rate = success.get(tier.label)
+        best = max(best, float(rate)) if rate is not None else best
+        cumulative.append(min(best, 1.0))
+    cumulative.append(1.0)
+    return tuple(b - a for a, b in zip([0.0, *cumulative[:-1]], cumulative, strict=True))  # type: ignore[return-value]

@@ -1,0 +1,227 @@
+"""A trained model → the files of a bundle: ONNX through optimum, int8, parity checks, golden inputs.
+
+The plain exported graph is quantised dynamically: signed int8 weights, per channel, `reduce_range` off (measured
+fastest; the offline transformer optimiser made int8 slower). See docs/design/0003-graph.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from classifier.bundle import Bundle, sha256, write_bundle
+from classifier.calibration import IDENTITY, Calibration
+from classifier.errors import GateNotMet
+from classifier.inputs import INPUT_VERSION, render
+from classifier.policy import Policy, policies_to_json
+from classifier.session import Session
+from classifier.types import TIERS
+from training.corpus import Row
+from training.model import save_tokenizer, tokenizer_of
+
+FP32_TOLERANCE = 1e-4
+"""Largest allowed difference of a logit between torch and ONNX, both in single precision."""
+INT8_AGREEMENT = 0.97
+"""Smallest allowed share of rows on which int8 and fp32 choose the same tier."""
+GOLDEN_TOLERANCE = 0.02
+"""Probabilities may differ this much on replay: other instruction sets round int8 products in another order."""
+GOLDEN_INPUTS = 12
+UNPROVEN_THRESHOLDS = {"economy": 0.55, "balanced": 0.7, "quality": 0.85}
+"""Of a bundle that was never calibrated: plausible, promised to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far the exported graphs are from the model they came from.
+
+    Attributes:
+        fp32_difference: largest difference of a logit between torch and the fp32 graph.
+        int8_agreement: share of rows on which the int8 graph's arg-max is the fp32 graph's.
+        int8_spread: root mean square change of the logits by int8, in units of their own spread.
+        rows: how many rows it was measured on.
+    """
+
+    fp32_difference: float
+    int8_agreement: float
+    int8_spread: float
+    rows: int
+
+
+def export(
+    model: PreTrainedModel, fast: FastTokenizer, out: Path, *, max_tokens: int, check: Sequence[Row]
+) -> Parity:
+    """Writes `config.json, tokenizer.json, tokenizer_config.json, model.onnx` (int8) and `model_fp32.onnx` into `out`.
+
+    Args:
+        model: the trained student.
+        fast: its tokeniser.
+        out: a folder, made if need be.
+        max_tokens: the longest sequence the bundle will read.
+        check: rows on which parity is measured; at least a few hundred, outside training.
+
+    Raises:
+        GateNotMet: a parity check failed; both numbers are named.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    model = model.eval().float()
+    model.config.max_tokens = max_tokens
+    with tempfile.TemporaryDirectory() as folder:
+        _export_fp32(model, Path(folder))
+        _quantise(Path(folder))
+        shutil.copyfile(Path(folder) / "model.onnx", out / "model_fp32.onnx")
+        shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")
+    model.config.save_pretrained(out)
+    save_tokenizer(fast, out, max_tokens)
+    parity = _parity(model, fast, out, max_tokens, check)
+    if parity.fp32_difference > FP32_TOLERANCE:
+        raise GateNotMet(
+            f"{out}: torch and ONNX fp32 logits differ by {parity.fp32_difference:.2e}, allowed {FP32_TOLERANCE:g}; "
+            "the export does not compute the model, check the exporter's versions"
+        )
+    if parity.int8_agreement < INT8_AGREEMENT:
+        raise GateNotMet(
+            f"{out}: int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} rows, wanted "
+            f"{INT8_AGREEMENT}; train longer or leave the first layer in float"
+        )
+    return parity
+
+
+def assemble(
+    files: Path,
+    out: Path,
+    *,
+    golden: Sequence[Row],
+    reference: Mapping[str, Any],
+    card: str,
+    facts: Mapping[str, Any],
+    calibration: Calibration = IDENTITY,
+    policies: Sequence[Policy] | None = None,
+    default: str = "balanced",
+) -> Bundle:
+    """A bundle from what `export` wrote, with golden inputs answered by the int8 graph.
+
+    Args:
+        files: folder that `export` wrote.
+        out: folder of the new bundle; must not exist.
+        golden: rows of `data/` to replay at load, about `GOLDEN_INPUTS`; never from users.
+        reference: distributions for drift.
+        card: the model card, Markdown.
+        facts: recipe, data hashes, seed, metrics, parent: what the manifest says beside the files.
+        calibration: logits → probabilities.
+        policies: or the unproven ones.
+        default: the default policy's name.
+    """
+    if policies is None:
+        policies = [Policy(name=name, threshold=value) for name, value in UNPROVEN_THRESHOLDS.items()]
+    config = json.loads((files / "config.json").read_text(encoding="utf-8"))
+    max_tokens = int(config["max_tokens"])
+    fast = FastTokenizer.from_file(str(files / "tokenizer.json"))
+    tokenizer = tokenizer_of(fast, max_tokens)
+    session = Session(files / "model.onnx")
+    answers = []
+    for row in golden:
+        encoded = tokenizer.encode(render(row.request))
+        logits = session.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)[0]
+        answers.append(golden_case(row, calibration.apply(logits)))
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.onnx"):
+            shutil.copyfile(files / name, staged / name)
+        policy_json = policies_to_json(
+            policies, default, model_sha256=sha256(files / "model.onnx"), calibration_revision=calibration.revision
+        )
+        for name, content in (
+            ("calibration.json", calibration.to_json()),
+            ("policy.json", policy_json),
+            ("reference.json", reference),
+        ):
+            (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(card, encoding="utf-8")
+        manifest = {
+            "parent": None,
+            "input_version": INPUT_VERSION,
+            "max_tokens": max_tokens,
+            "golden_tolerance": GOLDEN_TOLERANCE,
+            **facts,
+            "golden": answers,
+        }
+        return write_bundle(out, staged, manifest)
+
+
+def golden_case(row: Row, probabilities: NDArray[np.float32]) -> dict[str, Any]:
+    """One golden input as the manifest holds it."""
+    return {
+        "messages": [asdict(m) for m in row.request.messages],
+        "tools": list(row.request.tools),
+        "attachments": row.request.attachments,
+        "probabilities": [round(float(p), 6) for p in probabilities],
+    }
+
+
+def choose_golden(rows: Sequence[Row], count: int = GOLDEN_INPUTS) -> list[Row]:
+    """Short rows of every tier, the same for the same rows: what a manifest can hold without growing."""
+    short = [r for r in rows if sum(len(m.content) for m in r.request.messages) <= 600]
+    ordered = sorted(short, key=lambda r: hashlib.sha256(r.id.encode()).hexdigest())
+    chosen: list[Row] = []
+    for tier in TIERS:
+        chosen += [r for r in ordered if r.tier is tier][: -(-count // len(TIERS))]
+    return chosen[:count]
+
+
+def _export_fp32(model: PreTrainedModel, folder: Path) -> None:
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about constants that are constants
+        onnx_export_from_model(model, folder, task="text-classification", do_validation=False, opset=17)
+
+
+def _quantise(folder: Path) -> None:
+    from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantizer = ORTQuantizer.from_pretrained(folder, file_name="model.onnx")
+        config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+        config.reduce_range = False
+        logging.disable(logging.WARNING)  # onnxruntime logs a line for every constant
+        try:
+            quantizer.quantize(save_dir=folder, quantization_config=config)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _parity(model: PreTrainedModel, fast: FastTokenizer, out: Path, max_tokens: int, rows: Sequence[Row]) -> Parity:
+    tokenizer = tokenizer_of(fast, max_tokens)
+    full, small = Session(out / "model_fp32.onnx", threads=2), Session(out / "model.onnx", threads=2)
+    logits32, logits8, worst = [], [], 0.0
+    for i, row in enumerate(tqdm(rows, desc="parity", unit="row", disable=None)):
+        encoded = tokenizer.encode(render(row.request))
+        arrays = (encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)
+        logits32.append(full.run(*arrays)[0])
+        logits8.append(small.run(*arrays)[0])
+        if i < 64:
+            with torch.inference_mode():
+                ids, mask, types = (torch.from_numpy(a) for a in arrays)
+                reference = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits.numpy()[0]
+            worst = max(worst, float(np.abs(reference - logits32[-1]).max()))
+    a, b = np.array(logits32), np.array(logits8)
+    spread = float(np.sqrt(((a - b) ** 2).mean()) / max(float(a.std()), 1e-9))
+    return Parity(worst, float((a.argmax(1) == b.argmax(1)).mean()), spread, len(rows))

@@ -1,0 +1,69 @@
+"""The teacher: as strong a model as the machine allows; an ensemble where the recipe names several seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import PreTrainedModel
+
+from training.corpus import UNLABELLED, Row
+from training.fit import FitOptions, fit, predict
+from training.model import load_base, load_checkpoint, save_checkpoint, tokenizer_of
+
+
+def train_teachers(
+    rows: Sequence[Row], base: str, seeds: Sequence[int], options: FitOptions, *, max_tokens: int, out: Path
+) -> tuple[PreTrainedModel, FastTokenizer, NDArray[np.float32]]:
+    """Trains one teacher a seed on the labelled rows and asks all of them about every row.
+
+    A teacher that `out` already has is not trained again.
+
+    Args:
+        rows: labelled rows, and unlabelled ones for the answers.
+        base: see `training.model.load_base`.
+        seeds: one teacher each.
+        options: of training.
+        max_tokens: longest sequence.
+        out: folder that keeps each teacher's checkpoint and history.
+
+    Returns:
+        The first teacher, its tokeniser, and the mean of the teachers' log-probabilities: (rows, 4) float32.
+    """
+    labelled = [r for r in rows if r.label != UNLABELLED]
+    first: tuple[PreTrainedModel, FastTokenizer] | None = None
+    answers = []
+    for seed in seeds:
+        folder = out / f"teacher-{seed}"
+        if (folder / "done").is_file():
+            model, fast = load_checkpoint(folder)
+        else:
+            model, fast = load_base(base, max_tokens)
+            history = fit(
+                model,
+                tokenizer_of(fast, max_tokens),
+                labelled,
+                replace(options, seed=seed),
+                name=f"teacher {seed}",
+                state=folder / "state",
+            )
+            save_checkpoint(model, fast, folder, max_tokens)
+            (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+            (folder / "done").touch()
+        logits = predict(model, tokenizer_of(fast, max_tokens), rows, name=f"teacher {seed} answers")
+        answers.append(log_softmax(logits))
+        first = first or (model, fast)
+    assert first is not None
+    return *first, np.mean(answers, axis=0).astype(np.float32)
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-probabilities: (rows, 4) → (rows, 4) float32."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
