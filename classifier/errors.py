@@ -11,6 +11,8 @@ ClassifierError                      INTERNAL             exit 1
 ├── Unauthenticated                  UNAUTHENTICATED      exit 1
 ├── NotPermitted                     PERMISSION_DENIED    exit 1
 ├── StoreUnavailable                 UNAVAILABLE          exit 1   the feedback store is full, locked or gone
+├── NotReady                         UNAVAILABLE          exit 1   the model is still being loaded
+├── NotConfigured                    UNIMPLEMENTED        exit 1   the call needs what this server was not given
 ├── ServerUnreachable                UNAVAILABLE          exit 1   raised by the client when it may not fail open
 ├── NoAllowedRoute                   FAILED_PRECONDITION  exit 1   no route of the table may take this request
 ├── InputError                       INVALID_ARGUMENT     exit 1   a corpus, log or recipe file that cannot be used
@@ -146,6 +148,20 @@ class StoreUnavailable(ClassifierError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.args[0], self.retry_after_seconds)
+
+
+class NotReady(ClassifierError):
+    """The server runs, and its model is still being loaded."""
+
+    status = "UNAVAILABLE"
+    reason = "NOT_READY"
+
+
+class NotConfigured(ClassifierError):
+    """The call needs what this server was not given, such as a feedback store."""
+
+    status = "UNIMPLEMENTED"
+    reason = "NOT_CONFIGURED"
 
 
 class ServerUnreachable(ClassifierError):

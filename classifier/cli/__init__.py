@@ -1,0 +1,85 @@
+"""The command `classifier`: one module a verb, each with a click command named `command`, imported when it is used.
+
+Knows nothing of what a verb does. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import click
+
+from classifier.errors import ClassifierError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    failed
+  2    usage: a flag, a variable or a file says something that cannot be
+  3    ran well, but a gate was not met
+  130  interrupted"""
+
+
+class Verbs(click.Group):
+    """A group whose commands are the modules of this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Every module's name."""
+        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of the module of that name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), "command", None)
+        return command if isinstance(command, click.Command) else None
+
+
+def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from classifier import __version__
+    from classifier.bundle import SCHEMA_VERSION
+    from classifier.session import onnxruntime_version
+
+    click.echo(f"classifier {__version__} (bundle schema {SCHEMA_VERSION}, onnxruntime {onnxruntime_version()})")
+    ctx.exit()
+
+
+@click.group(cls=Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, callback=_version, expose_value=False, is_eager=True, help="Print versions and exit."
+)
+def command() -> None:
+    r"""Tells which tier of model an LLM request needs.
+
+    \b
+    classifier classify "What is the capital of Australia?"
+    classifier serve --listen 127.0.0.1:50051
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command and exits; an error of ours is one line on stderr and its own exit code."""
+    try:
+        code = command.main(args=arguments, prog_name="classifier", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ClassifierError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our stdout had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,57 @@
+"""`classifier serve`: the gRPC server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from classifier.settings import PREFIX, ServerSettings
+
+
+def _options(function: Callable[..., None]) -> Callable[..., None]:
+    """A flag for every setting; what it means is said once, in `ServerSettings`."""
+    for f in reversed(fields(ServerSettings)):
+        flag = "--" + f.name.replace("_", "-")
+        help_text = f"{f.metadata['help']} [{PREFIX}{f.name.upper()}]"
+        default = ", ".join(f.default) if isinstance(f.default, tuple) else f.default
+        extra: dict[str, Any] = {"default": None, "help": help_text}
+        if isinstance(f.default, bool):
+            flag = f"{flag}/--no-{flag[2:]}"
+            extra["help"] += f" [default: {'on' if f.default else 'off'}]"
+        else:
+            extra["multiple"] = isinstance(f.default, tuple)
+            extra["metavar"] = "|".join(f.metadata["choices"]) or type(f.default).__name__.upper().replace(
+                "STR", "TEXT"
+            )
+            if default != "":
+                extra["help"] += f" [default: {default}]"
+            if isinstance(f.default, tuple):
+                extra["metavar"] = "ADDRESS"
+        function = click.option(flag, f.name, **extra)(function)
+    return function
+
+
+@click.command(name="serve")
+@click.option("--config", metavar="FILE", help=f"TOML file with the same settings. [{PREFIX}CONFIG]")
+@_options
+def command(config: str | None, **flags: Any) -> None:
+    r"""Serves Classify, ClassifyBatch, ClassifyStream, ReportOutcome and GetInfo over gRPC.
+
+    Prints `serving on ADDRESS` on stderr when it is ready. A flag comes before its CLASSIFIER_* variable, that before
+    the file.
+
+    \b
+    classifier serve
+    classifier serve --listen 127.0.0.1:50051 --listen unix:/run/classifier.sock
+    """
+    import asyncio
+    from functools import partial
+
+    from classifier.server import Server, load_engine, serve
+    from classifier.settings import resolve
+
+    settings = resolve(flags, config=config)
+    asyncio.run(serve(Server(settings, partial(load_engine, settings))))

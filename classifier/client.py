@@ -1,0 +1,359 @@
+"""Clients, sync and async: always a deadline, retries on UNAVAILABLE only, and a tier to fall back to.
+
+A router must never be the outage: with a `fallback_tier` a call never raises for what the conversation holds or
+for what the server does; it answers with that tier, says so in the answer, and counts it. Without one it raises.
+
+Retries and their budget are gRPC's own, by the service config below, which clients in other languages can use as it is.
+Knows nothing of engines, bundles or servers' settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from classifier import wire
+from classifier.errors import ClassifierError
+from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic, Plan, stream_request
+from classifier.types import Outcome, Tier
+from classifier.v1 import classifier_pb2 as pb
+from classifier.v1 import classifier_pb2_grpc as pb_grpc
+
+__all__ = ["SERVICE_CONFIG", "Answer", "AsyncClient", "Breaker", "Client", "Conversation"]
+
+CLASSIFY_SECONDS = 0.25
+BATCH_SECONDS = 10.0
+STREAM_SECONDS = 3600.0
+REPORT_SECONDS = 2.0
+
+
+SERVICE_CONFIG: Mapping[str, Any] = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [
+                {"service": wire.SERVICE, "method": method}
+                for method in ("Classify", "ClassifyBatch", "ReportOutcome", "GetInfo")
+            ],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.01s",
+                "maxBackoff": "0.1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # The retry budget: when half of the tokens are gone, a failure costs one and a success gives back a tenth.
+    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.1},
+}
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # A server that restarts is found again within a second, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+class _Base:
+    """Settings and counters of both clients.
+
+    Args:
+        target: `HOST:PORT`, `unix:/PATH`, `dns:///NAME:PORT` or any other gRPC target; several servers behind one name
+            are asked in turn.
+        fallback_tier: what is answered when the server is not reachable, busy, late or refuses; None raises instead.
+        timeout_seconds: deadline of one `classify`, retries included.
+        token: bearer token, or a function that returns the one of the moment.
+        tls: use TLS, with the machine's authorities; implied by `tls_ca` or `tls_cert`.
+        tls_ca: PEM file of the authority that signed the server's certificate.
+        tls_cert: PEM file of this client's certificate chain, for mTLS.
+        tls_key: PEM file of its key.
+        breaker: when to stop asking.
+        options: more gRPC channel arguments.
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        fallback_tier: Tier | None = None,
+        timeout_seconds: float = CLASSIFY_SECONDS,
+        token: str | Callable[[], str] = "",
+        tls: bool = False,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        breaker: Breaker | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        self._target = target
+        self._options = [*_OPTIONS, *options]
+        self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker())
+        self._credentials = (
+            grpc.ssl_channel_credentials(*(Path(p).read_bytes() if p else None for p in (tls_ca, tls_key, tls_cert)))
+            if tls or tls_ca or tls_cert
+            else None
+        )
+
+    @property
+    def coverage(self) -> float:
+        """Share of requests that got a real classification since the client was made; 1 before the first."""
+        return self._logic.coverage()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many requests ended how: `classified`, or the fallback's reason."""
+        with self._logic.lock:
+            return dict(self._logic.counts)
+
+
+class Client(_Base):
+    """A client for threads. Safe from any of them; keep one for the life of the process.
+
+    with Client("127.0.0.1:50051", fallback_tier=Tier.COMPLEX) as client:
+        answer = client.classify("What is the capital of Australia?")
+        answer.tier, answer.classified
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._channel = (
+            grpc.secure_channel(self._target, self._credentials, self._options)
+            if self._credentials
+            else grpc.insecure_channel(self._target, self._options)
+        )
+        self._stub = pb_grpc.ClassifierServiceStub(self._channel)
+
+    def classify(self, conversation: Conversation, *, timeout_seconds: float | None = None, **fields: Any) -> Answer:
+        """The tier of one conversation.
+
+        Args:
+            conversation: a request, a prompt, or messages.
+            timeout_seconds: instead of the client's.
+            fields: of `Request`, where the conversation is not one.
+
+        Raises:
+            ClassifierError: only without a `fallback_tier`.
+        """
+        logic, plan = self._logic, self._logic.plan(conversation, fields)
+        try:
+            logic.admit(plan)
+            response = self._stub.Classify(
+                plan.message, timeout=timeout_seconds or logic.timeout_seconds, metadata=logic.metadata()
+            )
+            logic.breaker.succeeded()
+            return logic.answered(response)
+        except (ClassifierError, grpc.RpcError) as error:
+            return logic.failed(plan, error)
+
+    def classify_batch(
+        self, conversations: Iterable[Conversation], *, timeout_seconds: float = BATCH_SECONDS
+    ) -> list[Answer]:
+        """The tiers of many conversations, in their order; each succeeds or falls back alone.
+
+        Send at most as many as `info().limits.max_batch_items`.
+
+        Raises:
+            ClassifierError: only without a `fallback_tier`: the first one's.
+        """
+        logic, batch = self._logic, Batch(self._logic, conversations)
+        try:
+            logic.admit()
+            response = batch.plans_sent and self._stub.ClassifyBatch(
+                batch.message, timeout=timeout_seconds, metadata=logic.metadata()
+            )
+            return batch.answers(response.results if response else ())
+        except (ClassifierError, grpc.RpcError) as error:
+            return batch.failed(error)
+
+    def classify_stream(
+        self, conversations: Iterable[Conversation], *, timeout_seconds: float = STREAM_SECONDS
+    ) -> Iterator[Answer]:
+        """The tiers of a stream of conversations, in their order, as they come. Not retried.
+
+        Raises:
+            ClassifierError: only without a `fallback_tier`.
+        """
+        logic, sent = self._logic, deque[Plan]()
+        source = iter(conversations)
+
+        def messages() -> Iterator[pb.ClassifyStreamRequest]:
+            for conversation in source:
+                plan = logic.plan(conversation, {})
+                sent.append(plan)
+                yield stream_request(plan)
+
+        try:
+            logic.admit()
+            for response in self._stub.ClassifyStream(messages(), timeout=timeout_seconds, metadata=logic.metadata()):
+                yield logic.result(sent.popleft(), response.result)
+        except (ClassifierError, grpc.RpcError) as error:
+            if logic.fallback_tier is None:
+                raise logic.understood(error)[0] from None
+            problem = logic.understood(error)
+        else:
+            return
+        while sent:
+            yield logic.fall_back(sent.popleft(), *problem)
+        for conversation in source:
+            yield logic.fall_back(logic.plan(conversation, {}), *problem)
+
+    def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> str:
+        """Reports what became of a decision: "JOINED", "PENDING" or "DUPLICATE", all of them durable.
+
+        Raises:
+            ClassifierError: it was not taken; the same outcome may be sent again.
+        """
+        try:
+            response = self._stub.ReportOutcome(
+                wire.outcome_to_proto(outcome), timeout=timeout_seconds, metadata=self._logic.metadata()
+            )
+        except grpc.RpcError as error:
+            raise self._logic.understood(error)[0] from None
+        return wire.outcome_state(response)
+
+    def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
+        """Versions, tiers, limits and the promise of each policy, as the contract's message.
+
+        Raises:
+            ClassifierError: the server did not answer.
+        """
+        try:
+            response: pb.GetInfoResponse = self._stub.GetInfo(
+                pb.GetInfoRequest(), timeout=timeout_seconds, metadata=self._logic.metadata()
+            )
+        except grpc.RpcError as error:
+            raise self._logic.understood(error)[0] from None
+        return response
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Base):
+    """A client for one event loop; keep one for its life. As `Client`, with `await`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._channel = (
+            grpc.aio.secure_channel(self._target, self._credentials, self._options)
+            if self._credentials
+            else grpc.aio.insecure_channel(self._target, self._options)
+        )
+        self._stub: Any = pb_grpc.ClassifierServiceStub(self._channel)
+
+    async def classify(
+        self, conversation: Conversation, *, timeout_seconds: float | None = None, **fields: Any
+    ) -> Answer:
+        """As `Client.classify`."""
+        logic, plan = self._logic, self._logic.plan(conversation, fields)
+        try:
+            logic.admit(plan)
+            response = await self._stub.Classify(
+                plan.message, timeout=timeout_seconds or logic.timeout_seconds, metadata=logic.metadata()
+            )
+            logic.breaker.succeeded()
+            return logic.answered(response)
+        except (ClassifierError, grpc.RpcError) as error:
+            return logic.failed(plan, error)
+
+    async def classify_batch(
+        self, conversations: Iterable[Conversation], *, timeout_seconds: float = BATCH_SECONDS
+    ) -> list[Answer]:
+        """As `Client.classify_batch`."""
+        logic, batch = self._logic, Batch(self._logic, conversations)
+        try:
+            logic.admit()
+            response = batch.plans_sent and await self._stub.ClassifyBatch(
+                batch.message, timeout=timeout_seconds, metadata=logic.metadata()
+            )
+            return batch.answers(response.results if response else ())
+        except (ClassifierError, grpc.RpcError) as error:
+            return batch.failed(error)
+
+    async def classify_stream(
+        self,
+        conversations: Iterable[Conversation] | AsyncIterable[Conversation],
+        *,
+        timeout_seconds: float = STREAM_SECONDS,
+    ) -> AsyncIterator[Answer]:
+        """As `Client.classify_stream`; the conversations may come from an async iterator."""
+        logic, sent = self._logic, deque[Plan]()
+        source = _aiter(conversations)
+
+        async def messages() -> AsyncIterator[pb.ClassifyStreamRequest]:
+            async for conversation in source:
+                plan = logic.plan(conversation, {})
+                sent.append(plan)
+                yield stream_request(plan)
+
+        try:
+            logic.admit()
+            call = self._stub.ClassifyStream(messages(), timeout=timeout_seconds, metadata=logic.metadata())
+            async for response in call:
+                yield logic.result(sent.popleft(), response.result)
+        except (ClassifierError, grpc.RpcError) as error:
+            if logic.fallback_tier is None:
+                raise logic.understood(error)[0] from None
+            problem = logic.understood(error)
+        else:
+            return
+        while sent:
+            yield logic.fall_back(sent.popleft(), *problem)
+        async for conversation in source:
+            yield logic.fall_back(logic.plan(conversation, {}), *problem)
+
+    async def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> str:
+        """As `Client.report_outcome`."""
+        try:
+            response = await self._stub.ReportOutcome(
+                wire.outcome_to_proto(outcome), timeout=timeout_seconds, metadata=self._logic.metadata()
+            )
+        except grpc.RpcError as error:
+            raise self._logic.understood(error)[0] from None
+        return wire.outcome_state(response)
+
+    async def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
+        """As `Client.info`."""
+        try:
+            response: pb.GetInfoResponse = await self._stub.GetInfo(
+                pb.GetInfoRequest(), timeout=timeout_seconds, metadata=self._logic.metadata()
+            )
+        except grpc.RpcError as error:
+            raise self._logic.understood(error)[0] from None
+        return response
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+async def _aiter(source: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(source, AsyncIterable):
+        async for item in source:
+            yield item
+    else:
+        for item in source:
+            yield item
+            await asyncio.sleep(0)  # a long list must not keep the loop from reading answers

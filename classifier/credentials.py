@@ -1,0 +1,154 @@
+"""Who calls: a bearer token or a client certificate names the principal, which owns its decisions and its limits.
+
+Knows of gRPC only that a call has metadata, an authentication context and a peer. Tokens are kept as hashes, compared
+in constant time, and never logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from classifier.errors import SettingsError, Unauthenticated
+
+MIN_TOKEN_CHARS = 16
+_SCHEME = "bearer "
+log = logging.getLogger(__name__)
+
+
+class Call(Protocol):
+    """What is read of a call; grpc.aio's servicer context has it."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...  # noqa: D102
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]: ...  # noqa: D102
+
+    def peer(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose call it is.
+
+    Attributes:
+        principal: name from a token or a certificate; empty where nobody is asked to prove who they are.
+        turn: what fairness and rate limits count by: the principal, or the connection where there is none.
+    """
+
+    principal: str
+    turn: str
+
+
+class Tokens:
+    """Bearer tokens, of which several may name the same principal while one is rotated out.
+
+    Args:
+        entries: (principal, token).
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, str]]) -> None:
+        self._entries = tuple((principal, _digest(token)) for principal, token in entries)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokens:
+        """Tokens from a file with a line `NAME TOKEN` each; `#` starts a comment.
+
+        Raises:
+            SettingsError: the file cannot be read, or a line is not that; the line's number is named, never its text.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"tokens: {path} cannot be read ({type(error).__name__})") from None
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            parts = line.split("#", 1)[0].split()
+            if not parts:
+                continue
+            if len(parts) != 2 or len(parts[1]) < MIN_TOKEN_CHARS:
+                what = f"expected NAME TOKEN, a token of {MIN_TOKEN_CHARS} characters or more"
+                raise SettingsError(f"tokens: {path} line {number}: {what}")
+            entries.append((parts[0], parts[1]))
+        if not entries:
+            raise SettingsError(f"tokens: {path} holds no token; write a line NAME TOKEN")
+        return cls(entries)
+
+    def principal(self, token: str) -> str | None:
+        """The principal that a token names, or None. Takes as long for a wrong token as for a right one."""
+        digest = _digest(token)
+        found = None
+        for principal, known in self._entries:
+            if hmac.compare_digest(digest, known):
+                found = principal
+        return found
+
+
+class Identity:
+    """Names the caller of a call.
+
+    Args:
+        tokens_file: bearer tokens that callers must show; empty means that none are asked for.
+        certificates: whether the transport has verified client certificates.
+    """
+
+    def __init__(self, tokens_file: str = "", *, certificates: bool = False) -> None:
+        self._file = Path(tokens_file) if tokens_file else None
+        self._certificates = certificates
+        self._tokens = Tokens.from_file(self._file) if self._file else None
+        self._stamp = _stamp(self._file)
+
+    def caller(self, call: Call) -> Caller:
+        """Whose call it is.
+
+        Raises:
+            Unauthenticated: no token, or one that is not known.
+        """
+        principal = ""
+        if self._tokens is not None:
+            header = next((v for k, v in call.invocation_metadata() or () if k == "authorization"), "")
+            text = header.decode("latin-1") if isinstance(header, bytes) else header
+            found = self._tokens.principal(text[len(_SCHEME) :].strip()) if text.lower().startswith(_SCHEME) else None
+            if found is None:
+                what = "the token is not known" if text else "no token was sent"
+                raise Unauthenticated(f"{what}; send the metadata 'authorization: Bearer TOKEN'")
+            principal = found
+        elif self._certificates:
+            principal = _certificate_name(call.auth_context())
+        return Caller(principal, principal or call.peer())
+
+    def reload(self) -> bool:
+        """Reads the file again if it changed; keeps the tokens there were if it cannot be used. True where it changed.
+
+        Raises:
+            SettingsError: the new file cannot be used; the old tokens stay.
+        """
+        if self._file is None or (stamp := _stamp(self._file)) == self._stamp:
+            return False
+        self._stamp = stamp
+        self._tokens = Tokens.from_file(self._file)
+        return True
+
+
+def _certificate_name(context: Mapping[str, Sequence[bytes] | Iterable[bytes]]) -> str:
+    for key in ("x509_subject_alternative_name", "x509_common_name"):
+        for value in context.get(key, ()):
+            return value.decode("utf-8", "replace")
+    return ""
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int]:
+    """Changes when the file does, also when it is replaced by a link switch as Kubernetes does."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        status = None
+    return (status.st_mtime_ns, status.st_size, status.st_ino) if status else (0, 0, 0)

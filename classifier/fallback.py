@@ -1,0 +1,250 @@
+"""What a client decides: what to send, when not to ask at all, and what to answer when nothing comes back.
+
+The sync and the async client share all of this; they add only the waiting. Knows nothing of channels; the clock of the
+breaker is an argument.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
+from classifier import wire
+from classifier.errors import ClassifierError, InvalidRequest, ServerUnreachable
+from classifier.types import Decision, Request, Tier
+from classifier.v1 import classifier_pb2 as pb
+
+CIRCUIT_OPEN = "CIRCUIT_OPEN"
+Conversation = Request | str | Sequence[Mapping[str, str]]
+"""What can be classified: a request, a prompt, or messages as `{"role": ..., "content": ...}`."""
+
+_BREAKING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"})
+_DETAILS = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a gateway routes on.
+
+    Attributes:
+        tier: the tier to route to, always there.
+        decision: the server's decision; None where the client fell back.
+        fallback: empty, or why the client fell back: a status code's name such as "UNAVAILABLE", or "CIRCUIT_OPEN".
+    """
+
+    tier: Tier
+    decision: Decision | None = None
+    fallback: str = ""
+
+    @property
+    def classified(self) -> bool:
+        """Whether the tier is a server's decision and not the fallback."""
+        return self.decision is not None
+
+
+class Breaker:
+    """Stops asking a server that does not answer. Pure but for a lock; the clock is an argument.
+
+    After `failures` failures in a row it is open: nothing is asked for `open_seconds`. Then one request may try; its
+    success closes the breaker, its failure opens it again.
+    """
+
+    def __init__(self, failures: int = 5, open_seconds: float = 1.0) -> None:
+        self._limit, self._open_seconds = failures, open_seconds
+        self._failures = 0
+        self._closed_until_probe = 0.0
+        self._lock = threading.Lock()
+
+    def allow(self, now: float) -> bool:
+        """Whether a request may be sent; where it is the one that tries, others are held back until it is due again."""
+        with self._lock:
+            if self._failures < self._limit:
+                return True
+            if now < self._closed_until_probe:
+                return False
+            self._closed_until_probe = now + self._open_seconds
+            return True
+
+    def succeeded(self) -> None:
+        """The server answered."""
+        self._failures = 0
+
+    def failed(self, now: float) -> None:
+        """The server did not answer, or not with sense."""
+        with self._lock:
+            self._failures += 1
+            if self._failures >= self._limit:
+                self._closed_until_probe = now + self._open_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request on its way: what is sent, and what is answered if nothing comes back."""
+
+    message: pb.ClassifyRequest | None
+    fallback_tier: Tier | None
+    problem: ClassifierError | None = None
+
+
+class Logic:
+    """Everything that the sync and the async client share: all but the waiting."""
+
+    def __init__(
+        self, fallback_tier: Tier | None, timeout_seconds: float, token: str | Callable[[], str], breaker: Breaker
+    ) -> None:
+        if not timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds is {timeout_seconds!r}; give a positive number of seconds")
+        self.fallback_tier = fallback_tier
+        self.timeout_seconds = timeout_seconds
+        self.token = token
+        self.breaker = breaker
+        self.counts: Counter[str] = Counter()
+        self.lock = threading.Lock()
+
+    def plan(self, conversation: Conversation, fields: Mapping[str, Any]) -> Plan:
+        """The message of a conversation. One that is not valid is a problem to fall back from, not to raise here."""
+        try:
+            if isinstance(conversation, Request):
+                if fields:
+                    raise TypeError(f"{', '.join(fields)}: a Request has its own fields; use dataclasses.replace")
+                request = conversation
+            elif isinstance(conversation, str):
+                request = Request.from_text(conversation, **fields)
+            else:
+                request = Request.from_messages(conversation, **fields)
+        except InvalidRequest as error:
+            return Plan(None, _bounded(self.fallback_tier, fields.get("floor"), fields.get("ceiling")), error)
+        return Plan(wire.request_to_proto(request), _bounded(self.fallback_tier, request.floor, request.ceiling))
+
+    def admit(self, plan: Plan | None = None) -> None:
+        """Raises where nothing should be sent."""
+        if plan is not None and plan.problem is not None:
+            raise plan.problem
+        if not self.breaker.allow(time.monotonic()):
+            raise CircuitOpen("the server failed several times in a row and is not asked for a moment")
+
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """What proves who we are."""
+        token = self.token if isinstance(self.token, str) else self.token()
+        return (("authorization", f"Bearer {token}"),) if token else None
+
+    def answered(self, response: pb.ClassifyResponse) -> Answer:
+        """The answer that came back."""
+        decision = wire.decision_from_proto(response)
+        self.count("classified")
+        return Answer(decision.tier, decision)
+
+    def result(self, plan: Plan, result: pb.ClassifyResult) -> Answer:
+        """The answer to an item of a batch or stream."""
+        if result.HasField("response"):
+            return self.answered(result.response)
+        status = status_pb2.Status(code=result.error.code, message=result.error.message)
+        return self.fall_back(plan, wire.error_of(status), wire.code_name(status.code))
+
+    def failed(self, plan: Plan, error: Exception) -> Answer:
+        """The fallback after a call that failed, or the error where there is none."""
+        known, code = self.understood(error)
+        return self.fall_back(plan, known, code)
+
+    def fall_back(self, plan: Plan, error: ClassifierError, code: str) -> Answer:
+        """The caller's tier with the reason; raises the error where the caller gave none."""
+        self.count(code)
+        if plan.fallback_tier is None:
+            raise error
+        return Answer(plan.fallback_tier, None, code)
+
+    def understood(self, error: Exception) -> tuple[ClassifierError, str]:
+        """Our error, and its code's name; tells the breaker."""
+        if isinstance(error, CircuitOpen):
+            return error, CIRCUIT_OPEN
+        if isinstance(error, ClassifierError):
+            return error, error.status
+        if not isinstance(error, grpc.RpcError):
+            raise error
+        status = _status(error)
+        code = wire.code_name(status.code)
+        if code in _BREAKING:
+            self.breaker.failed(time.monotonic())
+        else:
+            self.breaker.succeeded()
+        return wire.error_of(status), code
+
+    def count(self, what: str) -> None:
+        """One more request ended so."""
+        with self.lock:
+            self.counts[what] += 1
+
+    def coverage(self) -> float:
+        """Share of requests that got a real classification; 1 before the first."""
+        with self.lock:
+            total = sum(self.counts.values())
+            return self.counts["classified"] / total if total else 1.0
+
+
+class CircuitOpen(ServerUnreachable):
+    """The breaker is open."""
+
+
+class Batch:
+    """The plans of a batch; those that are not valid are not sent."""
+
+    def __init__(self, logic: Logic, conversations: Iterable[Conversation]) -> None:
+        self._logic = logic
+        self._plans = [logic.plan(conversation, {}) for conversation in conversations]
+        self.plans_sent = [plan for plan in self._plans if plan.message is not None]
+
+    @property
+    def message(self) -> pb.ClassifyBatchRequest:
+        """What is sent."""
+        return pb.ClassifyBatchRequest(requests=[plan.message for plan in self.plans_sent if plan.message is not None])
+
+    def answers(self, results: Sequence[pb.ClassifyResult]) -> list[Answer]:
+        """The answers to all plans, in their order."""
+        if len(results) != len(self.plans_sent):
+            raise ClassifierError(f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch")
+        self._logic.breaker.succeeded()
+        found = iter(results)
+        return [
+            self._logic.result(plan, next(found)) if plan.problem is None else self._logic.failed(plan, plan.problem)
+            for plan in self._plans
+        ]
+
+    def failed(self, error: Exception) -> list[Answer]:
+        """The fallback for all, or the error where there is none."""
+        if self._logic.fallback_tier is None:
+            raise self._logic.understood(error)[0] from None
+        known = self._logic.understood(error)
+        return [self._logic.fall_back(plan, *known) for plan in self._plans]
+
+
+def stream_request(plan: Plan) -> pb.ClassifyStreamRequest:
+    """An invalid request is sent as an empty one, so that answers stay in step; the server refuses it as well."""
+    return pb.ClassifyStreamRequest(request=plan.message or pb.ClassifyRequest())
+
+
+def _bounded(tier: Tier | None, floor: Tier | None, ceiling: Tier | None) -> Tier | None:
+    """The fallback within the request's own bounds."""
+    if tier is None:
+        return None
+    if floor is not None and ceiling is not None and floor > ceiling:
+        return tier
+    return min(max(tier, floor or tier), ceiling or Tier.FRONTIER)
+
+
+def _status(error: grpc.RpcError) -> status_pb2.Status:
+    """The rich status of a failed call, or a plain one from its code and text."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS:
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                break
+    return status_pb2.Status(code=error.code().value[0], message=error.details() or "")

@@ -1,0 +1,396 @@
+"""The five calls of the contract: bytes in, decisions out, errors as statuses.
+
+The handlers take bytes, so that parsing is measured, a message over the limit is refused with its field, and bytes that
+are no message are INVALID_ARGUMENT and not an internal error. A look at the line comes before any work on the request.
+
+Knows nothing of starting, stopping, ports, certificates or files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import grpc
+from google.rpc import code_pb2, status_pb2
+
+from classifier import wire
+from classifier.admission import Admission, RateLimit
+from classifier.credentials import Caller, Identity
+from classifier.errors import ClassifierError, DeadlinePassed, InvalidRequest, NotConfigured, NotReady, Overloaded
+from classifier.types import Decision, Request, Scores, Timings
+from classifier.v1 import classifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from classifier.policy import Policy
+
+log = logging.getLogger(__name__)
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+_INTERNAL = code_pb2.INTERNAL
+_DETAILS = "grpc-status-details-bin"
+_BATCH_AHEAD = 1  # requests of a batch or stream in line beyond the cores, so that no core waits for the next one
+
+
+class Classifies(Protocol):
+    """What the service needs of an engine; `classifier.engine.Engine` and `classifier.testing.FakeEngine` have it."""
+
+    @property
+    def bundle_version(self) -> str: ...  # noqa: D102
+    @property
+    def calibration_revision(self) -> str: ...  # noqa: D102
+    @property
+    def policies(self) -> Mapping[str, Policy]: ...  # noqa: D102
+    @property
+    def default_policy(self) -> str: ...  # noqa: D102
+    def prepare(self, request: Request) -> Any: ...  # noqa: D102
+    def score(self, prepared: Any) -> Scores: ...  # noqa: D102
+    def decide(self, prepared: Any, scores: Scores, draw: float | None = None) -> Decision: ...  # noqa: D102
+
+
+class Ids(Protocol):
+    """Makes and checks decision ids; `classifier.decision_id.DecisionIds`."""
+
+    def mint(self, caller: str, request_id: str, now: float) -> str: ...  # noqa: D102
+    def verify(self, decision_id: str, caller: str) -> None: ...  # noqa: D102
+    def draw(self, decision_id: str) -> float: ...  # noqa: D102
+
+
+class Feedback(Protocol):
+    """Keeps decisions and outcomes; `classifier.feedback.FeedbackStore`."""
+
+    def record(  # noqa: D102
+        self, decision: Decision, request: Request, caller: str, *, signals: Sequence[str], logits: Sequence[float]
+    ) -> None: ...
+    async def report(self, outcome: Any, caller: str) -> int: ...  # noqa: D102
+
+
+class Observer:
+    """Is told what happened, as data; `classifier.telemetry` makes metrics of it. This one does nothing."""
+
+    def call_started(self, method: str) -> None:
+        """A call came in."""
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """A call was answered with the status of that name."""
+
+    def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
+        """A request was classified; `stages` maps parse and encode to their seconds."""
+
+    def refused(self, error: BaseException) -> None:
+        """A request of a call was not classified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may ask for; `GetInfo` states the first three."""
+
+    max_request_bytes: int = 4 * 2**20
+    max_messages: int = 4096
+    max_batch_items: int = 256
+    max_stream_items: int = 100_000
+    max_streams: int = 64
+    stream_idle_seconds: float = 60.0
+
+
+@dataclass(slots=True)
+class Service:
+    """The servicer. `engine` may be replaced at any time: a request uses the one it began with.
+
+    Attributes:
+        admission: who may run now.
+        ids: makes and checks decision ids.
+        engine: None until it is loaded; calls are UNAVAILABLE then.
+        feedback: None where outcomes are not taken.
+        store: what is kept of a recorded request: off, hash or text.
+        identity: names callers.
+        limits: what one call may ask for.
+        rate_limit: how often one caller may ask.
+        observer: is told what happened.
+        after: called with every decision made and what it was made from, off the caller's path (shadow scoring).
+    """
+
+    admission: Admission
+    ids: Ids
+    engine: Classifies | None = None
+    feedback: Feedback | None = None
+    store: str = "off"
+    identity: Identity = field(default_factory=Identity)
+    limits: Limits = field(default_factory=Limits)
+    rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 1))
+    observer: Observer = field(default_factory=Observer)
+    after: Callable[[Any, Decision], None] | None = None
+    _streams: int = 0
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The calls by name, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        unary = {
+            "Classify": self._classify_call,
+            "ClassifyBatch": self._batch_call,
+            "ReportOutcome": self._report_call,
+            "GetInfo": self._info_call,
+        }
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(partial(self._unary, name, handle))
+            for name, handle in unary.items()
+        }
+        methods["ClassifyStream"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
+
+    async def classify(
+        self, message: pb.ClassifyRequest, caller: Caller, deadline: float, parse_seconds: float
+    ) -> pb.ClassifyResponse:
+        """One request: its answer.
+
+        Args:
+            message: the request.
+            caller: whose it is.
+            deadline: on `time.monotonic()`.
+            parse_seconds: what parsing took.
+
+        Raises:
+            ClassifierError: as the errors' tree says.
+        """
+        started = time.perf_counter()
+        self.rate_limit.take(caller.turn, time.monotonic())
+        engine = self._ready()
+        self.admission.check(caller.turn, deadline)
+        request = wire.request_from_proto(message, max_messages=self.limits.max_messages)
+        prepared = engine.prepare(request)
+        before_line = time.perf_counter()
+        (scores, model_seconds), queue_seconds = await self.admission.run(
+            partial(_timed_score, engine, prepared), caller.turn, deadline
+        )
+        decision_id = self.ids.mint(caller.principal, request.request_id, time.time())
+        recorded = self.feedback is not None and self.store != "off" and request.record is not False
+        decision = engine.decide(prepared, scores, self.ids.draw(decision_id) if recorded else None)
+        scored = time.perf_counter()
+        times = Timings(queue_seconds, before_line - started, model_seconds, scored - started + parse_seconds)
+        decision = replace(decision, decision_id=decision_id, timings=times)
+        answer = wire.decision_to_proto(decision)
+        if recorded and self.feedback is not None:
+            self.feedback.record(
+                decision, request, caller.principal, signals=prepared.input.signals, logits=scores.logits
+            )
+        if self.after is not None:
+            self.after(prepared, decision)
+        self.observer.decided(decision, prepared, {"parse": parse_seconds, "encode": time.perf_counter() - scored})
+        return answer
+
+    async def _classify_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:
+        message, seconds = self._parse(pb.ClassifyRequest, data)
+        return (await self.classify(message, caller, deadline, seconds)).SerializeToString()
+
+    async def _batch_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:
+        message, seconds = self._parse(pb.ClassifyBatchRequest, data)
+        items = message.requests
+        if not 0 < len(items) <= self.limits.max_batch_items:
+            raise InvalidRequest(
+                "requests", f"has {len(items)} items; send 1 to {self.limits.max_batch_items} at a time"
+            )
+        self._ready()
+        share = seconds / len(items)
+        results = [pb.ClassifyResult() for _ in items]
+        left = iter(range(len(items)))
+
+        async def serve() -> None:
+            for i in left:
+                results[i] = await self._item(items[i], caller, deadline, share)
+
+        await _all_or_cancelled([serve() for _ in range(min(len(items), self.admission.cores + _BATCH_AHEAD))])
+        return pb.ClassifyBatchResponse(results=results).SerializeToString()
+
+    async def _item(
+        self, message: pb.ClassifyRequest, caller: Caller, deadline: float, parse: float
+    ) -> pb.ClassifyResult:
+        try:
+            return pb.ClassifyResult(response=await self.classify(message, caller, deadline, parse))
+        except Exception as error:
+            status = self._status("item", error)
+            return pb.ClassifyResult(error=pb.ItemError(code=status.code, message=status.message))
+
+    async def _report_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:  # noqa: ARG002
+        message, _ = self._parse(pb.ReportOutcomeRequest, data)
+        if self.feedback is None:
+            raise NotConfigured("this server keeps no feedback; start it with --feedback-url to report outcomes")
+        outcome = wire.outcome_from_proto(message, max_messages=self.limits.max_messages)
+        self.ids.verify(outcome.decision_id, caller.principal)
+        state = await self.feedback.report(outcome, caller.principal)
+        return wire.outcome_state_to_proto(state).SerializeToString()
+
+    async def _info_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:  # noqa: ARG002
+        from classifier import __version__
+
+        engine = self._ready()
+        return pb.GetInfoResponse(
+            package_version=__version__,
+            bundle_version=engine.bundle_version,
+            calibration_revision=engine.calibration_revision,
+            tiers=wire.tiers_to_proto(),
+            default_policy=engine.default_policy,
+            policies=[wire.policy_to_proto(engine.policies[name]) for name in sorted(engine.policies)],
+            limits=pb.Limits(
+                max_request_bytes=self.limits.max_request_bytes,
+                max_messages=self.limits.max_messages,
+                max_batch_items=self.limits.max_batch_items,
+            ),
+            store=self.store if self.feedback is not None else "off",
+        ).SerializeToString()
+
+    async def _unary(
+        self,
+        method: str,
+        handle: Callable[[bytes, Caller, float], Awaitable[bytes]],
+        data: bytes,
+        context: grpc.aio.ServicerContext[bytes, bytes],
+    ) -> bytes:
+        """A unary call: who asks, by when, and what became of it."""
+        started, code = time.perf_counter(), "CANCELLED"
+        self.observer.call_started(method)
+        try:
+            answer = await handle(data, self.identity.caller(context), _deadline(context))
+        except Exception as error:
+            status = self._status(method, error)
+            code = wire.code_name(status.code)
+            return await _abort(context, status)
+        else:
+            code = "OK"
+            return answer
+        finally:
+            self.observer.call_ended(method, code, time.perf_counter() - started)
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """ClassifyStream: as `_unary`, for a stream."""
+        method, started, code = "ClassifyStream", time.perf_counter(), "CANCELLED"
+        self.observer.call_started(method)
+        self._streams += 1
+        try:
+            caller = self.identity.caller(context)
+            self._check_streams()
+            self._ready()
+            await self._answer_in_order(requests, caller, _deadline(context), context.write)
+            code = "OK"
+        except Exception as error:
+            status = self._status(method, error)
+            code = wire.code_name(status.code)
+            await _abort(context, status)
+        finally:
+            self._streams -= 1
+            self.observer.call_ended(method, code, time.perf_counter() - started)
+
+    async def _answer_in_order(
+        self,
+        requests: AsyncIterator[bytes],
+        caller: Caller,
+        deadline: float,
+        write: Callable[[bytes], Awaitable[Any]],
+    ) -> None:
+        """Reads as fast as the caller reads answers: at most cores + 1 requests of the stream are in hand."""
+        in_hand: asyncio.Queue[asyncio.Task[pb.ClassifyResult] | Exception | None] = asyncio.Queue(self.admission.cores)
+        tasks: set[asyncio.Task[Any]] = set()
+
+        async def read() -> None:
+            end: Exception | None = None
+            try:
+                for _ in range(self.limits.max_stream_items):
+                    async with asyncio.timeout(self.limits.stream_idle_seconds):
+                        data = await anext(requests, None)
+                    if data is None:
+                        break
+                    task = asyncio.create_task(self._stream_item(data, caller, deadline))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                    await in_hand.put(task)
+                else:
+                    end = Overloaded(
+                        f"a stream holds at most {self.limits.max_stream_items} requests; open another", 0.0
+                    )
+            except TimeoutError:
+                idle = self.limits.stream_idle_seconds
+                end = DeadlinePassed(f"the stream sent nothing for {idle:g} s; open another when there is more")
+            except Exception as error:  # the writer raises it
+                end = error
+            await in_hand.put(end)
+
+        reader = asyncio.create_task(read())
+        try:
+            while isinstance(task := await in_hand.get(), asyncio.Task):
+                await write(pb.ClassifyStreamResponse(result=await task).SerializeToString())
+            if task is not None:
+                raise task
+        finally:
+            for unfinished in (reader, *tasks):
+                unfinished.cancel()
+            await asyncio.gather(reader, *tasks, return_exceptions=True)
+
+    async def _stream_item(self, data: bytes, caller: Caller, deadline: float) -> pb.ClassifyResult:
+        try:
+            message, seconds = self._parse(pb.ClassifyStreamRequest, data)
+        except InvalidRequest as error:
+            status = self._status("item", error)
+            return pb.ClassifyResult(error=pb.ItemError(code=status.code, message=status.message))
+        return await self._item(message.request, caller, deadline, seconds)
+
+    def _check_streams(self) -> None:
+        if self._streams > self.limits.max_streams:
+            raise Overloaded(f"{self.limits.max_streams} streams are open already; try again later", 1.0)
+
+    def _ready(self) -> Classifies:
+        if self.engine is None:
+            raise NotReady("the model is still being loaded; try again in a moment")
+        return self.engine
+
+    def _parse(self, kind: type[wire.P], data: bytes) -> tuple[wire.P, float]:
+        if len(data) > self.limits.max_request_bytes:
+            raise InvalidRequest(
+                "(message)",
+                f"has {len(data)} bytes, the limit is {self.limits.max_request_bytes}; cut long contents in the middle",
+            )
+        started = time.perf_counter()
+        message = wire.parse(kind, data)
+        return message, time.perf_counter() - started
+
+    def _status(self, method: str, error: Exception) -> status_pb2.Status:
+        """The status of an error. One that is not ours is logged without its text, which could quote a prompt."""
+        self.observer.refused(error)
+        if isinstance(error, ClassifierError):
+            return wire.status_of(error)
+        incident = uuid.uuid4().hex[:12]
+        frames = traceback.extract_tb(error.__traceback__)
+        where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
+        log.error("internal error %s in %s: %s at %s", incident, method, type(error).__name__, where)
+        return status_pb2.Status(code=_INTERNAL, message=f"internal error {incident}; the server's log says where")
+
+
+def _timed_score(engine: Classifies, prepared: Any) -> tuple[Scores, float]:
+    started = time.perf_counter()
+    return engine.score(prepared), time.perf_counter() - started
+
+
+def _deadline(context: grpc.aio.ServicerContext[bytes, bytes]) -> float:
+    left = context.time_remaining()
+    return math.inf if left is None else time.monotonic() + left
+
+
+async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], status: status_pb2.Status) -> NoReturn:
+    """Ends the call; the details travel as grpc_status has them."""
+    await context.abort(_STATUS[status.code], status.message, ((_DETAILS, status.SerializeToString()),))
+    raise AssertionError("abort raises")
+
+
+async def _all_or_cancelled(work: list[Coroutine[Any, Any, None]]) -> None:
+    """Waits for all; where one fails or the caller leaves, the others are cancelled and waited for."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,235 @@
+"""Settings of the server: flag = `CLASSIFIER_*` variable = TOML key, in that order; built once and passed down.
+
+`--max-request-bytes`, `CLASSIFIER_MAX_REQUEST_BYTES` and `max_request_bytes` are the same setting. Nobody else in this
+package reads the environment. Knows nothing of click, of gRPC or of bundles.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from classifier.errors import SettingsError
+
+PREFIX = "CLASSIFIER_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+
+
+def _setting(default: Any, help_text: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
+    """A field whose metadata is its documentation, its flag's help and its check."""
+    return field(default=default, metadata={"help": help_text, "choices": choices, "minimum": minimum})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Everything that a server may be told. Checked when made.
+
+    Raises:
+        SettingsError: values contradict one another or are out of range; both sides are named.
+
+    >>> ServerSettings().listen
+    ('127.0.0.1:50051',)
+    """
+
+    listen: tuple[str, ...] = _setting(
+        ("127.0.0.1:50051",),
+        "Address to serve on, HOST:PORT or unix:/PATH; may be given again; port 0 picks a free one.",
+    )
+    bundle: str = _setting("", "Bundle folder, or a name in the registry. Default: 'current', or the shipped bundle.")
+    registry: str = _setting("", "Folder or URL of the bundle registry; its 'current' is watched and reloaded.")
+    registry_poll_seconds: float = _setting(5.0, "How often the registry is looked at, in seconds.", minimum=0.05)
+    cores: int = _setting(
+        0, "Requests that the model runs at once, one core each; 0 means the cores there are.", minimum=0
+    )
+    workers: int = _setting(1, "Server processes that share one port; more than one pays off above 4 cores.", minimum=1)
+    queue_size: int = _setting(64, "Requests that may wait for a core; one more is refused at once.", minimum=0)
+    max_wait_seconds: float = _setting(
+        0.5, "The longest that a request may wait for a core, in seconds.", minimum=0.001
+    )
+    max_request_bytes: int = _setting(4 * 2**20, "Largest message of any call, in bytes.", minimum=1024)
+    max_messages: int = _setting(4096, "Most messages in one conversation.", minimum=1)
+    max_batch_items: int = _setting(256, "Most requests in one ClassifyBatch.", minimum=1)
+    max_stream_items: int = _setting(100_000, "Most requests in one ClassifyStream.", minimum=1)
+    max_streams: int = _setting(64, "ClassifyStream calls served at once; one more is refused.", minimum=1)
+    stream_idle_seconds: float = _setting(60.0, "A stream that sends nothing for so long is ended.", minimum=0.01)
+    max_concurrent_calls: int = _setting(1024, "HTTP/2 streams open at once on one connection.", minimum=1)
+    rate_limit: float = _setting(0.0, "Requests a second that one caller may send; 0 means no limit.", minimum=0)
+    rate_limit_burst: int = _setting(100, "Requests that a caller may send at once before rate_limit holds.", minimum=1)
+    feedback_url: str = _setting("", "SQLAlchemy URL of the feedback store; without it outcomes are not taken.")
+    store: str = _setting("hash", "What is kept of a recorded request.", choices=("off", "hash", "text"))
+    key_file: str = _setting("", "File with the key of decision ids, shared by replicas; made if it is not there.")
+    routes: str = _setting("", "TOML file of the routing table: tier to model, price, place.")
+    tls_cert: str = _setting("", "PEM file of the server's certificate chain; read again when it changes.")
+    tls_key: str = _setting("", "PEM file of the certificate's key.")
+    tls_client_ca: str = _setting("", "PEM file of the authority that signs clients' certificates: turns mTLS on.")
+    tokens: str = _setting("", "File of bearer tokens, a line each: NAME TOKEN; read again when it changes.")
+    insecure: bool = _setting(False, "Serve other machines without TLS or without authentication.")
+    reflection: bool = _setting(True, "Answer gRPC server reflection.")
+    metrics_listen: str = _setting("", "HOST:PORT of the Prometheus page; empty means none.")
+    traces: bool = _setting(False, "Send OpenTelemetry spans, as the OTEL_* variables say (extra 'otel').")
+    shadow: str = _setting(
+        "", "Bundle folder or registry name that is scored beside the current one, off the hot path."
+    )
+    shadow_share: float = _setting(0.1, "Share of requests that the shadow bundle sees, 0 to 1.", minimum=0)
+    log_format: str = _setting("auto", "auto is text on a terminal, else JSON.", choices=("auto", "json", "text"))
+    log_level: str = _setting("info", "Least level that is logged.", choices=("debug", "info", "warning", "error"))
+    drain_seconds: float = _setting(10.0, "How long SIGTERM waits for requests in flight, in seconds.", minimum=0)
+    shutdown_delay_seconds: float = _setting(
+        0.0, "How long SIGTERM keeps serving as NOT_SERVING, so that balancers notice, in seconds.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, choices, minimum = getattr(self, f.name), f.metadata["choices"], f.metadata["minimum"]
+            if choices and value not in choices:
+                raise SettingsError(f"{f.name}: expected one of {', '.join(choices)}, found {value!r}")
+            if minimum is not None and not value >= minimum:
+                raise SettingsError(f"{f.name}: expected {minimum:g} or more, found {value:g}")
+        if not self.listen:
+            raise SettingsError(
+                "listen: is empty; give an address such as 127.0.0.1:50051 or unix:/run/classifier.sock"
+            )
+        if self.shadow_share > 1:
+            raise SettingsError(f"shadow_share: expected a share between 0 and 1, found {self.shadow_share:g}")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingsError("tls_cert and tls_key go together; give both or neither")
+        if self.tls_client_ca and not self.tls_cert:
+            raise SettingsError("tls_client_ca asks clients for certificates, which needs tls_cert and tls_key")
+        for address in (*self.listen, *([self.metrics_listen] if self.metrics_listen else [])):
+            check_address(address)
+        if self.workers > 1 and any(is_unix(address) for address in self.listen):
+            raise SettingsError("workers above 1 share a TCP port; a unix: address cannot be shared, drop one of them")
+        exposed = [a for a in self.listen if not is_local(a)]
+        if exposed and not self.insecure:
+            missing = [] if self.tls_cert else ["TLS (--tls-cert, --tls-key)"]
+            if not (self.tls_client_ca or self.tokens):
+                missing.append("authentication (--tls-client-ca or --tokens)")
+            if missing:
+                raise SettingsError(
+                    f"listen: {exposed[0]} can be reached by other machines and has no {' and no '.join(missing)}; "
+                    "add it, listen on 127.0.0.1, or say --insecure"
+                )
+
+
+def is_unix(address: str) -> bool:
+    """Whether the address is a Unix socket."""
+    return address.startswith("unix:")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of a TCP address; the host of `[::1]:50051` is `::1`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def check_address(address: str) -> None:
+    """Raises SettingsError where the address is neither `HOST:PORT` nor `unix:/PATH`."""
+    if is_unix(address):
+        if len(address) <= len("unix:"):
+            raise SettingsError(f"listen: expected unix:/PATH, found {address!r}")
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise SettingsError(f"listen: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach the address.
+
+    >>> [is_local(a) for a in ("127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "unix:/x", "localhost:1")]
+    [True, True, False, True, True]
+    """
+    if is_unix(address):
+        return True
+    host = split_address(address)[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def resolve(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    config: str | Path | None = None,
+) -> ServerSettings:
+    """Settings from flags, then the environment, then a TOML file, then the defaults.
+
+    Args:
+        flags: by field name; None means that the flag was not given.
+        environ: the environment; None means the process's own.
+        config: the TOML file; None means the one that `CLASSIFIER_CONFIG` names, or none.
+
+    Raises:
+        SettingsError: a value has the wrong type, a key is unknown, or the file cannot be read.
+
+    >>> resolve({"store": "text"}, {"CLASSIFIER_QUEUE_SIZE": "8", "CLASSIFIER_STORE": "off"}).queue_size
+    8
+    """
+    environ = os.environ if environ is None else environ
+    config = config or environ.get(CONFIG_VARIABLE) or None
+    types = get_type_hints(ServerSettings)
+    values: dict[str, Any] = {}
+    for name, value in (_read(Path(config)) if config else {}).items():
+        if name not in types:
+            raise SettingsError(f"{config}: unknown key {name!r}; the keys are the flags with underscores")
+        values[name] = _parse(types[name], value, f"{config}: {name}")
+    for name, kind in types.items():
+        if PREFIX + name.upper() in environ:
+            values[name] = _parse(kind, environ[PREFIX + name.upper()], PREFIX + name.upper())
+        if flags is not None and flags.get(name) not in (None, ()):
+            values[name] = _parse(kind, flags[name], "--" + name.replace("_", "-"))
+    return ServerSettings(**values)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def state_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Where this program keeps what it must remember (`$XDG_STATE_HOME/classifier`)."""
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
+    return Path(base) / "classifier"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); --config names a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not TOML: {error}") from error
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """The value as the field's type; text is what flags and variables hold."""
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else _BOOLEANS[str(value).strip().lower()]
+        if kind is int and not isinstance(value, bool):
+            return value if isinstance(value, int) else int(str(value))
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind is str and isinstance(value, (str, os.PathLike)):
+            return os.fspath(value)
+        if kind == tuple[str, ...]:
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(part.strip() for part in parts if part.strip())
+    except (KeyError, ValueError, TypeError, AttributeError):
+        pass
+    name = (
+        "a list of texts"
+        if kind == tuple[str, ...]
+        else {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+    )
+    raise SettingsError(f"{where}: expected {'text' if kind is str else name}, found {value!r}")
+
+
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

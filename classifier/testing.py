@@ -1,0 +1,163 @@
+"""The fakes that our tests use, for yours: an engine without a model, and a server with it.
+
+    with fake_server(tier_of=lambda request: Tier.COMPLEX) as address:
+        assert Client(address).classify("any text").tier is Tier.COMPLEX
+
+A gateway's tests can so be run against the real wire, the real limits and the real errors, without a bundle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from classifier.errors import InvalidRequest
+from classifier.inputs import ModelInput, render
+from classifier.policy import Policy, decide
+from classifier.types import TIERS, Decision, Request, Scores, Tier
+
+FAKE_POLICY = Policy(name="default", threshold=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class FakePrepared:
+    """What `FakeEngine.prepare` returns; the fields of `classifier.engine.Prepared` that others read."""
+
+    request: Request
+    policy: Policy
+    input: ModelInput
+    prepare_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class FakeEngine:
+    """An engine whose model is a function.
+
+    Attributes:
+        tier_of: the tier that gets most of the probability.
+        delay_seconds: how long a run takes; the thread sleeps, as a model run releases the GIL.
+        runs: how many runs were begun.
+        on_score: called at the start of each run, on its thread; may raise or wait.
+    """
+
+    tier_of: Callable[[Request], Tier] = lambda request: Tier.STANDARD  # noqa: ARG005
+    delay_seconds: float = 0.0
+    bundle_version: str = "fake000000000000"
+    calibration_revision: str = "fake"
+    policies: Mapping[str, Policy] = field(default_factory=lambda: {"default": FAKE_POLICY})
+    default_policy: str = "default"
+    golden_ok: bool = True
+    golden_message: str = ""
+    on_score: Callable[[], None] | None = None
+    runs: int = 0
+
+    def prepare(self, request: Request) -> FakePrepared:
+        """As `Engine.prepare`."""
+        policy = self.policies.get(request.policy or self.default_policy)
+        if policy is None:
+            raise InvalidRequest("policy", f"is not one of this bundle's: {', '.join(sorted(self.policies))}")
+        return FakePrepared(request, policy, render(request))
+
+    def score(self, prepared: FakePrepared) -> Scores:
+        """As `Engine.score`: .85 for the tier that `tier_of` names, .05 for each other."""
+        self.runs += 1
+        if self.on_score is not None:
+            self.on_score()
+        if self.delay_seconds:
+            time.sleep(self.delay_seconds)
+        tier = self.tier_of(prepared.request)
+        likely = tuple(0.85 if other is tier else 0.05 for other in TIERS)
+        return Scores((0.0,) * len(TIERS), likely, len(prepared.input.text), prepared.input.truncated)
+
+    def decide(self, prepared: FakePrepared, scores: Scores, draw: float | None = None) -> Decision:
+        """As `Engine.decide`."""
+        request, policy = prepared.request, prepared.policy
+        choice = decide(
+            scores.probabilities,
+            policy,
+            floor=request.floor,
+            ceiling=request.ceiling,
+            draw=draw,
+            golden_ok=self.golden_ok,
+        )
+        return Decision(
+            tier=choice.tier,
+            probabilities=scores.probabilities,
+            model_tier=choice.model_tier,
+            reason=choice.reason,
+            policy=policy.name,
+            threshold=choice.threshold,
+            guaranteed=choice.guaranteed,
+            propensity=choice.propensity,
+            bundle_version=self.bundle_version,
+            calibration_revision=self.calibration_revision,
+            truncated=scores.truncated,
+            input_tokens=scores.input_tokens,
+        )
+
+    def classify(self, request: Request, draw: float | None = None) -> Decision:
+        """As `Engine.classify`, without timings."""
+        prepared = self.prepare(request)
+        return self.decide(prepared, self.score(prepared), draw)
+
+
+@contextlib.contextmanager
+def fake_server(
+    *,
+    tier_of: Callable[[Request], Tier] | None = None,
+    engine: Any = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """A server on a free port of this machine, in a thread of this process; yields its address.
+
+    Args:
+        tier_of: what the fake model answers; STANDARD for everything where it is left out.
+        engine: an engine to serve instead of a fake one.
+        settings: fields of `classifier.settings.ServerSettings`.
+    """
+    from classifier.server import Server
+    from classifier.settings import ServerSettings
+
+    engine = engine or (FakeEngine(tier_of=tier_of) if tier_of else FakeEngine())
+    values = {"listen": ("127.0.0.1:0",), "cores": 2, **settings}
+    started: threading.Event = threading.Event()
+    addresses: list[str] = []
+    problems: list[BaseException] = []
+    stop: list[Callable[[], object]] = []
+
+    async def serve() -> None:
+        server = Server(ServerSettings(**values), load=lambda: engine)
+        await server.start()
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stop.append(lambda: loop.call_soon_threadsafe(done.set))
+        addresses.extend(server.addresses)
+        started.set()
+        await done.wait()
+        await server.stop()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:  # the thread that waits raises it
+            problems.append(error)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, name="fake-server", daemon=True)
+    thread.start()
+    started.wait()
+    if problems:
+        raise problems[0]
+    try:
+        yield addresses[0]
+    finally:
+        stop[0]()
+        thread.join()
+    if problems:
+        raise problems[0]

@@ -1,0 +1,352 @@
+"""Proto ↔ types, both ways: the only file that knows both.
+
+Knows nothing of channels, servers, admission or engines. Messages of errors never quote prompt text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from classifier import errors
+from classifier.errors import ClassifierError, InvalidRequest
+from classifier.types import (
+    TIERS,
+    Cause,
+    Decision,
+    Outcome,
+    Reason,
+    Request,
+    Source,
+    Tier,
+    Timings,
+    Verdict,
+)
+from classifier.types import Message as ChatMessage
+from classifier.v1 import classifier_pb2 as pb
+
+if TYPE_CHECKING:  # numpy, which a client does not need
+    from classifier.policy import Guarantee, Policy
+
+SERVICE = "classifier.v1.ClassifierService"
+DOMAIN = "classifier.v1"
+P = TypeVar("P", bound=Message)
+
+_TIERS: Mapping[int, Tier] = {int(tier): tier for tier in TIERS}
+_CODES: Mapping[str, int] = dict(code_pb2.Code.items())
+_CODE_NAMES: Mapping[int, str] = {number: name for name, number in _CODES.items()}
+
+
+def parse(kind: type[P], data: bytes) -> P:
+    """The message of that kind in `data`.
+
+    Raises:
+        InvalidRequest: the bytes are no such message, or hold text that is not UTF-8.
+    """
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        name = kind.DESCRIPTOR.full_name
+        raise InvalidRequest(
+            "(message)", f"is not a {name}, or its text is not UTF-8; generate from the proto"
+        ) from None
+    return message
+
+
+def request_from_proto(message: pb.ClassifyRequest, *, max_messages: int | None = None) -> Request:
+    """The request that a message holds.
+
+    Raises:
+        InvalidRequest: every field at fault is named.
+    """
+    if max_messages is not None and len(message.messages) > max_messages:
+        raise InvalidRequest(
+            "messages", f"has {len(message.messages)} entries, the limit is {max_messages}; send the last ones"
+        )
+    return Request(
+        messages=tuple([ChatMessage(m.role, m.content) for m in message.messages]),
+        tools=tuple([tool.name for tool in message.tools]) if message.tools else (),
+        attachments=message.attachments,
+        policy=message.policy,
+        floor=_tier(message.floor, "floor") if message.floor else None,
+        ceiling=_tier(message.ceiling, "ceiling") if message.ceiling else None,
+        record=message.record if message.HasField("record") else None,
+        labels=dict(message.labels) if message.labels else {},
+        request_id=message.request_id,
+    )
+
+
+def request_to_proto(request: Request) -> pb.ClassifyRequest:
+    """The message that holds a request. Lone surrogates, which UTF-8 cannot hold, become question marks."""
+    try:
+        return _request_to_proto(request)
+    except (UnicodeEncodeError, ValueError):
+        return _request_to_proto(
+            Request(
+                messages=tuple(ChatMessage(m.role, _encodable(m.content)) for m in request.messages),
+                tools=tuple(map(_encodable, request.tools)),
+                attachments=request.attachments,
+                policy=_encodable(request.policy),
+                floor=request.floor,
+                ceiling=request.ceiling,
+                record=request.record,
+                labels={_encodable(key): _encodable(value) for key, value in request.labels.items()},
+                request_id=_encodable(request.request_id),
+            )
+        )
+
+
+def _request_to_proto(request: Request) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(
+        messages=[pb.Message(role=m.role, content=m.content) for m in request.messages],
+        tools=[pb.Tool(name=name) for name in request.tools],
+        attachments=request.attachments,
+        policy=request.policy,
+        floor=_number(request.floor),
+        ceiling=_number(request.ceiling),
+        record=cast("bool", request.record),  # None leaves it absent
+        labels=request.labels,
+        request_id=request.request_id,
+    )
+
+
+def decision_to_proto(decision: Decision) -> pb.ClassifyResponse:
+    """The message that holds a decision."""
+    times = decision.timings
+    return pb.ClassifyResponse(
+        tier=_number(decision.tier),
+        probabilities=decision.probabilities,
+        model_tier=_number(decision.model_tier),
+        reason=_number(decision.reason),
+        decision_id=decision.decision_id,
+        policy=decision.policy,
+        threshold=decision.threshold,
+        guaranteed=decision.guaranteed,
+        propensity=decision.propensity,
+        bundle_version=decision.bundle_version,
+        calibration_revision=decision.calibration_revision,
+        truncated=decision.truncated,
+        input_tokens=decision.input_tokens,
+        timings=pb.Timings(
+            queue=_duration(times.queue),
+            prepare=_duration(times.prepare),
+            model=_duration(times.model),
+            total=_duration(times.total),
+        ),
+        route=decision.route,
+    )
+
+
+def decision_from_proto(message: pb.ClassifyResponse) -> Decision:
+    """The decision that a server answered with.
+
+    Raises:
+        ClassifierError: the server speaks of tiers or reasons that this package does not know.
+    """
+    try:
+        times = message.timings
+        return Decision(
+            tier=Tier(message.tier),
+            probabilities=tuple(message.probabilities),
+            model_tier=Tier(message.model_tier),
+            reason=Reason(message.reason),
+            decision_id=message.decision_id,
+            policy=message.policy,
+            threshold=message.threshold,
+            guaranteed=message.guaranteed,
+            propensity=message.propensity,
+            bundle_version=message.bundle_version,
+            calibration_revision=message.calibration_revision,
+            truncated=message.truncated,
+            input_tokens=message.input_tokens,
+            timings=Timings(
+                *(d.seconds + d.nanos * 1e-9 for d in (times.queue, times.prepare, times.model, times.total))
+            ),
+            route=message.route,
+        )
+    except ValueError as error:
+        raise ClassifierError(
+            f"the server's answer holds what this package does not know ({error}); update it"
+        ) from error
+
+
+def outcome_from_proto(message: pb.ReportOutcomeRequest, *, max_messages: int | None = None) -> Outcome:
+    """The outcome that a message reports.
+
+    Raises:
+        InvalidRequest: every field at fault is named.
+    """
+    violations: list[tuple[str, str]] = []
+    values: dict[str, Any] = {}
+    for name, kind in (("verdict", Verdict), ("cause", Cause), ("source", Source), ("served_tier", Tier)):
+        try:
+            values[name] = kind(getattr(message, name))
+        except ValueError:
+            choices = ", ".join(f"{kind.__name__.upper()}_{member.name}" for member in kind)
+            violations.append((name, f"is not set or not known; one of {choices}"))
+    if violations:
+        raise InvalidRequest(violations)
+    occurred = message.occurred_at
+    return Outcome(
+        decision_id=message.decision_id,
+        outcome_id=message.outcome_id,
+        accepted_tier=_tier(message.accepted_tier, "accepted_tier") if message.accepted_tier else None,
+        occurred_at=occurred.seconds + occurred.nanos * 1e-9 if message.HasField("occurred_at") else None,
+        request=_nested_request(message, max_messages) if message.HasField("request") else None,
+        **values,
+    )
+
+
+def _nested_request(message: pb.ReportOutcomeRequest, max_messages: int | None) -> Request:
+    try:
+        return request_from_proto(message.request, max_messages=max_messages)
+    except InvalidRequest as error:
+        raise InvalidRequest([(f"request.{field}", text) for field, text in error.violations]) from None
+
+
+def outcome_to_proto(outcome: Outcome) -> pb.ReportOutcomeRequest:
+    """The message that reports an outcome."""
+    message = pb.ReportOutcomeRequest(
+        decision_id=outcome.decision_id,
+        outcome_id=outcome.outcome_id,
+        verdict=_number(outcome.verdict),
+        cause=_number(outcome.cause),
+        source=_number(outcome.source),
+        served_tier=_number(outcome.served_tier),
+        accepted_tier=_number(outcome.accepted_tier),
+        request=None if outcome.request is None else request_to_proto(outcome.request),
+    )
+    if outcome.occurred_at is not None:
+        seconds = math.floor(outcome.occurred_at)
+        message.occurred_at.seconds = seconds
+        message.occurred_at.nanos = min(999_999_999, int((outcome.occurred_at - seconds) * 1e9))
+    return message
+
+
+def outcome_state_to_proto(state: int) -> pb.ReportOutcomeResponse:
+    """The message that says what became of a report."""
+    return pb.ReportOutcomeResponse(state=_number(state))
+
+
+def policy_to_proto(policy: Policy) -> pb.Policy:
+    """The message that states a policy and its promise."""
+    top = policy.top_tier_guarantee
+    return pb.Policy(
+        name=policy.name,
+        threshold=policy.threshold,
+        top_tier_threshold=policy.top_tier_threshold,
+        guarantee=_guarantee(policy.guarantee),
+        top_tier_guarantee=None if top is None else _guarantee(top),
+        tier_shares=policy.tier_shares,
+        group_by=policy.group_by,
+        group_thresholds=dict(policy.group_thresholds),
+    )
+
+
+_GUARANTEE_FIELDS = tuple(pb.Guarantee.DESCRIPTOR.fields_by_name)
+
+
+def _guarantee(guarantee: Guarantee) -> pb.Guarantee:
+    return pb.Guarantee(**{name: getattr(guarantee, name) for name in _GUARANTEE_FIELDS})
+
+
+def status_of(error: ClassifierError) -> status_pb2.Status:
+    """The `google.rpc.Status` of an error: code, message, and details for machines."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if isinstance(error, InvalidRequest):
+        bad = error_details_pb2.BadRequest()
+        for field, text in error.violations:
+            bad.field_violations.add(field=field, description=text)
+        details.append(bad)
+    retry = getattr(error, "retry_after_seconds", None)
+    if retry is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry)))
+    return status_pb2.Status(code=_CODES[error.status], message=str(error), details=[_packed(d) for d in details])
+
+
+def error_of(status: status_pb2.Status) -> ClassifierError:
+    """The error that a status tells of: the class by its code, fields and waiting time by its details."""
+    code = _CODE_NAMES.get(status.code, "UNKNOWN")
+    retry: float | None = None
+    violations: list[tuple[str, str]] = []
+    reason = ""
+    for detail in status.details:
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+            found = kind()
+            if not detail.Unpack(found):
+                continue
+            if isinstance(found, error_details_pb2.ErrorInfo):
+                reason = found.reason
+            elif isinstance(found, error_details_pb2.BadRequest):
+                violations = [(v.field, v.description) for v in found.field_violations]
+            else:
+                retry = found.retry_delay.seconds + found.retry_delay.nanos * 1e-9
+    if code == "INVALID_ARGUMENT":
+        return InvalidRequest(violations or [("(request)", status.message)])
+    if code == "RESOURCE_EXHAUSTED":
+        return errors.Overloaded(status.message, retry_after_seconds=0.05 if retry is None else retry)
+    if reason == errors.StoreUnavailable.reason:
+        return errors.StoreUnavailable(status.message, retry_after_seconds=1.0 if retry is None else retry)
+    kind_of = _BY_REASON.get(reason) or _BY_CODE.get(code)
+    return kind_of(status.message) if kind_of else ClassifierError(f"{code}: {status.message}")
+
+
+_BY_REASON: Mapping[str, type[ClassifierError]] = {
+    kind.reason: kind
+    for kind in (errors.DeadlinePassed, errors.Unauthenticated, errors.NotPermitted, errors.NoAllowedRoute)
+}
+_BY_CODE: Mapping[str, type[ClassifierError]] = {
+    "DEADLINE_EXCEEDED": errors.DeadlinePassed,
+    "CANCELLED": errors.DeadlinePassed,
+    "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.NotPermitted,
+    "UNAVAILABLE": errors.ServerUnreachable,
+}
+
+
+def code_name(number: int) -> str:
+    """Name of a status code: 8 is RESOURCE_EXHAUSTED."""
+    return _CODE_NAMES.get(number, "UNKNOWN")
+
+
+def _number(value: int | None) -> Any:
+    """An enum's number as the generated types want it; 0 is UNSPECIFIED."""
+    return int(value or 0)
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    whole = int(seconds)
+    return duration_pb2.Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def _tier(number: int, field: str) -> Tier:
+    tier = _TIERS.get(number)
+    if tier is None:
+        raise InvalidRequest(field, f"is not a tier; one of {', '.join(f'TIER_{t.name}' for t in TIERS)}")
+    return tier
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def tiers_to_proto() -> list[Any]:
+    """Every tier's number, cheapest first."""
+    return [_number(tier) for tier in TIERS]
+
+
+def outcome_state(message: pb.ReportOutcomeResponse) -> str:
+    """What became of a report: JOINED, PENDING or DUPLICATE."""
+    return pb.OutcomeState.Name(message.state).removeprefix("OUTCOME_STATE_")

@@ -1,0 +1,244 @@
+"""Who may run, who waits, and who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from classifier.admission import Admission, Line, RateLimit
+from classifier.errors import DeadlinePassed, Overloaded
+
+
+def line(cores=1, size=4, max_wait=10.0):
+    return Line(cores, size, max_wait)
+
+
+def test_a_free_core_takes_a_request_at_once():
+    """A request that finds a free core runs and does not wait."""
+    subject = line()
+    ticket, displaced = subject.enter("a", now=0.0)
+    assert (subject.take(), displaced, subject.running, subject.waiting) == (ticket, None, 1, 0)
+
+
+def test_no_more_run_than_there_are_cores():
+    """While every core is busy nothing more is taken from the line."""
+    subject = line(cores=2)
+    for _ in range(3):
+        subject.enter("a", now=0.0)
+    assert [subject.take() is not None for _ in range(3)] == [True, True, False]
+    subject.finish(0.001)
+    assert subject.take() is not None
+
+
+def test_a_full_line_refuses_at_once_and_says_when_to_come_back():
+    """When the line is full a request of the only caller is refused with a positive waiting time."""
+    subject = line(size=1)
+    subject.enter("a", now=0.0)
+    subject.take()
+    subject.enter("a", now=0.0)
+    with pytest.raises(Overloaded) as refusal:
+        subject.enter("a", now=0.0)
+    assert refusal.value.retry_after_seconds > 0
+
+
+def test_callers_are_served_in_turn():
+    """A caller with one request does not wait behind all of another caller's."""
+    subject = line(size=10)
+    for _ in range(5):
+        subject.enter("flood", now=0.0)
+    subject.enter("quiet", now=0.0)
+    served = []
+    for _ in range(6):
+        ticket = subject.take()
+        served.append(ticket.caller)
+        subject.finish(0.001)
+    assert served.index("quiet") <= 1
+    assert served.count("flood") == 5
+
+
+def test_a_caller_who_floods_loses_its_own_place():
+    """In a full line the newest request of the longest queue makes room for a caller with fewer."""
+    subject = line(size=3)
+    subject.enter("flood", now=0.0)
+    subject.take()
+    tickets = [subject.enter("flood", now=0.0)[0] for _ in range(3)]
+    _, displaced = subject.enter("quiet", now=0.0)
+    assert displaced is tickets[-1]
+    assert subject.waiting == 3
+
+
+def test_a_wait_that_would_outlast_the_deadline_is_refused_on_arrival():
+    """A request that cannot start before its deadline is refused when it comes and not after it waited."""
+    subject = line(size=100)
+    subject.run_seconds = 0.02
+    subject.enter("a", now=0.0)
+    subject.take()
+    for _ in range(5):
+        subject.enter("a", now=0.0)
+    with pytest.raises(Overloaded):
+        subject.enter("a", now=0.0, deadline=0.05)
+    subject.enter("a", now=0.0, deadline=1.0)
+
+
+def test_a_deadline_that_is_over_is_said_so():
+    """A request whose deadline passed before it came is told that, also on an idle server."""
+    with pytest.raises(DeadlinePassed):
+        line().enter("a", now=2.0, deadline=1.0)
+
+
+def test_a_caller_who_left_gives_its_place_back():
+    """A request that is cancelled while it waits leaves the line."""
+    subject = line()
+    subject.enter("a", now=0.0)
+    subject.take()
+    ticket, _ = subject.enter("a", now=0.0)
+    subject.leave(ticket)
+    subject.finish(0.001)
+    assert (subject.take(), subject.waiting) == (None, 0)
+
+
+def test_the_estimate_follows_the_runs():
+    """The running mean of run times moves towards what runs take."""
+    subject = line()
+    for _ in range(200):
+        subject.enter("a", now=0.0)
+        subject.take()
+        subject.finish(0.1)
+    assert subject.run_seconds == pytest.approx(0.1, rel=0.01)
+
+
+async def test_work_runs_on_threads_no_wider_than_the_cores():
+    """Never more than `cores` pieces of work run at the same moment."""
+    admission = Admission(cores=2, queue_size=50, max_wait_seconds=10.0)
+    now, peak, lock = [0], [0], threading.Lock()
+
+    def work():
+        with lock:
+            now[0] += 1
+            peak[0] = max(peak[0], now[0])
+        time.sleep(0.002)
+        with lock:
+            now[0] -= 1
+        return threading.current_thread().name
+
+    results = await asyncio.gather(*(admission.run(work, "a") for _ in range(20)))
+    await admission.close()
+    assert peak[0] == 2
+    assert {name for name, _ in results} == {"core-0", "core-1"}
+
+
+async def test_an_error_reaches_its_caller_and_the_core_goes_on():
+    """An exception in the work is raised to whoever asked; the next request is served."""
+    admission = Admission(cores=1, queue_size=4, max_wait_seconds=10.0)
+
+    def broken():
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await admission.run(broken, "a")
+    assert (await admission.run(lambda: 7, "a"))[0] == 7
+    await admission.close()
+
+
+async def test_who_left_and_who_is_late_never_reach_the_work():
+    """A request whose caller left or whose deadline passed while it waited is never run."""
+    admission = Admission(cores=1, queue_size=10, max_wait_seconds=10.0)
+    admission._line.run_seconds = 0.0  # so that the estimate lets the late one in
+    gate, ran = threading.Event(), []
+    first = asyncio.create_task(admission.run(gate.wait, "a"))
+    await _until(lambda: admission.running == 1)
+    left = asyncio.create_task(admission.run(lambda: ran.append("left"), "b"))
+    late = asyncio.create_task(admission.run(lambda: ran.append("late"), "c", time.monotonic() + 0.01))
+    await _until(lambda: admission.waiting == 2)
+    left.cancel()
+    await asyncio.sleep(0.02)
+    gate.set()
+    await first
+    with pytest.raises(DeadlinePassed):
+        await late
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    await admission.close()
+    assert ran == []
+
+
+async def test_who_waits_at_the_end_is_told():
+    """Closing answers those that still wait, and lets the run at hand finish."""
+    admission = Admission(cores=1, queue_size=4, max_wait_seconds=10.0)
+    gate = threading.Event()
+    first = asyncio.create_task(admission.run(gate.wait, "a"))
+    await _until(lambda: admission.running == 1)
+    second = asyncio.create_task(admission.run(gate.wait, "a"))
+    await _until(lambda: admission.waiting == 1)
+    closing = asyncio.create_task(admission.close())
+    await asyncio.sleep(0)
+    gate.set()
+    await closing
+    assert (await first)[0] is True
+    with pytest.raises(Overloaded):
+        await second
+
+
+async def test_a_flood_takes_no_more_than_its_share():
+    """Under a tenfold flood by one caller the other still gets about half of what is served."""
+    admission = Admission(cores=1, queue_size=16, max_wait_seconds=10.0)
+    served: Counter[str] = Counter()
+    end = time.monotonic() + 0.4
+
+    async def ask(caller):
+        while time.monotonic() < end:
+            try:
+                await admission.run(lambda: time.sleep(0.002), caller)
+                served[caller] += 1
+            except Overloaded as refusal:
+                await asyncio.sleep(refusal.retry_after_seconds)
+
+    await asyncio.gather(*(ask("flood") for _ in range(20)), *(ask("quiet") for _ in range(2)))
+    await admission.close()
+    assert served["quiet"] >= 0.4 * sum(served.values())
+
+
+def test_a_token_bucket_lets_a_burst_through_and_then_the_rate():
+    """A caller may send its burst at once and then as many a second as the rate."""
+    bucket = RateLimit(rate=10, burst=2)
+    bucket.take("a", now=0.0)
+    bucket.take("a", now=0.0)
+    with pytest.raises(Overloaded) as refusal:
+        bucket.take("a", now=0.0)
+    assert refusal.value.retry_after_seconds == pytest.approx(0.1)
+    bucket.take("a", now=0.1)
+
+
+def test_one_callers_bucket_is_not_anothers():
+    """A caller over its rate does not keep another one out."""
+    bucket = RateLimit(rate=1, burst=1)
+    bucket.take("a", now=0.0)
+    bucket.take("b", now=0.0)
+    with pytest.raises(Overloaded):
+        bucket.take("a", now=0.0)
+
+
+def test_no_rate_means_no_limit():
+    """A rate of zero lets everything through."""
+    bucket = RateLimit(rate=0, burst=1)
+    for _ in range(10):
+        bucket.take("a", now=0.0)
+
+
+def test_an_endless_deadline_is_the_default():
+    """Without a deadline only the longest wait bounds a request."""
+    ticket, _ = line(max_wait=2.0).enter("a", now=1.0)
+    assert (ticket.deadline, ticket.latest_start) == (math.inf, 3.0)
+
+
+async def _until(condition, seconds=5.0):
+    """Polls until it holds; fails after the deadline."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        await asyncio.sleep(0.001)

@@ -1,0 +1,97 @@
+"""Flag, variable and file are the same setting, and contradictions are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from classifier.errors import SettingsError
+from classifier.settings import ServerSettings, is_local, resolve
+
+LOCAL = ("127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x")
+EXPOSED = ("0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.com:1")
+
+
+def test_a_flag_comes_before_a_variable_before_the_file(tmp_path):
+    """Of the same setting given three times the flag counts, then the variable, then the file."""
+    config = tmp_path / "c.toml"
+    config.write_text('queue_size = 1\nmax_messages = 1\nstore = "text"\n')
+    environ = {"CLASSIFIER_QUEUE_SIZE": "2", "CLASSIFIER_MAX_MESSAGES": "2"}
+    found = resolve({"queue_size": "3"}, environ, config)
+    assert (found.queue_size, found.max_messages, found.store) == (3, 2, "text")
+
+
+def test_the_file_may_be_named_by_its_variable(tmp_path):
+    """CLASSIFIER_CONFIG names the file as --config does."""
+    (tmp_path / "c.toml").write_text("workers = 2\nlisten = ['127.0.0.1:1', '127.0.0.1:2']\n")
+    found = resolve({}, {"CLASSIFIER_CONFIG": str(tmp_path / "c.toml")})
+    assert (found.workers, found.listen) == (2, ("127.0.0.1:1", "127.0.0.1:2"))
+
+
+def test_variables_hold_lists_and_switches_as_text():
+    """A comma separates addresses and the usual words switch."""
+    found = resolve({}, {"CLASSIFIER_LISTEN": "127.0.0.1:1, unix:/x", "CLASSIFIER_REFLECTION": "off"})
+    assert (found.listen, found.reflection) == (("127.0.0.1:1", "unix:/x"), False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"queue_size": "many"}, "--queue-size: expected a whole number"),
+        ({"queue_size": "-1"}, "queue_size: expected 0 or more"),
+        ({"store": "all"}, "store: expected one of off, hash, text"),
+        ({"reflection": "maybe"}, "--reflection: expected true or false"),
+        ({"listen": "50051"}, "expected HOST:PORT"),
+        ({"listen": "localhost:99999"}, "expected HOST:PORT"),
+        ({"listen": "unix:"}, "expected unix:/PATH"),
+        ({"tls_cert": "c.pem"}, "tls_cert and tls_key go together"),
+        ({"tls_client_ca": "ca.pem"}, "which needs tls_cert"),
+        ({"workers": "2", "listen": "unix:/x"}, "a unix: address cannot be shared"),
+        ({"shadow_share": "2"}, "between 0 and 1"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(values, message):
+    """What is wrong is named with what was expected."""
+    with pytest.raises(SettingsError, match=message):
+        resolve(values, {})
+
+
+def test_an_unknown_key_of_the_file_is_refused(tmp_path):
+    """A key that is no setting is an error and not silence."""
+    (tmp_path / "c.toml").write_text("quue_size = 1\n")
+    with pytest.raises(SettingsError, match="unknown key 'quue_size'"):
+        resolve({}, {}, tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("content", [None, "a = = 1", b"\xff"], ids=["missing", "syntax", "bytes"])
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
+    """A missing or broken settings file is named."""
+    path = tmp_path / "c.toml"
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"c\.toml"):
+        resolve({}, {}, path)
+
+
+@pytest.mark.parametrize("address", EXPOSED)
+def test_other_machines_are_served_only_with_tls_and_authentication(address):
+    """A non-loopback address needs TLS and tokens or mTLS, or the word insecure; what is missing is named."""
+    tls = {"tls_cert": "c", "tls_key": "k"}
+    with pytest.raises(SettingsError, match=r"no TLS .* and no authentication"):
+        ServerSettings(listen=(address,))
+    with pytest.raises(SettingsError, match="no authentication"):
+        ServerSettings(listen=(address,), **tls)
+    with pytest.raises(SettingsError, match="no TLS"):
+        ServerSettings(listen=(address,), tokens="t")
+    ServerSettings(listen=(address,), tokens="t", **tls)
+    ServerSettings(listen=(address,), tls_client_ca="ca", **tls)
+    ServerSettings(listen=(address,), insecure=True)
+
+
+@pytest.mark.parametrize("address", LOCAL)
+def test_this_machine_is_served_without(address):
+    """Loopback and Unix sockets need neither."""
+    assert is_local(address)
+    assert ServerSettings(listen=(address,)).listen == (address,)
