@@ -73,7 +73,7 @@ class Line:
         if self.running + self.waiting < self.cores:
             return
         mine = len(self._queues.get(caller, ()))
-        if self.waiting >= self.size and mine + 1 >= self._longest():
+        if self._full() and mine + 1 >= self._longest():
             raise self._refusal(f"all {self.cores} cores are busy and {self.waiting} requests wait")
         # In turn: before this one come at most as many of every caller as this caller has waiting.
         ahead = min(self.waiting, (mine + 1) * (len(self._queues) + 1))
@@ -92,7 +92,7 @@ class Line:
         """
         self.check(caller, now, deadline)
         displaced = None
-        if self.waiting >= self.size and self.running + self.waiting >= self.cores:
+        if self._full():
             longest = max(self._queues.values(), key=len)
             displaced = longest[-1]
             self._remove(displaced)
@@ -144,6 +144,10 @@ class Line:
         self.waiting -= 1
         if not queue:
             del self._queues[ticket.caller]
+
+    def _full(self) -> bool:
+        # A ticket counts as waiting until a core's thread has woken up and taken it.
+        return self.running + self.waiting >= self.cores + self.size
 
     def _longest(self) -> int:
         return max((len(queue) for queue in self._queues.values()), default=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -134,11 +134,11 @@ class Identity:
         return True
 
 
-def _certificate_name(context: Mapping[str, Sequence[bytes] | Iterable[bytes]]) -> str:
-    for key in ("x509_subject_alternative_name", "x509_common_name"):
-        for value in context.get(key, ()):
-            return value.decode("utf-8", "replace")
-    return ""
+def _certificate_name(context: Mapping[str, Iterable[bytes]]) -> str:
+    """A SPIFFE id where the certificate has one, else its common name, else its first alternative name."""
+    alternatives = [name.decode("utf-8", "replace") for name in context.get("x509_subject_alternative_name", ())]
+    common = [name.decode("utf-8", "replace") for name in context.get("x509_common_name", ())]
+    return next(iter([*(n for n in alternatives if n.startswith("spiffe://")), *common, *alternatives]), "")
 
 
 def _digest(token: str) -> bytes:

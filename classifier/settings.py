@@ -42,7 +42,9 @@ class ServerSettings:
     )
     bundle: str = _setting("", "Bundle folder, or a name in the registry. Default: 'current', or the shipped bundle.")
     registry: str = _setting("", "Folder or URL of the bundle registry; its 'current' is watched and reloaded.")
-    registry_poll_seconds: float = _setting(5.0, "How often the registry is looked at, in seconds.", minimum=0.05)
+    watch_seconds: float = _setting(
+        5.0, "How often the registry and the tokens file are looked at for changes, in seconds.", minimum=0.01
+    )
     cores: int = _setting(
         0, "Requests that the model runs at once, one core each; 0 means the cores there are.", minimum=0
     )

@@ -1,0 +1,114 @@
+"""Servers as real processes, and certificates made on the spot, for the tests of serving."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Polls until the condition holds; fails after the deadline."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+class ServerProcess:
+    """`classifier serve` with arguments, its stderr collected line by line."""
+
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "classifier", "serve", *arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environ | (env or {}),
+        )
+        self.lines: list[str] = []
+        self.ready_seconds = 0.0
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("serving on"):
+                self.ready_seconds = time.monotonic() - self.started
+
+    @property
+    def ready_lines(self) -> list[str]:
+        """The lines that say that it serves."""
+        return [line for line in self.lines if line.startswith("serving on ")]
+
+    def wait_ready(self, seconds: float = 30.0) -> list[str]:
+        """Waits for the line and returns its addresses."""
+        until(lambda: self.ready_lines or self.process.poll() is not None, seconds)
+        assert self.ready_lines, f"it ended with {self.process.returncode}: {self.lines}"
+        return re.sub(r"^serving on ", "", self.ready_lines[0]).split(", ")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 30.0) -> int:
+        """The exit code."""
+        code = self.process.wait(seconds)
+        self._reader.join(5)
+        return code
+
+    def resident_bytes(self) -> int:
+        """Resident memory now (Linux)."""
+        return resident_bytes(self.process.pid)
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process (Linux)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def server_process(*arguments: str, env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+    """A server process, ended when the block is left."""
+    server = ServerProcess(*arguments, env=env)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.signal(signal.SIGTERM)
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+                server.wait()
+        for pipe in (server.process.stdout, server.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def make_certificates(folder: Path, *names: str) -> None:
+    """An authority (`ca.pem`) and for each name a certificate for localhost it signed (`NAME.pem`, `NAME.key`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
+
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+            "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem")  # fmt: skip
+    for name in names:
+        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}",
+                "-keyout", f"{name}.key", "-out", f"{name}.csr")  # fmt: skip
+        (folder / f"{name}.ext").write_text(f"subjectAltName=DNS:localhost,DNS:{name},IP:127.0.0.1\n")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+                "-extfile", f"{name}.ext", "-out", f"{name}.pem")  # fmt: skip

@@ -1,0 +1,120 @@
+"""The command: verbs, results, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from classifier import cli
+from classifier.errors import ClassifierError
+
+
+def run(*arguments, stdin=""):
+    """Runs the command as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "classifier", *arguments], input=stdin, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_classify_prints_the_tier_and_its_probabilities(tiny_bundle_path):
+    """A text needs no server: the tier comes first, then a line for each probability."""
+    done = run("classify", "--bundle", str(tiny_bundle_path), "prove the theorem")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("frontier  (model; policy balanced")
+    assert [line[2:].split()[0] for line in done.stdout.splitlines()[1:]] == [
+        "simple",
+        "standard",
+        "complex",
+        "frontier",
+    ]
+
+
+def test_classify_prints_json_for_machines_and_reads_stdin(tiny_bundle_path):
+    """`--json -` reads the text from stdin and prints one object."""
+    done = run("classify", "--bundle", str(tiny_bundle_path), "--json", "--floor", "standard", "-", stdin="hi")
+    found = json.loads(done.stdout)
+    assert (found["tier"], found["model_tier"], found["reason"]) == ("standard", "simple", "FLOOR")
+    assert sum(found["probabilities"]) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["classify"], 2, "Missing argument"),
+        (["classify", "--floor", "huge", "x"], 2, "error: floor: unknown tier 'huge'"),
+        (["classify", "--bundle", "/nowhere", "x"], 1, "error: /nowhere"),
+        (["classify", "a\x01b", "--policy", "nope"], 2, "error: policy"),
+        (["no-such-verb"], 2, "No such command"),
+        (["serve", "--queue-size", "many"], 2, "error: --queue-size: expected a whole number"),
+        (["serve", "--config", "/nowhere.toml"], 2, "error: /nowhere.toml"),
+    ],
+    ids=["usage", "tier", "no-bundle", "policy", "verb", "flag", "config"],
+)
+def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tiny_bundle_path):
+    """What went wrong is on stderr without a traceback, and the exit code says of what kind it was."""
+    if arguments[0] == "classify" and "--policy" in arguments:
+        arguments = [*arguments, "--bundle", str(tiny_bundle_path)]
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_is_one_line_with_what_matters():
+    """--version names the package, the bundle schema and the runtime."""
+    done = run("--version")
+    assert done.stdout.count("\n") == 1
+    assert all(word in done.stdout for word in ("classifier 0.", "bundle schema", "onnxruntime"))
+
+
+def test_every_verb_has_help_with_an_example():
+    """Each verb's help shows how it is called."""
+    context = cli.command.make_context("classifier", [], resilient_parsing=True)
+    verbs = cli.command.list_commands(context)
+    assert {"serve", "classify"} <= set(verbs)
+    for verb in verbs:
+        if cli.command.get_command(context, verb) is None:
+            continue
+        shown = CliRunner().invoke(cli.command, [verb, "--help"])
+        assert shown.exit_code == 0
+        assert f"classifier {verb}" in shown.output.replace("Usage: command", ""), verb
+
+
+def test_every_setting_is_a_flag_and_named_with_its_variable():
+    """`serve --help` names every setting with its variable."""
+    from dataclasses import fields
+
+    from classifier.settings import ServerSettings
+
+    shown = "".join(CliRunner().invoke(cli.command, ["serve", "--help"], terminal_width=400).output.split())
+    for f in fields(ServerSettings):
+        assert "--" + f.name.replace("_", "-") in shown
+        assert f"[CLASSIFIER_{f.name.upper()}]" in shown
+
+
+def test_help_imports_nothing_heavy():
+    """`--help` loads neither numpy nor grpc nor onnxruntime."""
+    code = (
+        "import sys; from click.testing import CliRunner; from classifier import cli;"
+        "assert CliRunner().invoke(cli.command, ['serve', '--help']).exit_code == 0;"
+        "print([m for m in ('grpc', 'onnxruntime', 'tokenizers', 'numpy', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (ClassifierError("x"), 1)])
+def test_an_interrupt_is_130(monkeypatch, error, code):
+    """Ctrl-C ends with 130 and an error of ours with its own code."""
+
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(cli.command, "main", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == code

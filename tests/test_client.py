@@ -1,0 +1,278 @@
+"""The clients: deadline, retries, breaker, and the tier to fall back to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from classifier import AsyncClient, Client, Outcome, Request, Tier, errors
+from classifier.client import SERVICE_CONFIG, Breaker
+from classifier.testing import FakeEngine, fake_server
+from classifier.types import Cause, Source, Verdict
+from classifier.v1 import classifier_pb2 as pb
+
+OUTCOME = Outcome("d", "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
+
+
+def by_word(request: Request) -> Tier:
+    return next((tier for tier in Tier if tier.label in request.messages[-1].content), Tier.STANDARD)
+
+
+@pytest.fixture(scope="module")
+def address():
+    with fake_server(tier_of=by_word) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def nowhere():
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{free.getsockname()[1]}"
+
+
+class Both:
+    """The sync and the async client behind the same calls, so that each test holds for both."""
+
+    def __init__(self, kind, *args, **kwargs):
+        self.kind, self.args, self.kwargs = kind, args, kwargs
+
+    def run(self, use):
+        """Runs `use(client, call)` where call(method, ...) is a plain call on either client."""
+        if self.kind == "sync":
+            with Client(*self.args, **self.kwargs) as client:
+                return use(client, lambda name, *a, **k: self._collect(getattr(client, name)(*a, **k)))
+
+        with asyncio.Runner() as runner:
+
+            async def make():
+                return AsyncClient(*self.args, **self.kwargs)
+
+            async def one(method, a, k):
+                found = method(*a, **k)
+                if hasattr(found, "__aiter__"):
+                    return [answer async for answer in found]
+                return await found
+
+            client = runner.run(make())
+            try:
+                return use(client, lambda name, *a, **k: runner.run(one(getattr(client, name), a, k)))
+            finally:
+                runner.run(client.close())
+
+    @staticmethod
+    def _collect(found):
+        return list(found) if hasattr(found, "__next__") else found
+
+
+@pytest.fixture(params=["sync", "async"])
+def client_of(request):
+    return lambda *args, **kwargs: Both(request.param, *args, **kwargs)
+
+
+def test_a_prompt_messages_or_a_request_are_classified(client_of, address):
+    """Text, messages and requests are all taken, with the fields of a request beside them."""
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ok"},
+        {"role": "user", "content": "complex"},
+    ]
+
+    def use(client, call):
+        assert call("classify", "simple", timeout_seconds=5).tier is Tier.SIMPLE
+        assert call("classify", chat, timeout_seconds=5).tier is Tier.COMPLEX
+        assert call("classify", Request.from_text("frontier"), timeout_seconds=5).tier is Tier.FRONTIER
+        raised = call("classify", "simple", floor=Tier.COMPLEX, timeout_seconds=5)
+        assert (raised.tier, raised.decision.model_tier, raised.classified) == (Tier.COMPLEX, Tier.SIMPLE, True)
+        assert client.coverage == 1
+
+    client_of(address).run(use)
+
+
+def test_an_unreachable_server_means_the_callers_tier_and_says_so(client_of, nowhere):
+    """With a fallback tier nothing is raised; the answer says that it is one and why."""
+
+    def use(client, call):
+        answer = call("classify", "x", timeout_seconds=5)
+        assert (answer.tier, answer.classified, answer.decision) == (Tier.COMPLEX, False, None)
+        assert answer.fallback == "UNAVAILABLE"
+        assert (client.coverage, client.counts) == (0, {"UNAVAILABLE": 1})
+
+    client_of(nowhere, fallback_tier=Tier.COMPLEX).run(use)
+
+
+def test_without_a_fallback_the_error_is_raised(client_of, nowhere):
+    """A client that was given no tier raises ServerUnreachable."""
+
+    def use(client, call):
+        with pytest.raises(errors.ServerUnreachable):
+            call("classify", "x", timeout_seconds=5)
+
+    client_of(nowhere).run(use)
+
+
+def test_the_fallback_keeps_the_requests_own_bounds(client_of, nowhere):
+    """A floor and a ceiling hold for the fallback as well."""
+
+    def use(client, call):
+        assert call("classify", "x", ceiling=Tier.STANDARD).tier is Tier.STANDARD
+        assert call("classify", "x", floor=Tier.FRONTIER).tier is Tier.FRONTIER
+
+    client_of(nowhere, fallback_tier=Tier.COMPLEX).run(use)
+
+
+def test_a_late_server_means_the_fallback_within_the_deadline(client_of):
+    """A call never takes longer than its deadline."""
+    with fake_server(engine=FakeEngine(delay_seconds=0.5), max_wait_seconds=5) as address:
+
+        def use(client, call):
+            call("info", timeout_seconds=5)  # connects
+            started = time.monotonic()
+            answer = call("classify", "x", timeout_seconds=0.1)
+            assert answer.fallback in {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+            assert time.monotonic() - started < 0.4
+
+        client_of(address, fallback_tier=Tier.STANDARD).run(use)
+
+
+def test_a_request_that_the_server_refuses_falls_open_too(client_of, address):
+    """A router must not be the outage: also an invalid request gets the fallback, with the reason."""
+
+    def use(client, call):
+        assert call("classify", "x", policy="nope", timeout_seconds=5).fallback == "INVALID_ARGUMENT"
+        assert call("classify", "a\0b").fallback == "INVALID_ARGUMENT"
+        assert call("classify", []).fallback == "INVALID_ARGUMENT"
+
+    client_of(address, fallback_tier=Tier.STANDARD).run(use)
+
+
+def test_the_servers_fields_at_fault_reach_the_caller(client_of, address):
+    """Without a fallback the violations of the server are in the error."""
+
+    def use(client, call):
+        with pytest.raises(errors.InvalidRequest) as found:
+            call("classify", "x", policy="nope", timeout_seconds=5)
+        assert found.value.violations[0][0] == "policy"
+
+    client_of(address).run(use)
+
+
+def test_a_batch_and_a_stream_answer_in_order_and_alone(client_of, address):
+    """Each item is answered or falls back alone, in its place, also one that was never sent."""
+
+    def use(client, call):
+        texts = ["simple", "a\0b", "frontier"]
+        expected = [(Tier.SIMPLE, ""), (Tier.STANDARD, "INVALID_ARGUMENT"), (Tier.FRONTIER, "")]
+        assert [(a.tier, a.fallback) for a in call("classify_batch", texts)] == expected
+        assert [(a.tier, a.fallback) for a in call("classify_stream", texts)] == expected
+        assert call("classify_batch", []) == []
+
+    client_of(address, fallback_tier=Tier.STANDARD).run(use)
+
+
+def test_a_batch_and_a_stream_to_nobody_fall_back_item_by_item(client_of, nowhere):
+    """Nothing is lost: as many answers as there were conversations."""
+
+    def use(client, call):
+        assert [a.fallback for a in call("classify_batch", ["a", "b"])] == ["UNAVAILABLE"] * 2
+        assert [a.tier for a in call("classify_stream", ["a", "b", "c"])] == [Tier.COMPLEX] * 3
+
+    client_of(nowhere, fallback_tier=Tier.COMPLEX).run(use)
+
+
+def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowhere):
+    """Calls that have no tier to fall back to raise our errors."""
+
+    def use(client, call):
+        assert call("info", timeout_seconds=5).default_policy == "default"
+        with pytest.raises(errors.ClassifierError, match="--feedback-url"):
+            call("report_outcome", OUTCOME)
+
+    client_of(address).run(use)
+
+    def use_nowhere(client, call):
+        with pytest.raises(errors.ServerUnreachable):
+            call("report_outcome", OUTCOME)
+
+    client_of(nowhere, fallback_tier=Tier.SIMPLE).run(use_nowhere)
+
+
+def test_an_open_breaker_asks_nobody(client_of, nowhere):
+    """After failures in a row the fallback comes at once, with CIRCUIT_OPEN."""
+
+    def use(client, call):
+        found = [call("classify", "x", timeout_seconds=2).fallback for _ in range(4)]
+        assert found == ["UNAVAILABLE", "UNAVAILABLE", "CIRCUIT_OPEN", "CIRCUIT_OPEN"]
+
+    client_of(nowhere, fallback_tier=Tier.SIMPLE, breaker=Breaker(failures=2, open_seconds=60)).run(use)
+
+
+def test_a_breaker_lets_one_try_after_its_time():
+    """An open breaker lets a single request try; success closes it, failure opens it again."""
+    breaker = Breaker(failures=2, open_seconds=1.0)
+    breaker.failed(now=0.0)
+    assert breaker.allow(now=0.0)
+    breaker.failed(now=0.0)
+    assert not breaker.allow(now=0.5)
+    assert [breaker.allow(now=1.0), breaker.allow(now=1.0)] == [True, False]
+    breaker.failed(now=1.1)
+    assert not breaker.allow(now=1.9)
+    assert breaker.allow(now=2.1)
+    breaker.succeeded()
+    assert [breaker.allow(now=2.1), breaker.allow(now=2.1)] == [True, True]
+
+
+def test_refusals_of_a_busy_server_do_not_open_the_breaker(client_of):
+    """RESOURCE_EXHAUSTED is an answer: the server is asked again."""
+    with fake_server(rate_limit=0.001, rate_limit_burst=1) as address:
+
+        def use(client, call):
+            found = [call("classify", "x", timeout_seconds=5).fallback for _ in range(4)]
+            assert found == ["", *["RESOURCE_EXHAUSTED"] * 3]
+
+        client_of(address, fallback_tier=Tier.SIMPLE, breaker=Breaker(failures=2, open_seconds=60)).run(use)
+
+
+def test_only_unavailable_is_retried():
+    """The service config retries UNAVAILABLE alone, spends a budget, asks servers in turn and never retries a stream."""
+    [config] = SERVICE_CONFIG["methodConfig"]
+    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert "ClassifyStream" not in {name["method"] for name in config["name"]}
+    assert SERVICE_CONFIG["retryThrottling"]["maxTokens"] > 0
+    assert SERVICE_CONFIG["loadBalancingConfig"] == [{"round_robin": {}}]
+
+
+def test_several_servers_are_asked_in_turn(client_of):
+    """Requests of one client are spread over the servers behind its target."""
+    engines = [FakeEngine(), FakeEngine()]
+    with fake_server(engine=engines[0]) as first, fake_server(engine=engines[1]) as second:
+
+        def use(client, call):
+            for _ in range(20):
+                call("classify", "x", timeout_seconds=5)
+                if min(e.runs for e in engines) > 2:
+                    return
+            raise AssertionError([e.runs for e in engines])
+
+        client_of(f"ipv4:{first},{second}").run(use)
+
+
+def test_every_call_of_the_contract_has_a_method():
+    """Both clients cover every RPC of the service."""
+    methods = {"Classify": "classify", "ClassifyBatch": "classify_batch", "ClassifyStream": "classify_stream"}
+    methods |= {"ReportOutcome": "report_outcome", "GetInfo": "info"}
+    rpcs = {m.name for m in pb.DESCRIPTOR.services_by_name["ClassifierService"].methods}
+    assert rpcs == set(methods)
+    for kind in (Client, AsyncClient):
+        assert all(callable(getattr(kind, name)) for name in methods.values())
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_a_client_without_a_deadline_cannot_be_made(seconds):
+    """A deadline is always there."""
+    with pytest.raises(ValueError, match="timeout_seconds"):
+        Client("127.0.0.1:1", timeout_seconds=seconds)

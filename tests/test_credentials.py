@@ -1,0 +1,146 @@
+"""Who calls: tokens and certificates."""
+
+from __future__ import annotations
+
+import os
+
+import grpc
+import pytest
+
+from classifier import Client, Tier, errors
+from classifier.credentials import Tokens
+from classifier.testing import fake_server
+from tests.serving_support import make_certificates, until
+
+ALICE, BOB, NEXT = "alice-0123456789abcdef", "bob-0123456789abcdef", "alice-next-0123456789"
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"# who may call\nalice {ALICE}\n\nbob {BOB}  # a comment\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder, "server", "gateway")
+    make_certificates(folder / "other", "server", "stranger")
+    return folder
+
+
+def test_a_token_names_its_principal(tokens):
+    """Each token names who has it, several may name the same one, and an unknown one names nobody."""
+    tokens.write_text(tokens.read_text() + f"alice {NEXT}\n")
+    found = Tokens.from_file(tokens)
+    assert [found.principal(t) for t in (ALICE, NEXT, BOB, "x", "")] == ["alice", "alice", "bob", None, None]
+
+
+@pytest.mark.parametrize("content", ["", "# only a comment", "alice", "alice short", "alice a-token-long-enough more"])
+def test_a_tokens_file_that_cannot_be_is_refused_without_its_text(tmp_path, content):
+    """A file without tokens or with a malformed line is refused by line number, never quoting it."""
+    path = tmp_path / "tokens"
+    path.write_text(content)
+    with pytest.raises(errors.SettingsError, match="tokens: ") as refusal:
+        Tokens.from_file(path)
+    assert "short" not in str(refusal.value)
+    assert "long-enough" not in str(refusal.value)
+
+
+def test_a_call_without_a_known_token_is_unauthenticated(tokens):
+    """No token and a wrong one are UNAUTHENTICATED; the right one is served; health needs none."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with fake_server(tokens=str(tokens)) as address:
+        for token in ("", "wrong-0123456789abcdef", ALICE[:-1]):
+            with Client(address, token=token, timeout_seconds=5) as client, pytest.raises(errors.Unauthenticated) as no:
+                client.classify("x")
+            assert "wrong" not in str(no.value)
+        with Client(address, token=lambda: ALICE, timeout_seconds=5) as client:
+            assert client.classify("x").tier is Tier.STANDARD
+        with grpc.insecure_channel(address) as channel:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+
+
+def test_a_principal_owns_its_decisions_and_its_rate(tokens):
+    """The same request_id of two principals gives two ids, and one's rate limit is not the other's."""
+    with fake_server(tokens=str(tokens), rate_limit=0.01, rate_limit_burst=1) as address:
+        ids = []
+        for token in (ALICE, BOB):
+            with Client(address, token=token, timeout_seconds=5) as client:
+                ids.append(client.classify("x", request_id="r").decision.decision_id)
+                with pytest.raises(errors.Overloaded):
+                    client.classify("x")
+    assert ids[0] != ids[1]
+
+
+def test_tokens_are_read_again_when_the_file_changes(tokens):
+    """A new token is known and an old one forgotten without a restart; a broken file changes nothing."""
+    with fake_server(tokens=str(tokens), watch_seconds=0.02) as address:
+        with (
+            Client(address, token=NEXT, timeout_seconds=5) as new,
+            Client(address, token=ALICE, timeout_seconds=5) as old,
+        ):
+            with pytest.raises(errors.Unauthenticated):
+                new.classify("x")
+            replacement = tokens.with_suffix(".new")
+            replacement.write_text(f"alice {NEXT}\n")
+            os.replace(replacement, tokens)
+            until(lambda: _served(new))
+            with pytest.raises(errors.Unauthenticated):
+                old.classify("x")
+            tokens.write_text("broken")
+            until(lambda: tokens.read_text() == "broken")
+            assert _served(new)
+
+
+def test_tls_serves_those_who_trust_its_authority(certificates):
+    """A client that trusts the authority is served; one that does not, or speaks plainly, is not."""
+    with fake_server(tls_cert=str(certificates / "server.pem"), tls_key=str(certificates / "server.key")) as address:
+        with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=5) as client:
+            assert client.classify("x").tier is Tier.STANDARD
+        for wrong in ({"tls_ca": certificates / "other" / "ca.pem"}, {}):
+            with Client(address, timeout_seconds=5, **wrong) as client, pytest.raises(errors.ServerUnreachable):
+                client.classify("x")
+
+
+def test_mtls_serves_those_with_a_certificate_and_names_them_by_it(certificates):
+    """With a client authority only signed clients get in, and the certificate's name owns the decisions."""
+    tls = {"tls_cert": str(certificates / "server.pem"), "tls_key": str(certificates / "server.key")}
+    with fake_server(**tls, tls_client_ca=str(certificates / "ca.pem")) as address:
+        ids = []
+        for name in ("gateway", "server"):
+            keys = {"tls_cert": certificates / f"{name}.pem", "tls_key": certificates / f"{name}.key"}
+            with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=5, **keys) as client:
+                ids.append(client.classify("x", request_id="r").decision.decision_id)
+        assert ids[0] != ids[1]
+        other = certificates / "other"
+        stranger = {"tls_cert": other / "stranger.pem", "tls_key": other / "stranger.key"}
+        for keys in ({}, stranger):
+            with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=3, **keys) as client:
+                with pytest.raises(errors.ClassifierError):
+                    client.classify("x")
+
+
+def test_a_replaced_certificate_is_used_for_the_next_connection(certificates, tmp_path):
+    """A new certificate needs no restart, and a broken one leaves the old in place."""
+    for name in ("server.pem", "server.key"):
+        (tmp_path / name).write_bytes((certificates / name).read_bytes())
+    with fake_server(tls_cert=str(tmp_path / "server.pem"), tls_key=str(tmp_path / "server.key")) as address:
+        with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=5) as client:
+            client.classify("x")
+        for name in ("server.pem", "server.key"):
+            (tmp_path / name).write_bytes((certificates / "other" / name).read_bytes())
+        with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=5) as client:
+            assert client.classify("x").tier is Tier.STANDARD
+        (tmp_path / "server.pem").write_text("broken")
+        with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=5) as client:
+            assert client.classify("x").tier is Tier.STANDARD
+
+
+def _served(client):
+    try:
+        return client.classify("x").classified
+    except errors.Unauthenticated:
+        return False

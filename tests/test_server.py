@@ -1,0 +1,131 @@
+"""Server processes: ready line, ports, drain, and what they refuse to start with."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from classifier import Client, Tier
+from classifier.testing import FakeEngine, fake_server
+from tests.serving_support import server_process, until
+
+ANY = "127.0.0.1:0"
+
+
+def test_a_server_says_when_it_is_ready_and_answers(tiny_bundle_path, tmp_path):
+    """One line `serving on` names the addresses; TCP and the Unix socket answer alike; SIGTERM ends it with 0."""
+    socket_path = f"unix:{tmp_path}/c.sock"
+    with server_process("--bundle", str(tiny_bundle_path), "--listen", ANY, "--listen", socket_path) as server:
+        tcp, unix = server.wait_ready()
+        assert unix == socket_path
+        for address in (tcp, unix):
+            with Client(address, timeout_seconds=5) as client:
+                assert client.classify("prove the theorem").tier is Tier.FRONTIER
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert len(server.ready_lines) == 1
+        assert server.process.stdout.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_it_is_ready_ends_it_too(tiny_bundle_path, number):
+    """A server told to stop at any moment stops."""
+    with server_process("--bundle", str(tiny_bundle_path), "--listen", ANY) as server:
+        server.wait_ready()
+        server.signal(number)
+        assert server.wait() == 0
+
+
+def test_a_port_in_use_is_a_clear_error(tiny_bundle_path):
+    """A port that another listens on is named, and the exit code says usage."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with server_process("--bundle", str(tiny_bundle_path), "--listen", address) as server:
+            assert server.wait() == 2
+            assert server.lines == [
+                f"error: listen: {address} is in use; stop what listens there, or choose another --listen"
+            ]
+
+
+def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
+    """A live Unix socket stays with its server."""
+    address = f"unix:{tmp_path}/c.sock"
+    with fake_server(listen=(address,)):
+        with pytest.raises(Exception, match="is served already"), fake_server(listen=(address,)):
+            pass
+        with Client(address, timeout_seconds=5) as client:
+            assert client.classify("x").tier is Tier.STANDARD
+
+
+def test_a_port_can_be_taken_again_at_once(tiny_engine):
+    """A server that ended leaves its port to the next one."""
+    with fake_server(engine=tiny_engine) as address, Client(address, timeout_seconds=5) as client:
+        client.classify("hi")
+    with fake_server(engine=tiny_engine, listen=(address,)) as again:
+        assert again == address
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
+def test_a_bundle_that_cannot_be_trusted_is_refused(tiny_bundle_path, tmp_path, damage):
+    """No bundle, a truncated file and a foreign folder each end the start with their reason."""
+    path = tmp_path / "bundle"
+    if damage == "truncated":
+        shutil.copytree(tiny_bundle_path, path)
+        model = path / "model.onnx"
+        model.write_bytes(model.read_bytes()[:-100])
+    elif damage == "foreign":
+        path.mkdir()
+        (path / "manifest.json").write_text('{"hello": 1}')
+    with server_process("--bundle", str(path), "--listen", ANY) as server:
+        assert server.wait() == 1
+        [line] = server.lines
+        assert line.startswith("error: ")
+        assert str(path) in line
+
+
+def test_sigterm_drains_without_losing_a_request():
+    """What is in flight when a server is told to stop is answered before it stops."""
+    engine = FakeEngine(delay_seconds=0.05)
+    with ThreadPoolExecutor(8) as pool:
+        with fake_server(engine=engine, cores=2) as address:
+            client = Client(address, timeout_seconds=10)
+            client.info(timeout_seconds=5)
+            answers = [pool.submit(client.classify, "x") for _ in range(8)]
+            until(lambda: engine.runs >= 2)
+        found = [a.result() for a in answers]
+        client.close()
+    assert all(answer.classified for answer in found)
+
+
+def test_other_machines_need_tls_or_the_word(tiny_bundle_path):
+    """A server that others could reach without TLS does not start; the message says what is missing."""
+    with server_process("--bundle", str(tiny_bundle_path), "--listen", "0.0.0.0:0") as server:
+        assert server.wait() == 2
+        assert "--insecure" in server.lines[0]
+    with server_process("--bundle", str(tiny_bundle_path), "--listen", "0.0.0.0:0", "--insecure") as server:
+        server.wait_ready()
+
+
+def test_settings_come_from_the_environment_too(tiny_bundle_path):
+    """A CLASSIFIER_ variable is the flag of that name."""
+    env = {"CLASSIFIER_BUNDLE": str(tiny_bundle_path), "CLASSIFIER_LISTEN": ANY, "CLASSIFIER_MAX_MESSAGES": "7"}
+    with server_process(env=env) as server:
+        [address] = server.wait_ready()
+        with Client(address) as client:
+            assert client.info(timeout_seconds=5).limits.max_messages == 7
+
+
+def test_a_server_is_small_and_quick(tiny_bundle_path):
+    """With a tiny bundle a server is ready within seconds and far below 200 MB."""
+    with server_process("--bundle", str(tiny_bundle_path), "--listen", ANY) as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=5) as client:
+            client.classify("hi")
+        assert server.resident_bytes() < 200e6
+        assert server.ready_seconds < 10  # under test load; make bench measures it alone
