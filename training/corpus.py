@@ -111,6 +111,26 @@ def expand(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def write_corpus(path: Path, rows: Iterable[Row]) -> None:
+    """Rows as a corpus file; what `read_corpus` reads back is equal."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            data: dict[str, Any] = {
+                "id": row.id,
+                "messages": [{"role": m.role, "content": m.content} for m in row.request.messages],
+                "tools": list(row.request.tools),
+                "attachments": row.request.attachments,
+                "label": row.label,
+                "source": row.source, "language": row.language, "kind": row.kind, "group": row.group,
+                "family": row.family, "weight": row.weight,
+            }  # fmt: skip
+            if row.probabilities is not None:
+                data["probabilities"] = list(row.probabilities)
+            elif row.label != UNLABELLED:
+                data |= {"at_least": row.at_least.label, "at_most": row.at_most.label}
+            file.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+
 def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
     """A row from one line's JSON object.
 
@@ -215,7 +235,7 @@ def _read_file(path: Path) -> Iterator[Row]:
 
 def _label(data: Mapping[str, Any]) -> tuple[tuple[float, float, float, float] | None, Tier, Tier, str]:
     if data.get("probabilities") is not None:
-        return _soft(data["probabilities"]), TIERS[0], TIERS[-1], RUBRIC
+        return _soft(data["probabilities"]), TIERS[0], TIERS[-1], str(data.get("label", RUBRIC))
     if data.get("success_by_tier") is not None:
         return _from_success(data["success_by_tier"]), TIERS[0], TIERS[-1], OUTCOME
     label = str(data.get("label", RUBRIC))

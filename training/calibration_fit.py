@@ -1,0 +1,195 @@
+"""Fits the maps that `classifier.calibration` applies, and keeps the one that predicts best across sources.
+
+Each method is scored by its ranked probability score on folds that it was not fitted on, and the folds are whole
+sources (or whole groups where there are few sources): a map must hold for traffic of kinds it has not seen. Labels may
+be soft, (n, 4); every fit then minimises the expected loss.
+
+Knows nothing of bundles, files or thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from classifier.calibration import METHODS, Calibration, log_odds
+from classifier.types import TIERS
+
+FEWEST_ROWS = 200
+"""Below it no map is fitted: the bundle's own is kept."""
+FOLDS = 5
+
+_BOUNDARIES = len(TIERS) - 1
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How the methods did on rows that they were not fitted on.
+
+    Attributes:
+        calibration: the best method, fitted on all rows.
+        scores: mean ranked probability score out of fold, by method; lower is better.
+        skipped: why a method was left out, by method.
+    """
+
+    calibration: Calibration
+    scores: dict[str, float]
+    skipped: dict[str, str]
+
+
+def expected_scores(probabilities: Array, labels: Array) -> Array:
+    """Expected ranked probability score of each row under its soft label: (n,) float64, 0 to 1.
+
+    Args:
+        probabilities: (n, 4).
+        labels: (n, 4), rows sum to 1.
+    """
+    predicted = np.cumsum(np.asarray(probabilities, dtype=np.float64), axis=1)[:, :-1]
+    truth = np.cumsum(labels, axis=1)[:, :-1]
+    scores: Array = ((predicted - truth) ** 2 + truth * (1 - truth)).mean(axis=1)
+    return scores
+
+
+def fit_map(method: str, logits: NDArray[np.float32], labels: Array, label: str = "RUBRIC") -> Calibration:
+    """The calibration of one method, fitted on all rows.
+
+    Args:
+        method: one of `classifier.calibration.METHODS`.
+        logits: (n, 4) finite.
+        labels: (n, 4), rows sum to 1.
+        label: "RUBRIC" or "OUTCOME".
+
+    Raises:
+        ValueError: the rows cannot determine the map, e.g. nothing lies on one side of a boundary.
+    """
+    parameters = {
+        "identity": lambda *_: {},
+        "temperature": _fit_temperature,
+        "vector": _fit_vector,
+        "cumulative_platt": _fit_platt,
+        "cumulative_isotonic": _fit_isotonic,
+    }[method](logits, labels)
+    return Calibration(method, label, len(logits), parameters)
+
+
+def compare(
+    logits: NDArray[np.float32],
+    labels: Array,
+    *,
+    sources: NDArray[np.str_],
+    groups: NDArray[np.str_],
+    label: str = "RUBRIC",
+    methods: tuple[str, ...] = METHODS,
+) -> Comparison:
+    """The method with the best out-of-fold score, fitted on all rows; of equals the simpler one.
+
+    Args:
+        logits: (n, 4) finite.
+        labels: (n, 4), rows sum to 1.
+        sources: (n,) where each row came from; folds never split one. With fewer than `FOLDS` sources, groups do it.
+        groups: (n,) rows of one group are alike.
+        label: "RUBRIC" or "OUTCOME".
+        methods: those to compare, simplest first.
+
+    Raises:
+        ValueError: fewer than `FEWEST_ROWS` rows, or fewer than `FOLDS` groups.
+    """
+    if len(logits) < FEWEST_ROWS:
+        raise ValueError(f"{len(logits)} rows are too few to fit a calibration; it takes {FEWEST_ROWS}")
+    units = sources if len(np.unique(sources)) >= FOLDS else groups
+    if len(np.unique(units)) < FOLDS:
+        raise ValueError(f"the rows form {len(np.unique(units))} groups; cross-validation takes at least {FOLDS}")
+    folds = list(GroupKFold(FOLDS).split(logits, groups=units))
+    scores: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    for method in methods:
+        rows = np.empty(len(logits))
+        try:
+            for fit, held in folds:
+                fitted = fit_map(method, logits[fit], labels[fit], label)
+                rows[held] = expected_scores(fitted.apply(logits[held]), labels[held])
+        except ValueError as error:
+            skipped[method] = str(error)
+            continue
+        scores[method] = float(rows.mean())
+    best = min(scores, key=lambda method: scores[method])
+    return Comparison(fit_map(best, logits, labels, label), scores, skipped)
+
+
+def _log_loss(z: Array, labels: Array) -> float:
+    z = z - z.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(z).sum(axis=1)) - (labels * z).sum(axis=1)).mean())
+
+
+def _fit_temperature(logits: NDArray[np.float32], labels: Array) -> dict[str, float]:
+    z = logits.astype(np.float64)
+    found = optimize.minimize_scalar(
+        lambda log_t: _log_loss(z / np.exp(log_t), labels), bounds=(np.log(0.05), np.log(20)), method="bounded"
+    )
+    return {"temperature": float(np.exp(found.x))}
+
+
+def _fit_vector(logits: NDArray[np.float32], labels: Array) -> dict[str, list[float]]:
+    z = logits.astype(np.float64)
+    start = np.array([1.0] * len(TIERS) + [0.0] * len(TIERS))
+    # A weak pull towards changing nothing: a tier with a handful of rows may not run away.
+    pull = 1.0 / len(z)
+
+    def loss(parameters: Array) -> tuple[float, Array]:
+        moved = z * parameters[: len(TIERS)] + parameters[len(TIERS) :]
+        e = np.exp(moved - moved.max(axis=1, keepdims=True))
+        error = (e / e.sum(axis=1, keepdims=True) - labels) / len(z)
+        gradient = np.concatenate([(error * z).sum(axis=0), error.sum(axis=0)]) + 2 * pull * (parameters - start)
+        return _log_loss(moved, labels) + pull * float(((parameters - start) ** 2).sum()), gradient
+
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B").x
+    return {"scale": found[: len(TIERS)].tolist(), "offset": found[len(TIERS) :].tolist()}
+
+
+def _below(labels: Array, t: int) -> Array:
+    """P(label <= t) of each row; raises where all rows lie on one side."""
+    below: Array = np.clip(labels[:, : t + 1].sum(axis=1), 0.0, 1.0)
+    if not 1.0 <= below.sum() <= len(below) - 1.0:
+        side = "above" if below.sum() < 1.0 else "at or below"
+        raise ValueError(f"no label lies on both sides of boundary {t}: all are {side} {TIERS[t].label}")
+    return below
+
+
+def _fit_platt(logits: NDArray[np.float32], labels: Array) -> dict[str, list[float]]:
+    odds = log_odds(logits)
+    slopes, intercepts = [], []
+    for t in range(_BOUNDARIES):
+        below = _below(labels, t)
+        # A soft label is two weighted hard ones.
+        x = np.concatenate([odds[:, t], odds[:, t]])[:, None]
+        y = np.repeat([1, 0], len(below))
+        weight = np.concatenate([below, 1 - below])
+        kept = weight > 0
+        model = LogisticRegression(C=100.0).fit(x[kept], y[kept], sample_weight=weight[kept])
+        slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+        if slope <= 0:  # the scores say nothing here: the base rate is the best that can be said
+            share = float(np.clip(below.mean(), 1e-6, 1 - 1e-6))
+            slope, intercept = 0.0, float(np.log(share / (1 - share)))
+        slopes.append(slope)
+        intercepts.append(intercept)
+    return {"slope": slopes, "intercept": intercepts}
+
+
+def _fit_isotonic(logits: NDArray[np.float32], labels: Array) -> dict[str, list[list[float]]]:
+    odds = log_odds(logits)
+    xs, ys = [], []
+    for t in range(_BOUNDARIES):
+        model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(odds[:, t], _below(labels, t))
+        x = np.asarray(model.X_thresholds_, dtype=np.float64)
+        # Steps closer than floats tell apart would be one x with two y; the last of them stands.
+        kept = np.append(np.diff(x) > 0, [True])
+        xs.append(x[kept].tolist())
+        ys.append(np.maximum.accumulate(np.clip(model.y_thresholds_, 0.0, 1.0))[kept].tolist())
+    return {"x": xs, "y": ys}

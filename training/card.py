@@ -1,0 +1,106 @@
+"""The model card, rendered from the report and the recipe; never typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from classifier.types import TIERS
+from training.corpus import Row
+
+_HEAD = """---
+license: apache-2.0
+library_name: onnx
+pipeline_tag: text-classification
+base_model: {base}
+language:
+{languages}
+tags: [llm-routing, ordinal-classification, onnx, int8]
+metrics: [accuracy, quadratic_kappa, ranked_probability_score]
+---
+# Request-complexity classifier
+
+Predicts the cheapest tier of language model (`simple`, `standard`, `complex`, `frontier`) whose answer to a request a
+demanding but fair user accepts nine times out of ten. Made with recipe `{recipe}`, seed {seed}: {layers} layers,
+{max_tokens} tokens, int8.
+
+## Intended use
+An LLM gateway asks it on every request and routes on the tier. It rates the *work asked for* by the last user message,
+seen in its conversation. It is no judge of people, of safety or of truth.
+
+## Training data
+{rows} labelled rows, of which {own} were written for this project (CC-BY-4.0); the others come from the public sources
+named below and are not distributed with it. Labels of traffic rows are a language-model juror's, by the rubric.
+
+| source | rows | licence as stated |
+|---|---:|---|
+{sources}
+"""
+
+_LIMITS = """
+## Limits
+- Sources it never saw are harder: expect several points less accuracy than on the table above, and measure on your own
+  traffic (`python -m training evaluate`).
+- `frontier` is rare in training as in life; a policy's top-tier threshold is what guards it.
+- The base model was pretrained on English text; other languages are read through their characters and work less well.
+- Tiers are relative to the models of 2026; recalibrate as models move.
+"""
+
+
+def render_card(
+    *,
+    recipe: Mapping[str, Any],
+    rows: Sequence[Row],
+    own_rows: int,
+    licences: Mapping[str, str],
+    report: Mapping[str, Any] | None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The card as Markdown with Hugging Face front matter.
+
+    Args:
+        recipe: the resolved recipe.
+        rows: what the model was trained on.
+        own_rows: how many of them are this project's.
+        licences: licence of each source, as stated.
+        report: from `training.evaluate.evaluate`, or None where nothing was held out to evaluate on.
+        notes: sentences to add under the metrics: parity, what was left out.
+    """
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.source] = counts.get(row.source, 0) + 1
+    languages = sorted({r.language for r in rows if r.language.isalpha() and len(r.language) == 2})
+    card = _HEAD.format(
+        base=recipe["base"],
+        languages="\n".join(f"- {code}" for code in languages),
+        recipe=recipe["name"],
+        seed=recipe["seed"],
+        layers=recipe["student"]["layers"],
+        max_tokens=recipe["max_tokens"],
+        rows=len(rows),
+        own=own_rows,
+        sources="\n".join(f"| {s} | {n} | {licences.get(s) or 'not stated'} |" for s, n in sorted(counts.items())),
+    )
+    if report is not None:
+        card += _metrics(report)
+    if notes:
+        card += "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    return card + _LIMITS
+
+
+def _metrics(report: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{n} {t.label}" for t, n in zip(TIERS, report["tier_counts"], strict=True))
+    lines = [
+        "",
+        "## Metrics",
+        f"The exported int8 graph through the serving engine on {report['rows']} held-out rows ({counts}); 95 % bootstrap",
+        "intervals.",
+        "",
+        "| metric | value | interval |",
+        "|---|---:|---|",
+        *(f"| {name} | {v[0]:.3f} | {v[1]:.3f} to {v[2]:.3f} |" for name, v in report["overall"].items()),
+    ]
+    for name, numbers in report.get("baselines", {}).items():
+        v = numbers["accuracy"]
+        lines.append(f"| accuracy of the baseline {name} | {v[0]:.3f} | {v[1]:.3f} to {v[2]:.3f} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,226 @@
+"""How good is a bundle? Scores the exported bundle through `Engine`, one request a run, as it is served.
+
+Prints each number with its bootstrap interval, by slice, beside baselines that anybody could build in an afternoon:
+always the majority tier, length alone, TF-IDF with logistic regression. `--gate accuracy=0.76` makes it exit with 3
+where the estimate is lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from classifier import metrics
+from classifier.engine import Engine
+from classifier.inputs import render
+from classifier.metrics import Interval, bootstrap_interval, paired_bootstrap
+from classifier.types import TIERS
+from training.corpus import UNLABELLED, Row, tiers
+
+MIN_SLICE = 20
+"""Slices with fewer rows say nothing and are left out."""
+LENGTHS = ((0, "<100"), (100, "100-999"), (1000, "1k-10k"), (10_000, ">=10k"))
+LOWER_IS_BETTER = frozenset({"under_routing", "over_routing", "ranked_probability_score"})
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model says of some rows.
+
+    Attributes:
+        logits: (rows, 4) float32, before calibration.
+        probabilities: (rows, 4) float32, calibrated.
+        labels: (rows,) int64, tier indices.
+    """
+
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @property
+    def tiers(self) -> NDArray[np.int64]:
+        """Arg-max of the calibrated probabilities: (rows,) int64."""
+        return self.probabilities.argmax(axis=1)
+
+
+def score(engine: Engine, rows: Sequence[Row], *, name: str = "score") -> Predictions:
+    """Every row through `engine`, one run each."""
+    logits, probabilities = [], []
+    for row in tqdm(rows, desc=name, unit="row", disable=None):
+        scores = engine.score(engine.prepare(row.request))
+        logits.append(scores.logits)
+        probabilities.append(scores.probabilities)
+    return Predictions(np.array(logits, np.float32), np.array(probabilities, np.float32), tiers(rows))
+
+
+def statistics() -> dict[str, Callable[..., float]]:
+    """The numbers of a report by name: functions of (probabilities, labels)."""
+
+    def on_tier(function: Callable[..., float]) -> Callable[..., float]:
+        return lambda p, y: function(p.argmax(axis=1), y)
+
+    def boundary(t: int) -> Callable[..., float]:
+        return lambda p, y: metrics.auroc(p[:, t + 1 :].sum(axis=1), y > t)
+
+    return {
+        "accuracy": on_tier(metrics.accuracy),
+        "macro_f1": on_tier(metrics.macro_f1),
+        "quadratic_kappa": on_tier(metrics.quadratic_kappa),
+        "under_routing": on_tier(metrics.under_routing),
+        "over_routing": on_tier(metrics.over_routing),
+        "ranked_probability_score": metrics.ranked_probability_score,
+        "auroc_above_simple": boundary(0),
+        "auroc_above_standard": boundary(1),
+        "auroc_above_complex": boundary(2),
+    }
+
+
+def summarise(probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000) -> dict[str, Interval]:
+    """Every statistic with its bootstrap interval."""
+    return {
+        name: bootstrap_interval(function, probabilities, labels, draws=draws)
+        for name, function in statistics().items()
+    }
+
+
+def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """Row indices by kind, language, length and source, slices of fewer than `MIN_SLICE` rows left out."""
+
+    def length(row: Row) -> str:
+        size = sum(len(m.content) for m in row.request.messages)
+        return next(name for edge, name in reversed(LENGTHS) if size >= edge)
+
+    keys: dict[str, Callable[[Row], str]] = {
+        "kind": lambda r: r.kind,
+        "language": lambda r: r.language,
+        "length": length,
+        "source": lambda r: r.source,
+    }
+    found: dict[str, dict[str, NDArray[np.int64]]] = {}
+    for what, key in keys.items():
+        members: dict[str, list[int]] = {}
+        for i, row in enumerate(rows):
+            members.setdefault(key(row), []).append(i)
+        found[what] = {k: np.array(v) for k, v in sorted(members.items()) if len(v) >= MIN_SLICE}
+    return found
+
+
+def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
+    """Probabilities that each baseline, fitted on `train`, gives `rows`: (rows, 4) float32 each."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    train = [r for r in train if r.label != UNLABELLED]
+    y = tiers(train)
+    prior = np.bincount(y, minlength=len(TIERS)) / len(y)
+
+    def lengths(of: Sequence[Row]) -> NDArray[np.float64]:
+        return np.array([[np.log1p(sum(len(m.content) for m in r.request.messages))] for r in of])
+
+    def texts(of: Sequence[Row]) -> list[str]:
+        inputs = [render(r.request) for r in of]
+        return [" ".join((i.text, i.context, *i.signals)) for i in inputs]
+
+    def spread(model: Any, features: Any) -> NDArray[np.float32]:
+        out = np.zeros((len(rows), len(TIERS)), dtype=np.float32)
+        out[:, model.classes_] = model.predict_proba(features)
+        return out
+
+    by_length = LogisticRegression(max_iter=500).fit(np.hstack([lengths(train), lengths(train) ** 2]), y)
+    words = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True, token_pattern=r"\S+"),
+        LogisticRegression(C=3.0, max_iter=300),
+    ).fit(texts(train), y)
+    return {
+        "majority": np.tile(prior.astype(np.float32), (len(rows), 1)),
+        "length": spread(by_length, np.hstack([lengths(rows), lengths(rows) ** 2])),
+        "tfidf_logistic_regression": spread(words, texts(rows)),
+    }
+
+
+def evaluate(engine: Engine, rows: Sequence[Row], train: Sequence[Row] = ()) -> dict[str, Any]:
+    """The whole evaluation as JSON-ready data.
+
+    Args:
+        engine: of the bundle.
+        rows: labelled rows, none of which the bundle was trained on.
+        train: rows that the baselines learn from; empty leaves baselines out.
+    """
+    predictions = score(engine, rows)
+    p, y = predictions.probabilities, predictions.labels
+    report: dict[str, Any] = {
+        "bundle": engine.bundle_version,
+        "rows": len(rows),
+        "tier_counts": np.bincount(y, minlength=len(TIERS)).tolist(),
+        "overall": summarise(p, y),
+        "confusion": metrics.confusion(predictions.tiers, y).tolist(),
+        "slices": {
+            what: {
+                name: {"rows": len(index), "accuracy": bootstrap_interval(metrics.accuracy, p[index].argmax(1), y[index])}
+                for name, index in members.items()
+            }
+            for what, members in slices(rows).items()
+        },
+    }
+    if len(rows) >= MIN_SLICE:
+        report["calibration_error"] = [asdict(error) for error in metrics.calibration_error(p, y)]
+    if train:
+        report["baselines"] = {}
+        for name, q in baselines(train, rows).items():
+            report["baselines"][name] = {
+                **summarise(q, y, draws=400),
+                "bundle_accuracy_minus_this": paired_bootstrap(metrics.accuracy, p.argmax(1), q.argmax(1), y),
+            }
+    return report
+
+
+def failed_gates(report: Mapping[str, Any], gates: Mapping[str, float]) -> list[str]:
+    """A sentence for each gate that the report does not meet."""
+    failures = []
+    for name, wanted in gates.items():
+        found = report["overall"][name][0]
+        met = found <= wanted if name in LOWER_IS_BETTER else found >= wanted
+        if not met:
+            failures.append(f"{name} is {found:.4f}, the gate is {wanted:g}")
+    return failures
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The report for a terminal."""
+    lines = [f"bundle {report['bundle']} on {report['rows']} rows (by tier: {report['tier_counts']})", ""]
+    lines += [f"  {name:<26} {_interval(value)}" for name, value in report["overall"].items()]
+    for error in report.get("calibration_error", ()):
+        boundary = f"P(label <= {TIERS[error['tier']].label})"
+        band = f"a perfect model shows {error['null_low']:+.3f} to {error['null_high']:+.3f}"
+        lines.append(f"  calibration error of {boundary:<22} {error['error']:+.3f}   ({band})")
+    lines += ["", "  confusion (rows: label, columns: arg-max tier)"]
+    lines += ["  " + f"{t.label:>10}" + "".join(f"{n:6d}" for n in row) for t, row in zip(TIERS, report["confusion"], strict=True)]
+    for name, numbers in report.get("baselines", {}).items():
+        lines += [
+            "",
+            f"  {name}: accuracy {_interval(numbers['accuracy'])}, kappa {_interval(numbers['quadratic_kappa'])}",
+            f"  {'':<{len(name)}}  bundle is better by {_interval(numbers['bundle_accuracy_minus_this'])} of accuracy",
+        ]
+    for what, members in report["slices"].items():
+        if len(members) > 1:
+            lines += ["", f"  by {what}"]
+            lines += [
+                f"    {name:<24} {m['rows']:6d} rows   accuracy {_interval(m['accuracy'])}" for name, m in members.items()
+            ]
+    return "\n".join(lines)
+
+
+def load_engine(bundle: Path) -> Engine:
+    """The engine of a bundle, with two threads a run: evaluation has nobody to share the cores with."""
+    return Engine.from_pretrained(bundle, threads=2)
+
+
+def _interval(value: Sequence[float]) -> str:
+    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"

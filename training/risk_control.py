@@ -1,0 +1,399 @@
+"""Thresholds with a finite-sample promise: losses and a target in, a threshold and its proof out. Pure.
+
+Theory. The policy chooses the cheapest tier t with C_t = P(label <= t) >= λ. A row with label y is lost when some
+cheaper tier already qualifies, and since C_t grows with t that is when C_{y-1} >= λ. So a row's loss is a step that
+falls as λ rises, whatever the model; with severity weights or a soft label it is a sum of such steps. λ lives on the
+finite grid of float32 values in [0, 1] and `ALWAYS_FRONTIER`, where the loss is 0. Every method below then says how
+large the sum of the losses may be on n calibration rows (`allowed_loss`), and λ is the smallest grid value that stays
+within it:
+
+    CONFORMAL_RISK_CONTROL  (sum + 1) / (n + 1) <= α: E[loss] <= α over calibration set and next request together
+                            (Angelopoulos et al., arXiv:2208.02814).
+    CLOPPER_PEARSON         losses 0 or 1: P(Binomial(n, α) <= sum) <= δ. Fixed-sequence testing from the strictest λ
+                            down, stopping at the first failure (Learn then Test, arXiv:2110.01052), ends at this same
+                            value, because the sum only grows on the way: P(risk > α) <= δ.
+    HOEFFDING_BENTKUS       losses in [0, 1]: the same with the p-value min(Hoeffding, e * Bentkus) of that paper.
+    LABEL_SHIFT             rows weighted by new / old tier shares w: (sum w*loss + max w) / (sum w + max w) <= α
+                            (weighted conformal, Tibshirani et al., arXiv:1904.06019). The shares are estimated, so it
+                            is an estimate under an assumption and no proof.
+
+The grid is finite and fixed before the data, so neither right-continuity nor a union bound is needed.
+
+Knows nothing of files, bundles, text or groups.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+from classifier.policy import ALWAYS_FRONTIER, cumulative_probabilities, float32_up
+from classifier.types import TIERS
+
+CONFORMAL, BINOMIAL, BOUNDED, SHIFTED = (
+    "CONFORMAL_RISK_CONTROL",
+    "CLOPPER_PEARSON",
+    "HOEFFDING_BENTKUS",
+    "LABEL_SHIFT",
+)
+EVERY_MISS = (1.0, 1.0, 1.0)
+"""Severity that makes the expected loss the probability of choosing too small a tier."""
+MOST_ROWS = 10**7
+
+_TIERS = len(TIERS)
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """The losses of n rows as functions of λ: row i loses the sum of its `steps` where its `scores` are >= λ.
+
+    Attributes:
+        scores: (n, 3) float64, C_0 to C_2 of each row.
+        steps: (n, 3) float64, at least 0; a row's sum to at most 1.
+        weights: (n,) float64 above 0, or None where every row counts 1.
+    """
+
+    scores: Array
+    steps: Array
+    weights: Array | None = None
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return len(self.scores)
+
+    @property
+    def binary(self) -> bool:
+        """Whether each row's loss is 0 or 1 for every λ, so that their sum is binomial."""
+        return self.weights is None and bool(((self.steps == 0) | (self.steps == 1)).all())
+
+    def total(self, threshold: ArrayLike) -> Array:
+        """Sum of the (weighted) losses at one λ or several: the shape of `threshold`, float64."""
+        scores, tails = self._tails()
+        return tails[np.searchsorted(scores, np.asarray(threshold, dtype=np.float64), side="left")]
+
+    def risk(self, threshold: float) -> float:
+        """Mean (weighted) loss at λ."""
+        size = float(self.n if self.weights is None else self.weights.sum())
+        return float(self.total(threshold)) / size
+
+    def smallest_threshold(self, allowed: float) -> float:
+        """The smallest λ at which the losses sum to at most `allowed`; `ALWAYS_FRONTIER` where none up to 1 does."""
+        if allowed < 0:
+            return ALWAYS_FRONTIER
+        scores, tails = self._tails()
+        over = np.flatnonzero(tails[:-1] > allowed)
+        if not over.size:
+            return 0.0
+        # λ must lie just above the largest score whose rows no longer fit.
+        score = float(scores[over[-1]])
+        above = float32_up(score)
+        if above <= score:
+            above = float(np.nextafter(np.float32(score), np.float32(2)))
+        return min(above, ALWAYS_FRONTIER)
+
+    def _tails(self) -> tuple[Array, Array]:
+        """Scores with a step, ascending, and the sum of all steps from each on; one more 0 at the end."""
+        steps = self.steps if self.weights is None else self.steps * self.weights[:, None]
+        kept = steps > 0
+        order = np.argsort(self.scores[kept], kind="stable")
+        scores, values = self.scores[kept][order], steps[kept][order]
+        return scores, np.append(np.cumsum(values[::-1])[::-1], 0.0)
+
+
+def soft(labels: ArrayLike) -> Array:
+    """Labels as distributions: (n,) tier indices or (n, 4) rows that sum to 1 → (n, 4) float64.
+
+    Raises:
+        ValueError: neither.
+    """
+    values = np.asarray(labels)
+    if values.ndim == 1 and values.dtype.kind in "iu" and ((values >= 0) & (values < _TIERS)).all():
+        return np.eye(_TIERS)[values]
+    rows = values.astype(np.float64)
+    if rows.ndim != 2 or rows.shape[1] != _TIERS or not np.isfinite(rows).all():
+        raise ValueError(f"labels have shape {values.shape}, expected (n,) tier indices or (n, {_TIERS}) distributions")
+    if (rows < 0).any() or not np.allclose(rows.sum(axis=1), 1.0, atol=1e-4):
+        raise ValueError("soft labels have negative entries or rows that do not sum to 1")
+    return rows / rows.sum(axis=1, keepdims=True)
+
+
+def routing_losses(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    severity: tuple[float, ...] = EVERY_MISS,
+    weights: ArrayLike | None = None,
+) -> StepLosses:
+    """The loss of choosing below the label, for every λ at once.
+
+    Args:
+        probabilities: (n, 4) float32, calibrated.
+        labels: (n,) tier indices, or (n, 4) distributions, whose expected loss it then is.
+        severity: loss of choosing 1, 2, 3 tiers too low; non-decreasing, in (0, 1].
+        weights: (n,) above 0, or None.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, or a severity that falls or exceeds 1.
+    """
+    rows, truth = np.asarray(probabilities, dtype=np.float32), soft(labels)
+    if rows.shape != truth.shape or not len(rows):
+        raise ValueError(f"probabilities have shape {rows.shape}, labels are for {len(truth)} rows")
+    if not np.isfinite(rows).all():
+        raise ValueError("probabilities hold values that are not finite; a threshold on them would promise nothing")
+    if len(severity) != _TIERS - 1 or not 0 < severity[0] <= severity[1] <= severity[2] <= 1:
+        raise ValueError(f"severity is {severity}, expected three non-decreasing numbers above 0 and at most 1")
+    rises = np.diff([0.0, *severity])
+    # Choosing t where the label is y costs severity[y - t - 1]; step t holds what C_t >= λ adds over C_{t+1} >= λ.
+    steps = np.zeros((len(rows), _TIERS - 1))
+    for t in range(_TIERS - 1):
+        for y in range(t + 1, _TIERS):
+            steps[:, t] += truth[:, y] * rises[y - t - 1]
+    return StepLosses(
+        cumulative_probabilities(rows)[:, :-1],
+        steps,
+        None if weights is None else np.asarray(weights, dtype=np.float64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdFit:
+    """A fitted threshold and what is proved of it.
+
+    Attributes:
+        threshold: λ, a float32 value; `ALWAYS_FRONTIER` where infeasible.
+        feasible: whether some request may go below frontier and the target be kept.
+        method: how it is proved.
+        n: rows.
+        empirical_risk: mean loss on those rows at the threshold.
+        bound: what the method proves of the risk at the threshold.
+        rows_needed: rows from which on it would be feasible at the loss that the strictest λ had; None where it is
+            feasible already, or no number of such rows would do.
+    """
+
+    threshold: float
+    feasible: bool
+    method: str
+    n: int
+    empirical_risk: float
+    bound: float
+    rows_needed: int | None = None
+
+
+def method_for(losses: StepLosses, delta: float) -> str:
+    """The method that applies: by weights, by δ, and by whether the losses are binary.
+
+    Raises:
+        ValueError: weights and δ: no such proof exists with estimated weights.
+    """
+    if losses.weights is not None:
+        if delta:
+            raise ValueError("label-weighted rows carry no confidence statement; drop delta or the prior shift")
+        return SHIFTED
+    if not delta:
+        return CONFORMAL
+    return BINOMIAL if losses.binary else BOUNDED
+
+
+def hoeffding_bentkus(risk: float, n: int, alpha: float) -> float:
+    """P-value of "the mean of n losses in [0, 1] is above alpha" when `risk` was seen (arXiv:2110.01052, prop. 1)."""
+    r = min(risk, alpha)
+    relative = (r * math.log(r / alpha) if r > 0 else 0.0) + (1 - r) * math.log((1 - r) / (1 - alpha))
+    bentkus = math.e * float(stats.binom.cdf(math.ceil(n * risk), n, alpha))
+    return min(math.exp(-n * relative), bentkus, 1.0)
+
+
+def allowed_loss(n: int, alpha: float, delta: float, method: str, *, size: float = 0.0, largest: float = 1.0) -> float:
+    """The largest sum of losses on n rows with which `method` keeps `alpha`; below 0 where none does.
+
+    Args:
+        n: rows.
+        alpha: the target, in (0, 1).
+        delta: allowed probability that the risk is above alpha; not used without confidence.
+        method: one of the four.
+        size: sum of the weights, for LABEL_SHIFT.
+        largest: largest weight, for LABEL_SHIFT.
+    """
+    if method == SHIFTED:
+        return alpha * (size + largest) - largest
+    if method == CONFORMAL:
+        return alpha * (n + 1) - 1
+    if method == BINOMIAL:
+        return _most_failures(n, alpha, delta)
+    # The p-value is the smaller of two, both rising in the risk: the larger of the two limits is the limit.
+    return max(_hoeffding_limit(n, alpha, delta), float(_most_failures(n, alpha, delta / math.e)))
+
+
+def _most_failures(n: int, alpha: float, delta: float) -> int:
+    """The largest k with P(Binomial(n, alpha) <= k) <= delta, or -1."""
+    k = int(stats.binom.ppf(delta, n, alpha))
+    while k >= 0 and stats.binom.cdf(k, n, alpha) > delta:
+        k -= 1
+    return k
+
+
+def _hoeffding_limit(n: int, alpha: float, delta: float) -> float:
+    def excess(risk: float) -> float:
+        relative = risk * math.log(risk / alpha) + (1 - risk) * math.log((1 - risk) / (1 - alpha))
+        return n * relative + math.log(delta)
+
+    smallest = 1e-12
+    if excess(smallest) < 0:
+        return -1.0
+    return n * float(optimize.brentq(excess, smallest, alpha, xtol=1e-14)) * (1 - 1e-9)
+
+
+def risk_bound(losses: StepLosses, threshold: float, delta: float, method: str) -> float:
+    """What `method` proves of the risk at `threshold`, at most 1: of its expectation, or with confidence 1 - delta."""
+    n, total = losses.n, float(losses.total(threshold))
+    if method == SHIFTED and losses.weights is not None:
+        largest = float(losses.weights.max())
+        return min(1.0, (total + largest) / (float(losses.weights.sum()) + largest))
+    if method == CONFORMAL:
+        return min(1.0, (total + 1) / (n + 1))
+    if method == BINOMIAL:
+        return 1.0 if total >= n else float(stats.beta.ppf(1 - delta, total + 1, n - total))
+    low, high = max(total / n, 1e-12), 1 - 1e-12
+    if low >= high or hoeffding_bentkus(total / n, n, high) > delta:
+        return 1.0
+    for _ in range(60):  # bisection: the p-value has steps where Bentkus wins
+        middle = (low + high) / 2
+        low, high = (middle, high) if hoeffding_bentkus(total / n, n, middle) > delta else (low, middle)
+    return high
+
+
+def rows_needed(alpha: float, delta: float, method: str, risk: float = 0.0) -> int | None:
+    """Rows from which on `method` can keep `alpha` with an empirical risk of `risk`; None where it never can."""
+    if method == SHIFTED:
+        method = CONFORMAL
+    if risk >= alpha:
+        return None
+
+    def enough(n: int) -> bool:
+        return allowed_loss(n, alpha, delta, method) >= risk * n
+
+    high = 1
+    while not enough(high):
+        high *= 2
+        if high > MOST_ROWS:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> ThresholdFit:
+    """The smallest λ that keeps the risk at `alpha`, with its proof.
+
+    Args:
+        losses: of rows exchangeable with the traffic to come.
+        alpha: the target, in (0, 1).
+        delta: 0 for a promise on the expectation; else the probability with which the risk may exceed alpha.
+
+    Raises:
+        ValueError: alpha or delta is out of range, or delta is given with weights.
+
+    >>> rows = np.tile(np.float32([[0.9, 0.1, 0, 0], [0.2, 0.8, 0, 0]]), (50, 1))
+    >>> fit = fit_threshold(routing_losses(rows, np.tile([0, 1], 50)), 0.1)
+    >>> fit.feasible, round(fit.threshold, 3), fit.empirical_risk
+    (True, 0.2, 0.0)
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}, expected between 0 and 1")
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta is {delta}, expected 0 up to 1")
+    method = method_for(losses, delta)
+    weights = losses.weights
+    size, largest = (0.0, 1.0) if weights is None else (float(weights.sum()), float(weights.max()))
+    threshold = losses.smallest_threshold(allowed_loss(losses.n, alpha, delta, method, size=size, largest=largest))
+    # A λ that sends every calibration row to frontier is only always-frontier by another name.
+    feasible = threshold <= 1 and bool((losses.scores[:, -1] >= threshold).any())
+    if not feasible:
+        threshold = ALWAYS_FRONTIER
+    return ThresholdFit(
+        threshold,
+        feasible,
+        method,
+        losses.n,
+        losses.risk(threshold),
+        risk_bound(losses, threshold, delta, method),
+        None if feasible else rows_needed(alpha, delta, method, losses.risk(1.0)),
+    )
+
+
+def fit_top_tier(probabilities: ArrayLike, labels: ArrayLike, beta: float, *, delta: float = 0.0) -> ThresholdFit:
+    """The largest τ on P(frontier) that keeps P(chosen < frontier, given label frontier) at `beta`.
+
+    Only τ is looked at: rows that λ sends to frontier anyway can only lower the loss.
+
+    Args:
+        probabilities: (n, 4) float32, calibrated; all rows, whatever their label.
+        labels: as for `routing_losses`. A row counts with its P(label = frontier): weighted conformal with known
+            weights at most 1, which for plain tiers is just the frontier rows.
+        beta: the target, in (0, 1).
+        delta: as for `fit_threshold`.
+
+    Returns:
+        The fit over frontier rows, whose threshold is τ, a float32 value, or 0 (none) where infeasible: where τ would
+        have to be 0.
+
+    Raises:
+        ValueError: beta or delta is out of range, or delta is given with soft labels.
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"beta is {beta}, expected between 0 and 1")
+    top, weights = np.asarray(probabilities, dtype=np.float32)[:, -1].astype(np.float64), soft(labels)[:, -1]
+    order = np.argsort(top, kind="stable")
+    order = order[weights[order] > 0]
+    top, weights = top[order], weights[order]
+    if delta and (weights < 1).any():
+        raise ValueError("soft labels carry no binomial bound on the top tier; draw hard labels, or drop delta")
+    method = BINOMIAL if delta else CONFORMAL
+    size = float(weights.sum())
+    allowed = float(_most_failures(len(top), beta, delta)) if delta else beta * (size + 1) - 1
+    over = np.flatnonzero(np.cumsum(weights) > allowed)
+    threshold = float(top[over[0]]) if allowed >= 0 and over.size else 0.0
+    missed = float(weights[top < threshold].sum())
+    if not delta:
+        bound = min(1.0, (missed + 1) / (size + 1))
+    else:
+        bound = 1.0 if missed >= size else float(stats.beta.ppf(1 - delta, missed + 1, size - missed))
+    needed = rows_needed(beta, delta, method) if allowed < 0 else None
+    return ThresholdFit(threshold, threshold > 0, method, len(top), missed / size if size else 0.0, bound, needed)
+
+
+def estimate_prior(
+    probabilities: ArrayLike, prior: ArrayLike, *, iterations: int = 1000, tolerance: float = 1e-8
+) -> Array:
+    """Tier shares of unlabelled traffic by EM, assuming that P(request | tier) is as it was (Saerens et al. 2002).
+
+    Args:
+        probabilities: (m, 4) calibrated probabilities of the unlabelled requests.
+        prior: (4,) shares under which they were calibrated.
+        iterations: at most.
+        tolerance: stop when no share moves more.
+
+    Returns:
+        (4,) float64 that sum to 1; a tier with prior 0 stays at 0, because nothing is known of its requests.
+    """
+    rows = np.asarray(probabilities, dtype=np.float64)
+    old = np.asarray(prior, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] != _TIERS or not len(rows) or not np.isfinite(rows).all():
+        raise ValueError(f"probabilities have shape {rows.shape} or values that are not finite, expected (m, {_TIERS})")
+    ratio = np.divide(rows, old, out=np.zeros_like(rows), where=old > 0)
+    share = old / old.sum()
+    for _ in range(iterations):
+        joint = ratio * share
+        new: Array = (joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
+        new /= new.sum()
+        moved, share = float(np.abs(new - share).max()), new
+        if moved < tolerance:
+            break
+    return share
