@@ -1,0 +1,229 @@
+"""A connection to SQLite or PostgreSQL that keeps what it commits, and says plainly when it cannot.
+
+SQLite runs in WAL mode with `synchronous=FULL`, which is read back: what is committed survives a killed process and a
+power cut. PostgreSQL's `synchronous_commit` is turned on where it is off. Any trouble of the database becomes
+StoreUnavailable, without the database's own text, which may quote a row; the next use connects anew.
+
+Knows nothing of what is stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from classifier.errors import MissingExtra, SettingsError, StoreUnavailable
+from classifier.migrations import MIGRATIONS, migrate, schema_version
+
+log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 2.0
+"""How long a lock is waited for."""
+# A row that the database refuses is not the database's trouble.
+_ROW_AT_FAULT = (sa.exc.DataError, sa.exc.IntegrityError)
+
+
+class Database:
+    """A database of this package's tables. Safe from any thread.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql+psycopg://…`; nothing is connected to yet.
+
+    Attributes:
+        path: SQLite's file; None for PostgreSQL.
+
+    Raises:
+        SettingsError: the URL is not one of these.
+        MissingExtra: PostgreSQL's driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = _parse(url)
+        self.path = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+        self._name = parsed.render_as_string(hide_password=True)
+        self._inode: int | None = None
+        self._migrated = False
+        self._engine = _engine(parsed)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """A transaction that writes: committed durably at its end, or not at all.
+
+        Raises:
+            StoreUnavailable: the database is full, locked, gone or not migrated.
+        """
+        self._prepare()
+        with self._guarded(), self._engine.begin() as connection:
+            yield connection
+        if self.path is not None:
+            with self._guarded():
+                if self.path.stat().st_ino != self._inode:
+                    raise StoreUnavailable(f"{self._name}: the file was replaced while it was written; retry")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and keeps no writer waiting.
+
+        Raises:
+            StoreUnavailable: the database is locked, gone or not migrated.
+        """
+        self._prepare()
+        with self._guarded(), self._engine.connect().execution_options(classifier_reads=True) as connection:
+            yield connection
+
+    def check(self) -> None:
+        """Makes sure that the tables are there: a SQLite file is made and migrated, PostgreSQL must have been.
+
+        Raises:
+            SettingsError: it was not migrated, or by a later package.
+            StoreUnavailable: the database is locked or gone.
+        """
+        if self.path is not None:
+            self._follow(self.path)
+        if self._migrated:
+            return
+        if self.path is not None:
+            self.migrate()
+            return
+        with self._guarded(), self._engine.connect() as connection:
+            version = schema_version(connection)
+        if version != len(MIGRATIONS):
+            raise SettingsError(
+                f"{self._name}: schema version is {version}, expected {len(MIGRATIONS)}; "
+                "run 'classifier feedback migrate'"
+            )
+        self._migrated = True
+
+    def migrate(self) -> list[str]:
+        """Brings the tables to this package's version; returns the names of the steps taken.
+
+        Raises:
+            SettingsError: a later package made them.
+            StoreUnavailable: the database is full, locked or gone.
+        """
+        if self.path is not None:
+            self._follow(self.path)
+        with self._guarded(), self._engine.begin() as connection:
+            taken = migrate(connection)
+        self._migrated = True
+        return taken
+
+    def scrub(self) -> None:
+        """Moves deleted text out of SQLite's log; `secure_delete` has overwritten it in the file."""
+        if self.path is None:
+            return
+        with self._guarded(), contextlib.closing(self._engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            cursor.close()
+        if busy:
+            log.warning("deleted text may stay in the database's log until its readers finish; run forget again then")
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+    def _prepare(self) -> None:
+        try:
+            self.check()
+        except SettingsError as error:
+            raise StoreUnavailable(str(error)) from error
+
+    def _follow(self, path: Path) -> None:
+        """Opens the database anew where its file was removed or replaced: an open one would write into nowhere."""
+        try:
+            inode = path.stat().st_ino
+        except OSError:
+            inode = None
+        if inode is not None and inode == self._inode:
+            return
+        self._migrated = False
+        self._engine.dispose()
+        with self._guarded():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Prompts may be in it: for its owner alone.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._inode = path.stat().st_ino
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turns the database's trouble into StoreUnavailable."""
+        try:
+            yield
+        except _ROW_AT_FAULT:
+            raise
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError, self._engine.dialect.loaded_dbapi.Error, OSError) as error:
+            self._migrated = False
+            origin = getattr(error, "orig", None) or error
+            code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
+            what = f"{type(origin).__name__} {code}" if code else type(origin).__name__
+            raise StoreUnavailable(f"{self._name}: the feedback store failed ({what}); retry later") from error
+
+
+def _parse(text: str) -> sa.URL:
+    try:
+        url = sa.make_url(text)
+    except sa.exc.ArgumentError:
+        raise SettingsError(
+            f"feedback_url: expected sqlite:///PATH or postgresql+psycopg://…, found {text[:16]!r}…"
+        ) from None
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise SettingsError("feedback_url: sqlite needs a file, as in sqlite:////var/lib/classifier/feedback.db")
+        return url
+    if backend != "postgresql":
+        raise SettingsError(f"feedback_url: expected sqlite:///PATH or postgresql+psycopg://…, found {backend}")
+    url = url.set(drivername="postgresql+psycopg")
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise MissingExtra("PostgreSQL needs psycopg; pip install 'request-complexity-classifier[postgres]'") from None
+    return url
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+        sa.event.listen(engine, "connect", _connect_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    # A peer that vanished is noticed within ten seconds; a lock is waited for as long as on SQLite.
+    arguments = {"connect_timeout": 3, "tcp_user_timeout": 10_000, "options": f"-c lock_timeout={BUSY_SECONDS:g}s"}
+    engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True)
+    sa.event.listen(engine, "connect", _connect_postgresql)
+    return engine
+
+
+def _connect_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say so
+    mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA secure_delete=ON")
+    synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
+    if (mode, synchronous) != ("wal", 2):
+        raise StoreUnavailable(
+            f"SQLite answers journal_mode={mode}, synchronous={synchronous} where wal and 2 (full) were asked for; "
+            "put the feedback store on a local disk"
+        )
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads and then writes may find itself outdated; one that starts as a writer waits its turn.
+    reads = connection.get_execution_options().get("classifier_reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _connect_postgresql(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        if cursor.execute("SHOW synchronous_commit").fetchone()[0] == "off":
+            cursor.execute("SET synchronous_commit = on")
+        if cursor.execute("SHOW fsync").fetchone()[0] == "off":
+            log.warning("PostgreSQL runs with fsync=off: what it acknowledges may be lost in a crash")
+    connection.commit()

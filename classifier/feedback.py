@@ -1,0 +1,241 @@
+"""What is remembered of decisions, and what became of them.
+
+Decisions are written off the hot path, in batches, and never make `Classify` wait. Outcomes are on disk before `report`
+returns. By default a request leaves only a keyed hash, its labels, its signals and the model's logits: enough to
+recalibrate, to measure drift and to audit. Text is kept where `keep` is "text", and where a gateway sends it with an
+outcome.
+
+Knows nothing of the wire, of callers' credentials (ids are checked before an outcome comes here) or of files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from classifier.database import Database
+from classifier.decision_id import derive_key
+from classifier.errors import SettingsError, StoreUnavailable
+from classifier.ledger import Ledger
+from classifier.recorder import MAX_QUEUED_BYTES, Recorder
+from classifier.types import Decision, Outcome, OutcomeState, Request
+
+log = logging.getLogger(__name__)
+
+RETENTION_DAYS = 90.0
+REPORT_SECONDS = 5.0
+"""The longest that `report` waits for the disk."""
+_ROW_BYTES = 2000  # what a row without text takes in memory, measured generously
+
+
+def open_store(
+    url: str,
+    *,
+    key: bytes,
+    keep: str = "hash",
+    retention_days: float = RETENTION_DAYS,
+    max_queued_bytes: int = MAX_QUEUED_BYTES,
+    clock: Callable[[], float] = time.time,
+) -> FeedbackStore:
+    """The feedback store at a URL, ready to be written.
+
+    A SQLite file is made and migrated. A store that cannot be reached now is no error: it is tried again when needed.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql+psycopg://…`.
+        key: secret of the hashes, shared by the replicas; `classifier.decision_id.read_key` has it.
+        keep: what is kept of a request, "hash" or "text".
+        retention_days: decisions and outcomes older than this are deleted, some every ten minutes.
+        max_queued_bytes: memory for decisions that wait to be written; more are dropped and counted.
+        clock: seconds since the epoch.
+
+    Raises:
+        SettingsError: the URL is not usable, the database was not migrated, or `keep` or `retention_days` is wrong.
+        MissingExtra: PostgreSQL's driver is not installed.
+    """
+    if keep not in ("hash", "text"):
+        raise SettingsError(f"store: expected hash or text, found {keep!r}; for off open no store")
+    if not retention_days > 0:
+        raise SettingsError(f"retention_days: expected more than 0, found {retention_days:g}")
+    database = Database(url)
+    try:
+        database.check()
+    except StoreUnavailable as error:
+        log.warning("%s; classification goes on, outcomes are refused until it is back", error)
+    return FeedbackStore(
+        database,
+        key=key,
+        keep=keep,
+        retention_days=retention_days,
+        max_queued_bytes=max_queued_bytes,
+        clock=clock,
+    )
+
+
+class FeedbackStore:
+    """Keeps decisions and outcomes. Safe from any thread. Made by `open_store`.
+
+    Attributes:
+        keep: what is kept of a request, "hash" or "text".
+        ledger: the rows, for those who read them.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        key: bytes,
+        keep: str,
+        retention_days: float,
+        max_queued_bytes: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.keep = keep
+        self.ledger = Ledger(database, clock=clock)
+        self._database = database
+        self._hash_key = derive_key(key, "request")
+        self._retention_seconds = retention_days * 86_400
+        self._clock = clock
+        self._recorder = Recorder(self.ledger.write, self._expire, max_queued_bytes=max_queued_bytes)
+
+    @property
+    def dropped(self) -> int:
+        """Decisions that were not written and never will be: the queue was full, or a row could not be stored."""
+        return self._recorder.dropped
+
+    @property
+    def queued(self) -> int:
+        """Decisions that wait to be written."""
+        return self._recorder.queued
+
+    def record(
+        self,
+        decision: Decision,
+        request: Request,
+        caller: str,
+        *,
+        signals: Sequence[str] = (),
+        logits: Sequence[float] = (),
+    ) -> None:
+        """Queues a decision to be written. Never waits and never raises; what is lost is counted in `dropped`.
+
+        Args:
+            decision: with its `decision_id`.
+            request: what was decided on.
+            caller: the principal that may report its outcome.
+            signals: what the model was told beside the text.
+            logits: the model's answer before calibration.
+        """
+        try:
+            text = _text(request) if self.keep == "text" else None
+            row = {
+                "decision_id": decision.decision_id,
+                "caller": caller,
+                "decided_at": self._clock(),
+                "tier": int(decision.tier),
+                "model_tier": int(decision.model_tier),
+                "reason": int(decision.reason),
+                "policy": decision.policy,
+                "threshold": float(decision.threshold),
+                "guaranteed": decision.guaranteed,
+                "propensity": float(decision.propensity),
+                "probabilities": _floats(decision.probabilities),
+                "logits": _floats(logits),
+                "signals": _signals(tuple(signals)),
+                "bundle_version": decision.bundle_version,
+                "calibration_revision": decision.calibration_revision,
+                "truncated": decision.truncated,
+                "input_tokens": decision.input_tokens,
+                "floor": None if request.floor is None else int(request.floor),
+                "ceiling": None if request.ceiling is None else int(request.ceiling),
+                "route": decision.route,
+                "labels": json.dumps(dict(request.labels), separators=(",", ":")) if request.labels else "{}",
+                "request_hash": request_hash(request, self._hash_key),
+                "request": text,
+            }
+            self._recorder.add(row, _ROW_BYTES + len(text or ""))
+        except Exception:  # feedback is never worth an answer
+            log.exception("a decision could not be recorded")
+
+    async def report(self, outcome: Outcome, caller: str) -> OutcomeState:
+        """Writes an outcome; it is on disk when this returns. The same again changes nothing.
+
+        Args:
+            outcome: its `decision_id` has been verified.
+            caller: the authenticated principal.
+
+        Raises:
+            StoreUnavailable: the store is full, locked, gone or too slow; retrying is safe.
+        """
+        now = self._clock()
+        row = {
+            "caller": caller,
+            "outcome_id": outcome.outcome_id,
+            "decision_id": outcome.decision_id,
+            "verdict": int(outcome.verdict),
+            "cause": int(outcome.cause),
+            "source": int(outcome.source),
+            "served_tier": int(outcome.served_tier),
+            "accepted_tier": None if outcome.accepted_tier is None else int(outcome.accepted_tier),
+            "occurred_at": now if outcome.occurred_at is None else min(outcome.occurred_at, now),
+            "received_at": now,
+            "request_hash": None if outcome.request is None else request_hash(outcome.request, self._hash_key),
+            "request": None if outcome.request is None else _text(outcome.request),
+        }
+        written = asyncio.wrap_future(self._recorder.submit(row))
+        try:
+            return await asyncio.wait_for(written, REPORT_SECONDS)
+        except TimeoutError:
+            raise StoreUnavailable("the feedback store is too slow; the outcome may be written yet, retry it") from None
+
+    def flush(self, timeout_seconds: float = 5.0) -> bool:
+        """Waits until what was recorded is on disk; False where that took too long."""
+        return self._recorder.flush(timeout_seconds)
+
+    def close(self) -> None:
+        """Writes what is queued and closes the store."""
+        self._recorder.close()
+        self._database.close()
+
+    def _expire(self) -> bool:
+        return self.ledger.expire(self._clock() - self._retention_seconds)
+
+
+def request_hash(request: Request, key: bytes) -> str:
+    """HMAC-SHA256 of what was asked (messages, tools, attachments), 32 hexadecimal digits.
+
+    Equal requests have equal hashes under one key, and without the key a hash cannot be compared with a guess.
+    """
+    mac = hmac.new(key, digestmod="sha256")
+    for message in request.messages:
+        content = message.content.encode("utf-8", "surrogatepass")
+        mac.update(f"{message.role}\0{len(content)}\0".encode())
+        mac.update(content)
+    mac.update(json.dumps([list(request.tools), request.attachments]).encode())
+    return mac.hexdigest()[:32]
+
+
+def _text(request: Request) -> str:
+    """The request as JSON in ASCII, as corpus lines spell it."""
+    body: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in request.messages]}
+    optional: Mapping[str, Any] = {
+        "tools": list(request.tools),
+        "attachments": request.attachments,
+        "labels": dict(request.labels),
+    }
+    return json.dumps({**body, **{name: value for name, value in optional.items() if value}})
+
+
+def _floats(values: Sequence[float]) -> str:
+    return json.dumps([float(v) for v in values])
+
+
+@functools.lru_cache(maxsize=4096)
+def _signals(signals: tuple[str, ...]) -> str:
+    return json.dumps(signals)
