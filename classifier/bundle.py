@@ -89,7 +89,9 @@ def read_bundle(path: str | Path) -> Bundle:
     for name in FILES:
         verify_file(path, name, str(stated[name]))
     if manifest.get("version") != content_version(stated):
-        raise BundleCorrupt(f"{path}: version {manifest.get('version')!r} is not the hash of its files; export it again")
+        raise BundleCorrupt(
+            f"{path}: version {manifest.get('version')!r} is not the hash of its files; export it again"
+        )
     try:
         calibration = Calibration.from_json(_json(path, "calibration.json"))
         policies, default = policies_from_json(
@@ -98,7 +100,9 @@ def read_bundle(path: str | Path) -> Bundle:
             calibration_revision=calibration.revision,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleCorrupt(f"{path}: calibration.json or policy.json is malformed ({error}); recalibrate it") from error
+        raise BundleCorrupt(
+            f"{path}: calibration.json or policy.json is malformed ({error}); recalibrate it"
+        ) from error
     return Bundle(
         path=path,
         version=str(manifest["version"]),
@@ -165,7 +169,7 @@ def verify_file(path: Path, name: str, stated: str) -> None:
         raise BundleCorrupt(f"{path}: {name} is missing; copy or export the bundle again") from None
     if found != stated:
         raise BundleCorrupt(
-            f"{path}: {name} has sha256 {found[:12]}…, the manifest says {stated[:12]}…; copy or export the bundle again"
+            f"{path}: {name} has sha256 {found[:12]}…, the manifest says {stated[:12]}…; copy or export it again"
         )
 
 

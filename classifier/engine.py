@@ -82,7 +82,7 @@ class Engine:
             )
         try:
             max_tokens = int(bundle.manifest["max_tokens"])
-            golden, tolerance = bundle.manifest["golden"], float(bundle.manifest["golden_tolerance"])
+            golden, tolerance = list(bundle.manifest["golden"]), float(bundle.manifest["golden_tolerance"])
         except (KeyError, TypeError, ValueError) as error:
             raise BundleCorrupt(f"{path}: manifest.json lacks max_tokens or golden inputs; export it again") from error
         tokenizer = Tokenizer.from_file(bundle.path / "tokenizer.json", max_tokens)
@@ -201,7 +201,7 @@ class Engine:
         if worst > tolerance:
             self.golden_ok = False
             self.golden_message = (
-                f"golden inputs differ by up to {worst:.4f} (tolerance {tolerance:g}): this processor's int8 arithmetic "
-                "is not the one that the policies were fitted on; answers carry guaranteed=false until "
+                f"golden inputs differ by up to {worst:.4f} (tolerance {tolerance:g}): this processor's int8 sums "
+                "are not those that the policies were fitted on; answers carry guaranteed=false until "
                 "'python -m training calibrate' is run here"
             )

@@ -226,7 +226,7 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
         if messages[i].role in ("system", "developer"):
             continue
         limit = min(NEAREST_CHARS if nearest else OTHER_CHARS, left)
-        if limit < 24:  # noqa: PLR2004 - a shorter scrap says nothing
+        if limit < 24:
             cut = True
             break
         body, _, body_cut = _clean(messages[i].content, limit)

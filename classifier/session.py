@@ -43,7 +43,9 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes are many and private
-            raise BundleCorrupt(f"{path}: onnxruntime cannot load it ({type(error).__name__}); export it again") from error
+            raise BundleCorrupt(
+                f"{path}: onnxruntime cannot load it ({type(error).__name__}); export it again"
+            ) from error
         names = {i.name for i in self._session.get_inputs()}
         outputs = self._session.get_outputs()
         if not names <= set(INPUTS) or "input_ids" not in names or len(outputs) != 1 or outputs[0].shape[-1] != TIERS:

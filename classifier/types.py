@@ -163,7 +163,9 @@ class Request:
             if message.role not in ROLES:
                 violations.append((f"messages[{i}].role", f"is not one of {', '.join(ROLES)}"))
             if "\0" in message.content:
-                violations.append((f"messages[{i}].content", "has a NUL byte; send text, and count files as attachments"))
+                violations.append(
+                    (f"messages[{i}].content", "has a NUL byte; send text, and count files as attachments")
+                )
         if self.messages and not violations and all(m.role != "user" for m in self.messages):
             violations.append(("messages", "has no message with role 'user'; the last user message is what is rated"))
         if not 0 <= self.attachments <= MAX_ATTACHMENTS:

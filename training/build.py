@@ -1,11 +1,11 @@
 """From corpus to bundle: teacher, student, export, calibration, evaluation, card. One folder, resumable at each stage.
 
-    runs/base/
-        teacher/ student/     checkpoints and histories; a finished stage is not run again
-        export/               model.onnx, model_fp32.onnx, tokeniser, config
-        checkpoint/           the student's weights, half precision: what retraining starts from
-        bundle/               the result
-        report.json           what `evaluate` found on the development rows
+runs/base/
+teacher/ student/     checkpoints and histories; a finished stage is not run again
+export/               model.onnx, model_fp32.onnx, tokeniser, config
+checkpoint/           the student's weights, half precision: what retraining starts from
+bundle/               the result
+report.json           what `evaluate` found on the development rows
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from classifier.bundle import Bundle
 from classifier.drift import reference_distributions
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
-from training.card import render_card
 from training.calibrate import calibrate
+from training.card import render_card
 from training.corpus import RUBRIC, UNLABELLED, Row, data_sha256, expand, read_corpus, write_corpus
 from training.distill import distill
 from training.evaluate import as_text, evaluate, load_engine, score
@@ -217,8 +217,8 @@ def licences_of(paths: Sequence[str]) -> dict[str, str]:
 def _notes(parity: Parity, labelled: int, unlabelled: int) -> list[str]:
     return [
         f"Trained on {labelled} labelled rows; {unlabelled} unlabelled ones carried the teacher's answers.",
-        f"int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} held-out rows; torch and ONNX fp32 "
-        f"differ by {parity.fp32_difference:.1e}.",
+        f"int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} held-out rows; torch and ONNX "
+        f"fp32 differ by {parity.fp32_difference:.1e}.",
         "Calibration and thresholds: `calibration.json` and `policy.json`; what they promise: docs/guarantee.md.",
     ]
 
@@ -230,6 +230,8 @@ def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data) -> None:
     stamp = out / "run.json"
     if stamp.is_file():
         if json.loads(stamp.read_text(encoding="utf-8")) != json.loads(json.dumps(this)):
-            raise InputError(f"{out}: holds a run of another recipe or of other data; choose another --out, or remove it")
+            raise InputError(
+                f"{out}: holds a run of another recipe or of other data; choose another --out, or remove it"
+            )
     else:
         stamp.write_text(json.dumps(this, indent=1), encoding="utf-8")

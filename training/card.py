@@ -93,8 +93,8 @@ def _metrics(report: Mapping[str, Any]) -> str:
     lines = [
         "",
         "## Metrics",
-        f"The exported int8 graph through the serving engine on {report['rows']} held-out rows ({counts}); 95 % bootstrap",
-        "intervals.",
+        f"The exported int8 graph through the serving engine on {report['rows']} held-out rows ({counts}); 95 %",
+        "bootstrap intervals.",
         "",
         "| metric | value | interval |",
         "|---|---:|---|",

@@ -1,7 +1,7 @@
 """Corpus files → rows: read, validate, remove duplicates, split by group.
 
 A line is `{"id", "messages" or "prompt"}` with a label: `tier`, or `probabilities` [4], or `at_least`/`at_most`, or
-`success_by_tier` (the share of tries that satisfied at each tier, an OUTCOME label), or none (a transfer set). Optional:
+`success_by_tier` (share of tries that satisfied at each tier, an OUTCOME label), or none (a transfer set). Optional:
 `source, language, kind, group, family, weight, licence, tools, attachments`. See data/GUIDELINES.md.
 
 Knows nothing of models, tokens or weights.
@@ -230,7 +230,9 @@ def _read_file(path: Path) -> Iterator[Row]:
             f"{path}:{number}: not a usable corpus line ({error}); see data/GUIDELINES.md for the format"
         ) from error
     except (OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read after line {number} ({error}); check that the file is whole") from error
+        raise InputError(
+            f"{path}: cannot be read after line {number} ({error}); check that the file is whole"
+        ) from error
 
 
 def _label(data: Mapping[str, Any]) -> tuple[tuple[float, float, float, float] | None, Tier, Tier, str]:

@@ -81,7 +81,9 @@ def statistics() -> dict[str, Callable[..., float]]:
     }
 
 
-def summarise(probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000) -> dict[str, Interval]:
+def summarise(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000
+) -> dict[str, Interval]:
     """Every statistic with its bootstrap interval."""
     return {
         name: bootstrap_interval(function, probabilities, labels, draws=draws)
@@ -163,7 +165,10 @@ def evaluate(engine: Engine, rows: Sequence[Row], train: Sequence[Row] = ()) -> 
         "confusion": metrics.confusion(predictions.tiers, y).tolist(),
         "slices": {
             what: {
-                name: {"rows": len(index), "accuracy": bootstrap_interval(metrics.accuracy, p[index].argmax(1), y[index])}
+                name: {
+                    "rows": len(index),
+                    "accuracy": bootstrap_interval(metrics.accuracy, p[index].argmax(1), y[index]),
+                }
                 for name, index in members.items()
             }
             for what, members in slices(rows).items()
@@ -201,7 +206,10 @@ def as_text(report: Mapping[str, Any]) -> str:
         band = f"a perfect model shows {error['null_low']:+.3f} to {error['null_high']:+.3f}"
         lines.append(f"  calibration error of {boundary:<22} {error['error']:+.3f}   ({band})")
     lines += ["", "  confusion (rows: label, columns: arg-max tier)"]
-    lines += ["  " + f"{t.label:>10}" + "".join(f"{n:6d}" for n in row) for t, row in zip(TIERS, report["confusion"], strict=True)]
+    lines += [
+        "  " + f"{t.label:>10}" + "".join(f"{n:6d}" for n in row)
+        for t, row in zip(TIERS, report["confusion"], strict=True)
+    ]
     for name, numbers in report.get("baselines", {}).items():
         lines += [
             "",
@@ -212,7 +220,8 @@ def as_text(report: Mapping[str, Any]) -> str:
         if len(members) > 1:
             lines += ["", f"  by {what}"]
             lines += [
-                f"    {name:<24} {m['rows']:6d} rows   accuracy {_interval(m['accuracy'])}" for name, m in members.items()
+                f"    {name:<24} {m['rows']:6d} rows   accuracy {_interval(m['accuracy'])}"
+                for name, m in members.items()
             ]
     return "\n".join(lines)
 

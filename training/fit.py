@@ -139,7 +139,9 @@ def fit(
         bar = tqdm(mine, desc=f"{name} epoch {epoch + 1}/{options.epochs}", unit="batch", disable=None)
         for batch in bar:
             index = torch.tensor(batch)
-            inputs = {k: torch.from_numpy(v).to(accelerator.device) for k, v in pad([sequences[i] for i in batch]).items()}
+            inputs = {
+                k: torch.from_numpy(v).to(accelerator.device) for k, v in pad([sequences[i] for i in batch]).items()
+            }
             with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits = wrapped(**inputs).logits.float()
             loss = _loss(logits, index, target, inside, labelled, followed, options)

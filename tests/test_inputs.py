@@ -1,0 +1,169 @@
+"""What of a request the model reads."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from classifier.inputs import (
+    CONTEXT_CHARS,
+    GAP,
+    SIGNALS,
+    TEXT_CHARS,
+    WINDOW_CHARS,
+    cut_middle,
+    dominant_script,
+    render,
+)
+from classifier.types import ROLES, Message, Request
+
+TEXTS = st.text(max_size=300)
+CONVERSATIONS = st.lists(st.builds(Message, st.sampled_from(ROLES), TEXTS), max_size=6)
+
+
+def chat(*turns: tuple[str, str], **fields) -> Request:
+    return Request(tuple(Message(role, content) for role, content in turns), **fields)
+
+
+def test_last_user_message_is_rated():
+    """The last user message is the text; what came before it is context."""
+    found = render(chat(("user", "plan the migration"), ("assistant", "Drop the table?"), ("user", "yes, do it")))
+    assert found.text == "yes, do it"
+    assert found.context == "user: plan the migration\nassistant: Drop the table?"
+
+
+def test_agent_steps_after_the_last_user_message_are_context():
+    """What the agent did since the user spoke is context, oldest first."""
+    found = render(chat(("user", "book it"), ("assistant", "calling"), ("tool", "flight full")))
+    assert found.text == "book it"
+    assert found.context == "assistant: calling\ntool: flight full"
+
+
+def test_system_prompt_is_context_by_its_head_only():
+    """The system prompt is not rated: its head is context, the rest is left out and is not "truncated"."""
+    found = render(chat(("system", "Reply with one label. " + "x" * 5000), ("user", "hello")))
+    assert found.context.startswith("system: Reply with one label.")
+    assert len(found.context) < 250
+    assert not found.truncated
+
+
+def test_nearest_message_gets_most_of_the_context():
+    """The message just before the rated one keeps more of its text than those before it."""
+    turns = [("assistant", letter * 2000) for letter in "abc"]
+    found = render(chat(("user", "start"), *turns, ("user", "go on")))
+    assert found.context.count("c") > 2 * found.context.count("b")
+
+
+def test_long_text_keeps_head_and_tail():
+    """A long text loses its middle, and says so."""
+    found = render(Request.from_text("HEAD " + "x" * 100_000 + " TAIL"))
+    assert found.text.startswith("HEAD")
+    assert found.text.endswith("TAIL")
+    assert GAP.strip() in found.text
+    assert found.truncated
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("<system-reminder>todo list is empty</system-reminder>fix the typo", "fix the typo"),
+        ("fix the typo<environment_details>\ncwd: /x\n</environment_details>", "fix the typo"),
+        ("a<user_info>x</user_info>b<USER_INFO>y</USER_INFO>c", "abc"),
+        ("what does <user_info> mean?", "what does <user_info> mean?"),
+        ("</system-reminder> stray", "</system-reminder> stray"),
+        ("<div>my page</div>", "<div>my page</div>"),
+    ],
+    ids=["before", "after", "several", "unclosed", "stray", "other-tags"],
+)
+def test_harness_blocks_are_removed(content, kept):
+    """Closed blocks of a harness are removed; a user's own mention of a tag is not."""
+    assert render(Request.from_text(content)).text == kept
+
+
+def test_harness_block_cut_by_the_window_is_removed():
+    """A block that starts in the window and ends beyond it is removed too."""
+    content = "fix it <system-reminder>" + "noise " * WINDOW_CHARS + "</system-reminder> please"
+    found = render(Request.from_text(content))
+    assert "noise" not in found.text
+    assert found.text.startswith("fix it")
+    assert found.text.endswith("please")
+
+
+def test_message_of_noise_alone_is_passed_over():
+    """A user message that holds nothing but harness noise is not what is rated."""
+    found = render(chat(("user", "sum the list"), ("user", "<system-reminder>x</system-reminder>")))
+    assert found.text == "sum the list"
+
+
+def test_empty_message_is_rated_as_it_is():
+    """An empty message, alone or with attachments, is allowed."""
+    assert render(Request.from_text("")).text == ""
+    assert render(chat(("user", "earlier"), ("user", ""), attachments=1)).text == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "signal"),
+    [
+        (chat(("user", "a")), "[turns=1]"),
+        (chat(*[("user", "a")] * 4), "[turns=3]"),
+        (chat(("user", "a"), tools=("x", "y", "z")), "[tools=2]"),
+        (chat(("user", "a"), attachments=7), "[attachments=2]"),
+        (chat(("user", "a" * 150)), "[length=100]"),
+        (chat(("user", "a" * 1_000_000)), "[length=30000]"),
+        (chat(("user", "def f(x):\n    return x == 2\n\nprint(f(1))")), "[code=mostly]"),
+        (chat(("user", "привет, как дела")), "[script=cyrillic]"),
+    ],
+    ids=["one-turn", "turns", "tools", "attachments", "length", "megabyte", "code", "script"],
+)
+def test_signals_say_what_text_cannot(request_, signal):
+    """Turns, tools, attachments, length, code and script are told by one signal each."""
+    found = render(request_)
+    assert signal in found.signals
+    assert len(found.signals) == 6
+    assert set(found.signals) <= set(SIGNALS)
+
+
+def test_harness_noise_changes_no_signal():
+    """The same ask with and without harness noise gives the same signals."""
+    noisy = "<system-reminder>" + "x" * 900 + "</system-reminder>\nfix the typo in line 3"
+    assert render(Request.from_text(noisy)).signals == render(Request.from_text("fix the typo in line 3")).signals
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [("straße", "latin"), ("你好吗", "han"), ("今日は", "kana"), ("안녕", "hangul"), ("مرحبا", "arabic"),
+     ("नमस्ते", "indic"), ("γειά", "other"), ("42 + 1", "none"), ("fix это please now", "latin")],
+)  # fmt: skip
+def test_script_is_the_one_of_most_letters(text, script):
+    """The dominant script is that of most letters; any kana makes Han characters Japanese."""
+    assert dominant_script(text) == script
+
+
+@given(CONVERSATIONS, TEXTS, st.integers(0, 9))
+def test_every_valid_conversation_renders_within_its_budget(before, last, attachments):
+    """Whatever the conversation, the result is bounded, encodable and the same again."""
+    request = Request(
+        (*(Message(m.role, m.content.replace("\0", "")) for m in before), Message("user", last.replace("\0", ""))),
+        attachments=attachments,
+    )
+    found = render(request)
+    assert len(found.text) <= TEXT_CHARS + len(GAP)
+    assert len(found.context) <= CONTEXT_CHARS + 200
+    found.text.encode()
+    found.context.encode()
+    assert found == render(request)
+
+
+@given(st.text(max_size=200), st.integers(10, 60))
+def test_cut_keeps_both_ends(text, limit):
+    """A cut text keeps its first and last characters and is no longer than its limit and the gap."""
+    cut = cut_middle(text, limit)
+    assert len(cut) <= limit + len(GAP)
+    assert cut[:3] == text[:3]
+    assert cut[-3:] == text[-3:]
+
+
+def test_lone_surrogates_become_question_marks():
+    """Text that no encoder takes is replaced, not refused."""
+    assert render(Request.from_text("a\ud800b")).text == "a?b"
