@@ -1,0 +1,159 @@
+"""Corpus files → rows: what is read, refused, left out, and kept together."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from classifier.errors import InputError
+from classifier.types import Tier
+from training.corpus import (
+    OUTCOME,
+    RUBRIC,
+    UNLABELLED,
+    data_sha256,
+    parse_row,
+    read_corpus,
+    source_folds,
+    split_of,
+    write_corpus,
+)
+
+
+def lines(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_tier_is_a_point():
+    """A tier is the label, with certainty."""
+    row = parse_row({"prompt": "hi", "tier": "complex"}, "mine")
+    assert (row.tier, row.probabilities, row.label, row.source) == (Tier.COMPLEX, (0, 0, 1, 0), RUBRIC, "mine")
+
+
+def test_probabilities_are_a_soft_label():
+    """Probabilities come before the tier and are made to sum to one."""
+    row = parse_row({"prompt": "hi", "tier": "simple", "probabilities": [0.1, 0.6, 0.304, 0]}, "mine")
+    assert row.tier is Tier.STANDARD
+    assert sum(row.probabilities) == pytest.approx(1)
+
+
+def test_interval_is_kept_as_an_interval():
+    """Bounds alone are an interval of kind OUTCOME, and no point is made of them."""
+    row = parse_row({"prompt": "hi", "at_least": "standard", "at_most": "complex"}, "mine")
+    assert (row.probabilities, row.at_least, row.at_most) == (None, Tier.STANDARD, Tier.COMPLEX)
+    assert row.label == OUTCOME
+
+
+def test_success_rates_are_made_non_decreasing():
+    """Success by tier becomes P(cheapest satisfying tier), with dips evened out and the rest at the top."""
+    success = {"simple": 0.5, "standard": 0.4, "complex": 0.8}
+    row = parse_row({"prompt": "hi", "success_by_tier": success}, "mine")
+    assert row.probabilities == pytest.approx((0.5, 0.0, 0.3, 0.2))
+    assert row.label == OUTCOME
+
+
+def test_row_without_a_label_is_for_transfer():
+    """A row without any label is unlabelled, not wrong."""
+    assert parse_row({"prompt": "hi"}, "mine").label == UNLABELLED
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '"text"',
+        '{"tier": "simple"}',
+        '{"prompt": "hi", "tier": "hard"}',
+        '{"prompt": "hi", "probabilities": [1, 0]}',
+        '{"prompt": "hi", "probabilities": [2, -1, 0, 0]}',
+        '{"prompt": "hi", "at_least": "frontier", "at_most": "simple"}',
+        '{"prompt": "hi", "tier": "simple", "weight": 0}',
+        '{"messages": [{"role": "robot", "content": "x"}], "tier": "simple"}',
+    ],
+    ids=["json", "text", "prompt", "tier", "length", "negative", "interval", "weight", "role"],
+)
+def test_unusable_line_is_named(tmp_path, line):
+    """A line that cannot be used stops reading, with its file and number."""
+    path = lines(tmp_path / "bad.jsonl", {"prompt": "fine", "tier": "simple"}, line)
+    with pytest.raises(InputError, match=r"bad\.jsonl:2"):
+        read_corpus([path])
+
+
+def test_truncated_gzip_is_named(tmp_path):
+    """A compressed file that was cut is refused, not read in part."""
+    whole = gzip.compress(b"".join(json.dumps({"prompt": str(i) * 50, "tier": "simple"}).encode() + b"\n" for i in range(500)))
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cut.jsonl.gz"):
+        read_corpus([tmp_path / "cut.jsonl.gz"])
+
+
+def test_path_that_matches_nothing_is_refused(tmp_path):
+    """A path without a corpus file is refused with what to give."""
+    with pytest.raises(InputError, match="no corpus file"):
+        read_corpus([tmp_path / "*.jsonl"])
+
+
+def test_folder_glob_and_compressed_files_are_read(tmp_path):
+    """Folders, globs and .gz files are read alike."""
+    lines(tmp_path / "a.jsonl", {"prompt": "one", "tier": "simple"})
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"prompt": "two", "tier": "simple"}) + "\n")
+    assert len(read_corpus([tmp_path])) == 2
+    assert len(read_corpus([f"{tmp_path}/*.gz"])) == 1
+
+
+def test_same_conversation_is_kept_once(tmp_path):
+    """A conversation that differs in white space alone is a duplicate; the first one stays."""
+    rows = read_corpus(
+        [lines(tmp_path / "a.jsonl", {"prompt": "a  b", "tier": "simple"}, {"prompt": "a b\n", "tier": "complex"})]
+    )
+    assert [r.tier for r in rows] == [Tier.SIMPLE]
+
+
+def test_groups_are_never_split():
+    """Rows of one group are in one split, whatever their number; nine tenths of groups are not in dev."""
+    shares = [split_of(f"group-{i}") for i in range(3000)]
+    assert abs(shares.count("train") / 3000 - 0.8) < 0.03
+    assert abs(shares.count("dev") / 3000 - 0.1) < 0.02
+    a, b = (parse_row({"prompt": p, "tier": "simple", "group": "g"}, "s") for p in ("x", "y"))
+    assert a.split == b.split
+
+
+def test_folds_keep_sources_whole():
+    """Cross-validation folds never share a source and are of like size."""
+    rows = [parse_row({"prompt": f"{s}-{i}", "tier": "simple", "source": f"s{s}"}, "") for s in range(20) for i in range(s + 5)]
+    folds = source_folds(rows, 5)
+    for source in {r.source for r in rows}:
+        assert len({f for f, r in zip(folds, rows, strict=True) if r.source == source}) == 1
+    sizes = np.bincount(folds)
+    assert sizes.max() - sizes.min() <= 25
+
+
+def test_written_rows_read_back(tmp_path):
+    """What is written is what is read, for every kind of label."""
+    rows = [
+        parse_row(data, "mine")
+        for data in (
+            {"prompt": "a", "tier": "simple", "tools": ["t"], "attachments": 1, "kind": "chat", "weight": 2.0},
+            {"prompt": "b", "probabilities": [0.5, 0.5, 0, 0], "group": "g", "family": "f", "language": "de"},
+            {"prompt": "c", "at_least": "standard"},
+            {"prompt": "d"},
+            {"prompt": "e", "success_by_tier": {"simple": 0.25}},
+        )
+    ]
+    write_corpus(tmp_path / "out.jsonl", rows)
+    again = read_corpus([tmp_path / "out.jsonl"])
+    assert [(r.sha256, r.probabilities, r.label, r.group, r.weight) for r in again] == [
+        (r.sha256, r.probabilities, r.label, r.group, r.weight) for r in rows
+    ]
+
+
+def test_data_hash_ignores_order_only():
+    """The hash of the data is the same in any order and another for another label."""
+    a, b = parse_row({"prompt": "a", "tier": "simple"}, "s"), parse_row({"prompt": "b", "tier": "simple"}, "s")
+    other = parse_row({"prompt": "b", "tier": "complex"}, "s")
+    assert data_sha256([a, b]) == data_sha256([b, a]) != data_sha256([a, other])
