@@ -283,6 +283,7 @@ class RateLimit:
     """A token bucket for each caller: `rate` requests a second, `burst` at once. Pure; the clock is an argument."""
 
     def __init__(self, rate: float, burst: int) -> None:
+        self.setting = (rate, burst)
         self._rate, self._burst = rate, float(burst)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 

@@ -14,7 +14,7 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -26,7 +26,7 @@ from classifier import wire
 from classifier.admission import Admission, RateLimit
 from classifier.credentials import Caller, Identity
 from classifier.errors import ClassifierError, DeadlinePassed, InvalidRequest, NotConfigured, NotReady, Overloaded
-from classifier.types import Decision, Request, Scores, Timings
+from classifier.types import Decision, Outcome, OutcomeState, Request, Scores, Timings
 from classifier.v1 import classifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _INTERNAL = code_pb2.INTERNAL
+_CLASSIFYING = frozenset({"Classify", "item"})  # where an error means a request without a decision
 _DETAILS = "grpc-status-details-bin"
 _BATCH_AHEAD = 1  # requests of a batch or stream in line beyond the cores, so that no core waits for the next one
 
@@ -48,6 +49,10 @@ class Classifies(Protocol):
     def calibration_revision(self) -> str: ...  # noqa: D102
     @property
     def policies(self) -> Mapping[str, Policy]: ...  # noqa: D102
+    @property
+    def golden_ok(self) -> bool: ...  # noqa: D102
+    @property
+    def golden_message(self) -> str: ...  # noqa: D102
     @property
     def default_policy(self) -> str: ...  # noqa: D102
     def prepare(self, request: Request) -> Any: ...  # noqa: D102
@@ -69,23 +74,23 @@ class Feedback(Protocol):
     def record(  # noqa: D102
         self, decision: Decision, request: Request, caller: str, *, signals: Sequence[str], logits: Sequence[float]
     ) -> None: ...
-    async def report(self, outcome: Any, caller: str) -> int: ...  # noqa: D102
+    async def report(self, outcome: Outcome, caller: str) -> OutcomeState: ...  # noqa: D102
 
 
 class Observer:
-    """Is told what happened, as data; `classifier.telemetry` makes metrics of it. This one does nothing."""
+    """Is told what happened, as data; `classifier.telemetry` makes metrics and spans of it. This one does nothing."""
 
-    def call_started(self, method: str) -> None:
-        """A call came in."""
+    def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> object:
+        """A call came in; what is returned is handed to `call_ended`."""
 
-    def call_ended(self, method: str, code: str, seconds: float) -> None:
+    def call_ended(self, started: Any, method: str, code: str, seconds: float) -> None:
         """A call was answered with the status of that name."""
 
     def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
         """A request was classified; `stages` maps parse and encode to their seconds."""
 
-    def refused(self, error: BaseException) -> None:
-        """A request of a call was not classified."""
+    def refused(self, code: str) -> None:
+        """A request was not classified: one of a batch or stream, or a whole call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +258,7 @@ class Service:
     ) -> bytes:
         """A unary call: who asks, by when, and what became of it."""
         started, code = time.perf_counter(), "CANCELLED"
-        self.observer.call_started(method)
+        observed = self.observer.call_started(method, context.invocation_metadata() or ())
         try:
             answer = await handle(data, self.identity.caller(context), _deadline(context))
         except Exception as error:
@@ -264,12 +269,14 @@ class Service:
             code = "OK"
             return answer
         finally:
-            self.observer.call_ended(method, code, time.perf_counter() - started)
+            if code == "CANCELLED" and method in _CLASSIFYING:
+                self.observer.refused(code)
+            self.observer.call_ended(observed, method, code, time.perf_counter() - started)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """ClassifyStream: as `_unary`, for a stream."""
         method, started, code = "ClassifyStream", time.perf_counter(), "CANCELLED"
-        self.observer.call_started(method)
+        observed = self.observer.call_started(method, context.invocation_metadata() or ())
         self._streams += 1
         try:
             caller = self.identity.caller(context)
@@ -283,7 +290,7 @@ class Service:
             await _abort(context, status)
         finally:
             self._streams -= 1
-            self.observer.call_ended(method, code, time.perf_counter() - started)
+            self.observer.call_ended(observed, method, code, time.perf_counter() - started)
 
     async def _answer_in_order(
         self,
@@ -359,9 +366,12 @@ class Service:
 
     def _status(self, method: str, error: Exception) -> status_pb2.Status:
         """The status of an error. One that is not ours is logged without its text, which could quote a prompt."""
-        self.observer.refused(error)
         if isinstance(error, ClassifierError):
+            if method in _CLASSIFYING:
+                self.observer.refused(error.status)
             return wire.status_of(error)
+        if method in _CLASSIFYING:
+            self.observer.refused("INTERNAL")
         incident = uuid.uuid4().hex[:12]
         frames = traceback.extract_tb(error.__traceback__)
         where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))

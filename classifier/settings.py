@@ -63,6 +63,7 @@ class ServerSettings:
     rate_limit: float = _setting(0.0, "Requests a second that one caller may send; 0 means no limit.", minimum=0)
     rate_limit_burst: int = _setting(100, "Requests that a caller may send at once before rate_limit holds.", minimum=1)
     feedback_url: str = _setting("", "SQLAlchemy URL of the feedback store; without it outcomes are not taken.")
+    retention_days: float = _setting(90.0, "Age at which decisions and outcomes are deleted, in days.", minimum=0.001)
     store: str = _setting("hash", "What is kept of a recorded request.", choices=("off", "hash", "text"))
     key_file: str = _setting("", "File with the key of decision ids, shared by replicas; made if it is not there.")
     routes: str = _setting("", "TOML file of the routing table: tier to model, price, place.")

@@ -111,6 +111,7 @@ def fake_server(
     *,
     tier_of: Callable[[Request], Tier] | None = None,
     engine: Any = None,
+    metrics: Any = None,
     **settings: Any,
 ) -> Iterator[str]:
     """A server on a free port of this machine, in a thread of this process; yields its address.
@@ -118,8 +119,10 @@ def fake_server(
     Args:
         tier_of: what the fake model answers; STANDARD for everything where it is left out.
         engine: an engine to serve instead of a fake one.
+        metrics: a `classifier.telemetry.Metrics` that counts.
         settings: fields of `classifier.settings.ServerSettings`.
     """
+    from classifier.reload import Fixed
     from classifier.server import Server
     from classifier.settings import ServerSettings
 
@@ -131,7 +134,7 @@ def fake_server(
     stop: list[Callable[[], object]] = []
 
     async def serve() -> None:
-        server = Server(ServerSettings(**values), load=lambda: engine)
+        server = Server(ServerSettings(**values), source=Fixed(engine), metrics=metrics)
         await server.start()
         done = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import grpc
 import pytest
 
@@ -86,7 +84,7 @@ def test_tokens_are_read_again_when_the_file_changes(tokens):
                 new.classify("x")
             replacement = tokens.with_suffix(".new")
             replacement.write_text(f"alice {NEXT}\n")
-            os.replace(replacement, tokens)
+            replacement.replace(tokens)
             until(lambda: _served(new))
             with pytest.raises(errors.Unauthenticated):
                 old.classify("x")

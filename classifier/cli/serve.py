@@ -47,11 +47,35 @@ def command(config: str | None, **flags: Any) -> None:
     classifier serve
     classifier serve --listen 127.0.0.1:50051 --listen unix:/run/classifier.sock
     """
-    import asyncio
     from functools import partial
 
-    from classifier.server import Server, load_engine, serve
     from classifier.settings import resolve
 
-    settings = resolve(flags, config=config)
-    asyncio.run(serve(Server(settings, partial(load_engine, settings))))
+    reread = partial(resolve, flags, None, config)
+    run(reread(), reread)
+
+
+def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
+    """Serves as the settings say, in this process or in several, until a signal."""
+    import asyncio
+    import contextlib
+
+    from classifier.server import Server, print_ready, serve, server_key
+    from classifier.telemetry import Metrics, Observers, Traces, configure_logging, serve_metrics
+
+    configure_logging(settings.log_format, settings.log_level)
+    if settings.workers > 1:
+        from classifier.workers import supervise
+
+        supervise(settings, key=server_key(settings), reread=reread, ready=print_ready)
+        return
+    with contextlib.ExitStack() as held:
+        metrics = Metrics()
+        if settings.metrics_listen:
+            held.callback(serve_metrics(settings.metrics_listen, metrics.registry))
+        observer: Metrics | Observers = metrics
+        if settings.traces:
+            traces = Traces()
+            held.callback(traces.close)
+            observer = Observers([metrics, traces])
+        asyncio.run(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))

@@ -1,0 +1,227 @@
+"""A new bundle beside the old one: looked for, verified, warmed, then swapped in between two requests.
+
+A bundle that cannot be used is counted and remembered; the old one stays, and the bad one is not tried again until
+something else is wanted or SIGHUP asks. A shadow bundle is kept up to date in the same way and scored off the hot path.
+
+Knows nothing of ports, calls or messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import queue
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from classifier.errors import BundleNotFound, ClassifierError
+from classifier.service import Classifies
+from classifier.types import Decision
+
+if TYPE_CHECKING:
+    from classifier.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+SHADOW_QUEUE = 64  # requests that may wait for the shadow; it is a sample, so more are dropped and counted
+
+
+class Source(Protocol):
+    """Where an engine comes from."""
+
+    def wanted(self) -> str:
+        """Identity of the bundle that should answer now; cheap.
+
+        Raises:
+            BundleError: there is none.
+        """
+
+    def load(self) -> Classifies:
+        """The engine of that bundle: verified, and warmed by its golden inputs.
+
+        Raises:
+            BundleError: it cannot be used.
+        """
+
+
+class Fixed:
+    """An engine that is there already."""
+
+    def __init__(self, engine: Classifies) -> None:
+        self._engine = engine
+
+    def wanted(self) -> str:
+        """See `Source`."""
+        return self._engine.bundle_version
+
+    def load(self) -> Classifies:
+        """See `Source`."""
+        return self._engine
+
+
+class Folder:
+    """A bundle's folder; what is put in its place is taken over."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+
+    def wanted(self) -> str:
+        """See `Source`."""
+        try:
+            return str(json.loads((self._path / "manifest.json").read_bytes())["version"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise BundleNotFound(
+                f"{self._path}: no manifest.json with a version there; give a bundle's folder"
+            ) from None
+
+    def load(self) -> Classifies:
+        """See `Source`."""
+        from classifier.engine import Engine
+
+        return Engine.from_pretrained(self._path)
+
+
+class Named:
+    """A name in the registry: an alias such as `current`, or a version."""
+
+    def __init__(self, registry: str, name: str) -> None:
+        from classifier.registry import Registry
+
+        self._registry = Registry(registry)
+        self._name = name
+
+    def wanted(self) -> str:
+        """See `Source`."""
+        return self._registry.resolve(self._name)
+
+    def load(self) -> Classifies:
+        """See `Source`."""
+        from classifier.engine import Engine
+
+        return Engine.from_pretrained(self._registry.fetch(self._name))
+
+
+def source_of(name: str, registry: str) -> Source:
+    """What a bundle's name means.
+
+    Args:
+        name: a bundle's folder, or with a registry a name there; empty means `current`, or the shipped bundle.
+        registry: folder or URL; empty means none.
+    """
+    from classifier.bundle import SHIPPED
+
+    if registry and not (Path(name) / "manifest.json").is_file():
+        return Named(registry, name or "current")
+    return Folder(name or SHIPPED)
+
+
+class Watched:
+    """The engine of a source, loaded again when the source wants another.
+
+    Args:
+        what: "bundle" or "shadow", for logs and metrics.
+        source: where it comes from.
+        swap: takes the new engine; called on the event loop.
+        metrics: counts, where there are any.
+    """
+
+    def __init__(
+        self, what: str, source: Source, swap: Callable[[Classifies], None], metrics: Metrics | None = None
+    ) -> None:
+        self._what, self._source, self._swap, self._metrics = what, source, swap, metrics
+        self._have = ""
+        self._refused = ""
+
+    async def start(self) -> None:
+        """Loads the first engine.
+
+        Raises:
+            BundleError: it cannot be used.
+        """
+        engine = await asyncio.to_thread(self._source.load)
+        self._have = engine.bundle_version
+        self._swap(engine)
+
+    async def check(self, *, again: bool = False) -> None:
+        """Takes over what is wanted now.
+
+        Args:
+            again: also try what was refused before.
+        """
+        try:
+            wanted = await asyncio.to_thread(self._source.wanted)
+        except ClassifierError as error:
+            wanted = f"({error})"  # not there at all: counted once, until it is
+        if wanted == self._have or (wanted == self._refused and not again):
+            return
+        try:
+            engine = await asyncio.to_thread(self._source.load)
+        except ClassifierError as error:
+            self._refused = wanted
+            self._count(ok=False)
+            log.warning("%s: %s; %s stays", self._what, error, self._have)
+            return
+        self._refused, before, self._have = "", self._have, engine.bundle_version
+        self._swap(engine)
+        self._count(ok=True)
+        log.info("%s: %s took over from %s", self._what, self._have, before)
+
+    def _count(self, *, ok: bool) -> None:
+        if self._metrics is not None:
+            self._metrics.reloaded(self._what, ok=ok)
+
+
+class Shadow:
+    """Scores a candidate on a share of the requests, on one thread, when no request waits; never answers.
+
+    Args:
+        share: of the requests, 0 to 1.
+        busy: whether requests wait for a core right now.
+        metrics: gets the pairs of tiers.
+    """
+
+    def __init__(self, share: float, busy: Callable[[], bool], metrics: Metrics | None = None) -> None:
+        self.engine: Classifies | None = None
+        self.share = share
+        self._busy, self._metrics = busy, metrics
+        self._queue: queue.Queue[tuple[Any, Decision] | None] = queue.Queue(SHADOW_QUEUE)
+        self._random = random.Random()  # noqa: S311 - a sample, not a secret
+        self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+        self._thread.start()
+
+    def offer(self, prepared: Any, decision: Decision) -> None:
+        """Puts a request up for scoring, or drops it; never waits."""
+        if self._random.random() >= self.share:
+            return
+        try:
+            if self._busy():
+                raise queue.Full  # noqa: TRY301 - the same end as a full queue
+            self._queue.put_nowait((prepared, decision))
+        except queue.Full:
+            if self._metrics is not None:
+                self._metrics.shadow_dropped()
+
+    def close(self) -> None:
+        """Ends the thread after the run at hand."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            prepared, decision = item
+            engine = self.engine
+            if engine is None:
+                continue
+            try:
+                again = engine.prepare(prepared.request)
+                other = engine.decide(again, engine.score(again))
+            except Exception as error:  # a candidate's failure is a fact about the candidate
+                log.warning("shadow: failed with %s", type(error).__name__)
+                continue
+            if self._metrics is not None:
+                self._metrics.shadowed(decision.model_tier, other.model_tier)

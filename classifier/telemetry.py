@@ -1,0 +1,359 @@
+"""What happened, for machines that watch: Prometheus metrics, OpenTelemetry spans, logs as text or JSON.
+
+It receives timings, tiers and status names as data and never sees a prompt. Text of exceptions can quote one, so logs
+carry their class and where they came from, and of other libraries' messages the part before anything was filled in.
+
+Knows nothing of requests' contents, engines or how the server runs. Only this file imports prometheus_client and
+opentelemetry.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, TextIO
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from classifier.errors import MissingExtra, SettingsError
+from classifier.service import Observer
+from classifier.settings import split_address
+from classifier.types import Decision, Tier
+
+# Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.
+_BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_OWN = "classifier"
+
+
+class Metrics(Observer):
+    """Prometheus metrics of one process.
+
+    Args:
+        registry: where they are registered; one of their own by default.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry}
+        self._requests = Counter("classifier_requests_total", "Calls answered, by status.", ["method", "code"], **made)
+        self._seconds = Histogram(
+            "classifier_request_duration_seconds", "Time in a call.", ["method"], buckets=_BUCKETS, **made
+        )
+        self._items = Counter(
+            "classifier_items_total",
+            "Requests, those of batches and streams each: 'classified', or the error. Coverage is the first's share.",
+            ["result"],
+            **made,
+        )
+        self._decisions = Counter("classifier_decisions_total", "Decisions.", ["tier", "reason"], **made)
+        self._stages = Histogram(
+            "classifier_stage_duration_seconds", "Time of a request's stages.", ["stage"], buckets=_BUCKETS, **made
+        )
+        self._truncations = Counter("classifier_truncations_total", "Requests of which text was left out.", **made)
+        self._unguaranteed = Counter(
+            "classifier_unguaranteed_total", "Decisions that no policy's promise covers.", **made
+        )
+        gauge: dict[str, Any] = {**made, "multiprocess_mode": "livesum"}
+        self._in_flight = Gauge("classifier_in_flight", "Calls being answered.", **gauge)
+        self._queue = Gauge("classifier_queue_depth", "Requests that wait for a core.", **gauge)
+        self._bundle = Gauge(
+            "classifier_bundle_info",
+            "1 for the bundle that answers.",
+            ["version", "calibration"],
+            **{**made, "multiprocess_mode": "livemax"},
+        )
+        self._golden = Gauge(
+            "classifier_golden_ok",
+            "0 where the bundle's golden inputs are answered differently on this processor.",
+            **{**made, "multiprocess_mode": "livemin"},
+        )
+        self._reloads = Counter(
+            "classifier_reloads_total", "Bundles, tokens and settings taken over.", ["what"], **made
+        )
+        self._reload_failures = Counter(
+            "classifier_reload_failures_total", "Those that could not be; the ones there were stayed.", ["what"], **made
+        )
+        self._shadowed = Counter(
+            "classifier_shadow_total", "Requests that a shadow bundle scored too.", ["tier", "shadow_tier"], **made
+        )
+        self._shadow_dropped = Counter("classifier_shadow_dropped_total", "Those it had no time for.", **made)
+        self._feedback_dropped = Counter("classifier_feedback_dropped_total", "Decisions that were not kept.", **made)
+        self._drift = Gauge(
+            "classifier_drift_index",
+            "Population stability index of live traffic against the bundle's reference.",
+            ["of"],
+            **{**made, "multiprocess_mode": "livemax"},
+        )
+        self._dropped_before = 0
+        self._bundle_before: tuple[str, str] | None = None
+        # What the hot path touches, looked up once.
+        self._stage = {s: self._stages.labels(s) for s in ("parse", "prepare", "queue", "model", "encode")}
+        self._classified = self._items.labels("classified")
+        self._decision_of: dict[tuple[int, int], Any] = {}
+        self._request_of: dict[tuple[str, str], Any] = {}
+        self._seconds_of: dict[str, Any] = {}
+        self.waiting: Callable[[], int] = lambda: 0
+
+    def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """See `Observer`."""
+        del method, metadata
+        self._in_flight.inc()
+        self._queue.set(self.waiting())
+
+    def call_ended(self, started: object, method: str, code: str, seconds: float) -> None:
+        """See `Observer`."""
+        del started
+        self._in_flight.dec()
+        counter = self._request_of.get((method, code))
+        if counter is None:
+            counter = self._request_of[method, code] = self._requests.labels(method, code)
+            self._seconds_of.setdefault(method, self._seconds.labels(method))
+        counter.inc()
+        self._seconds_of[method].observe(seconds)
+
+    def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
+        """See `Observer`."""
+        del prepared
+        key = (decision.tier, decision.reason)
+        counter = self._decision_of.get(key)
+        if counter is None:
+            counter = self._decisions.labels(decision.tier.label, decision.reason.name.lower())
+            self._decision_of[key] = counter
+        counter.inc()
+        self._classified.inc()
+        if decision.truncated:
+            self._truncations.inc()
+        if not decision.guaranteed:
+            self._unguaranteed.inc()
+        times, stage = decision.timings, self._stage
+        stage["queue"].observe(times.queue)
+        stage["prepare"].observe(times.prepare)
+        stage["model"].observe(times.model)
+        for name, seconds in stages.items():
+            stage[name].observe(seconds)
+
+    def refused(self, code: str) -> None:
+        """See `Observer`."""
+        self._items.labels(code).inc()
+
+    def bundle(self, version: str, calibration: str, *, golden_ok: bool) -> None:
+        """The bundle that answers from now on."""
+        if self._bundle_before:
+            self._bundle.labels(*self._bundle_before).set(0)
+        self._bundle_before = (version, calibration)
+        self._bundle.labels(version, calibration).set(1)
+        self._golden.set(int(golden_ok))
+
+    def reloaded(self, what: str, *, ok: bool) -> None:
+        """A bundle, the tokens or the settings were taken over, or could not be."""
+        (self._reloads if ok else self._reload_failures).labels(what).inc()
+
+    def shadowed(self, tier: Tier, shadow_tier: Tier) -> None:
+        """A shadow bundle scored a request too: the tiers of both models."""
+        self._shadowed.labels(tier.label, shadow_tier.label).inc()
+
+    def shadow_dropped(self) -> None:
+        """A shadow bundle had no time for a request."""
+        self._shadow_dropped.inc()
+
+    def feedback_dropped(self, total: int) -> None:
+        """How many decisions were not kept since the start."""
+        self._feedback_dropped.inc(max(0, total - self._dropped_before))
+        self._dropped_before = total
+
+    def drift(self, indices: Mapping[str, float]) -> None:
+        """How far live traffic is from the bundle's reference."""
+        for of, value in indices.items():
+            self._drift.labels(of).set(value)
+
+
+def serve_metrics(address: str, registry: CollectorRegistry) -> Callable[[], None]:
+    """Serves the Prometheus page on a thread; returns what ends it.
+
+    Raises:
+        SettingsError: the address cannot be had.
+    """
+    host, port = split_address(address)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise SettingsError(f"metrics_listen: {address} cannot be had ({error.strerror}); choose another") from None
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
+
+
+def collected(folder: str) -> CollectorRegistry:
+    """The metrics of all worker processes that write into `folder`, summed."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    return registry
+
+
+class Traces(Observer):
+    """OpenTelemetry spans of calls, children of the caller's span where it sent one.
+
+    Args:
+        provider: where spans go; by default what the OTEL_* variables say, over OTLP.
+
+    Raises:
+        MissingExtra: opentelemetry is not installed.
+    """
+
+    def __init__(self, provider: Any = None) -> None:
+        try:
+            from opentelemetry import context, propagate, trace
+
+            if provider is None:
+                from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+                from opentelemetry.sdk.trace import TracerProvider
+                from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+                provider = TracerProvider()
+                provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        except ImportError as error:
+            raise MissingExtra("--traces needs OpenTelemetry; install the extra 'otel'") from error
+        self._provider, self._trace, self._context, self._propagate = provider, trace, context, propagate
+        self._tracer = provider.get_tracer(_OWN)
+
+    def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> object:
+        """See `Observer`."""
+        parent = self._propagate.extract({k: v for k, v in metadata if isinstance(v, str)})
+        span = self._tracer.start_span(
+            f"classifier.v1.ClassifierService/{method}",
+            context=parent,
+            kind=self._trace.SpanKind.SERVER,
+            # The RPC conventions are a release candidate: their names stand here alone.
+            attributes={"rpc.system.name": "grpc", "rpc.method": f"classifier.v1.ClassifierService/{method}"},
+        )
+        return span, self._context.attach(self._trace.set_span_in_context(span))
+
+    def call_ended(self, started: Any, method: str, code: str, seconds: float) -> None:
+        """See `Observer`."""
+        del method, seconds
+        span, token = started
+        span.set_attribute("rpc.response.status_code", code)
+        if code in {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:
+            span.set_status(self._trace.StatusCode.ERROR)
+        span.end()
+        with suppress(ValueError):  # a cancelled stream may end in another context than it began in
+            self._context.detach(token)
+
+    def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
+        """See `Observer`."""
+        del prepared, stages
+        times = decision.timings
+        self._trace.get_current_span().add_event(
+            "decision",
+            {
+                "classifier.tier": decision.tier.label,
+                "classifier.reason": decision.reason.name.lower(),
+                "classifier.policy": decision.policy,
+                "classifier.decision_id": decision.decision_id,
+                "classifier.bundle.version": decision.bundle_version,
+                "classifier.queue_seconds": times.queue,
+                "classifier.prepare_seconds": times.prepare,
+                "classifier.model_seconds": times.model,
+            },
+        )
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._provider.shutdown()
+
+
+class Observers(Observer):
+    """Several observers as one."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> object:
+        """See `Observer`."""
+        metadata = tuple(metadata)
+        return [observer.call_started(method, metadata) for observer in self._observers]
+
+    def call_ended(self, started: Any, method: str, code: str, seconds: float) -> None:
+        """See `Observer`."""
+        for observer, mine in zip(self._observers, started, strict=True):
+            observer.call_ended(mine, method, code, seconds)
+
+    def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.decided(decision, prepared, stages)
+
+    def refused(self, code: str) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.refused(code)
+
+
+def configure_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:
+    """Sends this process's logs to stderr.
+
+    Args:
+        log_format: json, text, or auto: text on a terminal, else JSON.
+        level: least level.
+        stream: instead of stderr.
+    """
+    stream = stream or sys.stderr
+    as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.raiseExceptions = False  # a record that cannot be formatted must not print its arguments
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level, what and where."""
+        stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
+        where = f" ({_where(record)})" if record.exc_info else ""
+        return f"{stamp} {record.levelname.lower():<7} {_event(record)}{where}"
+
+
+class JsonFormatter(logging.Formatter):
+    """A JSON object for machines: ts, level, logger, event, and what was given as `extra={"facts": {...}}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry = {
+            "ts": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": _event(record),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            entry["error"] = _where(record)
+        return json.dumps(entry)
+
+
+def _event(record: logging.LogRecord) -> str:
+    """Our own message; of another library's only its template's first line, as its arguments could hold anything."""
+    if record.name.partition(".")[0] == _OWN:
+        return record.getMessage()
+    return str(record.msg).partition("\n")[0]
+
+
+def _where(record: logging.LogRecord) -> str:
+    """An exception's class and frames, without its text."""
+    kind, _, trace = record.exc_info or (None, None, None)
+    frames = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(trace)))
+    return f"{kind.__name__ if kind else 'error'} at {frames}"

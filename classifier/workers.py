@@ -1,0 +1,200 @@
+"""Several server processes on one port, and the one process that keeps them: for machines with many cores.
+
+The parent holds the port without listening, starts the workers, passes signals on, starts a worker again that died, and
+serves the metrics of all. The kernel spreads connections over the workers (SO_REUSEPORT), so this helps where there are
+several connections. Workers end when the parent does, however it ends.
+
+Knows nothing of calls, engines or bundles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from classifier.errors import ClassifierError, SettingsError
+from classifier.listening import bound_socket, check_free
+from classifier.settings import ServerSettings, available_cores
+
+log = logging.getLogger(__name__)
+START_SECONDS = 60.0
+MIN_LIFE_SECONDS = 1.0  # a worker that lives shorter is started again only after as long
+
+
+def supervise(
+    settings: ServerSettings,
+    *,
+    key: bytes,
+    reread: Callable[[], ServerSettings] | None = None,
+    ready: Callable[[tuple[str, ...]], None],
+) -> None:
+    """Serves with `settings.workers` processes until SIGTERM or SIGINT.
+
+    Args:
+        settings: what each worker is told.
+        key: secret of decision ids, the same in all.
+        reread: reads the settings again, for SIGHUP; must pickle.
+        ready: called with the addresses when all workers are SERVING.
+
+    Raises:
+        ClassifierError: a worker could not start; its error.
+    """
+    for address in settings.listen:
+        if not address.endswith(":0"):
+            check_free(address, shared=False)
+    with contextlib.ExitStack() as held:
+        addresses = tuple([_hold(held, address) for address in settings.listen])
+        cores = max(1, (settings.cores or available_cores()) // settings.workers)
+        told = replace(settings, listen=addresses, cores=cores, metrics_listen="")
+        folder = ""
+        if settings.metrics_listen:
+            from classifier.telemetry import collected, serve_metrics
+
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="classifier-metrics-"))
+            held.callback(serve_metrics(settings.metrics_listen, collected(folder)))
+        _Keeper(told, key, reread, folder, lambda: ready(addresses)).run()
+
+
+def _hold(held: contextlib.ExitStack, address: str) -> str:
+    try:
+        taken = held.enter_context(bound_socket(address, shared=True))
+    except OSError as error:
+        raise SettingsError(f"listen: {address} cannot be had ({error.strerror or error})") from None
+    return f"{address.rpartition(':')[0]}:{taken.getsockname()[1]}"
+
+
+class _Keeper:
+    """Starts the workers, waits for signals and deaths."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        key: bytes,
+        reread: Callable[[], ServerSettings] | None,
+        folder: str,
+        ready: Callable[[], None],
+    ) -> None:
+        self._settings, self._folder, self._ready = settings, folder, ready
+        self._told = (settings, key, reread, folder)
+        self._spawn = multiprocessing.get_context("spawn")
+        self._workers: dict[SpawnProcess, tuple[Connection, float]] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        """Until a signal."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, lambda *_: self._pass_on(signal.SIGHUP))
+        try:
+            waiting = [self._start() for _ in range(self._settings.workers)]
+            for worker in waiting:
+                self._wait_ready(worker)
+            if not self._stopping:
+                self._ready()
+            while not self._stopping:
+                self._tend()
+        finally:
+            self._end()
+
+    def _start(self) -> SpawnProcess:
+        ours, theirs = self._spawn.Pipe()
+        worker = self._spawn.Process(target=_work, args=(theirs, *self._told), name="worker")
+        worker.start()
+        theirs.close()
+        self._workers[worker] = (ours, time.monotonic())
+        return worker
+
+    def _wait_ready(self, worker: SpawnProcess) -> None:
+        pipe, _ = self._workers[worker]
+        end = time.monotonic() + START_SECONDS
+        while not self._stopping:
+            if not pipe.poll(0.2):
+                if time.monotonic() > end:
+                    raise ClassifierError(f"a worker was not ready after {START_SECONDS:g} s; look at its log above")
+                continue
+            try:
+                problem = pipe.recv()
+            except EOFError:
+                raise ClassifierError("a worker ended while it started; look at its log above") from None
+            if problem is not None:
+                raise problem
+            return
+
+    def _tend(self) -> None:
+        """Waits a moment for a worker to end, and starts another in its place."""
+        multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=0.5)
+        for worker in [w for w in self._workers if not w.is_alive()]:
+            pipe, started = self._workers.pop(worker)
+            pipe.close()
+            if self._folder and worker.pid:
+                from prometheus_client.multiprocess import mark_process_dead
+
+                mark_process_dead(worker.pid, self._folder)  # type: ignore[no-untyped-call]
+            if self._stopping:
+                continue
+            log.warning("worker %s ended with %s; another takes its place", worker.pid, worker.exitcode)
+            time.sleep(max(0.0, MIN_LIFE_SECONDS - (time.monotonic() - started)))
+            self._start()
+
+    def _stop(self, *_: Any) -> None:
+        self._stopping = True
+
+    def _pass_on(self, number: int) -> None:
+        for worker in self._workers:
+            if worker.pid and worker.is_alive():
+                os.kill(worker.pid, number)
+
+    def _end(self) -> None:
+        self._pass_on(signal.SIGTERM)
+        end = time.monotonic() + self._settings.drain_seconds + self._settings.shutdown_delay_seconds + 5.0
+        for worker, (pipe, _) in self._workers.items():
+            worker.join(max(0.0, end - time.monotonic()))
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+            pipe.close()
+
+
+def _work(
+    pipe: Connection,
+    settings: ServerSettings,
+    key: bytes,
+    reread: Callable[[], ServerSettings] | None,
+    folder: str,
+) -> None:
+    """A worker process: a server that tells the parent when it is ready, and ends when the parent does."""
+    if folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read once, when prometheus_client is imported
+    from classifier.server import Server, serve
+    from classifier.telemetry import Metrics, Observers, Traces, configure_logging
+
+    configure_logging(settings.log_format, settings.log_level)
+    metrics = Metrics()
+    traces = Traces() if settings.traces else None
+    observer = Observers([metrics, traces]) if traces else metrics
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)  # the parent never writes: it ended
+        server = Server(settings, key=key, metrics=metrics, observer=observer, reread=reread)
+        await serve(server, ready=lambda _: pipe.send(None), stop=stop)
+
+    try:
+        asyncio.run(run())
+    except ClassifierError as error:
+        with contextlib.suppress(OSError):
+            pipe.send(error)
+    finally:
+        if traces:
+            traces.close()
