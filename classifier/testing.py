@@ -112,6 +112,7 @@ def fake_server(
     tier_of: Callable[[Request], Tier] | None = None,
     engine: Any = None,
     metrics: Any = None,
+    observer: Any = None,
     **settings: Any,
 ) -> Iterator[str]:
     """A server on a free port of this machine, in a thread of this process; yields its address.
@@ -120,6 +121,7 @@ def fake_server(
         tier_of: what the fake model answers; STANDARD for everything where it is left out.
         engine: an engine to serve instead of a fake one.
         metrics: a `classifier.telemetry.Metrics` that counts.
+        observer: a `classifier.service.Observer` that is told instead.
         settings: fields of `classifier.settings.ServerSettings`.
     """
     from classifier.reload import Fixed
@@ -134,7 +136,7 @@ def fake_server(
     stop: list[Callable[[], object]] = []
 
     async def serve() -> None:
-        server = Server(ServerSettings(**values), source=Fixed(engine), metrics=metrics)
+        server = Server(ServerSettings(**values), source=Fixed(engine), metrics=metrics, observer=observer)
         await server.start()
         done = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -304,9 +304,12 @@ def test_health_and_reflection_name_the_service(address):
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         [listed] = stub.ServerReflectionInfo(iter([ask]), timeout=5)
         assert wire.SERVICE in {s.name for s in listed.list_services_response.service}
-    with fake_server(reflection=False) as other, grpc.insecure_channel(other) as channel:
-        with pytest.raises(grpc.RpcError) as error:
-            list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=5))
+    with (
+        fake_server(reflection=False) as other,
+        grpc.insecure_channel(other) as channel,
+        pytest.raises(grpc.RpcError) as error,
+    ):
+        list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=5))
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -1,0 +1,213 @@
+"""A new bundle, new settings, a shadow: taken over while requests are served."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from classifier import Client, Tier
+from classifier.errors import BundleNotFound
+from classifier.reload import Folder, Shadow, Watched
+from classifier.telemetry import Metrics
+from classifier.testing import FakeEngine
+from tests.serving_support import server_process, until
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def other_bundle_path(tmp_path_factory) -> Path:
+    """A second tiny bundle, of another version."""
+    return tiny_bundle(tmp_path_factory.mktemp("other") / "tiny", scale=5.0).path
+
+
+class Pretend:
+    """A source that wants and loads what it is told; a class as engine is an error to raise."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.loads = 0
+
+    def wanted(self):
+        return "broken" if isinstance(self.engine, Exception) else self.engine.bundle_version
+
+    def load(self):
+        self.loads += 1
+        if isinstance(self.engine, Exception):
+            raise self.engine
+        return self.engine
+
+
+async def test_a_new_bundle_is_swapped_in_and_counted():
+    """What the source wants now is loaded and takes over."""
+    metrics, taken = Metrics(), []
+    source = Pretend(FakeEngine(bundle_version="one"))
+    watched = Watched("bundle", source, taken.append, metrics)
+    await watched.start()
+    await watched.check()
+    source.engine = FakeEngine(bundle_version="two")
+    await watched.check()
+    assert [engine.bundle_version for engine in taken] == ["one", "two"]
+    assert source.loads == 2
+    assert 'classifier_reloads_total{what="bundle"} 1.0' in generate_latest(metrics.registry).decode()
+
+
+async def test_a_bad_bundle_is_counted_once_and_the_old_one_stays():
+    """A bundle that cannot be used is not tried again by itself; asking again tries it, a good one takes over."""
+    metrics, taken = Metrics(), []
+    source = Pretend(FakeEngine(bundle_version="one"))
+    watched = Watched("bundle", source, taken.append, metrics)
+    await watched.start()
+    source.engine = BundleNotFound("gone")
+    for _ in range(3):
+        await watched.check()
+    assert source.loads == 2
+    await watched.check(again=True)
+    assert source.loads == 3
+    assert [engine.bundle_version for engine in taken] == ["one"]
+    assert 'classifier_reload_failures_total{what="bundle"} 2.0' in generate_latest(metrics.registry).decode()
+    source.engine = FakeEngine(bundle_version="two")
+    await watched.check()
+    assert taken[-1].bundle_version == "two"
+
+
+def test_a_folder_wants_its_manifests_version(tiny_bundle_path, tmp_path):
+    """A folder's bundle is known by its manifest; a folder without one has none."""
+    source = Folder(tiny_bundle_path)
+    assert source.wanted() == source.load().bundle_version
+    with pytest.raises(BundleNotFound):
+        Folder(tmp_path).wanted()
+
+
+@pytest.mark.parametrize("damage", ["half", "altered"])
+def test_bundles_change_under_load_without_a_failed_request(tiny_bundle_path, other_bundle_path, tmp_path, damage):
+    """While requests are served a bad bundle changes nothing, and a good one takes over without a failed request."""
+    served = tmp_path / "served"
+    shutil.copytree(tiny_bundle_path, served)
+    first, second = Folder(tiny_bundle_path).wanted(), Folder(other_bundle_path).wanted()
+    assert first != second
+    answers, stop = [], threading.Event()
+    with server_process("--bundle", str(served), "--listen", "127.0.0.1:0", "--watch-seconds", "0.05") as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=10, fallback_tier=Tier.SIMPLE) as client:
+
+            def ask():
+                while not stop.is_set():
+                    answers.append(client.classify("prove the theorem"))
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            if damage == "half":  # the manifest comes first, the model has not
+                shutil.copy(other_bundle_path / "manifest.json", served / "manifest.json")
+            else:
+                model = served / "model.onnx"
+                model.write_bytes(model.read_bytes() + b"x")
+                shutil.copy(other_bundle_path / "manifest.json", served / "manifest.json")
+            until(lambda: any("stays" in line for line in server.lines))
+            assert answers[-1].decision.bundle_version == first
+            whole = tmp_path / "whole"
+            shutil.copytree(other_bundle_path, whole)
+            served.rename(tmp_path / "old")
+            whole.rename(served)
+            server.signal(signal.SIGHUP)  # the version was refused before: asks for it again
+            until(lambda: answers[-1].decision and answers[-1].decision.bundle_version == second)
+            stop.set()
+            asking.join()
+    assert {answer.fallback for answer in answers} == {""}
+    assert {answer.decision.bundle_version for answer in answers} == {first, second}
+    assert {answer.tier for answer in answers} == {Tier.FRONTIER}
+
+
+def test_the_registrys_current_is_served_and_followed(tiny_bundle_path, other_bundle_path, tmp_path):
+    """A server of a registry answers with `current`, and with the next one when that is promoted."""
+    registry = pytest.importorskip("classifier.registry").Registry(tmp_path / "registry")
+    first, second = registry.add(tiny_bundle_path), registry.add(other_bundle_path)
+    registry.promote(first)
+    arguments = ["--registry", str(tmp_path / "registry"), "--listen", "127.0.0.1:0", "--watch-seconds", "0.05"]
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=5) as client:
+            assert client.info(timeout_seconds=5).bundle_version == first
+            registry.promote(second)
+            until(lambda: client.info(timeout_seconds=5).bundle_version == second)
+            registry.rollback()
+            until(lambda: client.info(timeout_seconds=5).bundle_version == first)
+
+
+def test_sighup_reads_the_settings_again(tiny_bundle_path, tmp_path):
+    """Limits of the file are in force after SIGHUP; a file that cannot be is refused and changes nothing."""
+    config = tmp_path / "c.toml"
+    config.write_text("max_messages = 7\n")
+    arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--config", str(config)]
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=5) as client:
+            assert client.info().limits.max_messages == 7
+            config.write_text("max_messages = 8\nqueue_size = 3\n")
+            server.signal(signal.SIGHUP)
+            until(lambda: client.info().limits.max_messages == 8)
+            assert any("queue_size need a restart" in line for line in server.lines)
+            config.write_text("max_messages = 'many'\n")
+            server.signal(signal.SIGHUP)
+            until(lambda: any("the ones there were stay" in line for line in server.lines))
+            assert client.info().limits.max_messages == 8
+
+
+def test_a_shadow_is_scored_and_never_answers(tiny_engine):
+    """A shadow bundle sees the share of requests; its tiers are counted beside those that were answered."""
+    metrics = Metrics()
+    shadow = Shadow(1.0, lambda: False, metrics)
+    shadow.engine = FakeEngine(tier_of=lambda request: Tier.FRONTIER)
+    from classifier import Request
+
+    prepared = tiny_engine.prepare(Request.from_text("hi"))
+    decision = tiny_engine.decide(prepared, tiny_engine.score(prepared))
+    shadow.offer(prepared, decision)
+    line = 'classifier_shadow_total{shadow_tier="frontier",tier="simple"} 1.0'
+    until(lambda: line in generate_latest(metrics.registry).decode())
+    shadow.close()
+
+
+def test_a_shadow_with_no_time_drops_and_counts(tiny_engine):
+    """While requests wait for a core the shadow sees none; what it missed is counted."""
+    from classifier import Request
+
+    metrics = Metrics()
+    shadow = Shadow(1.0, lambda: True, metrics)
+    prepared = tiny_engine.prepare(Request.from_text("hi"))
+    decision = tiny_engine.decide(prepared, tiny_engine.score(prepared))
+    shadow.offer(prepared, decision)
+    shadow.share = 0.0
+    shadow.offer(prepared, decision)
+    shadow.close()
+    assert "classifier_shadow_dropped_total 1.0" in generate_latest(metrics.registry).decode()
+
+
+def test_a_server_scores_its_shadow(tiny_bundle_path, other_bundle_path):
+    """--shadow scores a candidate beside the bundle that answers."""
+    arguments = ["--bundle", str(tiny_bundle_path), "--shadow", str(other_bundle_path), "--shadow-share", "1"]
+    arguments += ["--listen", "127.0.0.1:0", "--metrics-listen", f"127.0.0.1:{_free_port()}"]
+    import urllib.request
+
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=5) as client:
+            assert client.classify("hi").decision.bundle_version == Folder(tiny_bundle_path).wanted()
+
+        def counted():
+            with urllib.request.urlopen(f"http://{arguments[-1]}/metrics", timeout=5) as page:
+                return b'classifier_shadow_total{shadow_tier="simple",tier="simple"} 1.0' in page.read()
+
+        until(counted)
+
+
+def _free_port():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -1,0 +1,232 @@
+"""What is counted, traced and logged, and that no prompt is in any of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import signal
+import urllib.request
+
+import grpc
+import pytest
+from prometheus_client import generate_latest
+
+from classifier import Client, Request, Tier, errors
+from classifier.service import Observer
+from classifier.telemetry import JsonFormatter, Metrics, Observers, TextFormatter, Traces, configure_logging
+from classifier.testing import FakeEngine, fake_server
+from tests.serving_support import server_process, until
+
+CANARY = "canary-9d1f7c"
+
+
+def page(metrics):
+    return generate_latest(metrics.registry).decode()
+
+
+def value(text, name):
+    """The number of the sample that starts with `name`."""
+    found = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def by_word(request: Request) -> Tier:
+    return next((tier for tier in Tier if tier.label in request.messages[-1].content), Tier.STANDARD)
+
+
+def test_calls_decisions_and_stages_are_counted():
+    """Each call, decision, stage and truncation is counted, by method, status, tier and reason."""
+    metrics = Metrics()
+    with fake_server(tier_of=by_word, metrics=metrics) as address, Client(address, timeout_seconds=5) as client:
+        client.classify("simple")
+        client.classify("simple", floor=Tier.COMPLEX)
+        client.classify("x" * 100_000)
+        with pytest.raises(errors.InvalidRequest):
+            client.classify("x", policy="nope")
+        list(client.classify_batch(["simple", "frontier"]))
+    text = page(metrics)
+    assert 'classifier_requests_total{code="OK",method="Classify"} 3.0' in text
+    assert 'classifier_requests_total{code="INVALID_ARGUMENT",method="Classify"} 1.0' in text
+    assert 'classifier_requests_total{code="OK",method="ClassifyBatch"} 1.0' in text
+    assert 'classifier_decisions_total{reason="model",tier="simple"} 2.0' in text
+    assert 'classifier_decisions_total{reason="floor",tier="complex"} 1.0' in text
+    assert value(text, "classifier_truncations_total") == 1
+    for stage in ("parse", "prepare", "queue", "model", "encode"):
+        assert f'classifier_stage_duration_seconds_count{{stage="{stage}"}} 5.0' in text
+    assert 'classifier_bundle_info{calibration="fake",version="fake000000000000"} 1.0' in text
+    assert value(text, "classifier_in_flight") == 0
+
+
+def test_coverage_is_the_share_that_got_a_decision():
+    """Items count each request, those of a batch too, as classified or by what went wrong."""
+    metrics = Metrics()
+    with (
+        fake_server(metrics=metrics, rate_limit=0.001, rate_limit_burst=3) as address,
+        Client(address, timeout_seconds=5, fallback_tier=Tier.SIMPLE) as client,
+    ):
+        client.classify_batch(["a", "b"])
+        for _ in range(3):
+            client.classify("c")
+        assert client.coverage == pytest.approx(3 / 5)
+    text = page(metrics)
+    assert 'classifier_items_total{result="classified"} 3.0' in text
+    assert 'classifier_items_total{result="RESOURCE_EXHAUSTED"} 2.0' in text
+
+
+def test_the_page_is_served_beside_the_calls(tiny_bundle_path):
+    """--metrics-listen serves the Prometheus page on its own port."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        metrics_address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--metrics-listen", metrics_address]
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=5) as client:
+            client.classify("hi")
+        with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=5) as found:
+            text = found.read().decode()
+    assert value(text, "classifier_decisions_total") == 1
+    assert value(text, "classifier_golden_ok") == 1
+
+
+def test_no_prompt_is_in_logs_metrics_errors_or_spans(tiny_bundle_path):
+    """A canary sent every way there is shows up in no log at any level, metric, error or answer."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        metrics_address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--metrics-listen", metrics_address]
+    arguments += ["--log-level", "debug", "--log-format", "json", "--max-request-bytes", "100000"]
+    chat = [{"role": r, "content": f"{CANARY} {r}"} for r in ("system", "user", "assistant", "tool", "user")]
+    told = []
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=5, fallback_tier=Tier.SIMPLE) as client:
+            client.classify(chat, tools=(CANARY,), labels={"k": CANARY}, request_id=CANARY)
+            client.classify_batch([CANARY, f"{CANARY}\0", CANARY * 1000])
+            list(client.classify_stream([CANARY, f"{CANARY}\0"]))
+        with Client(address, timeout_seconds=5) as client:
+            for bad in ({"policy": CANARY}, {"request_id": CANARY * 99}, {"labels": {CANARY: "x" * 999}}):
+                with pytest.raises(errors.ClassifierError) as error:
+                    client.classify(CANARY, **bad)
+                told.append(repr(error.value))
+            with pytest.raises(errors.ClassifierError) as error:
+                client.classify(CANARY * 20_000)
+            told.append(repr(error.value))
+        with grpc.insecure_channel(address) as channel:
+            call = channel.unary_unary("/classifier.v1.ClassifierService/Classify")
+            for data in (CANARY.encode(), b"\x0a\xff\xff\xff\xff" + CANARY.encode()):
+                with pytest.raises(grpc.RpcError) as refusal:
+                    call(data, timeout=5)
+                told.append(refusal.value.details())
+        with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=5) as found:
+            told.append(found.read().decode())
+        server.signal(signal.SIGTERM)
+        server.wait()
+        told += server.lines
+    assert not [line for line in told if CANARY in line]
+    logged = [json.loads(line) for line in server.lines if not line.startswith("serving on")]
+    assert {"draining", "stopped"} <= {entry["event"] for entry in logged}
+
+
+def test_spans_are_children_of_the_callers_and_hold_no_text():
+    """A call's span has the caller's trace, its status and the decision, and no prompt."""
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traces = Traces(provider)
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with fake_server(observer=Observers([Metrics(), traces])) as address, grpc.insecure_channel(address) as channel:
+        from classifier.v1 import classifier_pb2 as pb
+        from classifier.v1 import classifier_pb2_grpc as pb_grpc
+
+        stub = pb_grpc.ClassifierServiceStub(channel)
+        metadata = (("traceparent", f"00-{trace}-{span}-01"),)
+        stub.Classify(
+            pb.ClassifyRequest(messages=[pb.Message(role="user", content=CANARY)]), timeout=5, metadata=metadata
+        )
+        with pytest.raises(grpc.RpcError):
+            stub.Classify(pb.ClassifyRequest(), timeout=5)
+    traces.close()
+    first, second = exporter.get_finished_spans()
+    assert first.name == "classifier.v1.ClassifierService/Classify"
+    assert (f"{first.context.trace_id:032x}", f"{first.parent.span_id:016x}") == (trace, span)
+    assert first.attributes["rpc.response.status_code"] == "OK"
+    assert first.events[0].attributes["classifier.tier"] == "standard"
+    assert (second.parent, second.attributes["rpc.response.status_code"]) == (None, "INVALID_ARGUMENT")
+    assert CANARY not in first.to_json() + second.to_json()
+
+
+def _fail():
+    raise ValueError(CANARY)
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_a_log_line_never_holds_an_exceptions_text(formatter):
+    """An exception is logged by class and place; other libraries' messages without what was filled in."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    for name in ("classifier.x", "other.library"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        try:
+            _fail()
+        except ValueError:
+            logger.exception("it failed")
+        if name == "other.library":
+            logger.error("it failed for %s", CANARY)
+        logger.removeHandler(handler)
+    assert CANARY not in stream.getvalue()
+    assert stream.getvalue().count("ValueError") == 2
+    assert "test_telemetry.py" in stream.getvalue()
+
+
+def test_json_logs_are_an_object_a_line():
+    """A JSON log line has time, level, logger and event, and the facts given with it."""
+    stream = io.StringIO()
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level, logging.raiseExceptions)
+    try:
+        configure_logging("auto", "info", stream)
+        logging.getLogger("classifier.test").info("%d things", 3, extra={"facts": {"bundle": "b"}})
+    finally:
+        root.handlers[:], root.level, logging.raiseExceptions = before
+    entry = json.loads(stream.getvalue())
+    assert (entry["event"], entry["level"], entry["bundle"]) == ("3 things", "info", "b")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["ts"])
+
+
+def test_the_queue_and_the_calls_at_hand_are_gauges():
+    """While requests run and wait the gauges say so."""
+    import threading
+
+    gate = threading.Event()
+    metrics, engine = Metrics(), FakeEngine(on_score=lambda: gate.wait(10))
+    with (
+        fake_server(engine=engine, metrics=metrics, cores=1, max_wait_seconds=30) as address,
+        Client(address, timeout_seconds=20) as client,
+    ):
+        calls = [threading.Thread(target=client.classify, args=("x",)) for _ in range(3)]
+        for call in calls:
+            call.start()
+        until(lambda: value(page(metrics), "classifier_in_flight") == 3)
+        gate.set()
+        for call in calls:
+            call.join()
+    assert value(page(metrics), "classifier_in_flight") == 0
+
+
+def test_an_observer_that_does_nothing_is_enough():
+    """The service runs without metrics."""
+    observer = Observer()
+    assert observer.call_started("Classify", ()) is None

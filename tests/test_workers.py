@@ -1,0 +1,97 @@
+"""Several processes on one port."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from classifier import Client
+from tests.serving_support import server_process, until
+from tests.test_reload import _free_port
+
+
+def children(pid):
+    """Process ids of the workers (Linux)."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return [c for c in found if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def arguments(tiny_bundle_path):
+    return ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--workers", "2", "--cores", "2"]
+
+
+def test_workers_share_the_port_the_ids_and_the_page(arguments):
+    """Two workers answer on one port, make the same ids, and are counted on one page."""
+    page_address = f"127.0.0.1:{_free_port()}"
+    with server_process(*arguments, "--metrics-listen", page_address) as server:
+        [address] = server.wait_ready()
+        assert len(children(server.process.pid)) == 2
+        ids = set()
+        for _ in range(20):
+            with Client(address, timeout_seconds=5) as client:
+                ids.add(client.classify("hi", request_id="r").decision.decision_id)
+        assert len(ids) == 1
+
+        def page():
+            with urllib.request.urlopen(f"http://{page_address}/metrics", timeout=5) as found:
+                return found.read().decode()
+
+        assert re.search(r'classifier_requests_total{code="OK",method="Classify"} 20\.0', page())
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert len(server.ready_lines) == 1
+
+
+def test_a_killed_worker_is_replaced_and_the_port_stays(arguments):
+    """After kill -9 of a worker another takes its place; clients are served again."""
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        before = set(children(server.process.pid))
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: len(set(children(server.process.pid)) - before) == 1)
+        for _ in range(10):
+            with Client(address, timeout_seconds=5) as client:
+                assert client.classify("hi").classified
+
+
+def test_workers_end_with_their_parent(arguments):
+    """A parent that is killed takes its workers along."""
+    with server_process(*arguments) as server:
+        server.wait_ready()
+        workers = children(server.process.pid)
+        server.process.kill()
+        until(lambda: not any(_alive(w) for w in workers))
+
+
+def test_a_worker_that_cannot_start_ends_the_start(tmp_path):
+    """An unusable bundle is one error, with the exit code of a single process."""
+    arguments = ["--bundle", str(tmp_path), "--listen", "127.0.0.1:0", "--workers", "2"]
+    with server_process(*arguments) as server:
+        assert server.wait() == 1
+        assert [line for line in server.lines if line.startswith("error: ")] == server.lines[-1:]
+        assert not server.ready_lines
+
+
+def test_the_port_of_workers_is_not_shared_with_strangers(arguments):
+    """A second set of workers on the same port is refused."""
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        arguments[arguments.index("127.0.0.1:0")] = address
+        with server_process(*arguments) as other:
+            assert other.wait() == 2
+            assert "is in use" in other.lines[-1]
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
