@@ -21,7 +21,7 @@ import grpc
 from classifier import wire
 from classifier.errors import ClassifierError
 from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic, Plan, stream_request
-from classifier.types import Outcome, Tier
+from classifier.types import Outcome, OutcomeState, Tier
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
 
@@ -206,8 +206,8 @@ class Client(_Base):
         for conversation in source:
             yield logic.fall_back(logic.plan(conversation, {}), *problem)
 
-    def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> str:
-        """Reports what became of a decision: "JOINED", "PENDING" or "DUPLICATE", all of them durable.
+    def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> OutcomeState:
+        """Reports what became of a decision; every state that it returns is durable.
 
         Raises:
             ClassifierError: it was not taken; the same outcome may be sent again.
@@ -318,7 +318,7 @@ class AsyncClient(_Base):
         async for conversation in source:
             yield logic.fall_back(logic.plan(conversation, {}), *problem)
 
-    async def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> str:
+    async def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> OutcomeState:
         """As `Client.report_outcome`."""
         try:
             response = await self._stub.ReportOutcome(

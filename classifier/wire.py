@@ -20,6 +20,7 @@ from classifier.types import (
     Cause,
     Decision,
     Outcome,
+    OutcomeState,
     Reason,
     Request,
     Source,
@@ -229,7 +230,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.ReportOutcomeRequest:
     return message
 
 
-def outcome_state_to_proto(state: int) -> pb.ReportOutcomeResponse:
+def outcome_state_to_proto(state: OutcomeState) -> pb.ReportOutcomeResponse:
     """The message that says what became of a report."""
     return pb.ReportOutcomeResponse(state=_number(state))
 
@@ -347,6 +348,13 @@ def tiers_to_proto() -> list[Any]:
     return [_number(tier) for tier in TIERS]
 
 
-def outcome_state(message: pb.ReportOutcomeResponse) -> str:
-    """What became of a report: JOINED, PENDING or DUPLICATE."""
-    return pb.OutcomeState.Name(message.state).removeprefix("OUTCOME_STATE_")
+def outcome_state(message: pb.ReportOutcomeResponse) -> OutcomeState:
+    """What became of a report.
+
+    Raises:
+        ClassifierError: the server speaks of a state that this package does not know.
+    """
+    try:
+        return OutcomeState(message.state)
+    except ValueError:
+        raise ClassifierError(f"the server answered with outcome state {message.state}; update this package") from None
