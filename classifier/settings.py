@@ -202,6 +202,13 @@ def state_folder(environ: Mapping[str, str] | None = None) -> Path:
     return Path(base) / "classifier"
 
 
+def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Where this program keeps what it can fetch again (`$XDG_CACHE_HOME/classifier`)."""
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".cache")
+    return Path(base) / "classifier"
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,223 @@
+"""Files in a folder or an object store: created only where there is none, whole folders uploaded and copied.
+
+The one operation that everything stands on is `create`: an object appears whole, and only if there was none. A local
+folder has it through a hard link, S3 through `If-None-Match`, memory through a lock.
+
+Knows nothing of bundles, names or versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import fsspec
+
+from classifier.errors import BundleCorrupt, SettingsError
+
+EXCLUSIVE = ("file", "memory", "s3")
+"""Stores tested to create an object only where there is none."""
+LISTING = "files.json"
+"""Beside what is uploaded: sha256 by file. Written last: without it an upload never finished."""
+_memory = threading.Lock()
+
+
+class Objects:
+    """Files below a folder or an fsspec URL.
+
+    Attributes:
+        url: as given.
+        local: whether they are plain files.
+
+    Raises:
+        SettingsError: the URL names no store that several writers can be safe on.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise SettingsError(f"registry: {url} cannot be used ({error})") from error
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        if not protocols & set(EXCLUSIVE):
+            raise SettingsError(
+                f"registry: {url}: two writers could overwrite each other there; use one of {', '.join(EXCLUSIVE)}"
+            )
+        self.local = "file" in protocols
+        self._root = root.rstrip("/")
+
+    def path(self, *parts: str) -> str:
+        """Where a file is, as the store names it; a path where it is local."""
+        return "/".join((self._root, *parts))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Creates a file, whole, only if there is none of that name; False where there is."""
+        path = self.path(name)
+        if self.local:
+            return _create_file(Path(path), data)
+        try:
+            with _memory:  # fsspec's memory looks and then writes; the others need no lock and lose nothing by it
+                self._fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
+                return False
+            raise
+        return True
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return bytes(self._fs.cat_file(self.path(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; none where there is no such folder."""
+        self._fs.invalidate_cache()
+        try:
+            return sorted(PurePosixPath(p).name for p in self._fs.ls(self.path(folder), detail=False))
+        except FileNotFoundError:
+            return []
+
+    def upload(self, folder: str, sources: Mapping[str, Path]) -> None:
+        """Copies local folders into the new folder `folder`, each under its name, and then their listing."""
+        listing: dict[str, str] = {}
+        try:
+            for kind, source in sources.items():
+                for file in sorted(p for p in source.rglob("*") if p.is_file()):
+                    name = f"{kind}/{file.relative_to(source).as_posix()}"
+                    listing[name] = _sha256(file)
+                    if self.local:
+                        _copy_durably(file, Path(self.path(folder, name)))
+                    else:
+                        self._fs.put_file(str(file), self.path(folder, name))
+            self.create(f"{folder}/{LISTING}", json.dumps(listing, indent=1).encode())
+        except BaseException:
+            self.discard(folder)
+            raise
+
+    def listing(self, folder: str, kind: str) -> dict[str, str]:
+        """sha256 by file of what was uploaded as `kind`.
+
+        Raises:
+            BundleCorrupt: the upload never finished, or was damaged.
+        """
+        try:
+            files = dict(json.loads(self.read(f"{folder}/{LISTING}")))
+        except (OSError, ValueError) as error:
+            raise BundleCorrupt(f"{self.path(folder)}: {LISTING} is not readable; add the bundle again") from error
+        return {name.removeprefix(f"{kind}/"): digest for name, digest in files.items() if name.startswith(f"{kind}/")}
+
+    def copy(self, folder: str, kind: str, target: Path) -> Path:
+        """A verified local copy, in the folder `target`, which appears whole; one that is there and whole is used.
+
+        Raises:
+            BundleCorrupt: a file is missing or altered.
+        """
+        files = self.listing(folder, kind)
+        if target.is_dir():
+            with contextlib.suppress(BundleCorrupt):
+                verify(target, files)
+                return target
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            for name in files:
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # verify names it
+                    self._fs.get_file(self.path(folder, kind, name), str(staging / name))
+            verify(staging, files)
+            staging.chmod(0o755)
+            with contextlib.suppress(FileExistsError, OSError):  # another process was faster with the same content
+                staging.rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return target
+
+    def written_at(self, folder: str) -> float | None:
+        """When something was last written in a folder, seconds since the epoch; None where the store does not tell."""
+        times: list[float] = []
+        for info in self._fs.find(self.path(folder), detail=True).values():
+            stamp = next((info[k] for k in ("mtime", "LastModified", "created") if k in info), None)
+            if isinstance(stamp, dt.datetime):
+                times.append(stamp.timestamp())
+            elif stamp is not None:
+                times.append(float(stamp))
+        return max(times, default=None)
+
+    def discard(self, folder: str) -> None:
+        """Deletes a folder, the listing first, so that what is half deleted is seen to be unfinished."""
+        for name in (f"{folder}/{LISTING}", folder):
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(self.path(name), recursive=True)
+
+
+def verify(path: Path, files: Mapping[str, str]) -> None:
+    """Checks the files of a folder against their sha256.
+
+    Raises:
+        BundleCorrupt: one is missing or altered.
+    """
+    for name, stated in files.items():
+        try:
+            found = _sha256(path / name)
+        except FileNotFoundError:
+            raise BundleCorrupt(f"{path}: {name} is missing; add the bundle again") from None
+        if found != stated:
+            raise BundleCorrupt(
+                f"{path}: {name} has sha256 {found[:12]}…, the listing says {stated[:12]}…; add the bundle again"
+            )
+
+
+def _create_file(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(staged).chmod(0o644)
+        try:
+            os.link(staged, path)  # unlike a rename, it fails where there is one
+        except FileExistsError:
+            return False
+        _fsync_folder(path.parent)
+        return True
+    finally:
+        Path(staged).unlink()
+
+
+def _copy_durably(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as data, target.open("wb") as file:
+        shutil.copyfileobj(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+    _fsync_folder(target.parent)
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,354 @@
+"""Names for bundles: `current`, `candidate`, `previous`, and the history of who promoted what and why.
+
+Layout, in a folder or at any fsspec URL whose store can create an object only if it is not there:
+
+    events/00000007.json            what happened, and all names and versions after it
+    bundles/VERSION-1a2b3c4d/       bundle/, checkpoint/ beside it, and files.json with a sha256 of each file
+
+Theory of operation. The events are the state: the last one holds every alias and every version with its folder. A
+change reads the last event, numbered n, and creates event n+1 only if there is none; who comes second reads again and
+decides anew (compare and append). So changes are serialised, and a crash leaves the old state or the new one. Folders
+are written before an event names them and their names are never used twice; gc takes a version out of the state first
+and deletes its folder after. So a reader never sees half a bundle, and a deletion never meets a new upload.
+
+Knows nothing of models or servers.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from classifier.bundle import MANIFEST, SHIPPED, read_bundle
+from classifier.errors import BundleError, BundleNotFound
+from classifier.objects import Objects, verify
+from classifier.settings import cache_folder
+
+_ATTEMPTS = 100
+_UPLOAD_SECONDS = 86_400.0
+"""A folder that no event names yet may still be being written for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change, and everything as it is after it.
+
+    Attributes:
+        number: 1, 2, 3…; 0 is the empty registry.
+        action: add, promote, rollback or gc.
+        version: what it was about.
+        by: who did it.
+        why: the reason given.
+        at: seconds since the epoch.
+        aliases: version by alias.
+        folders: folder by version, for every version that is there.
+        since: when each was added or last lost an alias, seconds since the epoch.
+    """
+
+    number: int = 0
+    action: str = ""
+    version: str = ""
+    by: str = ""
+    why: str = ""
+    at: float = 0.0
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
+    since: Mapping[str, float] = field(default_factory=dict)
+
+
+class Registry:
+    """Bundles by name, in a folder or an object store. Safe with several writers and readers.
+
+    Args:
+        url: a folder or an fsspec URL.
+        cache: folder for copies of remote bundles; by default the user's cache.
+        by: who acts; by default user@host.
+        clock: seconds since the epoch.
+
+    Raises:
+        SettingsError: the URL names no store that this can be safe on.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        cache: str | Path | None = None,
+        by: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.url = str(url)
+        self._objects = Objects(self.url)
+        self._cache = Path(cache) if cache else None
+        self._by = by or _whoami()
+        self._clock = clock
+
+    def state(self) -> Event:
+        """The last event: every alias and version.
+
+        Raises:
+            BundleError: the registry cannot be read.
+        """
+        numbers = self._numbers()
+        return self._read(numbers[-1]) if numbers else Event()
+
+    def history(self) -> list[Event]:
+        """Every event, oldest first."""
+        return [self._read(number) for number in self._numbers()]
+
+    def resolve(self, name: str) -> str:
+        """The version that an alias or a version names.
+
+        Raises:
+            BundleNotFound: there is none.
+        """
+        return _resolve(self.state(), name, self.url)
+
+    def fetch(self, name: str = "current") -> Path:
+        """A local folder with the bundle of that name, verified: the registry's own, or a copy in the cache.
+
+        Raises:
+            BundleNotFound: there is none of that name.
+            BundleCorrupt: its files are not what its manifest says.
+        """
+        return self._local_folder(name, "bundle")
+
+    def checkpoint(self, name: str = "current") -> Path | None:
+        """A local folder with the checkpoint beside the bundle of that name, verified; None where it has none.
+
+        Raises:
+            BundleNotFound: there is none of that name.
+            BundleCorrupt: a file is missing or altered.
+        """
+        state = self.state()
+        if not self._objects.listing(state.folders[_resolve(state, name, self.url)], "checkpoint"):
+            return None
+        return self._local_folder(name, "checkpoint")
+
+    def pull(self, name: str, target: str | Path) -> Path:
+        """Copies the bundle of that name into the new folder `target`, verified, all at once.
+
+        Raises:
+            BundleNotFound: there is none of that name.
+            BundleCorrupt: its files are not what its manifest says.
+            BundleError: `target` exists.
+        """
+        target = Path(target)
+        if target.exists():
+            raise BundleError(f"{target}: already exists; choose another folder")
+        state = self.state()
+        return self._objects.copy(state.folders[_resolve(state, name, self.url)], "bundle", target)
+
+    def add(
+        self, path: str | Path, *, checkpoint: str | Path | None = None, candidate: bool = False, why: str = ""
+    ) -> str:
+        """Stores a verified bundle under its version; the same again changes nothing but the alias.
+
+        Args:
+            path: the bundle's folder.
+            checkpoint: folder of the weights that retraining starts from.
+            candidate: make it the candidate.
+            why: for the history.
+
+        Returns:
+            Its version.
+
+        Raises:
+            BundleNotFound: there is no bundle there.
+            BundleCorrupt: it is not what its manifest says.
+        """
+        version = read_bundle(path).version
+        folder = ""
+        if version not in self.state().folders:
+            folder = f"bundles/{version}-{secrets.token_hex(4)}"
+            sources = {"bundle": Path(path), **({"checkpoint": Path(checkpoint)} if checkpoint else {})}
+            self._objects.upload(folder, sources)
+
+        def change(state: Event) -> Event | None:
+            aliases = {**state.aliases, "candidate": version} if candidate else state.aliases
+            if version in state.folders:
+                return None if aliases == state.aliases else replace(state, aliases=aliases)
+            if not folder:
+                raise BundleError(f"{self.url}: {version} was removed meanwhile; add it again")
+            return replace(state, aliases=aliases, folders={**state.folders, version: folder})
+
+        after = self._append("add", version, why, change)
+        if folder and after.folders.get(version) != folder:
+            self._objects.discard(folder)  # another writer stored the same version first
+        return version
+
+    def promote(self, name: str, *, why: str = "", expected: str | None = None) -> Event:
+        """Makes a verified version the current one; what was current becomes the previous one.
+
+        Args:
+            name: an alias or a version.
+            why: for the history.
+            expected: the version that must still be current, for promoters that compared with it.
+
+        Raises:
+            BundleNotFound: there is none of that name.
+            BundleCorrupt: its files are not what its manifest says.
+            BundleError: another version than `expected` is current.
+        """
+        version = self.resolve(name)
+        self.fetch(version)
+
+        def change(state: Event) -> Event | None:
+            current = state.aliases.get("current")
+            if expected is not None and current != expected:
+                raise BundleError(f"{self.url}: current is {current}, expected {expected}; compare again")
+            _resolve(state, version, self.url)
+            if current == version:
+                return None
+            aliases = {k: v for k, v in state.aliases.items() if (k, v) != ("candidate", version)}
+            aliases["current"] = version
+            if current:
+                aliases["previous"] = current
+            return replace(state, aliases=aliases)
+
+        return self._append("promote", version, why, change)
+
+    def rollback(self, *, why: str = "") -> Event:
+        """Makes the previous version the current one, and the current one the previous.
+
+        Raises:
+            BundleNotFound: there is no previous one.
+            BundleCorrupt: its files are not what its manifest says.
+        """
+        version = self.resolve("previous")
+        self.fetch(version)
+
+        def change(state: Event) -> Event | None:
+            if state.aliases.get("previous") != version:
+                raise BundleError(f"{self.url}: somebody else changed what is previous; look and roll back again")
+            return replace(state, aliases={**state.aliases, "current": version, "previous": state.aliases["current"]})
+
+        return self._append("rollback", version, why, change)
+
+    def gc(self, *, older_than_days: float = 30.0, dry_run: bool = False) -> list[str]:
+        """Removes versions without an alias, and uploads that never finished, once they are old enough.
+
+        Args:
+            older_than_days: how long ago it was added, or lost its last alias; readers may still be at younger ones.
+            dry_run: remove nothing.
+
+        Returns:
+            What is removed: versions, and folders of unfinished uploads.
+        """
+        before = self._clock() - older_than_days * 86_400
+        earlier = self.state()
+
+        def left(state: Event) -> dict[str, str]:
+            kept = set(state.aliases.values())
+            return {v: f for v, f in state.folders.items() if v in kept or state.since.get(v, 0.0) > before}
+
+        def change(state: Event) -> Event | None:
+            return None if left(state) == state.folders else replace(state, folders=left(state))
+
+        # What the event took out counts, not what was seen before it.
+        why = f"no alias for {older_than_days:g} days"
+        after = replace(earlier, folders=left(earlier)) if dry_run else self._append("gc", "", why, change)
+        removed = {v: f for v, f in earlier.folders.items() if v not in after.folders}
+        # A folder that no event names was left by a crash, of a writer or of an earlier gc, unless it is being written.
+        before = min(before, self._clock() - _UPLOAD_SECONDS)
+        named = {*after.folders.values(), *removed.values()}
+        found = [f"bundles/{name}" for name in self._objects.names("bundles")]
+        orphans = [f for f in found if f not in named and (self._objects.written_at(f) or 0.0) <= before]
+        if not dry_run:
+            for folder in [*removed.values(), *orphans]:
+                self._objects.discard(folder)
+        return [*sorted(removed), *orphans]
+
+    def _local_folder(self, name: str, kind: str) -> Path:
+        """The registry's own folder where it is local, else a copy in the cache; verified either way."""
+        state = self.state()
+        version = _resolve(state, name, self.url)
+        folder = state.folders[version]
+        if self._objects.local:
+            path = Path(self._objects.path(folder, kind))
+            verify(path, self._objects.listing(folder, kind))
+        else:
+            path = self._objects.copy(folder, kind, (self._cache or cache_folder()) / f"{kind}s" / version)
+        if kind == "bundle":
+            read_bundle(path)
+        return path
+
+    def _append(self, action: str, version: str, why: str, change: Callable[[Event], Event | None]) -> Event:
+        """Applies `change` to the last state and appends the result, again if somebody was faster."""
+        for _ in range(_ATTEMPTS):
+            state = self.state()
+            changed = change(state)
+            if changed is None:
+                return state
+            now = self._clock()
+            freed = {v: now for v in state.aliases.values() if v not in changed.aliases.values()}
+            fresh = {v: now for v in changed.folders if v not in state.folders}
+            since = {v: t for v, t in {**state.since, **freed, **fresh}.items() if v in changed.folders}
+            event = replace(
+                changed,
+                number=state.number + 1,
+                action=action,
+                version=version,
+                by=self._by,
+                why=why,
+                at=now,
+                since=since,
+            )
+            if self._objects.create(_event_name(event.number), json.dumps(asdict(event), indent=1).encode()):
+                return event
+        raise BundleError(f"{self.url}: too many writers at once; try again")
+
+    def _numbers(self) -> list[int]:
+        names = self._objects.names("events")
+        return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
+
+    def _read(self, number: int) -> Event:
+        try:
+            return Event(**json.loads(self._objects.read(_event_name(number))))
+        except (OSError, ValueError, TypeError) as error:
+            where = self._objects.path(_event_name(number))
+            raise BundleError(f"{where}: is no event of a registry ({type(error).__name__})") from error
+
+
+def resolve_bundle(name: str, registry: Registry | None) -> Path:
+    """The folder that `--bundle` names: a bundle's own, or a name in the registry; "" is current, or the shipped one.
+
+    Raises:
+        BundleNotFound: it is neither.
+        BundleCorrupt: the registry's files are not what they should be.
+    """
+    if name and (Path(name) / MANIFEST).is_file():
+        return Path(name)
+    if name and registry is None:
+        raise BundleNotFound(
+            f"{name}: no bundle's folder, and no registry is set to look for that name; give --registry"
+        )
+    if registry is not None and (name or "current" in registry.state().aliases):
+        return registry.fetch(name or "current")
+    return SHIPPED
+
+
+def _resolve(state: Event, name: str, where: str) -> str:
+    version = state.aliases.get(name, name)
+    if version not in state.folders:
+        known = ", ".join(sorted({*state.aliases, *state.folders})) or "nothing yet"
+        raise BundleNotFound(f"{where}: no bundle {name!r} there; it has {known}")
+    return version
+
+
+def _whoami() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"  # a container's user without a name
+    return f"{user}@{socket.gethostname()}"
+
+
+def _event_name(number: int) -> str:
+    return f"events/{number:08d}.json"
