@@ -229,15 +229,6 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * (s.size - count)))
 
 
-def bootstrap_rows(n: int, groups: ArrayLike | None, rng: np.random.Generator) -> Indices:
-    """Row indices of one bootstrap sample: of rows, or of whole groups where `groups` (n,) is given."""
-    if groups is None:
-        return rng.integers(0, n, n)
-    _, inverse = np.unique(np.asarray(groups), return_inverse=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    return np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
-
-
 def bootstrap_interval(
     statistic: Callable[..., float],
     *arrays: ArrayLike,
@@ -267,9 +258,16 @@ def bootstrap_interval(
     if not n or any(len(v) != n for v in values) or (groups is not None and len(np.asarray(groups)) != n):
         raise ValueError(f"arrays have lengths {[len(v) for v in values]}, expected one length above 0, groups too")
     rng = np.random.default_rng(seed)
+    members = None
+    if groups is not None:
+        _, inverse = np.unique(np.asarray(groups), return_inverse=True)
+        members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
     samples = []
     for _ in range(draws):
-        rows = bootstrap_rows(n, groups, rng)
+        if members is None:
+            rows = rng.integers(0, n, n)
+        else:
+            rows = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
         samples.append(float(statistic(*(v[rows] for v in values))))
     estimate, finite = float(statistic(*values)), np.asarray(samples)[np.isfinite(samples)]
     if not finite.size:

@@ -21,7 +21,7 @@ from sklearn.model_selection import GroupKFold
 from classifier.calibration import METHODS, Calibration, log_odds
 from classifier.types import TIERS
 
-FEWEST_ROWS = 200
+FEWEST_ROWS = 100
 """Below it no map is fitted: the bundle's own is kept."""
 FOLDS = 5
 

@@ -1,0 +1,336 @@
+"""Recalibration: labelled rows in, the same weights with new probabilities and thresholds out, in seconds.
+
+The probability map and the thresholds are fitted on different rows, because a threshold's proof takes the scores as
+given: with `fit_paths` on those; else, from `FEWEST_TO_SPLIT` rows on, on one half each; else the bundle's map is kept
+and every row goes to the thresholds. A method of the map is kept only where it predicts better than the bundle's own.
+
+Knows nothing of training: no torch, no gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.bundle import FILES, Bundle, sha256, write_bundle
+from classifier.calibration import Calibration
+from classifier.engine import Engine
+from classifier.errors import InputError, SettingsError
+from classifier.policy import Policy, policies_to_json
+from classifier.types import Request
+from training.calibration_fit import FEWEST_ROWS, Comparison, compare, expected_scores
+from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
+from training.calibration_set import CalibrationSet, read_set
+from training.corpus import read_corpus
+from training.policy_fit import Targets, fit_policies
+from training.risk_control import EVERY_MISS, estimate_prior
+
+FEWEST_TO_SPLIT = 2 * FEWEST_ROWS
+MOST_FOR_MAP = 2000
+"""The map has few parameters; what is beyond goes to the thresholds."""
+CARD_START, CARD_END = "<!-- policies -->", "<!-- /policies -->"
+
+
+def calibrate(
+    bundle_path: str | Path,
+    data_paths: Sequence[str | Path],
+    out_path: str | Path,
+    *,
+    policies: Mapping[str, float],
+    delta: float | None = None,
+    top_tier_miss: float | None = None,
+    group_by: str | None = None,
+    severity: Sequence[float] | None = None,
+    epsilon: float = 0.0,
+    prior_shift: Sequence[str | Path] | None = None,
+    fit_paths: Sequence[str | Path] | None = None,
+    default: str | None = None,
+    prices: Sequence[float] = PRICES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Writes a bundle with the same weights, recalibrated, and says what changed.
+
+    Args:
+        bundle_path: the bundle to start from.
+        data_paths: labelled rows that it was not trained on, of one kind of label.
+        out_path: folder of the new bundle; must not exist.
+        policies: name → alpha.
+        delta: None for promises on the expectation.
+        top_tier_miss: None for no top-tier threshold.
+        group_by: None, "script", or a label that the gateway sends.
+        severity: None for 1, 1, 1.
+        epsilon: share of requests that will be explored; the thresholds leave room for it.
+        prior_shift: unlabelled traffic whose tier shares the thresholds are moved to, under an assumption.
+        fit_paths: other rows to fit the probability map on, e.g. predictions across sources (`.npz`).
+        default: policy for requests that name none; by default the bundle's, where it still exists, else the first.
+        prices: dollars a million tokens, cheapest tier first; only for the report.
+        seed: of the split, of drawn labels and of intervals.
+
+    Returns:
+        The report, plain JSON values.
+
+    Raises:
+        InputError: rows that cannot be used.
+        SettingsError: targets that contradict one another.
+        BundleError: the bundle cannot be read, or `out_path` exists.
+    """
+    targets = Targets(
+        dict(policies), delta or 0.0, top_tier_miss or 0.0, group_by or "", tuple(severity or EVERY_MISS), epsilon
+    )
+    if prior_shift and (targets.delta or targets.group_by or targets.top_tier_miss):
+        raise SettingsError(
+            "--prior-shift estimates and proves nothing, so it goes without --delta, --top-tier-miss and --group-by"
+        )
+    engine = Engine.from_pretrained(bundle_path)
+    rows = read_set(data_paths, engine, targets.group_by)
+    if targets.delta or prior_shift:
+        rows = rows.drawn(seed)  # a binomial bound, and a weight by label, take labels and not rates
+    notes: list[str] = []
+    fit_rows = read_set(fit_paths, engine) if fit_paths else None
+    calibration, threshold_rows, comparison = _fit_map(engine.bundle.calibration, rows, fit_rows, seed, notes)
+    shift = None
+    if prior_shift:
+        traffic = np.array([engine.logits(row.request) for row in read_corpus(prior_shift)], dtype=np.float32)
+        shift = _prior_shift(calibration, threshold_rows, traffic, notes)
+    fitted, details = fit_policies(calibration, threshold_rows, targets, shift=shift, notes=notes)
+    chosen_default = default or (
+        engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
+    )
+    if chosen_default not in targets.alphas:
+        raise SettingsError(f"default policy {chosen_default!r} is none of {sorted(targets.alphas)}")
+    report = _report(engine.bundle, calibration, threshold_rows, fitted, details, comparison, prices, seed, notes)
+    report["rows"]["map"] = calibration.n
+    bundle = _write(engine, Path(out_path), calibration, fitted, chosen_default, report)
+    return report | {"bundle": {"path": str(bundle.path), "version": bundle.version, "parent": engine.bundle_version}}
+
+
+def _fit_map(
+    current: Calibration, rows: CalibrationSet, fit_rows: CalibrationSet | None, seed: int, notes: list[str]
+) -> tuple[Calibration, CalibrationSet, Comparison | None]:
+    """The calibration to use, the rows left for the thresholds, and how the methods compared."""
+    if fit_rows is not None:
+        if fit_rows.label != rows.label:
+            raise InputError(
+                f"the map's rows carry {fit_rows.label} labels, the thresholds' {rows.label}; use one kind"
+            )
+        rest = rows
+    elif len(rows) < FEWEST_TO_SPLIT:
+        notes.append(
+            f"{len(rows)} rows are too few to fit probabilities and thresholds on different ones; it takes "
+            f"{FEWEST_TO_SPLIT}. The bundle's {current.method} map was kept and only the thresholds were fitted."
+        )
+        return current, rows, None
+    else:
+        first, second = rows.halves(seed)
+        if first.sum() > MOST_FOR_MAP:
+            surplus = np.flatnonzero(first)[MOST_FOR_MAP:]
+            first[surplus], second[surplus] = False, True
+        fit_rows, rest = rows.take(first), rows.take(second)
+    try:
+        comparison = compare(
+            fit_rows.logits, fit_rows.labels, sources=fit_rows.sources, groups=fit_rows.groups, label=rows.label
+        )
+    except ValueError as error:
+        notes.append(f"The bundle's {current.method} map was kept: {error}.")
+        return current, rest, None
+    notes += [f"{method} was left out: {why}." for method, why in comparison.skipped.items()]
+    score_now = float(expected_scores(current.apply(fit_rows.logits), fit_rows.labels).mean())
+    best = comparison.scores[comparison.calibration.method]
+    if current.label == rows.label and current.n and score_now <= best:
+        notes.append(f"The bundle's {current.method} map was kept: it predicts these rows as well as a new one.")
+        return current, rest, comparison
+    return comparison.calibration, rest, comparison
+
+
+def _prior_shift(
+    calibration: Calibration, rows: CalibrationSet, traffic: NDArray[np.float32], notes: list[str]
+) -> NDArray[np.float64]:
+    """Weight of each row under the tier shares of the unlabelled traffic: (n,) float64."""
+    prior = rows.labels.mean(axis=0)
+    share = estimate_prior(calibration.apply(traffic), prior)
+    ratio = np.divide(share, prior, out=np.zeros_like(share), where=prior > 0)
+    notes.append(
+        "Thresholds were refitted for the tier shares "
+        + " / ".join(f"{100 * s:.1f}" for s in share)
+        + f" % estimated from {len(traffic)} unlabelled requests, instead of "
+        + " / ".join(f"{100 * s:.1f}" for s in prior)
+        + " %. This assumes that only the shares changed: that the requests of each tier are of the same sort as "
+        "before. It is an estimate, not a proof."
+    )
+    weights: NDArray[np.float64] = np.maximum(rows.labels @ ratio, 1e-12)
+    return weights
+
+
+def _report(
+    old: Bundle,
+    calibration: Calibration,
+    rows: CalibrationSet,
+    policies: Sequence[Policy],
+    details: Mapping[str, Any],
+    comparison: Comparison | None,
+    prices: Sequence[float],
+    seed: int,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    probabilities, before = calibration.apply(rows.logits), old.calibration.apply(rows.logits)
+    empty = rows.open_rows.logits
+    entries = []
+    for policy in policies:
+        previous = old.policies.get(policy.name)
+        if previous is not None and previous.group_by not in ("", *rows.facets):
+            previous = None
+        measured = {"prices": list(prices)} | measure_policy(
+            policy, rows, probabilities, calibration.apply(empty), prices=prices, seed=seed
+        )
+        entries.append(
+            {
+                "name": policy.name,
+                "threshold": policy.threshold,
+                "top_tier_threshold": policy.top_tier_threshold,
+                "guarantee": asdict(policy.guarantee),
+                "top_tier_guarantee": asdict(policy.top_tier_guarantee) if policy.top_tier_guarantee else None,
+                "groups": details[policy.name],
+                "measured": measured,
+                "before": previous
+                and measure_policy(previous, rows, before, old.calibration.apply(empty), prices=prices, seed=seed),
+            }
+        )
+    return {
+        "label": rows.label,
+        "rows": {"thresholds": len(rows), "open": len(empty), "set_sha256": rows.sha256},
+        "calibration": {
+            "before": measure_calibration(old.calibration, rows, seed=seed),
+            "after": measure_calibration(calibration, rows, seed=seed),
+            "out_of_fold": comparison.scores if comparison else {},
+        },
+        "policies": entries,
+        "curves": curves(rows, probabilities, prices),
+        "notes": list(notes),
+    }
+
+
+def _write(
+    engine: Engine,
+    out: Path,
+    calibration: Calibration,
+    policies: Sequence[Policy],
+    default: str,
+    report: Mapping[str, Any],
+) -> Bundle:
+    """The new bundle: same weights and tokeniser, golden inputs answered again by this machine."""
+    old = engine.bundle
+    golden = [
+        {
+            **case,
+            "probabilities": [round(float(p), 6) for p in calibration.apply(engine.logits(Request.from_json(case)))],
+        }
+        for case in old.manifest["golden"]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder)
+        for name in FILES:
+            shutil.copyfile(old.path / name, staged / name)
+        policy_json = policies_to_json(
+            policies, default, model_sha256=sha256(staged / "model.onnx"), calibration_revision=calibration.revision
+        )
+        for name, content in (("calibration.json", calibration.to_json()), ("policy.json", policy_json)):
+            (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        card = staged / "README.md"
+        card.write_text(with_policies(card.read_text(encoding="utf-8"), as_text(report)), encoding="utf-8")
+        facts = {"parent": old.version, "golden": golden, "calibration": dict(report["rows"])}
+        return write_bundle(out, staged, {**old.manifest, **facts})
+
+
+def with_policies(card: str, text: str) -> str:
+    """The card with its section on policies replaced, or added at the end."""
+    section = f"{CARD_START}\n## Calibration and policies\n{text}{CARD_END}\n"
+    head, found, rest = card.partition(CARD_START)
+    if not found:
+        return f"{card.rstrip()}\n\n{section}"
+    return head + section + rest.partition(CARD_END)[2].lstrip("\n")
+
+
+def parse_policies(texts: Sequence[str]) -> dict[str, float]:
+    """`("balanced=0.10", ...)` → name → alpha.
+
+    Raises:
+        click.BadParameter: one is not NAME=ALPHA.
+    """
+    parsed: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            parsed[name] = float(value)
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not NAME=ALPHA, as in balanced=0.10") from None
+    return parsed
+
+
+def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != count:
+            raise click.BadParameter(f"{value!r} is not {count} numbers with commas between them")
+        return numbers
+
+    return parse
+
+
+@click.command("calibrate")
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The bundle to start from.")
+@click.option(
+    "--data", required=True, multiple=True, help="Labelled rows the bundle has not seen, or a .npz. Repeatable."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
+@click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
+              default=("economy=0.20", "balanced=0.10", "quality=0.05"), show_default=True)  # fmt: skip
+@click.option("--fit-data", multiple=True, help="Rows to fit the probability map on, instead of half of --data.")
+@click.option("--delta", type=float, help="Promise with confidence 1 - DELTA instead of on the expectation.")
+@click.option("--top-tier-miss", type=float, help="Share of frontier requests that may be missed.")
+@click.option("--group-by", help="'script', or a label that the gateway sends: the promise holds in each group.")
+@click.option("--severity", callback=_numbers(3), metavar="A,B,C", help="Loss of 1, 2, 3 tiers too low, at most 1.")
+@click.option("--epsilon", type=float, default=0.0, help="Share of requests that will be explored.")
+@click.option("--prior-shift", multiple=True, help="Unlabelled traffic: move the thresholds to its tier shares.")
+@click.option("--default", help="Policy for requests that name none.")
+@click.option("--prices", callback=_numbers(4), default=",".join(map(str, PRICES)), show_default=True,
+              metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--report", type=click.Path(path_type=Path), help="Write the whole report there, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+def command(
+    bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, as_json: bool,
+    fit_data: tuple[str, ...], prior_shift: tuple[str, ...], **options: Any,
+) -> None:  # fmt: skip
+    """Fit probabilities and thresholds anew, without retraining.
+
+    Example: python -m training calibrate --bundle runs/base/bundle --data mine.jsonl --out runs/mine --delta 0.05
+    """
+    found = calibrate(
+        bundle,
+        list(data),
+        out,
+        policies=parse_policies(policies),
+        fit_paths=list(fit_data) or None,
+        prior_shift=list(prior_shift) or None,
+        **options,
+    )
+    text = json.dumps(found, indent=1)
+    if report is not None:
+        report.write_text(text + "\n", encoding="utf-8")
+    click.echo(
+        text if as_json else f"{as_text(found)}\nbundle {found['bundle']['version']} in {found['bundle']['path']}"
+    )

@@ -1,0 +1,241 @@
+"""What a calibration and its policies do on labelled rows: numbers, curves and the tables that people read.
+
+Every number is measured on the rows given. With soft labels it is the expectation over them. Costs are in US dollars a
+million tokens and take requests of all tiers to be equally long.
+
+Knows nothing of how thresholds were fitted, or of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.calibration import Calibration
+from classifier.metrics import Interval, bootstrap_interval, calibration_error, tier_shares
+from classifier.policy import Policy, choose_many
+from classifier.types import TIERS
+from training.calibration_fit import expected_scores
+from training.calibration_set import CalibrationSet, OpenRows
+from training.policy_fit import thresholds_of
+from training.risk_control import CONFORMAL, fit_threshold, risk_bound, routing_losses
+
+PRICES = (0.10, 0.30, 2.40, 100.0)
+"""Dollars a million tokens, cheapest tier first; a user's own come by argument."""
+ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
+FEWEST_IN_SLICE = 20
+BOOTSTRAPS = 400
+
+Array = NDArray[np.float64]
+
+
+def under(chosen: NDArray[np.int64], labels: Array) -> Array:
+    """P(label > chosen) of each row: (n,) float64."""
+    above = np.cumsum(labels[:, ::-1], axis=1)[:, ::-1]
+    tail = np.append(above[:, 1:], np.zeros((len(labels), 1)), axis=1)
+    values: Array = tail[np.arange(len(chosen)), chosen]
+    return values
+
+
+def random_risk(shares: Sequence[float], labels: Array) -> float:
+    """Risk of a router that ignores the request and draws tiers in these shares."""
+    above = 1 - np.cumsum(labels.mean(axis=0))
+    return float(np.clip(np.asarray(shares) @ above, 0, 1))
+
+
+def constant_cost(risk: float, labels: Array, prices: Sequence[float]) -> float:
+    """Cost of the cheapest router that ignores the request and has at most this risk: it mixes at most two tiers."""
+    above, best = np.clip(1 - np.cumsum(labels.mean(axis=0)), 0, 1), float(prices[-1])
+    for low in range(len(TIERS)):
+        for high in range(low, len(TIERS)):
+            if above[high] > risk:
+                continue
+            span = above[low] - above[high]
+            share = min(1.0, (risk - above[high]) / span) if span > 0 else 1.0
+            best = min(best, share * prices[low] + (1 - share) * prices[high])
+    return best
+
+
+def measure_policy(
+    policy: Policy,
+    rows: CalibrationSet,
+    probabilities: NDArray[np.float32],
+    open_probabilities: NDArray[np.float32],
+    *,
+    prices: Sequence[float] = PRICES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What the policy does on the rows, without floors, ceilings and exploration.
+
+    Intervals are 95 % bootstrap; whole sources are resampled where there are at least 5.
+    """
+    chosen = choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
+    labels, price = rows.labels, np.asarray(prices, dtype=np.float64)
+    units = rows.sources if len(np.unique(rows.sources)) >= 5 else rows.groups
+    risks = under(chosen, labels)
+    shares = tier_shares(chosen)
+
+    def interval(statistic: Callable[..., float], *arrays: NDArray[Any]) -> Interval:
+        return bootstrap_interval(statistic, *arrays, groups=units, draws=BOOTSTRAPS, seed=seed)
+
+    def mean(values: Array) -> float:
+        return float(values.mean())
+
+    def misses(c: NDArray[np.int64], y: Array) -> float:
+        top = y[:, -1].sum()
+        return float((y[:, -1] * (c < len(TIERS) - 1)).sum() / top) if top else float("nan")
+
+    def saving(c: NDArray[np.int64], y: Array) -> float:
+        return constant_cost(float(under(c, y).mean()), y, prices) - float(price[c].mean())
+
+    def advantage(c: NDArray[np.int64], y: Array) -> float:
+        return random_risk(tier_shares(c), y) - float(under(c, y).mean())
+
+    risk, miss, gain, lead = (
+        interval(mean, risks),
+        interval(misses, chosen, labels),
+        interval(saving, chosen, labels),
+        interval(advantage, chosen, labels),
+    )
+    return {
+        "risk": risk._asdict(),
+        "frontier_misses": miss._asdict(),
+        "frontier_rows": float(labels[:, -1].sum()),
+        "shares": list(shares),
+        "cheap_share": shares[0] + shares[1],
+        "cost": float(price[chosen].mean()),
+        "random_router_risk": random_risk(shares, labels),
+        "risk_below_random_router": lead._asdict(),
+        "constant_router_cost": constant_cost(risk.estimate, labels, prices),
+        "saving_over_constant_router": gain._asdict(),
+        "open_rows": open_band(policy, rows.open_rows, open_probabilities, float(risks.sum()), len(rows)),
+        "by": {name: _by(values, risks, chosen) for name, values in rows.facets.items() if len(np.unique(values)) > 1},
+    }
+
+
+def _by(values: NDArray[np.str_], risks: Array, chosen: NDArray[np.int64]) -> dict[str, Any]:
+    table = {}
+    for value in np.unique(values):
+        kept = values == value
+        if kept.sum() >= FEWEST_IN_SLICE:
+            shares = tier_shares(chosen[kept])
+            table[str(value)] = {
+                "n": int(kept.sum()),
+                "risk": float(risks[kept].mean()),
+                "cheap_share": shares[0] + shares[1],
+            }
+    return table
+
+
+def open_band(
+    policy: Policy, rows: OpenRows, probabilities: NDArray[np.float32], lost: float, n: int
+) -> dict[str, Any] | None:
+    """Risk over closed and open rows together, if every open label were as low, or as high, as it can be."""
+    if not len(rows.logits):
+        return None
+    chosen = choose_many(probabilities, policy.threshold, policy.top_tier_threshold)
+    total = n + len(chosen)
+    return {
+        "n": len(chosen),
+        "risk_at_best": (lost + float((chosen < rows.at_least).sum())) / total,
+        "risk_at_worst": (lost + float((chosen < rows.at_most).sum())) / total,
+    }
+
+
+def measure_calibration(calibration: Calibration, rows: CalibrationSet, *, seed: int = 0) -> dict[str, Any]:
+    """Ranked probability score, calibration error with its null band, and a reliability curve for each boundary."""
+    probabilities = calibration.apply(rows.logits)
+    hard = rows.drawn(seed).labels.argmax(axis=1)
+    errors = calibration_error(probabilities, hard, seed=seed) if len(rows) >= FEWEST_IN_SLICE else ()
+    return {
+        "method": calibration.method,
+        "revision": calibration.revision,
+        "ranked_probability_score": float(expected_scores(probabilities, rows.labels).mean()),
+        "calibration_error": [asdict(e) | {"within_null": e.within_null} for e in errors],
+        "reliability": [reliability(probabilities, rows.labels, t) for t in range(len(TIERS) - 1)],
+    }
+
+
+def reliability(probabilities: NDArray[np.float32], labels: Array, tier: int, bins: int = 10) -> list[list[float]]:
+    """Predicted and observed P(label <= tier) and the rows, for each of `bins` bins of equal mass."""
+    predicted = probabilities[:, : tier + 1].sum(axis=1, dtype=np.float64)
+    observed = labels[:, : tier + 1].sum(axis=1)
+    order = np.argsort(predicted, kind="stable")
+    parts = np.array_split(order, max(1, min(bins, len(order) // 10)))
+    return [[float(predicted[p].mean()), float(observed[p].mean()), len(p)] for p in parts]
+
+
+def curves(rows: CalibrationSet, probabilities: NDArray[np.float32], prices: Sequence[float]) -> dict[str, Any]:
+    """Risk and its conformal bound against λ; λ, shares and cost against α."""
+    losses, price = routing_losses(probabilities, rows.labels), np.asarray(prices)
+    by_threshold = []
+    for threshold in np.linspace(0.3, 1.0, 71):
+        chosen = choose_many(probabilities, threshold)
+        by_threshold.append(
+            {
+                "threshold": float(threshold),
+                "risk": losses.risk(float(threshold)),
+                "bound": risk_bound(losses, float(threshold), 0.0, CONFORMAL),
+                "cheap_share": float((chosen <= 1).mean()),
+            }
+        )
+    by_alpha = []
+    for alpha in ALPHAS:
+        fit = fit_threshold(losses, alpha)
+        chosen = choose_many(probabilities, fit.threshold)
+        by_alpha.append(
+            {
+                "alpha": alpha,
+                "threshold": fit.threshold,
+                "feasible": fit.feasible,
+                "shares": list(tier_shares(chosen)),
+                "cost": float(price[chosen].mean()),
+                "constant_router_cost": constant_cost(fit.empirical_risk, rows.labels, prices),
+            }
+        )
+    return {"risk_by_threshold": by_threshold, "cost_by_alpha": by_alpha}
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The report as Markdown tables: what the command prints and what goes into the bundle's card."""
+    rows, before, after = report["rows"], report["calibration"]["before"], report["calibration"]["after"]
+    lines = [
+        f"Thresholds fitted on {rows['thresholds']} {report['label']} rows, the probability map on {rows['map']}; "
+        f"{rows['open']} open rows only bound the risk.",
+        "",
+        "| probabilities | method | ranked probability score |",
+        "|---|---|---:|",
+        f"| before | {before['method']} | {before['ranked_probability_score']:.4f} |",
+        f"| after | {after['method']} | {after['ranked_probability_score']:.4f} |",
+        "",
+        "| P(label <= t) | calibration error | a perfect model's, 95 % |",
+        "|---|---:|---:|",
+    ]
+    lines += [
+        f"| {TIERS[e['tier']].label} | {e['error']:+.3f} | {e['null_low']:+.3f} to {e['null_high']:+.3f} |"
+        for e in after["calibration_error"]
+    ]
+    lines += [
+        "",
+        "| policy | promise | method | λ | risk seen | bound | simple / standard / complex / frontier | cost before "
+        "| cost | saved over a constant mix |",
+        "|---|---|---|---:|---:|---:|---|---:|---:|---:|",
+    ]
+    for entry in report["policies"]:
+        fit, measured, old = entry["guarantee"], entry["measured"], entry["before"]
+        confidence = f" at {1 - fit['delta']:.0%}" if fit["delta"] else ""
+        shares = " / ".join(f"{100 * s:.0f}" for s in measured["shares"])
+        saved = measured["saving_over_constant_router"]
+        lines.append(
+            f"| {entry['name']} | risk <= {fit['alpha']:g}{confidence} | {fit['method'].lower().replace('_', ' ')} | "
+            + (f"{entry['threshold']:.4f}" if fit["feasible"] else "infeasible: always frontier")
+            + f" | {fit['empirical_risk']:.3f} | {fit['bound']:.3f} | {shares} % | "
+            + (f"{old['cost']:.2f}" if old else "-")
+            + f" | {measured['cost']:.2f} | {saved['estimate']:.2f} ({saved['low']:.2f} to {saved['high']:.2f}) |"
+        )
+    lines += ["", *(f"- {note}" for note in report["notes"])]
+    return "\n".join(lines).rstrip() + "\n"

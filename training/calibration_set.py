@@ -1,0 +1,247 @@
+"""Labelled rows as arrays: what calibration and thresholds are fitted on, checked for what would void the promise.
+
+Rows come from corpus files, scored through `Engine` one by one as the service does it, or from a file of stored
+predictions (`.npz`: `logits` (n, 4), `labels` (n,) or (n, 4), `sources` (n,), optionally `groups`, `kinds`,
+`languages`, `scripts`, `label`), such as cross-validation by source leaves.
+
+Refused: rows of both kinds of label, rows without one, rows that the bundle was trained on, logits that are not finite.
+Rows of which only an interval is known are kept apart: they bound the risk and never fit a threshold.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from classifier.engine import Engine
+from classifier.errors import InputError
+from classifier.types import TIERS
+from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, read_corpus
+from training.risk_control import soft
+
+FACETS = ("source", "kind", "language", "script")
+"""Facts that risk is reported by. Only the script is known of every request at run time."""
+TRAINING_ROWS = "training_rows"
+"""The manifest's entry for `pack_rows`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRows:
+    """Rows of which only an interval is known.
+
+    Attributes:
+        logits: (m, 4) float32.
+        at_least: (m,) int64, index of the lowest tier that the label may be.
+        at_most: (m,) int64, index of the highest.
+    """
+
+    logits: NDArray[np.float32]
+    at_least: NDArray[np.int64]
+    at_most: NDArray[np.int64]
+
+
+def no_open_rows() -> OpenRows:
+    """None of them."""
+    return OpenRows(np.empty((0, len(TIERS)), np.float32), np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Closed labels with the model's logits.
+
+    Attributes:
+        logits: (n, 4) float32, before calibration.
+        labels: (n, 4) float64, P(label = tier): one-hot for a tier, a distribution for an outcome known as a rate.
+        label: "RUBRIC" or "OUTCOME".
+        ids: (n,) str, unique: names the rows in the set's hash.
+        groups: (n,) str; rows of one group are alike and never split.
+        facets: name of a fact → (n,) str, its value in each row; "" where unknown. `FACETS`, and a gateway's label.
+        open_rows: the rows that are not closed.
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.float64]
+    label: str
+    ids: NDArray[np.str_]
+    groups: NDArray[np.str_]
+    facets: dict[str, NDArray[np.str_]]
+    open_rows: OpenRows = field(default_factory=no_open_rows)
+
+    def __post_init__(self) -> None:
+        bad = int((~np.isfinite(self.logits).all(axis=1)).sum())
+        if bad:
+            raise InputError(
+                f"the model answered {bad} of {len(self.logits)} rows with logits that are not finite; a threshold on "
+                "them would promise nothing: check the bundle with 'classifier bundle verify'"
+            )
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def sources(self) -> NDArray[np.str_]:
+        """(n,) where each row came from."""
+        return self.facets["source"]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of which rows with which labels, whatever their order."""
+        lines = sorted(f"{i}:{y.round(6).tolist()}" for i, y in zip(self.ids.tolist(), self.labels, strict=True))
+        return hashlib.sha256("\n".join([self.label, *lines]).encode()).hexdigest()
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> CalibrationSet:
+        """The given rows, with all of the open ones."""
+        return CalibrationSet(
+            self.logits[rows],
+            self.labels[rows],
+            self.label,
+            self.ids[rows],
+            self.groups[rows],
+            {name: values[rows] for name, values in self.facets.items()},
+            self.open_rows,
+        )
+
+    def drawn(self, seed: int) -> CalibrationSet:
+        """The set with one label drawn from each distribution: what a binomial bound needs."""
+        u = np.random.default_rng(seed).random(len(self))[:, None]
+        labels = (u > np.cumsum(self.labels, axis=1)[:, :-1]).sum(axis=1)
+        return CalibrationSet(self.logits, soft(labels), self.label, self.ids, self.groups, self.facets, self.open_rows)
+
+    def halves(self, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Two random halves of the rows, (n,) bool each, that no group is split between."""
+        names, inverse, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        order = np.random.default_rng(seed).permutation(len(names))
+        first = np.zeros(len(names), dtype=bool)
+        first[order[np.cumsum(sizes[order]) <= (len(self) + 1) // 2]] = True
+        return first[inverse], ~first[inverse]
+
+
+def read_set(paths: Sequence[str | Path], engine: Engine, group_by: str = "") -> CalibrationSet:
+    """The calibration set in the files: corpus files, folders and globs, or one file of predictions.
+
+    Args:
+        paths: one `.npz`, or any number of corpus paths.
+        engine: scores the corpus rows, and says what it was trained on.
+        group_by: a gateway label whose value becomes a facet; "" or one of `FACETS` for none.
+
+    Raises:
+        InputError: a file or row that cannot be used; the message says why and what to do.
+    """
+    if any(str(path).endswith(".npz") for path in paths):
+        if len(paths) > 1:
+            raise InputError("a file of predictions (.npz) is a calibration set by itself; give it alone")
+        return read_predictions(Path(paths[0]))
+    return score_rows(read_corpus(paths), engine, group_by)
+
+
+def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> CalibrationSet:
+    """The calibration set of labelled rows, scored through `engine`.
+
+    A RUBRIC row's label is its tier. An OUTCOME row's is its distribution; an escalation of which both ends are known
+    and which is not closed counts with its upper end: the tier that satisfied.
+
+    Raises:
+        InputError: mixed or missing labels, or rows that the bundle was trained on.
+    """
+    label = _one_kind(rows)
+    seen = rows_seen((row.sha256 for row in rows), str(engine.bundle.manifest.get(TRAINING_ROWS, "")))
+    if seen:
+        raise InputError(
+            f"{seen} of {len(rows)} rows were in the bundle's training set, where the model is better than it will be "
+            "on your traffic; calibrate on rows that it has not seen"
+        )
+    prepared = [engine.prepare(row.request) for row in rows]
+    logits = np.array(
+        [engine.score(p).logits for p in tqdm(prepared, desc="scoring", unit="row", disable=None)], dtype=np.float32
+    ).reshape(-1, len(TIERS))
+    labels = np.array([_closed_label(row, label) for row in rows], dtype=np.float64).reshape(-1, len(TIERS))
+    closed = ~np.isnan(labels).any(axis=1)
+    facets = {
+        "source": [row.source for row in rows],
+        "kind": [row.kind for row in rows],
+        "language": [row.language for row in rows],
+        "script": [p.input.script for p in prepared],
+    }
+    if group_by and group_by not in facets:
+        facets[group_by] = [row.request.labels.get(group_by, "") for row in rows]
+    return CalibrationSet(
+        logits[closed],
+        labels[closed],
+        label,
+        np.array([row.sha256 for row in rows])[closed],
+        np.array([row.group for row in rows])[closed],
+        {name: np.array(values)[closed] for name, values in facets.items()},
+        OpenRows(
+            logits[~closed],
+            np.array([row.at_least.index for row in rows], dtype=np.int64)[~closed],
+            np.array([row.at_most.index for row in rows], dtype=np.int64)[~closed],
+        ),
+    )
+
+
+def read_predictions(path: Path) -> CalibrationSet:
+    """The set in a file of stored predictions; see the module's text for its arrays.
+
+    Raises:
+        InputError: the file cannot be read, or an array is missing or has another length.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        logits, labels = arrays["logits"].astype(np.float32), soft(arrays["labels"])
+        sources = arrays["sources"].astype(str)
+    except KeyError as error:
+        raise InputError(f"{path}: has no array {error.args[0]!r}; it takes logits, labels and sources") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a usable file of predictions ({error})") from error
+    n = len(logits)
+    ids = np.array([f"{path.name}:{i}" for i in range(n)])
+    unknown = np.full(n, "")
+    facets = {"source": sources} | {name: arrays.get(f"{name}s", unknown).astype(str) for name in FACETS[1:]}
+    groups = arrays.get("groups", ids).astype(str)
+    lengths = {name: len(a) for name, a in {"labels": labels, "groups": groups, **facets}.items() if len(a) != n}
+    if lengths or logits.shape != (n, len(TIERS)):
+        raise InputError(f"{path}: logits have shape {logits.shape}, expected ({n}, {len(TIERS)}); others: {lengths}")
+    return CalibrationSet(logits, labels, str(arrays.get("label", RUBRIC)), ids, groups, facets)
+
+
+def pack_rows(hashes: Iterable[str]) -> str:
+    """Hashes of the training rows, packed for the manifest: base64 of the sorted first 32 bits of each sha256.
+
+    32 bits make a false alarm once in 200,000 rows checked against 20,000, and take 5 bytes a row.
+    """
+    first = np.array(sorted({int(h[:8], 16) for h in hashes}), dtype=">u4")
+    return base64.b64encode(first.tobytes()).decode()
+
+
+def rows_seen(hashes: Iterable[str], packed: str) -> int:
+    """How many of the rows are among the packed ones."""
+    known = np.frombuffer(base64.b64decode(packed), dtype=">u4")
+    return int(np.isin(np.array([int(h[:8], 16) for h in hashes], dtype=np.uint32), known).sum())
+
+
+def _one_kind(rows: Sequence[Row]) -> str:
+    kinds = sorted({row.label for row in rows})
+    if UNLABELLED in kinds:
+        raise InputError("some rows have no label; calibration takes labelled rows only")
+    if len(kinds) != 1 or kinds[0] not in (RUBRIC, OUTCOME):
+        raise InputError(
+            f"the rows carry labels of the kinds {kinds}, and one calibration set holds one: {RUBRIC} is a juror's "
+            f"tier, {OUTCOME} the first tier that satisfied, and they promise different things; calibrate on one"
+        )
+    return kinds[0]
+
+
+def _closed_label(row: Row, label: str) -> NDArray[np.float64]:
+    if row.probabilities is not None:
+        return np.asarray(row.probabilities) if label == OUTCOME else soft([row.tier.index])[0]
+    if row.at_least == row.at_most or (row.at_least > TIERS[0] and row.at_most < TIERS[-1]):
+        return soft([row.at_most.index])[0]
+    return np.full(len(TIERS), np.nan)

@@ -1,0 +1,220 @@
+"""Targets and labelled rows in, policies with their guarantees out. Pure.
+
+Groups get thresholds of their own, the top tier gets a second threshold, exploration gets room; what cannot be promised
+is served as always-frontier, marked infeasible, and said in a note with what it would take.
+
+Knows nothing of files, bundles or reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.calibration import Calibration
+from classifier.errors import InputError, SettingsError
+from classifier.metrics import tier_shares
+from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy, choose_many
+from training.calibration_set import CalibrationSet
+from training.risk_control import EVERY_MISS, ThresholdFit, fit_threshold, fit_top_tier, routing_losses
+
+FEWEST_FRONTIER = 60
+MOST_TO_TOP_TIER = 0.15
+"""Share of traffic that a top-tier threshold may cost before it is called infeasible in practice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the policies shall promise.
+
+    Attributes:
+        alphas: policy → P(chosen < label) at most, exploration included.
+        delta: 0 for promises on the expectation, else the confidence is 1 - delta.
+        top_tier_miss: P(chosen < frontier, given label frontier) at most; 0 for no top-tier threshold.
+        group_by: "script", a gateway's label, or "".
+        severity: loss of choosing 1, 2, 3 tiers too low.
+        epsilon: share of requests that will be explored.
+    """
+
+    alphas: Mapping[str, float]
+    delta: float = 0.0
+    top_tier_miss: float = 0.0
+    group_by: str = ""
+    severity: tuple[float, ...] = EVERY_MISS
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.alphas:
+            raise SettingsError("no policy is asked for; give at least one, as in --policy balanced=0.10")
+        for what, value in (
+            {f"policy {n}": a for n, a in self.alphas.items()} | {"top-tier-miss": self.top_tier_miss}
+        ).items():
+            if not (0 < value < 1 or (value == 0 and what == "top-tier-miss")):
+                raise SettingsError(f"{what}: {value} is no share of requests; give a number between 0 and 1")
+            if 0 < value <= self.epsilon:
+                raise SettingsError(
+                    f"{what}: exploring a share of {self.epsilon} leaves nothing of {value}; explore less or allow more"
+                )
+        if self.group_by in ("kind", "language", "source"):
+            raise SettingsError(
+                f"--group-by {self.group_by}: it is not known of a request when it is served, so nothing can be "
+                "promised by it; group by 'script' or by a label that the gateway sends"
+            )
+
+
+def thresholds_of(policy: Policy, rows: CalibrationSet) -> NDArray[np.float64]:
+    """The λ that each row gets under the policy: (n,) float64."""
+    if not policy.group_by:
+        return np.full(len(rows), policy.threshold)
+    return np.array([policy.group_thresholds.get(g, policy.threshold) for g in rows.facets[policy.group_by].tolist()])
+
+
+def fit_policies(
+    calibration: Calibration,
+    rows: CalibrationSet,
+    targets: Targets,
+    *,
+    shift: NDArray[np.float64] | None = None,
+    notes: list[str] | None = None,
+) -> tuple[list[Policy], dict[str, Any]]:
+    """Every policy's thresholds on the rows, and by policy what was fitted for each group and for the top tier.
+
+    Args:
+        calibration: fitted on other rows.
+        rows: what the thresholds are fitted on.
+        targets: what to promise.
+        shift: (n,) weights of the rows, or None.
+        notes: sentences for the reader are appended here.
+
+    Raises:
+        InputError: there are no rows.
+    """
+    notes = [] if notes is None else notes
+    if not len(rows):
+        raise InputError("no row has a closed label, so no threshold can be fitted; label some, or lower --group-by")
+    probabilities = calibration.apply(rows.logits)
+    top, top_detail = _top_tier(probabilities, rows, targets, notes)
+    policies, details = [], {}
+    severity = () if targets.severity == EVERY_MISS else targets.severity
+    for name, alpha in targets.alphas.items():
+
+        def fit(kept: NDArray[np.bool_] | slice, alpha: float = alpha) -> ThresholdFit:
+            losses = routing_losses(
+                probabilities[kept],
+                rows.labels[kept],
+                severity=targets.severity,
+                weights=None if shift is None else shift[kept],
+            )
+            return fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+
+        whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
+        fits = list(groups.values()) if groups else [whole]
+        worst = max(fits, key=lambda f: (f.bound, f.empirical_risk))
+        feasible = any(f.feasible for f in fits)
+        # An unseen group gets the strictest threshold that any seen one needed.
+        threshold = max([whole.threshold, *(f.threshold for f in fits if f.feasible)]) if feasible else ALWAYS_FRONTIER
+        _note_infeasible(name, alpha, whole, groups, notes)
+        guarantee = Guarantee(
+            alpha=alpha,
+            delta=targets.delta,
+            method=whole.method,
+            label=rows.label,
+            n=len(rows),
+            empirical_risk=worst.empirical_risk,
+            bound=min(1.0, worst.bound + targets.epsilon),
+            feasible=feasible,
+            calibration_set_sha256=rows.sha256,
+            severity=severity,
+        )
+        policy = Policy(
+            name=name,
+            threshold=threshold,
+            top_tier_threshold=top if feasible else 0.0,
+            guarantee=guarantee,
+            top_tier_guarantee=top_detail,
+            group_by=targets.group_by,
+            group_thresholds={group: f.threshold for group, f in groups.items()},
+            epsilon=targets.epsilon,
+        )
+        chosen = choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
+        policies.append(replace(policy, tier_shares=tier_shares(chosen)))
+        details[name] = {group: asdict(f) for group, f in groups.items()}
+    return policies, details
+
+
+def _group_fits(
+    rows: CalibrationSet, group_by: str, fit: Callable[[NDArray[np.bool_]], ThresholdFit]
+) -> dict[str, ThresholdFit]:
+    if not group_by:
+        return {}
+    values = rows.facets.get(group_by)
+    if values is None or not (values != "").any():
+        raise InputError(f"--group-by {group_by}: no row carries it; send it as a label, or group by 'script'")
+    return {str(v): fit(values == v) for v in np.unique(values) if v}
+
+
+def _note_infeasible(
+    name: str, alpha: float, whole: ThresholdFit, groups: Mapping[str, ThresholdFit], notes: list[str]
+) -> None:
+    for group, found in (groups or {"": whole}).items():
+        if not found.feasible:
+            where = f" for {group}" if group else ""
+            need = (
+                f"about {found.rows_needed} rows could do"
+                if found.rows_needed
+                else "more rows alone would not help: the model does not tell these requests apart well enough"
+            )
+            notes.append(
+                f"{name} ({alpha:g}){where} is infeasible on {found.n} rows: only always choosing frontier keeps it; "
+                f"{need}."
+            )
+
+
+def _top_tier(
+    probabilities: NDArray[np.float32], rows: CalibrationSet, targets: Targets, notes: list[str]
+) -> tuple[float, Guarantee | None]:
+    """τ, or 0, and what is promised of it."""
+    if not targets.top_tier_miss:
+        return 0.0, None
+    beta = targets.top_tier_miss
+    fit = fit_top_tier(probabilities, rows.labels, beta - targets.epsilon, delta=targets.delta)
+    share = float((probabilities[:, -1] >= fit.threshold).mean())
+    frontier = float(rows.labels[:, -1].sum())
+    feasible = fit.feasible and frontier >= FEWEST_FRONTIER and share <= MOST_TO_TOP_TIER
+    if frontier < FEWEST_FRONTIER:
+        notes.append(
+            f"A top-tier miss of {beta:g} is infeasible: {frontier:.0f} frontier rows are held out, it takes "
+            f"{FEWEST_FRONTIER}."
+        )
+    elif not feasible:
+        trade = "; ".join(f"{b:g} costs {s:.0%}" for b, s in top_tier_trade_off(probabilities, rows, targets))
+        notes.append(
+            f"A top-tier miss of {beta:g} is infeasible in practice: it would send {share:.0%} of traffic to frontier, "
+            f"and {MOST_TO_TOP_TIER:.0%} is the most that is served. Missing at most {trade} of traffic."
+        )
+    return (fit.threshold if feasible else 0.0), Guarantee(
+        alpha=beta,
+        delta=targets.delta,
+        method=fit.method,
+        label=rows.label,
+        n=fit.n,
+        empirical_risk=fit.empirical_risk,
+        bound=min(1.0, fit.bound + targets.epsilon),
+        feasible=feasible,
+        calibration_set_sha256=rows.sha256,
+    )
+
+
+def top_tier_trade_off(
+    probabilities: NDArray[np.float32], rows: CalibrationSet, targets: Targets
+) -> list[tuple[float, float]]:
+    """What missing at most β of the frontier requests would cost: (β, share of traffic sent to frontier)."""
+    curve = []
+    for beta in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7):
+        fit = fit_top_tier(probabilities, rows.labels, beta, delta=targets.delta)
+        curve.append((beta, float((probabilities[:, -1] >= fit.threshold).mean())))
+    return curve
