@@ -1,0 +1,158 @@
+"""`classifier bundle`: which bundles there are, and which of them serves."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from classifier.registry import Registry
+
+
+def _registry_option(function: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--registry",
+        "url",
+        envvar="CLASSIFIER_REGISTRY",
+        metavar="URL",
+        help="Folder or fsspec URL. Default: the user's own. [CLASSIFIER_REGISTRY]",
+    )(function)
+
+
+def _registry(url: str | None) -> Registry:
+    from classifier.registry import Registry
+    from classifier.settings import state_folder
+
+    return Registry(url or state_folder() / "registry")
+
+
+@click.group(name="bundle")
+def command() -> None:
+    r"""The registry of bundles: names, history, promotion.
+
+    \b
+    classifier bundle list
+    classifier bundle promote candidate --why "beats current on the golden set"
+    classifier bundle rollback --why "escalations doubled"
+    """
+
+
+@command.command(name="list")
+@_registry_option
+@click.option("--history", is_flag=True, help="Every change, oldest first, instead of what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def list_(*, url: str | None, history: bool, as_json: bool) -> None:
+    r"""Lists the versions with their aliases, or what happened.
+
+    \b
+    classifier bundle list
+    classifier bundle list --history --json
+    """
+    registry = _registry(url)
+    state = registry.state()
+    if history:
+        for event in registry.history():
+            facts = {"number": event.number, "at": event.at, "action": event.action, "version": event.version}
+            facts |= {"by": event.by, "why": event.why, "aliases": event.aliases}
+            line = f"{_time(event.at)}  {event.action:<8}  {event.version:<16}  {event.by}  {event.why}"
+            click.echo(json.dumps(facts) if as_json else line.rstrip())
+        return
+    for version in sorted(state.folders, key=lambda v: state.since.get(v, 0.0)):
+        aliases = sorted(alias for alias, named in state.aliases.items() if named == version)
+        since = state.since.get(version, 0.0)
+        facts = {"version": version, "aliases": aliases, "since": since}
+        click.echo(json.dumps(facts) if as_json else f"{version}  {_time(since)}  {', '.join(aliases)}".rstrip())
+
+
+@command.command(name="verify")
+@click.argument("name")
+@_registry_option
+def verify(*, name: str, url: str | None) -> None:
+    r"""Checks every file of a bundle: NAME is a folder, an alias or a version. Exit code 1 where one is not right.
+
+    \b
+    classifier bundle verify current
+    classifier bundle verify ./my-bundle
+    """
+    from classifier.bundle import read_bundle
+    from classifier.registry import resolve_bundle
+
+    bundle = read_bundle(resolve_bundle(name, _registry(url)))
+    click.echo(f"{bundle.version}  every file is what the manifest says  {bundle.path}")
+
+
+@command.command(name="promote")
+@click.argument("name")
+@click.option("--why", default="", metavar="TEXT", help="Kept in the history.")
+@click.option("--checkpoint", metavar="PATH", help="With a folder as NAME: weights to keep beside it, for retraining.")
+@_registry_option
+def promote(*, name: str, why: str, checkpoint: str | None, url: str | None) -> None:
+    r"""Makes a bundle the current one: NAME is an alias, a version, or a folder that is added first.
+
+    Servers that watch the registry load it within seconds.
+
+    \b
+    classifier bundle promote candidate --why "beats current on the golden set"
+    classifier bundle promote ./my-bundle
+    """
+    from pathlib import Path
+
+    from classifier.bundle import MANIFEST
+
+    registry = _registry(url)
+    if (Path(name) / MANIFEST).is_file():
+        name = registry.add(name, checkpoint=checkpoint, why=why)
+    elif checkpoint:
+        raise click.UsageError("--checkpoint goes with a bundle's folder as NAME")
+    event = registry.promote(name, why=why)
+    click.echo(f"current is {event.aliases['current']}, previous is {event.aliases.get('previous', 'none')}")
+
+
+@command.command(name="rollback")
+@click.option("--why", default="", metavar="TEXT", help="Kept in the history.")
+@_registry_option
+def rollback(*, why: str, url: str | None) -> None:
+    r"""Makes the previous bundle the current one; again undoes it.
+
+    \b
+    classifier bundle rollback --why "escalations doubled"
+    """
+    event = _registry(url).rollback(why=why)
+    click.echo(f"current is {event.aliases['current']}, previous is {event.aliases['previous']}")
+
+
+@command.command(name="pull")
+@click.argument("name")
+@click.argument("target")
+@_registry_option
+def pull(*, name: str, target: str, url: str | None) -> None:
+    r"""Copies a bundle, verified, into the new folder TARGET.
+
+    \b
+    classifier bundle pull current ./current --registry s3://models/classifier
+    """
+    click.echo(_registry(url).pull(name, target))
+
+
+@command.command(name="gc")
+@click.option("--older-than-days", default=30.0, show_default=True, metavar="DAYS", help="Time without an alias.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@_registry_option
+def gc(*, older_than_days: float, dry_run: bool, url: str | None) -> None:
+    r"""Removes versions that have had no alias for a while, and what crashes left.
+
+    \b
+    classifier bundle gc --dry-run
+    """
+    removed = _registry(url).gc(older_than_days=older_than_days, dry_run=dry_run)
+    for name in removed:
+        click.echo(name)
+    click.echo(f"{len(removed)} {'would be ' if dry_run else ''}removed", err=True)
+
+
+def _time(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,124 @@
+"""`classifier feedback`: what the store remembers, taken out, forgotten or migrated."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_CANNOT_REACH = (
+    "Not reached: exports and backups made before; servers' logs; what servers have queued and not yet written "
+    "(a second or so; run it again by --label then); PostgreSQL's dead rows, its log and its replicas until they are "
+    "vacuumed or recycled."
+)
+
+
+def _store_option(function: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--feedback-url",
+        "url",
+        envvar="CLASSIFIER_FEEDBACK_URL",
+        required=True,
+        metavar="URL",
+        help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]",
+    )(function)
+
+
+@click.group(name="feedback")
+def command() -> None:
+    r"""The store of decisions and outcomes.
+
+    \b
+    classifier feedback export -o feedback.parquet --feedback-url sqlite:////var/lib/classifier/feedback.db
+    classifier feedback forget --label tenant=acme
+    """
+
+
+@command.command(name="migrate")
+@_store_option
+def migrate(*, url: str) -> None:
+    r"""Makes the tables, or brings them to this version. A SQLite file is also migrated when a server opens it.
+
+    \b
+    classifier feedback migrate --feedback-url postgresql+psycopg://classifier@db/classifier
+    """
+    from classifier.database import Database
+
+    steps = Database(url).migrate()
+    click.echo("\n".join(steps) if steps else "nothing to do")
+
+
+@command.command(name="export")
+@_store_option
+@click.option("-o", "--output", required=True, metavar="FILE", help="A .jsonl or .parquet file; - is stdout (JSONL).")
+@click.option(
+    "--since", metavar="TIME", help="First moment, as 2026-01-31 or 2026-01-31T12:00:00; UTC if none is named."
+)
+@click.option("--until", metavar="TIME", help="First moment after the last.")
+@click.option("--history", is_flag=True, help="Every outcome in a row of its own, also those without their decision.")
+def export(*, url: str, output: str, since: str | None, until: str | None, history: bool) -> None:
+    r"""Writes decisions, each with its effective outcome, for training and analysis.
+
+    \b
+    classifier feedback export -o feedback.parquet --since 2026-01-01
+    classifier feedback export -o - | head
+    """
+    from pathlib import Path
+
+    from classifier.database import Database
+    from classifier.exports import export_row, write_export, write_lines
+    from classifier.ledger import Ledger
+
+    ledger = Ledger(Database(url))
+    found = ledger.rows(_moment(since, 0.0), _moment(until, float("inf")), history=history)
+    rows = map(export_row, found)
+    count = write_lines(rows, sys.stdout.buffer) if output == "-" else write_export(rows, Path(output))
+    pending = ledger.counts()["pending"]
+    left = "" if history or not pending else f"; {pending} outcomes wait for a decision (--history shows them)"
+    click.echo(f"{count} rows{left}", err=True)
+
+
+@command.command(name="forget")
+@_store_option
+@click.option("--decision-id", "decision_ids", multiple=True, metavar="ID", help="A decision; may be given again.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Every decision whose request had it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
+    r"""Deletes decisions and all that was reported of them, and keeps late writes from bringing them back.
+
+    \b
+    classifier feedback forget --decision-id 54hFyiiNB2YBUdGUGcbtQNSNcGAqOYuKQIydKuOZdM0
+    classifier feedback forget --label tenant=acme
+    """
+    from classifier.database import Database
+    from classifier.ledger import Ledger
+
+    if not decision_ids and not labels:
+        raise click.UsageError("say what to forget: --decision-id ID or --label NAME=VALUE")
+    ledger = Ledger(Database(url))
+    ids = set(decision_ids)
+    for label in labels:
+        name, found, value = label.partition("=")
+        if not found:
+            raise click.UsageError(f"--label: expected NAME=VALUE, found {label!r}")
+        ids |= ledger.labelled(name, value)
+    decisions, outcomes = ledger.forget(ids)
+    result: dict[str, Any] = {"decisions": decisions, "outcomes": outcomes, "not_reached": _CANNOT_REACH}
+    click.echo(json.dumps(result) if as_json else f"{decisions} decisions and {outcomes} outcomes forgotten")
+    if not as_json:
+        click.echo(_CANNOT_REACH, err=True)
+
+
+def _moment(text: str | None, default: float) -> float:
+    """Seconds since the epoch of an ISO 8601 time."""
+    if text is None:
+        return default
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(f"expected a time such as 2026-01-31 or 2026-01-31T12:00:00, found {text!r}") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
