@@ -130,7 +130,7 @@ def test_shipped_bundle_is_sound():
     easy = engine.classify(Request.from_text("hi"))
     hard = engine.classify(
         Request.from_text(
-            "Devise an online algorithm for scheduling with preemption costs and prove its competitive ratio."
+            "Devise an online algorithm for scheduling with preemption costs; prove its competitive ratio."
         )
     )
     assert easy.tier is Tier.SIMPLE

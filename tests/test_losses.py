@@ -54,7 +54,8 @@ def test_ranked_probability_punishes_distance():
     near, far = torch.tensor([[0.5, 0.5, 0, 0]]), torch.tensor([[0.5, 0, 0.5, 0]])
     assert float(ranked_probability(near, target)) == pytest.approx(0.25)
     assert float(ranked_probability(far, target)) == pytest.approx(0.5)
-    assert loss([0.5, 0.1, 0.3, 0.1], [1, 0, 0, 0], rps_weight=1) > loss([0.5, 0.3, 0.1, 0.1], [1, 0, 0, 0], rps_weight=1)
+    simple = [1, 0, 0, 0]
+    assert loss([0.5, 0.1, 0.3, 0.1], simple, rps_weight=1) > loss([0.5, 0.3, 0.1, 0.1], simple, rps_weight=1)
 
 
 def test_gradient_is_finite_at_the_edges():

@@ -50,7 +50,13 @@ def test_errors_never_quote_the_prompt():
 
 @pytest.mark.parametrize(
     "row",
-    [{}, {"prompt": 3}, {"messages": "hi"}, {"messages": [{"role": "user", "content": [1]}]}, {"prompt": "x", "tools": "y"}],
+    [
+        {},
+        {"prompt": 3},
+        {"messages": "hi"},
+        {"messages": [{"role": "user", "content": [1]}]},
+        {"prompt": "x", "tools": "y"},
+    ],
     ids=["nothing", "number", "text", "parts", "tools"],
 )  # fmt: skip
 def test_json_of_another_shape_is_refused(row):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from classifier.errors import ClassifierError, GateNotMet
+from training.calibrate import command as calibrate
 
 
 class _Group(click.Group):
@@ -28,30 +30,84 @@ def main() -> None:
     """Build, evaluate and recalibrate bundles. Exit 0 done, 1 failed, 2 usage, 3 a gate was not met."""
 
 
-@main.command()
-@click.option("--recipe", default="base", show_default=True, help="A name under training/recipes, or a .toml file.")
-@click.option("--base", help="minilm, tiny, a local checkpoint or a hub name; the recipe's otherwise.")
-@click.option("--extra", multiple=True, help="Corpus file, folder or glob to train on besides data/. Repeatable.")
-@click.option("--dev", multiple=True, help="Rows to evaluate on; kept out of training. Default: data/'s test split.")
-@click.option("--data", "own", type=click.Path(path_type=Path), help="Instead of data/.")
-@click.option("--seed", type=int, help="Instead of the recipe's.")
-@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/RECIPE. A run that was stopped goes on.")
-def build(
+def _run_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of what trains."""
+    options = (
+        click.option("--recipe", default="base", show_default=True, help="A name in training/recipes, or a file."),
+        click.option("--base", help="minilm, tiny, a local checkpoint or a hub name; the recipe's otherwise."),
+        click.option("--extra", multiple=True, help="Corpus file, folder or glob besides data/. Repeatable."),
+        click.option("--dev", multiple=True, help="Rows to evaluate on, kept out of training. Default: data/'s test."),
+        click.option("--data", "own", type=click.Path(path_type=Path), help="Instead of data/."),
+        click.option("--seed", type=int, help="Instead of the recipe's."),
+        click.option("--teacher", type=click.Path(path_type=Path, exists=True), help="Distil from these teachers."),
+        click.option("--out", type=click.Path(path_type=Path), help="Default: runs/RECIPE. A stopped run goes on."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _prepare(
     recipe: str, base: str | None, extra: tuple[str, ...], dev: tuple[str, ...], own: Path | None, seed: int | None,
     out: Path | None,
-) -> None:  # fmt: skip
-    """Train a teacher, distil a student, export, calibrate and evaluate it.
+) -> tuple[dict[str, Any], Any, Path, Path]:  # fmt: skip
+    """The recipe, the data, the run's folder, and where our own data lie."""
+    from training import build as building
+
+    settings = building.load_recipe(recipe, base=base, seed=seed)
+    own = own or building.OWN_DATA
+    data = building.load_data(extra, dev, own=own, most_rows=settings.get("most_rows"))
+    return settings, data, out or Path("runs") / settings["name"], own
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@main.command()
+@_run_options
+def build(extra: tuple[str, ...], teacher: Path | None, **options: Any) -> None:
+    """From corpus to bundle: train a teacher, distil a student, export, calibrate, evaluate, write the card.
 
     Example: python -m training build --recipe base --extra corpora/ --dev dev.jsonl.gz
     """
     from training import build as building
 
-    settings = building.load_recipe(recipe, base=base, seed=seed)
-    own = own or building.OWN_DATA
-    data = building.load_data(extra, dev, own=own)
+    recipe, data, out, own = _prepare(extra=extra, **options)
     licences = building.licences_of([str(own), *extra])
-    bundle = building.build(settings, out or Path("runs") / settings["name"], data, licences=licences)
+    bundle = building.build(recipe, out, data, licences=licences, teacher=teacher, say=_say)
     click.echo(bundle.path)
+
+
+@main.command()
+@_run_options
+def train(teacher: Path | None, **options: Any) -> None:
+    """Teacher and student only; leaves checkpoint/ in the run's folder. `build` goes on from there."""
+    from training import build as building
+
+    recipe, data, out, _ = _prepare(**options)
+    building.train(recipe, out, data, teacher=teacher, say=_say)
+    click.echo(out / "checkpoint")
+
+
+@main.command()
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A folder that training left.")
+@click.option("--data", required=True, multiple=True, help="Rows on which parity is checked; not trained on.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the exported files.")
+def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
+    """A checkpoint as ONNX, fp32 and int8, with its parity checked.
+
+    Example: python -m training export --checkpoint runs/base/checkpoint --data dev.jsonl.gz --out exported
+    """
+    from dataclasses import asdict
+
+    from training.corpus import read_corpus
+    from training.export import export as export_model
+    from training.model import load_checkpoint
+
+    model, fast = load_checkpoint(checkpoint)
+    tokens = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
+    click.echo(json.dumps(asdict(export_model(model, fast, out, max_tokens=tokens, check=read_corpus(data)[:600]))))
 
 
 @main.command()
@@ -86,6 +142,8 @@ def evaluate(
     if failures:
         raise GateNotMet("; ".join(failures))
 
+
+main.add_command(calibrate)
 
 if __name__ == "__main__":
     main(prog_name="python -m training")

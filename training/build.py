@@ -13,23 +13,25 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import sys
-import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import PreTrainedModel, set_seed
 
 from classifier.bundle import Bundle
 from classifier.drift import reference_distributions
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
-from training.calibrate import calibrate
+from training.calibrate import calibrate, with_policies
+from training.calibration_report import as_text as policies_text
+from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.card import render_card
-from training.corpus import RUBRIC, UNLABELLED, Row, data_sha256, expand, read_corpus, write_corpus
+from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, expand, read_corpus, write_corpus
 from training.distill import distill
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
@@ -38,6 +40,7 @@ from training.teacher import train_teachers
 
 RECIPES = Path(__file__).parent / "recipes"
 OWN_DATA = Path(__file__).parent.parent / "data"
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +77,24 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
     return {"name": path.stem, **recipe, **{k: v for k, v in overrides.items() if v is not None}}
 
 
-def load_data(extra: Sequence[str], dev: Sequence[str], *, own: Path = OWN_DATA) -> Data:
+def load_data(
+    extra: Sequence[str], dev: Sequence[str], *, own: Path = OWN_DATA, most_rows: Mapping[str, int] | None = None
+) -> Data:
     """Own prompts by their fixed splits; extra corpora give nine tenths to training, the rest to calibration.
 
-    Rows of `dev` are taken out of everything else.
+    Rows of `dev` are taken out of everything else. `most_rows` caps sources by name: templated ones teach little.
     """
     own_rows = read_corpus([own])
-    extra_rows = read_corpus(extra) if extra else []
+    extra_rows = _capped(read_corpus(extra), most_rows or {}) if extra else []
     dev_rows = read_corpus(dev) if dev else []
     seen = {r.sha256 for r in dev_rows}
     own_rows = [r for r in own_rows if r.sha256 not in seen]
     seen |= {r.sha256 for r in own_rows}
     extra_rows = [r for r in extra_rows if r.sha256 not in seen]
-    # A group may hold rows of both files; its hash puts them on the same side.
+    # A group may hold rows of both files; its hash puts them on the same side. What a file holds out itself (outcomes
+    # state their split) is for measuring and in neither.
     calibration = [r for r in (*own_rows, *extra_rows) if r.split == "dev" and r.label == RUBRIC]
-    train = [r for r in own_rows if r.split == "train"]
-    train += [r for r in extra_rows if r.split != "dev" or r.label != RUBRIC]
+    train = [r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"]
     return Data(
         train=train,
         calibration=calibration,
@@ -98,47 +103,52 @@ def load_data(extra: Sequence[str], dev: Sequence[str], *, own: Path = OWN_DATA)
     )
 
 
-def build(
-    recipe: Mapping[str, Any], out: Path, data: Data, *, licences: Mapping[str, str], log: Any = sys.stderr
-) -> Bundle:
-    """Runs every stage that `out` does not already have.
+def _capped(rows: Sequence[Row], most_rows: Mapping[str, int]) -> list[Row]:
+    """At most as many rows of a source as `most_rows` says, chosen by their hash; rows held out as dev or test stay."""
+    kept: dict[str, int] = {}
+    chosen = set()
+    for row in sorted(rows, key=lambda r: r.sha256):
+        kept[row.source] = kept.get(row.source, 0) + 1
+        if kept[row.source] <= most_rows.get(row.source, len(rows)):
+            chosen.add(row.sha256)
+    return [r for r in rows if r.sha256 in chosen]
+
+
+def train(
+    recipe: Mapping[str, Any], out: Path, data: Data, *, teacher: Path | None = None, say: Say = print
+) -> tuple[PreTrainedModel, FastTokenizer]:
+    """Teacher and student, as far as `out` does not already have them; leaves `out/checkpoint`.
 
     Args:
         recipe: from `load_recipe`.
         out: the run's folder.
         data: from `load_data`.
-        licences: of each source, for the card.
-        log: where progress goes.
+        teacher: folder of finished teachers (`teacher-0` and so on) to distil from, instead of training them.
+        say: where progress goes.
+
+    Returns:
+        The student and its tokeniser.
 
     Raises:
         InputError: `out` holds a run of another recipe or of other data.
-        BundleError: `out` already holds a finished bundle.
-        GateNotMet: a parity check of the export failed.
     """
-    if (out / "bundle").exists():
-        raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
     set_seed(int(recipe["seed"]))
     _check_same_run(out, recipe, data)
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - started:7.0f} s] {text}", file=log, flush=True)
-
-    labelled = [r for r in data.train if r.label != UNLABELLED]
+    labelled = sum(r.label != UNLABELLED for r in data.train)
     say(
-        f"recipe {recipe['name']}: {len(labelled)} labelled and {len(data.train) - len(labelled)} unlabelled rows, "
+        f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
     )
     max_tokens = int(recipe["max_tokens"])
     options = {k: v for k, v in recipe["teacher"].items() if k != "seeds"}
     seeds = [int(recipe["seed"]) + int(s) for s in recipe["teacher"]["seeds"]]
-    teacher, fast, answers = train_teachers(
-        data.train, recipe["base"], seeds, FitOptions(**options), max_tokens=max_tokens, out=out / "teacher"
+    best, fast, answers = train_teachers(
+        data.train, recipe["base"], seeds, FitOptions(**options), max_tokens=max_tokens, out=teacher or out / "teacher"
     )
-    say("teacher trained")
+    say("teacher ready")
     options = {k: v for k, v in recipe["student"].items() if k != "layers"}
     student = distill(
-        teacher,
+        best,
         fast,
         data.train,
         answers,
@@ -148,13 +158,43 @@ def build(
         out=out / "student",
     )
     shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
-    say("student trained")
+    say("student ready")
+    return student, fast
+
+
+def build(
+    recipe: Mapping[str, Any],
+    out: Path,
+    data: Data,
+    *,
+    licences: Mapping[str, str],
+    teacher: Path | None = None,
+    say: Say = print,
+) -> Bundle:
+    """Runs every stage that `out` does not already have: train, export, calibrate, evaluate, card.
+
+    Args:
+        recipe: from `load_recipe`.
+        out: the run's folder.
+        data: from `load_data`.
+        licences: of each source, for the card.
+        teacher: see `train`.
+        say: where progress goes.
+
+    Raises:
+        InputError: `out` holds a run of another recipe or of other data.
+        BundleError: `out` already holds a finished bundle.
+        GateNotMet: a parity check of the export failed.
+    """
+    if (out / "bundle").exists():
+        raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
+    student, fast = train(recipe, out, data, teacher=teacher, say=say)
     parity = export(
         student,
         fast,
         out / "export",
-        max_tokens=max_tokens,
-        check=[*data.dev, *data.calibration][:400],
+        max_tokens=int(recipe["max_tokens"]),
+        check=[*data.dev, *data.calibration][:600],
         int8_agreement=float(recipe["int8_agreement"]),
     )
     say(
@@ -166,34 +206,39 @@ def build(
         "seed": int(recipe["seed"]),
         "data": {
             "train_sha256": data_sha256(data.train),
-            "calibration_sha256": data_sha256(data.calibration),
             "train_rows": len(data.train),
+            "calibration_sha256": data_sha256(data.calibration),
             "calibration_rows": len(data.calibration),
         },
+        TRAINING_ROWS: pack_rows(r.sha256 for r in data.train),
         "parity": asdict(parity),
     }
     raw, calibrated = out / "uncalibrated", out / "calibrated"
     for stage in (raw, calibrated):
         shutil.rmtree(stage, ignore_errors=True)
-    assemble(
-        out / "export", raw, golden=choose_golden(data.golden), reference={"schema_version": 1, "n": 0},
-        card="# Uncalibrated\n", facts=facts,
-    )  # fmt: skip
+    nothing = {"schema_version": 1, "n": 0}
+    assemble(out / "export", raw, golden=choose_golden(data.golden), reference=nothing, card="", facts=facts)
     write_corpus(out / "calibration.jsonl", data.calibration)
-    calibrate(raw, [out / "calibration.jsonl"], calibrated, policies=recipe["policies"], seed=int(recipe["seed"]))
+    fitted = calibrate(
+        raw, [out / "calibration.jsonl"], calibrated, policies=recipe["policies"], default="balanced",
+        seed=int(recipe["seed"]),
+    )  # fmt: skip
     say("calibrated")
     engine = load_engine(calibrated)
     held_out = score(engine, data.calibration, name="calibration rows")
-    reference = reference_distributions(held_out.probabilities, [render(r.request).signals for r in data.calibration])
+    labelled = [r for r in data.train if r.label == RUBRIC]
     report = evaluate(engine, data.dev, train=labelled)
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    print(as_text(report), file=log)
-    card = render_card(
-        recipe=recipe, rows=labelled, own_rows=sum(r.source.startswith("own-") for r in labelled), licences=licences,
-        report=report, notes=_notes(parity, len(labelled), len(data.train) - len(labelled)),
-    )  # fmt: skip
+    say(as_text(report))
+    card = render_card(recipe=recipe, rows=data.train, licences=licences, report=report, notes=_notes(parity, data))
     bundle = revise(
-        calibrated, out / "bundle", card=card, reference=reference, facts={"metrics": report["overall"], "parent": None}
+        calibrated,
+        out / "bundle",
+        card=with_policies(card, policies_text(fitted)),
+        reference=reference_distributions(
+            held_out.probabilities, [render(r.request).signals for r in data.calibration]
+        ),
+        facts={"metrics": report["overall"], "parent": None},
     )
     for stage in (raw, calibrated):
         shutil.rmtree(stage)
@@ -214,12 +259,14 @@ def licences_of(paths: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _notes(parity: Parity, labelled: int, unlabelled: int) -> list[str]:
+def _notes(parity: Parity, data: Data) -> list[str]:
+    kinds = Counter(r.label for r in data.train)
     return [
-        f"Trained on {labelled} labelled rows; {unlabelled} unlabelled ones carried the teacher's answers.",
+        f"{kinds[RUBRIC]} rows carry a juror's tier; {kinds[OUTCOME]} carry the outcomes of real models, as soft "
+        f"labels at a lower weight; {kinds[UNLABELLED]} unlabelled ones carried the teacher's answers.",
         f"int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} held-out rows; torch and ONNX "
         f"fp32 differ by {parity.fp32_difference:.1e}.",
-        "Calibration and thresholds: `calibration.json` and `policy.json`; what they promise: docs/guarantee.md.",
+        "What the policies below promise, and what breaks the promise: docs/guarantee.md.",
     ]
 
 

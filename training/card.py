@@ -29,7 +29,7 @@ An LLM gateway asks it on every request and routes on the tier. It rates the *wo
 seen in its conversation. It is no judge of people, of safety or of truth.
 
 ## Training data
-{rows} labelled rows, of which {own} were written for this project (CC-BY-4.0); the others come from the public sources
+{rows} rows, of which {own} were written for this project (CC-BY-4.0); the others come from the public sources
 named below and are not distributed with it. Labels of traffic rows are a language-model juror's, by the rubric.
 
 | source | rows | licence as stated |
@@ -51,7 +51,6 @@ def render_card(
     *,
     recipe: Mapping[str, Any],
     rows: Sequence[Row],
-    own_rows: int,
     licences: Mapping[str, str],
     report: Mapping[str, Any] | None,
     notes: Sequence[str] = (),
@@ -61,7 +60,6 @@ def render_card(
     Args:
         recipe: the resolved recipe.
         rows: what the model was trained on.
-        own_rows: how many of them are this project's.
         licences: licence of each source, as stated.
         report: from `training.evaluate.evaluate`, or None where nothing was held out to evaluate on.
         notes: sentences to add under the metrics: parity, what was left out.
@@ -78,7 +76,7 @@ def render_card(
         layers=recipe["student"]["layers"],
         max_tokens=recipe["max_tokens"],
         rows=len(rows),
-        own=own_rows,
+        own=sum(r.source.startswith("own-") for r in rows),
         sources="\n".join(f"| {s} | {n} | {licences.get(s) or 'not stated'} |" for s, n in sorted(counts.items())),
     )
     if report is not None:

@@ -48,6 +48,7 @@ class Row:
         family: the contrast family, or "".
         weight: relative weight in training, above 0.
         sha256: of the conversation, for overlap checks.
+        stated_split: the file's own split, or "".
     """
 
     id: str
@@ -63,6 +64,7 @@ class Row:
     family: str
     weight: float
     sha256: str
+    stated_split: str = ""
 
     @property
     def tier(self) -> Tier:
@@ -73,8 +75,8 @@ class Row:
 
     @property
     def split(self) -> str:
-        """`train`, `dev` or `test`, fixed by a hash of the group."""
-        return split_of(self.group)
+        """`train`, `dev` or `test`: what the file states, else fixed by a hash of the group."""
+        return self.stated_split or split_of(self.group)
 
 
 def read_corpus(paths: Iterable[str | Path]) -> list[Row]:
@@ -124,6 +126,8 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
                 "source": row.source, "language": row.language, "kind": row.kind, "group": row.group,
                 "family": row.family, "weight": row.weight,
             }  # fmt: skip
+            if row.stated_split:
+                data["split"] = row.stated_split
             if row.probabilities is not None:
                 data["probabilities"] = list(row.probabilities)
             elif row.label != UNLABELLED:
@@ -162,6 +166,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         family=str(data.get("family") or ""),
         weight=weight,
         sha256=digest,
+        stated_split=_stated_split(data),
     )
 
 
@@ -214,6 +219,13 @@ def data_sha256(rows: Iterable[Row]) -> str:
 def with_weight(rows: Iterable[Row], factor: float) -> list[Row]:
     """The rows with their weights multiplied by `factor`."""
     return [replace(row, weight=row.weight * factor) for row in rows]
+
+
+def _stated_split(data: Mapping[str, Any]) -> str:
+    split = str(data.get("split") or "")
+    if split not in ("", *(name for name, _ in SPLITS)):
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(name for name, _ in SPLITS)}")
+    return split
 
 
 def _read_file(path: Path) -> Iterator[Row]:

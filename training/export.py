@@ -1,7 +1,7 @@
 """A trained model → the files of a bundle: ONNX through optimum, int8, parity checks, golden inputs.
 
-The plain exported graph is quantised dynamically: signed int8 weights, per channel, `reduce_range` off (measured
-fastest; the offline transformer optimiser made int8 slower). See docs/design/0003-graph.md.
+The exported graph (fused by `training.graph`) is quantised dynamically: signed int8 weights, per channel,
+`reduce_range` off (measured fastest; the offline transformer optimiser made int8 slower). See docs/design/0003-graph.md.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from classifier.policy import Policy, policies_to_json
 from classifier.session import Session
 from classifier.types import TIERS
 from training.corpus import Row
+from training.graph import fuse
 from training.model import save_tokenizer, tokenizer_of
 
 FP32_TOLERANCE = 1e-4
@@ -88,7 +89,7 @@ def export(
     model = model.eval().float()
     model.config.max_tokens = max_tokens
     with tempfile.TemporaryDirectory() as folder:
-        _export_fp32(model, Path(folder))
+        _export_fp32(fuse(model), Path(folder))
         _quantise(Path(folder))
         shutil.copyfile(Path(folder) / "model.onnx", out / "model_fp32.onnx")
         shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")

@@ -1,0 +1,158 @@
+"""From corpus to bundle in seconds, with the tiny recipe: what is built is what is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from classifier.bundle import read_bundle
+from classifier.engine import Engine
+from classifier.errors import BundleError, InputError
+from classifier.inputs import render
+from classifier.types import Request
+from tests.tiny import WORDS
+from training.build import build, load_data, load_recipe, train
+from training.corpus import read_corpus
+from training.model import load_base, load_checkpoint, student_from, tokenizer_of
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """320 short rows whose words give their tier away."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    with (folder / "rows.jsonl").open("w") as file:
+        for i in range(320):
+            tier = list(WORDS)[i % 4]
+            text = " ".join(rng.choice(WORDS[tier], 3)) + f" {i}"
+            row = {"id": f"r{i}", "prompt": text, "tier": tier, "source": "own-test", "language": "en", "kind": "chat"}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory) -> Path:
+    """A finished run of the tiny recipe."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    said: list[str] = []
+    build(load_recipe("tiny"), out, load_data([], [], own=corpus), licences={"own-test": "CC0"}, say=said.append)
+    assert any("int8 chooses the fp32 tier" in line for line in said)
+    return out
+
+
+def test_built_bundle_serves(run):
+    """The result loads in the engine with its golden inputs replayed."""
+    engine = Engine.from_pretrained(run / "bundle")
+    assert engine.golden_ok
+    assert len(engine.bundle.manifest["golden"]) == 12
+    assert sum(engine.classify(Request.from_text("hi")).probabilities) == pytest.approx(1, abs=1e-6)
+
+
+def test_manifest_says_what_it_was_made_of(run):
+    """The manifest holds recipe, seed, data hashes, parity and metrics."""
+    manifest = read_bundle(run / "bundle").manifest
+    assert manifest["recipe"]["name"] == "tiny"
+    assert manifest["data"]["train_rows"] > 200
+    assert manifest["parity"]["fp32_difference"] <= 1e-4
+    assert 0 <= manifest["metrics"]["accuracy"][0] <= 1
+
+
+def test_card_is_rendered_from_the_report(run):
+    """The model card has front matter, sources with licences, metrics with intervals and the policies."""
+    card = (run / "bundle" / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0")
+    for part in ("| own-test |", "CC0", "quadratic_kappa", "## Calibration and policies", "## Limits"):
+        assert part in card
+
+
+def test_training_and_serving_encode_alike(run, corpus):
+    """Every row has the same ids in training, from the checkpoint, as in serving, from the bundle."""
+    _, fast = load_checkpoint(run / "checkpoint")
+    tokenizer = tokenizer_of(fast, 64)
+    engine = Engine.from_pretrained(run / "bundle")
+    for row in read_corpus([corpus])[:50]:
+        assert tokenizer.ids(render(row.request))[0] == engine.prepare(row.request).encoded.input_ids[0].tolist()
+
+
+def test_bundle_opens_in_transformers_and_optimum(run):
+    """ORTModelForSequenceClassification and a transformers pipeline open the bundle and answer with tier names."""
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+
+    folder = str(run / "bundle")
+    model = ORTModelForSequenceClassification.from_pretrained(folder, file_name="model.onnx")
+    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    [answer] = classify("prove the theorem")
+    assert answer["label"] in WORDS
+
+
+def test_finished_run_is_not_overwritten(run, corpus):
+    """Building into a finished run is refused, and so is going on with other data or another recipe."""
+    with pytest.raises(BundleError, match="already built"):
+        build(load_recipe("tiny"), run, load_data([], [], own=corpus), licences={})
+    with pytest.raises(InputError, match="another recipe or of other data"):
+        train(load_recipe("tiny", seed=7), run, load_data([], [], own=corpus), say=lambda _: None)
+
+
+def test_stopped_run_goes_on(run, corpus, tmp_path):
+    """A run whose export was lost builds the same bundle again from its checkpoints, without training."""
+    again = Path(shutil.copytree(run, tmp_path / "again"))
+    shutil.rmtree(again / "bundle")
+    shutil.rmtree(again / "export")
+    bundle = build(load_recipe("tiny"), again, load_data([], [], own=corpus), licences={"own-test": "CC0"}, say=str)
+    assert bundle.manifest["files"]["model.onnx"] == read_bundle(run / "bundle").manifest["files"]["model.onnx"]
+
+
+def test_unknown_recipe_lists_those_there_are():
+    """A recipe that does not exist is refused with the names of those that do."""
+    with pytest.raises(InputError, match="base, tiny"):
+        load_recipe("huge")
+
+
+def test_checkpoint_that_is_not_there_is_named(tmp_path):
+    """A base or checkpoint that cannot be loaded is refused with what to give."""
+    with pytest.raises(InputError, match="no sequence-classification checkpoint"):
+        load_base(str(tmp_path), 64)
+    with pytest.raises(InputError, match="no checkpoint there"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(1, [5]), (2, [2, 5]), (3, [1, 3, 5]), (6, [0, 1, 2, 3, 4, 5])])
+def test_student_keeps_spread_layers_and_the_last(layers, kept):
+    """A student takes evenly spread layers of its teacher, the last one among them."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=6, num_attention_heads=2, intermediate_size=8, num_labels=4
+    )
+    teacher = BertForSequenceClassification(config)
+    student = student_from(teacher, layers)
+    for layer, source in zip(student.base_model.encoder.layer, kept, strict=True):
+        wanted = teacher.base_model.encoder.layer[source].output.dense.weight
+        assert layer.output.dense.weight.equal(wanted)
+    with pytest.raises(InputError, match="student.layers"):
+        student_from(teacher, 7)
+
+
+def test_fused_graph_computes_the_same():
+    """Fused attention and a last layer of one row change nothing but the time, whatever the padding."""
+    import torch
+
+    from training.graph import fuse
+
+    model, _ = load_base("tiny", 64)
+    ids = torch.randint(5, 60, (3, 20))
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    with torch.inference_mode():
+        plain = model.eval()(input_ids=ids, attention_mask=mask).logits
+        fused = fuse(model)(input_ids=ids, attention_mask=mask).logits
+    assert torch.allclose(plain, fused, atol=1e-5)
