@@ -25,15 +25,22 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 class ServerProcess:
     """`classifier serve` with arguments, its stderr collected line by line."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        module: str = "",
+        limit: Callable[[], None] | None = None,
+    ) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "classifier", "serve", *arguments],
+            [sys.executable, "-m", *([module] if module else ["classifier", "serve"]), *arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environ | (env or {}),
+            preexec_fn=limit,  # noqa: PLW1509 - resource limits of the child, nothing else
         )
         self.lines: list[str] = []
         self.ready_seconds = 0.0
@@ -79,9 +86,18 @@ def resident_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def server_process(*arguments: str, env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
-    """A server process, ended when the block is left."""
-    server = ServerProcess(*arguments, env=env)
+def server_process(
+    *arguments: str, env: dict[str, str] | None = None, module: str = "", limit: Callable[[], None] | None = None
+) -> Iterator[ServerProcess]:
+    """A server process, ended when the block is left.
+
+    Args:
+        arguments: of `classifier serve`, or of `module`.
+        env: variables beside the environment's.
+        module: run this instead.
+        limit: run in the child before it starts, to set resource limits.
+    """
+    server = ServerProcess(*arguments, env=env, module=module, limit=limit)
     try:
         yield server
     finally:

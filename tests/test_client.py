@@ -238,7 +238,7 @@ def test_refusals_of_a_busy_server_do_not_open_the_breaker(client_of):
 
 
 def test_only_unavailable_is_retried():
-    """The service config retries UNAVAILABLE alone, spends a budget, asks servers in turn and never retries a stream."""
+    """The service config retries UNAVAILABLE alone and never a stream, spends a budget, and asks servers in turn."""
     [config] = SERVICE_CONFIG["methodConfig"]
     assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
     assert "ClassifyStream" not in {name["method"] for name in config["name"]}
