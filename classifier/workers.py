@@ -132,8 +132,15 @@ class _Keeper:
             return
 
     def _tend(self) -> None:
-        """Waits a moment for a worker to end, and starts another in its place."""
-        multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=0.5)
+        """Waits a moment for a worker to say something or to end, and starts another in its place."""
+        pipes = {pipe: worker for worker, (pipe, _) in self._workers.items()}
+        sentinels = [worker.sentinel for worker in self._workers]
+        for told in multiprocessing.connection.wait([*pipes, *sentinels], timeout=0.5):
+            if isinstance(told, Connection):
+                with contextlib.suppress(EOFError, OSError):
+                    problem = told.recv()
+                    state = "serves" if problem is None else f"cannot start: {problem}"
+                    log.info("worker %s %s", pipes[told].pid, state)
         for worker in [w for w in self._workers if not w.is_alive()]:
             pipe, started = self._workers.pop(worker)
             pipe.close()
