@@ -170,7 +170,7 @@ def calibration_error(
     Args:
         probabilities: (n, 4).
         labels: (n,) tier indices.
-        bins: bins of equal mass; fewer where there would be less than 10 rows in one.
+        bins: bins of equal mass; fewer where there would be less than 10 rows in one, or where predictions are equal.
         draws: sets of labels for the band.
         seed: of those draws.
 
@@ -186,16 +186,19 @@ def calibration_error(
     if n < 20:
         raise ValueError(f"{n} rows are too few for a calibration error; it takes 20")
     bins = max(2, min(bins, n // 10))
-    starts = np.arange(bins) * n // bins
-    sizes = np.diff(np.append(starts, n))
+    edges = np.arange(bins) * n // bins
     drawn = (np.random.default_rng(seed).random((draws, n))[:, :, None] > cumulative).sum(axis=2)
     errors = []
     for t in range(_TIERS - 1):
         order = np.argsort(cumulative[:, t], kind="stable")
-        predicted = np.add.reduceat(cumulative[order, t], starts) / sizes
+        ranked = cumulative[order, t]
+        # Equal predictions share a bin: which of them comes first would be an accident of the file's order.
+        starts = np.unique(np.searchsorted(ranked, ranked[edges], side="left"))
+        sizes = np.diff(np.append(starts, n))
+        predicted = np.add.reduceat(ranked, starts) / sizes
         observed = np.concatenate([(y <= t)[None], drawn <= t])[:, order].astype(np.float64)
         shares = np.add.reduceat(observed, starts, axis=1) / sizes
-        squared = ((predicted - shares) ** 2 - shares * (1 - shares) / (sizes - 1)) @ sizes / n
+        squared = ((predicted - shares) ** 2 - shares * (1 - shares) / np.maximum(sizes - 1, 1)) @ sizes / n
         rooted = np.sign(squared) * np.sqrt(np.abs(squared))
         low, high = np.quantile(rooted[1:], [0.025, 0.975])
         errors.append(BoundaryError(t, float(rooted[0]), float(low), float(high)))

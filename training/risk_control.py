@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -172,8 +173,8 @@ class ThresholdFit:
         n: rows.
         empirical_risk: mean loss on those rows at the threshold.
         bound: what the method proves of the risk at the threshold.
-        rows_needed: rows from which on it would be feasible at the loss that the strictest λ had; None where it is
-            feasible already, or no number of such rows would do.
+        rows_needed: rows from which on it would be feasible at the loss of the strictest λ that sends a row below
+            frontier; None where it is feasible already, or no number of such rows would do.
     """
 
     threshold: float
@@ -229,6 +230,7 @@ def allowed_loss(n: int, alpha: float, delta: float, method: str, *, size: float
     return max(_hoeffding_limit(n, alpha, delta), float(_most_failures(n, alpha, delta / math.e)))
 
 
+@lru_cache(maxsize=256)
 def _most_failures(n: int, alpha: float, delta: float) -> int:
     """The largest k with P(Binomial(n, alpha) <= k) <= delta, or -1."""
     k = int(stats.binom.ppf(delta, n, alpha))
@@ -237,6 +239,7 @@ def _most_failures(n: int, alpha: float, delta: float) -> int:
     return k
 
 
+@lru_cache(maxsize=256)
 def _hoeffding_limit(n: int, alpha: float, delta: float) -> float:
     def excess(risk: float) -> float:
         relative = risk * math.log(risk / alpha) + (1 - risk) * math.log((1 - risk) / (1 - alpha))
@@ -261,7 +264,7 @@ def risk_bound(losses: StepLosses, threshold: float, delta: float, method: str) 
     low, high = max(total / n, 1e-12), 1 - 1e-12
     if low >= high or hoeffding_bentkus(total / n, n, high) > delta:
         return 1.0
-    for _ in range(60):  # bisection: the p-value has steps where Bentkus wins
+    for _ in range(30):  # bisection to 1e-9: the p-value has steps where Bentkus wins
         middle = (low + high) / 2
         low, high = (middle, high) if hoeffding_bentkus(total / n, n, middle) > delta else (low, middle)
     return high
@@ -317,6 +320,7 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
     feasible = threshold <= 1 and bool((losses.scores[:, -1] >= threshold).any())
     if not feasible:
         threshold = ALWAYS_FRONTIER
+    strictest = min(1.0, float(losses.scores[:, -1].max()))  # the last λ at which some row stays below frontier
     return ThresholdFit(
         threshold,
         feasible,
@@ -324,7 +328,7 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
         losses.n,
         losses.risk(threshold),
         risk_bound(losses, threshold, delta, method),
-        None if feasible else rows_needed(alpha, delta, method, losses.risk(1.0)),
+        None if feasible else rows_needed(alpha, delta, method, losses.risk(strictest)),
     )
 
 

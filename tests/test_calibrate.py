@@ -1,0 +1,596 @@
+"""Recalibration from labelled rows to a bundle that serves the new promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from classifier.bundle import read_bundle
+from classifier.calibration import IDENTITY, METHODS, Calibration
+from classifier.engine import Engine
+from classifier.errors import BundleError, InputError, SettingsError
+from classifier.metrics import ranked_probability_score, under_routing
+from classifier.policy import ALWAYS_FRONTIER, choose_many
+from classifier.types import Request, Tier
+from tests.calibration_support import NAMES, population, write_rows
+from tests.tiny import WORDS, tiny_bundle
+from training.calibrate import CARD_END, CARD_START, calibrate, command, with_policies
+from training.calibration_fit import compare, fit_map
+from training.calibration_report import constant_cost, random_risk, under
+from training.calibration_set import (
+    TRAINING_ROWS,
+    CalibrationSet,
+    pack_rows,
+    read_predictions,
+    read_set,
+    rows_seen,
+)
+from training.corpus import read_corpus
+from training.policy_fit import Targets, fit_policies, thresholds_of
+from training.risk_control import fit_threshold, routing_losses
+
+ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
+
+
+@pytest.fixture(scope="module")
+def rows_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 labelled rows of seven sources."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 1200, scripts=True)
+
+
+@pytest.fixture(scope="module")
+def recalibrated(
+    tiny_bundle_path: Path, rows_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict]:
+    """A recalibrated bundle and its report."""
+    out = tmp_path_factory.mktemp("recalibrated") / "bundle"
+    return out, calibrate(tiny_bundle_path, [rows_path], out, policies=ALPHAS)
+
+
+def few(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# --- the bundle that comes out
+
+
+def test_a_recalibrated_bundle_has_the_same_weights_and_names_its_parent(recalibrated: tuple, tiny_bundle_path: Path):
+    """Recalibration changes probabilities, policies and card; model and tokeniser stay, the parent is recorded."""
+    out, report = recalibrated
+    old, new = read_bundle(tiny_bundle_path), read_bundle(out)
+    same = {name for name in old.manifest["files"] if old.manifest["files"][name] == new.manifest["files"][name]}
+    assert {"model.onnx", "tokenizer.json", "config.json"} <= same
+    assert not same & {"calibration.json", "policy.json", "README.md"}
+    assert new.manifest["parent"] == old.version == report["bundle"]["parent"]
+    assert new.version == report["bundle"]["version"] != old.version
+
+
+def test_the_new_bundle_serves_what_was_promised(recalibrated: tuple):
+    """The engine replays its golden inputs and answers with the fitted thresholds, guaranteed."""
+    out, report = recalibrated
+    engine = Engine.from_pretrained(out)
+    assert engine.golden_ok
+    decision = engine.classify(Request.from_text("hi", policy="balanced"))
+    entry = next(p for p in report["policies"] if p["name"] == "balanced")
+    assert (decision.threshold, decision.guaranteed) == (entry["threshold"], True)
+    guarantee = engine.policies["balanced"].guarantee
+    assert (guarantee.alpha, guarantee.delta, guarantee.method) == (0.1, 0.0, "CONFORMAL_RISK_CONTROL")
+    assert (guarantee.label, guarantee.n, guarantee.feasible) == ("RUBRIC", report["rows"]["thresholds"], True)
+    assert guarantee.empirical_risk <= guarantee.bound <= 0.1
+
+
+def test_probabilities_and_thresholds_are_fitted_on_different_rows(recalibrated: tuple):
+    """Half of the rows fit the map, the other half the thresholds, and none is left out."""
+    _, report = recalibrated
+    assert report["rows"]["map"] == pytest.approx(600, abs=1)
+    assert report["rows"]["map"] + report["rows"]["thresholds"] == 1200
+
+
+def test_the_fitted_probabilities_predict_better(recalibrated: tuple):
+    """On rows that the map was not fitted on its ranked probability score beats the old one's."""
+    found = recalibrated[1]["calibration"]
+    assert found["after"]["ranked_probability_score"] < found["before"]["ranked_probability_score"]
+    assert found["after"]["method"] == min(found["out_of_fold"], key=found["out_of_fold"].get)
+
+
+def test_the_report_counts_what_the_engine_answers(recalibrated: tuple, rows_path: Path):
+    """Shares and risk in the report are those of the served decisions on the same rows."""
+    out, report = recalibrated
+    engine, rows = Engine.from_pretrained(out), read_corpus([rows_path])
+    served = np.array([engine.classify(row.request).tier.index for row in rows])
+    labels = np.array([row.tier.index for row in rows])
+    entry = next(p for p in report["policies"] if p["name"] == "balanced")
+    offline = read_set([rows_path], engine)
+    chosen = choose_many(engine.bundle.calibration.apply(offline.logits), entry["threshold"])
+    assert (chosen == served).all()
+    assert under(chosen, offline.labels).mean() == under_routing(served, labels)
+    assert sum(entry["measured"]["shares"]) == pytest.approx(1)
+    assert tuple(entry["measured"]["shares"]) == engine.policies["balanced"].tier_shares
+
+
+def test_the_same_rows_and_seed_give_the_same_bundle(
+    tiny_bundle_path: Path, rows_path: Path, recalibrated: tuple, tmp_path: Path
+):
+    """Recalibration is reproducible to the byte: the version is the same."""
+    again = calibrate(tiny_bundle_path, [rows_path], tmp_path / "again", policies=ALPHAS)
+    assert again["bundle"]["version"] == recalibrated[1]["bundle"]["version"]
+
+
+def test_it_never_overwrites(recalibrated: tuple, tiny_bundle_path: Path, rows_path: Path):
+    """An existing folder is refused."""
+    with pytest.raises(BundleError, match="already exists"):
+        calibrate(tiny_bundle_path, [rows_path], recalibrated[0], policies=ALPHAS)
+
+
+def test_the_card_has_one_section_on_policies(recalibrated: tuple):
+    """Recalibrating again replaces the section, so that a card never shows old promises."""
+    card = (recalibrated[0] / "README.md").read_text(encoding="utf-8")
+    assert card.count(CARD_START) == card.count(CARD_END) == 1
+    again = with_policies(card, "new text\n")
+    assert again.count(CARD_START) == again.count(CARD_END) == 1
+    assert "new text" in again
+    assert "conformal risk control" not in again
+
+
+def test_a_machine_with_other_arithmetic_is_recalibrated_for_itself(rows_path: Path, tmp_path: Path):
+    """Golden inputs that differ here make answers unguaranteed until the bundle is recalibrated here."""
+    bundle = tiny_bundle(tmp_path / "other")
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest["golden"][0]["probabilities"] = [0.25] * 4
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    assert not Engine.from_pretrained(bundle.path).golden_ok
+    calibrate(bundle.path, [rows_path], tmp_path / "here", policies=ALPHAS)
+    assert Engine.from_pretrained(tmp_path / "here").golden_ok
+
+
+# --- the map
+
+
+def test_every_method_mends_an_overconfident_model():
+    """On over-confident logits each fitted map beats the identity on other rows of the population."""
+    fit, held = population(2000, 1, sharpness=2.5), population(2000, 2, sharpness=2.5)
+    labels = held.labels.argmax(axis=1)
+    scores = {
+        method: ranked_probability_score(fit_map(method, fit.logits, fit.labels).apply(held.logits), labels)
+        for method in METHODS
+    }
+    assert min(scores, key=scores.get) != "identity"
+    assert all(score < scores["identity"] for method, score in scores.items() if method != "identity")
+    assert fit_map("temperature", fit.logits, fit.labels).parameters["temperature"] == pytest.approx(2.5, rel=0.1)
+
+
+def test_a_calibrated_model_is_left_alone_or_nearly():
+    """Where the logits are right already, the chosen map gains or loses next to nothing."""
+    rows = population(2000, 3)
+    found = compare(rows.logits, rows.labels, sources=rows.sources, groups=rows.groups)
+    assert found.scores[found.calibration.method] == pytest.approx(found.scores["identity"], rel=0.01)
+
+
+def test_methods_are_compared_on_sources_that_they_have_not_seen():
+    """What can only be known of a source by having seen it does not count for a method."""
+    rng, source = np.random.default_rng(4), np.repeat(np.arange(5), 200)
+    # Every source has one score and a rate of its own: seen, the rate is known; unseen, it can only be guessed.
+    logits = np.zeros((1000, 4), np.float32)
+    logits[:, 0] = source
+    labels = np.eye(4)[(rng.random(1000) > np.array([0.1, 0.1, 0.9, 0.9, 0.9])[source]) * (1 + np.arange(1000) % 3)]
+    ids, names = np.arange(1000).astype(str), source.astype(str)
+    across = compare(logits, labels, sources=names, groups=ids).scores["cumulative_isotonic"]
+    within = compare(logits, labels, sources=np.full(1000, "all"), groups=ids).scores["cumulative_isotonic"]
+    assert across > 1.2 * within
+
+
+def test_soft_labels_fit_as_their_draws_do():
+    """A map fitted on label distributions is close to one fitted on draws from them."""
+    rows = population(4000, 5, sharpness=2.0)
+    p = np.exp(rows.logits / 2.0, dtype=np.float64)
+    soft = p / p.sum(axis=1, keepdims=True)
+    for method in ("temperature", "cumulative_platt"):
+        np.testing.assert_allclose(
+            fit_map(method, rows.logits, soft).apply(rows.logits[:50]),
+            fit_map(method, rows.logits, rows.labels).apply(rows.logits[:50]),
+            atol=0.1,
+        )
+
+
+def test_an_absent_class_leaves_boundary_methods_out():
+    """Without a frontier row the methods that fit each boundary are skipped, and the reason is said."""
+    rows = population(600, 6)
+    labels = np.eye(4)[np.minimum(rows.labels.argmax(axis=1), 2)]
+    found = compare(rows.logits, labels, sources=rows.sources, groups=rows.groups)
+    assert set(found.skipped) == {"cumulative_platt", "cumulative_isotonic"}
+    assert "at or below complex" in found.skipped["cumulative_platt"]
+
+
+def test_all_equal_logits_give_the_base_rates():
+    """A model that says nothing is calibrated to the shares of the labels."""
+    labels = population(1000, 7).labels
+    flat = np.zeros((1000, 4), np.float32)
+    for method in ("vector", "cumulative_platt", "cumulative_isotonic"):
+        np.testing.assert_allclose(fit_map(method, flat, labels).apply(flat[0]), labels.mean(axis=0), atol=0.02)
+
+
+def test_too_few_rows_keep_the_bundles_map(tiny_bundle_path: Path, tmp_path: Path):
+    """Below 200 rows only thresholds are fitted, on all rows, and the report says so."""
+    path = write_rows(tmp_path / "few.jsonl", 120)
+    report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies=ALPHAS)
+    assert report["rows"]["thresholds"] == 120
+    assert "it takes 200" in report["notes"][0]
+    assert read_bundle(tmp_path / "out").calibration == IDENTITY
+
+
+def test_two_hundred_rows_are_enough(tiny_bundle_path: Path, tmp_path: Path):
+    """From 200 labels upward probabilities and thresholds are both fitted."""
+    path = write_rows(tmp_path / "enough.jsonl", 202)
+    report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies=ALPHAS)
+    assert report["rows"]["map"] == report["rows"]["thresholds"] == 101
+
+
+def test_the_map_may_come_from_predictions_across_sources(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """With a file of out-of-source predictions for the map, every row of --data goes to the thresholds."""
+    rows = population(1000, 8, sharpness=2.0)
+    np.savez(tmp_path / "cv.npz", logits=rows.logits, labels=rows.labels.argmax(axis=1), sources=rows.sources)
+    report = calibrate(
+        tiny_bundle_path, [rows_path], tmp_path / "out", policies=ALPHAS, fit_paths=[tmp_path / "cv.npz"]
+    )
+    assert (report["rows"]["map"], report["rows"]["thresholds"]) == (1000, 1200)
+
+
+# --- the policies
+
+
+def fitted(rows: CalibrationSet, calibration: Calibration = IDENTITY, **targets: Any):
+    notes: list[str] = []
+    policies, details = fit_policies(calibration, rows, Targets(**({"alphas": ALPHAS} | targets)), notes=notes)
+    return {p.name: p for p in policies}, details, notes
+
+
+def test_a_smaller_alpha_has_a_larger_threshold_and_dearer_shares():
+    """economy, balanced and quality differ as their promises do."""
+    policies, _, _ = fitted(population(2000, 9))
+    thresholds = [policies[name].threshold for name in ("economy", "balanced", "quality")]
+    assert thresholds == sorted(thresholds)
+    cheap = [sum(policies[name].tier_shares[:2]) for name in ("economy", "balanced", "quality")]
+    assert cheap == sorted(cheap, reverse=True)
+
+
+def test_confidence_names_its_method():
+    """With delta the bound is exact; with severity as well it is Hoeffding-Bentkus, and the weights are kept."""
+    rows = population(2000, 10)
+    exact, weighted = (
+        fitted(rows, delta=0.05, **more)[0]["balanced"].guarantee for more in ({}, {"severity": (0.5, 1.0, 1.0)})
+    )
+    assert (exact.method, exact.delta, exact.severity) == ("CLOPPER_PEARSON", 0.05, ())
+    assert (weighted.method, weighted.severity) == ("HOEFFDING_BENTKUS", (0.5, 1.0, 1.0))
+    assert exact.bound <= 0.1
+
+
+def test_exploration_has_room_in_the_promise():
+    """Thresholds for epsilon are those of alpha - epsilon, and the bound adds epsilon back."""
+    rows = population(2000, 11)
+    explored = fitted(rows, epsilon=0.02)[0]["balanced"]
+    losses = routing_losses(IDENTITY.apply(rows.logits), rows.labels)
+    assert explored.threshold == fit_threshold(losses, 0.1 - 0.02).threshold
+    assert explored.epsilon == 0.02
+    assert 0.09 < explored.guarantee.bound <= 0.1
+
+
+def with_groups(n: int) -> CalibrationSet:
+    """Half of the rows on one script, a few on another, one on a third."""
+    rows = population(n, 12)
+    scripts = np.array(["latin"] * (n - 31) + ["cyrillic"] * 30 + ["thai"])
+    rows.facets["script"] = scripts
+    return rows
+
+
+def test_groups_have_thresholds_of_their_own():
+    """Each group with enough rows keeps the promise; a group with too few goes to frontier and says what it takes."""
+    rows = with_groups(1000)
+    policies, details, notes = fitted(rows, group_by="script")
+    policy = policies["balanced"]
+    assert policy.group_thresholds["thai"] == ALWAYS_FRONTIER
+    assert details["balanced"]["thai"]["rows_needed"] == 9
+    assert any("for thai is infeasible on 1 rows" in note and "about 9 rows" in note for note in notes)
+    assert policy.guarantee.feasible
+    latin = rows.take(rows.facets["script"] == "latin")
+    own = fit_threshold(routing_losses(IDENTITY.apply(latin.logits), latin.labels), 0.1).threshold
+    assert policy.group_thresholds["latin"] == own
+
+
+def test_an_unseen_group_gets_the_strictest_threshold():
+    """The fallback is no laxer than any feasible group's threshold."""
+    policy = fitted(with_groups(1000), group_by="script")[0]["balanced"]
+    feasible = [t for t in policy.group_thresholds.values() if t <= 1]
+    assert policy.threshold >= max(feasible)
+    assert policy.threshold <= 1
+
+
+def test_thresholds_go_to_their_groups():
+    """Offline, each row gets the threshold of its group."""
+    rows = with_groups(1000)
+    policy = fitted(rows, group_by="script")[0]["balanced"]
+    found = thresholds_of(policy, rows)
+    assert found[0] == policy.group_thresholds["latin"]
+    assert found[-1] == ALWAYS_FRONTIER
+
+
+def test_served_groups_follow_the_script(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """A policy by script answers Latin and Cyrillic requests with their own thresholds, others unguaranteed."""
+    calibrate(tiny_bundle_path, [rows_path], tmp_path / "out", policies=ALPHAS, group_by="script")
+    engine = Engine.from_pretrained(tmp_path / "out")
+    thresholds = engine.policies["balanced"].group_thresholds
+    assert len(thresholds) >= 2
+    for text in ("please translate the date", "да нет или как да нет"):
+        decision = engine.classify(Request.from_text(text))
+        assert decision.threshold == thresholds[engine.prepare(Request.from_text(text)).input.script]
+    assert not engine.classify(Request.from_text("翻訳してください")).guaranteed
+
+
+def test_the_top_tier_threshold_is_served():
+    """Given enough frontier rows that are told apart, the second threshold keeps the share of missed frontier rows."""
+    rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.03))
+    policy = fitted(rows, top_tier_miss=0.4)[0]["economy"]
+    guarantee = policy.top_tier_guarantee
+    assert guarantee is not None
+    assert guarantee.feasible
+    assert policy.top_tier_threshold > 0
+    chosen = choose_many(IDENTITY.apply(rows.logits), policy.threshold, policy.top_tier_threshold)
+    labels = rows.labels.argmax(axis=1)
+    assert (chosen[labels == 3] < 3).mean() <= guarantee.bound <= 0.4
+
+
+def test_few_frontier_rows_make_the_top_tier_infeasible():
+    """Below 60 frontier rows there is no top-tier threshold, and the number is named."""
+    policies, _, notes = fitted(population(300, 14, prior=(1, 1, 1, 0.05)), top_tier_miss=0.3)
+    assert policies["balanced"].top_tier_threshold == 0
+    assert not policies["balanced"].top_tier_guarantee.feasible
+    assert any("it takes 60" in note for note in notes)
+
+
+def test_a_top_tier_that_takes_too_much_traffic_is_infeasible_in_practice():
+    """A top-tier threshold that would send more than 15 % of traffic there is not served, and the trade is shown."""
+    policies, _, notes = fitted(population(3000, 15), top_tier_miss=0.05)
+    assert policies["balanced"].top_tier_threshold == 0
+    assert any("infeasible in practice" in note and "0.5 costs" in note for note in notes)
+
+
+def test_a_prior_shift_is_an_estimate_and_says_so(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """Unlabelled traffic moves the thresholds under a printed assumption, and the method says LABEL_SHIFT."""
+    hard = [
+        row | {"tier": None} for row in map(json.loads, rows_path.read_text().splitlines()) if row["tier"] in NAMES[2:]
+    ]
+    traffic = few(tmp_path / "traffic.jsonl", hard)
+    plain = calibrate(tiny_bundle_path, [rows_path], tmp_path / "plain", policies=ALPHAS)
+    moved = calibrate(tiny_bundle_path, [rows_path], tmp_path / "moved", policies=ALPHAS, prior_shift=[traffic])
+    assert {p["guarantee"]["method"] for p in moved["policies"]} == {"LABEL_SHIFT"}
+    assert any("not a proof" in note for note in moved["notes"])
+    for before, after in zip(plain["policies"], moved["policies"], strict=True):
+        assert after["threshold"] > before["threshold"]
+
+
+def test_open_rows_bound_the_risk_and_fit_nothing(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """Rows of which only an interval is known leave the thresholds alone and widen the reported risk to a band."""
+    rejected = [
+        {"prompt": f"explain the recipe {i}", "at_least": "complex", "label": "RUBRIC", "source": "open"}
+        for i in range(50)
+    ]
+    path = few(tmp_path / "open.jsonl", rejected)
+    plain = calibrate(tiny_bundle_path, [rows_path], tmp_path / "plain", policies=ALPHAS)
+    both = calibrate(tiny_bundle_path, [rows_path, path], tmp_path / "both", policies=ALPHAS)
+    assert both["rows"] | {"open": 0} == plain["rows"]
+    assert [p["threshold"] for p in both["policies"]] == [p["threshold"] for p in plain["policies"]]
+    band = both["policies"][1]["measured"]["open_rows"]
+    assert band["n"] == 50
+    assert 0 < band["risk_at_best"] <= band["risk_at_worst"]
+    assert plain["policies"][1]["measured"]["open_rows"] is None
+
+
+# --- rows and targets that cannot be
+
+
+def test_an_escalation_with_both_ends_is_closed(tiny_engine: Engine, tmp_path: Path):
+    """Escalated from simple and satisfied at complex is a label; rejected at simple, nothing more known, is not."""
+    rows = [
+        {"prompt": "plan it", "at_least": "standard", "at_most": "complex"},
+        {"prompt": "prove it", "at_least": "standard"},
+        {"prompt": "hi", "at_most": "standard"},
+    ]
+    found = read_set([few(tmp_path / "r.jsonl", rows)], tiny_engine)
+    assert found.label == "OUTCOME"
+    assert found.labels.tolist() == [[0, 0, 1, 0]]
+    assert found.open_rows.at_least.tolist() == [1, 0]
+    assert found.open_rows.at_most.tolist() == [3, 1]
+
+
+def test_outcome_rates_are_soft_labels(tiny_engine: Engine, tmp_path: Path):
+    """Success rates by tier become the distribution of the first tier that satisfies."""
+    row = {"prompt": "hi", "success_by_tier": {"simple": 0.5, "standard": 0.75, "complex": 0.75, "frontier": 1.0}}
+    found = read_set([few(tmp_path / "r.jsonl", [row])], tiny_engine)
+    np.testing.assert_allclose(found.labels, [[0.5, 0.25, 0.0, 0.25]])
+    assert found.label == "OUTCOME"
+    assert set(found.drawn(0).labels[0].tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"prompt": "hi", "tier": "simple"}, {"prompt": "ho", "success_by_tier": {"simple": 1.0}}],
+            "OUTCOME', 'RUBRIC",
+        ),
+        ([{"prompt": "hi", "tier": "simple"}, {"prompt": "ho"}], "have no label"),
+        ([{"prompt": "hi", "at_least": "standard"}], "no row has a closed label"),
+    ],
+    ids=["mixed kinds", "no label", "only open"],
+)
+def test_rows_that_cannot_carry_a_promise_are_refused(rows: list, message: str, tiny_bundle_path: Path, tmp_path: Path):
+    """Mixed kinds of label, unlabelled rows and open rows alone are clear errors."""
+    with pytest.raises(InputError, match=message):
+        calibrate(tiny_bundle_path, [few(tmp_path / "r.jsonl", rows)], tmp_path / "out", policies=ALPHAS)
+
+
+def test_training_rows_are_refused(rows_path: Path, tmp_path: Path):
+    """Rows that the bundle was trained on are recognised by their hash and counted."""
+    hashes = [row.sha256 for row in read_corpus([rows_path])]
+    assert rows_seen(hashes, pack_rows(hashes[:30])) == 30
+    assert rows_seen(hashes, pack_rows([])) == 0
+    bundle = tiny_bundle(tmp_path / "trained", manifest={TRAINING_ROWS: pack_rows(hashes[5:12])})
+    with pytest.raises(InputError, match="7 of 1200 rows were in the bundle's training set"):
+        calibrate(bundle.path, [rows_path], tmp_path / "out", policies=ALPHAS)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    """A model that answered NaN cannot be calibrated; the number of such rows is named."""
+    rows = population(10, 16)
+    with pytest.raises(InputError, match="2 of 10 rows"):
+        CalibrationSet(
+            np.where(np.arange(10)[:, None] < 2, np.nan, rows.logits),
+            rows.labels,
+            "RUBRIC",
+            rows.ids,
+            rows.groups,
+            rows.facets,
+        )
+
+
+def test_all_equal_scores_are_infeasible_and_say_why():
+    """Where the model says nothing and too many labels are high, the policy is always frontier, with a note."""
+    rows = population(400, 17)
+    flat = CalibrationSet(
+        np.zeros((400, 4), np.float32), np.eye(4)[np.repeat([0, 3], 200)], "RUBRIC", rows.ids, rows.groups, rows.facets
+    )
+    policies, _, notes = fitted(flat)
+    assert {p.threshold for p in policies.values()} == {ALWAYS_FRONTIER}
+    assert not any(p.guarantee.feasible for p in policies.values())
+    assert all("more rows alone would not help" in note for note in notes)
+    assert {p.tier_shares for p in policies.values()} == {(0.0, 0.0, 0.0, 1.0)}
+
+
+def test_too_few_rows_are_infeasible_with_the_number_that_it_takes():
+    """Ten rows cannot promise 5 %; the note says that 19 could, and economy at 20 % is feasible."""
+    policies, _, notes = fitted(population(10, 18, prior=(8, 0.05, 0.05, 0.05)))
+    assert not policies["quality"].guarantee.feasible
+    assert any("quality (0.05) is infeasible on 10 rows" in note and "about 19 rows" in note for note in notes)
+    assert policies["economy"].guarantee.feasible
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({"alphas": {}}, "no policy"),
+        ({"alphas": {"a": 1.5}}, "no share"),
+        ({"alphas": {"a": 0.1}, "epsilon": 0.1}, "leaves nothing"),
+        ({"alphas": {"a": 0.1}, "top_tier_miss": 0.05, "epsilon": 0.06}, "leaves nothing"),
+        ({"alphas": {"a": 0.1}, "group_by": "language"}, "not known of a request"),
+    ],
+)
+def test_targets_that_contradict_one_another_are_refused(targets: dict, message: str):
+    """Promises that cannot be, and groups that are not known when a request is served, are clear errors."""
+    with pytest.raises(SettingsError, match=message):
+        Targets(**targets)
+
+
+def test_a_label_that_no_row_carries_cannot_group():
+    """Grouping by a label that the rows do not have is a clear error."""
+    with pytest.raises(InputError, match="no row carries it"):
+        fitted(population(100, 19), group_by="tenant")
+
+
+def test_a_prior_shift_goes_alone(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """An estimate under an assumption is not mixed with confidence statements."""
+    with pytest.raises(SettingsError, match="without --delta"):
+        calibrate(tiny_bundle_path, [rows_path], tmp_path / "o", policies=ALPHAS, delta=0.1, prior_shift=[rows_path])
+
+
+def test_halves_never_split_a_group():
+    """The rows of a group are on one side, and the sides are about equal."""
+    rows = population(501, 20)
+    groups = np.array([f"g{i // 3}" for i in range(501)])
+    grouped = CalibrationSet(rows.logits, rows.labels, "RUBRIC", rows.ids, groups, rows.facets)
+    first, second = grouped.halves(0)
+    assert (first ^ second).all()
+    assert not set(grouped.groups[first]) & set(grouped.groups[second])
+    assert abs(int(first.sum()) - 250) <= 3
+
+
+def test_predictions_that_cannot_be_read_are_refused(tmp_path: Path):
+    """A file of predictions without sources, or with ragged arrays, is a clear error."""
+    rows = population(30, 21)
+    np.savez(tmp_path / "a.npz", logits=rows.logits, labels=rows.labels)
+    with pytest.raises(InputError, match="no array 'sources'"):
+        read_predictions(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", logits=rows.logits, labels=rows.labels, sources=rows.sources[1:])
+    with pytest.raises(InputError, match="expected"):
+        read_predictions(tmp_path / "b.npz")
+
+
+# --- the baselines that a router is compared with
+
+
+def test_a_random_router_of_equal_shares_is_no_cheaper_for_its_risk():
+    """The random router's risk is what its shares and the labels give when drawn independently."""
+    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]]
+    assert random_risk([1, 0, 0, 0], labels) == pytest.approx(4 / 6)
+    assert random_risk([0.5, 0, 0, 0.5], labels) == pytest.approx(2 / 6)
+
+
+def test_the_best_constant_router_mixes_two_tiers():
+    """At a risk between two constant tiers the cheapest mixture of any two is taken."""
+    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]]
+    assert constant_cost(4 / 6, labels, (1, 2, 3, 100)) == pytest.approx(1)
+    assert constant_cost(0.0, labels, (1, 2, 3, 100)) == 100
+    assert constant_cost(0.5, labels, (1, 2, 3, 100)) == pytest.approx(1.5)
+
+
+# --- the command
+
+
+def test_the_command_writes_bundle_and_report(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """The command prints a table, names the new bundle, and keeps the whole report as JSON on request."""
+    arguments = ["--bundle", str(tiny_bundle_path), "--data", str(rows_path), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(
+        command,
+        [
+            *arguments,
+            "--policy",
+            "tight=0.08",
+            "--delta",
+            "0.1",
+            "--severity",
+            "0.5,1,1",
+            "--report",
+            str(tmp_path / "r.json"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert "| tight | risk <= 0.08 at 90% | hoeffding bentkus |" in result.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert f"bundle {report['bundle']['version']}" in result.stdout
+    assert read_bundle(tmp_path / "out").default_policy == "tight"
+    assert {"source", "script", "kind"} >= set(report["policies"][0]["measured"]["by"]) >= {"source"}
+    assert len(report["curves"]["risk_by_threshold"]) > 50
+
+
+@pytest.mark.parametrize(
+    "option", [("--policy", "balanced"), ("--severity", "1,2"), ("--prices", "a,b,c,d")], ids=lambda o: o[0]
+)
+def test_a_malformed_option_is_a_usage_error(option: tuple, tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """Options that cannot be parsed end with exit code 2 and an example."""
+    arguments = ["--bundle", str(tiny_bundle_path), "--data", str(rows_path), "--out", str(tmp_path / "out"), *option]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_floors_still_hold_on_a_recalibrated_bundle(recalibrated: tuple):
+    """A floor raises and a ceiling voids the promise, as on any bundle."""
+    engine = Engine.from_pretrained(recalibrated[0])
+    raised = engine.classify(Request.from_text("hi", floor=Tier.COMPLEX))
+    lowered = engine.classify(Request.from_text(" ".join(WORDS["frontier"]), ceiling=Tier.SIMPLE))
+    assert (raised.tier, raised.guaranteed) == (Tier.COMPLEX, True)
+    assert (lowered.tier, lowered.guaranteed) == (Tier.SIMPLE, False)

@@ -1,0 +1,201 @@
+"""The promise itself, on synthetic populations of which the truth is known.
+
+Each population is so large that its risk at every threshold is known to about 0.001; calibration sets are drawn from it
+with replacement, thresholds fitted, and the true risk looked up. The short version draws 150 sets, the long one 1,000.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from classifier.calibration import IDENTITY
+from tests.calibration_support import population
+from training.risk_control import StepLosses, fit_threshold, fit_top_tier, routing_losses, soft
+
+TRUTH = 100_000
+SEVERE = (0.4, 0.8, 1.0)
+POPULATIONS = {
+    "calibrated": {},
+    "over-confident": {"sharpness": 3.0},
+    "under-confident": {"sharpness": 0.3},
+    "skewed to simple": {"prior": (4.0, 0.5, 0.2, 0.05)},
+    "skewed to frontier": {"prior": (0.2, 0.2, 0.5, 2.0)},
+    "ties": {"decimals": 0},
+}
+SIZES = (50, 200, 2000)
+SHORT, LONG = 150, 1000
+ALPHA = 0.1
+
+
+@cache
+def truth(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (TRUTH, 4) and labels (TRUTH,) of a population."""
+    rows = population(TRUTH, 7, **POPULATIONS[name])
+    return IDENTITY.apply(rows.logits), rows.labels.argmax(axis=1)
+
+
+def realised(
+    name: str, n: int, draws: int, *, delta: float = 0.0, severity: tuple[float, ...] = (1.0, 1.0, 1.0), seed: int = 0
+) -> np.ndarray:
+    """True risk of the threshold fitted on each of `draws` calibration sets of `n` rows: (draws,) float64."""
+    p, y = truth(name)
+    everything = routing_losses(p, y, severity=severity)
+    rng = np.random.default_rng(seed)
+    thresholds = np.empty(draws)
+    for i in range(draws):
+        rows = rng.integers(0, TRUTH, n)
+        losses = StepLosses(everything.scores[rows], everything.steps[rows])
+        thresholds[i] = fit_threshold(losses, ALPHA, delta=delta).threshold
+    return everything.total(thresholds) / TRUTH
+
+
+def assert_mean_keeps(risks: np.ndarray, alpha: float = ALPHA) -> None:
+    """The mean is at most alpha, give or take three standard errors of these draws."""
+    assert risks.mean() <= alpha + 3 * risks.std() / np.sqrt(len(risks))
+
+
+def assert_exceedance_keeps(risks: np.ndarray, delta: float, alpha: float = ALPHA) -> None:
+    """Alpha is exceeded in at most delta of the draws, give or take three standard errors."""
+    assert (risks > alpha).mean() <= delta + 3 * np.sqrt(delta * (1 - delta) / len(risks))
+
+
+CASES = [(name, n) for name in POPULATIONS for n in SIZES]
+FEW = [("calibrated", 200), ("over-confident", 50), ("skewed to frontier", 200), ("ties", 50)]
+
+
+@pytest.mark.parametrize(("name", "n"), FEW)
+def test_mean_risk_keeps_alpha(name: str, n: int):
+    """Conformal thresholds have a mean true risk of at most alpha, however wrong the model."""
+    assert_mean_keeps(realised(name, n, SHORT))
+
+
+@pytest.mark.parametrize(("name", "n"), FEW)
+def test_exceedance_keeps_delta(name: str, n: int):
+    """Thresholds with confidence exceed alpha in at most delta of the calibration sets."""
+    assert_exceedance_keeps(realised(name, n, SHORT, delta=0.1), 0.1)
+
+
+def test_the_promise_is_used_up():
+    """The promise is not kept by being timid: at 2,000 rows the mean risk is just below alpha."""
+    assert realised("calibrated", 2000, 60).mean() > 0.9 * ALPHA
+
+
+def test_a_threshold_without_the_correction_breaks_the_promise():
+    """Taking the empirical risk for the true one exceeds alpha at 50 rows, and this suite would see it."""
+    p, y = truth("calibrated")
+    everything, rng = routing_losses(p, y), np.random.default_rng(0)
+    naive = []
+    for _ in range(400):
+        rows = rng.integers(0, TRUTH, 50)
+        losses = StepLosses(everything.scores[rows], everything.steps[rows])
+        naive.append(losses.smallest_threshold(ALPHA * 50))
+    risks = everything.total(np.array(naive)) / TRUTH
+    assert risks.mean() > ALPHA + 3 * risks.std() / np.sqrt(len(risks))
+
+
+def test_the_promise_does_not_survive_other_traffic():
+    """Thresholds of traffic on which the model is too modest break alpha where it is too sure of itself."""
+    p, y = truth("under-confident")
+    threshold = fit_threshold(routing_losses(p[:2000], y[:2000]), ALPHA).threshold
+    assert routing_losses(*truth("over-confident")).risk(threshold) > 1.5 * ALPHA
+
+
+def test_each_group_keeps_alpha():
+    """With thresholds by group every group's mean risk keeps alpha; with one for all, the harder one's does not."""
+    rng = np.random.default_rng(5)
+    everything = {g: routing_losses(*truth(g)) for g in ("over-confident", "under-confident")}
+    own: dict[str, list[float]] = {g: [] for g in everything}
+    shared: dict[str, list[float]] = {g: [] for g in everything}
+    for _ in range(SHORT):
+        parts = {g: rng.integers(0, TRUTH, 200) for g in everything}
+        sets = {g: StepLosses(everything[g].scores[r], everything[g].steps[r]) for g, r in parts.items()}
+        mixed = StepLosses(*(np.concatenate([getattr(s, f) for s in sets.values()]) for f in ("scores", "steps")))
+        whole = fit_threshold(mixed, ALPHA).threshold
+        for g in everything:
+            own[g].append(fit_threshold(sets[g], ALPHA).threshold)
+            shared[g].append(whole)
+    for g, losses in everything.items():
+        assert_mean_keeps(losses.total(np.array(own[g])) / TRUTH)
+    assert (
+        max(float(np.mean(losses.total(np.array(shared[g])))) for g, losses in everything.items()) > 1.2 * ALPHA * TRUTH
+    )
+
+
+def shifted(draws: int, n: int) -> np.ndarray:
+    """True risk, under new tier shares, of thresholds fitted on rows of the old ones with the right weights."""
+    p, y = truth("calibrated")
+    ratio = np.array([0.3, 0.6, 2.0, 3.0])
+    weights = ratio[y]
+    everything, rng = routing_losses(p, y, weights=weights), np.random.default_rng(6)
+    thresholds = []
+    for _ in range(draws):
+        rows = rng.integers(0, TRUTH, n)
+        losses = StepLosses(everything.scores[rows], everything.steps[rows], weights[rows])
+        thresholds.append(fit_threshold(losses, ALPHA).threshold)
+    return everything.total(np.array(thresholds)) / weights.sum()
+
+
+def top_tier(draws: int, n: int, delta: float) -> np.ndarray:
+    """True share of frontier requests missed with the top-tier threshold fitted on `n` rows."""
+    p, y = truth("skewed to frontier")
+    top, rng = np.sort(p[y == 3, -1]), np.random.default_rng(8)
+    found = []
+    for _ in range(draws):
+        rows = rng.integers(0, TRUTH, n)
+        found.append(fit_top_tier(p[rows], y[rows], ALPHA, delta=delta).threshold)
+    return np.searchsorted(top, np.array(found, dtype=np.float32), side="left") / len(top)
+
+
+def soft_labels(draws: int, n: int, delta: float) -> np.ndarray:
+    """True risk of thresholds fitted on soft labels that are themselves noisy draws."""
+    p, _ = truth("over-confident")
+    rng = np.random.default_rng(9)
+    shares = population(TRUTH, 7).logits.astype(float)
+    shares = soft(rng.multinomial(4, np.exp(shares) / np.exp(shares).sum(axis=1, keepdims=True)) / 4)
+    everything = routing_losses(p, shares)
+    thresholds = []
+    for _ in range(draws):
+        rows = rng.integers(0, TRUTH, n)
+        thresholds.append(
+            fit_threshold(StepLosses(everything.scores[rows], everything.steps[rows]), ALPHA, delta=delta).threshold
+        )
+    return everything.total(np.array(thresholds)) / TRUTH
+
+
+def test_severity_weights_shifts_soft_labels_and_the_top_tier_keep_their_targets():
+    """The expected weighted loss, shifted traffic, soft labels and the top tier's misses keep alpha as well."""
+    assert_mean_keeps(realised("over-confident", 200, SHORT, severity=SEVERE))
+    assert_mean_keeps(shifted(SHORT, 300))
+    assert_mean_keeps(soft_labels(SHORT, 200, 0.0))
+    assert_mean_keeps(top_tier(SHORT, 200, 0.0))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("severity", [(1.0, 1.0, 1.0), SEVERE], ids=["every miss", "severity"])
+@pytest.mark.parametrize(("name", "n"), CASES)
+def test_mean_risk_keeps_alpha_over_1000_draws(name: str, n: int, severity: tuple[float, ...]):
+    """Conformal thresholds have a mean true risk of at most alpha over 1,000 calibration sets."""
+    assert_mean_keeps(realised(name, n, LONG, severity=severity, seed=1))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("delta", [0.05, 0.2])
+@pytest.mark.parametrize("severity", [(1.0, 1.0, 1.0), SEVERE], ids=["Clopper-Pearson", "Hoeffding-Bentkus"])
+@pytest.mark.parametrize(("name", "n"), CASES)
+def test_exceedance_keeps_delta_over_1000_draws(name: str, n: int, severity: tuple[float, ...], delta: float):
+    """Thresholds with confidence exceed alpha in at most delta of 1,000 calibration sets."""
+    assert_exceedance_keeps(realised(name, n, LONG, delta=delta, severity=severity, seed=2), delta)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("n", SIZES)
+def test_shift_soft_labels_and_the_top_tier_over_1000_draws(n: int):
+    """Shifted traffic, soft labels and the top tier keep their targets over 1,000 calibration sets."""
+    assert_mean_keeps(shifted(LONG, n))
+    assert_mean_keeps(soft_labels(LONG, n, 0.0))
+    assert_exceedance_keeps(soft_labels(LONG, n, 0.1), 0.1)
+    assert_mean_keeps(top_tier(LONG, n, 0.0))
+    assert_exceedance_keeps(top_tier(LONG, n, 0.1), 0.1)
