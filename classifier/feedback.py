@@ -66,6 +66,9 @@ def open_store(
     database = Database(url)
     try:
         database.check()
+    except SettingsError:
+        database.close()
+        raise
     except StoreUnavailable as error:
         log.warning("%s; classification goes on, outcomes are refused until it is back", error)
     return FeedbackStore(
@@ -222,14 +225,15 @@ def request_hash(request: Request, key: bytes) -> str:
 
 
 def _text(request: Request) -> str:
-    """The request as JSON in ASCII, as corpus lines spell it."""
+    """The request as compact JSON in ASCII (`Ledger.labelled` relies on both), in a corpus line's fields."""
     body: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in request.messages]}
     optional: Mapping[str, Any] = {
         "tools": list(request.tools),
         "attachments": request.attachments,
         "labels": dict(request.labels),
     }
-    return json.dumps({**body, **{name: value for name, value in optional.items() if value}})
+    whole = {**body, **{name: value for name, value in optional.items() if value}}
+    return json.dumps(whole, separators=(",", ":"))
 
 
 def _floats(values: Sequence[float]) -> str:

@@ -66,10 +66,11 @@ class Ledger:
                 connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
             if not new_outcomes:
                 return []
-            keys = {(row["caller"], row["outcome_id"]): row for row in reversed(new_outcomes)}
+            mine = [row for row in new_outcomes if row["decision_id"] not in gone]
+            keys = {(row["caller"], row["outcome_id"]): row for row in reversed(mine)}
             key = (outcomes.c.caller, outcomes.c.outcome_id)
             known = {tuple(row) for row in connection.execute(sa.select(*key).where(sa.tuple_(*key).in_(list(keys))))}
-            fresh = {k: keys[k] for k in sorted(keys) if k not in known and keys[k]["decision_id"] not in gone}
+            fresh = {k: keys[k] for k in sorted(keys) if k not in known}
             joined = {
                 tuple(row)
                 for row in connection.execute(
@@ -82,13 +83,13 @@ class Ledger:
                 connection.execute(self._insert(outcomes).on_conflict_do_nothing(), list(fresh.values()))
         states = []
         for row in new_outcomes:
-            # A second copy in the same group is a duplicate of the first.
-            mine = fresh.pop((row["caller"], row["outcome_id"]), None)
-            if mine is None:
+            name = (row["caller"], row["outcome_id"])
+            if fresh.get(name) is not row:  # it was there, or is a copy in this group, or its decision is forgotten
                 states.append(OutcomeState.DUPLICATE)
-            else:
-                found = (row["decision_id"], row["caller"]) in joined
-                states.append(OutcomeState.JOINED if found else OutcomeState.PENDING)
+                continue
+            del fresh[name]
+            found = (row["decision_id"], row["caller"]) in joined
+            states.append(OutcomeState.JOINED if found else OutcomeState.PENDING)
         return states
 
     def forget(self, decision_ids: Collection[str]) -> tuple[int, int]:
@@ -100,16 +101,16 @@ class Ledger:
         Raises:
             StoreUnavailable: the database is full, locked or gone.
         """
-        deleted = (0, 0)
+        deleted = [0, 0]
         with self._database.transaction() as connection:
             if self._shared:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             for ids in _chunks(sorted(set(decision_ids))):
-                deleted = tuple(a + b for a, b in zip(deleted, _delete(connection, ids), strict=True))  # type: ignore[assignment]
+                deleted = [sum(pair) for pair in zip(deleted, _delete(connection, ids), strict=True)]
                 rows = [{"decision_id": decision_id, "forgotten_at": self._clock()} for decision_id in ids]
                 connection.execute(self._insert(forgotten).on_conflict_do_nothing(), rows)
         self._database.scrub()
-        return deleted
+        return deleted[0], deleted[1]
 
     def labelled(self, name: str, value: str) -> set[str]:
         """Ids of the decisions whose request had this label, in a decision or in a request sent with an outcome.

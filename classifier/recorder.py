@@ -72,6 +72,7 @@ class Recorder:
         self._outcomes: deque[Promised] = deque()
         self._bytes = 0
         self._down_until = 0.0
+        self._failing = False
         self._writing = False
         self._flush = False
         self._closing = False
@@ -210,6 +211,9 @@ class Recorder:
             else:
                 _end(outcomes[0][1], error)
         else:
+            if self._failing:
+                self._failing = False
+                log.warning("the feedback store is written again")
             for (_, future), state in zip(outcomes, states, strict=True):
                 _end(future, state)
 
@@ -220,7 +224,8 @@ class Recorder:
         error: StoreUnavailable,
     ) -> None:
         with self._changed:
-            if not self._down():
+            if not self._failing:
+                self._failing = True
                 log.warning("%s; %d decisions wait", error, len(decisions) + len(self._decisions))
             self._down_until = time.monotonic() + self._retry
             self._decisions.extendleft(reversed(decisions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import sys
@@ -48,7 +49,8 @@ def migrate(*, url: str) -> None:
     """
     from classifier.database import Database
 
-    steps = Database(url).migrate()
+    with contextlib.closing(Database(url)) as database:
+        steps = database.migrate()
     click.echo("\n".join(steps) if steps else "nothing to do")
 
 
@@ -73,11 +75,12 @@ def export(*, url: str, output: str, since: str | None, until: str | None, histo
     from classifier.exports import export_row, write_export, write_lines
     from classifier.ledger import Ledger
 
-    ledger = Ledger(Database(url))
-    found = ledger.rows(_moment(since, 0.0), _moment(until, float("inf")), history=history)
-    rows = map(export_row, found)
-    count = write_lines(rows, sys.stdout.buffer) if output == "-" else write_export(rows, Path(output))
-    pending = ledger.counts()["pending"]
+    first, last = _moment(since, 0.0), _moment(until, float("inf"))
+    with contextlib.closing(Database(url)) as database:
+        ledger = Ledger(database)
+        rows = map(export_row, ledger.rows(first, last, history=history))
+        count = write_lines(rows, sys.stdout.buffer) if output == "-" else write_export(rows, Path(output))
+        pending = ledger.counts()["pending"]
     left = "" if history or not pending else f"; {pending} outcomes wait for a decision (--history shows them)"
     click.echo(f"{count} rows{left}", err=True)
 
@@ -99,14 +102,13 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
 
     if not decision_ids and not labels:
         raise click.UsageError("say what to forget: --decision-id ID or --label NAME=VALUE")
-    ledger = Ledger(Database(url))
-    ids = set(decision_ids)
-    for label in labels:
-        name, found, value = label.partition("=")
-        if not found:
-            raise click.UsageError(f"--label: expected NAME=VALUE, found {label!r}")
-        ids |= ledger.labelled(name, value)
-    decisions, outcomes = ledger.forget(ids)
+    pairs = [label.partition("=") for label in labels]
+    if wrong := [label for label, (_, found, _) in zip(labels, pairs, strict=True) if not found]:
+        raise click.UsageError(f"--label: expected NAME=VALUE, found {wrong[0]!r}")
+    with contextlib.closing(Database(url)) as database:
+        ledger = Ledger(database)
+        ids = set(decision_ids).union(*(ledger.labelled(name, value) for name, _, value in pairs))
+        decisions, outcomes = ledger.forget(ids)
     result: dict[str, Any] = {"decisions": decisions, "outcomes": outcomes, "not_reached": _CANNOT_REACH}
     click.echo(json.dumps(result) if as_json else f"{decisions} decisions and {outcomes} outcomes forgotten")
     if not as_json:

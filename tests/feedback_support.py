@@ -1,0 +1,162 @@
+"""Decisions, outcomes, and a PostgreSQL of our own, for the tests of what is remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from classifier.decision_id import DecisionIds
+from classifier.types import Cause, Decision, Outcome, Reason, Request, Source, Tier, Verdict
+
+KEY = bytes(range(32))
+IDS = DecisionIds(KEY)
+PROMPT = "my secret question about the merger"
+
+
+def decision(decision_id: str, tier: Tier = Tier.SIMPLE) -> Decision:
+    """A decision as the service makes it."""
+    return Decision(
+        tier=tier,
+        probabilities=(0.7, 0.2, 0.07, 0.03),
+        model_tier=Tier.SIMPLE,
+        reason=Reason.MODEL,
+        policy="balanced",
+        threshold=0.65,
+        guaranteed=True,
+        bundle_version="0123456789abcdef",
+        calibration_revision="c1",
+        input_tokens=12,
+        decision_id=decision_id,
+    )
+
+
+def outcome(decision_id: str, outcome_id: str = "o1", verdict: Verdict = Verdict.ACCEPTED, **fields) -> Outcome:
+    """An outcome as a gateway reports it."""
+    values = {"cause": Cause.QUALITY, "source": Source.USER, "served_tier": Tier.SIMPLE, **fields}
+    return Outcome(decision_id, outcome_id, verdict, **values)
+
+
+def request(text: str = PROMPT, **fields) -> Request:
+    """A request with one message."""
+    return Request.from_text(text, **fields)
+
+
+def mint(caller: str = "gateway", request_id: str = "") -> str:
+    """A valid decision id."""
+    return IDS.mint(caller, request_id, time.time())
+
+
+class PostgreSQL:
+    """A PostgreSQL server on a Unix socket, run by an unprivileged user, its data in a temporary folder."""
+
+    def __init__(self) -> None:
+        self._bin = binaries()
+        self.folder = quick_folder("classifier-pg-")
+        self._user = _unprivileged()
+        self.folder.chmod(0o755)
+        if self._user is not None:
+            shutil.chown(self.folder, self._user)
+        data = ["-D", str(self.folder / "data")]
+        initdb = [*data, "-U", "classifier", "--auth=trust", "--encoding=UTF8", "--no-locale"]
+        self._run("initdb", *initdb)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers; again where the last one's children are still leaving."""
+        import psycopg
+
+        end = time.monotonic() + 30
+        while True:
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [self._bin / "postgres", "-D", self.folder / "data", "-k", self.folder, "-c", "listen_addresses="],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    user=self._user,
+                    cwd="/",
+                )
+            try:
+                psycopg.connect(host=str(self.folder), user="classifier", dbname="postgres").close()
+            except psycopg.OperationalError:
+                assert time.monotonic() < end, "PostgreSQL did not start in time"
+                time.sleep(0.02)
+            else:
+                return
+
+    def kill(self) -> None:
+        """Ends it as kill -9 does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(30)
+
+    def stop(self) -> None:
+        """Ends the server and removes its data."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def database(self) -> str:
+        """The URL of a new empty database."""
+        import psycopg
+
+        name = f"t{secrets.token_hex(6)}"
+        with psycopg.connect(
+            host=str(self.folder), user="classifier", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://classifier@/{name}?host={self.folder}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run([self._bin / program, *arguments], check=True, capture_output=True, user=self._user, cwd="/")
+
+
+def quick_folder(prefix: str) -> Path:
+    """A new temporary folder, in memory where there is room: kill -9 loses no page cache, so it tests as much."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2**30
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if roomy else None))
+
+
+def binaries() -> Path:
+    """The folder of PostgreSQL's programs; skips where there is none, unless it is required."""
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    for folder in folders:
+        if (folder / "postgres").exists():
+            return folder
+    reason = "PostgreSQL's server is not installed (Debian: apt-get install postgresql)"
+    if os.environ.get("CLASSIFIER_REQUIRE_POSTGRES") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _unprivileged() -> str | None:
+    """A user that PostgreSQL agrees to run as; None where we are one ourselves."""
+    if os.getuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+@contextlib.contextmanager
+def running_postgresql() -> Iterator[PostgreSQL]:
+    """A server, stopped and removed at the end."""
+    server = PostgreSQL()
+    try:
+        yield server
+    finally:
+        server.stop()

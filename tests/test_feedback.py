@@ -1,0 +1,718 @@
+"""What is remembered: decisions and outcomes, on SQLite and on PostgreSQL alike."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sqlite3
+import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from classifier import migrations
+from classifier.database import Database
+from classifier.errors import SettingsError, StoreUnavailable
+from classifier.exports import COLUMNS, export_row, read_export, write_export
+from classifier.feedback import FeedbackStore, open_store, request_hash
+from classifier.ledger import Ledger
+from classifier.recorder import Recorder
+from classifier.types import Message, OutcomeState, Request, Tier, Verdict
+from tests.feedback_support import KEY, PROMPT, decision, mint, outcome, quick_folder, request, running_postgresql
+
+JOINED, PENDING, DUPLICATE = OutcomeState
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """One PostgreSQL for all tests of this file."""
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """A new, migrated database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store/feedback.db"
+    found = request.getfixturevalue("postgresql").database()
+    with contextlib.closing(Database(found)) as database:
+        database.migrate()
+    return found
+
+
+@pytest.fixture
+def open_at(url):
+    """Opens the store, and closes it at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(**options) -> FeedbackStore:
+            store = open_store(url, key=KEY, **options)
+            stack.callback(store.close)
+            return store
+
+        yield opened
+
+
+@pytest.fixture
+def store(open_at):
+    """A store with the defaults."""
+    return open_at()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path):
+    """A new SQLite database, for what only SQLite has."""
+    return f"sqlite:///{tmp_path}/feedback.db"
+
+
+def only(store: FeedbackStore) -> dict:
+    """The one row of the store's export."""
+    [row] = [export_row(row) for row in store.ledger.rows()]
+    return row
+
+
+async def test_an_outcome_joins_the_decision_that_was_just_recorded(store):
+    """An outcome finds its decision although that still waited to be written."""
+    i = mint()
+    store.record(decision(i), request(), "gateway")
+    assert await store.report(outcome(i), "gateway") is JOINED
+
+
+async def test_an_outcome_that_comes_first_is_kept_and_joins_later(store):
+    """An outcome that precedes its decision is pending, and is joined when the decision comes."""
+    i = mint()
+    assert await store.report(outcome(i), "gateway") is PENDING
+    store.record(decision(i), request(), "gateway")
+    assert store.flush()
+    assert only(store)["outcome_id"] == "o1"
+
+
+async def test_the_same_outcome_again_changes_nothing(store):
+    """A retry is told that it is one, whatever else it says."""
+    i = mint()
+    await store.report(outcome(i, "o1", Verdict.ACCEPTED), "gateway")
+    assert await store.report(outcome(i, "o1", Verdict.REJECTED), "gateway") is DUPLICATE
+    store.record(decision(i), request(), "gateway")
+    store.flush()
+    assert only(store)["verdict"] == "accepted"
+
+
+async def test_copies_in_one_group_are_one_outcome(store):
+    """Of copies that arrive together, one is new and the others are duplicates."""
+    i = mint()
+    states = await asyncio.gather(*(store.report(outcome(i), "gateway") for _ in range(20)))
+    assert sorted(states) == [PENDING] + [DUPLICATE] * 19
+
+
+async def test_outcome_ids_belong_to_their_caller(store):
+    """Two callers may use the same outcome_id, and neither's outcome joins the other's decision."""
+    mine, theirs = mint("alice"), mint("bob")
+    store.record(decision(mine), request(), "alice")
+    assert await store.report(outcome(mine, "o1"), "alice") is JOINED
+    assert await store.report(outcome(theirs, "o1"), "bob") is PENDING
+    assert await store.report(outcome(mine, "o2", Verdict.REJECTED), "bob") is PENDING
+    assert only(store)["verdict"] == "accepted"
+
+
+async def test_the_latest_to_occur_is_effective_and_the_rest_is_history(open_at):
+    """Contradicting outcomes are all kept; the one that occurred last counts, in whatever order they came."""
+    store = open_at(clock=lambda: 1000.0)
+    i = mint()
+    store.record(decision(i), request(), "gateway")
+    for outcome_id, verdict, occurred_at in (
+        ("b", Verdict.REJECTED, 300.0),
+        ("c", Verdict.ACCEPTED, 500.0),
+        ("a", Verdict.REJECTED, 400.0),
+    ):
+        await store.report(outcome(i, outcome_id, verdict, occurred_at=occurred_at), "gateway")
+    row = only(store)
+    assert (row["outcome_id"], row["verdict"], row["outcome_count"]) == ("c", "accepted", 3)
+    history = [export_row(r) for r in store.ledger.rows(history=True)]
+    assert [(r["outcome_id"], r["effective"]) for r in history] == [("b", False), ("a", False), ("c", True)]
+
+
+async def test_an_outcome_from_the_future_occurred_when_it_was_received(open_at):
+    """A clock that runs ahead does not win over what comes later."""
+    now = iter([1.0, 1000.0, 2000.0, *[3000.0] * 50])
+    store = open_at(clock=lambda: next(now))
+    i = mint()
+    store.flush()
+    await store.report(outcome(i, "ahead", occurred_at=9e9), "gateway")
+    [row] = store.ledger.rows(history=True)
+    assert row["occurred_at"] == row["received_at"] < 9e9
+
+
+def test_by_default_no_text_is_kept(sqlite_url, tmp_path):
+    """With the default setting no file of the store has any part of the prompt."""
+    store = open_store(sqlite_url, key=KEY)
+    store.record(decision(mint()), request(labels={"tenant": "acme"}), "gateway", signals=("[turns=1]",), logits=(1.5,))
+    assert store.flush()
+    row = only(store)
+    assert (row["request"], row["labels"], row["signals"], row["logits"]) == (
+        None,
+        {"tenant": "acme"},
+        ["[turns=1]"],
+        [1.5],
+    )
+    assert len(row["request_hash"]) == 32
+    assert not found_in_files(tmp_path, PROMPT.encode())
+    store.close()
+
+
+def test_text_is_kept_when_asked_for(open_at):
+    """With `text` the request is kept as a corpus line spells it."""
+    store = open_at(keep="text")
+    asked = Request((Message("system", "be brief"), Message("user", "héllo \ud800")), tools=("search",), attachments=2)
+    store.record(decision(mint()), asked, "gateway")
+    store.flush()
+    assert only(store)["request"] == {
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "héllo \ud800"}],
+        "tools": ["search"],
+        "attachments": 2,
+    }
+
+
+def test_a_hash_is_keyed_and_tells_requests_apart():
+    """Equal requests have equal hashes under one key; another key, text, role, split or tool gives another."""
+    base = Request((Message("user", "a"), Message("user", "b")))
+    others = [
+        Request((Message("user", "ab"),)),
+        Request((Message("user", "a"), Message("assistant", "b"), Message("user", ""))),
+        Request((Message("user", "a"), Message("system", "b"))),
+        Request(base.messages, tools=("t",)),
+        Request(base.messages, attachments=1),
+    ]
+    assert request_hash(base, KEY) == request_hash(Request((Message("user", "a"), Message("user", "b"))), KEY)
+    assert len({request_hash(r, KEY) for r in (base, *others)} | {request_hash(base, b"x" * 32)}) == 7
+
+
+@pytest.mark.parametrize(("sent", "kept"), [(PROMPT, PROMPT), ("something else", None)], ids=["same", "other"])
+async def test_text_that_comes_with_an_outcome_counts_where_it_is_what_was_decided_on(store, sent, kept):
+    """A gateway may bring the text later; it is exported only if its hash is the decision's."""
+    i = mint()
+    store.record(decision(i), request(), "gateway")
+    await store.report(outcome(i, request=request(sent)), "gateway")
+    row = only(store)
+    assert (row["request"] and row["request"]["messages"][0]["content"]) == kept
+
+
+async def test_a_forgotten_decision_does_not_come_back(store):
+    """After forget neither a late write, nor a retry of the request, nor an outcome brings anything back."""
+    i, other = mint(), mint()
+    for each in (i, other):
+        store.record(decision(each), request(), "gateway")
+        await store.report(outcome(each, f"o-{each}"), "gateway")
+    assert store.ledger.forget([i]) == (1, 1)
+    store.record(decision(i), request(), "gateway")
+    assert await store.report(outcome(i, "late"), "gateway") is DUPLICATE
+    assert store.ledger.counts() == {"decisions": 1, "outcomes": 1, "pending": 0, "forgotten": 1}
+    assert only(store)["decision_id"] == other
+
+
+async def test_what_is_forgotten_is_overwritten(sqlite_url, tmp_path):
+    """After forget no file of the store has the text any more, neither the database nor its log."""
+    store = open_store(sqlite_url, key=KEY, keep="text")
+    i = mint()
+    store.record(decision(i), request(PROMPT * 2000), "gateway")
+    await store.report(outcome(i, request=request()), "gateway")
+    assert found_in_files(tmp_path, PROMPT.encode())
+    store.ledger.forget([i])
+    assert not found_in_files(tmp_path, PROMPT.encode())
+    store.close()
+
+
+async def test_a_label_is_matched_exactly(store):
+    """Forgetting by label reaches that name and value, not others that look alike."""
+    labels = [
+        {"tenant": "acme"},
+        {"tenant": "Acme"},
+        {"tenant": "acme2"},
+        {"x": 'y","tenant":"acme'},
+        {'my"tenant': "acme"},
+        {"tenant": "a%me"},
+        {"team": "z", "tenant": "acme"},
+        {},
+    ]
+    ids = [mint() for _ in labels]
+    for i, facts in zip(ids, labels, strict=True):
+        store.record(decision(i), request(labels=facts), "gateway")
+    pending = mint()
+    await store.report(outcome(pending, request=request(labels={"tenant": "acme"})), "gateway")
+    assert store.ledger.labelled("tenant", "acme") == {ids[0], ids[6], pending}
+    assert store.ledger.labelled("tenant", "a%me") == {ids[5]}
+
+
+async def test_what_is_too_old_is_deleted(open_at):
+    """Decisions expire with their outcomes, an outcome without a decision by its receipt; younger ones stay."""
+    now = [0.0]
+    store = open_at(clock=lambda: now[0], retention_days=10)
+    old, young = mint(), mint()
+    store.record(decision(old), request(), "gateway")
+    await store.report(outcome(old, "o1"), "gateway")
+    await store.report(outcome(mint(), "orphan"), "gateway")
+    now[0] = 9 * 86_400.0
+    store.record(decision(young), request(), "gateway")
+    await store.report(outcome(young, "o2"), "gateway")
+    await store.report(outcome(old, "late"), "gateway")
+    assert store.ledger.expire(8 * 86_400.0) is False
+    assert store.ledger.counts() == {"decisions": 1, "outcomes": 1, "pending": 0, "forgotten": 0}
+    assert only(store)["decision_id"] == young
+
+
+def test_retention_is_enforced_without_being_asked(sqlite_url):
+    """A store that is opened deletes what is too old by itself."""
+    store = open_store(sqlite_url, key=KEY, clock=lambda: 0.0)
+    store.record(decision(mint()), request(), "gateway")
+    store.close()
+    store = open_store(sqlite_url, key=KEY, retention_days=1)
+    until(lambda: store.ledger.counts()["decisions"] == 0)
+    store.close()
+
+
+def test_closing_writes_what_is_queued(url):
+    """What was recorded before close is there after it."""
+    store = open_store(url, key=KEY)
+    for _ in range(700):
+        store.record(decision(mint()), request(), "gateway")
+    store.close()
+    with contextlib.closing(Database(url)) as database:
+        assert Ledger(database).counts()["decisions"] == 700
+
+
+async def test_recording_never_waits_and_counts_what_is_lost(sqlite_url, tmp_path):
+    """With the database locked, recording stays quick; beyond the queue's memory decisions are dropped and counted."""
+    store = open_store(sqlite_url, key=KEY, max_queued_bytes=200_000)
+    slowest = 0.0
+    with locked(tmp_path / "feedback.db"):
+        for _ in range(500):
+            start = time.perf_counter()
+            store.record(decision(mint()), request(), "gateway")
+            slowest = max(slowest, time.perf_counter() - start)
+        assert store.dropped >= 300
+    assert slowest < 0.5
+    assert store.flush(10)
+    assert store.ledger.counts()["decisions"] == 500 - store.dropped
+    store.close()
+
+
+async def test_a_locked_database_refuses_outcomes_until_it_is_free(sqlite_url, tmp_path):
+    """While another holds the lock an outcome is UNAVAILABLE with a time to come back; afterwards it is taken."""
+    store = open_store(sqlite_url, key=KEY)
+    i = mint()
+    with locked(tmp_path / "feedback.db"):
+        with pytest.raises(StoreUnavailable) as refusal:
+            await store.report(outcome(i), "gateway")
+        assert refusal.value.retry_after_seconds > 0
+        start = time.perf_counter()
+        with pytest.raises(StoreUnavailable):
+            await store.report(outcome(i), "gateway")
+        assert time.perf_counter() - start < 0.5  # not tried again so soon
+    assert await report_until_taken(store, i) is PENDING
+    store.close()
+
+
+async def test_a_full_database_refuses_outcomes_until_there_is_room(sqlite_url):
+    """When the database cannot grow, outcomes are refused, decisions wait; with room again both are written."""
+    store = open_store(sqlite_url, key=KEY, keep="text")
+    engine, room = store._database._engine, [40]
+    sa.event.listen(engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count={room[0]}"))
+    engine.dispose()
+    i = mint()
+    store.record(decision(i), request("x" * 500_000), "gateway")
+    with pytest.raises(StoreUnavailable, match="FULL"):
+        await store.report(outcome(i), "gateway")
+    assert store.queued == 1
+    room[0] = 1_000_000
+    engine.dispose()
+    assert await report_until_taken(store, i) is JOINED
+    store.close()
+
+
+async def test_a_database_that_was_removed_is_made_anew(tmp_path):
+    """Removing the file or its folder under a running store loses what was in it, and nothing after it."""
+    folder = tmp_path / "store"
+    store = open_store(f"sqlite:///{folder}/feedback.db", key=KEY)
+    await store.report(outcome(mint(), "before"), "gateway")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("in the way")
+    with pytest.raises(StoreUnavailable):
+        await store.report(outcome(mint()), "gateway")
+    folder.unlink()
+    assert await report_until_taken(store, mint()) is PENDING
+    with contextlib.closing(sqlite3.connect(folder / "feedback.db")) as other:
+        assert other.execute("select outcome_id from outcomes").fetchall() == [("o1",)]
+    store.close()
+
+
+async def test_a_damaged_database_is_unavailable_and_no_traceback(tmp_path):
+    """A file that is no database refuses outcomes; classification's recording is not disturbed."""
+    path = tmp_path / "feedback.db"
+    path.write_bytes(b"this is not a database, " * 100)
+    store = open_store(f"sqlite:///{path}", key=KEY)
+    store.record(decision(mint()), request(), "gateway")
+    with pytest.raises(StoreUnavailable, match="NOTADB"):
+        await store.report(outcome(mint()), "gateway")
+    path.unlink()
+    assert await report_until_taken(store, mint()) is PENDING
+    store.close()
+
+
+def test_a_row_that_cannot_be_stored_is_dropped_alone(store):
+    """One bad row does not take the others of its batch with it."""
+    ids = [mint() for _ in range(10)]
+    for n, i in enumerate(ids):
+        # SQLite refuses a lone surrogate, PostgreSQL that and a NUL.
+        store.record(decision(i), request(), "gateway" if n != 4 else "gate\ud800way")
+    assert store.flush()
+    assert {row["decision_id"] for row in store.ledger.rows()} == set(ids) - {ids[4]}
+    assert store.dropped == 1
+
+
+def test_a_fault_of_ours_in_recording_is_logged_and_not_raised(store, caplog):
+    """Recording never fails a classification."""
+    store.record("no decision", request(), "gateway")
+    assert "could not be recorded" in caplog.text
+
+
+def test_reading_keeps_no_writer_waiting(store):
+    """A long export sees one moment, and outcomes are written meanwhile."""
+    for _ in range(50):
+        store.record(decision(mint()), request(), "gateway")
+    store.flush()
+    rows = store.ledger.rows()
+    next(rows)
+    store.record(decision(mint()), request(), "gateway")
+    assert store.flush(5)
+    assert 1 + sum(1 for _ in rows) == 50
+    assert store.ledger.counts()["decisions"] == 51
+
+
+def test_rows_of_a_time_span(open_at):
+    """A span has its first moment and not its last."""
+    now = [0.0]
+    store = open_at(clock=lambda: now[0], retention_days=1e6)
+    for now[0] in (1.0, 2.0, 3.0):
+        store.record(decision(mint()), request(), "gateway")
+    store.flush()
+    assert [row["decided_at"] for row in store.ledger.rows(since=2.0, until=3.0)] == [2.0]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+async def test_an_export_reads_back_as_it_was(open_at, tmp_path, suffix):
+    """Both formats hold the same rows with every column, in order."""
+    store = open_at(keep="text")
+    for n in range(20):
+        i = mint()
+        bounds = {"floor": Tier.SIMPLE, "ceiling": Tier.COMPLEX} if n % 2 else {}
+        store.record(decision(i), request(f"prompt {n}", labels={"n": str(n)}, **bounds), "gateway", logits=(0.1, 0.2))
+        if n % 3:
+            report = outcome(i, f"o{n}", Verdict.ESCALATED, accepted_tier=Tier.COMPLEX, occurred_at=5.0)
+            await store.report(report, "gateway")
+    store.flush()
+    rows = [export_row(row) for row in store.ledger.rows()]
+    path = tmp_path / f"feedback{suffix}"
+    assert write_export(rows, path) == 20
+    assert list(read_export(path)) == rows
+    assert all(list(row) == list(COLUMNS) for row in rows)
+    assert rows[1]["request"] == {"messages": [{"role": "user", "content": "prompt 1"}], "labels": {"n": "1"}}
+    assert (rows[1]["accepted_tier"], rows[1]["floor"], rows[0]["verdict"]) == ("complex", "simple", None)
+
+
+def test_a_sqlite_store_is_durable_and_private(tmp_path):
+    """SQLite runs in WAL mode with full synchronisation, and its files are for their owner alone."""
+    path = tmp_path / "deep" / "feedback.db"
+    store = open_store(f"sqlite:///{path}", key=KEY)
+    store.record(decision(mint()), request(), "gateway")
+    store.flush()
+    with store._database._engine.connect() as connection:
+        found = [connection.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous")]
+    assert found == ["wal", 2]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in path.parent.iterdir()} == {0o600}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"url": "mysql://db/x"}, "found mysql"),
+        ({"url": "no url"}, "expected sqlite"),
+        ({"url": "sqlite://"}, "needs a file"),
+        ({"url": "sqlite:///:memory:"}, "needs a file"),
+        ({"keep": "everything"}, "expected hash or text"),
+        ({"retention_days": 0.0}, "more than 0"),
+    ],
+    ids=["database", "url", "nothing", "memory", "keep", "retention"],
+)
+def test_settings_that_cannot_be_are_named(sqlite_url, arguments, message):
+    """A store that could not keep its word is not opened."""
+    with pytest.raises(SettingsError, match=message):
+        open_store(**{"url": sqlite_url, "key": KEY, **arguments})
+
+
+def test_the_migrations_make_the_tables_that_are_written(url):
+    """What the numbered steps add up to is what the code believes: tables, columns, types, keys."""
+    with contextlib.closing(Database(url)) as database, database.transaction() as connection:
+        found = sa.inspect(connection)
+        for table in migrations.metadata.sorted_tables:
+            columns = {c["name"]: c for c in found.get_columns(table.name)}
+            assert list(columns) == [c.name for c in table.columns]
+            assert found.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
+            for column in table.columns:
+                there = columns[column.name]
+                assert there["nullable"] == column.nullable or column.primary_key, (table.name, column.name)
+                assert there["type"]._type_affinity is column.type._type_affinity or connection.dialect.name == "sqlite"
+
+
+def test_a_database_of_an_earlier_version_is_brought_forward(sqlite_url):
+    """Rows written under version 1 are there under the latest."""
+    database = Database(sqlite_url)
+    with contextlib.closing(database), database._engine.begin() as connection:
+        assert migrations.migrate(connection, target=1) == ["m001_decisions_and_outcomes"]
+        assert migrations.schema_version(connection) == 1
+    store = open_store(sqlite_url, key=KEY)
+    store.record(decision(mint()), request(), "gateway")
+    store.flush()
+    row = only(store)
+    store.close()
+    with contextlib.closing(Database(sqlite_url)) as database, database._engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE forgotten")
+        connection.exec_driver_sql("DELETE FROM schema_versions WHERE version = 2")
+    store = open_store(sqlite_url, key=KEY)
+    assert only(store) == row
+    assert store.ledger.forget([row["decision_id"]]) == (1, 0)
+    store.close()
+
+
+def test_a_database_of_a_later_version_is_refused(sqlite_url):
+    """A package that does not know the tables does not touch them."""
+    open_store(sqlite_url, key=KEY).close()
+    with contextlib.closing(Database(sqlite_url)) as database, database._engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO schema_versions VALUES (99, 'm099', 0)")
+    with pytest.raises(SettingsError, match=r"version 99.*upgrade"):
+        open_store(sqlite_url, key=KEY)
+
+
+def test_replicas_that_start_together_migrate_once(tmp_path, postgresql):
+    """Of many that migrate at once, one does and the others find it done."""
+    for url in (f"sqlite:///{tmp_path}/feedback.db", postgresql.database()):
+        databases = [Database(url) for _ in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            taken = list(pool.map(lambda d: d.migrate(), databases))
+        assert sorted(map(len, taken)) == [0, 0, 0, 0, 0, len(migrations.MIGRATIONS)]
+        for database in databases:
+            database.close()
+
+
+# The rules as a model in memory, against any sequence of what can happen.
+_IDS, _OUTCOMES, _TIMES = st.sampled_from("abc"), st.sampled_from("wxyz"), st.sampled_from([1.0, 2.0, 3.0])
+_STEP = st.one_of(
+    st.tuples(st.just("decide"), st.lists(st.tuples(_IDS, st.sampled_from([1, 2])), min_size=1, max_size=3)),
+    st.tuples(st.just("report"), st.lists(st.tuples(_IDS, _OUTCOMES, _TIMES, _TIMES), min_size=1, max_size=4)),
+    st.tuples(st.just("forget"), st.lists(_IDS, min_size=1, max_size=2)),
+    st.tuples(st.just("crash before the commit"), st.lists(_IDS, min_size=1, max_size=2)),
+    st.tuples(st.just("crash after the commit"), st.lists(_IDS, min_size=1, max_size=2)),
+)
+
+
+def check_sequence(url: str, steps: list) -> None:
+    """Runs the steps on a database and on the model, and compares what both end with."""
+    ledger = Ledger(database := Database(url))
+    decided: dict[str, int] = {}
+    reported: dict[str, tuple[str, float, float]] = {}
+    gone: set[str] = set()
+    for action, items in steps:
+        if action == "decide":
+            ledger.write([_decision_row(i, tier) for i, tier in items], [])
+            for i, tier in items:
+                if i not in gone:
+                    decided.setdefault(i, tier)
+        elif action == "report":
+            # What one write says of each outcome is known from the state before it.
+            expected, seen = [], set()
+            for i, o, _, _ in items:
+                new = o not in reported and o not in seen and i not in gone
+                seen.add(o) if new else None
+                expected.append((JOINED if i in decided else PENDING) if new else DUPLICATE)
+            assert ledger.write([], [_outcome_row(*item) for item in items]) == expected
+            for i, o, occurred, received in items:
+                if i not in gone:
+                    reported.setdefault(o, (i, occurred, received))
+        elif action == "forget":
+            ledger.forget(items)
+            gone |= set(items)
+            decided = {i: t for i, t in decided.items() if i not in gone}
+            reported = {o: r for o, r in reported.items() if r[0] not in gone}
+        elif action == "crash before the commit":
+            broken = {**_decision_row("d", 1), "caller": None}
+            with pytest.raises(sa.exc.IntegrityError):
+                ledger.write([*(_decision_row(i, 1) for i in items), broken], [])
+            database.close()
+            ledger = Ledger(database := Database(url))
+        else:
+            rows = [_decision_row(i, 2) for i in items]
+            ledger.write(rows, [])
+            database.close()
+            ledger = Ledger(database := Database(url))
+            ledger.write(rows, [])  # the answer was lost, so it is written again
+            for i in items:
+                if i not in gone:
+                    decided.setdefault(i, 2)
+    effective = {}
+    for i in decided:
+        mine = [(occurred, received, o) for o, (j, occurred, received) in reported.items() if i == j]
+        effective[i] = (decided[i], max(mine)[2] if mine else None, len(mine))
+    found = {r["decision_id"]: (r["tier"], r["outcome_id"], r["outcome_count"] or 0) for r in ledger.rows()}
+    assert found == effective
+    assert {r["outcome_id"] for r in ledger.rows(history=True)} - {None} == set(reported)
+    assert ledger.counts()["forgotten"] == len(gone)
+    database.close()
+
+
+def check_sequence_on_sqlite(steps: list) -> None:
+    folder = quick_folder("classifier-rules-")
+    try:
+        check_sequence(f"sqlite:///{folder}/feedback.db", steps)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _decision_row(decision_id: str, tier: int) -> dict:
+    numbers = {"decided_at": 1.0, "model_tier": 1, "reason": 1, "threshold": 0.5, "propensity": 1.0, "input_tokens": 1}
+    texts = dict.fromkeys(("policy", "bundle_version", "calibration_revision", "route", "request_hash"), "")
+    lists = dict.fromkeys(("probabilities", "logits", "signals"), "[]")
+    none = dict.fromkeys(("floor", "ceiling", "request"))
+    flags = {"guaranteed": True, "truncated": False, "labels": "{}"}
+    return {"decision_id": decision_id, "caller": "g", "tier": tier, **numbers, **texts, **lists, **none, **flags}
+
+
+def _outcome_row(decision_id: str, outcome_id: str, occurred_at: float, received_at: float) -> dict:
+    row = {"caller": "g", "outcome_id": outcome_id, "decision_id": decision_id, "verdict": 1, "cause": 1, "source": 1}
+    times = {"occurred_at": occurred_at, "received_at": received_at}
+    return {**row, **times, "served_tier": 1, "accepted_tier": None, "request_hash": None, "request": None}
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(_STEP, max_size=12))
+def test_any_order_of_events_ends_as_the_rules_say(steps):
+    """Decisions, outcomes, duplicates, forgets and crashes in any order end in the state of a model of the rules."""
+    check_sequence_on_sqlite(steps)
+
+
+@pytest.mark.faults
+@settings(max_examples=1000, deadline=None)
+@given(steps=st.lists(_STEP, max_size=25))
+def test_any_order_of_events_ends_as_the_rules_say_at_length(steps):
+    """A thousand longer sequences on SQLite end as the model does."""
+    check_sequence_on_sqlite(steps)
+
+
+@pytest.mark.faults
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(_STEP, max_size=25))
+def test_any_order_of_events_ends_as_the_rules_say_on_postgresql(postgresql, steps):
+    """A hundred longer sequences on PostgreSQL end as the model does."""
+    url = postgresql.database()
+    with contextlib.closing(Database(url)) as database:
+        database.migrate()
+    check_sequence(url, steps)
+
+
+def test_outcomes_that_wait_together_are_written_together():
+    """While one group is written the next gathers, so many callers cost few commits."""
+    groups, gate = [], threading.Event()
+
+    def write(_, outcomes):
+        gate.wait(10)
+        groups.append(len(outcomes))
+        return [PENDING] * len(outcomes)
+
+    recorder = Recorder(write)
+    futures = [recorder.submit({"n": n}) for n in range(100)]
+    gate.set()
+    assert [f.result(10) for f in futures] == [PENDING] * 100
+    assert sum(groups) == 100
+    assert len(groups) <= 2
+    recorder.close()
+
+
+def test_decisions_wait_for_company_and_outcomes_do_not():
+    """Decisions are written in batches; an outcome takes along what is queued, at once."""
+    batches = []
+
+    def write(decisions, outcomes):
+        batches.append((len(decisions), len(outcomes)))
+        return [PENDING] * len(outcomes)
+
+    recorder = Recorder(write, linger_seconds=30)
+    for n in range(10):
+        recorder.add({"n": n}, 1)
+    assert recorder.submit({}).result(10) is PENDING
+    assert batches == [(10, 1)]
+    recorder.close()
+
+
+def test_a_closed_recorder_refuses(caplog):
+    """After close outcomes are refused, and decisions are counted as dropped."""
+    recorder = Recorder(lambda _, outcomes: [PENDING] * len(outcomes))
+    recorder.close()
+    assert not recorder.add({}, 1)
+    with pytest.raises(StoreUnavailable):
+        recorder.submit({}).result(1)
+    assert recorder.dropped == 1
+
+
+def test_a_store_that_stays_away_loses_only_what_it_must(caplog):
+    """Closing while the store is away gives up after the time allowed, and says how many decisions were lost."""
+
+    def write(decisions, outcomes):
+        raise StoreUnavailable("away")
+
+    recorder = Recorder(write, retry_seconds=0.01)
+    for n in range(3):
+        recorder.add({"n": n}, 1)
+    recorder.close(timeout_seconds=0.2)
+    assert recorder.dropped == 3
+    assert "3 decisions could not be written" in caplog.text
+
+
+async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: float = 20.0) -> OutcomeState:
+    """Retries as a client does."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await store.report(outcome(decision_id), "gateway")
+        except StoreUnavailable as error:
+            assert time.monotonic() < end, "the store did not come back"
+            await asyncio.sleep(min(error.retry_after_seconds, 0.05))
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    """Polls until the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """Another process's write lock on a SQLite file."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def found_in_files(folder: Path, text: bytes) -> bool:
+    """Whether any file below the folder holds the bytes."""
+    return any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,136 @@
+"""What only a database across a socket can do: be away, come back, be shared, be set up badly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import pytest
+
+from classifier.database import Database
+from classifier.errors import SettingsError, StoreUnavailable
+from classifier.feedback import open_store
+from classifier.types import OutcomeState
+from tests.feedback_support import KEY, PostgreSQL, decision, mint, outcome, request, running_postgresql
+
+JOINED, PENDING, DUPLICATE = OutcomeState
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    """A PostgreSQL of this file's own, for some tests kill it."""
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def url(postgresql):
+    """A new, migrated database."""
+    found = postgresql.database()
+    with contextlib.closing(Database(found)) as database:
+        database.migrate()
+    return found
+
+
+def test_a_database_that_was_not_migrated_is_refused(postgresql):
+    """A server does not change a shared database by itself: it names the command that does."""
+    with pytest.raises(SettingsError, match="feedback migrate"):
+        open_store(postgresql.database(), key=KEY)
+
+
+async def test_a_store_that_is_away_at_the_start_is_tried_later(postgresql: PostgreSQL, url, caplog):
+    """A server starts while its database is down, refuses outcomes, and takes them when it is up."""
+    postgresql.kill()
+    store = open_store(url, key=KEY)
+    assert "outcomes are refused" in caplog.text
+    i = mint()
+    store.record(decision(i), request(), "gateway")
+    with pytest.raises(StoreUnavailable):
+        await store.report(outcome(i), "gateway")
+    postgresql.start()
+    assert await taken(store, i) is JOINED
+    store.close()
+
+
+async def test_a_database_that_was_killed_is_used_again(postgresql: PostgreSQL, url):
+    """After a kill -9 of the database outcomes go on without a restart, and what was acknowledged is there."""
+    store = open_store(url, key=KEY)
+    before, during = mint(), mint()
+    assert await store.report(outcome(before, "before"), "gateway") is PENDING
+    postgresql.kill()
+    with pytest.raises(StoreUnavailable):
+        await store.report(outcome(during), "gateway")
+    postgresql.start()
+    assert await taken(store, during) is PENDING
+    assert await store.report(outcome(before, "before"), "gateway") is DUPLICATE
+    assert store.ledger.counts()["outcomes"] == 2
+    store.close()
+
+
+async def test_replicas_share_decisions_and_outcomes(url):
+    """An outcome may be reported to another replica than the one that decided, and twice to two."""
+    one, two = open_store(url, key=KEY), open_store(url, key=KEY)
+    ids = [mint() for _ in range(40)]
+    for i in ids:
+        one.record(decision(i), request(), "gateway")
+    assert one.flush()
+    both = await asyncio.gather(*(s.report(outcome(i, i), "gateway") for i in ids for s in (one, two)))
+    assert set(both) <= {JOINED, DUPLICATE}
+    assert one.ledger.counts() == {"decisions": 40, "outcomes": 40, "pending": 0, "forgotten": 0}
+    one.close()
+    two.close()
+
+
+async def test_commits_are_synchronous_even_where_the_default_is_not(postgresql: PostgreSQL):
+    """A database set up to answer before it has written is told to write first."""
+    url = postgresql.database()
+    with contextlib.closing(Database(url)) as database:
+        database.migrate()
+        with database.transaction() as connection:
+            name = url.rsplit("/", 1)[0] and url.split("/")[3].split("?")[0]
+            connection.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    with contextlib.closing(Database(url)) as database, database.reading() as connection:
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+
+
+async def test_a_locked_table_refuses_outcomes_in_time(postgresql: PostgreSQL, url):
+    """Somebody else's lock is waited for two seconds, not for ever; classification's recording does not wait at all."""
+    import psycopg
+
+    store = open_store(url, key=KEY)
+    await store.report(outcome(mint(), "first"), "gateway")
+    plain = url.replace("postgresql+psycopg", "postgresql")
+    with psycopg.connect(plain) as other:
+        other.execute("LOCK TABLE outcomes")
+        start = time.monotonic()
+        store.record(decision(mint()), request(), "gateway")
+        assert time.monotonic() - start < 0.5
+        with pytest.raises(StoreUnavailable, match="55P03"):
+            await store.report(outcome(mint()), "gateway")
+        assert time.monotonic() - start < 5
+        other.rollback()
+    assert await taken(store, mint()) is PENDING
+    store.close()
+
+
+def test_a_password_is_not_shown(caplog):
+    """Neither the log nor the error has the URL's password."""
+    caplog.set_level(logging.DEBUG)
+    store = open_store("postgresql+psycopg://classifier:hunter2@/x?host=/nowhere", key=KEY)
+    with pytest.raises(StoreUnavailable) as refusal:
+        store.ledger.counts()
+    store.close()
+    assert "hunter2" not in caplog.text + str(refusal.value)
+
+
+async def taken(store, decision_id, seconds=20.0):
+    """Retries as a client does."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await store.report(outcome(decision_id), "gateway")
+        except StoreUnavailable as error:
+            assert time.monotonic() < end, "the store did not come back"
+            await asyncio.sleep(min(error.retry_after_seconds, 0.05))
