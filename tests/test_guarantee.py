@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from tests.calibration_support import NAMES, population, write_rows
 from training.calibrate import calibrate
+from training.calibrate import command as calibrate_command
 from training.calibration_set import CalibrationSet, read_set
 from training.guarantee import check, command, half_splits, transfer
 
@@ -153,3 +157,28 @@ def test_the_command_takes_one_question_at_a_time(promising: Path):
     """A bundle needs data, and predictions stand alone."""
     for arguments in ([], ["--bundle", str(promising)], ["--bundle", str(promising), "--predictions", "p.npz"]):
         assert CliRunner().invoke(command, arguments).exit_code == 2
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "guarantee.md"
+
+
+def test_the_worked_example_holds():
+    """Every example on the page about the guarantee gives what the page says."""
+    found = doctest.testfile(str(PAGE), module_relative=False)
+    assert found.attempted > 8
+    assert found.failed == 0
+
+
+def test_the_commands_on_the_page_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every command on the page runs, in its order, on files of the names that it uses."""
+    shutil.copytree(tiny_bundle_path, tmp_path / "my-bundle")
+    write_rows(tmp_path / "labelled.jsonl", 400, seed=5)
+    write_rows(tmp_path / "fresh.jsonl", 200, seed=6)
+    monkeypatch.chdir(tmp_path)
+    verbs = {"calibrate": calibrate_command, "guarantee": command}
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("$ python -m training ")]
+    assert len(lines) == 3
+    for line in lines:
+        verb, *arguments = shlex.split(line)[4:]
+        result = CliRunner().invoke(verbs[verb], arguments)
+        assert result.exit_code == 0, result.output
