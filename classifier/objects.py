@@ -28,6 +28,7 @@ EXCLUSIVE = ("file", "memory", "s3")
 LISTING = "files.json"
 """Beside what is uploaded: sha256 by file. Written last: without it an upload never finished."""
 _memory = threading.Lock()
+_NO_TURN = contextlib.nullcontext()
 
 
 class Objects:
@@ -53,6 +54,8 @@ class Objects:
                 f"registry: {url}: two writers could overwrite each other there; use one of {', '.join(EXCLUSIVE)}"
             )
         self.local = "file" in protocols
+        # fsspec's memory looks and then writes, and its readers share one position: one at a time there.
+        self._turn: contextlib.AbstractContextManager[object] = _memory if "memory" in protocols else _NO_TURN
         self._root = root.rstrip("/")
 
     def path(self, *parts: str) -> str:
@@ -65,7 +68,7 @@ class Objects:
         if self.local:
             return _create_file(Path(path), data)
         try:
-            with _memory:  # fsspec's memory looks and then writes; the others need no lock and lose nothing by it
+            with self._turn:
                 self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
@@ -81,7 +84,8 @@ class Objects:
         Raises:
             FileNotFoundError: there is none.
         """
-        return bytes(self._fs.cat_file(self.path(name)))
+        with self._turn:
+            return bytes(self._fs.cat_file(self.path(name)))
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
@@ -137,7 +141,7 @@ class Objects:
         try:
             for name in files:
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # verify names it
+                with self._turn, contextlib.suppress(FileNotFoundError):  # verify names it
                     self._fs.get_file(self.path(folder, kind, name), str(staging / name))
             verify(staging, files)
             staging.chmod(0o755)
