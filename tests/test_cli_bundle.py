@@ -1,0 +1,134 @@
+"""`classifier bundle`: list, verify, promote, rollback, pull, gc."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from classifier import cli
+from classifier.bundle import read_bundle
+from classifier.registry import Registry
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory):
+    """Two bundles of different versions."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return [tiny_bundle(folder / f"b{n}", scale=7.0 + n).path for n in range(2)]
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """The folder of a new registry."""
+    return str(tmp_path / "registry")
+
+
+def run(registry, *arguments):
+    """Runs the command in this process."""
+    return CliRunner().invoke(cli.command, ["bundle", *map(str, arguments), "--registry", registry])
+
+
+def version(path):
+    return read_bundle(path).version
+
+
+def test_a_folder_is_added_and_promoted_and_rolled_back(registry, bundles):
+    """Promotion is one command, and so is its end."""
+    first, second = map(version, bundles)
+    assert run(registry, "promote", bundles[0], "--why", "first").stdout == f"current is {first}, previous is none\n"
+    assert run(registry, "promote", bundles[1]).stdout == f"current is {second}, previous is {first}\n"
+    assert run(registry, "rollback", "--why", "worse").stdout == f"current is {first}, previous is {second}\n"
+    lines = [json.loads(line) for line in run(registry, "list", "--history", "--json").stdout.splitlines()]
+    assert [(e["action"], e["why"]) for e in lines] == [
+        ("add", "first"),
+        ("promote", "first"),
+        ("add", ""),
+        ("promote", ""),
+        ("rollback", "worse"),
+    ]
+
+
+def test_list_shows_versions_and_aliases(registry, bundles):
+    """Each version is a line with its aliases, for people and for machines."""
+    assert run(registry, "list").stdout == ""
+    run(registry, "promote", bundles[0])
+    Registry(registry).add(bundles[1], candidate=True)
+    lines = run(registry, "list").stdout.splitlines()
+    assert {(line.split()[0], line.split()[2]) for line in lines} == {
+        (version(bundles[0]), "current"),
+        (version(bundles[1]), "candidate"),
+    }
+    found = [json.loads(line) for line in run(registry, "list", "--json").stdout.splitlines()]
+    assert {f["version"]: f["aliases"] for f in found}[version(bundles[1])] == ["candidate"]
+    assert "promote" in run(registry, "list", "--history").stdout
+
+
+def test_promote_takes_an_alias_and_keeps_a_checkpoint(registry, bundles, tmp_path):
+    """The candidate is promoted by its name; weights beside a folder are kept."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"weights")
+    run(registry, "promote", bundles[0], "--checkpoint", tmp_path / "checkpoint")
+    Registry(registry).add(bundles[1], candidate=True)
+    assert run(registry, "promote", "candidate").exit_code == 0
+    assert (Registry(registry).checkpoint("previous") / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_verify_names_the_bundle_or_the_file_at_fault(registry, bundles, tmp_path, capsys):
+    """A whole bundle is 0, a damaged one 1 with the file's name."""
+    assert version(bundles[0]) in run(registry, "verify", bundles[0]).stdout
+    broken = tmp_path / "broken"
+    shutil.copytree(bundles[0], broken)
+    (broken / "README.md").write_text("changed")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bundle", "verify", str(broken), "--registry", registry])
+    assert ended.value.code == 1
+    assert "README.md has sha256" in capsys.readouterr().err
+
+
+def test_pull_writes_a_folder(registry, bundles, tmp_path):
+    """A bundle comes out of the registry as a folder of its own."""
+    run(registry, "promote", bundles[0])
+    done = run(registry, "pull", "current", tmp_path / "mine")
+    assert done.stdout == f"{tmp_path / 'mine'}\n"
+    assert version(tmp_path / "mine") == version(bundles[0])
+
+
+def test_gc_says_what_it_removes(registry, bundles):
+    """A dry run removes nothing; the real one removes what has no alias."""
+    run(registry, "promote", bundles[0])
+    Registry(registry).add(bundles[1])
+    dry = run(registry, "gc", "--older-than-days", "0", "--dry-run")
+    assert (dry.stdout, dry.stderr) == (f"{version(bundles[1])}\n", "1 would be removed\n")
+    assert len(run(registry, "list").stdout.splitlines()) == 2
+    assert run(registry, "gc", "--older-than-days", "0").stdout == f"{version(bundles[1])}\n"
+    assert len(run(registry, "list").stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["promote", "candidate"], 1, "no bundle 'candidate'"),
+        (["rollback"], 1, "no bundle 'previous'"),
+        (["promote", "x", "--checkpoint", "y"], 2, "--checkpoint goes with"),
+        (["verify", "/nowhere"], 1, "no bundle '/nowhere'"),
+    ],
+    ids=["candidate", "rollback", "checkpoint", "verify"],
+)
+def test_what_cannot_be_done_is_said(registry, arguments, code, message, capsys):
+    """A wrong name is one line on stderr with its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bundle", *arguments, "--registry", registry])
+    assert ended.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_users_own_registry_is_the_default(monkeypatch, tmp_path, bundles):
+    """Without --registry the state folder's is used."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("CLASSIFIER_REGISTRY", raising=False)
+    assert CliRunner().invoke(cli.command, ["bundle", "promote", str(bundles[0])]).exit_code == 0
+    assert Registry(tmp_path / "classifier" / "registry").resolve("current") == version(bundles[0])

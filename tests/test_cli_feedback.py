@@ -1,0 +1,117 @@
+"""`classifier feedback`: export, forget, migrate."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from classifier import cli
+from classifier.database import Database
+from classifier.exports import read_export
+from classifier.feedback import open_store
+from tests.feedback_support import KEY, decision, mint, request, running_postgresql
+
+
+@pytest.fixture
+def url(tmp_path):
+    """A store with three decisions, at the first second of three days, two of them of one tenant."""
+    found = f"sqlite:///{tmp_path}/feedback.db"
+    now = [0.0]
+    store = open_store(found, key=KEY, clock=lambda: now[0], retention_days=1e6)
+    for day, tenant in enumerate(["acme", "other", "acme"]):
+        now[0] = 1_767_225_600.0 + day * 86_400  # 2026-01-01 and on
+        store.record(decision(mint()), request(labels={"tenant": tenant}), "gateway")
+    store.close()
+    return found
+
+
+def run(*arguments: str):
+    """Runs the command in this process."""
+    return CliRunner().invoke(cli.command, ["feedback", *arguments])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_export_writes_a_file_and_says_how_many_rows(url, tmp_path, suffix):
+    """Every decision is in the file, which is there whole or not at all."""
+    path = tmp_path / f"out.{suffix}"
+    done = run("export", "-o", str(path), "--feedback-url", url)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "3 rows\n")
+    assert [row["labels"]["tenant"] for row in read_export(path)] == ["acme", "other", "acme"]
+
+
+def test_export_to_stdout_is_json_lines(url):
+    """`-o -` writes rows to stdout and everything else to stderr."""
+    done = run("export", "-o", "-", "--feedback-url", url)
+    assert [json.loads(line)["tier"] for line in done.stdout.splitlines()] == ["simple"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (["--since", "2026-01-02"], 2),
+        (["--until", "2026-01-02"], 1),
+        (["--since", "2026-01-02", "--until", "2026-01-03"], 1),
+        (["--since", "2026-01-02T01:00:00+02:00"], 2),
+        (["--since", "2030-01-01"], 0),
+    ],
+    ids=["since", "until", "both", "zone", "none"],
+)
+def test_export_of_a_time_span(url, arguments, count):
+    """A span has its first moment and not its last; a time without a zone is UTC."""
+    assert len(run("export", "-o", "-", "--feedback-url", url, *arguments).stdout.splitlines()) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["export", "-o", "x.csv"], 1, "ends in .jsonl or .parquet"),
+        (["export", "-o", "/nowhere/x.jsonl"], 1, "cannot be written"),
+        (["export", "-o", "-", "--since", "yesterday"], 2, "expected a time"),
+        (["forget"], 2, "say what to forget"),
+        (["forget", "--label", "tenant"], 2, "expected NAME=VALUE"),
+    ],
+    ids=["suffix", "folder", "time", "nothing", "label"],
+)
+def test_what_cannot_be_done_is_said(url, arguments, code, message, capsys):
+    """A wrong argument is one line on stderr with its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["feedback", *arguments, "--feedback-url", url])
+    assert ended.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_forget_by_label_says_what_it_did_and_what_it_cannot_reach(url, tmp_path):
+    """The tenant's decisions are gone, the others stay, and exports and backups are named as out of reach."""
+    done = run("forget", "--label", "tenant=acme", "--feedback-url", url)
+    assert done.stdout == "2 decisions and 0 outcomes forgotten\n"
+    assert "exports and backups" in done.stderr
+    left = run("export", "-o", "-", "--feedback-url", url).stdout.splitlines()
+    assert [json.loads(line)["labels"] for line in left] == [{"tenant": "other"}]
+
+
+def test_forget_by_id_for_machines(url):
+    """One decision is forgotten; again there is nothing left to forget."""
+    row = json.loads(run("export", "-o", "-", "--feedback-url", url).stdout.splitlines()[0])
+    arguments = ["forget", "--json", "--decision-id", row["decision_id"], "--feedback-url", url]
+    first, second = (json.loads(run(*arguments).stdout) for _ in range(2))
+    assert (first["decisions"], second["decisions"]) == (1, 0)
+    assert first["not_reached"]
+
+
+def test_migrate_makes_the_tables_once(tmp_path):
+    """The first run names its steps, the second has nothing to do."""
+    url = f"sqlite:///{tmp_path}/new.db"
+    assert run("migrate", "--feedback-url", url).stdout.splitlines()[0] == "m001_decisions_and_outcomes"
+    assert run("migrate", "--feedback-url", url).stdout == "nothing to do\n"
+
+
+def test_migrate_on_postgresql():
+    """A shared database is migrated by the command alone, and usable after it."""
+    with running_postgresql() as server:
+        url = server.database()
+        assert "m002" in run("migrate", "--feedback-url", url).stdout
+        database = Database(url)
+        database.check()
+        database.close()
