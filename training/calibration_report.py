@@ -56,7 +56,7 @@ def constant_cost(risk: float, labels: Array, prices: Sequence[float]) -> float:
                 continue
             span = above[low] - above[high]
             share = min(1.0, (risk - above[high]) / span) if span > 0 else 1.0
-            best = min(best, share * prices[low] + (1 - share) * prices[high])
+            best = min(best, float(share * prices[low] + (1 - share) * prices[high]))
     return best
 
 
