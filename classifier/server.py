@@ -197,6 +197,9 @@ class Server:
             log.warning("%s; the tokens there were stay", error)
         if self._metrics is not None and self._feedback is not None:
             self._metrics.feedback_dropped(self._feedback.dropped)
+        bundle = getattr(self.service.engine, "bundle", None)
+        if self._metrics is not None and bundle is not None:
+            self._metrics.drift(bundle.reference)
         for watched in self._watched:
             await watched.check(again=again)
 

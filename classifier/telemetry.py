@@ -14,6 +14,7 @@ import logging
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO
@@ -29,6 +30,9 @@ from classifier.types import Decision, Tier
 # Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.
 _BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _OWN = "classifier"
+DRIFT_WINDOW = 2000
+"""Requests that drift is measured on."""
+DRIFT_MIN = 200
 
 
 class Metrics(Observer):
@@ -91,6 +95,7 @@ class Metrics(Observer):
             **{**made, "multiprocess_mode": "livemax"},
         )
         self._dropped_before = 0
+        self._recent: deque[tuple[tuple[float, ...], tuple[str, ...]]] = deque(maxlen=DRIFT_WINDOW)
         self._bundle_before: tuple[str, str] | None = None
         # What the hot path touches, looked up once.
         self._stage = {s: self._stages.labels(s) for s in ("parse", "prepare", "queue", "model", "encode")}
@@ -119,7 +124,7 @@ class Metrics(Observer):
 
     def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
         """See `Observer`."""
-        del prepared
+        self._recent.append((decision.probabilities, prepared.input.signals))
         key = (decision.tier, decision.reason)
         counter = self._decision_of.get(key)
         if counter is None:
@@ -167,9 +172,15 @@ class Metrics(Observer):
         self._feedback_dropped.inc(max(0, total - self._dropped_before))
         self._dropped_before = total
 
-    def drift(self, indices: Mapping[str, float]) -> None:
-        """How far live traffic is from the bundle's reference."""
-        for of, value in indices.items():
+    def drift(self, reference: Mapping[str, Any]) -> None:
+        """Measures how far the last requests are from the bundle's reference; too few of either say nothing."""
+        recent = list(self._recent)
+        if len(recent) < DRIFT_MIN or not reference.get("n"):
+            return
+        from classifier.drift import stability_indices
+
+        probabilities, signals = zip(*recent, strict=True)
+        for of, value in stability_indices(probabilities, signals, reference).items():
             self._drift.labels(of).set(value)
 
 

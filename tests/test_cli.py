@@ -118,3 +118,15 @@ def test_an_interrupt_is_130(monkeypatch, error, code):
     with pytest.raises(SystemExit) as end:
         cli.main([])
     assert end.value.code == code
+
+
+def test_health_is_an_exit_code(tmp_path):
+    """`classifier health` ends with 0 where a server serves, else with 1 and one line."""
+    from classifier.testing import fake_server
+
+    with fake_server(listen=(f"unix:{tmp_path}/c.sock",)) as address:
+        done = run("health", address)
+        assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    done = run("health", "--timeout", "0.5", address)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {address}: no answer (")

@@ -230,3 +230,32 @@ def test_an_observer_that_does_nothing_is_enough():
     """The service runs without metrics."""
     observer = Observer()
     assert observer.call_started("Classify", ()) is None
+
+
+def test_drift_is_measured_on_live_traffic(tiny_engine):
+    """Traffic like the reference has small indices, other traffic large ones; too little of it says nothing."""
+    from classifier.drift import reference_distributions
+
+    words = ["hi", "explain the function", "debug this please", "prove the theorem"]
+    prepared = [tiny_engine.prepare(Request.from_text(word)) for word in words]
+    decisions = [tiny_engine.decide(p, tiny_engine.score(p)) for p in prepared]
+    reference = reference_distributions(
+        [d.probabilities for d in decisions] * 100, [p.input.signals for p in prepared] * 100
+    )
+
+    def index(order):
+        metrics = Metrics()
+        for i in order:
+            metrics.decided(decisions[i], prepared[i], {})
+        metrics.drift(reference)
+        found = re.findall(r'^classifier_drift_index{of="(\w+)"} (\S+)$', page(metrics), re.MULTILINE)
+        return {of: float(number) for of, number in found}
+
+    alike, other = index([0, 1, 2, 3] * 100), index([3] * 400)
+    assert set(alike) == {
+        *("above_simple", "above_standard", "above_complex"),
+        *("turns", "tools", "attachments", "length", "code", "script"),
+    }
+    assert max(alike.values()) < 0.01
+    assert other["above_complex"] > 0.25
+    assert index([0, 1]) == {}

@@ -1,0 +1,77 @@
+"""The deployment files are well formed and name settings, verbs and ports that exist."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from classifier import cli
+from classifier.settings import PREFIX, ServerSettings, resolve
+
+yaml = pytest.importorskip("yaml")
+DEPLOY = Path(__file__).parent.parent / "deploy"
+FILES = sorted(p for p in DEPLOY.rglob("*") if p.is_file())
+SETTINGS = {PREFIX + f.name.upper() for f in fields(ServerSettings)}
+
+
+def manifests():
+    return [d for p in DEPLOY.rglob("kubernetes/**/*.yaml") for d in yaml.safe_load_all(p.read_text())]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_only_settings_that_exist_are_named(path):
+    """Every CLASSIFIER_ variable of a deployment file is a setting."""
+    assert set(re.findall(r"CLASSIFIER_[A-Z_]+", path.read_text())) <= SETTINGS
+
+
+def test_only_verbs_that_exist_are_called():
+    """Every verb of a probe, an entry point or a command is one of the command's."""
+    verbs = set(cli.command.list_commands(cli.command.make_context("classifier", [], resilient_parsing=True)))
+    text = "\n".join(p.read_text() for p in FILES)
+    called = set(re.findall(r'classifier"?, "?([a-z-]+)', text))
+    assert {"serve", "health"} <= called <= verbs
+
+
+def test_the_settings_of_the_deployment_are_accepted():
+    """The environment of the Kubernetes deployment resolves: TLS and tokens where others can reach it."""
+    [deployment] = [m for m in manifests() if m["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    found = resolve({}, {entry["name"]: entry["value"] for entry in container["env"]})
+    assert (found.tls_cert, found.tokens) == ("/etc/classifier/tls/tls.crt", "/etc/classifier/secret/tokens")
+    assert not found.insecure
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > (
+        found.shutdown_delay_seconds + found.drain_seconds
+    )
+
+
+def test_the_containers_are_not_root_and_cannot_write_their_root():
+    """Kubernetes and Compose run the server without privileges on a read-only root file system."""
+    [deployment] = [m for m in manifests() if m["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert compose["services"]["classifier"]["read_only"]
+    assert re.search(r"^USER 10001$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+
+
+def test_selectors_and_ports_fit_together():
+    """Service, budget, autoscaler and monitor select the deployment's pods by labels and ports that it has."""
+    by_kind = {m["kind"]: m for m in manifests()}
+    template = by_kind["Deployment"]["spec"]["template"]
+    labels, [container] = template["metadata"]["labels"], template["spec"]["containers"]
+    ports = {port["name"] for port in container["ports"]}
+    assert by_kind["Service"]["spec"]["selector"] == labels
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        assert by_kind[kind]["spec"]["selector"]["matchLabels"] == labels
+    assert {port["targetPort"] for port in by_kind["Service"]["spec"]["ports"]} <= ports
+    assert {e["port"] for e in by_kind["PodMonitor"]["spec"]["podMetricsEndpoints"]} <= ports
+    target = by_kind["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target["name"] == by_kind["Deployment"]["metadata"]["name"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in template["spec"]["volumes"]}

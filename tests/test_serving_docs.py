@@ -1,0 +1,88 @@
+"""The pages on serving say what is so."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from classifier.settings import ServerSettings
+from classifier.telemetry import Metrics
+from classifier.testing import FakeEngine, fake_server
+
+ROOT = Path(__file__).parent.parent
+SERVING, CLIENT = (ROOT / "docs" / name for name in ("serving.md", "client.md"))
+
+
+def settings_table() -> str:
+    """The settings as the page has them: `python -m tests.test_serving_docs` writes them there."""
+    rows = []
+    for f in fields(ServerSettings):
+        default = ", ".join(f.default) if isinstance(f.default, tuple) else f.default
+        shown = (
+            {True: "on", False: "off", "": ""}.get(default, default) if isinstance(default, (bool, str)) else default
+        )
+        rows.append(f"| `{f.name}` | {f'`{shown}`' if shown != '' else ''} | {f.metadata['help']} |")
+    return "\n".join(["| setting | default | |", "|---|---|---|", *rows])
+
+
+def test_the_page_has_every_setting_with_its_default_and_meaning():
+    """The table of settings is the code's."""
+    page = SERVING.read_text(encoding="utf-8")
+    [table] = re.findall(r"<!-- settings -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
+    assert table == settings_table(), "run: python -m tests.test_serving_docs"
+
+
+def test_the_page_has_every_metric():
+    """Every metric family is explained, and none that is not there."""
+    text = generate_latest(Metrics().registry).decode()
+    exist = {name for name in re.findall(r"^# TYPE (\w+)", text, re.MULTILINE) if not name.endswith("_created")}
+    told = set(re.findall(r"`(classifier_[a-z_]+)[`{]", SERVING.read_text(encoding="utf-8")))
+    assert told == exist
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"<!-- test: runs -->\n```python\n(.*?)```", CLIENT.read_text(encoding="utf-8"), re.DOTALL)
+)
+def test_the_python_of_the_page_runs(block):
+    """Each block of Python on the clients' page runs as it stands, against a server."""
+    default = FakeEngine().policies["default"]
+    engine = FakeEngine(policies={"default": default, "balanced": replace(default, name="balanced")})
+    with fake_server(engine=engine) as address:
+        code = block.replace("127.0.0.1:50051", address)
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_node_client_is_answered_and_falls_back():
+    """The Node example gets a decision from a server, and its own tier from nobody."""
+    folder = ROOT / "docs" / "examples" / "node"
+    if shutil.which("node") is None or not (folder / "node_modules").is_dir():
+        pytest.skip("needs node and: cd docs/examples/node && npm ci")
+
+    def ask(address):
+        command = ["node", "client.mjs", address, "hi"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, check=True)
+        return json.loads(done.stdout)
+
+    with fake_server() as address:
+        found = ask(address)
+    assert (found["tier"], found["fallback"], len(found["decision_id"])) == ("TIER_STANDARD", "", 43)
+    assert ask(address)["tier"] == "TIER_COMPLEX"
+
+
+if __name__ == "__main__":
+    replaced = re.sub(
+        r"(<!-- settings -->\n).*?(\n<!-- end -->)",
+        lambda found: found[1] + settings_table() + found[2],
+        SERVING.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    SERVING.write_text(replaced, encoding="utf-8")
