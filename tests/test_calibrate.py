@@ -21,6 +21,7 @@ from tests.calibration_support import NAMES, population, write_rows
 from tests.tiny import WORDS, tiny_bundle
 from training.calibrate import CARD_END, CARD_START, calibrate, command, with_policies
 from training.calibration_fit import compare, fit_map
+from training.calibration_plot import plot
 from training.calibration_report import constant_cost, random_risk, under
 from training.calibration_set import (
     TRAINING_ROWS,
@@ -574,6 +575,14 @@ def test_the_command_writes_bundle_and_report(tiny_bundle_path: Path, rows_path:
     assert read_bundle(tmp_path / "out").default_policy == "tight"
     assert {"source", "script", "kind"} >= set(report["policies"][0]["measured"]["by"]) >= {"source"}
     assert len(report["curves"]["risk_by_threshold"]) > 50
+
+
+def test_the_report_is_drawn(recalibrated: tuple, tmp_path: Path):
+    """The figure shows every policy, every boundary and every source of the report."""
+    plot(recalibrated[1], tmp_path / "figure.svg")
+    drawn = (tmp_path / "figure.svg").read_text()
+    for text in ("balanced", "&lt;= complex", "s6 (", "conformal bound"):
+        assert f"<!-- {text}" in drawn
 
 
 @pytest.mark.parametrize(

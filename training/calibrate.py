@@ -28,6 +28,7 @@ from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy, policies_to_json
 from classifier.types import Request
 from training.calibration_fit import FEWEST_ROWS, Comparison, compare, expected_scores
+from training.calibration_plot import plot
 from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
 from training.calibration_set import CalibrationSet, read_set
 from training.corpus import read_corpus
@@ -310,9 +311,11 @@ def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), help="Write the whole report there, as JSON.")
+@click.option("--plot", "figure", type=click.Path(path_type=Path), help="Draw reliability, risk and cost there (.svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def command(
-    bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, as_json: bool,
+    bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, figure: Path | None,
+    as_json: bool,
     fit_data: tuple[str, ...], prior_shift: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Fit probabilities and thresholds anew, without retraining.
@@ -331,6 +334,8 @@ def command(
     text = json.dumps(found, indent=1)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
+    if figure is not None:
+        plot(found, figure)
     click.echo(
         text if as_json else f"{as_text(found)}\nbundle {found['bundle']['version']} in {found['bundle']['path']}"
     )

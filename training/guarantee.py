@@ -146,7 +146,8 @@ def transfer(
     large = [str(name) for name, count in zip(names, counts, strict=True) if count >= FEWEST_IN_SOURCE]
     if not large or len(names) < 2:
         raise InputError(
-            f"it takes two sources, one of them of {FEWEST_IN_SOURCE} rows; the largest of {len(names)} has {counts.max()}"
+            f"it takes two sources, one of them of {FEWEST_IN_SOURCE} rows; the largest of {len(names)} has "
+            f"{counts.max()}"
         )
     probabilities = calibration.apply(rows.logits)
     table: dict[str, Any] = {}
@@ -213,11 +214,12 @@ def study_as_text(found: Mapping[str, Any]) -> str:
             f"{e['mean_risk']:.4f} ± {e['standard_error']:.4f} | {e['above_alpha']:.0%}" if e["feasible"] else "- | -"
         )
         lines.append(f"| {name} | <= {e['alpha']:g} | {seen} | {e['feasible']} of {e['halves']} |")
-    lines += [
-        "",
-        "| policy | fitted on | sources | mean risk | worst risk | the same without own rows |",
-        "|---|---|---:|---:|---:|---|",
-    ]
+    if found["transfer"]:
+        lines += [
+            "",
+            "| policy | fitted on | sources | mean risk | worst risk | the same without own rows |",
+            "|---|---|---:|---:|---:|---|",
+        ]
     for name, e in found["transfer"].items():
         for key, what in (("risk", "other sources"), *((f"risk_with_{n}", f"{n} own rows") for n in OWN_ROWS)):
             if key in e:

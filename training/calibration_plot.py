@@ -1,0 +1,83 @@
+"""One figure of a calibration report: reliability, risk against λ, cost against α, risk by source.
+
+Knows nothing of how the report was made: it draws what `training.calibrate` returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from classifier.errors import MissingExtra
+from classifier.types import TIERS
+
+MOST_SOURCES = 25
+
+
+def plot(report: Mapping[str, Any], path: Path) -> None:
+    """Draws the figure into `path`; its suffix says the format (.svg, .png, .pdf).
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("figures need matplotlib; install the extra 'report'") from error
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    reliability, risk, cost, sources = figure.subplots(2, 2).ravel()
+    _reliability(reliability, report["calibration"]["after"])
+    _risk(risk, report)
+    _cost(cost, report)
+    _sources(sources, report)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for tier, curve in zip(TIERS[:-1], calibration["reliability"], strict=True):
+        axes.plot([c[0] for c in curve], [c[1] for c in curve], marker="o", markersize=3, label=f"<= {tier.label}")
+    axes.set(
+        title=f"Reliability ({calibration['method']})", xlabel="predicted P(label <= tier)", ylabel="observed share"
+    )
+    axes.legend()
+
+
+def _risk(axes: Any, report: Mapping[str, Any]) -> None:
+    points = report["curves"]["risk_by_threshold"]
+    thresholds = [p["threshold"] for p in points]
+    axes.plot(thresholds, [p["risk"] for p in points], label="risk seen")
+    axes.plot(thresholds, [p["bound"] for p in points], linestyle="--", label="conformal bound")
+    for entry in report["policies"]:
+        if entry["guarantee"]["feasible"]:
+            axes.plot(
+                entry["threshold"], entry["measured"]["risk"]["estimate"], marker="s", color="black", markersize=4
+            )
+            axes.annotate(entry["name"], (entry["threshold"], entry["measured"]["risk"]["estimate"]), fontsize=8)
+    axes.set(title="Risk against threshold", xlabel="λ", ylabel="P(chosen < label)")
+    axes.legend()
+
+
+def _cost(axes: Any, report: Mapping[str, Any]) -> None:
+    points = [p for p in report["curves"]["cost_by_alpha"] if p["feasible"]]
+    alphas = [p["alpha"] for p in points]
+    axes.plot(alphas, [p["cost"] for p in points], marker="o", markersize=3, label="this model")
+    axes.plot(
+        alphas, [p["constant_router_cost"] for p in points], linestyle="--", label="best constant mix, equal risk"
+    )
+    axes.set(title="Cost against promised risk", xlabel="α", ylabel="dollars a million tokens", yscale="log")
+    axes.legend()
+
+
+def _sources(axes: Any, report: Mapping[str, Any]) -> None:
+    entry = report["policies"][len(report["policies"]) // 2]
+    table = entry["measured"]["by"].get("source", {})
+    rows = sorted(table.items(), key=lambda item: item[1]["risk"])[-MOST_SOURCES:]
+    errors = [1.96 * (r["risk"] * (1 - r["risk"]) / r["n"]) ** 0.5 for _, r in rows]
+    axes.errorbar([r["risk"] for _, r in rows], range(len(rows)), xerr=errors, fmt="o", markersize=3)
+    axes.set_yticks(range(len(rows)), [f"{name} ({r['n']})" for name, r in rows], fontsize=7)
+    whole = entry["measured"]["risk"]
+    axes.axvspan(whole["low"], whole["high"], alpha=0.15)
+    axes.axvline(entry["guarantee"]["alpha"], color="grey", linewidth=0.8)
+    axes.set(title=f"Risk by source, {entry['name']} (band: all, sources resampled)", xlabel="P(chosen < label)")
