@@ -1,0 +1,150 @@
+"""How many outcomes are acknowledged a second, and what does remembering a decision cost? One run.
+
+    python benchmarks/bench_feedback.py [--bundle PATH] [--seconds 5] [--blocks 30] [--out feedback.json]
+
+A real server on SQLite, asked over gRPC by 32 callers at once: outcomes acknowledged a second, each on disk. Then one
+caller classifies in blocks that are recorded and blocks that are not, in turns, so that a busy machine slows both
+alike; what is compared is the CPU time of the whole server process per request, until a block's decisions are written.
+Prints a table on stderr and JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import re
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from classifier import AsyncClient, Client, Outcome, Tier
+from classifier.bundle import SHIPPED
+from classifier.decision_id import DecisionIds, read_key
+from classifier.types import Cause, Source, Verdict
+
+CALLERS = 32
+BLOCK = 150
+PROMPT = "please explain how the billing service retries failed payments and write a short test that shows what happens"
+
+
+@contextlib.contextmanager
+def served(bundle: Path, folder: Path) -> Iterator[tuple[str, int]]:
+    """Address and process id of a server that remembers."""
+    command = [sys.executable, "-m", "classifier", "serve", "--bundle", str(bundle), "--listen", "127.0.0.1:0"]
+    command += ["--feedback-url", f"sqlite:///{folder}/feedback.db", "--key-file", f"{folder}/key"]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.match(r"serving on (\S+)", line):
+                yield found[1], process.pid
+                return
+        raise SystemExit(f"the server ended with {process.wait()}")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def outcomes_per_second(address: str, ids: DecisionIds, seconds: float) -> tuple[int, float]:
+    """Outcomes that 32 callers had acknowledged, and the seconds it took."""
+    end = time.perf_counter() + seconds
+    counts = [0] * CALLERS
+
+    async def report(n: int, client: AsyncClient) -> None:
+        while time.perf_counter() < end:
+            decision_id = ids.mint("", "", time.time())
+            told = Outcome(
+                decision_id, f"{n}-{counts[n]}", Verdict.ACCEPTED, Cause.QUALITY, Source.AUTOMATIC, Tier.SIMPLE
+            )
+            await client.report_outcome(told, timeout_seconds=30)
+            counts[n] += 1
+
+    async with AsyncClient(address, timeout_seconds=5) as client:
+        start = time.perf_counter()
+        await asyncio.gather(*(report(n, client) for n in range(CALLERS)))
+        return sum(counts), time.perf_counter() - start
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process, to the nanosecond (Linux)."""
+    tasks = Path(f"/proc/{pid}/task")
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) * 1e-9
+
+
+def written(database: Path) -> int:
+    """Decisions in the store."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return int(connection.execute("SELECT count(*) FROM decisions").fetchone()[0])
+
+
+def block(address: str, pid: int, database: Path, *, record: bool) -> float:
+    """CPU seconds a request of one block, its decisions on disk."""
+    before, cpu = written(database), cpu_seconds(pid)
+    with Client(address, timeout_seconds=5) as client:
+        for n in range(BLOCK):
+            client.classify(f"{PROMPT} {n}", record=record)
+    while record and written(database) < before + BLOCK:
+        time.sleep(0.02)
+    if not record:
+        time.sleep(0.4)  # as long as the last decisions of the other kind of block take, so that idling is paid alike
+    return (cpu_seconds(pid) - cpu) / BLOCK
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=SHIPPED)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--blocks", type=int, default=30, help="blocks of each kind")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-feedback-") as name:
+        folder = Path(name)
+        with served(arguments.bundle, folder) as (address, pid):
+            ids = DecisionIds(read_key(folder / "key"))
+            count, seconds = asyncio.run(outcomes_per_second(address, ids, arguments.seconds))
+            database = folder / "feedback.db"
+            for record in (False, True):
+                block(address, pid, database, record=record)  # warm-up
+            plain, recorded = [], []
+            for n in range(arguments.blocks):
+                for record in (True, False) if n % 2 else (False, True):
+                    (recorded if record else plain).append(block(address, pid, database, record=record))
+    base, differences = statistics.median(plain), [r - p for r, p in zip(recorded, plain, strict=True)]
+    added = statistics.median(differences)
+    result = {
+        "outcomes_per_second": count / seconds,
+        "callers": CALLERS,
+        "classify_cpu_ms": 1e3 * base,
+        "recording_cpu_ms": 1e3 * added,
+        "recording_share": added / base,
+        "blocks": arguments.blocks,
+        "requests_per_block": BLOCK,
+        "bundle": str(arguments.bundle),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }
+    print(
+        f"{result['outcomes_per_second']:,.0f} outcomes/s acknowledged to {CALLERS} callers, each on disk (SQLite)\n"
+        f"recording adds {1e6 * added:.0f} us CPU to {1e3 * base:.2f} ms a Classify: {100 * added / base:.1f} %",
+        file=sys.stderr,
+    )
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
