@@ -173,7 +173,7 @@ def curves(rows: CalibrationSet, probabilities: NDArray[np.float32], prices: Seq
     """Risk and its conformal bound against λ; λ, shares and cost against α."""
     losses, price = routing_losses(probabilities, rows.labels), np.asarray(prices)
     by_threshold = []
-    for threshold in np.linspace(0.3, 1.0, 71):
+    for threshold in np.linspace(0.0, 1.0, 101):
         chosen = choose_many(probabilities, threshold)
         by_threshold.append(
             {
