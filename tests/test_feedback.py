@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import sqlite3
 import stat
@@ -716,3 +717,15 @@ def locked(path: Path):
 def found_in_files(folder: Path, text: bytes) -> bool:
     """Whether any file below the folder holds the bytes."""
     return any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_column_of_the_export_is_documented():
+    """The documentation's table names the columns, all and in order."""
+    page = (Path(__file__).parent.parent / "docs" / "feedback-store.md").read_text(encoding="utf-8")
+    table = page.split("| column | meaning |")[1].split("\n\n")[0]
+    named = [
+        name
+        for line in table.splitlines()
+        for name in re.findall(r"`(\w+)`", line.split("|")[1] if "|" in line else "")
+    ]
+    assert named == list(COLUMNS)
