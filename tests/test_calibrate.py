@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ from training.policy_fit import Targets, fit_policies, thresholds_of
 from training.risk_control import fit_threshold, routing_losses
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_bootstraps() -> Iterator[None]:
+    """Intervals of 40 samples: these tests look at what is fitted and written, tests/test_metrics.py at intervals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.calibration_report.BOOTSTRAPS", 40)
+        yield
 
 
 @pytest.fixture(scope="module")

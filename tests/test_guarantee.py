@@ -6,6 +6,7 @@ import doctest
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,14 @@ from training.calibration_set import CalibrationSet, read_set
 from training.guarantee import check, command, half_splits, transfer
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_bootstraps() -> Iterator[None]:
+    """Intervals of 40 samples: these tests look at what is fitted and written, tests/test_metrics.py at intervals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.calibration_report.BOOTSTRAPS", 40)
+        yield
 
 
 @pytest.fixture(scope="module")
