@@ -6,16 +6,22 @@ import collections
 import contextlib
 import itertools
 import random
+import sqlite3
 import threading
 import time
 
+import grpc
 import pytest
 import sqlalchemy as sa
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
 
-from classifier import Client
+from classifier import Client, wire
 from classifier.database import Database
 from classifier.decision_id import DecisionIds, read_key
 from classifier.errors import ClassifierError
+from classifier.types import OutcomeState
+from classifier.v1.classifier_pb2_grpc import ClassifierServiceStub
 from tests.feedback_support import PostgreSQL, outcome, running_postgresql
 from tests.serving_support import ServerProcess, server_process
 
@@ -183,3 +189,35 @@ def test_acknowledged_outcomes_survive_ten_kills_of_the_database(tmp_path, tiny_
     """Ten kills of PostgreSQL lose and double nothing that was acknowledged."""
     count = kill_the_database(postgresql, tmp_path, tiny_bundle_path, kills=10)
     print(f"{count} outcomes acknowledged over 10 kills of the database, all there once")
+
+
+def test_a_locked_store_is_unavailable_with_the_time_to_come_back(tmp_path, tiny_bundle_path):
+    """While the store is locked outcomes are UNAVAILABLE with RetryInfo, classification goes on, and it recovers."""
+    database, key = tmp_path / "feedback.db", tmp_path / "key"
+    arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--key-file", str(key)]
+    with server_process(*arguments, "--feedback-url", f"sqlite:///{database}") as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=5) as client, grpc.insecure_channel(address) as channel:
+            decision_id = client.classify("hi").decision.decision_id
+            report = wire.outcome_to_proto(outcome(decision_id))
+            with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(grpc.RpcError) as refusal:
+                    ClassifierServiceStub(channel).ReportOutcome(report, timeout=10)
+                assert all(client.classify(f"hi {n}").classified for n in range(20))
+                other.execute("ROLLBACK")
+            assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+            details = rpc_status.from_call(refusal.value).details
+            [retry] = [d for d in details if d.Is(RetryInfo.DESCRIPTOR)]
+            again = RetryInfo()
+            retry.Unpack(again)
+            assert 0 < again.retry_delay.ToTimedelta().total_seconds() <= 5
+
+            def taken() -> bool:
+                with contextlib.suppress(ClassifierError):
+                    return client.report_outcome(outcome(decision_id)) is OutcomeState.JOINED
+                return False
+
+            wait_for(taken, server)
+    with contextlib.closing(Database(f"sqlite:///{database}")) as found, found.reading() as connection:
+        assert connection.execute(sa.text("select count(*) from decisions")).scalar() == 21
