@@ -1,10 +1,11 @@
-"""Reference and live distributions → indices. Pure numpy.
+"""Reference and live distributions → indices and tests. Pure numpy.
 
 Knows nothing of files, stores or prompts: it sees probabilities and signals.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from classifier.types import Tier
 
 BINS = 10
+_MIN_EXPECTED = 5.0
 
 
 def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -63,23 +65,95 @@ def stability_indices(
     Returns:
         An index for each boundary (`above_simple`, `above_standard`, `above_complex`) and kind of signal (`turns`…).
     """
+    n = len(signals)
+    found = _histograms(probabilities, signals, reference)
+    return {name: _psi(counts, n, shares, reference["n"]) for name, counts, shares in found}
+
+
+def two_sample_tests(
+    probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
+) -> dict[str, float]:
+    """P-values of chi-squared tests that live traffic and the reference are draws from one distribution.
+
+    Over the index's bins, the rarest pooled. With many rows it finds shifts too small to matter: an alarm needs both.
+
+    Args:
+        probabilities: (n, 4) calibrated, n at least 1.
+        signals: the six signal names of each row.
+        reference: what `reference_distributions` returned, of at least one row.
+
+    Returns:
+        A p-value under each name of `stability_indices`.
+    """
+    return {
+        name: _homogeneity(counts, shares * reference["n"])
+        for name, counts, shares in _histograms(probabilities, signals, reference)
+    }
+
+
+def excess_p_value(failures: int, decisions: int, promised: float) -> float:
+    """How likely at least so many failures would be if each decision failed with the promised probability.
+
+    Exact binomial tail. Silence counts as no failure, so a small value means that the promise is broken even if every
+    decision without an outcome was good enough.
+
+    >>> round(excess_p_value(3, 10, 0.1), 4)
+    0.0702
+    """
+    if failures <= 0:
+        return 1.0
+    if promised <= 0.0:
+        return 0.0
+    if promised >= 1.0:
+        return 1.0
+    k = np.arange(failures, decisions + 1, dtype=np.float64)
+    choose = math.lgamma(decisions + 1) - np.array([math.lgamma(i + 1) + math.lgamma(decisions - i + 1) for i in k])
+    return float(min(1.0, np.exp(choose + k * math.log(promised) + (decisions - k) * math.log1p(-promised)).sum()))
+
+
+def _histograms(
+    probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
+) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """(name, live counts, reference shares) over the reference's bins, for each boundary and kind of signal."""
     p = np.asarray(probabilities, dtype=np.float64)
-    n = len(p)
-    indices = {}
+    found: list[tuple[str, NDArray[np.float64], NDArray[np.float64]]] = []
     for t, scores in enumerate(reference["scores"]):
         above = p[:, t + 1 :].sum(axis=1)
-        counts = np.bincount(np.searchsorted(scores["edges"], above, side="right"), minlength=len(scores["shares"]))
-        indices[f"above_{Tier.from_index(t).label}"] = _psi(counts, n, np.array(scores["shares"]), reference["n"])
+        counts = np.zeros(len(scores["shares"]))
+        np.add.at(counts, np.searchsorted(scores["edges"], above, side="right"), 1.0)
+        found.append((f"above_{Tier.from_index(t).label}", counts, np.array(scores["shares"])))
     kinds: dict[str, list[str]] = {}
     for name in reference["signals"]:
         kinds.setdefault(name.strip("[]").partition("=")[0], []).append(name)
     carried = Counter(name for row in signals for name in row)
     for kind, names in kinds.items():
         known = np.array([carried[name] for name in names], dtype=np.float64)
-        counts = np.append(known, n - known.sum())  # the last bin: values that the reference never saw
-        shares = np.append([reference["signals"][name] for name in names], 0.0)
-        indices[kind] = _psi(counts, n, shares, reference["n"])
-    return indices
+        counts = np.append(known, len(signals) - known.sum())  # the last bin: values that the reference never saw
+        found.append((kind, counts, np.append([reference["signals"][name] for name in names], 0.0)))
+    return found
+
+
+def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    """P-value of the chi-squared test of homogeneity of two rows of counts, rare bins pooled (Cochran's rule)."""
+    table = np.stack([live, reference])
+    table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
+    least = table.sum(axis=1).min() / table.sum() * table.sum(axis=0)  # the smaller expected count of each bin
+    pooled = int(np.searchsorted(np.cumsum(least), _MIN_EXPECTED)) + 1
+    table = np.column_stack([table[:, :pooled].sum(axis=1), table[:, pooled:]])
+    if table.shape[1] < 2:
+        return 1.0
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
+    return _chi_squared_tail(float(((table - expected) ** 2 / expected).sum()), table.shape[1] - 1)
+
+
+def _chi_squared_tail(x: float, degrees: int) -> float:
+    """P(X > x) for chi-squared with a whole number of degrees of freedom: Q(k/2, x/2) by its recurrence in k."""
+    half = x / 2
+    odd = degrees % 2
+    tail = math.erfc(math.sqrt(half)) if odd else math.exp(-half)
+    for k in range(1 if odd else 2, degrees, 2):
+        tail += math.exp((k / 2) * math.log(half) - half - math.lgamma(k / 2 + 1)) if half > 0 else 0.0
+    return min(1.0, tail)
 
 
 def _psi(counts: ArrayLike, n: int, shares: NDArray[np.float64], reference_n: int) -> float:

@@ -17,6 +17,9 @@ _CANNOT_REACH = (
     "vacuumed or recycled."
 )
 
+_ALARM = 0.001
+"""P-value below which a difference is no accident; ten or so tests are looked at together."""
+
 
 def _store_option(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
@@ -113,6 +116,79 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
     click.echo(json.dumps(result) if as_json else f"{decisions} decisions and {outcomes} outcomes forgotten")
     if not as_json:
         click.echo(_CANNOT_REACH, err=True)
+
+
+@command.command(name="drift")
+@_store_option
+@click.option("--bundle", default="", metavar="PATH", help="Bundle that is asked about. Default: the shipped one.")
+@click.option("--since", metavar="TIME", help="First moment, as for export.")
+@click.option("--until", metavar="TIME", help="First moment after the last.")
+@click.option("--max-index", default=0.25, show_default=True, help="Stability index above which traffic has drifted.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_index: float, as_json: bool) -> None:
+    r"""Compares what a bundle decided with what it was calibrated on, and reported failures with its promise.
+
+    Exit code 3 where an index is above the limit and its test below .001, or where a policy has more reported failures
+    than its promise allows (test below .001, silence counted as success).
+
+    \b
+    classifier feedback drift --since 2026-01-01 --bundle /srv/bundles/current
+    """
+    from classifier.bundle import SHIPPED, read_bundle
+    from classifier.database import Database
+    from classifier.drift import excess_p_value, stability_indices, two_sample_tests
+    from classifier.errors import GateNotMet, InputError
+    from classifier.exports import export_row
+    from classifier.ledger import Ledger
+
+    read = read_bundle(bundle or SHIPPED)
+    if not read.reference.get("n"):
+        raise InputError(
+            f"{read.path}: its reference.json is empty, so there is nothing to compare with; export it again"
+        )
+    probabilities, signals = [], []
+    promised: dict[str, list[int]] = {}
+    with contextlib.closing(Database(url)) as database:
+        for found in Ledger(database).rows(_moment(since, 0.0), _moment(until, float("inf"))):
+            if found["bundle_version"] != read.version:
+                continue
+            row = export_row(found)
+            probabilities.append(row["probabilities"])
+            signals.append(row["signals"])
+            policy = read.policies.get(row["policy"])
+            # Where misses are weighted by severity, alpha bounds a loss and not a share of failures.
+            if row["guaranteed"] and policy is not None and not policy.guarantee.severity:
+                counts = promised.setdefault(row["policy"], [0, 0])
+                counts[0] += 1
+                counts[1] += row["cause"] == "quality" and row["verdict"] in ("rejected", "escalated")
+    if not signals:
+        raise InputError(f"no decisions of bundle {read.version} in that time; choose another --since or --bundle")
+    indices = stability_indices(probabilities, signals, read.reference)
+    tests = two_sample_tests(probabilities, signals, read.reference)
+    shifts = {name: {"index": indices[name], "p_value": tests[name]} for name in indices}
+    failures = {
+        name: {
+            "decisions": n,
+            "failures": k,
+            "promised": read.policies[name].guarantee.alpha,
+            "p_value": excess_p_value(k, n, read.policies[name].guarantee.alpha),
+        }
+        for name, (n, k) in promised.items()
+    }
+    wrong = [f"{name} has drifted" for name, s in shifts.items() if s["index"] > max_index and s["p_value"] < _ALARM]
+    wrong += [f"policy {name} fails more often than promised" for name, f in failures.items() if f["p_value"] < _ALARM]
+    if as_json:
+        result = {"bundle_version": read.version, "n": len(signals), "shifts": shifts, "failures": failures}
+        click.echo(json.dumps({**result, "alarms": wrong}))
+    else:
+        click.echo(f"{len(signals)} decisions of {read.version}, reference {read.reference['n']}")
+        for name, s in shifts.items():
+            click.echo(f"{name:<16} index {s['index']:6.3f}  p {s['p_value']:.2g}")
+        for name, f in failures.items():
+            told = f"{f['failures']} reported failures of {f['decisions']}, promised {f['promised']:g}"
+            click.echo(f"{name:<16} {told}  p {f['p_value']:.2g}")
+    if wrong:
+        raise GateNotMet("; ".join(wrong))
 
 
 def _moment(text: str | None, default: float) -> float:

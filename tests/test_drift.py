@@ -1,0 +1,170 @@
+"""Has traffic changed since the bundle was calibrated, and does its promise hold? Indices, tests, the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from classifier import cli
+from classifier.drift import (
+    _chi_squared_tail,
+    excess_p_value,
+    reference_distributions,
+    stability_indices,
+    two_sample_tests,
+)
+from classifier.feedback import open_store
+from classifier.policy import Guarantee, Policy
+from classifier.types import Verdict
+from tests.feedback_support import KEY, decision, mint, outcome, request
+from tests.tiny import tiny_bundle
+
+SIGNALS = (("[turns=1]", "[code=none]"), ("[turns=2]", "[code=none]"), ("[turns=1]", "[code=some]"))
+
+
+def traffic(rng, n, *, tilt=0.0, weights=(0.6, 0.3, 0.1)):
+    """Rows of probabilities, tilted towards the top tier, and of signals in the given shares."""
+    probabilities = rng.dirichlet((4 - tilt, 2, 1, 0.5 + tilt), n)
+    return probabilities, [SIGNALS[i] for i in rng.choice(3, n, p=weights)]
+
+
+@pytest.mark.parametrize(
+    ("x", "degrees", "expected"),
+    [(3.841459, 1, 0.05), (5.991465, 2, 0.05), (16.918978, 9, 0.05), (29.588298, 10, 0.001), (0.0, 3, 1.0)],
+)
+def test_the_tail_of_chi_squared_is_the_tables(x, degrees, expected):
+    """The tail without scipy is the one that statistical tables print."""
+    assert _chi_squared_tail(x, degrees) == pytest.approx(expected, rel=1e-5)
+
+
+def test_alike_traffic_raises_no_alarm():
+    """Over draws from the reference's own distribution the tests reject about as often as they say."""
+    rng = np.random.default_rng(0)
+    p_values = []
+    for _ in range(200):
+        reference = reference_distributions(*traffic(rng, 400))
+        p_values.append(list(two_sample_tests(*traffic(rng, 700), reference).values()))
+    rejected = (np.array(p_values) < 0.05).mean(axis=0)
+    assert rejected.max() < 0.10  # 200 draws at .05: .10 is more than three standard errors off
+    assert rejected.mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [({"tilt": 2.0}, "above_complex"), ({"weights": (0.2, 0.2, 0.6)}, "code")],
+    ids=["scores", "signals"],
+)
+def test_a_shift_is_seen_where_it_is(change, moved):
+    """Harder prompts move the scores, other prompts the signals; what did not move is not accused."""
+    rng = np.random.default_rng(1)
+    reference = reference_distributions(*traffic(rng, 2000))
+    probabilities, signals = traffic(rng, 2000, **change)
+    indices = stability_indices(probabilities, signals, reference)
+    tests = two_sample_tests(probabilities, signals, reference)
+    assert indices[moved] > 0.25
+    assert tests[moved] < 1e-6
+    still = {"above_complex", "code"} - {moved}
+    assert all(tests[name] > 1e-3 for name in still)
+
+
+def test_one_unseen_value_is_no_drift():
+    """A single row with a signal that the reference never had is not significant."""
+    probabilities, _ = traffic(np.random.default_rng(2), 10_000)
+    shares = [SIGNALS[0]] * 60 + [SIGNALS[1]] * 30 + [SIGNALS[2]] * 10
+    reference = reference_distributions(probabilities, shares * 100)
+    live = [("[turns=9]", "[code=none]"), *shares[1:]]
+    assert two_sample_tests(probabilities[:100], live, reference)["turns"] > 0.5
+
+
+def test_a_broken_promise_is_told_from_bad_luck():
+    """The tail is the exact binomial one, and rejects a kept promise no more often than it says."""
+    assert excess_p_value(0, 100, 0.1) == 1.0
+    assert excess_p_value(10, 10, 0.5) == pytest.approx(0.5**10)
+    assert excess_p_value(200, 1000, 0.1) < 1e-6
+    assert excess_p_value(100, 1000, 0.1) > 0.4
+    rng = np.random.default_rng(3)
+    p_values = [excess_p_value(int(k), 500, 0.1) for k in rng.binomial(500, 0.1, 2000)]
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A bundle with a reference of 500 rows and a promise of .1."""
+    promise = Guarantee(alpha=0.1, method="CONFORMAL_RISK_CONTROL", n=500, bound=0.1, feasible=True)
+    made = tiny_bundle(
+        tmp_path_factory.mktemp("drift") / "b",
+        policies=(Policy(name="balanced", threshold=0.7, guarantee=promise),),
+    )
+    reference = reference_distributions(*traffic(np.random.default_rng(4), 500))
+    staged = made.path.parent / "staged"
+    staged.mkdir()
+    for file in made.path.iterdir():
+        (staged / file.name).write_bytes(file.read_bytes())
+    (staged / "reference.json").write_text(json.dumps(reference))
+    from classifier.bundle import write_bundle
+
+    return write_bundle(made.path.parent / "whole", staged, made.manifest)
+
+
+async def filled(url, bundle, failures, **change):
+    """Stores 400 decisions of the bundle, so many of them reported as failures."""
+    store = open_store(url, key=KEY)
+    probabilities, signals = traffic(np.random.default_rng(5), 400, **change)
+    for n, (p, s) in enumerate(zip(probabilities, signals, strict=True)):
+        made = dataclasses.replace(decision(mint()), bundle_version=bundle.version, probabilities=tuple(map(float, p)))
+        store.record(made, request(), "gateway", signals=s)
+        if n < failures:
+            await store.report(outcome(made.decision_id, f"o{n}", Verdict.REJECTED), "gateway")
+    store.record(decision(mint()), request(), "gateway")  # another bundle's: left out
+    store.close()
+
+
+def run(url, bundle, *arguments):
+    return CliRunner().invoke(
+        cli.command, ["feedback", "drift", "--feedback-url", url, "--bundle", str(bundle.path), *arguments]
+    )
+
+
+async def test_the_command_says_that_all_is_well(bundle, tmp_path):
+    """Traffic like the reference and few failures: exit code 0, every index printed."""
+    url = f"sqlite:///{tmp_path}/f.db"
+    await filled(url, bundle, failures=40)
+    done = run(url, bundle, "--json")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["n"], found["alarms"]) == (0, 400, [])
+    assert found["failures"]["balanced"] == {
+        "decisions": 400,
+        "failures": 40,
+        "promised": 0.1,
+        "p_value": pytest.approx(0.526, abs=0.01),
+    }
+    assert "above_complex" in run(url, bundle).stdout
+
+
+@pytest.mark.parametrize(
+    ("failures", "change", "alarm"),
+    [(0, {"tilt": 2.5}, "above_complex has drifted"), (90, {}, "policy balanced fails more often")],
+    ids=["drift", "promise"],
+)
+async def test_the_command_raises_an_alarm(bundle, tmp_path, capsys, failures, change, alarm):
+    """Drift or a broken promise is exit code 3 with what is wrong."""
+    url = f"sqlite:///{tmp_path}/f.db"
+    await filled(url, bundle, failures, **change)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["feedback", "drift", "--feedback-url", url, "--bundle", str(bundle.path)])
+    assert ended.value.code == 3
+    assert alarm in capsys.readouterr().err
+
+
+def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
+    """An empty reference and an empty store are each named."""
+    url = f"sqlite:///{tmp_path}/f.db"
+    for path, message in ((tiny_bundle_path, "reference.json is empty"), (bundle.path, "no decisions of bundle")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["feedback", "drift", "--feedback-url", url, "--bundle", str(path)])
+        assert ended.value.code == 1
+        assert message in capsys.readouterr().err
