@@ -12,6 +12,7 @@ import click
 
 from classifier.errors import ClassifierError, GateNotMet
 from training.calibrate import command as calibrate
+from training.guarantee import command as guarantee
 
 
 class _Group(click.Group):
@@ -144,6 +145,7 @@ def evaluate(
 
 
 main.add_command(calibrate)
+main.add_command(guarantee)
 
 if __name__ == "__main__":
     main(prog_name="python -m training")

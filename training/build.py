@@ -23,7 +23,7 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel, set_seed
 
-from classifier.bundle import Bundle
+from classifier.bundle import Bundle, sha256
 from classifier.drift import reference_distributions
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
@@ -209,6 +209,9 @@ def build(
             "train_rows": len(data.train),
             "calibration_sha256": data_sha256(data.calibration),
             "calibration_rows": len(data.calibration),
+        },
+        "teachers": {
+            path.parent.name: sha256(path) for path in sorted((teacher or out / "teacher").glob("*/model.safetensors"))
         },
         TRAINING_ROWS: pack_rows(r.sha256 for r in data.train),
         "parity": asdict(parity),

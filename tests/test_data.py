@@ -1,0 +1,149 @@
+"""The corpus in data/: its form, its counts, and that nothing leaks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from classifier.types import ROLES, TIERS
+from training.corpus import read_corpus, split_of
+from training.datasheet import BIGGEST_LANGUAGES, DATA, END, START, agentic, chars, counts, read_rows, turns
+
+KINDS = {
+    "chat", "factual", "creative", "rewrite", "summarise", "translate", "extract", "classify", "support",
+    "voice-command", "planning", "analysis", "research", "reasoning", "math", "proof", "sql", "code-completion",
+    "code-debug", "code-review", "design", "agentic", "other",
+}  # fmt: skip
+NAMES = {t.label for t in TIERS}
+SHARED = Path(__file__).parents[2] / "shared" / "corpora"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Every line of the corpus."""
+    return read_rows()
+
+
+def test_every_row_has_the_stated_form(rows):
+    """A row has the fields that GUIDELINES.md states, and no others."""
+    fields = {
+        "id", "messages", "tools", "attachments", "tier", "votes", "probabilities", "source", "language", "kind",
+        "group", "family", "licence",
+    }  # fmt: skip
+    for row in rows:
+        assert set(row) == fields, row["id"]
+        assert all(set(m) == {"role", "content"} and m["role"] in ROLES for m in row["messages"]), row["id"]
+        assert any(m["role"] == "user" for m in row["messages"]), row["id"]
+        assert row["tier"] in NAMES, row["id"]
+        assert set(row["votes"]) <= NAMES, row["id"]
+        assert row["kind"] in KINDS, row["id"]
+        assert re.fullmatch(r"[a-z]{2,3}", row["language"]), row["id"]
+        assert row["source"].startswith("own-"), row["id"]
+        assert row["licence"] == "CC-BY-4.0", row["id"]
+
+
+def test_rows_are_usable_for_training(rows):
+    """The training reader takes every line; none is a duplicate of another."""
+    read = read_corpus([DATA])
+    assert len(read) == len(rows) == len({r["id"] for r in rows})
+
+
+def test_soft_labels_follow_the_votes(rows):
+    """The settled tier is among the votes, and where readers differed every voted tier has its share."""
+    names = [t.label for t in TIERS]
+    for row in rows:
+        assert row["tier"] in row["votes"], row["id"]
+        assert len(row["probabilities"]) == 4
+        assert abs(sum(row["probabilities"]) - 1) < 1e-6
+        assert all(row["probabilities"][names.index(vote)] > 0 for vote in row["votes"]), row["id"]
+
+
+def test_datasheet_states_the_counts(rows):
+    """The counts in data/README.md are those of the files: run `python -m training.datasheet` after a change."""
+    page = (DATA / "README.md").read_text(encoding="utf-8")
+    assert page[page.index(START) : page.index(END) + len(END)] == counts(rows)
+
+
+def test_corpus_is_as_broad_as_promised(rows):
+    """Tiers, languages, lengths, turns and tools have the shares that the datasheet promises."""
+    n = len(rows)
+    tiers = Counter(r["tier"] for r in rows)
+    languages = Counter(r["language"] for r in rows)
+    assert n >= 1500
+    assert tiers["frontier"] >= 0.06 * n
+    assert tiers["complex"] >= 0.18 * n
+    assert sum(chars(r) > 4000 for r in rows) >= 0.05 * n
+    assert sum(map(turns, rows)) >= 0.15 * n
+    assert sum(map(agentic, rows)) >= 0.10 * n
+    assert len(languages) >= 12
+    assert n - languages["en"] >= 0.20 * n
+    for code, _ in languages.most_common(BIGGEST_LANGUAGES + 1):
+        assert {r["tier"] for r in rows if r["language"] == code} == NAMES, code
+    assert {r["kind"] for r in rows} >= KINDS - {"other"}
+
+
+def test_near_duplicates_share_a_group(rows):
+    """Rows whose word shingles overlap by more than 0.8 (MinHash) are in one group."""
+    from datasketch import MinHash, MinHashLSH
+
+    index = MinHashLSH(threshold=0.8, num_perm=64)
+    sketches = {}
+    for row in rows:
+        text = " ".join(m["content"] for m in row["messages"]).lower().split()
+        if len(text) < 8:
+            continue  # short commands are alike by nature; exact duplicates are refused above
+        sketch = MinHash(num_perm=64)
+        sketch.update_batch([" ".join(text[i : i + 3]).encode() for i in range(len(text) - 2)])
+        sketches[row["id"]] = (sketch, row["group"])
+        index.insert(row["id"], sketch)
+    pairs = [
+        (name, other)
+        for name, (sketch, group) in sketches.items()
+        for other in index.query(sketch)
+        if other > name and sketches[other][1] != group and sketch.jaccard(sketches[other][0]) > 0.8
+    ]
+    assert pairs == []
+
+
+def test_no_group_is_split(rows):
+    """Every group lies in one of train, dev and test, and each has its share of rows."""
+    sides = defaultdict(set)
+    for row in read_corpus([DATA]):
+        sides[row.group].add(row.split)
+    assert all(len(found) == 1 for found in sides.values())
+    shares = Counter(split_of(r["group"]) for r in rows)
+    assert 0.7 < shares["train"] / len(rows) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern"),
+    [
+        ("e-mail addresses", r"[\w.+-]+@(?!example\.)[\w-]+\.(?:com|org|net|de|fr|io|ru|cn)\b"),
+        ("keys", r"\b(?:sk-[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|ghp_[A-Za-z0-9]{20,})\b|BEGIN (?:RSA )?PRIVATE KEY"),
+        ("card numbers", r"\b(?:4\d{3}|5[1-5]\d{2})[ -]?\d{4}[ -]?\d{4}[ -]?\d{4}\b"),
+    ],
+    ids=["email", "keys", "cards"],
+)
+def test_no_personal_data(rows, what, pattern):
+    """The corpus holds no e-mail addresses, keys or card numbers."""
+    found = [r["id"] for r in rows if re.search(pattern, " ".join(m["content"] for m in r["messages"]))]
+    assert found == [], what
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no other corpora beside the project to compare with")
+def test_nothing_is_copied_from_other_corpora():
+    """No row of ours is a row of the corpora beside the project, but for the shortest greetings."""
+    ours = {r.sha256: r.id for r in read_corpus([DATA]) if sum(len(m.content) for m in r.request.messages) > 40}
+    theirs = {r.sha256 for r in read_corpus([SHARED])}
+    assert [name for digest, name in ours.items() if digest in theirs] == []
+
+
+def test_load_dataset_works_as_documented(rows, tmp_path):
+    """`datasets.load_dataset("json", data_files=...)` reads the corpus as the datasheet says."""
+    datasets = pytest.importorskip("datasets")
+    files = [str(p) for p in sorted(DATA.glob("*.jsonl"))]
+    loaded = datasets.load_dataset("json", data_files=files, split="train", cache_dir=tmp_path)
+    assert len(loaded) == len(rows)

@@ -1,0 +1,75 @@
+"""What the package promises as a whole: light to import, few public names, documents that tell the truth."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import classifier
+from classifier.bundle import MANIFEST, SHIPPED
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "onnxruntime", "grpc", "numpy", "sqlalchemy")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_brings_nothing_heavy():
+    """`import classifier` loads neither models nor servers."""
+    found = python(f"import sys, classifier; print([m for m in {HEAVY} if m in sys.modules])")
+    assert found.strip() == "[]"
+
+
+def test_runtime_never_needs_torch():
+    """Every module of the runtime that serves imports where torch and its like are absent."""
+    code = """
+import importlib, pkgutil, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "datasets", "sklearn", "optimum", "training"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import classifier
+for name in ("client", "engine", "server", "service", "feedback", "registry", "telemetry", "cli"):
+    importlib.import_module(f"classifier.{name}")
+print("ok")
+"""
+    assert python(code).strip() == "ok"
+
+
+def test_public_names_are_few_and_work():
+    """The public names are these, and each can be imported."""
+    assert sorted(classifier.__all__) == [
+        "AsyncClient", "Client", "Decision", "Engine", "Message", "Outcome", "Request", "Tier", "__version__",
+    ]  # fmt: skip
+    for name in classifier.__all__:
+        assert getattr(classifier, name)
+
+
+@pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="no bundle was shipped yet")
+def test_readme_example_prints_what_it_says():
+    """The README's Python runs and prints what the README shows."""
+    code = re.search(r"<!-- test: runs -->\n```python\n(.*?)```", README, re.DOTALL)[1]
+    output = re.search(r"<!-- test: output -->\n```text\n(.*?)```", README, re.DOTALL)[1]
+    assert python(code) == output
+
+
+PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_documents_hold(page):
+    """Every relative link in the documents leads to a file."""
+    text = page.read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
+    missing = [t for t in targets if not (page.parent / t).exists()]
+    assert missing == []
