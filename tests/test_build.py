@@ -138,7 +138,7 @@ def test_student_keeps_spread_layers_and_the_last(layers, kept):
     for layer, source in zip(student.base_model.encoder.layer, kept, strict=True):
         wanted = teacher.base_model.encoder.layer[source].output.dense.weight
         assert layer.output.dense.weight.equal(wanted)
-    with pytest.raises(InputError, match="student.layers"):
+    with pytest.raises(InputError, match=r"student.layers"):
         student_from(teacher, 7)
 
 
