@@ -35,9 +35,11 @@ def test_tier_is_a_point():
 
 
 def test_probabilities_are_a_soft_label():
-    """Probabilities come before the tier and are made to sum to one."""
-    row = parse_row({"prompt": "hi", "tier": "simple", "probabilities": [0.1, 0.6, 0.304, 0]}, "mine")
+    """Probabilities are made to sum to one; the most probable tier is the tier, unless the file settles on one."""
+    row = parse_row({"prompt": "hi", "probabilities": [0.1, 0.6, 0.304, 0]}, "mine")
     assert row.tier is Tier.STANDARD
+    settled = parse_row({"prompt": "hi", "tier": "simple", "probabilities": [0.5, 0.5, 0, 0]}, "mine")
+    assert (settled.tier, settled.probabilities) == (Tier.SIMPLE, (0.5, 0.5, 0, 0))
     assert sum(row.probabilities) == pytest.approx(1)
 
 

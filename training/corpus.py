@@ -49,6 +49,7 @@ class Row:
         weight: relative weight in training, above 0.
         sha256: of the conversation, for overlap checks.
         stated_split: the file's own split, or "".
+        stated_tier: the file's own tier; beside `probabilities` it is what the readers settled on.
     """
 
     id: str
@@ -65,10 +66,13 @@ class Row:
     weight: float
     sha256: str
     stated_split: str = ""
+    stated_tier: Tier | None = None
 
     @property
     def tier(self) -> Tier:
-        """The most probable tier; of an interval its upper end."""
+        """The stated tier; else the most probable one; of an interval its upper end."""
+        if self.stated_tier is not None:
+            return self.stated_tier
         if self.probabilities is None:
             return self.at_most
         return Tier.from_index(int(np.argmax(self.probabilities)))
@@ -126,6 +130,8 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
                 "source": row.source, "language": row.language, "kind": row.kind, "group": row.group,
                 "family": row.family, "weight": row.weight,
             }  # fmt: skip
+            if row.stated_tier is not None:
+                data["tier"] = row.stated_tier.label
             if row.stated_split:
                 data["split"] = row.stated_split
             if row.probabilities is not None:
@@ -167,6 +173,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         weight=weight,
         sha256=digest,
         stated_split=_stated_split(data),
+        stated_tier=Tier.parse(str(data["tier"])) if data.get("tier") is not None else None,
     )
 
 
