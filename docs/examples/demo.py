@@ -136,7 +136,8 @@ def report_two(client: Client) -> None:
             decision.decision_id, str(uuid.uuid4()), verdict, Cause.QUALITY, Source.USER, served, accepted_tier=accepted
         )
         what = f"{name}: {verdict.name.lower()} at {served.label}"
-        print(f"{what:<34}{client.report_outcome(outcome):<10}{client.report_outcome(outcome)}")
+        first, second = client.report_outcome(outcome), client.report_outcome(outcome)
+        print(f"{what:<34}{first.name:<10}{second.name}")
 
 
 def refuse_one(client: Client) -> None:
