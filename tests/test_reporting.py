@@ -143,6 +143,7 @@ def test_a_drained_server_has_written_its_decisions(tiny_bundle_path, tmp_path):
     assert rows(database, "select count(*) from decisions") == [(50,)]
 
 
+@pytest.mark.faults
 def test_a_store_that_is_gone_does_not_stop_classification(tiny_bundle_path, tmp_path):
     """Without a usable store outcomes are UNAVAILABLE with the time to come back, and classification goes on."""
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--key-file", str(tmp_path / "key")]
