@@ -258,8 +258,8 @@ async def serve(
     # What is there now stays: without this every full collection walks all modules, and a request waits for it.
     gc.collect()
     gc.freeze()
-    # A core's thread that comes back from a run waits this long at most for the event loop to let go of the GIL; Python's
-    # 5 ms are two runs. Worth 5 % of throughput at 32 callers (docs/performance.md).
+    # A core's thread that comes back from a run waits this long at most for the event loop to let go of the GIL;
+    # Python's 5 ms are two runs. Worth 5 % of throughput at 32 callers (docs/performance.md).
     sys.setswitchinterval(SWITCH_SECONDS)
     (ready or print_ready)(server.addresses)
     await stopping

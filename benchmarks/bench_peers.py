@@ -1,0 +1,272 @@
+"""The same work behind the servers that a user would pick: latency at one caller, throughput at 32.
+
+    python benchmarks/bench_peers.py [--bundle PATH] [--seconds 5] [--python .venv-peers/bin/python]
+
+`ours` is `classifier serve` over gRPC. `fastapi_pipeline` is FastAPI around a transformers pipeline on the fp32
+MiniLM-L6 teacher's shape. `fastapi_onnx` and `litserve_onnx` run the very function that `ours` runs,
+`Engine.classify`. Peers run in an environment of their own, so that their pins do not meet ours:
+
+    python -m venv .venv-peers && .venv-peers/bin/pip install -e ".[training,minilm]" fastapi uvicorn litserve
+
+What is not installed there is skipped and said so. All are measured in turns within one run. JSON on stdout, a table on
+stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PEERS = ("fastapi_pipeline", "fastapi_onnx", "litserve_onnx")
+NEEDS = {
+    "fastapi_pipeline": ("fastapi", "uvicorn", "transformers", "torch"),
+    "fastapi_onnx": ("fastapi", "uvicorn"),
+    "litserve_onnx": ("litserve",),
+}
+TURNS = 5
+PATHS = {
+    "fastapi_pipeline": "/classify",
+    "fastapi_onnx": "/classify",
+    "litserve_onnx": "/predict",
+}
+
+
+# --- the peers, run in their own environment
+
+
+def serve_peer(name: str, bundle: Path, port: int) -> None:
+    """Serves as that peer's own documentation would have it, on all cores."""
+    if name.startswith("fastapi"):
+        import uvicorn
+        from fastapi import FastAPI
+
+        app, run = FastAPI(), (pipeline_function() if name == "fastapi_pipeline" else engine_function(bundle))
+
+        def classify(body: dict[str, str]) -> dict[str, object]:
+            return run(body["prompt"])
+
+        classify.__annotations__ = {"body": dict, "return": dict}  # FastAPI reads them, and they are text in this file
+        app.post("/classify")(classify)
+        uvicorn.run(app, port=port, log_level="error")
+    else:
+        from peer_litserve import serve
+
+        serve(bundle, port)
+
+
+def engine_function(bundle: Path) -> Callable[[str], dict[str, object]]:
+    """Prompt → decision, in process."""
+    from classifier import Request
+    from classifier.engine import Engine
+
+    engine = Engine.from_pretrained(bundle)
+
+    def run(prompt: str) -> dict[str, object]:
+        decision = engine.classify(Request.from_text(prompt))
+        return {"tier": decision.tier.label, "probabilities": list(decision.probabilities)}
+
+    return run
+
+
+def pipeline_function() -> Callable[[str], dict[str, object]]:
+    """Prompt → label by a transformers pipeline on MiniLM-L6 with four labels, fp32."""
+    import torch
+    import transformers
+
+    from training.model import load_base
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)  # requests in parallel use the cores, as ours do
+    model, fast = load_base("minilm", 192)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, model_max_length=192, pad_token="[PAD]")
+    classify = transformers.pipeline("text-classification", model=model.eval(), tokenizer=tokenizer, top_k=None)
+
+    def run(prompt: str) -> dict[str, object]:
+        return {"scores": classify(prompt, truncation=True)}
+
+    return run
+
+
+# --- load
+
+
+class Over:
+    """One server and how to ask it: `ask()` gives a function for one thread."""
+
+    def __init__(self, name: str, command: list[str], port: int, ask: Callable[[], Callable[[str], object]]) -> None:
+        self.name, self.ask, self._port = name, ask, port
+        self.turns: list[dict[str, float]] = []
+        environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}  # `training` is not installed
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, env=environ, start_new_session=True, **quiet)
+
+    def wait(self, seconds: float = 90.0) -> None:
+        """Until it answers."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.ask()("hi")
+            except Exception:
+                if time.monotonic() > end or self._process.poll() is not None:
+                    raise SystemExit(
+                        f"{self.name} did not start; run it by hand: {' '.join(self._process.args)}"
+                    ) from None
+                time.sleep(0.2)
+            else:
+                return
+
+    def turn(self, prompts: list[str], seconds: float) -> None:
+        """One caller, then 32, half of the time each."""
+        alone = self._loop(prompts, 1, seconds / 2)
+        server, client = self.cpu_seconds(), time.process_time()
+        many = self._loop(prompts, 32, seconds / 2)
+        server, client = self.cpu_seconds() - server, time.process_time() - client
+        self.turns.append(
+            {"p50_ms": 1e3 * statistics.median(alone), "per_second": len(many) / (seconds / 2)}
+            | {"server_cpu_ms": 1e3 * server / len(many), "client_cpu_ms": 1e3 * client / len(many)}
+        )
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the server and its children so far (Linux); what other processes use does not change it."""
+        total = 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self._process.pid:
+                    total += int(fields[11]) + int(fields[12])
+        return total / os.sysconf("SC_CLK_TCK")
+
+    def _loop(self, prompts: list[str], callers: int, seconds: float) -> list[float]:
+        took: list[float] = []
+        end = time.perf_counter() + seconds
+
+        def caller(number: int) -> None:
+            ask, i = self.ask(), number
+            while (now := time.perf_counter()) < end:
+                ask(prompts[i % len(prompts)])
+                took.append(time.perf_counter() - now)
+                i += 1
+
+        threads = [threading.Thread(target=caller, args=(n,)) for n in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return took
+
+    def close(self) -> None:
+        """Ends it and its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, 15)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, 9)
+            self._process.wait()
+
+
+def over_http(port: int, path: str) -> Callable[[], Callable[[str], object]]:
+    """Asks by POST over a connection that is kept."""
+
+    def make() -> Callable[[str], object]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+        def ask(prompt: str) -> object:
+            connection.request("POST", path, json.dumps({"prompt": prompt}), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200:
+                raise RuntimeError(f"{path}: status {response.status}")
+            return body
+
+        return ask
+
+    return make
+
+
+def over_grpc(address: str) -> Callable[[], Callable[[str], object]]:
+    """Asks by Classify; all callers share one connection."""
+    from classifier import Client
+
+    client = Client(address, timeout_seconds=60)
+    return lambda: client.classify
+
+
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def installed(python: str, modules: tuple[str, ...]) -> bool:
+    """Whether that interpreter has all of them."""
+    code = f"import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, {modules!r})))"
+    return Path(python).exists() and subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def main() -> None:
+    """Measures and prints."""
+    from classifier.bundle import SHIPPED
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=SHIPPED)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each turn of each server")
+    parser.add_argument("--python", default=".venv-peers/bin/python", help="the peers' interpreter")
+    parser.add_argument("--peer", nargs=2, metavar=("NAME", "PORT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peer:
+        serve_peer(options.peer[0], options.bundle, int(options.peer[1]))
+        return
+    from bench_serving import facts, prompts
+
+    port = free_port()
+    command = [sys.executable, "-m", "classifier", "serve", "--listen", f"127.0.0.1:{port}", "--max-wait-seconds", "30"]
+    servers = [Over("ours", [*command, "--bundle", str(options.bundle)], port, over_grpc(f"127.0.0.1:{port}"))]
+    skipped = [name for name in PEERS if not installed(options.python, NEEDS[name])]
+    try:
+        for name in PEERS:
+            if name not in skipped:
+                port = free_port()
+                command = [options.python, __file__, "--bundle", str(options.bundle), "--peer", name, str(port)]
+                servers.append(Over(name, command, port, over_http(port, PATHS[name])))
+        for server in servers:
+            server.wait()
+        texts = prompts(40)
+        for _ in range(TURNS):
+            for server in servers:
+                server.turn(texts, options.seconds)
+    finally:
+        for server in servers:
+            server.close()
+    rows = {
+        s.name: {what: statistics.median(turn[what] for turn in s.turns) for what in servers[0].turns[0]}
+        for s in servers
+    }
+    ours = rows["ours"]
+    for row in rows.values():
+        row["times_our_p50"] = row["p50_ms"] / ours["p50_ms"]
+        row["of_our_throughput"] = row["per_second"] / ours["per_second"]
+    print(json.dumps({"facts": facts(options.bundle), "servers": rows, "skipped": skipped}, indent=1))
+    for name, row in rows.items():
+        latency = f"p50 {row['p50_ms']:7.2f} ms ({row['times_our_p50']:.1f}x)"
+        shown = f"{latency}  {row['per_second']:6.0f}/s ({row['of_our_throughput']:.2f}x)"
+        shown += f"  CPU a request: server {row['server_cpu_ms']:.2f} ms, client {row['client_cpu_ms']:.2f} ms"
+        print(f"{name:<18} {shown}", file=sys.stderr)
+    for name in skipped:
+        print(f"{name:<18} skipped: {options.python} does not have {', '.join(NEEDS[name])}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
