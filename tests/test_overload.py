@@ -16,7 +16,7 @@ from tests.serving_support import server_process
 
 RUN_SECONDS, CORES = 0.02, 2
 CAPACITY = CORES / RUN_SECONDS
-DEADLINE = 1.0
+DEADLINE = 2.0  # far above max_wait_seconds: only a machine that stands still would miss it
 REQUEST = pb.ClassifyRequest(messages=[pb.Message(role="user", content="x")])
 TOKENS = {"flood": "flood-0123456789abcdef", "quiet": "quiet-0123456789abcdef"}
 
