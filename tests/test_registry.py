@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from classifier import objects
 from classifier.bundle import SHIPPED, read_bundle
@@ -377,7 +378,7 @@ def die_at(patch, n: int) -> list[str]:
         (objects.Objects, "discard", None),
     ):
         patch.setattr(owner, name, dying(name, getattr(owner, name), half))
-    filesystem = objects.fsspec.implementations.memory.MemoryFileSystem
+    filesystem = MemoryFileSystem
     for name in ("pipe_file", "put_file", "rm"):
         patch.setattr(filesystem, name, dying(name, getattr(filesystem, name)))
     return died
