@@ -94,7 +94,7 @@ def fit(
         One dictionary an epoch: epoch, loss, seconds.
     """
     accelerator = Accelerator()
-    bf16 = bool(torch.backends.mkldnn.is_available()) and os.uname().machine == "x86_64"
+    bf16 = _bfloat16(accelerator.device)
     target = torch.from_numpy(soft_labels(rows))
     inside = torch.tensor([[float(r.at_least <= t <= r.at_most) for t in TIERS] for r in rows])
     weight = torch.from_numpy(row_weights(rows, options))
@@ -169,14 +169,21 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
     sequences = [tokenizer.ids(render(r.request))[:2] for r in rows]
     order = sorted(range(len(rows)), key=lambda i: len(sequences[i][0]))
     out = np.zeros((len(rows), len(TIERS)), dtype=np.float32)
-    model.eval()
-    bf16 = bool(torch.backends.mkldnn.is_available()) and os.uname().machine == "x86_64"
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    device = Accelerator().device
+    model.to(device).eval()
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(device)):
         for start in tqdm(range(0, len(order), 64), desc=name, unit="batch", disable=None):
             chunk = order[start : start + 64]
-            inputs = {k: torch.from_numpy(v) for k, v in pad([sequences[i] for i in chunk]).items()}
-            out[chunk] = model(**inputs).logits.float().numpy()
+            inputs = {k: torch.from_numpy(v).to(device) for k, v in pad([sequences[i] for i in chunk]).items()}
+            out[chunk] = model(**inputs).logits.float().cpu().numpy()
     return out
+
+
+def _bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are fast and sound on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.backends.mkldnn.is_available()) and os.uname().machine == "x86_64"
 
 
 def row_weights(rows: Sequence[Row], options: FitOptions) -> NDArray[np.float32]:
