@@ -72,7 +72,7 @@ def test_corpus_is_as_broad_as_promised(rows):
     n = len(rows)
     tiers = Counter(r["tier"] for r in rows)
     languages = Counter(r["language"] for r in rows)
-    assert n >= 1500
+    assert n >= 6000
     assert tiers["frontier"] >= 0.06 * n
     assert tiers["complex"] >= 0.18 * n
     assert sum(chars(r) > 4000 for r in rows) >= 0.05 * n
