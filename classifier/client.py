@@ -19,8 +19,9 @@ from typing import Any, Self
 import grpc
 
 from classifier import wire
-from classifier.errors import ClassifierError
+from classifier.errors import ClassifierError, NoAllowedRoute
 from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic, Plan, stream_request
+from classifier.routing import RoutingTable, read_table
 from classifier.types import Outcome, OutcomeState, Tier
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
@@ -77,6 +78,8 @@ class _Base:
         tls_cert: PEM file of this client's certificate chain, for mTLS.
         tls_key: PEM file of its key.
         breaker: when to stop asking.
+        routes: the routing table, or its file; use the server's. With it every answer has a route, also a fallback,
+            and a restricted request (`labels={"data": "restricted"}`) only gets routes on premises or raises.
         options: more gRPC channel arguments.
     """
 
@@ -92,11 +95,13 @@ class _Base:
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
         breaker: Breaker | None = None,
+        routes: RoutingTable | str | Path | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         self._target = target
         self._options = [*_OPTIONS, *options]
-        self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker())
+        table = routes if routes is None or isinstance(routes, RoutingTable) else read_table(routes)
+        self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker(), table)
         self._credentials = (
             grpc.ssl_channel_credentials(*(Path(p).read_bytes() if p else None for p in (tls_ca, tls_key, tls_cert)))
             if tls or tls_ca or tls_cert
@@ -142,6 +147,7 @@ class Client(_Base):
 
         Raises:
             ClassifierError: only without a `fallback_tier`.
+            NoAllowedRoute: a restricted request would have to leave the premises.
         """
         logic, plan = self._logic, self._logic.plan(conversation, fields)
         try:
@@ -150,7 +156,7 @@ class Client(_Base):
                 plan.message, timeout=timeout_seconds or logic.timeout_seconds, metadata=logic.metadata()
             )
             logic.breaker.succeeded()
-            return logic.answered(response)
+            return logic.answered(plan, response)
         except (ClassifierError, grpc.RpcError) as error:
             return logic.failed(plan, error)
 
@@ -163,6 +169,7 @@ class Client(_Base):
 
         Raises:
             ClassifierError: only without a `fallback_tier`: the first one's.
+            NoAllowedRoute: a restricted request would have to leave the premises.
         """
         logic, batch = self._logic, Batch(self._logic, conversations)
         try:
@@ -181,6 +188,7 @@ class Client(_Base):
 
         Raises:
             ClassifierError: only without a `fallback_tier`.
+            NoAllowedRoute: a restricted request would have to leave the premises.
         """
         logic, sent = self._logic, deque[Plan]()
         source = iter(conversations)
@@ -195,6 +203,8 @@ class Client(_Base):
             logic.admit()
             for response in self._stub.ClassifyStream(messages(), timeout=timeout_seconds, metadata=logic.metadata()):
                 yield logic.result(sent.popleft(), response.result)
+        except NoAllowedRoute:
+            raise
         except (ClassifierError, grpc.RpcError) as error:
             if logic.fallback_tier is None:
                 raise logic.understood(error)[0] from None
@@ -268,7 +278,7 @@ class AsyncClient(_Base):
                 plan.message, timeout=timeout_seconds or logic.timeout_seconds, metadata=logic.metadata()
             )
             logic.breaker.succeeded()
-            return logic.answered(response)
+            return logic.answered(plan, response)
         except (ClassifierError, grpc.RpcError) as error:
             return logic.failed(plan, error)
 
@@ -307,6 +317,8 @@ class AsyncClient(_Base):
             call = self._stub.ClassifyStream(messages(), timeout=timeout_seconds, metadata=logic.metadata())
             async for response in call:
                 yield logic.result(sent.popleft(), response.result)
+        except NoAllowedRoute:
+            raise
         except (ClassifierError, grpc.RpcError) as error:
             if logic.fallback_tier is None:
                 raise logic.understood(error)[0] from None

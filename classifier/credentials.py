@@ -100,7 +100,7 @@ class Identity:
         self._file = Path(tokens_file) if tokens_file else None
         self._certificates = certificates
         self._tokens = Tokens.from_file(self._file) if self._file else None
-        self._stamp = _stamp(self._file)
+        self._stamp = stamp(self._file)
 
     def caller(self, call: Call) -> Caller:
         """Whose call it is.
@@ -127,9 +127,9 @@ class Identity:
         Raises:
             SettingsError: the new file cannot be used; the old tokens stay.
         """
-        if self._file is None or (stamp := _stamp(self._file)) == self._stamp:
+        if self._file is None or (found := stamp(self._file)) == self._stamp:
             return False
-        self._stamp = stamp
+        self._stamp = found
         self._tokens = Tokens.from_file(self._file)
         return True
 
@@ -145,7 +145,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
-def _stamp(path: Path | None) -> tuple[int, int, int]:
+def stamp(path: Path | None) -> tuple[int, int, int]:
     """Changes when the file does, also when it is replaced by a link switch as Kubernetes does."""
     try:
         status = path.stat() if path else None

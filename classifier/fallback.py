@@ -18,7 +18,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from classifier import wire
-from classifier.errors import ClassifierError, InvalidRequest, ServerUnreachable
+from classifier.errors import ClassifierError, InvalidRequest, NoAllowedRoute, ServerUnreachable
+from classifier.routing import RoutingTable, is_restricted
 from classifier.types import Decision, Request, Tier
 from classifier.v1 import classifier_pb2 as pb
 
@@ -38,11 +39,13 @@ class Answer:
         tier: the tier to route to, always there.
         decision: the server's decision; None where the client fell back.
         fallback: empty, or why the client fell back: a status code's name such as "UNAVAILABLE", or "CIRCUIT_OPEN".
+        route: model that the routing table names for the tier; empty without a table.
     """
 
     tier: Tier
     decision: Decision | None = None
     fallback: str = ""
+    route: str = ""
 
     @property
     def classified(self) -> bool:
@@ -87,10 +90,20 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One request on its way: what is sent, and what is answered if nothing comes back."""
+    """One request on its way: what is sent, and what is answered if nothing comes back.
+
+    Attributes:
+        message: what is sent; None where the request is not valid.
+        fallback_tier: the caller's, within the request's bounds; None raises instead.
+        request: the request; None where it is not valid.
+        restricted: whether it may only go to routes on premises, which also a request that is not valid may say.
+        problem: why it is not valid.
+    """
 
     message: pb.ClassifyRequest | None
     fallback_tier: Tier | None
+    request: Request | None = None
+    restricted: bool = False
     problem: ClassifierError | None = None
 
 
@@ -98,7 +111,12 @@ class Logic:
     """Everything that the sync and the async client share: all but the waiting."""
 
     def __init__(
-        self, fallback_tier: Tier | None, timeout_seconds: float, token: str | Callable[[], str], breaker: Breaker
+        self,
+        fallback_tier: Tier | None,
+        timeout_seconds: float,
+        token: str | Callable[[], str],
+        breaker: Breaker,
+        routes: RoutingTable | None = None,
     ) -> None:
         if not timeout_seconds > 0:
             raise ValueError(f"timeout_seconds is {timeout_seconds!r}; give a positive number of seconds")
@@ -106,6 +124,7 @@ class Logic:
         self.timeout_seconds = timeout_seconds
         self.token = token
         self.breaker = breaker
+        self.routes = routes
         self.counts: Counter[str] = Counter()
         self.lock = threading.Lock()
 
@@ -121,8 +140,10 @@ class Logic:
             else:
                 request = Request.from_messages(conversation, **fields)
         except InvalidRequest as error:
-            return Plan(None, _bounded(self.fallback_tier, fields.get("floor"), fields.get("ceiling")), error)
-        return Plan(wire.request_to_proto(request), _bounded(self.fallback_tier, request.floor, request.ceiling))
+            tier = _bounded(self.fallback_tier, fields.get("floor"), fields.get("ceiling"))
+            return Plan(None, tier, None, is_restricted(fields.get("labels") or {}), error)
+        tier = _bounded(self.fallback_tier, request.floor, request.ceiling)
+        return Plan(wire.request_to_proto(request), tier, request, is_restricted(request.labels))
 
     def admit(self, plan: Plan | None = None) -> None:
         """Raises where nothing should be sent."""
@@ -136,16 +157,31 @@ class Logic:
         token = self.token if isinstance(self.token, str) else self.token()
         return (("authorization", f"Bearer {token}"),) if token else None
 
-    def answered(self, response: pb.ClassifyResponse) -> Answer:
-        """The answer that came back."""
+    def answered(self, plan: Plan, response: pb.ClassifyResponse) -> Answer:
+        """The answer that came back, with a route by the client's own table where the server has none.
+
+        A restricted request is routed by the client's table in any case: it knows what is on premises here.
+
+        Raises:
+            NoAllowedRoute: the client's table has no route that the request may take.
+        """
         decision = wire.decision_from_proto(response)
+        if self.routes is not None and plan.request is not None and (plan.restricted or not decision.route):
+            try:
+                decision = self.routes.apply(decision, plan.request)
+            except NoAllowedRoute:
+                if plan.restricted:
+                    raise
         self.count("classified")
-        return Answer(decision.tier, decision)
+        return Answer(decision.tier, decision, "", decision.route)
 
     def result(self, plan: Plan, result: pb.ClassifyResult) -> Answer:
         """The answer to an item of a batch or stream."""
         if result.HasField("response"):
-            return self.answered(result.response)
+            try:
+                return self.answered(plan, result.response)
+            except ClassifierError as error:
+                return self.fall_back(plan, error, error.status)
         status = status_pb2.Status(code=result.error.code, message=result.error.message)
         return self.fall_back(plan, wire.error_of(status), wire.code_name(status.code))
 
@@ -155,11 +191,32 @@ class Logic:
         return self.fall_back(plan, known, code)
 
     def fall_back(self, plan: Plan, error: ClassifierError, code: str) -> Answer:
-        """The caller's tier with the reason; raises the error where the caller gave none."""
+        """The caller's tier, or the nearest with an allowed route, with the reason.
+
+        Raises:
+            ClassifierError: the error, where the caller gave no tier.
+            NoAllowedRoute: a restricted request for which the client knows no route on premises.
+        """
         self.count(code)
         if plan.fallback_tier is None:
             raise error
-        return Answer(plan.fallback_tier, None, code)
+        if self.routes is None:
+            if plan.restricted:
+                raise NoAllowedRoute(
+                    f"{code}: a request with data=restricted falls back to a route on premises only, and this client "
+                    "has no routing table; give it one (routes=)"
+                ) from error
+            return Answer(plan.fallback_tier, None, code)
+        request = plan.request
+        bounds = {"floor": request.floor, "ceiling": request.ceiling} if request else {}
+        chars = sum(len(m.content) for m in request.messages) if request else 0
+        try:
+            found = self.routes.choose(plan.fallback_tier, restricted=plan.restricted, chars=chars, **bounds)
+        except NoAllowedRoute:
+            if plan.restricted:
+                raise
+            return Answer(plan.fallback_tier, None, code)
+        return Answer(found.tier, None, code, found.model)
 
     def understood(self, error: Exception) -> tuple[ClassifierError, str]:
         """Our error, and its code's name; tells the breaker."""

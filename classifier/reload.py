@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from classifier.credentials import stamp
 from classifier.errors import BundleNotFound, ClassifierError
+from classifier.routing import RoutingTable, read_table
 from classifier.service import Classifies
 from classifier.types import Decision
 
@@ -45,6 +47,37 @@ class Source(Protocol):
         Raises:
             BundleError: it cannot be used.
         """
+
+
+class Routes:
+    """The routing table of a file.
+
+    Args:
+        path: TOML; empty means that there is none.
+
+    Attributes:
+        table: what the file held when it was last good; None without one.
+
+    Raises:
+        SettingsError: it cannot be used.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path) if path else None
+        self._stamp = stamp(self._path)
+        self.table: RoutingTable | None = read_table(self._path) if self._path else None
+
+    def reload(self) -> bool:
+        """Reads the file again if it changed; keeps the table there was if it cannot be used. True where it changed.
+
+        Raises:
+            SettingsError: the new file cannot be used; the old table stays.
+        """
+        if self._path is None or (found := stamp(self._path)) == self._stamp:
+            return False
+        self._stamp = found
+        self.table = read_table(self._path)
+        return True
 
 
 class Fixed:

@@ -27,7 +27,7 @@ from classifier.admission import Admission, RateLimit
 from classifier.credentials import Identity
 from classifier.errors import ClassifierError
 from classifier.listening import bind, options
-from classifier.reload import Shadow, Source, Watched, source_of
+from classifier.reload import Routes, Shadow, Source, Watched, source_of
 from classifier.service import Classifies, Ids, Limits, Observer, Service
 from classifier.settings import ServerSettings, available_cores, state_folder
 
@@ -80,6 +80,7 @@ class Server:
         self._grpc: grpc.aio.Server
         self._feedback: FeedbackStore | None = None
         self._shadow: Shadow | None = None
+        self._routes: Routes
         self._watched: list[Watched] = []
         self._watching: asyncio.Task[None] | None = None
 
@@ -97,12 +98,14 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if settings.reflection:
             _add_reflection(self._grpc)
+        self._routes = Routes(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
             ids=_ids(key),
             identity=Identity(settings.tokens, certificates=bool(settings.tls_client_ca)),
             observer=self._observer,
             store=settings.store,
+            routes=self._routes.table,
         )
         self._apply(settings)
         self._grpc.add_generic_rpc_handlers((self.service.handlers(),))
@@ -131,7 +134,7 @@ class Server:
         await self._close()
 
     async def reload(self) -> None:
-        """Reads the settings again, and looks for a bundle and tokens, also those refused before."""
+        """Reads the settings again, and looks for a bundle, tokens and routes, also those refused before."""
         if self._reread is not None:
             try:
                 fresh = self._reread()
@@ -190,13 +193,15 @@ class Server:
                 log.warning("watching failed with %s; it goes on", type(error).__name__)
 
     async def _check(self, *, again: bool = False) -> None:
-        try:
-            if self.service.identity.reload():
-                self._count("tokens", ok=True)
-                log.info("tokens: read again")
-        except ClassifierError as error:
-            self._count("tokens", ok=False)
-            log.warning("%s; the tokens there were stay", error)
+        for what, read in (("tokens", self.service.identity.reload), ("routes", self._routes.reload)):
+            try:
+                if read():
+                    self._count(what, ok=True)
+                    log.info("%s: read again", what)
+            except ClassifierError as error:
+                self._count(what, ok=False)
+                log.warning("%s; the %s there were stay", error, what)
+        self.service.routes = self._routes.table
         if self._metrics is not None and self._feedback is not None:
             self._metrics.feedback_dropped(self._feedback.dropped)
         bundle = getattr(self.service.engine, "bundle", None)

@@ -26,7 +26,9 @@ from classifier import wire
 from classifier.admission import Admission, RateLimit
 from classifier.credentials import Caller, Identity
 from classifier.errors import ClassifierError, DeadlinePassed, InvalidRequest, NotConfigured, NotReady, Overloaded
-from classifier.types import Decision, Outcome, OutcomeState, Request, Scores, Timings
+from classifier.policy import exploration
+from classifier.routing import RoutingTable
+from classifier.types import Decision, Outcome, OutcomeState, Request, Scores, Tier, Timings
 from classifier.v1 import classifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ class Service:
         limits: what one call may ask for.
         rate_limit: how often one caller may ask.
         observer: is told what happened.
+        routes: the routing table; None where answers name no route.
         after: called with every decision made and what it was made from, off the caller's path (shadow scoring).
     """
 
@@ -131,6 +134,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 1))
     observer: Observer = field(default_factory=Observer)
+    routes: RoutingTable | None = None
     after: Callable[[Any, Decision], None] | None = None
     _streams: int = 0
 
@@ -176,6 +180,8 @@ class Service:
         decision_id = self.ids.mint(caller.principal, request.request_id, time.time())
         recorded = self.feedback is not None and self.store != "off" and request.record is not False
         decision = engine.decide(prepared, scores, self.ids.draw(decision_id) if recorded else None)
+        if self.routes is not None:
+            decision = _routed(self.routes, decision, prepared)
         scored = time.perf_counter()
         times = Timings(queue_seconds, before_line - started, model_seconds, scored - started + parse_seconds)
         decision = replace(decision, decision_id=decision_id, timings=times)
@@ -382,6 +388,15 @@ class Service:
 def _timed_score(engine: Classifies, prepared: Any) -> tuple[Scores, float]:
     started = time.perf_counter()
     return engine.score(prepared), time.perf_counter() - started
+
+
+def _routed(table: RoutingTable, decision: Decision, prepared: Any) -> Decision:
+    """The decision with its route. Where exploration was on, the propensity is that of the tier it ends at."""
+    request, reach = prepared.request, None
+    if decision.propensity < 1:
+        unexplored = min(decision.model_tier, request.ceiling or Tier.FRONTIER)  # a floor turns exploration off
+        reach = exploration(unexplored, prepared.policy.epsilon, ceiling=request.ceiling)
+    return table.apply(decision, request, reach)
 
 
 def _deadline(context: grpc.aio.ServicerContext[bytes, bytes]) -> float:

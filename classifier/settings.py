@@ -43,7 +43,9 @@ class ServerSettings:
     bundle: str = _setting("", "Bundle folder, or a name in the registry. Default: 'current', or the shipped bundle.")
     registry: str = _setting("", "Folder or URL of the bundle registry; its 'current' is watched and reloaded.")
     watch_seconds: float = _setting(
-        5.0, "How often the registry and the tokens file are looked at for changes, in seconds.", minimum=0.01
+        5.0,
+        "How often the registry and the files of tokens and routes are looked at for changes, in seconds.",
+        minimum=0.01,
     )
     cores: int = _setting(
         0, "Requests that the model runs at once, one core each; 0 means the cores there are.", minimum=0
@@ -66,7 +68,7 @@ class ServerSettings:
     retention_days: float = _setting(90.0, "Age at which decisions and outcomes are deleted, in days.", minimum=0.001)
     store: str = _setting("hash", "What is kept of a recorded request.", choices=("off", "hash", "text"))
     key_file: str = _setting("", "File with the key of decision ids, shared by replicas; made if it is not there.")
-    routes: str = _setting("", "TOML file of the routing table: tier to model, price, place.")
+    routes: str = _setting("", "TOML file of the routing table (tier to model, price, place); read again on change.")
     tls_cert: str = _setting("", "PEM file of the server's certificate chain; read again when it changes.")
     tls_key: str = _setting("", "PEM file of the certificate's key.")
     tls_client_ca: str = _setting("", "PEM file of the authority that signs clients' certificates: turns mTLS on.")
