@@ -85,6 +85,47 @@ def test_corpus_is_as_broad_as_promised(rows):
     assert {r["kind"] for r in rows} >= KINDS - {"other"}
 
 
+def test_contrast_families_are_large_enough(rows):
+    """Every contrast family has at least 80 groups of at least two twins; both forms of the same ask count together."""
+    groups = defaultdict(Counter)
+    for row in rows:
+        if row["family"]:
+            groups[row["family"].removesuffix("-form").removesuffix("-language")][row["group"]] += 1
+    assert set(groups) == {
+        "added-constraint", "easy-topic-hard-work", "hard-topic-easy-work", "harness-noise", "long-material",
+        "same-ask-other", "short-reply", "steering",
+    }  # fmt: skip
+    twins = {family: sum(size > 1 for size in sizes.values()) for family, sizes in groups.items()}
+    assert {family: n for family, n in twins.items() if n < 80} == {}
+
+
+def test_long_material_asks_light_and_heavy_work(rows):
+    """Each document of the long-material family carries asks of different tiers, and most are over 4,000 characters."""
+    tiers = defaultdict(set)
+    for row in (r for r in rows if r["family"] == "long-material"):
+        tiers[row["group"]].add(row["tier"])
+    assert [group for group, found in tiers.items() if len(found) < 2] == []
+    long = {r["group"] for r in rows if r["family"] == "long-material" and chars(r) > 4000}
+    assert len(long) >= 0.8 * len(tiers)
+
+
+def test_readers_agree(rows):
+    """Two blind readers agree on at least .85 of the rows, and with a quadratic kappa of at least .85."""
+    stated = re.search(r"rows: raw agreement (\d\.\d+), quadratic kappa (\d\.\d+)", counts(rows))
+    assert stated is not None
+    assert min(map(float, stated.groups())) >= 0.85
+
+
+def test_third_readers_settle_what_two_could_not(rows):
+    """A row with three labels stands on the middle one; no row of one label is called soft."""
+    names = [t.label for t in TIERS]
+    for row in rows:
+        if len(row["votes"]) == 3:
+            assert row["tier"] == names[sorted(map(names.index, row["votes"]))[1]], row["id"]
+        if len(row["votes"]) == 1:
+            assert max(row["probabilities"]) == 1, row["id"]
+
+
 def test_near_duplicates_share_a_group(rows):
     """Rows whose word shingles overlap by more than 0.8 (MinHash) are in one group."""
     from datasketch import MinHash, MinHashLSH
