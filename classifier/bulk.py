@@ -1,0 +1,376 @@
+"""Labels logs on one machine: a process a core, resumable from files, the same bytes whatever happened on the way.
+
+Theory of operation. The input is cut into chunks at fixed places (`readers`). Each chunk becomes one piece, a file in
+the folder `OUT.parts`, written beside its name and renamed when it is whole; which process made it, and when, leaves no
+trace in it (`pieces`, `processes`). A run that finds pieces there makes only those that are missing. At the end the
+pieces are merged in order into one file, which is renamed to its name, then the manifest says that it is complete, then
+the pieces go. So a run killed anywhere and started again ends with the file of a run that was not. `OUT.manifest.json`
+holds what the run is about (bundle, policy, inputs, how rows are read); a run that is about something else is refused.
+
+Knows nothing of formats of rows, of the model, or of terminals.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from classifier.answering import Identity, Maker
+from classifier.errors import InputError
+from classifier.labelled import LABEL_VERSION, kind_of, manifest_path, merge_pieces, output_schema
+from classifier.labelling import Labeller, Plan, Tally, parse_line
+from classifier.lines import MAX_ROW_BYTES
+from classifier.pieces import (
+    as_json,
+    check_same,
+    fsync_folder,
+    no_space,
+    read_manifest,
+    read_piece,
+    read_tally,
+    write_atomically,
+)
+from classifier.processes import make_part, pool_of
+from classifier.readers import (
+    ALL,
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    Chunk,
+    Position,
+    Selection,
+    csv_header,
+    parquet_schema,
+    pyarrow,
+    read_chunks,
+)
+from classifier.settings import available_cores
+from classifier.sources import STDIN, Source, find_sources
+from classifier.tables import infer_schema
+
+HEAD_CHUNKS = 10
+"""The columns of lines are those of the first so many chunks."""
+_WAITING = 2
+"""Chunks in line for each process; one is worked on, one is there when that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run reads and what it is allowed to use.
+
+    Attributes:
+        row_format: one of `payloads.FORMATS`.
+        text_field: the column of texts.
+        policy: the policy's name; empty is the default.
+        selection: which rows.
+        processes: how many; None means the cores there are.
+    """
+
+    row_format: str = "auto"
+    text_field: str = "prompt"
+    policy: str = ""
+    selection: Selection = ALL
+    processes: int | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        tally: of everything that is done, earlier runs included.
+        resumed_rows: rows of it that an earlier run had done.
+        position: how far the reading is.
+        total_bytes: of the input; 0 where nobody says.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    resumed_rows: int = 0
+    position: Position = field(default_factory=Position)
+    total_bytes: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the input that was read, 0 to 1; 0 where nobody says."""
+        return min(1.0, self.position.bytes / self.total_bytes) if self.total_bytes else 0.0
+
+
+def label(
+    inputs: Sequence[str],
+    output: str,
+    maker: Maker,
+    options: Options | None = None,
+    *,
+    told: Callable[[Progress], None] = lambda _: None,
+) -> Progress:
+    """Labels the inputs into the file `output`, or finishes what an earlier run began.
+
+    Args:
+        inputs: files, folders, globs, fsspec URLs, or `-`.
+        output: a .parquet, .jsonl or .csv file.
+        maker: makes what answers, in each process.
+        options: how rows are read.
+        told: called whenever a chunk is done.
+
+    Raises:
+        InputError: the input is not there, the output is another run's, or there is no space.
+        ClassifierError: what answers cannot be made, or a process died.
+    """
+    options = options or Options()
+    sources = find_sources(inputs)
+    run = Run.open(sources, output, maker.identity(options.policy), options)
+    if run.complete is not None:
+        return Progress(run.complete, run.complete.rows)
+    with run.held(), no_space(output):
+        progress = run.label(maker, told)
+        run.finish(progress.tally)
+    return progress
+
+
+class Run:
+    """One output in the making: its manifest, its pieces.
+
+    Attributes:
+        complete: the tally of a run that is complete already, else None.
+    """
+
+    def __init__(self, sources: Sequence[Source], output: Path, identity: Identity, options: Options) -> None:
+        self.complete: Tally | None = None
+        self._sources = sources
+        self._output = output
+        self._identity = identity
+        self._options = options
+        self._parts = output.with_name(output.name + ".parts")
+        self._kind = kind_of(str(output))
+        self._total = _total_bytes(sources)
+        self._chunks: Iterator[Chunk] = iter(())
+        self._position = Position()
+        self._count = 0
+        self._few: int | None = None
+        self._schema: Any = None
+
+    @classmethod
+    def open(cls, sources: Sequence[Source], output: str, identity: Identity, options: Options) -> Run:
+        """The run of an output: new, begun, or complete.
+
+        Raises:
+            InputError: the output is there and is another run's.
+        """
+        path = Path(output)
+        run = cls(sources, path, identity, options)
+        if not path.parent.is_dir():
+            raise InputError(f"{output}: there is no folder {path.parent}; make it first")
+        stated = run._stated()
+        found = read_manifest(manifest_path(path))
+        if found is None and path.exists():
+            raise InputError(f"{output}: exists, and no manifest beside it says how it was made; choose another file")
+        if found is not None and not (found.get("complete") and not path.exists()):
+            check_same(output, found, stated)
+            if found.get("complete") and sources[0].name != STDIN:
+                run.complete = Tally.from_json(found["complete"])
+                shutil.rmtree(run._parts, ignore_errors=True)
+                return run
+            schema = found["schema"]
+        else:
+            found = schema = None
+        if sources[0].name == STDIN or found is None:
+            shutil.rmtree(run._parts, ignore_errors=True)
+            found = schema = None
+        run._begin(stated, schema)
+        return run
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps a second run off this output.
+
+        Raises:
+            InputError: another run is at it.
+        """
+        with (self._parts / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self._output}: another run is writing it; wait for that, or stop it") from None
+            yield
+
+    def label(self, maker: Maker, told: Callable[[Progress], None]) -> Progress:
+        """Makes the pieces that are missing."""
+        progress = Progress(total_bytes=self._total, position=self._position)
+        options = self._options
+        schema = self._schema.serialize().to_pybytes()
+        plan = Plan(
+            options.row_format,
+            options.text_field,
+            self._identity.policy,
+            self._identity.group_by,
+            self._kind,
+            schema,
+        )
+        processes = options.processes or available_cores()
+        processes = processes if self._few is None else max(1, min(processes, self._few))
+        count = 0
+        tallies: dict[int, Tally] = {}
+        pending: dict[Future[dict[str, Any]], int] = {}
+        with pool_of(processes, maker, plan) as pool:
+            for chunk in self._chunks:
+                count += 1
+                part = self._part(chunk.index)
+                if part.exists():
+                    tallies[chunk.index] = read_tally(part)
+                    progress.resumed_rows += tallies[chunk.index].rows
+                    progress.tally.add(tallies[chunk.index])
+                    continue
+                pending[pool.submit(make_part, chunk, part)] = chunk.index
+                while len(pending) >= _WAITING * processes:
+                    self._collect(pending, tallies, progress, told)
+            while pending:
+                self._collect(pending, tallies, progress, told)
+        tally = Tally()
+        for index in range(count):  # in order, so that the examples of errors are the first ones
+            tally.add(tallies[index])
+        progress.tally = tally
+        self._count = count
+        return progress
+
+    def finish(self, tally: Tally) -> None:
+        """Merges the pieces, says that the output is complete, and removes them."""
+        merged = self._parts / "merged"
+        with merged.open("wb") as file:
+            merge_pieces((read_piece(self._part(i)) for i in range(self._count)), file, self._kind, self._schema)
+            file.flush()
+            os.fsync(file.fileno())
+        merged.replace(self._output)
+        fsync_folder(self._output.parent)
+        manifest = read_manifest(manifest_path(self._output)) or {}
+        write_atomically(manifest_path(self._output), as_json({**manifest, "complete": tally.to_json()}))
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _stated(self) -> dict[str, Any]:
+        """What the run is about, for its manifest."""
+        from classifier.session import onnxruntime_version
+
+        options = self._options
+        return {
+            "label_version": LABEL_VERSION,
+            "facts": self._identity.facts(),
+            "inputs": [[source.name, source.size, source.stamp] for source in self._sources],
+            "format": options.row_format,
+            "text_field": options.text_field,
+            "share": options.selection.share,
+            "limit": options.selection.limit,
+            "chunks": [CHUNK_ROWS, CHUNK_BYTES, MAX_ROW_BYTES],
+            "onnxruntime": onnxruntime_version(),
+        }
+
+    def _begin(self, stated: Mapping[str, Any], schema: str | None) -> None:
+        """Decides the columns, or takes those that were decided, and writes the manifest."""
+        pa, _ = pyarrow()
+        chunks = read_chunks(
+            self._sources,
+            row_format=self._options.row_format,
+            selection=self._options.selection,
+            position=self._position,
+        )
+        head = list(islice(chunks, HEAD_CHUNKS))
+        self._few = len(head) if len(head) < HEAD_CHUNKS else None
+        self._chunks = chain(head, chunks)
+        if schema is not None:
+            self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
+        else:
+            self._schema = output_schema(input_schema(self._sources, head), self._identity.facts())
+        text = base64.b64encode(self._schema.serialize().to_pybytes()).decode()
+        with no_space(str(self._output)):
+            self._parts.mkdir(exist_ok=True)
+            if schema is None:
+                write_atomically(manifest_path(self._output), as_json({**stated, "schema": text, "complete": None}))
+
+    def _collect(
+        self,
+        pending: dict[Future[dict[str, Any]], int],
+        tallies: dict[int, Tally],
+        progress: Progress,
+        told: Callable[[Progress], None],
+    ) -> None:
+        done, _ = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            index = pending.pop(future)
+            tallies[index] = Tally.from_json(future.result())
+            progress.tally.add(tallies[index])
+        told(progress)
+
+    def _part(self, index: int) -> Path:
+        return self._parts / f"part-{index:08d}"
+
+
+def input_schema(sources: Sequence[Source], head: Sequence[Chunk]) -> Any:
+    """The Arrow schema of the input's columns: of its tables, or of its first lines.
+
+    Raises:
+        InputError: tables and lines are mixed, or tables do not fit one another.
+    """
+    pa, _ = pyarrow()
+    tables = [source for source in sources if source.container == "parquet"]
+    if tables and len(tables) < len(sources):
+        other = next(source for source in sources if source.container != "parquet")
+        raise InputError(f"{tables[0].name} is Parquet and {other.name} is not; label them into two outputs")
+    if tables:
+        schemas = [schema for schema in map(parquet_schema, tables) if schema is not None]
+        try:
+            return pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
+        except pa.ArrowException as error:
+            raise InputError(f"the Parquet files do not fit one another ({error}); label them apart") from error
+    texts = list(dict.fromkeys(chain.from_iterable(csv_header(s) for s in sources if s.container == "csv")))
+    rows = (row for chunk in head for row in chunk.rows)
+    parsed = (parse_line(row.payload)[0] for row in rows if isinstance(row.payload, bytes) and not row.error)
+    return infer_schema(parsed, texts)
+
+
+def preview(inputs: Sequence[str], output: str, maker: Maker, options: Options | None = None) -> dict[str, Any]:
+    """What `label` would read and how, from the first chunk, with an estimate of the time; writes nothing.
+
+    Raises:
+        InputError: the input is not there, or the output cannot be one.
+    """
+    options = options or Options()
+    sources = find_sources(inputs)
+    kind, identity, position = kind_of(output), maker.identity(options.policy), Position()
+    chunks = read_chunks(sources, row_format=options.row_format, selection=options.selection, position=position)
+    head = list(islice(chunks, 1))
+    columns = input_schema(sources, head)
+    schema = output_schema(columns, identity.facts()).serialize().to_pybytes()
+    plan = Plan(options.row_format, options.text_field, identity.policy, identity.group_by, kind, schema)
+    labeller = Labeller(maker(), plan)
+    start = time.perf_counter()
+    tally = labeller.label(head[0])[1] if head else Tally()
+    seconds = time.perf_counter() - start
+    total, processes = _total_bytes(sources), options.processes or available_cores()
+    # One chunk is a small part of a file, and a reader holds up to a block more than it has handed on.
+    known = bool(total and position.bytes and tally.rows)
+    left = seconds * (total / position.bytes) / processes if known else None
+    return {
+        "files": len(sources),
+        "bytes": total,
+        "kind": kind,
+        "bundle_version": identity.bundle_version,
+        "policy": identity.policy,
+        "rows": tally.rows,
+        "formats": dict(tally.formats),
+        "errors": dict(tally.errors),
+        "columns": columns.names,
+        "processes": processes,
+        "seconds_left": left,
+    }
+
+
+def _total_bytes(sources: Sequence[Source]) -> int:
+    sizes = [source.size for source in sources]
+    return 0 if None in sizes else sum(size or 0 for size in sizes)

@@ -1,0 +1,193 @@
+"""`classifier label`: traffic logs in bulk."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from classifier.answering import Maker
+    from classifier.bulk import Options, Progress
+    from classifier.labelling import Tally
+
+_FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel")
+_LINE_SECONDS = 0.5
+
+
+@click.command(name="label")
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
+@click.option("-o", "--output", required=True, metavar="OUT", help="A .parquet, .jsonl or .csv file to make.")
+@click.option(
+    "--format", "row_format", default="auto", show_default=True, type=click.Choice(_FORMATS), help="What a row is."
+)
+@click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="The column of prompts.")
+@click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")
+@click.option("--bundle", metavar="PATH", envvar="CLASSIFIER_BUNDLE", help="Bundle folder. Default: the shipped one.")
+@click.option("--sample", "share", default=1.0, metavar="SHARE", help="Label this share of the rows, 0 to 1.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Label the first N rows only.")
+@click.option("--processes", type=click.IntRange(1), metavar="N", help="Default: as many as there are cores.")
+@click.option("--address", metavar="HOST:PORT", help="Ask this server instead of running the model here.")
+@click.option("--token", envvar="CLASSIFIER_TOKEN", metavar="TEXT", help="Bearer token for it. [CLASSIFIER_TOKEN]")
+@click.option("--tls-ca", metavar="FILE", help="PEM file of the authority that signed its certificate.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be read, how, and about how long it would take.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def command(
+    *,
+    inputs: tuple[str, ...],
+    output: str,
+    row_format: str,
+    text_field: str,
+    policy: str,
+    bundle: str | None,
+    share: float,
+    limit: int | None,
+    processes: int | None,
+    address: str | None,
+    token: str | None,
+    tls_ca: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    r"""Labels logs: IN is a file, folder, glob or URL of JSON lines, CSV or Parquet (also .gz, .zst), or - for stdin.
+
+    A run that was stopped goes on when the same command is given again. Bad rows are kept with their error.
+
+    \b
+    classifier label logs/ -o labelled.parquet
+    classifier label "s3://logs/2026-01-*.jsonl.gz" -o january.parquet --policy economy
+    classifier label prompts.csv -o labelled.csv --text-field question
+    zcat logs.gz | classifier label - -o labelled.jsonl
+    """
+    from classifier.answering import EngineMaker, ServerMaker
+    from classifier.bulk import Options, label
+    from classifier.bundle import SHIPPED
+    from classifier.errors import InputError
+    from classifier.readers import Selection
+
+    if not 0 < share <= 1:
+        raise click.UsageError(f"--sample: expected a share above 0 and at most 1, found {share:g}")
+    if address and bundle:
+        raise click.UsageError("--bundle runs the model here and --address asks a server; give one of them")
+    if not address and (token or tls_ca):
+        raise click.UsageError("--token and --tls-ca go with --address")
+    options = Options(row_format, text_field, policy, Selection(share, limit), processes)
+    given = {"token": token, "tls_ca": tls_ca}
+    maker: Maker = (
+        ServerMaker(address, {name: value for name, value in given.items() if value})
+        if address
+        else EngineMaker(bundle or SHIPPED)
+    )
+    if dry_run:
+        _dry_run(inputs, output, maker, options, as_json)
+        return
+    if "-" in inputs:
+        click.echo("standard input cannot be resumed: a run that is stopped begins anew", err=True)
+    start = time.monotonic()
+    told, clear = _teller()
+    try:
+        progress = label(inputs, output, maker, options, told=told)
+    except KeyboardInterrupt:
+        clear()
+        if "-" not in inputs:
+            click.echo("stopped; the same command goes on from here", err=True)
+        raise
+    finally:
+        clear()
+    tally, seconds = progress.tally, time.monotonic() - start
+    if as_json:
+        facts = {
+            "output": output,
+            "resumed_rows": progress.resumed_rows,
+            "seconds": round(seconds, 3),
+            "bad": tally.bad,
+        }
+        click.echo(json.dumps({**facts, **tally.to_json()}))
+    else:
+        click.echo(_summary(progress, output, seconds))
+    if tally.rows and tally.bad == tally.rows:
+        raise InputError(f"none of the {tally.rows} rows could be labelled; see --format and --text-field")
+
+
+def _summary(progress: Progress, output: str, seconds: float) -> str:
+    """What became of the rows, for people."""
+    tally = progress.tally
+    fresh = tally.rows - progress.resumed_rows
+    lines = [f"{output}: {tally.rows:,} rows, {tally.bad:,} of them bad"]
+    if fresh:
+        lines[0] += f"; {fresh:,} in {seconds:.1f} s ({fresh / max(seconds, 1e-9):,.0f} a second)"
+    if progress.resumed_rows:
+        lines.append(f"  {progress.resumed_rows:,} rows had been labelled by an earlier run")
+    good = max(1, tally.rows - tally.bad)
+    lines += [f"  {tier:<9} {n:>10,}  {n / good:6.1%}" for tier, n in _in_order(tally)]
+    lines += [f"  bad: {count:,} × {reason}  ({', '.join(tally.examples[reason])}{'…' if count > 3 else ''})"
+              for reason, count in tally.errors.most_common()]  # fmt: skip
+    if tally.moved:
+        moved = ", ".join(f"{name} {count:,}" for name, count in tally.moved.most_common(5))
+        lines.append(f"  values of another type than the first rows had, kept in classifier_extra: {moved}")
+    if not tally.golden_ok:
+        lines.append("  golden inputs differ on this processor: no policy's promise covers these tiers")
+    return "\n".join(lines)
+
+
+def _in_order(tally: Tally) -> list[tuple[str, int]]:
+    from classifier.types import TIERS
+
+    return [(tier.label, tally.tiers.get(tier.label, 0)) for tier in TIERS]
+
+
+def _teller() -> tuple[Callable[[Progress], None], Callable[[], None]]:
+    """What shows progress on a terminal, on one line, and what clears it; both are silent elsewhere."""
+    if not sys.stderr.isatty():
+        return lambda _: None, lambda: None
+    start, last = time.monotonic(), [0.0]
+
+    def told(progress: Progress) -> None:
+        now = time.monotonic()
+        if now - last[0] < _LINE_SECONDS:
+            return
+        last[0] = now
+        tally, share = progress.tally, progress.share
+        fresh = tally.rows - progress.resumed_rows
+        line = f"{tally.rows:,} rows, {fresh / max(now - start, 1e-9):,.0f} a second"
+        if 0 < share < 1:
+            line += f", {share:.0%}, about {_duration((now - start) * (1 - share) / share)} left"
+        if tally.bad:
+            line += f", {tally.bad:,} bad"
+        click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+
+    def clear() -> None:
+        if last[0]:
+            click.echo("\r\x1b[K", nl=False, err=True)
+            last[0] = 0.0
+
+    return told, clear
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _dry_run(inputs: tuple[str, ...], output: str, maker: Maker, options: Options, as_json: bool) -> None:
+    """Reads the first rows, labels a few, and writes nothing."""
+    from classifier.bulk import preview
+
+    found: dict[str, Any] = preview(inputs, output, maker, options)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{found['files']} files, {found['bytes']:,} bytes → {output} ({found['kind']})")
+    click.echo(f"bundle {found['bundle_version']}, policy {found['policy']}")
+    shown = ", ".join(f"{name} {count:,}" for name, count in found["formats"].items()) or "none"
+    click.echo(f"formats of the first {found['rows']:,} rows: {shown}")
+    for reason, count in found["errors"].items():
+        click.echo(f"bad: {count:,} × {reason}")
+    click.echo(f"columns: {', '.join(found['columns']) or 'none'}")
+    if found["seconds_left"] is not None:
+        click.echo(f"about {_duration(found['seconds_left'])} with {found['processes']} processes")

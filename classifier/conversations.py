@@ -1,0 +1,214 @@
+"""Chat bodies as APIs take them → `Request`: OpenAI chat completions and responses, Anthropic messages.
+
+What a body says in its own way becomes what the model was trained on: content parts become text, with images, files
+and recordings counted as attachments; a tool call becomes `{"call": ..., "args": ...}` in the assistant's message; a
+tool's result becomes a `tool` message, also where Anthropic wraps it in a user message; a system prompt is the first
+message. Thinking is left out. A part of an unknown kind is read where it has a text and counted as an attachment else.
+
+Pure. Knows nothing of files, logs or the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from classifier.errors import InvalidRequest
+from classifier.types import Message, Request
+
+_ROLES: Mapping[str, str] = {
+    "function": "tool",
+    "model": "assistant",
+    "ai": "assistant",
+    "human": "user",
+}
+_TEXT_KEYS = ("text", "refusal")
+_UNSEEN = frozenset({"thinking", "redacted_thinking", "reasoning"})
+_CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
+
+
+@dataclass(slots=True)
+class Collected:
+    """What was found of a conversation so far.
+
+    Attributes:
+        messages: oldest first.
+        attachments: images, files and recordings.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    attachments: int = 0
+
+    def add(self, role: str, texts: Sequence[str]) -> None:
+        """A message of these texts, a line each."""
+        self.messages.append(Message(role, "\n".join(texts)))
+
+
+def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
+    """The request that a chat body holds.
+
+    Args:
+        body: with `messages` (or `input`, as OpenAI's responses have it), and optional `system` or `instructions`,
+            `tools` or `functions`, `attachments`.
+        fields: more fields of `Request`.
+
+    Raises:
+        InvalidRequest: a part has another shape; its path is named.
+
+    >>> r = request_of_body({"system": "Be brief.", "messages": [{"role": "user", "content": [
+    ...     {"type": "text", "text": "What is this?"}, {"type": "image", "source": {}}]}]})
+    >>> [m.role for m in r.messages], r.messages[1].content, r.attachments
+    (['system', 'user'], 'What is this?', 1)
+    """
+    found = Collected()
+    for name in ("system", "instructions"):
+        if body.get(name):
+            add_message(found, {"role": "system", "content": body[name]}, name)
+    name = "messages" if body.get("messages") is not None else "input"
+    messages = body.get(name)
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence):
+        raise InvalidRequest("messages", "is not there or not a list of objects with role and content")
+    for i, message in enumerate(messages):
+        add_message(found, message, f"{name}[{i}]")
+    found.attachments += _count(body.get("attachments"))
+    return Request(
+        messages=tuple(found.messages),
+        tools=tool_names(body.get("tools") or body.get("functions")),
+        attachments=found.attachments,
+        **fields,
+    )
+
+
+def add_message(found: Collected, message: Any, where: str) -> None:
+    """Adds one message of a body, which may be several of ours.
+
+    Raises:
+        InvalidRequest: it has another shape; `where` is its path.
+    """
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(where, "is not an object with role and content")
+    if message.get("role") is None and isinstance(message.get("type"), str):
+        _add_item(found, message, where)
+        return
+    role = str(message.get("role"))
+    role = _ROLES.get(role, role)
+    texts: list[str] = []
+    results = len(found.messages)
+    _add_content(found, texts, message.get("content"), f"{where}.content")
+    calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise InvalidRequest(f"{where}.tool_calls", "is not a list")
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        function = function if isinstance(function, Mapping) else call
+        if not isinstance(function, Mapping):
+            raise InvalidRequest(f"{where}.tool_calls", "holds what is not an object")
+        texts.append(call_text(function.get("name"), function.get("arguments")))
+    if texts or len(found.messages) == results:
+        found.add(role, texts)
+
+
+def call_text(name: Any, arguments: Any) -> str:
+    """A tool call as the assistant's text.
+
+    >>> call_text("search", '{"q": "x"}')
+    '{"call":"search","args":{"q":"x"}}'
+    """
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    return json.dumps(
+        {"call": str(name or ""), "args": arguments}, separators=(",", ":"), ensure_ascii=False, default=str
+    )
+
+
+def tool_names(tools: Any) -> tuple[str, ...]:
+    """Names of the tools that a body offers.
+
+    Args:
+        tools: a list of names, of objects with a `name`, of OpenAI's `{"type": "function", "function": {...}}`, or of
+            built-in tools that have only a `type`; None means none.
+
+    Raises:
+        InvalidRequest: it is no list.
+    """
+    if tools is None:
+        return ()
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        raise InvalidRequest("tools", "is not a list of names or of objects with a name")
+    names: list[str] = []
+    for tool in tools:
+        if isinstance(tool, Mapping):
+            function = tool.get("function")
+            function = function if isinstance(function, Mapping) else tool
+            names.append(str(function.get("name") or tool.get("type") or ""))
+        else:
+            names.append(str(tool))
+    return tuple(names)
+
+
+def _add_item(found: Collected, item: Mapping[str, Any], where: str) -> None:
+    """An item of OpenAI's responses that has a type and no role."""
+    kind = str(item["type"])
+    if kind in _UNSEEN:
+        return
+    if kind.endswith(("_output", "_result")):
+        texts: list[str] = []
+        _add_content(found, texts, item.get("output", item.get("content")), f"{where}.output")
+        found.add("tool", texts)
+    elif kind.endswith("_call"):
+        found.add("assistant", [call_text(item.get("name") or kind, item.get("arguments") or item.get("input"))])
+    else:
+        texts = []
+        _add_content(found, texts, [item], where)
+        found.add("user", texts)
+
+
+def _add_content(found: Collected, texts: list[str], content: Any, where: str) -> None:
+    """Texts of a content to `texts`; results of tools become messages, the rest is counted."""
+    if content is None:
+        return
+    if isinstance(content, str):
+        texts.append(content)
+        return
+    parts = [content] if isinstance(content, Mapping) else content
+    if not isinstance(parts, Sequence):
+        raise InvalidRequest(where, "is not a text or a list of parts")
+    for j, part in enumerate(parts):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, Mapping):
+            raise InvalidRequest(f"{where}[{j}]", "is not a text or an object with a type")
+        kind = str(part.get("type") or "")
+        if kind in _UNSEEN:
+            continue
+        if kind in _CALLS:
+            texts.append(call_text(part.get("name"), part.get("input")))
+        elif kind.endswith("tool_result"):
+            inner: list[str] = []
+            _add_content(found, inner, part.get("content"), f"{where}[{j}].content")
+            found.add("tool", inner)
+        else:
+            text = next((part[key] for key in _TEXT_KEYS if isinstance(part.get(key), str)), None)
+            if text is not None:
+                texts.append(text)
+            elif not kind.endswith("text"):
+                found.attachments += 1
+
+
+def _count(attachments: Any) -> int:
+    if attachments is None:
+        return 0
+    if isinstance(attachments, int):
+        return attachments
+    if isinstance(attachments, float) and attachments.is_integer():  # what a table made of a column with gaps
+        return int(attachments)
+    if isinstance(attachments, Sequence) and not isinstance(attachments, str):
+        return len(attachments)
+    raise InvalidRequest("attachments", "is neither a whole number nor a list")

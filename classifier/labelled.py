@@ -1,0 +1,282 @@
+"""The labelled output on disk: the input's columns and ours, as Parquet, JSON lines or CSV; merged, and read back.
+
+`COLUMNS` are ours. `classifier_file` and `classifier_row` are the order key. What stands in a text column whose field
+says `classifier_encoding: json` is JSON (nested values of JSON lines); what did not fit its column is in
+`classifier_extra`, an object. Facts of the run (`FACTS`) are in the Parquet file's metadata, for the other two in the
+manifest beside them. docs/bulk.md is the page for users.
+
+Knows nothing of engines, requests or how the pieces are made. The home of `pyarrow` for labelled files.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from classifier.errors import InputError
+from classifier.readers import pyarrow
+
+PREFIX = "classifier_"
+COLUMNS: Mapping[str, str] = {
+    "classifier_file": "string",
+    "classifier_row": "int64",
+    "classifier_tier": "string",
+    "classifier_probabilities": "list<float>",
+    "classifier_reason": "string",
+    "classifier_truncated": "bool",
+    "classifier_input_tokens": "int32",
+    "classifier_characters": "int64",
+    "classifier_error": "string",
+    "classifier_extra": "string",
+}
+"""Name and type of our columns, in order; all but the first two are null where they say nothing."""
+
+FACTS = (
+    "classifier_label_version",
+    "classifier_package_version",
+    "classifier_bundle_version",
+    "classifier_calibration_revision",
+    "classifier_policy",
+    "classifier_policy_definition",
+)
+"""Facts of a run: texts; the definition is the policy with its guarantee, as policy.json has it."""
+
+LABEL_VERSION = "1"
+KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
+JSON_ENCODED = {b"classifier_encoding": b"json"}
+GROUP_ROWS = 32_768
+GROUP_BYTES = 64 * 2**20
+"""A row group of the output holds at most so many rows and about so many bytes of Arrow memory."""
+
+
+def kind_of(path: str) -> str:
+    """parquet, jsonl or csv, by the name's end.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    kind = KINDS.get(Path(path).suffix)
+    if kind is None:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(KINDS)}")
+    return kind
+
+
+def manifest_path(path: str | Path) -> Path:
+    """Where the manifest of an output is."""
+    path = Path(path)
+    return path.with_name(path.name + ".manifest.json")
+
+
+def our_fields() -> list[Any]:
+    """Our columns as Arrow fields."""
+    pa, _ = pyarrow()
+    kinds = {
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "int32": pa.int32(),
+        "bool": pa.bool_(),
+        "list<float>": pa.list_(pa.float32()),
+    }
+    return [pa.field(name, kinds[kind]) for name, kind in COLUMNS.items()]
+
+
+def output_schema(inputs: Any, facts: Mapping[str, str]) -> Any:
+    """The output's Arrow schema: the input's fields, ours, and the facts as metadata.
+
+    Raises:
+        InputError: the input has columns of our names: it was labelled before.
+    """
+    pa, _ = pyarrow()
+    if taken := [name for name in inputs.names if name.startswith(PREFIX)]:
+        raise InputError(
+            f"the input has a column {taken[0]}: it was labelled before; apply another policy with 'classifier "
+            "relabel', or drop the columns classifier_*"
+        )
+    return pa.schema([*inputs, *our_fields()], metadata={**(inputs.metadata or {}), **facts})
+
+
+def merge_pieces(pieces: Iterable[bytes], file: IO[bytes], kind: str, schema: Any) -> None:
+    """Writes the pieces of an output into one file, in their order: the same bytes for the same pieces, always.
+
+    Args:
+        pieces: for Parquet Arrow IPC streams of `schema`, else lines.
+        file: where to.
+        kind: parquet, jsonl or csv.
+        schema: from `output_schema`; for CSV its names are the header.
+    """
+    if kind == "csv":
+        file.write(csv_lines([schema.names]))
+    if kind != "parquet":
+        for piece in pieces:
+            file.write(piece)
+        return
+    pa, pq = pyarrow()
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        group: list[Any] = []
+        rows = size = 0
+        for piece in pieces:
+            table = pa.ipc.open_stream(piece).read_all()
+            if group and (rows + table.num_rows > GROUP_ROWS or size + table.nbytes > GROUP_BYTES):
+                _write_group(writer, group)
+                group, rows, size = [], 0, 0
+            group.append(table)
+            rows, size = rows + table.num_rows, size + table.nbytes
+        if group:
+            _write_group(writer, group)
+
+
+def _write_group(writer: Any, tables: list[Any]) -> None:
+    pa, _ = pyarrow()
+    table = pa.concat_tables(tables).unify_dictionaries()
+    writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as CSV: None is empty, an object is its JSON."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([as_text(value) for value in row])
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def as_text(value: Any) -> Any:
+    """A value as a CSV field."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json_text(value) if isinstance(value, (dict, list)) else value
+
+
+def json_text(value: Any) -> str:
+    r"""A value's JSON, with lone surrogates escaped, so that it can be encoded.
+
+    >>> json_text({"a": "é"}), json_text("\\ud800")
+    ('{"a":"é"}', '"\\\\ud800"')
+    """
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":"), default=str)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A labelled output, to read.
+
+    Attributes:
+        path: the file, or the folder of a cluster's run.
+        kind: parquet, jsonl or csv.
+        facts: of the run, by `FACTS` without their prefix, such as "bundle_version" and "policy".
+        names: the columns.
+    """
+
+    path: Path
+    kind: str
+    facts: Mapping[str, str]
+    names: tuple[str, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, in the order of the input."""
+        return sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Every row, in the order of the input, with nested values opened; memory does not grow with the file.
+
+        Args:
+            columns: those to read; None means all. One that is not there is left out.
+        """
+        wanted = None if columns is None else set(columns)
+        for file in self.files:
+            if self.kind == "parquet":
+                yield from _parquet_rows(file, wanted)
+            else:
+                for row in (_json_rows if self.kind == "jsonl" else _csv_rows)(file):
+                    yield row if wanted is None else {name: row[name] for name in row if name in wanted}
+
+
+def open_labelled(path: str | Path) -> Labelled:
+    """A labelled output: `.parquet`, `.jsonl` or `.csv`, or a folder of Parquet files from a cluster.
+
+    Raises:
+        InputError: it is not there, or was not made by `classifier label`.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir() or path.suffix == ".parquet":
+            return _open_parquet(path)
+        kind = kind_of(str(path))
+        facts = json.loads(manifest_path(path).read_text(encoding="utf-8"))["facts"]
+        first = next((_json_rows if kind == "jsonl" else _csv_rows)(path), {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read as labelled rows ({type(error).__name__}: {str(error)[:120]}); 'classifier label' "
+            f"makes it, and for .jsonl and .csv the manifest {manifest_path(path).name} beside it"
+        ) from error
+    return Labelled(path, kind, {name.removeprefix(PREFIX): str(facts[name]) for name in facts}, tuple(first))
+
+
+def _open_parquet(path: Path) -> Labelled:
+    pa, pq = pyarrow()
+    file = min(path.glob("*.parquet"), default=None) if path.is_dir() else path
+    if file is None:
+        raise InputError(f"{path}: holds no Parquet file; 'classifier label --engine ray' fills such a folder")
+    try:
+        schema = pq.read_schema(file)
+    except pa.ArrowException as error:
+        raise InputError(f"{file}: is no Parquet file ({str(error)[:120]})") from error
+    metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k.startswith(PREFIX.encode())}
+    if metadata.get("classifier_label_version") != LABEL_VERSION:
+        raise InputError(f"{file}: is no output of 'classifier label' (version {LABEL_VERSION}); label it first")
+    facts = {name.removeprefix(PREFIX): value for name, value in metadata.items()}
+    return Labelled(path, "parquet", facts, tuple(schema.names))
+
+
+def json_encoded(schema: Any) -> set[str]:
+    """Names of the text columns that hold JSON."""
+    return {field.name for field in schema if (field.metadata or {}).get(b"classifier_encoding") == b"json"}
+
+
+def _parquet_rows(path: Path, wanted: set[str] | None) -> Iterator[dict[str, Any]]:
+    _, pq = pyarrow()
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        encoded = json_encoded(file.schema_arrow) | {"classifier_extra"}
+        names = None if wanted is None else [name for name in file.schema_arrow.names if name in wanted]
+        for batch in file.iter_batches(1000, columns=names, use_threads=False):
+            for row in batch.to_pylist():
+                for name in encoded & row.keys():
+                    row[name] = None if row[name] is None else json.loads(row[name])
+                yield row
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+_CSV_KINDS: Mapping[str, Callable[[str], Any]] = {
+    "int64": int,
+    "int32": int,
+    "bool": lambda text: text == "true",
+    "list<float>": json.loads,
+}
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            values: dict[str, Any] = dict(row)
+            for name, kind in COLUMNS.items():
+                text = row.get(name)
+                values[name] = None if not text else _CSV_KINDS.get(kind, str)(text)
+            values["classifier_extra"] = json.loads(values["classifier_extra"]) if values["classifier_extra"] else None
+            yield values

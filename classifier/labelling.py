@@ -1,0 +1,338 @@
+"""A chunk of raw rows → a labelled piece of the output: parse, classify one by one, put beside the input's columns.
+
+The same code runs in a process of one machine, in an actor of a cluster, and with a server's client in place of the
+engine, so all three answer alike. A row that cannot be classified is kept with its error. Among the last
+`REMEMBERED` different inputs of a process, each is answered once: the model is deterministic.
+
+Knows nothing of processes, files on disk, or the order in which chunks come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from classifier.errors import InvalidRequest
+from classifier.inputs import ModelInput
+from classifier.labelled import COLUMNS, PREFIX, csv_lines, json_text
+from classifier.lines import RawRow
+from classifier.payloads import COLUMNS as PAYLOAD_COLUMNS
+from classifier.payloads import recognise, request_of_row
+from classifier.readers import Chunk, pyarrow
+from classifier.tables import fill_columns
+from classifier.types import Decision, Request, Scores
+
+REMEMBERED = 65_536
+_EXAMPLES = 3
+_MAX_REASONS = 100
+_OUR_ROW: Mapping[str, Any] = dict.fromkeys(COLUMNS)
+
+
+class Answers(Protocol):
+    """What answers requests: an engine, or a server's client."""
+
+    def answer(self, request: Request) -> Decision:
+        """The decision, never explored.
+
+        Raises:
+            InvalidRequest: the request cannot be classified.
+        """
+
+
+class EngineAnswers:
+    """An engine that remembers what it answered last.
+
+    Args:
+        engine: a `classifier.Engine`, or what has its `prepare`, `score` and `decide`.
+        remembered: how many different inputs.
+    """
+
+    def __init__(self, engine: Any, remembered: int = REMEMBERED) -> None:
+        self.engine = engine
+        self.repeats = 0
+        self._remembered = remembered
+        self._scores: OrderedDict[bytes, Scores] = OrderedDict()
+
+    def answer(self, request: Request) -> Decision:
+        """As `Engine.classify` without a draw; the model runs once for one input."""
+        prepared = self.engine.prepare(request)
+        key = _digest(prepared.input)
+        scores = self._scores.get(key)
+        if scores is None:
+            scores = self._scores[key] = self.engine.score(prepared)
+            if len(self._scores) > self._remembered:
+                self._scores.popitem(last=False)
+        else:
+            self._scores.move_to_end(key)
+            self.repeats += 1
+        decision: Decision = self.engine.decide(prepared, scores)
+        return decision
+
+
+def _digest(model_input: ModelInput) -> bytes:
+    """16 bytes that stand for everything that the model reads."""
+    parts = (model_input.text, model_input.context, *model_input.signals, str(model_input.truncated))
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How rows are read and written. Travels to every process.
+
+    Attributes:
+        row_format: one of `payloads.FORMATS`.
+        text_field: the column of texts.
+        policy: the policy's name.
+        group_by: the column that the policy groups by, where it has groups and the text does not tell them.
+        kind: of the output: parquet, jsonl or csv.
+        schema: the output's Arrow schema, serialised; ours are the last columns.
+    """
+
+    row_format: str
+    text_field: str
+    policy: str
+    group_by: str
+    kind: str
+    schema: bytes
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of rows. Tallies add up.
+
+    Attributes:
+        rows: all of them.
+        tiers: rows by tier.
+        formats: rows by format.
+        errors: bad rows by reason.
+        examples: the first few bad rows of each reason, as file:row.
+        moved: values by column that did not fit and went to `classifier_extra`.
+        repeats: rows whose input had just been answered.
+        golden_ok: whether the golden inputs replayed on this processor.
+    """
+
+    rows: int = 0
+    tiers: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    moved: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    golden_ok: bool = True
+
+    @property
+    def bad(self) -> int:
+        """Rows with an error."""
+        return sum(self.errors.values())
+
+    def failed(self, row: RawRow | tuple[str, int], error: str) -> None:
+        """One more bad row. Numbers are left out of its reason, so that like rows are counted together."""
+        reason = re.sub(r"\d+", "N", error)
+        reason = reason if reason in self.errors or len(self.errors) < _MAX_REASONS else "other reasons"
+        self.errors[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(f"{row[0]}:{row[1]}")
+
+    def add(self, other: Tally) -> None:
+        """Adds a later tally to this one."""
+        self.rows += other.rows
+        for name in ("tiers", "formats", "errors", "moved"):
+            getattr(self, name).update(getattr(other, name))
+        for reason, examples in other.examples.items():
+            mine = self.examples.setdefault(reason, [])
+            mine.extend(examples[: _EXAMPLES - len(mine)])
+        self.repeats += other.repeats
+        self.golden_ok = self.golden_ok and other.golden_ok
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Tally:
+        """What `to_json` made."""
+        counters = {name: Counter(data[name]) for name in ("tiers", "formats", "errors", "moved")}
+        return cls(**{**data, **counters})
+
+
+@dataclass(slots=True)
+class _Row:
+    """One row on its way: where it is from, its columns, and ours."""
+
+    source: str
+    number: int
+    values: Mapping[str, Any]
+    ours: dict[str, Any]
+    extra: dict[str, Any]
+
+
+class Labeller:
+    """Labels chunks by a plan."""
+
+    def __init__(self, answers: Answers, plan: Plan) -> None:
+        pa, _ = pyarrow()
+        self.answers = answers
+        self.plan = plan
+        self._schema = pa.ipc.read_schema(pa.py_buffer(plan.schema))
+        self._inputs = pa.schema(list(self._schema)[: -len(COLUMNS)])
+
+    def label(self, chunk: Chunk) -> tuple[bytes, Tally]:
+        """The piece of the output that a chunk becomes, as `labelled.merge_pieces` takes it, and its tally."""
+        tally = Tally(rows=len(chunk))
+        engine = getattr(self.answers, "engine", None)
+        tally.golden_ok = bool(getattr(engine, "golden_ok", True))
+        repeats = getattr(self.answers, "repeats", 0)
+        rows = [self._parsed(raw, tally) for raw in chunk.rows] if chunk.batch is None else self._table_rows(chunk)
+        for row in rows:
+            if row.ours["classifier_error"] is None:
+                self._answer(row, tally)
+        tally.repeats = getattr(self.answers, "repeats", 0) - repeats
+        return self._written(rows, chunk.batch, tally), tally
+
+    def _parsed(self, raw: RawRow, tally: Tally) -> _Row:
+        """A raw row's columns, or its error."""
+        ours = {**_OUR_ROW, "classifier_file": raw.source, "classifier_row": raw.number}
+        row = _Row(raw.source, raw.number, {}, ours, {})
+        error = raw.error
+        if isinstance(raw.payload, dict):
+            row.values = raw.payload
+        elif raw.payload is not None and error:
+            row.extra["line"] = _readable(raw.payload)
+        elif raw.payload is not None:
+            values, error = parse_line(raw.payload)
+            if error:
+                row.extra["line"] = _readable(raw.payload)
+            row.values = values
+        if error:
+            self._fail(row, error, tally)
+        return row
+
+    def _table_rows(self, chunk: Chunk) -> list[_Row]:
+        """The rows of a table with those columns that a format may look at."""
+        wanted = PAYLOAD_COLUMNS | {self.plan.text_field, self.plan.group_by}
+        names = [name for name in chunk.batch.schema.names if name in wanted]
+        found = chunk.batch.select(names).to_pylist() if names else [{}] * len(chunk)
+        return [
+            _Row(
+                chunk.source,
+                number,
+                values,
+                {**_OUR_ROW, "classifier_file": chunk.source, "classifier_row": number},
+                {},
+            )
+            for number, values in zip(chunk.numbers, found, strict=True)
+        ]
+
+    def _answer(self, row: _Row, tally: Tally) -> None:
+        plan, ours = self.plan, row.ours
+        try:
+            kind = recognise(row.values, plan.text_field) if plan.row_format == "auto" else plan.row_format
+            labels = {}
+            if plan.group_by and row.values.get(plan.group_by) is not None:
+                labels = {plan.group_by: str(row.values[plan.group_by])[:256]}
+            request = request_of_row(
+                row.values, kind, text_field=plan.text_field, policy=plan.policy, labels=labels, record=False
+            )
+            decision = self.answers.answer(request)
+        except InvalidRequest as error:
+            self._fail(row, str(error), tally)
+            return
+        except RecursionError:
+            self._fail(row, "is nested too deeply", tally)
+            return
+        tally.tiers[decision.tier.label] += 1
+        tally.formats[kind] += 1
+        ours["classifier_tier"] = decision.tier.label
+        ours["classifier_probabilities"] = list(decision.probabilities)
+        ours["classifier_reason"] = decision.reason.name.lower()
+        ours["classifier_truncated"] = decision.truncated
+        ours["classifier_input_tokens"] = decision.input_tokens
+        ours["classifier_characters"] = sum(len(message.content) for message in request.messages)
+
+    def _fail(self, row: _Row, error: str, tally: Tally) -> None:
+        row.ours["classifier_error"] = error
+        tally.failed((row.source, row.number), error)
+
+    def _written(self, rows: Sequence[_Row], batch: Any, tally: Tally) -> bytes:
+        if self.plan.kind == "jsonl":
+            return b"".join(json_text(values).encode() + b"\n" for values in self._objects(rows, batch, tally))
+        pa, _ = pyarrow()
+        if self.plan.kind == "csv" and batch is not None:
+            values = self._objects(rows, batch, tally)
+            return csv_lines([[row.get(name) for name in self._schema.names] for row in values])
+        extras = [row.extra for row in rows]
+        if batch is None:
+            arrays = fill_columns([row.values for row in rows], self._inputs, extras, tally.moved)
+        else:
+            arrays = [_column(batch, f) for f in self._inputs]
+        ours = [_encodable(row) for row in rows]
+        for name, f in zip(COLUMNS, list(self._schema)[-len(COLUMNS) :], strict=True):
+            arrays.append(pa.array([values[name] for values in ours], type=f.type))
+        table = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        if self.plan.kind == "csv":
+            return csv_lines([list(row.values()) for row in table.to_pylist()])
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_batch(table)
+        return sink.getvalue()
+
+    def _objects(self, rows: Sequence[_Row], batch: Any, tally: Tally) -> list[dict[str, Any]]:
+        """Every row as one object: its columns, then ours."""
+        values = [row.values for row in rows] if batch is None else batch.to_pylist()
+        objects = []
+        for row, columns in zip(rows, values, strict=True):
+            for name in [name for name in columns if name.startswith(PREFIX)]:
+                row.extra[name] = columns[name]
+                tally.moved[name] += 1
+            kept = {name: value for name, value in columns.items() if not name.startswith(PREFIX)}
+            objects.append({**kept, **row.ours, "classifier_extra": row.extra or None})
+        return objects
+
+
+def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
+    """The object on a line of JSON, or why there is none.
+
+    >>> parse_line(b'{"prompt": "hi"}'), parse_line(b"[1]")
+    (({'prompt': 'hi'}, ''), ({}, 'is JSON, but no object'))
+    """
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return {}, f"is not UTF-8 (byte {error.start})"
+    except RecursionError:
+        return {}, "is nested too deeply"
+    except ValueError as error:
+        problem = error.msg if isinstance(error, json.JSONDecodeError) else "a number is too long"
+        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        return {}, f"is not JSON ({problem}{where})"
+    return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")
+
+
+def _column(batch: Any, wanted: Any) -> Any:
+    """A column of a batch in the output's type; nulls where the file has none."""
+    pa, _ = pyarrow()
+    if wanted.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, wanted.type)
+    column = batch.column(wanted.name)
+    return column if column.type == wanted.type else column.cast(wanted.type)
+
+
+def _encodable(row: _Row) -> dict[str, Any]:
+    """Our columns of a row as Arrow takes them."""
+    file = row.source.encode("utf-8", "backslashreplace").decode()
+    error = row.ours["classifier_error"]
+    if error is not None and not error.isascii():
+        error = error.encode("utf-8", "backslashreplace").decode()
+    extra = json_text(row.extra) if row.extra else None
+    return {**row.ours, "classifier_file": file, "classifier_error": error, "classifier_extra": extra}
+
+
+def _readable(line: bytes) -> str:
+    return line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")

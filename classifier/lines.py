@@ -1,0 +1,163 @@
+"""Bytes → raw rows: JSON lines, a line a row (OTLP exports, a span a row), and CSV.
+
+No line longer than `MAX_ROW_BYTES` is ever held, and whatever is wrong with a line makes it a bad row, not an end.
+
+Knows nothing of where the bytes come from.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+from classifier.spans import spans_of
+
+MAX_ROW_BYTES = 16 * 2**20
+KEPT_CHARS = 1000
+"""Characters that are kept of a line that is too long."""
+_BLOCK = 2**20
+
+
+class RawRow(NamedTuple):
+    """A row before it is parsed.
+
+    Attributes:
+        source: the file's name.
+        number: its line in the file, or its number there, from 1; grows within a file.
+        payload: a line of JSON, or a CSV row's columns; None where there is only an error.
+        error: empty, or what is wrong with it.
+    """
+
+    source: str
+    number: int
+    payload: bytes | dict[str, str] | None
+    error: str = ""
+
+
+def json_rows(file: IO[bytes], name: str, row_format: str = "auto") -> Iterator[RawRow]:
+    """Lines of JSON; those of an OTLP export become a row a span."""
+    last = 0
+    for number, line, error in _bounded_lines(file):
+        if number == 1 and not error:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901
+            error = _not_lines(line)  # noqa: PLW2901
+        if not error and not line.strip():
+            continue
+        last = max(last + 1, number)
+        if error:
+            yield RawRow(name, last, line[:KEPT_CHARS], error)
+        elif row_format in ("auto", "otel") and b'"resourceSpans"' in line:
+            last -= 1
+            for payload in _spans(line):
+                last += 1
+                yield RawRow(name, last, payload)
+        else:
+            yield RawRow(name, last, line)
+
+
+def _spans(line: bytes) -> Iterator[bytes]:
+    try:
+        export = json.loads(line)
+    except (ValueError, RecursionError):
+        yield line  # whoever parses it says what is wrong
+        return
+    for span in spans_of(export if isinstance(export, dict) else {}):
+        yield json.dumps(span).encode()
+
+
+def _bounded_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, str]]:
+    """(number, line, error) of every line; of one that is too long only the head is held."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            return
+        error = ""
+        if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
+            line, size = line[:KEPT_CHARS], len(line)
+            while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+                size += len(rest)
+            found, limit = (size + len(rest)) // 2**20, MAX_ROW_BYTES // 2**20
+            error = f"is {found} MiB long, the limit is {limit}; only its head is kept"
+        yield number, line, error
+
+
+def _not_lines(line: bytes) -> str:
+    """What a first line says of a file that is no JSON lines at all; empty where it may be."""
+    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "is UTF-16; convert the file with iconv -t UTF-8"
+    if line.strip() in (b"[", b"{"):
+        return "begins a value of several lines; make it JSON lines with jq -c '.[]' or jq -c ."
+    return ""
+
+
+def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
+    """Rows of CSV, a header first. Bytes that are not UTF-8 make their row a bad one."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    line_number, too_long = 0, ""
+
+    def text() -> Iterator[str]:
+        nonlocal line_number, too_long
+        for line_number, line, error in _bounded_lines(file):
+            too_long = error or too_long
+            # csv wants a line for a line; what is too long leaves an empty one, and its row is a bad one.
+            yield "\n" if error else line.decode("utf-8-sig" if line_number == 1 else "utf-8", "surrogateescape")
+
+    reader = csv.reader(text())
+    header: list[str] | None = None
+    last = 0
+    while True:
+        error = ""
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as problem:
+            fields, error = [], f"is not CSV ({problem})"
+        number = last = max(last + 1, line_number)
+        error, too_long = too_long or error, ""
+        if not fields and not error:
+            continue
+        if header is None:
+            if error:
+                yield RawRow(name, number, None, f"the header {error}")
+                return
+            header = _unique(fields)
+            continue
+        values = dict(zip(header, fields, strict=False))
+        if not error and len(fields) != len(header):
+            error = f"has {len(fields)} fields, the header has {len(header)}"
+            values |= {"fields": json.dumps(fields[len(header) :])} if len(fields) > len(header) else {}
+        if any(not value.isascii() and _broken(value) for value in values.values()):
+            values = {column: _readable(value) for column, value in values.items()}
+            error = error or "is not UTF-8"
+        yield RawRow(name, number, values, error)
+
+
+def header_of(file: IO[bytes]) -> list[str]:
+    """Names of the columns of CSV; empty where there are none."""
+    lines = (line.decode("utf-8-sig", "replace") for _, line, error in _bounded_lines(file) if not error)
+    return _unique(next(csv.reader(lines), []))
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, a repeated or empty one with its position behind it."""
+    found: list[str] = []
+    for i, name in enumerate(names, start=1):
+        clean = name.encode("utf-8", "replace").decode()
+        found.append(clean if clean and clean not in found else f"{clean or 'column'}_{i}")
+    return found
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _broken(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False

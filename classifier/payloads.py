@@ -1,0 +1,162 @@
+"""A row of a log → `Request`, by the format of the row: `FORMATS`, recognised or named.
+
+| format | a row |
+|---|---|
+| `corpus` | `messages` with texts, or `prompt`; optional `tools`, `attachments` (data/README.md) |
+| `prompt` | a column of texts, `prompt` or what `--text-field` says |
+| `openai` | a chat completions or responses body, or a batch file's line with one in `body` |
+| `anthropic` | a messages body, or a batch's line with one in `params` |
+| `litellm` | a standard logging payload, or a row of the proxy's spend logs |
+| `otel` | a GenAI span |
+
+Objects may stand as their JSON text, as they do in CSV files and tables. Pure. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from classifier.conversations import request_of_body
+from classifier.errors import InvalidRequest
+from classifier.spans import is_span, request_of_span
+from classifier.types import Request
+
+FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel")
+COLUMNS = frozenset({
+    "prompt", "messages", "input", "system", "instructions", "tools", "functions", "attachments", "body", "params",
+    "custom_id", "call_type", "model_parameters", "model_group", "proxy_server_request", "standard_logging_object",
+    "attributes", "events", "context", "span_id", "spanId", "trace_id", "traceId", "name", "max_tokens",
+})  # fmt: skip
+"""Columns that a format may look at, beside the text field."""
+
+_REDACTED = "redacted-by-litellm"
+_CHAT_CALLS = ("completion", "text_completion", "responses", "messages", "generate_content", "image_edit")
+
+
+def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
+    """The format of a row.
+
+    Raises:
+        InvalidRequest: it looks like none.
+
+    >>> recognise({"prompt": "hi"}), recognise({"custom_id": "1", "body": {"messages": []}})
+    ('prompt', 'openai')
+    """
+    if is_span(row):
+        return "otel"
+    if row.get("standard_logging_object") or row.get("call_type"):
+        return "litellm"
+    if row.get("messages"):
+        return "anthropic" if row.get("system") else "openai"
+    if row.get("body"):
+        return "openai"
+    if row.get("params"):
+        return "anthropic"
+    if row.get(text_field) is not None:
+        return "prompt"
+    if row.get("input"):
+        return "openai"
+    if text_field != "prompt":
+        raise InvalidRequest(text_field, "is not there, and no messages; see --text-field and --format")
+    raise InvalidRequest("prompt", "is not there, and no messages or body; name the column with --text-field")
+
+
+def request_of_row(
+    row: Mapping[str, Any], row_format: str = "auto", *, text_field: str = "prompt", **fields: Any
+) -> Request:
+    """The request that a row of a log holds.
+
+    Args:
+        row: the row's columns.
+        row_format: one of `FORMATS`.
+        text_field: the column of texts, for `prompt`.
+        fields: more fields of `Request`.
+
+    Raises:
+        InvalidRequest: the row is not of that format, or its request is not valid; the field is named.
+    """
+    kind = recognise(row, text_field) if row_format == "auto" else row_format
+    if kind == "prompt":
+        return _prompt(row, text_field, fields)
+    return _READERS[kind](row, fields)
+
+
+def _prompt(row: Mapping[str, Any], text_field: str, fields: Mapping[str, Any]) -> Request:
+    text = row.get(text_field)
+    if not isinstance(text, str):
+        raise InvalidRequest(text_field, f"is {'not there' if text is None else 'not a text'}; see --text-field")
+    return Request.from_text(text, **fields)
+
+
+def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+    return Request.from_json(_opened(row, "messages", "tools"), **fields)
+
+
+def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+    return request_of_body(_opened(_inner(row, "body"), "messages", "tools", "functions", "input"), **fields)
+
+
+def _anthropic(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+    return request_of_body(_opened(_inner(row, "params", "body"), "messages", "tools", "system"), **fields)
+
+
+def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+    payload = _inner(row, "standard_logging_object")
+    call = str(payload.get("call_type") or "completion")
+    if not any(call.endswith(name) for name in _CHAT_CALLS):
+        raise InvalidRequest("call_type", f"is {call[:32]!r}, which is no request to a chat model")
+    body = dict(_opened(payload, "messages", "model_parameters", "proxy_server_request"))
+    sent = body.get("proxy_server_request")
+    if not body.get("messages") and isinstance(sent, Mapping):  # spend logs keep the body as it was sent
+        return request_of_body(_opened(_inner(sent, "body"), "messages", "tools", "input"), **fields)
+    messages = body.get("messages")
+    if isinstance(messages, Mapping):
+        body["messages"] = messages = messages.get("messages", [messages])
+    parameters = body.get("model_parameters")
+    if isinstance(parameters, Mapping):
+        body |= {name: parameters[name] for name in ("tools", "functions", "system") if parameters.get(name)}
+    request = request_of_body(body, **fields)
+    if any(message.content == _REDACTED for message in request.messages):
+        raise InvalidRequest("messages", "were redacted by LiteLLM (turn_off_message_logging); nothing is left to read")
+    return request
+
+
+def _otel(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+    return request_of_span(row, **fields)
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Request]] = {
+    "corpus": _corpus,
+    "openai": _openai,
+    "anthropic": _anthropic,
+    "litellm": _litellm,
+    "otel": _otel,
+}
+
+
+def _inner(row: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The body that the row wraps under one of the names, or the row itself."""
+    for name in names:
+        if row.get(name) is not None:
+            value = _json(row[name], name)
+            if not isinstance(value, Mapping):
+                raise InvalidRequest(name, "is not an object, nor its JSON text")
+            return value
+    return row
+
+
+def _opened(row: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The row with what stands as JSON text under these names opened."""
+    texts = [name for name in names if isinstance(row.get(name), str) and row[name][:1] in ("[", "{")]
+    return {**row, **{name: _json(row[name], name) for name in texts}} if texts else row
+
+
+def _json(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise InvalidRequest(name, "is a text, and not of JSON") from None

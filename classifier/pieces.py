@@ -1,0 +1,137 @@
+"""What a run leaves on disk while it goes on: pieces, and the manifest that says what the run is about.
+
+A file appears whole under its name or not at all. A piece is a line of JSON (length, CRC-32, tally) and then its bytes;
+which process made it, and when, leaves no trace in it.
+
+Knows nothing of chunks, processes or what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from classifier.errors import InputError
+from classifier.labelled import manifest_path
+from classifier.labelling import Tally
+
+
+def write_piece(path: Path, piece: bytes, tally: Tally) -> None:
+    """Writes a piece with its tally."""
+    facts = {"crc32": zlib.crc32(piece), "bytes": len(piece), "tally": tally.to_json()}
+    write_atomically(path, json.dumps(facts).encode() + b"\n" + piece)
+
+
+def read_tally(path: Path) -> Tally:
+    """The tally of a piece."""
+    with path.open("rb") as file:
+        return Tally.from_json(json.loads(file.readline())["tally"])
+
+
+def read_piece(path: Path) -> bytes:
+    """The bytes of a piece.
+
+    Raises:
+        InputError: they are not what was written; the piece is removed, so that it is made anew.
+    """
+    with path.open("rb") as file:
+        header, piece = json.loads(file.readline()), file.read()
+    if len(piece) != header["bytes"] or zlib.crc32(piece) != header["crc32"]:
+        path.unlink()
+        raise InputError(f"{path}: was damaged on disk and is removed; run the same command again to make it anew")
+    return piece
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole and survives a power cut, or not at all."""
+    staged = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with staged.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest; None where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); remove it to label anew") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is no manifest of a labelled file; choose another output")
+    return found
+
+
+def check_same(output: str, found: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
+    """Refuses to go on with, or to write over, what was made by something else.
+
+    Args:
+        output: what is made.
+        found: its manifest.
+        stated: what the manifest of this run would say.
+
+    Raises:
+        InputError: they differ; every difference is named.
+    """
+    before, now = dict(found.get("facts") or {}), dict(stated["facts"])
+    differences = [
+        f"{name.removeprefix('classifier_').replace('_', ' ')} {before.get(name)}, now {now[name]}"
+        for name in now
+        if before.get(name) != now[name] and name != "classifier_policy_definition"
+    ]
+    if not differences and before != now:
+        differences.append("another definition of the policy")
+    if found.get("inputs") != stated["inputs"]:
+        differences.append("other input files, or files that changed since")
+    differences += [
+        f"{name.replace('_', ' ')} {found.get(name)!r}, now {stated[name]!r}"
+        for name in stated
+        if name not in ("facts", "inputs") and found.get(name) != stated[name]
+    ]
+    if differences:
+        raise InputError(
+            f"{output}: was begun with {'; '.join(differences)}; one output never mixes two: choose another file, or "
+            f"remove {manifest_path(output).name}, {Path(output).name} and {Path(output).name}.parts to label anew"
+        )
+
+
+@contextlib.contextmanager
+def no_space(output: str) -> Iterator[None]:
+    """Says what to do where the output cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{output}: cannot be written ({error.strerror or error}); make space (labelling needs about twice the "
+            "output's size), then run the same command again: what is done is kept"
+        ) from error
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """A manifest's bytes."""
+    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

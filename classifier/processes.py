@@ -1,0 +1,104 @@
+"""The processes that label: each with what answers of its own, each ending with its parent, however that ends.
+
+Knows nothing of the order of chunks, of manifests, or of the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from classifier.answering import Maker
+from classifier.errors import ClassifierError
+from classifier.labelling import Labeller, Plan
+from classifier.pieces import write_piece
+from classifier.readers import Chunk
+
+T = TypeVar("T")
+
+_labeller: Labeller | None = None
+_problem: Exception | None = None
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """A future that is done."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _make(maker: Maker, plan: Plan) -> None:
+    """Makes what answers in this process."""
+    global _labeller, _problem  # noqa: PLW0603 (a pool's initialiser can leave something only there)
+    _labeller = _problem = None
+    try:
+        _labeller = Labeller(maker(), plan)
+    except Exception as error:  # raised where somebody listens: with the first chunk
+        _problem = error
+
+
+def _start(maker: Maker, plan: Plan) -> None:
+    """Begins a process, which ends with its parent and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    _make(maker, plan)
+
+
+def _end_with(sentinel: int) -> None:
+    """Ends this process when its parent is gone, also when that was killed and could not say so."""
+    wait_for_any([sentinel])
+    os._exit(1)
+
+
+def make_part(chunk: Chunk, path: Path) -> dict[str, Any]:
+    """Labels a chunk into its piece; returns the tally."""
+    if _labeller is None:
+        raise _problem or ClassifierError("this process was not started to label")
+    piece, tally = _labeller.label(chunk)
+    write_piece(path, piece, tally)
+    return tally.to_json()
+
+
+@contextlib.contextmanager
+def pool_of(processes: int, maker: Maker, plan: Plan) -> Iterator[Executor]:
+    """A pool whose processes can `make_part`; left early, it stops them at once. A single one is this process itself.
+
+    Raises:
+        ClassifierError: a process died.
+    """
+    if processes == 1:
+        _make(maker, plan)
+        yield _Here()
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start, (maker, plan))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise ClassifierError(
+            "a labelling process died (killed by the system, perhaps for memory); run the same command again to go "
+            "on, with fewer --processes if it happens again"
+        ) from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # what they are at would only be made again
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,307 @@
+"""Log files → chunks of raw rows: JSON lines (plain, gzip, Zstandard), CSV and Parquet; files, folders, globs, fsspec
+URLs, standard input. The home of `pyarrow` for reading.
+
+Theory of operation. What is read is cut into chunks of at most `CHUNK_ROWS` rows and about `CHUNK_BYTES` bytes, always
+at the same places, so that a run that was stopped meets the same chunks again. Lines are handed on as bytes: parsing
+them is work for the processes that label. A line that is too long is passed over without being held (`lines`). What is
+damaged (a line, a row, the rest of a file) becomes a raw row with an error; what is not there, or cannot be reached,
+ends the run.
+
+Knows nothing of requests, formats of rows, models or outputs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import itertools
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+from classifier.errors import InputError, MissingExtra
+from classifier.lines import RawRow, csv_rows, header_of, json_rows
+from classifier.sources import STDIN, Source
+
+CHUNK_ROWS = 1000
+CHUNK_BYTES = 4 * 2**20
+_BLOCK = 2**20
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, UnicodeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that are labelled together, in order.
+
+    Attributes:
+        index: 0, 1, 2… in the order of the input.
+        rows: raw rows; empty for a chunk of a table.
+        batch: an Arrow record batch, or None.
+        source: the table's file.
+        numbers: the rows of the table, from 1; those that were not sampled are left out.
+    """
+
+    index: int
+    rows: tuple[RawRow, ...] = ()
+    batch: Any = None
+    source: str = ""
+    numbers: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self.numbers) if self.batch is not None else len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows are read.
+
+    Attributes:
+        share: share of the rows, in (0, 1], drawn by a hash of file and number: the same rows every time.
+        limit: the first so many of those; None means all.
+    """
+
+    share: float = 1.0
+    limit: int | None = None
+
+    def keeps(self, source: str, number: int) -> bool:
+        """Whether the share takes this row."""
+        if self.share >= 1:
+            return True
+        digest = hashlib.blake2b(f"{source}\0{number}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.share * 2**64
+
+
+@dataclass(slots=True)
+class Position:
+    """How far the reading is: bytes of the sources before decompression."""
+
+    done: int = 0
+    current: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read of all sources."""
+        return self.done + self.current
+
+
+ALL = Selection()
+
+
+def read_chunks(
+    sources: Iterable[Source],
+    *,
+    row_format: str = "auto",
+    selection: Selection = ALL,
+    position: Position | None = None,
+) -> Iterator[Chunk]:
+    """The chunks of all sources, in order; at most one of them is in memory.
+
+    Args:
+        sources: from `find_sources`.
+        row_format: as `payloads.FORMATS`; OTLP exports, many spans a line, are taken apart for `auto` and `otel`.
+        selection: which rows.
+        position: told how far the reading is.
+
+    Raises:
+        InputError: a source is gone or cannot be reached.
+        MissingExtra: reading it needs what is not installed.
+    """
+    position = position or Position()
+    left = sys.maxsize if selection.limit is None else selection.limit
+    indices = itertools.count()
+    pending: list[RawRow] = []
+    size = 0
+    for source in sources if left > 0 else ():
+        for item in _items(source, row_format, position):
+            if left <= 0:
+                break
+            if isinstance(item, Chunk):
+                chunk = _selected(item, selection, left)
+                if pending:
+                    yield Chunk(next(indices), tuple(pending))
+                    pending, size = [], 0
+                if len(chunk):
+                    left -= len(chunk)
+                    yield replace(chunk, index=next(indices))
+                continue
+            if not selection.keeps(item.source, item.number):
+                continue
+            weight = _weight(item.payload)
+            if pending and (len(pending) >= CHUNK_ROWS or size + weight > CHUNK_BYTES):
+                yield Chunk(next(indices), tuple(pending))
+                pending, size = [], 0
+            pending.append(item)
+            size += weight
+            left -= 1
+        position.done, position.current = position.done + (source.size or 0), 0
+    if pending:
+        yield Chunk(next(indices), tuple(pending))
+
+
+def _items(source: Source, row_format: str, position: Position) -> Iterator[RawRow | Chunk]:
+    if source.container == "parquet":
+        return _read_parquet(source, position)
+    return read_rows(source, row_format=row_format, position=position)
+
+
+def _selected(chunk: Chunk, selection: Selection, left: int) -> Chunk:
+    """The rows of a table's chunk that are wanted, at most `left`."""
+    places = [i for i, number in enumerate(chunk.numbers) if selection.keeps(chunk.source, number)][:left]
+    if len(places) == len(chunk.numbers):
+        return chunk
+    return replace(chunk, batch=chunk.batch.take(places), numbers=tuple(chunk.numbers[i] for i in places))
+
+
+def read_rows(source: Source, *, row_format: str = "auto", position: Position | None = None) -> Iterator[RawRow]:
+    """The raw rows of a source of lines or of CSV.
+
+    Raises:
+        InputError: it is gone or cannot be reached.
+    """
+    position = position or Position()
+    number = 0
+    try:
+        with _opened(source) as raw:
+            file = _decompressed(raw)
+            rows = (
+                csv_rows(file, source.name) if source.container == "csv" else json_rows(file, source.name, row_format)
+            )
+            for row in rows:
+                number = row.number
+                if not number % 256:
+                    position.current = _tell(raw)
+                yield row
+    except OSError as error:
+        if isinstance(error, gzip.BadGzipFile) or error.errno is None:
+            yield _rest_of(source, number, error)
+            return
+        raise unreachable(source, error) from error
+    except _damage() as error:
+        yield _rest_of(source, number, error)
+
+
+def csv_header(source: Source) -> list[str]:
+    """Names of the columns of a CSV source; empty where they cannot be read.
+
+    Raises:
+        InputError: it is gone or cannot be reached.
+    """
+    with _opened(source) as raw:
+        try:
+            return header_of(_decompressed(raw))
+        except (OSError, EOFError, ValueError, zlib.error):
+            return []  # whoever reads the rows says so
+
+
+def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk]:
+    """The batches of a Parquet file; a raw row with an error where it is damaged."""
+    pa, pq = pyarrow()
+    last = 0
+    try:
+        with _opened(source) as raw, pq.ParquetFile(raw, buffer_size=_BLOCK, pre_buffer=False) as file:
+            facts = file.metadata
+            total = max(1, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
+            rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES * max(1, facts.num_rows) // total))
+            for batch in file.iter_batches(rows, use_threads=False):
+                yield Chunk(0, batch=batch, source=source.name, numbers=range(last + 1, last + 1 + batch.num_rows))
+                last += batch.num_rows
+                position.current = (source.size or 0) * last // max(1, facts.num_rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreachable(source, error) from error
+        yield _rest_of(source, last, error)
+
+
+def parquet_schema(source: Source) -> Any:
+    """The Arrow schema of a Parquet source; None where its footer is damaged.
+
+    Raises:
+        InputError: it is gone or cannot be reached.
+    """
+    pa, pq = pyarrow()
+    try:
+        with _opened(source) as raw:
+            return pq.read_schema(raw)
+    except (pa.ArrowException, ValueError):
+        return None
+    except OSError as error:
+        if error.errno is None:
+            return None
+        raise InputError(f"{source.name}: cannot be read ({error.strerror})") from error
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """The modules `pyarrow` and `pyarrow.parquet`.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtra("labelling logs needs pyarrow; pip install 'request-complexity-classifier[bulk]'") from None
+    return pa, pq
+
+
+def unreachable(source: Source, error: OSError) -> InputError:
+    """What to say of a source that cannot be reached."""
+    reason = error.strerror or type(error).__name__
+    return InputError(f"{source.name}: cannot be read ({reason}); run the same command again to go on")
+
+
+def _rest_of(source: Source, number: int, error: BaseException) -> RawRow:
+    detail = str(error).split("\n", 1)[0][:120] or type(error).__name__
+    return RawRow(source.name, number + 1, None, f"the rest of the file cannot be read ({detail})")
+
+
+def _opened(source: Source) -> IO[bytes]:
+    if source.name == STDIN:
+        return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), _BLOCK)
+    try:
+        return source.open()
+    except FileNotFoundError:
+        raise InputError(
+            f"{source.name}: is gone since the run began; put it back and run the same command again"
+        ) from None
+
+
+def _decompressed(raw: IO[bytes]) -> IO[bytes]:
+    """The plain bytes, by the first bytes of the file rather than by its name."""
+    buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BLOCK)  # type: ignore[type-var]
+    magic = buffered.peek(4)[:4]
+    if magic[:2] == b"\x1f\x8b":
+        return io.BufferedReader(gzip.GzipFile(fileobj=buffered), _BLOCK)
+    if magic == b"\x28\xb5\x2f\xfd":
+        return io.BufferedReader(
+            _zstandard().ZstdDecompressor().stream_reader(buffered, read_across_frames=True), _BLOCK
+        )
+    return buffered
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What damaged data raises; Zstandard's own error where it is in use."""
+    module = sys.modules.get("zstandard")
+    return (*_DAMAGE, module.ZstdError) if module else _DAMAGE
+
+
+def _zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingExtra("a .zst file needs zstandard; pip install 'request-complexity-classifier[bulk]'") from None
+    return zstandard
+
+
+def _tell(raw: IO[bytes]) -> int:
+    try:
+        return raw.tell()
+    except (OSError, ValueError):
+        return 0
+
+
+def _weight(payload: bytes | dict[str, str] | None) -> int:
+    return sum(map(len, payload.values())) if isinstance(payload, dict) else len(payload or b"")

@@ -1,0 +1,49 @@
+"""What tests of bulk labelling share: rows, makers of fake answers, processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from classifier.answering import Identity, identity_of
+from classifier.labelling import EngineAnswers
+from classifier.testing import FAKE_POLICY, FakeEngine
+from classifier.types import Tier
+
+WORDS = ["hi", "explain the sql", "debug the contract", "prove the theorem"]
+
+
+def prompts(count: int) -> list[str]:
+    """Prompts that are all different, of all tiers."""
+    return [f"{WORDS[i % 4]} {i}" for i in range(count)]
+
+
+def write_lines(path: Path, rows) -> Path:
+    """A file of JSON lines: bytes stand as they are."""
+    lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def tier_of(request) -> Tier:
+    """The tier that a prompt's first word asks for."""
+    return next(
+        (tier for tier, word in zip(Tier, WORDS, strict=True) if request.messages[-1].content.startswith(word)),
+        Tier.STANDARD,
+    )
+
+
+@dataclass(frozen=True)
+class FakeMaker:
+    """Makes fake answers in each process; it travels there, so it holds no function."""
+
+    version: str = "fake000000000000"
+    delay_seconds: float = 0.0
+
+    def identity(self, policy: str) -> Identity:
+        del policy
+        return identity_of(self.version, "fake", FAKE_POLICY)
+
+    def __call__(self) -> EngineAnswers:
+        return EngineAnswers(FakeEngine(tier_of=tier_of, bundle_version=self.version, delay_seconds=self.delay_seconds))

@@ -1,0 +1,299 @@
+"""Labelling logs on one machine: what comes out, in what order, and what a run that was stopped leaves and becomes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from classifier.answering import EngineMaker
+from classifier.bulk import Options, label
+from classifier.errors import InputError, SettingsError
+from classifier.labelled import COLUMNS, manifest_path, open_labelled
+from classifier.readers import Selection
+from classifier.types import Request
+from tests.bulk_support import FakeMaker, prompts, write_lines
+
+ONE = Options(processes=1)
+
+
+def run(*arguments, stdin=b""):
+    """Runs `classifier label` as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "classifier", "label", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        timeout=100,
+    )
+
+
+@pytest.fixture
+def log(tmp_path):
+    """2,500 rows in three chunks, with columns of every kind and some bad rows."""
+    rows = [{"prompt": text, "n": i, "cost": i / 8, "tags": ["a", i]} for i, text in enumerate(prompts(2500))]
+    rows[10] = b"{broken"
+    rows[1200] = {"other": 1}
+    rows[2400] = {"prompt": "hi \ud800", "n": 2400}
+    return write_lines(tmp_path / "log.jsonl", rows)
+
+
+def test_output_keeps_order_and_columns_and_adds_ours(log, tmp_path):
+    """Every row is there, in input order, with the input's columns as they were and ours beside them."""
+    label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["prompt", "n", "cost", "tags", "other", *COLUMNS]
+    assert table["classifier_row"].to_pylist() == list(range(1, 2501))
+    assert table["n"].to_pylist()[:3] == [0, 1, 2]
+    assert table["classifier_tier"].to_pylist()[:4] == ["simple", "standard", "complex", "frontier"]
+    assert table.schema.field("classifier_probabilities").type == pa.list_(pa.float32())
+    assert table.schema.metadata[b"classifier_bundle_version"] == b"fake000000000000"
+    assert table.schema.metadata[b"classifier_policy"] == b"default"
+    assert [row["tags"] for row in open_labelled(tmp_path / "out.parquet").rows(["tags"])][3] == ["a", 3]
+
+
+def test_bad_rows_are_kept_with_their_error_and_counted(log, tmp_path):
+    """A bad row stands in its place with its error and its text; the tally says how many and where the first are."""
+    tally = label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE).tally
+    rows = list(open_labelled(tmp_path / "out.parquet").rows())
+    assert [i for i, row in enumerate(rows) if row["classifier_error"]] == [10, 1200]
+    assert rows[10]["classifier_error"].startswith("is not JSON (Expecting property name")
+    assert rows[10]["classifier_extra"] == {"line": "{broken"}
+    assert rows[1200]["classifier_error"].startswith("prompt: is not there")
+    assert (tally.rows, tally.bad) == (2500, 2)
+    assert list(tally.examples.values()) == [[f"{log}:11"], [f"{log}:1201"]]
+
+
+def test_what_does_not_fit_its_column_is_kept_beside_it(log, tmp_path):
+    """A value of another type than the column's, or of no column, is kept whole in classifier_extra."""
+    write_lines(
+        tmp_path / "odd.jsonl",
+        [*({"prompt": "hi", "n": i} for i in range(10_000)), {"prompt": "hi", "n": "x", "new": [1]}],
+    )
+    label([str(tmp_path / "odd.jsonl")], str(tmp_path / "odd.parquet"), FakeMaker(), ONE)
+    last = list(open_labelled(tmp_path / "odd.parquet").rows())[-1]
+    assert (last["n"], last["classifier_extra"]) == (None, {"n": "x", "new": [1]})
+    label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    odd = list(open_labelled(tmp_path / "out.parquet").rows())[2400]
+    assert (odd["prompt"], odd["classifier_extra"], odd["n"]) == ("hi ?", {"prompt": "hi \ud800"}, 2400)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_each_kind_of_output_says_the_same(log, tmp_path, kind):
+    """Parquet, JSON lines and CSV hold the same tiers, probabilities and errors, and are read back alike."""
+    label([str(log)], str(tmp_path / f"out.{kind}"), FakeMaker(), ONE)
+    found = open_labelled(tmp_path / f"out.{kind}")
+    rows = list(found.rows(["classifier_tier", "classifier_probabilities", "classifier_error", "classifier_row"]))
+    assert len(rows) == 2500
+    assert rows[3] == {
+        "classifier_row": 4,
+        "classifier_tier": "frontier",
+        "classifier_probabilities": pytest.approx([0.05, 0.05, 0.05, 0.85]),
+        "classifier_error": None,
+    }
+    assert rows[10]["classifier_tier"] is None
+    assert (found.facts["bundle_version"], found.facts["policy"]) == ("fake000000000000", "default")
+
+
+def test_answers_are_the_engines_own(tiny_engine, tiny_bundle_path, tmp_path):
+    """Probabilities are those of `Engine.classify`, bit for bit, whatever the number of processes."""
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in prompts(1100)])
+    label([str(log)], str(tmp_path / "a.parquet"), EngineMaker(tiny_bundle_path), ONE)
+    label([str(log)], str(tmp_path / "b.parquet"), EngineMaker(tiny_bundle_path), Options(processes=2))
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    rows = list(open_labelled(tmp_path / "a.parquet").rows())
+    for row in rows[::50]:
+        decision = tiny_engine.classify(Request.from_text(row["prompt"]))
+        assert row["classifier_probabilities"] == list(decision.probabilities)
+        assert row["classifier_tier"] == decision.tier.label
+        assert row["classifier_input_tokens"] == decision.input_tokens
+
+
+def test_repeats_are_answered_once(tmp_path):
+    """What was just answered is not asked of the model again, and gets the same answer."""
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": "prove it"}] * 500 + [{"prompt": "hi"}] * 500)
+    tally = label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE).tally
+    assert (tally.rows, tally.repeats) == (1000, 998)
+
+
+def test_a_sample_is_the_same_rows_every_time_and_a_limit_the_first(log, tmp_path):
+    """--sample draws the same rows for the same share, --limit takes the first ones."""
+    for name in ("a", "b"):
+        label(
+            [str(log)], str(tmp_path / f"{name}.parquet"), FakeMaker(), Options(selection=Selection(0.1), processes=1)
+        )
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    numbers = pq.read_table(tmp_path / "a.parquet")["classifier_row"].to_pylist()
+    assert 170 < len(numbers) < 330
+    assert numbers == sorted(set(numbers))
+    label([str(log)], str(tmp_path / "c.parquet"), FakeMaker(), Options(selection=Selection(limit=5), processes=1))
+    assert pq.read_table(tmp_path / "c.parquet")["classifier_row"].to_pylist() == [1, 2, 3, 4, 5]
+
+
+def test_a_parquet_table_keeps_its_types(tmp_path):
+    """Columns of a Parquet input come out with their types, nested ones too, and nested messages are read."""
+    messages = [[{"role": "user", "content": text}] for text in prompts(1500)]
+    table = pa.table(
+        {"messages": messages, "day": pa.array([0] * 1500, pa.date32()), "n": pa.array(range(1500), pa.int16())}
+    )
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=400)
+    label([str(tmp_path / "in.parquet")], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.select(["messages", "day", "n"]).equals(table)
+    assert found["classifier_tier"].to_pylist()[:4] == ["simple", "standard", "complex", "frontier"]
+
+
+def test_csv_comes_out_as_it_was(tmp_path):
+    """A CSV's texts come out unchanged, quoted lines and all, and a row of the wrong length is a bad one."""
+    (tmp_path / "in.csv").write_text('question,id\n"hi\nthere",007\nprove it\n"a ""b""",x\n', encoding="utf-8")
+    tally = label(
+        [str(tmp_path / "in.csv")], str(tmp_path / "out.csv"), FakeMaker(), Options(text_field="question", processes=1)
+    ).tally
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["question"], row["id"]) for row in rows] == [("hi\nthere", "007"), ("prove it", ""), ('a "b"', "x")]
+    assert rows[1]["classifier_error"] == "has 1 fields, the header has 2"
+    assert tally.bad == 1
+
+
+def interrupt_after(chunks):
+    """Progress that stops a run after so many chunks."""
+    seen = []
+
+    def told(progress):
+        seen.append(progress.tally.rows)
+        if len(seen) == chunks:
+            raise KeyboardInterrupt
+
+    return told
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_stopped_run_goes_on_and_ends_the_same(log, tmp_path, kind):
+    """A run that was stopped leaves no output; started again it labels the rest, and the file is that of one run."""
+    label([str(log)], str(tmp_path / f"whole.{kind}"), FakeMaker(), ONE)
+    with pytest.raises(KeyboardInterrupt):
+        label([str(log)], str(tmp_path / f"out.{kind}"), FakeMaker(), ONE, told=interrupt_after(1))
+    assert not (tmp_path / f"out.{kind}").exists()
+    progress = label([str(log)], str(tmp_path / f"out.{kind}"), FakeMaker(), ONE)
+    assert progress.resumed_rows >= 1000
+    assert (tmp_path / f"out.{kind}").read_bytes() == (tmp_path / f"whole.{kind}").read_bytes()
+    assert not (tmp_path / f"out.{kind}.parts").exists()
+
+
+def test_a_complete_run_is_not_made_again(log, tmp_path):
+    """The same command after the end changes nothing and says what was there."""
+    first = label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    before = (tmp_path / "out.parquet").stat()
+    again = label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    assert (tmp_path / "out.parquet").stat() == before
+    assert again.tally == first.tally
+    assert again.resumed_rows == 2500
+
+
+def test_one_output_never_mixes_two_bundles_policies_or_inputs(log, tmp_path):
+    """A run with another bundle, another policy or a changed input is refused, and what differs is named."""
+    out = str(tmp_path / "out.parquet")
+    with pytest.raises(KeyboardInterrupt):
+        label([str(log)], out, FakeMaker(), ONE, told=interrupt_after(1))
+    with pytest.raises(InputError, match="bundle version fake000000000000, now other"):
+        label([str(log)], out, FakeMaker("other"), ONE)
+    with pytest.raises(InputError, match="text field 'prompt', now 'x'"):
+        label([str(log)], out, FakeMaker(), Options(text_field="x", processes=1))
+    with log.open("ab") as file:
+        file.write(b'{"prompt": "hi"}\n')
+    with pytest.raises(InputError, match="files that changed since"):
+        label([str(log)], out, FakeMaker(), ONE)
+
+
+def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
+    """A file without our manifest is never written over."""
+    (tmp_path / "out.parquet").write_text("mine")
+    with pytest.raises(InputError, match="no manifest beside it"):
+        label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    assert (tmp_path / "out.parquet").read_text() == "mine"
+
+
+def test_labelled_rows_are_not_labelled_again(log, tmp_path):
+    """An input that holds our columns is refused, and relabel is named."""
+    label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    with pytest.raises(InputError, match="classifier relabel"):
+        label([str(tmp_path / "out.parquet")], str(tmp_path / "again.parquet"), FakeMaker(), ONE)
+
+
+def test_an_unknown_policy_is_refused_before_anything_is_read(log, tiny_bundle_path, tmp_path):
+    """A policy that the bundle does not have is named with those that it has."""
+    with pytest.raises(SettingsError, match="economy"):
+        label([str(log)], str(tmp_path / "out.parquet"), EngineMaker(tiny_bundle_path), Options(policy="nope"))
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_the_command_labels_a_folder_and_sums_up(log, tiny_bundle_path, tmp_path):
+    """The command reads a folder, prints the tiers and the bad rows, and ends with 0."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    shutil.copy(log, folder / "b.jsonl")
+    write_lines(folder / "a.jsonl", [{"prompt": "prove the theorem"}])
+    done = run(folder, "-o", tmp_path / "out.parquet", "--bundle", tiny_bundle_path)
+    assert done.returncode == 0, done.stderr
+    assert b"out.parquet: 2,501 rows, 2 of them bad" in done.stdout
+    assert b"bad: 1 \xc3\x97 is not JSON" in done.stdout
+    assert done.stderr == b""
+    assert pq.read_table(tmp_path / "out.parquet")["classifier_file"].to_pylist()[:2] == [
+        str(folder / "a.jsonl"),
+        str(folder / "b.jsonl"),
+    ]
+    assert json.loads(manifest_path(tmp_path / "out.parquet").read_text())["complete"]["rows"] == 2501
+
+
+def test_the_command_reads_stdin_and_says_that_it_cannot_resume_it(tiny_bundle_path, tmp_path):
+    """Standard input is labelled too; the command says that such a run begins anew when stopped."""
+    for _ in range(2):
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        done = run(
+            "-", "-o", tmp_path / "out.jsonl", "--bundle", tiny_bundle_path, "--json", stdin=b'{"prompt": "hi"}\n'
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"cannot be resumed" in done.stderr
+        assert json.loads(done.stdout)["rows"] == 1
+
+
+def test_a_dry_run_writes_nothing(log, tiny_bundle_path, tmp_path):
+    """--dry-run tells formats, columns and bad rows of the first rows, and leaves no file."""
+    before = sorted(tmp_path.iterdir())
+    done = run(log, "-o", tmp_path / "out.parquet", "--bundle", tiny_bundle_path, "--dry-run", "--json")
+    found = json.loads(done.stdout)
+    assert (found["formats"], found["columns"], found["rows"]) == (
+        {"prompt": 999},
+        ["prompt", "n", "cost", "tags"],
+        1000,
+    )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["/nowhere.jsonl", "-o", "out.parquet"], 1, b"/nowhere.jsonl: no such file or folder"),
+        (["LOG", "-o", "out.xlsx"], 1, b"expected a name that ends in .parquet, .jsonl, .csv"),
+        (["LOG", "-o", "/nowhere/out.parquet"], 1, b"there is no folder /nowhere"),
+        (["LOG", "-o", "out.parquet", "--sample", "2"], 2, b"--sample: expected a share"),
+        (["LOG", "-o", "out.parquet", "--token", "x"], 2, b"--token and --tls-ca go with --address"),
+        (["LOG", "-o", "out.parquet", "--text-field", "question", "--format", "prompt"], 1, b"none of the 2500 rows"),
+    ],
+    ids=["no-input", "suffix", "no-folder", "share", "token", "nothing-fits"],
+)
+def test_what_cannot_be_is_one_line_with_an_exit_code(
+    log, tiny_bundle_path, tmp_path, monkeypatch, arguments, code, message
+):
+    """Errors name the thing and say what to do."""
+    monkeypatch.chdir(tmp_path)
+    done = run(*[str(log) if a == "LOG" else a for a in arguments], "--bundle", tiny_bundle_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert b"Traceback" not in done.stderr
