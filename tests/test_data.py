@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from classifier.types import ROLES, TIERS
-from training.corpus import read_corpus, split_of
+from training.corpus import Row, read_corpus, split_of
 from training.datasheet import BIGGEST_LANGUAGES, DATA, END, START, agentic, chars, counts, read_rows, turns
 
 KINDS = {
@@ -176,15 +177,25 @@ def test_no_personal_data(rows, what, pattern):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no other corpora beside the project to compare with")
 def test_nothing_is_copied_from_other_corpora():
-    """No row of ours is a row of the corpora beside the project, but for the shortest greetings."""
-    ours = {r.sha256: r.id for r in read_corpus([DATA]) if sum(len(m.content) for m in r.request.messages) > 40}
-    theirs = {r.sha256 for r in read_corpus([SHARED])}
-    assert [name for digest, name in ours.items() if digest in theirs] == []
+    """No row of ours is a row of the corpora beside the project, nor shares a run of twenty words with one."""
+    ours = [r for r in read_corpus([DATA]) if sum(len(m.content) for m in r.request.messages) > 40]
+    theirs = read_corpus([SHARED])
+    whole = {r.sha256 for r in theirs}
+    assert [r.id for r in ours if r.sha256 in whole] == []
+    runs = {run: row.id for row in ours for run in _runs(row, step=1)}
+    assert sorted({runs[run] for row in theirs for run in _runs(row, step=5) if run in runs}) == []
+
+
+def _runs(row: Row, step: int, length: int = 16) -> Iterator[int]:
+    """Hashes of runs of `length` words, one begun every `step` words, in the first 8,000 characters of each message."""
+    for message in row.request.messages:
+        words = message.content[:8000].lower().split()
+        yield from (hash(tuple(words[i : i + length])) for i in range(0, len(words) - length + 1, step))
 
 
 def test_load_dataset_works_as_documented(rows, tmp_path):
     """`datasets.load_dataset("json", data_files=...)` reads the corpus as the datasheet says."""
     datasets = pytest.importorskip("datasets")
-    files = [str(p) for p in sorted(DATA.glob("*.jsonl"))]
-    loaded = datasets.load_dataset("json", data_files=files, split="train", cache_dir=tmp_path)
-    assert len(loaded) == len(rows)
+    loaded = datasets.load_dataset("json", data_files=str(DATA / "*.jsonl"), split="train", cache_dir=tmp_path)
+    assert sorted(loaded["id"]) == sorted(r["id"] for r in rows)
+    assert set(loaded.column_names) == set(rows[0])
