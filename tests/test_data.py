@@ -100,6 +100,24 @@ def test_contrast_families_are_large_enough(rows):
     assert {family: n for family, n in twins.items() if n < 80} == {}
 
 
+@pytest.mark.parametrize("family", ["harness-noise", "same-ask-other-form", "same-ask-other-language", "steering"])
+def test_what_must_not_matter_does_not_move_the_tier(rows, family):
+    """Twins that differ in noise, form, language or instructions about routing share their tier."""
+    tiers = defaultdict(set)
+    for row in (r for r in rows if r["family"] == family):
+        tiers[row["group"]].add(row["tier"])
+    assert [group for group, found in tiers.items() if len(found) > 1] == []
+
+
+@pytest.mark.parametrize("family", ["easy-topic-hard-work", "hard-topic-easy-work", "short-reply"])
+def test_what_must_matter_moves_the_tier(rows, family):
+    """In at least 80 groups of a family whose twins look alike their tiers differ."""
+    tiers = defaultdict(set)
+    for row in (r for r in rows if r["family"] == family):
+        tiers[row["group"]].add(row["tier"])
+    assert sum(len(found) > 1 for found in tiers.values()) >= 80
+
+
 def test_long_material_asks_light_and_heavy_work(rows):
     """Each document of the long-material family carries asks of different tiers, and most are over 4,000 characters."""
     tiers = defaultdict(set)
