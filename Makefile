@@ -53,9 +53,9 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 
 OUT ?= .
 proto: $(VENV)/.dev  ## regenerate classifier/v1 from proto/
-	mkdir -p $(OUT)
+	mkdir -p $(OUT)/classifier/v1
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) \
-		proto/classifier/v1/classifier.proto
+		--descriptor_set_out=$(OUT)/classifier/v1/classifier.binpb --include_source_info proto/classifier/v1/classifier.proto
 
 train: $(VENV)/.dev  ## corpus to bundle with the base recipe: make train EXTRA_CORPORA="a.jsonl.gz b.jsonl.gz"
 	$(TRAIN_ENV) $(BIN)/python -m training build --recipe base $(foreach path,$(EXTRA_CORPORA),--extra $(path)) $(ARGS)

@@ -226,7 +226,7 @@ class Logic:
             return error, error.status
         if not isinstance(error, grpc.RpcError):
             raise error
-        status = _status(error)
+        status = status_of_call(error)
         code = wire.code_name(status.code)
         if code in _BREAKING:
             self.breaker.failed(time.monotonic())
@@ -296,7 +296,7 @@ def _bounded(tier: Tier | None, floor: Tier | None, ceiling: Tier | None) -> Tie
     return min(max(tier, floor or tier), ceiling or Tier.FRONTIER)
 
 
-def _status(error: grpc.RpcError) -> status_pb2.Status:
+def status_of_call(error: grpc.RpcError) -> status_pb2.Status:
     """The rich status of a failed call, or a plain one from its code and text."""
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS:

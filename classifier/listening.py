@@ -85,8 +85,9 @@ def bound_socket(address: str, *, shared: bool) -> socket.socket:
         OSError: it cannot be had.
     """
     host, port = split_address(address)
-    family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    probe = socket.socket(family, kind)
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # asyncio sets TCP_NODELAY only where the socket says TCP; without it each answer waits 40 ms for an ACK.
+    probe = socket.socket(family, kind, protocol)
     try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:

@@ -32,3 +32,47 @@ def command() -> None:
     \b
     classifier gateway http --listen 127.0.0.1:8080 --address 127.0.0.1:50051
     """
+
+
+@command.command(name="http")
+@click.option(
+    "--listen",
+    default="127.0.0.1:8080",
+    metavar="ADDRESS",
+    envvar="CLASSIFIER_HTTP_LISTEN",
+    help="HOST:PORT or unix:/PATH; port 0 picks a free one. [CLASSIFIER_HTTP_LISTEN] [default: 127.0.0.1:8080]",
+)
+@server_options
+@click.option(
+    "--tokens",
+    metavar="FILE",
+    envvar="CLASSIFIER_TOKENS",
+    help="The server's file of bearer tokens, checked here too, before a body is read. [CLASSIFIER_TOKENS]",
+)
+@click.option("--tls-cert", metavar="FILE", help="PEM file of the certificate chain shown to callers.")
+@click.option("--tls-key", metavar="FILE", help="PEM file of its key.")
+@click.option("--insecure", is_flag=True, help="Serve other machines without TLS or without tokens.")
+@click.option(
+    "--max-request-bytes", default=4 * 2**20, show_default=True, metavar="INT", help="Largest body, in bytes."
+)
+@click.option("--timeout-seconds", default=10.0, show_default=True, metavar="FLOAT", help="Deadline of one request.")
+@click.option("--log-format", default="auto", type=click.Choice(["auto", "json", "text"]), help="As in serve.")
+def http(log_format: str, **flags: str | bool | float | None) -> None:
+    r"""Serves the calls as JSON over HTTP: POST /v1/classify, /v1/classify/batch, /v1/outcomes, GET /v1/info, /healthz.
+
+    A caller's bearer token is passed on to the server. / is a page that explains the calls, /openapi.json the document.
+    Prints `serving on ADDRESS` on stderr when it is ready. Needs the extra `http`.
+
+    \b
+    classifier gateway http --listen 127.0.0.1:8080 --address 127.0.0.1:50051
+    curl -H 'Content-Type: application/json' -d '{"messages":[{"role":"user","content":"hi"}]}' \
+        http://127.0.0.1:8080/v1/classify
+    """
+    from typing import Any, cast
+
+    from classifier.gateways.http_server import HttpSettings, run
+    from classifier.telemetry import configure_logging
+
+    configure_logging(log_format, "info")
+    given = {name: value for name, value in flags.items() if value is not None}
+    run(HttpSettings(**cast("dict[str, Any]", given)))

@@ -1,0 +1,297 @@
+"""HTTP and JSON in front of the gRPC server: a thin process of its own that decides nothing (extra `http`).
+
+A body becomes the contract's message by protobuf's own JSON mapping, goes to the server with the caller's token, and
+the answer comes back the same way; an error is the server's status in JSON. So the answers are those of gRPC, and so
+are the checks, limits and promises. What is added is what the transport needs: a limit on bodies, a deadline, and that
+nobody works for a caller who left.
+
+Knows nothing of tiers, policies or bundles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.rpc import code_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from classifier import wire
+from classifier.credentials import Identity
+from classifier.errors import ClassifierError, InvalidRequest, Overloaded
+from classifier.fallback import status_of_call
+from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
+
+log = logging.getLogger(__name__)
+MAX_IN_FLIGHT = 1024  # as many calls as the server takes at once on one connection (max_concurrent_calls)
+_FORWARDED = ("authorization", "traceparent", "tracestate")
+_JSON = "application/json"
+
+
+@dataclass(slots=True)
+class Gateway:
+    """Answers HTTP requests by calling a gRPC server.
+
+    Attributes:
+        channel: to the server.
+        identity: checks tokens before a body is read; without tokens the server alone does.
+        max_request_bytes: largest body.
+        timeout_seconds: deadline of a request, reading its body included.
+    """
+
+    channel: grpc.aio.Channel
+    identity: Identity = field(default_factory=Identity)
+    max_request_bytes: int = 4 * 2**20
+    timeout_seconds: float = 10.0
+    _in_flight: int = 0
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        from classifier.gateways.openapi_page import page
+
+        routes = [
+            Route(operation.path, partial(self._answer, operation), methods=[operation.method])
+            for operation in OPERATIONS
+        ]
+        routes += [
+            Route("/healthz", self._health),
+            Route("/openapi.json", lambda _: JSONResponse(document())),
+            Route("/", lambda _: HTMLResponse(page(document()))),
+        ]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _not_found})
+
+    async def _answer(self, operation: Operation, request: Request) -> Response:
+        """One request: checked, read, passed on, answered. Whatever happens is a status."""
+        deadline = time.monotonic() + self.timeout_seconds
+        if self._in_flight >= MAX_IN_FLIGHT:
+            busy = Overloaded(f"{MAX_IN_FLIGHT} requests are being answered already; try again later", 1.0)
+            return error_response(wire.status_of(busy))
+        self._in_flight += 1
+        try:
+            metadata = _metadata(request)
+            self.identity.caller(_Call(request, metadata))
+            message = operation.request()
+            if operation.method == "POST":
+                body = await self._body(request, deadline)
+                if isinstance(body, Response):
+                    return body
+                message = parse(operation.request, body)
+            answer = await self._call(operation, message, metadata, deadline, request)
+            return JSONResponse(as_json(answer))
+        except ClassifierError as error:
+            return error_response(wire.status_of(error))
+        except grpc.RpcError as error:
+            return error_response(status_of_call(error))
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:
+            incident = uuid.uuid4().hex[:12]
+            where = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__)))
+            log.error("internal error %s in %s: %s at %s", incident, operation.rpc, type(error).__name__, where)  # noqa: TRY400 - a traceback could quote a prompt
+            told = f"internal error {incident}; the gateway's log says where"
+            return error_response(status_pb2.Status(code=code_pb2.INTERNAL, message=told))
+        finally:
+            self._in_flight -= 1
+
+    async def _body(self, request: Request, deadline: float) -> bytes | Response:
+        """The body, or why it is not taken."""
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
+            # Also keeps web pages of other origins from posting here: a browser asks first for this type.
+            return _refusal(415, "INVALID_ARGUMENT", f"Content-Type: send {_JSON}")
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > self.max_request_bytes:
+                        told = (
+                            f"the body is larger than {self.max_request_bytes} bytes; cut long contents in the middle"
+                        )
+                        return _refusal(413, "INVALID_ARGUMENT", told)
+                    chunks.append(chunk)
+        except TimeoutError:
+            return _refusal(408, "DEADLINE_EXCEEDED", f"the body did not come within {self.timeout_seconds:g} s")
+        return b"".join(chunks)
+
+    async def _call(
+        self, operation: Operation, message: Message, metadata: Mapping[str, str], deadline: float, request: Request
+    ) -> Message:
+        """The server's answer. Where the caller leaves, the call is cancelled."""
+        stub: Callable[..., Any] = self.channel.unary_unary(
+            f"/{wire.SERVICE}/{operation.rpc}",
+            request_serializer=operation.request.SerializeToString,
+            response_deserializer=operation.response.FromString,
+        )
+        call = stub(message, timeout=max(0.0, deadline - time.monotonic()), metadata=tuple(metadata.items()))
+        leaving = asyncio.create_task(_left(request))
+        leaving.add_done_callback(lambda task: None if task.cancelled() else call.cancel())
+        try:
+            answer: Message = await call
+        except asyncio.CancelledError:
+            if leaving.done():
+                raise ClientDisconnect from None
+            raise
+        finally:
+            leaving.cancel()
+        return answer
+
+    async def _health(self, request: Request) -> Response:  # noqa: ARG002
+        asked = health_pb2.HealthCheckRequest(service=wire.SERVICE)
+        try:
+            found = await health_pb2_grpc.HealthStub(self.channel).Check(asked, timeout=min(2.0, self.timeout_seconds))
+        except grpc.RpcError:
+            status = "UNREACHABLE"
+        else:
+            serving = found.status == health_pb2.HealthCheckResponse.SERVING
+            status = "SERVING" if serving else "NOT_SERVING"
+        return JSONResponse({"status": status}, 200 if status == "SERVING" else 503)
+
+
+async def _left(request: Request) -> None:
+    """Ends when the caller is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What `Identity` reads of a call."""
+
+    request: Request
+    metadata: Mapping[str, str]
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return tuple(self.metadata.items())
+
+    def auth_context(self) -> Mapping[str, Any]:
+        return {}
+
+    def peer(self) -> str:
+        return str(self.request.client)
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    """The headers that are passed on, where gRPC can carry them."""
+    found = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
+    return {name: value for name, value in found.items() if value.isascii() and value.isprintable()}
+
+
+def as_json(message: Message) -> dict[str, Any]:
+    """A message as JSON, in the contract's own spelling, with every field that has a value or a default."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def parse(kind: type[wire.P], body: bytes) -> wire.P:
+    """The message of that kind in a JSON body.
+
+    Raises:
+        InvalidRequest: it is no JSON object, or a field is not known or does not fit; values are never quoted.
+    """
+    try:
+        data = json.loads(body, object_pairs_hook=_unique)
+    except _Repeated as error:
+        raise InvalidRequest(str(error), "stands twice in one object; send it once") from None
+    except (ValueError, RecursionError):
+        raise InvalidRequest("(body)", "is not JSON; send one JSON object, as /openapi.json says") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest("(body)", "is not a JSON object")
+    message = kind()
+    try:
+        json_format.ParseDict(data, message)
+    except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidRequest(*_violation(str(error), kind.DESCRIPTOR)) from None
+    return message
+
+
+class _Repeated(Exception):
+    """A key stands twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Repeated(next(key for key in keys if keys.count(key) > 1)[:64])
+    return found
+
+
+_WHERE = re.compile(r'at "?\w+\.((?:\w+(?:\[\d+\])?\.?)+)')
+_STEPS = re.compile(r"(?:Failed to parse \w+ field: )+")
+_STEP = re.compile(r"Failed to parse (\w+) field: ")
+
+
+def _violation(text: str, kind: Any) -> tuple[str, str]:
+    """Field and description of a ParseError, whose own text may quote the value: only names of fields are taken."""
+    steps = _STEPS.match(text)
+    told = [found.strip(".") for found in _WHERE.findall(text)]
+    told.append(".".join(_STEP.findall(steps[0])) if steps else "")
+    path, found = next(((path, f) for path in told if (f := _field(kind, path)) is not None), ("(body)", None))
+    if "no field named" in text:
+        return path, "has a field that the contract does not know; /openapi.json has them all"
+    return path, f"does not fit; expected {_expected(found) if found else 'what /openapi.json says'}"
+
+
+def _field(kind: Any, path: str) -> FieldDescriptor | None:
+    """The field at a path such as `requests[0].attachments`; None where there is none."""
+    found = None
+    for name in re.sub(r"\[\d+\]", "", path).split("."):
+        found = kind.fields_by_name.get(name) if kind else None
+        kind = found.message_type if found else None
+    return found
+
+
+def _expected(found: FieldDescriptor) -> str:
+    if found.enum_type:
+        return "one of " + ", ".join(value.name for value in found.enum_type.values if value.number)
+    if found.message_type and found.message_type.full_name == "google.protobuf.Timestamp":
+        return "a time such as 2026-01-31T12:00:00Z"
+    if found.message_type and found.message_type.GetOptions().map_entry:
+        return "an object of texts"
+    kinds = {FieldDescriptor.CPPTYPE_STRING: "text", FieldDescriptor.CPPTYPE_BOOL: "true or false"}
+    one = "an object" if found.message_type else kinds.get(found.cpp_type, "a number")
+    return f"a list of {one.removeprefix('an ')}s" if found.is_repeated else one
+
+
+def error_response(status: status_pb2.Status) -> Response:
+    """A status as HTTP: its code, its text, its details."""
+    name = wire.code_name(status.code)
+    details = json_format.MessageToDict(status, preserving_proto_field_name=True).get("details", [])
+    response = _refusal(HTTP_STATUS.get(name, 500), name, status.message, details)
+    retry = getattr(wire.error_of(status), "retry_after_seconds", None)
+    if retry is not None:
+        response.headers["Retry-After"] = str(max(1, round(retry)))
+    if response.status_code == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _refusal(code: int, status: str, message: str, details: list[Any] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "status": status, "message": message, "details": details or []}}, code)
+
+
+def _not_found(request: Request, error: Exception) -> Response:
+    code = error.status_code if isinstance(error, HTTPException) else 500
+    told = f"{request.method} {request.url.path[:200]}: there is no such call; / and /openapi.json list them"
+    response = _refusal(code, "NOT_FOUND" if code == 404 else "INVALID_ARGUMENT", told)
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response

@@ -1,0 +1,207 @@
+"""The process of the HTTP gateway: its settings, its socket, its signals.
+
+Knows nothing of calls or messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from classifier.client import SERVICE_CONFIG
+from classifier.credentials import Identity
+from classifier.errors import ClassifierError, MissingExtra, SettingsError
+from classifier.listening import bound_socket, check_free
+from classifier.settings import check_address, is_local, is_unix
+
+log = logging.getLogger(__name__)
+TOKENS_SECONDS = 5.0
+DRAIN_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """What the HTTP gateway is told. Checked when made.
+
+    Attributes:
+        listen: HOST:PORT or unix:/PATH; port 0 picks a free one.
+        address: of the gRPC server.
+        server_ca: PEM file of the authority of its certificate; empty means no TLS.
+        server_cert: PEM file of the certificate shown to it.
+        server_key: PEM file of that certificate's key.
+        tokens: file of bearer tokens, a line each: NAME TOKEN; the server's own. Empty leaves the check to the server.
+        tls_cert: PEM file of the certificate chain shown to callers.
+        tls_key: PEM file of its key.
+        insecure: serve other machines without TLS or without tokens.
+        max_request_bytes: largest body.
+        timeout_seconds: deadline of one request.
+
+    Raises:
+        SettingsError: values contradict one another; both sides are named.
+    """
+
+    listen: str = "127.0.0.1:8080"
+    address: str = "127.0.0.1:50051"
+    server_ca: str = ""
+    server_cert: str = ""
+    server_key: str = ""
+    tokens: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    insecure: bool = False
+    max_request_bytes: int = 4 * 2**20
+    timeout_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_address(self.listen)
+        for one, other in (("tls_cert", "tls_key"), ("server_cert", "server_key")):
+            if bool(getattr(self, one)) != bool(getattr(self, other)):
+                raise SettingsError(f"{one} and {other} go together; give both or neither")
+        if self.server_cert and not self.server_ca:
+            raise SettingsError("server_cert is shown to a server with TLS; give server_ca, its authority, too")
+        if self.max_request_bytes < 1024:
+            raise SettingsError(f"max_request_bytes: expected 1024 or more, found {self.max_request_bytes}")
+        if not self.timeout_seconds > 0:
+            raise SettingsError(f"timeout_seconds: expected a number above 0, found {self.timeout_seconds:g}")
+        if not is_local(self.listen) and not self.insecure:
+            missing = [] if self.tls_cert else ["TLS (--tls-cert, --tls-key)"]
+            missing += [] if self.tokens else ["authentication (--tokens, the server's own file)"]
+            if missing:
+                raise SettingsError(
+                    f"listen: {self.listen} can be reached by other machines and has no {' and no '.join(missing)}; "
+                    "add it, listen on 127.0.0.1, or say --insecure"
+                )
+
+
+def run(settings: HttpSettings, ready: Callable[[str], None] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is in flight.
+
+    Raises:
+        MissingExtra: starlette or uvicorn is not installed.
+        SettingsError: the address cannot be had, or a file cannot be read.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"the HTTP gateway needs {error.name}: pip install 'request-complexity-classifier[http]'"
+        ) from None
+    with _socket(settings.listen) as listening:
+        asyncio.run(_serve(settings, listening, ready or _print_ready))
+
+
+async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callable[[str], None]) -> None:
+    import uvicorn
+
+    from classifier.gateways.http import Gateway
+
+    class _Quiet(uvicorn.Server):
+        """Says when it is ready, and leaves signals to us: uvicorn would raise them again at its end."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready(_shown(settings, listening))
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it logs each start and stop
+    identity = Identity(settings.tokens)
+    async with _channel(settings) as channel:
+        app = Gateway(channel, identity, settings.max_request_bytes, settings.timeout_seconds).app()
+        try:
+            config = uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ssl_certfile=settings.tls_cert or None,
+                ssl_keyfile=settings.tls_key or None,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
+            config.load()
+        except OSError as error:
+            raise SettingsError(f"tls_cert or tls_key cannot be used ({error.strerror or error})") from None
+        server = _Quiet(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+        watching = asyncio.create_task(_watch(identity))
+        try:
+            await server.serve(sockets=[listening])
+        finally:
+            watching.cancel()
+
+
+def _channel(settings: HttpSettings) -> grpc.aio.Channel:
+    options: Sequence[tuple[str, str | int]] = (
+        ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+        # A server that restarts is found again within a second, not after gRPC's two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.max_receive_message_length", -1),
+    )
+    if not settings.server_ca:
+        return grpc.aio.insecure_channel(settings.address, options)
+    try:
+        files = [
+            Path(p).read_bytes() if p else None for p in (settings.server_ca, settings.server_key, settings.server_cert)
+        ]
+    except OSError as error:
+        raise SettingsError(f"server TLS: {error.filename} cannot be read ({error.strerror})") from None
+    return grpc.aio.secure_channel(settings.address, grpc.ssl_channel_credentials(*files), options)
+
+
+@contextlib.contextmanager
+def _socket(address: str) -> Iterator[socket.socket]:
+    check_free(address, shared=False)
+    if not is_unix(address):
+        with bound_socket(address, shared=False) as bound:
+            yield bound
+        return
+    path = Path(address.removeprefix("unix:"))
+    path.unlink(missing_ok=True)  # check_free made sure that nobody listens there
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        try:
+            bound.bind(str(path))
+        except OSError as error:
+            raise SettingsError(f"listen: {address} cannot be had ({error.strerror or error})") from None
+        try:
+            yield bound
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _shown(settings: HttpSettings, listening: socket.socket) -> str:
+    if is_unix(settings.listen):
+        return settings.listen
+    scheme = "https" if settings.tls_cert else "http"
+    return f"{scheme}://{settings.listen.rpartition(':')[0]}:{listening.getsockname()[1]}"
+
+
+def _print_ready(address: str) -> None:
+    print(f"serving on {address}", file=sys.stderr, flush=True)
+
+
+async def _watch(identity: Identity) -> None:
+    """Takes new tokens over when the file changes; keeps the old ones where it cannot be used."""
+    while True:
+        await asyncio.sleep(TOKENS_SECONDS)
+        try:
+            if identity.reload():
+                log.info("tokens: read again")
+        except ClassifierError as error:
+            log.warning("%s; the tokens there were stay", error)
