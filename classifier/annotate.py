@@ -1,0 +1,151 @@
+"""Labelling by hand in a plain terminal: one request at a time, one key a tier, nothing lost when it stops.
+
+The classifier's own answer is not shown: who sees it first agrees with it too often. Each answer is written to disk
+before the next request is shown. Control characters of the text are shown as signs, so that a request cannot steer the
+terminal.
+
+Knows nothing of models or of how the rows were drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from classifier.errors import InputError
+from classifier.types import TIERS
+
+HELP = "1 simple   2 standard   3 complex   4 frontier   m more text   s skip   b back   q stop"
+QUESTION = "Cheapest tier whose typical model satisfies a demanding but fair user nine times out of ten?"
+LAST_CHARS, BEFORE_CHARS = 3000, 600
+
+
+def annotate(
+    rows: Sequence[Mapping[str, Any]], path: Path, *, ask: Callable[[str], str], say: Callable[[str], None]
+) -> tuple[int, int]:
+    """Asks for the tier of each row that `path` does not hold yet, and adds the rows with their `tier` to it.
+
+    Args:
+        rows: corpus lines without a label: `id`, and `messages` or `prompt`.
+        path: corpus file of labelled rows; made, or gone on with.
+        ask: shows a prompt and returns the line that was typed; EOFError means stop.
+        say: shows text.
+
+    Returns:
+        Rows labelled in `path` now, and rows left.
+
+    Raises:
+        InputError: `path` holds what is not a labelled corpus.
+    """
+    labelled = _read(path)
+    waiting = [row for row in rows if row["id"] not in labelled]
+    done: list[Mapping[str, Any]] = []
+    place = 0
+    while place < len(waiting):
+        row = waiting[place]
+        say(f"\n{'─' * 72}\n{len(labelled) + 1} of {len(labelled) + len(waiting) - place}   {row['id']}")
+        say(shown(row))
+        answer = _answer(row, ask, say)
+        if answer == "q":
+            break
+        if answer == "b":
+            if not done:
+                say("There is nothing to go back to.")
+                continue
+            last = done.pop()
+            labelled.pop(last["id"])
+            place = next(i for i, r in enumerate(waiting) if r["id"] == last["id"])
+            _write(path, labelled.values())
+            continue
+        if answer != "s":
+            labelled[row["id"]] = {**row, "tier": TIERS[int(answer) - 1].label}
+            done.append(row)
+            _write(path, labelled.values())
+        place += 1
+    return len(labelled), sum(row["id"] not in labelled for row in rows)
+
+
+def _answer(row: Mapping[str, Any], ask: Callable[[str], str], say: Callable[[str], None]) -> str:
+    say(f"\n{QUESTION}\n{HELP}")
+    while True:
+        try:
+            answer = ask("> ").strip().lower()
+        except EOFError:
+            return "q"
+        if answer in ("1", "2", "3", "4", "s", "b", "q"):
+            return answer
+        if answer == "m":
+            say(shown(row, whole=True))
+        else:
+            say(f"not a key: {printable(answer)[:20]!r}; {HELP}")
+
+
+def shown(row: Mapping[str, Any], *, whole: bool = False) -> str:
+    """A row for the terminal: what came before in short, then the last user message, which is what is rated."""
+    messages = row.get("messages") or [{"role": "user", "content": row.get("prompt", "")}]
+    users = [i for i, m in enumerate(messages) if m.get("role") == "user"]
+    last = users[-1] if users else len(messages) - 1
+    lines = []
+    facts = [f"{len(row[name])} {name}" for name in ("tools",) if row.get(name)]
+    facts += [f"{row['attachments']} attachments"] if row.get("attachments") else []
+    if facts:
+        lines.append(f"({', '.join(facts)})")
+    for i, message in enumerate(messages):
+        most = len(str(message.get("content"))) if whole else LAST_CHARS if i == last else BEFORE_CHARS
+        name = "RATED, user" if i == last else str(message.get("role"))
+        lines.append(f"[{printable(name)}]\n{_cut(printable(str(message.get('content', ''))), most)}")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    r"""The text without what a terminal would obey: control characters become signs, as do those that turn direction.
+
+    >>> printable("red \x1b[31m")
+    'red ␛[31m'
+    """
+    return "".join(_sign(c) if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf") else c for c in text)
+
+
+def _sign(character: str) -> str:
+    code = ord(character)
+    if character == "\u200d":  # joins emoji and letters of several scripts, and steers nothing
+        return character
+    return chr(0x2400 + code) if code < 0x20 else "�"
+
+
+def _cut(text: str, most: int) -> str:
+    """Head and tail of a long text."""
+    if len(text) <= most:
+        return text
+    left_out = len(text) - most
+    return f"{text[: most // 2]}\n… {left_out:,} characters left out; m shows them …\n{text[-(most // 2) :]}"
+
+
+def _read(path: Path) -> dict[str, Mapping[str, Any]]:
+    if not path.exists():
+        return {}
+    found: dict[str, Mapping[str, Any]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found[row["id"]] = row
+            complete = row.get("tier") is not None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}:{number}: not a labelled corpus line; choose another -o") from error
+        if not complete:
+            raise InputError(f"{path}:{number}: has no tier: it is a sample, not labels; choose another -o for these")
+    return found
+
+
+def _write(path: Path, rows: Any) -> None:
+    """All rows, at once or not at all."""
+    staged = path.with_name(f".{path.name}.part")
+    with staged.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)

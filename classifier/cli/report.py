@@ -1,0 +1,105 @@
+"""`classifier report`: what tiered routing of labelled traffic would save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+TEXT_CHARS = 400
+
+
+@click.command(name="report")
+@click.argument("labelled", metavar="OUT")
+@click.option("--prices", "prices_path", metavar="FILE", help="TOML: [tiers] and [models], dollars a million tokens.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the page there (.html).")
+@click.option("--json", "machine", is_flag=True, help="Print every number as one JSON object.")
+@click.option("--by", multiple=True, metavar="COLUMN", help="Split by this column, too; may be given again.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="ROLE=COLUMN",
+    help="Where a fact stands, if not found by itself: time, model, tenant, input_tokens, output_tokens, cost, id, "
+    "response. An empty COLUMN means nowhere.",
+)
+@click.option(
+    "--assume-output-tokens", default=300.0, show_default=True, help="Of answers that the log neither counts nor holds."
+)
+@click.option("--top", default=20, show_default=True, type=click.IntRange(0, 500), help="Requests to list by money.")
+@click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="Column of the prompts.")
+@click.option("--show-text", is_flag=True, help="Show the beginning of those requests' last messages on the page.")
+def command(
+    *,
+    labelled: str,
+    prices_path: str | None,
+    output: Path | None,
+    machine: bool,
+    by: tuple[str, ...],
+    columns: tuple[str, ...],
+    assume_output_tokens: float,
+    top: int,
+    text_field: str,
+    show_text: bool,
+) -> None:
+    r"""Says what routing the traffic in OUT, as `classifier label` wrote it, would cost and save.
+
+    Compares the policy's routing with today, with one model for all, and with a router that draws the same shares of
+    tiers without looking; with intervals and the risk beside every saving.
+
+    \b
+    classifier report labelled.parquet
+    classifier report labelled.parquet --prices prices.toml --by tenant -o report.html
+    classifier report labelled.parquet --json | jq .recommendation
+    """
+    from classifier.page import write_page
+    from classifier.prices import Prices, read_prices
+    from classifier.report import analyse, as_json
+    from classifier.report_page import as_text, page
+    from classifier.traffic import read_traffic
+
+    prices = read_prices(prices_path) if prices_path else Prices()
+    if output is not None and not output.absolute().parent.is_dir():
+        raise click.UsageError(f"-o {output}: there is no folder {output.parent}")
+    traffic = read_traffic(labelled, by=by, named=named_columns(columns), assumed_output_tokens=assume_output_tokens)
+    report = analyse(traffic, prices, top=top)
+    if output is not None:
+        texts = _texts(labelled, [m["position"] for m in report["movers"]], text_field) if show_text else []
+        write_page(output, page(report, texts))
+        click.echo(f"page in {output}", err=True)
+    click.echo(json.dumps(as_json(report), allow_nan=False) if machine else as_text(report))
+
+
+def named_columns(columns: Sequence[str]) -> dict[str, str]:
+    """`("time=when", ...)` → role → column.
+
+    Raises:
+        click.UsageError: one is not ROLE=COLUMN with a known role.
+    """
+    from classifier.columns import ROLES
+
+    pairs = [text.partition("=") for text in columns]
+    for role, sign, _ in pairs:
+        if not sign or role not in ROLES:
+            raise click.UsageError(f"--column: expected ROLE=COLUMN with a role of {', '.join(ROLES)}, found {role!r}")
+    return {role: name for role, _, name in pairs}
+
+
+def _texts(path: str, positions: Sequence[int], text_field: str) -> list[str]:
+    from classifier.traffic import read_rows
+
+    return [_last_message(row, text_field)[:TEXT_CHARS] for row in read_rows(path, positions)]
+
+
+def _last_message(row: dict[str, Any], text_field: str) -> str:
+    from classifier.errors import InvalidRequest
+    from classifier.payloads import request_of_row
+
+    try:
+        request = request_of_row(row, text_field=text_field)
+    except InvalidRequest:
+        return ""
+    return request.messages[request.last_user_index].content

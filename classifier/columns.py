@@ -1,0 +1,161 @@
+"""Where a log keeps time, model, tokens and text: found by the names that gateways use, also inside nested columns.
+
+Pure. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from classifier.errors import InputError
+
+CHARS_PER_TOKEN = 4.0
+"""Of English prose; code and other scripts have fewer, so an estimate for them is low."""
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "time": ("startTime", "start_time", "timestamp", "@timestamp", "created_at", "created", "time", "ts", "date",
+             "startTimeUnixNano", "start_time_unix_nano"),
+    "model": ("model", "gen_ai.request.model", "request_model", "model_name", "model_id", "gen_ai.response.model"),
+    "tenant": ("tenant", "tenant_id", "team", "team_id", "user_api_key_team_alias", "user_api_key_team_id", "customer",
+               "project", "app", "application", "service"),
+    "input_tokens": ("input_tokens", "prompt_tokens", "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens"),
+    "output_tokens": ("output_tokens", "completion_tokens", "gen_ai.usage.output_tokens",
+                      "gen_ai.usage.completion_tokens"),
+    "cost": ("response_cost", "cost_usd", "cost", "spend"),
+    "id": ("id", "request_id", "custom_id", "call_id", "span_id", "spanId"),
+    "response": ("response", "completion", "output", "choices"),
+}  # fmt: skip
+"""Names of the columns that hold a fact, the likeliest first."""
+Place = tuple[str, ...]
+
+
+def places_of(names: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> dict[str, Place]:
+    """Every place that may hold a fact: its dotted name → the path to it, nested columns and JSON text opened.
+
+    Args:
+        names: the columns.
+        examples: some rows, by which nested columns are opened.
+
+    >>> places_of(["usage"], [{"usage": '{"prompt_tokens": 3}'}])
+    {'usage': ('usage',), 'usage.prompt_tokens': ('usage', 'prompt_tokens')}
+    """
+    places: dict[str, Place] = {}
+    for name in names:
+        places[name] = (name,)
+        example = next((v for v in (opened(row[name]) for row in examples) if isinstance(v, dict)), None)
+        stack: list[tuple[Place, Mapping[str, Any]]] = [((name,), example)] if example else []
+        while stack:
+            path, value = stack.pop()
+            for key, inner in value.items():
+                places.setdefault(".".join((*path, key)), (*path, key))
+                if isinstance(inner, dict) and len(path) < 4:
+                    stack.append(((*path, key), inner))
+    return places
+
+
+def find_columns(
+    places: Mapping[str, Place], *, named: Mapping[str, str], by: Sequence[str], where: str
+) -> dict[str, str]:
+    """The column of each role, and of each `by` as "by:COLUMN".
+
+    Args:
+        places: from `places_of`.
+        named: role → column, instead of the usual names; "" means none.
+        by: further columns.
+        where: the file's name in messages.
+
+    Raises:
+        InputError: a named column is not there.
+    """
+    columns: dict[str, str] = {}
+    for role, candidates in ROLES.items():
+        if role in named:
+            if named[role]:
+                columns[role] = named[role]
+            continue
+        for candidate in candidates:
+            matches = [n for n in places if n == candidate or n.endswith(f".{candidate}")]
+            if matches:
+                columns[role] = min(matches, key=lambda n: (len(places[n]), n))
+                break
+    columns |= {f"by:{name}": name for name in by if name not in columns.values()}
+    for name in columns.values():
+        if name not in places:
+            raise InputError(f"{where}: has no column {name!r}; it has {', '.join(sorted(places)[:30])}")
+    return columns
+
+
+def opened(value: Any) -> Any:
+    """What JSON text holds; a list of pairs, as Arrow gives maps, as a dictionary; everything else as it is."""
+    if isinstance(value, str) and value[:1] == "{":
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if isinstance(value, list) and value and all(isinstance(p, tuple) and len(p) == 2 for p in value):
+        return dict(value)
+    return value
+
+
+def value_at(value: Any, path: Sequence[str]) -> Any:
+    """What stands at a place below `value`; None where nothing does."""
+    for key in path:
+        value = opened(value)
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def count_chars(value: Any) -> int:
+    """Characters of text in a message, a body or an answer, however nested; roles, types and images left out.
+
+    >>> count_chars([{"role": "user", "content": "12345"}, {"role": "assistant", "content": [{"text": "678"}]}])
+    8
+    """
+    value = opened(value)
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list | tuple):
+        return sum(map(count_chars, value))
+    if isinstance(value, dict):
+        left_out = ("role", "type", "id", "model", "image_url", "source")
+        return sum(count_chars(v) for k, v in value.items() if k not in left_out)
+    return 0
+
+
+def seconds(value: Any) -> float:
+    """Seconds since the epoch of a time as logs write it: a date, ISO 8601, or a number of s, ms, µs or ns.
+
+    >>> seconds("2026-01-01T00:00:00Z"), seconds(1767225600000), seconds("soon")
+    (1767225600.0, 1767225600.0, nan)
+    """
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            try:
+                value = dt.datetime.fromisoformat(value)
+            except ValueError:
+                return float("nan")
+    if isinstance(value, dt.datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).timestamp()
+    if isinstance(value, dt.date):
+        return dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC).timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        return float("nan")
+    number = float(value)
+    while number > 1e11:  # the year 5138 in seconds: what is above is a finer unit
+        number /= 1000
+    return number
+
+
+def amount(value: Any) -> float:
+    """A number of tokens or dollars, 0 or more; NaN for everything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+    return number if 0 <= number < float("inf") else float("nan")

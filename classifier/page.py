@@ -1,0 +1,64 @@
+"""Templates to self-contained HTML pages: no script, no font and no image is fetched. The home of jinja2.
+
+Every value is escaped. Knows nothing of what a page says.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from classifier.errors import MissingExtra
+
+
+def render(template: str, folder: Path | None = None, **values: Any) -> str:
+    """The page that a template makes.
+
+    Args:
+        template: its file's name.
+        folder: where it lies, if not among this package's; it may extend `page.html`, which does.
+        values: what it shows.
+
+    Raises:
+        MissingExtra: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtra("pages need jinja2; install the extra 'report'") from error
+    folders = [*([folder] if folder else []), Path(__file__).parent / "templates"]
+    environment = Environment(
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "number": number}
+    return environment.get_template(template).render(**values)
+
+
+def write_page(path: Path, text: str) -> None:
+    """The page in a file, whole or not at all."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share for people.
+
+    >>> percent(0.1234), percent(float("nan"))
+    ('12.3%', '–')
+    """
+    return "–" if value != value else f"{value:.{digits}%}"  # noqa: PLR0124 - NaN
+
+
+def number(value: float) -> str:
+    """A count for people: 12,345."""
+    return f"{value:,.0f}"

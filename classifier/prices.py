@@ -1,0 +1,149 @@
+"""What tokens cost: by tier, and by the model that serves today.
+
+A TOML file replaces any of it:
+
+    [tiers]                                      # dollars a million tokens: one price, or one for each way
+    simple = 0.10
+    complex = { input = 2.00, output = 8.00 }
+
+    [models]                                     # today's models, as the log names them
+    "big-model" = { input = 5.0, output = 20.0, tier = "frontier" }
+    "small-model" = 0.2
+
+Without it tiers cost what the routing table's defaults say. Knows nothing of requests or logs.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.errors import SettingsError
+from classifier.routing import PRICES
+from classifier.types import TIERS, Tier
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs.
+
+    Attributes:
+        input: dollars a million tokens read.
+        output: dollars a million tokens written.
+        tier: the tier that the model is of, where it is known.
+    """
+
+    input: float
+    output: float
+    tier: Tier | None = None
+
+    def cost(self, input_tokens: NDArray[np.float64], output_tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Dollars of each request, (n,) float64.
+
+        >>> Price(1.0, 2.0).cost(np.array([1e6]), np.array([1e6]))
+        array([3.])
+        """
+        return (self.input * input_tokens + self.output * output_tokens) / MILLION
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices by tier and by today's model.
+
+    Attributes:
+        tiers: one for every tier.
+        models: by the name that the log uses.
+        source: where they are from, for the reader.
+    """
+
+    tiers: Mapping[Tier, Price] = field(
+        default_factory=lambda: MappingProxyType({tier: Price(price, price) for tier, price in PRICES.items()})
+    )
+    models: Mapping[str, Price] = field(default_factory=lambda: MappingProxyType({}))
+    source: str = "the defaults"
+
+    def by_tier(self, input_tokens: NDArray[np.float64], output_tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each request would cost on each tier: (n, 4) float64 dollars, cheapest tier first."""
+        return np.stack([self.tiers[tier].cost(input_tokens, output_tokens) for tier in TIERS], axis=1)
+
+
+def read_prices(path: str | Path) -> Prices:
+    """The prices in a TOML file; tiers that it leaves out keep their defaults.
+
+    Raises:
+        SettingsError: it cannot be read, or an entry is not a price; the message names it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give the TOML file of the prices") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is not TOML: it holds what is not UTF-8") from None
+    return parse_prices(text, str(path))
+
+
+def parse_prices(text: str, where: str = "prices") -> Prices:
+    r"""The prices that a TOML text holds.
+
+    Args:
+        text: TOML.
+        where: its name in messages.
+
+    Raises:
+        SettingsError: an entry is not a price; the message names it.
+
+    >>> parse_prices('[tiers]\nsimple = 0.2').tiers[Tier.SIMPLE]
+    Price(input=0.2, output=0.2, tier=None)
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{where}: is not TOML: {error}") from None
+    if unknown := sorted(set(data) - {"tiers", "models"}):
+        raise SettingsError(f"{where}: unknown key {unknown[0]!r}; prices stand in [tiers] and [models]")
+    tiers = dict(Prices().tiers)
+    for name, entry in _table(data, "tiers", where).items():
+        try:
+            tier = Tier.parse(name)
+        except ValueError as error:
+            raise SettingsError(f"{where}: [tiers]: {error}") from None
+        tiers[tier] = _price(entry, f"{where}: tiers.{name}", may_name_tier=False)
+    models = {
+        name: _price(entry, f"{where}: models.{name!r}", may_name_tier=True)
+        for name, entry in _table(data, "models", where).items()
+    }
+    return Prices(MappingProxyType(tiers), MappingProxyType(models), where)
+
+
+def _table(data: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    table = data.get(name, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{where}: {name} is {table!r}, expected a table [{name}]")
+    return table
+
+
+def _price(entry: Any, where: str, *, may_name_tier: bool) -> Price:
+    keys = {"input", "output"} | ({"tier"} if may_name_tier else set())
+    expected = "a number, or { input = …, output = … }, in dollars a million tokens"
+    values = entry if isinstance(entry, dict) else {"input": entry, "output": entry}
+    if unknown := sorted(set(values) - keys):
+        raise SettingsError(f"{where}: unknown key {unknown[0]!r}; expected {expected}")
+    for name in ("input", "output"):
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise SettingsError(f"{where}: {name} is {value!r}, expected {expected}")
+    try:
+        tier = Tier.parse(str(values["tier"])) if "tier" in values else None
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
+    return Price(float(values["input"]), float(values["output"]), tier)

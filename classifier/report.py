@@ -1,0 +1,323 @@
+"""What routing labelled traffic would cost and save, as JSON-ready data with the sentences that people read.
+
+Knows nothing of how traffic was labelled, of flags, or of pages.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.metrics import Interval, bootstrap_interval, tier_shares
+from classifier.policy import Policy
+from classifier.prices import Price, Prices
+from classifier.savings import (
+    RANDOM,
+    ROUTED,
+    TODAY,
+    Comparison,
+    compare,
+    concentration,
+    dollars,
+    movers,
+    recommend,
+    strategies,
+    tier_of_today,
+    units_of,
+)
+from classifier.traffic import Traffic, categories_of
+from classifier.types import TIERS, Tier
+
+MOST_VALUES = 12
+MOST_PERIODS = 120
+TITLES = {ROUTED: "tiered routing", RANDOM: "random router, the same shares", TODAY: "today"}
+
+
+def analyse(traffic: Traffic, prices: Prices, *, top: int = 20) -> dict[str, Any]:
+    """Everything that the page and the text say, as JSON-ready data.
+
+    Args:
+        traffic: labelled requests.
+        prices: of tiers and of today's models.
+        top: how many of the requests that move the most money.
+    """
+    costs = prices.by_tier(traffic.input_tokens, traffic.output_tokens)
+    today, tiers_today, unpriced = _today(traffic, prices)
+    found = strategies(traffic.tiers, traffic.probabilities, costs, cost_today=today, tiers_today=tiers_today)
+    units, unit = units_of(len(traffic), traffic.times)
+    compared = compare(found, traffic.probabilities, units)
+    policy = traffic.policy
+    promised = policy.guarantee.alpha if policy is not None and policy.guarantee.feasible else None
+    recommendation = recommend(compared, promised)
+    routed = found[0].costs
+    by_name = {s.name: s for s in found}
+    reference = by_name[TODAY] if TODAY in by_name else by_name[recommendation.tier]
+    report: dict[str, Any] = {
+        "rows": len(traffic),
+        "errors": dict(traffic.errors),
+        "truncated": traffic.truncated,
+        "span": _span(traffic.times),
+        "bundle_version": traffic.bundle_version,
+        "policy": _policy(traffic.policy_name, policy),
+        "recommendation": asdict(recommendation),
+        "against_today": _against_today(compared),
+        "intervals": unit,
+        "tier_shares": list(tier_shares(traffic.tiers)),
+        "strategies": [_as_json(c) for c in compared],
+        "reference": TITLES.get(reference.name, f"{reference.name} for all"),
+        "over_time": _over_time(traffic, routed, reference.costs),
+        "by": {
+            name: [_slice(value, rows, traffic, routed, reference.costs) for value, rows in values]
+            for name, values in categories_of(traffic, MOST_VALUES)
+        },
+        "concentration": {str(k): v for k, v in concentration(routed, reference.costs).items()},
+        "movers": [_mover(int(i), traffic, routed, reference.costs) for i in movers(routed, reference.costs, top)],
+        "prices": _prices(prices),
+        "columns": dict(traffic.columns),
+        "tokens": {
+            "input": float(traffic.input_tokens.sum()),
+            "output": float(traffic.output_tokens.sum()),
+            "input_counted_share": traffic.input_counted,
+            "output_counted_share": traffic.output_counted,
+            "output_estimated_share": traffic.output_estimated,
+        },
+    }
+    report["assumptions"] = _assumptions(traffic, prices, report)
+    report["warnings"] = _warnings(report, unpriced)
+    return report
+
+
+def _today(traffic: Traffic, prices: Prices) -> tuple[NDArray[np.float64], NDArray[np.int64], list[tuple[str, int]]]:
+    """Today's dollars (n,), today's tiers (n,) with -1 for unknown, and the models without a price with their rows."""
+    today = traffic.cost_today.copy()
+    tiers = np.full(len(traffic), -1, dtype=np.int64)
+    category = traffic.categories.get("model")
+    if category is None:
+        return today, tiers, []
+    unpriced = []
+    for code, name in enumerate(category.names):
+        rows = category.codes == code
+        open_rows = rows & np.isnan(today)
+        price = prices.models.get(name)
+        if price is not None:
+            today[open_rows] = price.cost(traffic.input_tokens, traffic.output_tokens)[open_rows]
+        elif open_rows.any():
+            unpriced.append((name or "(none)", int(open_rows.sum())))
+    known: Mapping[str, Tier | None] = {name: price.tier for name, price in prices.models.items()}
+    tiers = tier_of_today(category.names, known)[category.codes]
+    return today, tiers, sorted(unpriced, key=lambda item: -item[1])
+
+
+def _policy(name: str, policy: Policy | None) -> dict[str, Any]:
+    if policy is None:
+        return {"name": name, "promise": "The file does not say what the policy promises."}  # fmt: skip
+    fit, top = policy.guarantee, policy.top_tier_guarantee
+    if not fit.feasible:
+        promise = f"Policy {name} promises nothing: it was not fitted, or no threshold keeps its bound."
+    else:
+        confidence = f", with confidence {1 - fit.delta:.0%}" if fit.delta else ", on average over calibration sets"
+        promise = (
+            f"Policy {name} (threshold {policy.threshold:.3f}) sends at most {fit.alpha:.0%} of requests to too small "
+            f"a tier{confidence}, on traffic like the {fit.n:,} {fit.label} labels that it was fitted on, where it was "
+            f"{fit.empirical_risk:.1%} ({fit.method.replace('_', ' ').lower()}). "
+        )
+        promise += (
+            f"At most {top.alpha:.0%} of frontier requests go below frontier."
+            if top is not None and top.feasible
+            else "It promises nothing about frontier requests as such."
+        )
+    return {
+        "name": name,
+        "threshold": policy.threshold,
+        "guarantee": asdict(fit),
+        "top_tier_guarantee": asdict(top) if top is not None else None,
+        "promise": promise,
+    }
+
+
+def _against_today(compared: Sequence[Comparison]) -> str:
+    today = next((c for c in compared if c.name == TODAY), None)
+    if today is None:
+        return ""
+    saving, low, high = today.saving
+    word = "saves" if saving >= 0 else "costs more than today by"
+    ends = sorted((abs(low), abs(high))) if low * high > 0 else (low, high)
+    span = f"{dollars(ends[0])} to {dollars(ends[1])}"
+    share = f"{abs(today.saving_share.estimate):.1%} of what they cost today"
+    return (
+        f"Against today routing {word} {dollars(abs(saving))} ({span}), {share}, on {today.requests:,} requests of "
+        "known cost."
+    )
+
+
+def _as_json(c: Comparison) -> dict[str, Any]:
+    values = {name: getattr(c, name) for name in c.__slots__}
+    return {k: (v._asdict() if isinstance(v, Interval) else v) for k, v in values.items()}
+
+
+def as_json(report: Any) -> Any:
+    """The report as JSON knows it: None for what is not known."""
+    if isinstance(report, Mapping):
+        return {k: as_json(v) for k, v in report.items()}
+    if isinstance(report, list | tuple):
+        return [as_json(v) for v in report]
+    return None if isinstance(report, float) and not math.isfinite(report) else report
+
+
+def _span(times: NDArray[np.float64]) -> dict[str, Any] | None:
+    known = times[np.isfinite(times)]
+    if not len(known):
+        return None
+    first, last = float(known.min()), float(known.max())
+    return {"first": _day(first), "last": _day(last), "days": (last - first) / 86_400}
+
+
+def _day(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, tz=dt.UTC).strftime("%Y-%m-%d")
+
+
+def _over_time(traffic: Traffic, routed: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Tier shares and costs by hour, day or week, whichever keeps the periods below `MOST_PERIODS`."""
+    known = np.isfinite(traffic.times)
+    if not known.any():
+        return None
+    times = traffic.times[known]
+    span = times.max() - times.min()
+    if span < 6 * 3600:
+        return None
+    period, seconds = next(
+        (name, width)
+        for name, width in (("hour", 3600.0), ("day", 86_400.0), ("week", 604_800.0), ("28 days", 2_419_200.0))
+        if span / width <= (48 if name == "hour" else MOST_PERIODS) or name == "28 days"
+    )
+    starts, codes = np.unique(times // seconds, return_inverse=True)
+    table = np.zeros((len(starts), len(TIERS)))
+    np.add.at(table, (codes, traffic.tiers[known]), 1)
+    return {
+        "period": period,
+        "starts": (starts * seconds).tolist(),
+        "requests": table.sum(axis=1).tolist(),
+        "shares": (table / table.sum(axis=1, keepdims=True)).tolist(),
+        "routed": np.bincount(codes, weights=np.nan_to_num(routed[known])).tolist(),
+        "reference": np.bincount(codes, weights=np.nan_to_num(reference[known])).tolist(),
+    }
+
+
+def _slice(
+    value: str,
+    rows: NDArray[np.int64],
+    traffic: Traffic,
+    routed: NDArray[np.float64],
+    reference: NDArray[np.float64],
+) -> dict[str, Any]:
+    tiers, probabilities = traffic.tiers[rows], traffic.probabilities[rows]
+    under = 1 - np.cumsum(probabilities, axis=1)[np.arange(len(rows)), tiers]
+    known = np.isfinite(reference[rows])
+    saved = (reference[rows] - routed[rows])[known]
+    entry: dict[str, Any] = {
+        "value": value,
+        "rows": len(rows),
+        "shares": list(tier_shares(tiers)),
+        "reference": float(reference[rows][known].sum()),
+        "routed": float(routed[rows][known].sum()),
+        "risk": float(np.maximum(under, 0).mean()),
+        "saving": None,
+    }
+    if len(saved):
+        units, _ = units_of(len(saved))
+        sums = np.bincount(units, weights=saved)
+        entry["saving"] = bootstrap_interval(np.sum, sums, draws=400)._asdict()
+    return entry
+
+
+def _mover(i: int, traffic: Traffic, routed: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[str, Any]:
+    category = traffic.categories.get("model")
+    return {
+        "position": int(traffic.rows[i]),
+        "file": traffic.files[traffic.origins[i, 0]],
+        "row": int(traffic.origins[i, 1]),
+        "id": traffic.ids[i] if traffic.ids else "",
+        "model": category.names[category.codes[i]] if category is not None else "",
+        "tier": Tier.from_index(int(traffic.tiers[i])).label,
+        "probability": float(traffic.probabilities[i, traffic.tiers[i]]),
+        "input_tokens": float(traffic.input_tokens[i]),
+        "output_tokens": float(traffic.output_tokens[i]),
+        "reference": float(reference[i]),
+        "routed": float(routed[i]),
+    }
+
+
+def _prices(prices: Prices) -> list[dict[str, Any]]:
+    def entry(name: str, price: Price) -> dict[str, Any]:
+        return {"name": name, "input": price.input, "output": price.output}
+
+    return [
+        *(entry(f"tier {tier.label}", prices.tiers[tier]) for tier in TIERS),
+        *(entry(f"model {name}", price) for name, price in prices.models.items()),
+    ]
+
+
+def _assumptions(traffic: Traffic, prices: Prices, report: Mapping[str, Any]) -> list[str]:
+    tokens = report["tokens"]
+    lines = [
+        f"Prices of the tiers come from {prices.source}; --prices replaces them.",
+        f"Input tokens: {tokens['input']:,.0f}; "
+        + _counted(tokens["input_counted_share"], "estimated as a quarter of the conversation's characters"),
+        f"Output tokens: {tokens['output']:,.0f}; "
+        + _counted(
+            tokens["output_counted_share"],
+            "estimated as a quarter of the answer's characters"
+            if tokens["output_estimated_share"] > 0
+            else "assumed alike for every request, because the log neither counts nor holds the answers",
+        ),
+        "Every model is taken to write as much as was written: a larger model's longer answer would cost more.",
+    ]
+    if TODAY in (s["name"] for s in report["strategies"]):
+        known = next(s for s in report["strategies"] if s["name"] == TODAY)["requests"]
+        where = f"column {traffic.columns['cost']}" if "cost" in traffic.columns else "model prices"
+        lines.append(f"Today's cost is known for {known:,} of {len(traffic):,} requests, from the {where}.")
+    if report["errors"]:
+        lost = sum(report["errors"].values())
+        lines.append(f"{lost:,} rows that could not be labelled are left out of every number.")
+    if report["truncated"]:
+        lines.append(f"Of {report['truncated']:,} long requests the classifier read beginning and end only.")
+    used = ", ".join(f"{role} from {name}" for role, name in traffic.columns.items())
+    lines.append(f"Columns: {used or 'none beside ours'}.")
+    return lines
+
+
+def _counted(share: float, otherwise: str) -> str:
+    if share == 1:
+        return "counted by the log."
+    return f"{otherwise}." if share == 0 else f"counted by the log for {share:.1%}, the rest {otherwise}."
+
+
+def _warnings(report: Mapping[str, Any], unpriced: Sequence[tuple[str, int]]) -> list[str]:
+    warnings = []
+    if TODAY not in (s["name"] for s in report["strategies"]):
+        why = "no model in the log has a price" if unpriced else "the log names no model and no cost"
+        warnings.append(
+            f"What this traffic costs today is not known ({why}): give --prices with a [models] table, or --column "
+            "cost=NAME. Savings are against one model for all."
+        )
+    elif unpriced:
+        names = ", ".join(f"{name} ({rows:,})" for name, rows in unpriced[:5])
+        warnings.append(f"Requests of models without a price are left out of today's cost: {names}.")
+    promised = report["policy"].get("guarantee", {})
+    routed = report["strategies"][0]["risk"]
+    if promised.get("feasible") and routed["low"] > promised["alpha"]:
+        warnings.append(
+            f"The expected risk on this traffic, {routed['estimate']:.1%}, is above the promised "
+            f"{promised['alpha']:.0%}: it is unlike what the policy was calibrated on. Recalibrate on labelled "
+            "requests of your own (classifier sample, then python -m training calibrate)."
+        )
+    share = report["tokens"]["input_counted_share"]
+    if share < 0.5:
+        warnings.append("Most token counts are estimates: read dollars as rough, and shares as better.")
+    return warnings

@@ -1,0 +1,198 @@
+"""A report's numbers as text for a terminal and as a page for a browser.
+
+Knows nothing of how the numbers came about: it shows what `classifier.report.analyse` returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from classifier import charts
+from classifier.page import render
+from classifier.report import TITLES
+from classifier.savings import RANDOM, ROUTED, TODAY, dollars
+from classifier.types import TIERS
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The report for a terminal."""
+    lines = [report["recommendation"]["sentence"], f"Because {report['recommendation']['reason']}"]
+    lines += [report["against_today"]] if report["against_today"] else []
+    lines += [f"! {warning}" for warning in report["warnings"]]
+    lines += ["", f"{'strategy':<32}{'cost':>12}{'routing saves':>15}{'':>20}{'risk':>8}{'frontier misses':>17}"]
+    for s in report["strategies"]:
+        saving = s["saving"]
+        span = "" if s["name"] == ROUTED else f"({dollars(saving['low'])} to {dollars(saving['high'])})"
+        lines.append(
+            f"{_title(s['name']):<32}{dollars(s['cost']['estimate']):>12}"
+            f"{'' if s['name'] == ROUTED else dollars(saving['estimate']):>15}{span:>22}"
+            f"{_share(s['risk']['estimate']):>7}{_share(s['frontier_misses']['estimate']):>12}"
+        )
+    shares = ", ".join(f"{t.label} {s:.1%}" for t, s in zip(TIERS, report["tier_shares"], strict=True))
+    lines += ["", f"{report['rows']:,} requests: {shares}", "", report["policy"]["promise"], ""]
+    lines += [f"- {line}" for line in report["assumptions"]]
+    return "\n".join(lines)
+
+
+def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
+    """The report as one HTML page that needs nothing else.
+
+    Args:
+        report: from `analyse`.
+        texts: the last message of each of the requests that move the most money, to show them; empty shows none.
+
+    Raises:
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    entries = [m | _money(m) | {"text": t} for m, t in zip(report["movers"], texts or [""] * 1000, strict=False)]
+    one, ten = (report["concentration"][key] for key in ("0.01", "0.1"))
+    return render(
+        "report.html",
+        r=report,
+        tiers=[t.label for t in TIERS],
+        strategies=[_strategy(s, report) for s in report["strategies"]],
+        cards=_cards(report),
+        charts=_charts(report),
+        by=[_table(name, rows) for name, rows in report["by"].items()],
+        movers=entries,
+        many_files=len({m["file"] for m in report["movers"]}) > 1,
+        movers_have_ids=any(m["id"] for m in report["movers"]),
+        movers_have_models=any(m["model"] for m in report["movers"]),
+        show_text=bool(texts),
+        concentration=f"The dearest 1% of requests carry {_share(one)} of all money that routing moves, either way, "
+        f"and the dearest 10% carry {_share(ten)}; these are the largest.",
+    )
+
+
+def _money(m: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "reference": dollars(m["reference"]),
+        "routed": dollars(m["routed"]),
+        "difference": dollars(m["reference"] - m["routed"]),
+    }
+
+
+def _strategy(s: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    routed = s["name"] == ROUTED
+    itself = {"text": "–", "notes": []}
+    fit = report["policy"].get("guarantee", {})
+    risk = _cell(s["risk"], _share)
+    if routed and fit.get("feasible"):
+        risk["notes"].append(f"promised {fit['alpha']:.0%} at most")
+    return {
+        "name": s["name"],
+        "title": _title(s["name"]),
+        "note": f"{s['requests']:,} requests of known cost" if s["requests"] < report["rows"] else "",
+        "cost": _cell(s["cost"], dollars),
+        "per_thousand": dollars(1000 * s["cost"]["estimate"] / s["requests"]),
+        "saving": itself if routed else _cell(s["saving"], dollars),
+        "share": itself if routed else _cell(s["saving_share"], _saved),
+        "risk": risk,
+        "misses": _cell(s["frontier_misses"], _share),
+    }
+
+
+def _cell(value: Mapping[str, float] | None, form: Callable[[float], str]) -> dict[str, Any]:
+    """An estimate for the page, with its interval as a note."""
+    if value is None or math.isnan(value["estimate"]):
+        return {"text": "not known", "notes": []}
+    if value["low"] == value["high"] or form(value["low"]).endswith("×"):
+        return {"text": form(value["estimate"]), "notes": []}
+    return {"text": form(value["estimate"]), "notes": [f"{form(value['low'])} to {form(value['high'])}"]}
+
+
+def _saved(value: float) -> str:
+    """A saved share; from twice the cost on, how many times the cost: "costs 13 ×"."""
+    return f"costs {1 - value:,.0f} ×" if value <= -1 else _share(value)
+
+
+def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    routed = report["strategies"][0]
+    against = next(
+        s for s in report["strategies"]
+        if s["name"] == (TODAY if report["reference"] == TODAY else report["recommendation"]["tier"])
+    )  # fmt: skip
+    cards = [
+        {"name": "routed", "value": dollars(routed["cost"]["estimate"]), "note": f"{report['rows']:,} requests"},
+        {"name": report["reference"], "value": dollars(against["cost"]["estimate"]),
+         "note": f"{against['requests']:,} requests"},
+        {"name": "routing saves", "value": dollars(against["saving"]["estimate"]),
+         "note": f"{dollars(against['saving']['low'])} to {dollars(against['saving']['high'])}"},
+        {"name": "expected risk", "value": _share(routed["risk"]["estimate"]),
+         "note": f"frontier misses {_share(routed['frontier_misses']['estimate'])}"},
+    ]  # fmt: skip
+    span = report["span"]
+    if span and span["days"] >= 7:
+        month = against["saving"]["estimate"] * 30 / span["days"]
+        cards.append(
+            {"name": "saved in 30 such days", "value": dollars(month), "note": f"from {span['days']:.0f} days"}
+        )
+    return cards
+
+
+def _charts(report: Mapping[str, Any]) -> dict[str, str]:
+    rows = report["strategies"]
+    names = [_short(s["name"]) for s in rows]
+    costs = [1000 * s["cost"]["estimate"] / s["requests"] for s in rows]
+    lows = [1000 * s["cost"]["low"] / s["requests"] for s in rows]
+    highs = [1000 * s["cost"]["high"] / s["requests"] for s in rows]
+    log = min(costs) > 0
+    points = [
+        (n, c, 100 * s["risk"]["estimate"])
+        for n, c, s in zip(names, costs, rows, strict=True)
+        if not math.isnan(s["risk"]["estimate"])
+    ]
+    drawn = {
+        "cost": charts.bars(
+            names, costs, lows=lows, highs=highs, log=log, unit="$ per 1,000 requests" + (", log scale" if log else "")
+        ),
+        "risk": charts.scatter(
+            points, x="$ per 1,000 requests" + (", log scale" if log else ""), log_x=log,
+            y="expected % sent to too small a tier",
+        ),
+        "mix": charts.tier_bars(["all"], [report["tier_shares"]]),
+        "mix_over_time": "",
+        "cost_over_time": "",
+    }  # fmt: skip
+    over = report["over_time"]
+    if over is not None and len(over["starts"]) > 1:
+        drawn["mix_over_time"] = charts.tiers_over_time(over["starts"], over["shares"])
+        drawn["cost_over_time"] = charts.lines_over_time(
+            over["starts"], [("routed", over["routed"]), (report["reference"], over["reference"])],
+            unit=f"$ per {over['period']}",
+        )  # fmt: skip
+    return drawn
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "chart": charts.tier_bars([_cut(r["value"]) for r in rows], [r["shares"] for r in rows]),
+        "rows": [
+            {
+                **r,
+                "reference": dollars(r["reference"]),
+                "routed": dollars(r["routed"]),
+                "saving": _cell(r["saving"], dollars),
+            }
+            for r in rows
+        ],
+    }
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name, f"one model for all: {name}")
+
+
+def _short(name: str) -> str:
+    return {ROUTED: "routed", RANDOM: "random", TODAY: "today"}.get(name, f"all {name}")
+
+
+def _cut(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"

@@ -1,0 +1,307 @@
+"""What routing would save: strategies compared on the same traffic, and one recommendation. Pure numpy.
+
+A *strategy* sends every request to a tier: the policy's, today's, one model for all, or a router that draws tiers in
+the policy's shares without looking. Its cost is counted from tokens and prices. Its *risk*, P(chosen < label), and its
+*frontier misses*, P(chosen < frontier, given that the label is frontier), are expectations under the classifier's own
+probabilities on this very traffic: as good as its calibration is there. What a policy promises stands beside them.
+
+Intervals are bootstrap over whole days where there are at least `FEWEST_DAYS`, else over requests in blocks of random
+ones. They hold the luck of which requests came, not errors of the probabilities or changes of prices.
+
+Knows nothing of files, text or pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.metrics import Interval
+from classifier.types import TIERS, Tier
+
+FEWEST_DAYS = 20
+MOST_BLOCKS = 5000
+DRAWS = 1000
+DAY_SECONDS = 86_400
+ROUTED, RANDOM, TODAY = "routed", "random", "today"
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """One way to choose a model for every request.
+
+    Attributes:
+        name: `routed`, `random`, `today`, or the label of the one tier that serves all.
+        costs: (n,) dollars; NaN where today's is not known.
+        risks: (n,) P(label > tier); NaN where today's tier is not known.
+        missed: (n,) P(label = frontier) of requests that go below frontier; NaN as for risks.
+    """
+
+    name: str
+    costs: Array
+    risks: Array
+    missed: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One strategy beside the policy's, over the requests for which its cost is known.
+
+    Attributes:
+        name: of the strategy.
+        requests: for which the cost is known.
+        cost: dollars in all.
+        saving: what the policy's routing saves against it, dollars in all; negative where it costs more.
+        saving_share: the same as a share of this strategy's cost.
+        risk: P(chosen < label).
+        frontier_misses: P(chosen < frontier, given label frontier).
+        risk_above_routed: this strategy's risk less the policy's.
+    """
+
+    name: str
+    requests: int
+    cost: Interval
+    saving: Interval
+    saving_share: Interval
+    risk: Interval
+    frontier_misses: Interval
+    risk_above_routed: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """What to do, in a sentence, and why.
+
+    Attributes:
+        routing: whether to route; else one model for all.
+        tier: label of the one model's tier; where routing is better, of the one model it was compared with.
+        sentence: what to do.
+        reason: why.
+    """
+
+    routing: bool
+    tier: str
+    sentence: str
+    reason: str
+
+
+def strategies(
+    tiers: NDArray[np.int64],
+    probabilities: Array,
+    costs: Array,
+    *,
+    cost_today: Array | None = None,
+    tiers_today: NDArray[np.int64] | None = None,
+) -> list[Strategy]:
+    """Every strategy on the same requests: routed, random, one model for all by tier, and today where it is known.
+
+    Args:
+        tiers: (n,) index of the tier that the policy chose.
+        probabilities: (n, 4), rows sum to 1.
+        costs: (n, 4) dollars of each request on each tier.
+        cost_today: (n,) dollars, NaN where unknown.
+        tiers_today: (n,) index of the tier that serves today, -1 where unknown.
+    """
+    n = len(tiers)
+    risks = np.clip(1.0 - np.cumsum(probabilities, axis=1), 0.0, 1.0)
+    risks[:, -1] = 0.0
+    missed = np.repeat(probabilities[:, -1:], len(TIERS), axis=1)
+    missed[:, -1] = 0.0
+    rows = np.arange(n)
+    shares = np.bincount(tiers, minlength=len(TIERS)) / n
+    found = [
+        Strategy(ROUTED, costs[rows, tiers], risks[rows, tiers], missed[rows, tiers]),
+        Strategy(RANDOM, costs @ shares, risks @ shares, missed @ shares),
+        *(Strategy(t.label, costs[:, t.index], risks[:, t.index], missed[:, t.index]) for t in TIERS),
+    ]
+    if cost_today is not None and np.isfinite(cost_today).any():
+        known = tiers_today if tiers_today is not None else np.full(n, -1)
+        told = known >= 0
+        found.append(
+            Strategy(
+                TODAY,
+                cost_today,
+                np.where(told, risks[rows, known], np.nan),
+                np.where(told, missed[rows, known], np.nan),
+            )
+        )
+    return found
+
+
+def units_of(n: int, times: Array | None = None, seed: int = 0) -> tuple[NDArray[np.int64], str]:
+    """What the bootstrap resamples: a unit for each of n requests, (n,) int64 from 0, and what a unit is.
+
+    Requests of one day are alike, so whole days are resampled where there are enough. Else requests are; from
+    `MOST_BLOCKS` on in blocks of random ones, which gives sums the same variance and takes a fraction of the time.
+    """
+    if times is not None and np.isfinite(times).all():
+        _, days = np.unique(times // DAY_SECONDS, return_inverse=True)
+        if days.max() + 1 >= FEWEST_DAYS:
+            return days.astype(np.int64), "days"
+    blocks = min(n, MOST_BLOCKS)
+    units = np.arange(n) % blocks
+    np.random.default_rng(seed).shuffle(units)
+    return units.astype(np.int64), "requests"
+
+
+def compare(
+    found: Sequence[Strategy],
+    probabilities: Array,
+    units: NDArray[np.int64],
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Each strategy beside the first, which is the policy's routing.
+
+    Args:
+        found: from `strategies`.
+        probabilities: (n, 4).
+        units: from `units_of`.
+        draws: bootstrap samples.
+        level: of the intervals.
+        seed: of the resampling.
+    """
+    routed, count = found[0], int(units.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    weights = np.concatenate([np.ones((1, count)), drawn.astype(np.float64)])
+    frontier = probabilities[:, -1]
+
+    def sums(values: Array) -> Array:
+        """Sum over all requests, then over each bootstrap sample: (1 + draws,)."""
+        summed: Array = weights @ np.bincount(units, weights=values, minlength=count)
+        return summed
+
+    def interval(samples: Array) -> Interval:
+        finite = samples[1:][np.isfinite(samples[1:])]
+        if not len(finite):
+            return Interval(float(samples[0]), float("nan"), float("nan"))
+        low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(float(samples[0]), float(low), float(high))
+
+    def share(part: Array, whole: Array) -> Array:
+        shares: Array = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+        return shares
+
+    comparisons = []
+    for strategy in found:
+        priced, told = np.isfinite(strategy.costs), np.isfinite(strategy.risks)
+        cost = sums(np.where(priced, strategy.costs, 0.0))
+        saving = cost - sums(np.where(priced, routed.costs, 0.0))
+        asked = sums(told.astype(np.float64))
+        risk = share(sums(np.where(told, strategy.risks, 0.0)), asked)
+        comparisons.append(
+            Comparison(
+                name=strategy.name,
+                requests=int(priced.sum()),
+                cost=interval(cost),
+                saving=interval(saving),
+                saving_share=interval(share(saving, cost)),
+                risk=interval(risk),
+                frontier_misses=interval(
+                    share(sums(np.where(told, strategy.missed, 0.0)), sums(np.where(told, frontier, 0.0)))
+                ),
+                risk_above_routed=interval(risk - share(sums(np.where(told, routed.risks, 0.0)), asked)),
+            )
+        )
+    return comparisons
+
+
+def recommend(compared: Sequence[Comparison], promised: float | None) -> Recommendation:
+    """One model for all or routing: the cheaper of those that are safe enough.
+
+    Safe enough is a risk no higher than the policy's promise, or than its own expected risk where it promises nothing.
+    Routing must also be safer than the router that draws the same shares without looking: else the saving is that of
+    cheap models, and none of the classifier's.
+
+    Args:
+        compared: from `compare`.
+        promised: the policy's alpha where it is feasible, else None.
+    """
+    by_name = {c.name: c for c in compared}
+    routed, random = by_name[ROUTED], by_name[RANDOM]
+    allowed = max(routed.risk.estimate, promised or 0.0)
+    one = min(
+        (by_name[t.label] for t in TIERS if by_name[t.label].risk.estimate <= allowed or t is TIERS[-1]),
+        key=lambda c: c.cost.estimate,
+    )
+    bound = f"the promised {promised:.0%}" if promised and promised >= routed.risk.estimate else "what routing has"
+    against = f"{one.name} for all, the cheapest single tier with an expected risk within {bound}"
+    costs = f"{dollars(routed.cost.estimate)} instead of {dollars(one.cost.estimate)}"
+    saved = f"{_percent(one.saving_share)} less than {against}"
+    price = (
+        f" The price of one model is that {_percent(one.risk)} of requests need more than it, among them "
+        f"{one.frontier_misses.estimate:.0%} of those that need the frontier tier (routing misses "
+        f"{routed.frontier_misses.estimate:.0%} of these)."
+        if one.risk.estimate > 0
+        else ""
+    )
+    if promised is not None and routed.risk.low > promised:
+        return Recommendation(
+            routing=False,
+            tier=one.name,
+            sentence=f"Do not route with this policy yet; serve everything with {one.name}.",
+            reason=f"its expected risk on this traffic, {_percent(routed.risk)}, is above the {promised:.0%} that it "
+            "promises on traffic like its calibration set: recalibrate on labelled requests of your own first.",
+        )
+    if random.risk_above_routed.low <= 0:
+        return Recommendation(
+            routing=False,
+            tier=one.name,
+            sentence=f"Use one model: {one.name} for all.",
+            reason="routing is no safer here than drawing the same shares of tiers without looking, so the classifier "
+            "adds nothing on this traffic." + price,
+        )
+    if one.saving.low <= 0:
+        return Recommendation(
+            routing=False,
+            tier=one.name,
+            sentence=f"Use one model: {one.name} for all.",
+            reason=f"routing costs {costs}, which is not surely less than {against}.{price}",
+        )
+    return Recommendation(
+        routing=True,
+        tier=one.name,
+        sentence=f"Route: it costs {costs}, {saved}.",
+        reason=f"its expected risk is {_percent(routed.risk)}, against {_percent(random.risk)} for a router that draws "
+        "the same shares without looking, at about the same cost.",
+    )
+
+
+def movers(routed: Array, reference: Array, most: int) -> NDArray[np.int64]:
+    """Positions of the requests whose cost differs most, either way, largest first; unknown costs left out."""
+    moved = np.nan_to_num(np.abs(reference - routed))
+    order = np.argsort(-moved, kind="stable")[:most]
+    return order[moved[order] > 0]
+
+
+def concentration(routed: Array, reference: Array, shares: Sequence[float] = (0.01, 0.1)) -> Mapping[float, float]:
+    """Part of all money moved, either way, that the dearest share of requests moves; NaN where none moves."""
+    moved = np.sort(np.nan_to_num(np.abs(reference - routed)))[::-1]
+    total = float(moved.sum())
+    return {s: float(moved[: max(1, round(s * len(moved)))].sum()) / total if total else float("nan") for s in shares}
+
+
+def dollars(value: float) -> str:
+    """Money for people.
+
+    >>> dollars(1234567.0), dollars(12.3), dollars(0.0042), dollars(-5.0)
+    ('$1,234,567', '$12.30', '$0.0042', '-$5.00')
+    """
+    size = abs(value)
+    text = f"{size:,.0f}" if size >= 1000 else f"{size:,.2f}" if size >= 0.1 or not size else f"{size:.2g}"
+    return f"{'-' if value < 0 else ''}${text}"
+
+
+def _percent(value: Interval) -> str:
+    return f"{value.estimate:.1%} ({value.low:.1%} to {value.high:.1%})"
+
+
+def tier_of_today(names: Sequence[str], known: Mapping[str, Tier | None]) -> NDArray[np.int64]:
+    """Tier index of each model name, -1 where it is not known: (names,) int64."""
+    return np.array([-1 if (t := known.get(name)) is None else t.index for name in names], dtype=np.int64)

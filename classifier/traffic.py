@@ -1,0 +1,266 @@
+"""Labelled traffic as arrays: tiers and probabilities, and what the log says of time, model, tokens and money.
+
+The log's own columns are found by the names that gateways use (`columns.ROLES`) or are named by the caller. Text is
+read only where an answer's tokens were not counted, and never kept: about a hundred bytes a row are held in memory.
+
+Knows nothing of prices or pages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.columns import CHARS_PER_TOKEN, Place, amount, count_chars, find_columns, places_of, seconds, value_at
+from classifier.errors import BundleCorrupt, InputError
+from classifier.labelled import COLUMNS, Labelled, open_labelled
+from classifier.policy import SCHEMA_VERSION, Policy, policies_from_json
+from classifier.types import TIERS, Tier
+
+PEEK_ROWS = 64
+_NUMBERS = frozenset({"time", "input_tokens", "output_tokens", "cost", "response"})
+OURS = ("classifier_tier", "classifier_probabilities", "classifier_truncated", "classifier_error",
+        "classifier_characters", "classifier_file", "classifier_row")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A column of few values.
+
+    Attributes:
+        names: the values, "" for none.
+        codes: (n,) int32, index into `names`.
+    """
+
+    names: tuple[str, ...]
+    codes: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Labelled traffic. Rows that could not be labelled are only counted.
+
+    Attributes:
+        rows: (n,) int64, position of each row in the labelled file, from 0.
+        tiers: (n,) int64, index of the tier that the policy chose.
+        probabilities: (n, 4) float64, P(label = tier), rows sum to 1.
+        times: (n,) float64, seconds since the epoch, NaN where unknown.
+        input_tokens: (n,) float64, counted, or a quarter of the conversation's characters.
+        output_tokens: (n,) float64, counted, estimated or assumed.
+        input_counted: share of rows whose input tokens the log counts.
+        output_counted: share of rows whose output tokens the log counts.
+        output_estimated: share of rows whose output tokens are estimated from the answer's text; the rest is assumed.
+        cost_today: (n,) float64 dollars as the log has them, NaN where it has none.
+        categories: columns of few values by name; the model's, where there is one, under "model".
+        ids: the log's id of each row, or empty.
+        files: that the log was read from.
+        origins: (n, 2) int64, index into `files`, and the line there, from 1.
+        columns: what was found, by role: the column's name.
+        errors: how often each error stands on a row that could not be labelled.
+        truncated: rows of which the model read only a part.
+        bundle_version: bundle that labelled, "" where the file does not say.
+        policy_name: its policy, "" where the file does not say.
+        policy: the policy with its guarantee; None where the file does not say.
+    """
+
+    rows: NDArray[np.int64]
+    tiers: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    times: NDArray[np.float64]
+    input_tokens: NDArray[np.float64]
+    output_tokens: NDArray[np.float64]
+    input_counted: float
+    output_counted: float
+    output_estimated: float
+    cost_today: NDArray[np.float64]
+    categories: Mapping[str, Category]
+    ids: Sequence[str]
+    files: tuple[str, ...]
+    origins: NDArray[np.int64]
+    columns: Mapping[str, str]
+    errors: Mapping[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    bundle_version: str = ""
+    policy_name: str = ""
+    policy: Policy | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_traffic(
+    path: str,
+    *,
+    by: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+    assumed_output_tokens: float = 300.0,
+) -> Traffic:
+    """The labelled traffic that `classifier label` wrote.
+
+    Args:
+        path: a .parquet, .jsonl or .csv file, or the folder of a cluster's run.
+        by: further columns to split by.
+        named: role → column, where the usual names do not find it; "" means that there is none.
+        assumed_output_tokens: of each request whose answer the log neither counts nor holds.
+
+    Raises:
+        InputError: it cannot be read, was not labelled, holds no labelled row, or lacks a named column.
+        MissingExtra: pyarrow is not installed.
+    """
+    labelled = open_labelled(path)
+    peek = list(itertools.islice(labelled.rows(), PEEK_ROWS))
+    names = [name for name in labelled.names if name not in COLUMNS or name in by]
+    places = places_of(names, [{name: row.get(name) for name in names} for row in peek])
+    columns = find_columns(places, named=named or {}, by=by, where=path)
+    unread = {"response"} if "output_tokens" in columns else set()
+    return _read(path, labelled, {r: places[c] for r, c in columns.items() if r not in unread}, columns,
+                 assumed_output_tokens)  # fmt: skip
+
+
+def read_decisions(path: str) -> Traffic:
+    """As `read_traffic`, but of the log's own columns nothing is read.
+
+    Raises:
+        InputError: see `read_traffic`.
+    """
+    return _read(path, open_labelled(path), {}, {}, 0.0)
+
+
+def read_rows(path: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Whole rows of a labelled file, in the order asked for; `rows` are positions as in `Traffic.rows`."""
+    wanted = set(rows)
+    read = enumerate(itertools.islice(open_labelled(path).rows(), max(wanted, default=-1) + 1))
+    found = {position: row for position, row in read if position in wanted}
+    return [found[row] for row in rows]
+
+
+def _read(
+    path: str, labelled: Labelled, places: Mapping[str, Place], columns: Mapping[str, str], assumed: float
+) -> Traffic:
+    collected = _Collected(places)
+    for row in labelled.rows([*OURS, *{place[0] for place in places.values()}]):
+        collected.add(row)
+    return collected.finish(path, labelled.facts, columns, assumed)
+
+
+def _policy(definition: str) -> Policy | None:
+    """The policy whose definition a file holds; None where it holds none that this version understands."""
+    whole = {"schema_version": SCHEMA_VERSION, "model_sha256": "", "calibration_revision": ""}
+    try:
+        entry = json.loads(definition)
+        listed = whole | {"default": entry["name"], "policies": [entry]}
+        policies, default = policies_from_json(listed, model_sha256="", calibration_revision="")
+    except (BundleCorrupt, ValueError, KeyError, TypeError):
+        return None
+    return policies[default]
+
+
+def _mean(values: NDArray[np.float64], otherwise: float) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else otherwise
+
+
+class _Collected:
+    """The arrays, row by row."""
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self.places = places
+        codes = {"rows": "q", "tiers": "q", "shares": "f", "chars": "d", "files": "q", "lines": "q"}
+        codes |= {role: "d" if role in _NUMBERS else "q" for role in places if role != "id"}
+        self.kept: dict[str, array[Any]] = {name: array(code) for name, code in codes.items()}
+        self.ids: list[str] = []
+        self.seen: dict[str, dict[str, int]] = {}
+        self.errors: Counter[str] = Counter()
+        self.read = self.truncated = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        position, self.read = self.read, self.read + 1
+        if row.get("classifier_error") is not None:
+            self.errors[str(row["classifier_error"])] += 1
+        if row.get("classifier_tier") is None:
+            return
+        self.truncated += bool(row.get("classifier_truncated"))
+        kept = self.kept
+        kept["rows"].append(position)
+        kept["tiers"].append(Tier.parse(row["classifier_tier"]).index)
+        kept["shares"].extend(row["classifier_probabilities"])
+        kept["chars"].append(row.get("classifier_characters") or 0)
+        kept["files"].append(self._code("files", row.get("classifier_file")))
+        kept["lines"].append(row.get("classifier_row") or 0)
+        for role, place in self.places.items():
+            value = value_at(row.get(place[0]), place[1:])
+            if role == "id":
+                self.ids.append("" if value is None else str(value)[:64])
+            elif role == "time":
+                kept[role].append(seconds(value))
+            elif role == "response":
+                kept[role].append(count_chars(value) / CHARS_PER_TOKEN)
+            else:
+                kept[role].append(amount(value) if role in _NUMBERS else self._code(role, value))
+
+    def _code(self, role: str, value: Any) -> int:
+        """A number for a value of a column of few values."""
+        seen = self.seen.setdefault(role, {})
+        return seen.setdefault("" if value is None else str(value)[:64], len(seen))
+
+    def _numbers(self, role: str) -> NDArray[np.float64]:
+        if role in self.kept:
+            return np.array(self.kept[role], dtype=np.float64)
+        return np.full(len(self.kept["rows"]), np.nan)
+
+    def finish(self, path: str, facts: Mapping[str, str], columns: Mapping[str, str], assumed: float) -> Traffic:
+        n = len(self.kept["rows"])
+        if not n:
+            why = f"; the commonest error is: {self.errors.most_common(1)[0][0]}" if self.errors else ""
+            raise InputError(f"{path}: none of its {self.read} rows has a tier{why}")
+        counted_in, counted_out = self._numbers("input_tokens"), self._numbers("output_tokens")
+        answers = self._numbers("response")
+        held = answers > 0
+        estimated_out = np.where(held, answers, _mean(counted_out, assumed))
+        categories = {
+            role.removeprefix("by:"): Category(tuple(seen), np.array(self.kept[role], dtype=np.int32))
+            for role, seen in self.seen.items()
+            if role != "files"
+        }
+        return Traffic(
+            rows=np.array(self.kept["rows"], dtype=np.int64),
+            tiers=np.array(self.kept["tiers"], dtype=np.int64),
+            probabilities=np.array(self.kept["shares"], dtype=np.float32).astype(np.float64).reshape(n, len(TIERS)),
+            times=self._numbers("time"),
+            input_tokens=np.where(np.isnan(counted_in), self._numbers("chars") / CHARS_PER_TOKEN, counted_in),
+            output_tokens=np.where(np.isnan(counted_out), estimated_out, counted_out),
+            input_counted=float(np.mean(~np.isnan(counted_in))),
+            output_counted=float(np.mean(~np.isnan(counted_out))),
+            output_estimated=float(np.mean(np.isnan(counted_out) & held)),
+            cost_today=self._numbers("cost"),
+            categories=categories,
+            ids=self.ids,
+            files=tuple(self.seen["files"]),
+            origins=np.stack([np.array(self.kept["files"]), np.array(self.kept["lines"])], axis=1),
+            columns={role: name for role, name in columns.items() if not role.startswith("by:")},
+            errors=dict(self.errors.most_common()),
+            truncated=self.truncated,
+            bundle_version=facts.get("bundle_version", ""),
+            policy_name=facts.get("policy", ""),
+            policy=_policy(facts.get("policy_definition", "")),
+        )
+
+
+def categories_of(traffic: Traffic, most: int) -> Iterator[tuple[str, list[tuple[str, NDArray[np.int64]]]]]:
+    """Each category's largest values with their rows, and the rest as "(others)"; those of one value are left out."""
+    for name, category in traffic.categories.items():
+        counts = np.bincount(category.codes, minlength=len(category.names))
+        if np.count_nonzero(counts) < 2:
+            continue
+        largest = [int(c) for c in np.argsort(-counts, kind="stable")[:most] if counts[c]]
+        parts = [(category.names[c] or "(none)", np.flatnonzero(category.codes == c)) for c in largest]
+        rest = np.flatnonzero(~np.isin(category.codes, largest))
+        yield name, [*parts, ("(others)", rest)] if len(rest) else parts

@@ -1,0 +1,282 @@
+"""`classifier report`: from a labelled file to numbers, text and page."""
+
+from __future__ import annotations
+
+import datetime as dt
+import doctest
+import html.parser
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from classifier import annotate, cli, columns, page, sampling, savings
+from classifier import prices as prices_module
+from classifier.errors import InputError
+from classifier.policy import Policy
+from classifier.traffic import read_traffic
+from tests.labelled_support import labelled_row, traffic, write_labelled
+
+DOCS = Path(__file__).parent.parent / "docs" / "report.md"
+PRICES = """
+[tiers]
+simple = 1
+standard = 2
+complex = 10
+frontier = 100
+[models]
+big = { input = 10, output = 10, tier = "complex" }
+"""
+
+
+def run(*arguments: str):
+    """Runs the command in this process."""
+    return CliRunner().invoke(cli.command, ["report", *map(str, arguments)], catch_exceptions=False)
+
+
+def numbers(*arguments: str):
+    """The report as a machine reads it."""
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A month of 200 requests."""
+    return write_labelled(tmp_path / "labelled.parquet", traffic())
+
+
+@pytest.fixture
+def prices(tmp_path):
+    """Round prices, and one for the model `big` only."""
+    path = tmp_path / "prices.toml"
+    path.write_text(PRICES)
+    return path
+
+
+def test_costs_come_from_counted_tokens_and_prices(tmp_path, prices):
+    """A million tokens on a tier of one dollar cost one dollar."""
+    usage = {"prompt_tokens": 400_000, "completion_tokens": 600_000}
+    rows = [labelled_row("simple", model="big", usage=usage), labelled_row("frontier", model="big", usage=usage)]
+    found = numbers(write_labelled(tmp_path / "l.parquet", rows), "--prices", prices)
+    costs = {s["name"]: s["cost"]["estimate"] for s in found["strategies"]}
+    assert costs == pytest.approx(
+        {"routed": 101, "random": 101, "simple": 2, "standard": 4, "complex": 20, "frontier": 200, "today": 20}
+    )
+    assert found["tokens"]["input_counted_share"] == found["tokens"]["output_counted_share"] == 1
+
+
+def test_the_report_says_what_the_policy_promises_beside_what_is_expected_here(labelled):
+    """The file holds the policy; its promise stands in text and numbers."""
+    found = numbers(labelled)
+    assert found["policy"]["guarantee"]["alpha"] == 0.1
+    assert "at most 10% of requests to too small a tier" in found["policy"]["promise"]
+    assert found["policy"]["promise"] in run(labelled).stdout
+    assert {"risk", "frontier_misses", "saving"} <= set(found["strategies"][0])
+
+
+def test_a_policy_without_a_guarantee_promises_nothing(tmp_path):
+    """It is said, and the recommendation rests on what is expected here."""
+    path = write_labelled(tmp_path / "l.parquet", traffic(), policy=Policy(name="mine", threshold=0.7))
+    assert numbers(path)["policy"]["promise"].startswith("Policy mine promises nothing")
+
+
+def test_lines_and_tables_give_the_same_report(tmp_path):
+    """What `classifier label` wrote as JSON lines reads like its Parquet."""
+    table, lines = (write_labelled(tmp_path / f"l.{kind}", traffic(50)) for kind in ("parquet", "jsonl"))
+    assert numbers(table) == numbers(lines)
+
+
+def test_tokens_are_estimated_from_text_where_the_log_does_not_count(tmp_path):
+    """A quarter of the characters; the answer's likewise, or an assumption where there is none; said which."""
+    rows = [labelled_row("simple", prompt="x" * 400, response="y" * 800), labelled_row("simple", prompt="x" * 400)]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    found = numbers(path, "--assume-output-tokens", "50")
+    assert (found["tokens"]["input"], found["tokens"]["output"]) == (200, 250)
+    assert any("estimated as a quarter" in line for line in found["assumptions"])
+    assert any("estimates" in line for line in found["warnings"])
+
+
+def test_text_inside_messages_and_parts_is_counted(tmp_path):
+    """Nested content counts by its text; roles and images do not."""
+    messages = [{"role": "user", "content": "x" * 40}, {"role": "assistant", "content": "y" * 40}]
+    path = write_labelled(tmp_path / "l.parquet", [labelled_row("simple", messages=messages)])
+    assert numbers(path)["tokens"]["input"] == 20
+
+
+def test_facts_are_found_inside_json_text_and_structs(tmp_path):
+    """Gateways nest: usage as JSON text, a span's attributes as a struct with dotted names."""
+    rows = [
+        labelled_row(
+            "simple",
+            usage=json.dumps({"prompt_tokens": 7, "completion_tokens": 9}),
+            attributes={"gen_ai.request.model": "big"},
+            startTime="2026-01-01T00:00:00Z",
+            response_cost=0.5,
+        )
+    ]
+    traffic = read_traffic(str(write_labelled(tmp_path / "l.parquet", rows)))
+    assert dict(traffic.columns) == {
+        "time": "startTime",
+        "model": "attributes.gen_ai.request.model",
+        "input_tokens": "usage.prompt_tokens",
+        "output_tokens": "usage.completion_tokens",
+        "cost": "response_cost",
+    }
+    assert (traffic.input_tokens[0], traffic.output_tokens[0], traffic.cost_today[0]) == (7, 9, 0.5)
+    assert traffic.times[0] == dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp()
+
+
+def test_a_column_that_is_named_wins(tmp_path):
+    """--column says where a fact stands; an empty name says nowhere."""
+    rows = [labelled_row("simple", prompt_tokens=1, real=5, completion_tokens=1, model="big")]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    found = numbers(path, "--column", "input_tokens=real", "--column", "model=")
+    assert found["tokens"]["input"] == 5
+    assert "model" not in found["columns"]
+
+
+def test_models_without_a_price_are_left_out_of_today_and_named(labelled, prices):
+    """What today costs is known for the priced model only; the warning says how many requests are not counted."""
+    found = numbers(labelled, "--prices", prices)
+    today = next(s for s in found["strategies"] if s["name"] == "today")
+    assert today["requests"] == 100
+    assert any("small (100)" in line for line in found["warnings"])
+    assert found["against_today"].startswith("Against today routing ")
+
+
+def test_tier_mix_by_any_column(labelled):
+    """Model and tenant are found by name; --by adds others; every value's requests add up."""
+    found = numbers(labelled, "--by", "classifier_reason", "--by", "prompt")
+    assert set(found["by"]) == {"model", "tenant", "prompt"}  # all have one reason: nothing to compare
+    assert [sum(row["rows"] for row in rows) for rows in found["by"].values()] == [200, 200, 200]
+    assert len(found["by"]["prompt"]) == 13
+    assert found["by"]["prompt"][-1]["value"] == "(others)"
+
+
+def test_rows_with_an_error_are_counted_and_left_out(tmp_path):
+    """They stand in no number, and the report says how many there were."""
+    path = write_labelled(tmp_path / "l.parquet", [*traffic(20), labelled_row(None, prompt="")])
+    found = numbers(path)
+    assert (found["rows"], sum(found["errors"].values())) == (20, 1)
+    assert any("1 rows that could not be labelled" in line for line in found["assumptions"])
+
+
+def test_a_folder_of_parts_is_one_traffic(tmp_path):
+    """What a cluster wrote in parts gives the numbers of the whole."""
+    rows = traffic()
+    whole = numbers(write_labelled(tmp_path / "whole.parquet", rows))
+    for i in range(4):
+        write_labelled(tmp_path / "parts" / f"part-{i}.parquet", rows[50 * i : 50 * i + 50])
+    assert numbers(tmp_path / "parts")["strategies"] == whole["strategies"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "label it first|cannot be read|No such file"),
+        (b"", "is no Parquet file"),
+        (b"\x00\x9f" * 500, "is no Parquet file"),
+        ("not labelled", "is no output of 'classifier label'"),
+        ("none good", "none of its 2 rows has a tier; the commonest error is: messages: is empty"),
+    ],
+    ids=["nothing there", "empty", "random bytes", "not labelled", "only errors"],
+)
+def test_a_file_that_is_no_labelled_traffic_is_named(tmp_path, content, message):
+    """The message says what is wrong and what to do."""
+    path = tmp_path / "x.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "not labelled":
+        pq.write_table(pa.table({"prompt": ["a"]}), path)
+    elif content == "none good":
+        write_labelled(path, [labelled_row(None, prompt=""), labelled_row(None, prompt="")])
+    with pytest.raises(InputError, match=message):
+        read_traffic(str(path))
+
+
+def test_an_unknown_column_is_named_with_those_that_are_there(labelled):
+    """A typing error in --by is told from what the file has."""
+    with pytest.raises(InputError, match=r"no column 'tenat'; it has .*tenant"):
+        run(labelled, "--by", "tenat")
+
+
+class _Page(html.parser.HTMLParser):
+    """What a page refers to, and which of its tags are not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.open, self.images = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.links += [v for k, v in values.items() if k in ("src", "href") and not v.startswith("data:")]
+        self.images += tag == "img" and bool(values.get("alt"))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_by_itself(labelled, prices, tmp_path):
+    """It refers to nothing outside, every plot has a text for those who do not see it, and it is the same each time."""
+    page = tmp_path / "report.html"
+    assert run(labelled, "--prices", prices, "-o", page).exit_code == 0
+    first = page.read_text()
+    parser = _Page()
+    parser.feed(first)
+    assert (parser.links, parser.open, parser.images) == ([], [], 7)
+    assert "<script" not in first
+    run(labelled, "--prices", prices, "-o", page)
+    assert page.read_text() == first
+
+
+def test_the_page_shows_text_only_on_request_and_escaped(tmp_path):
+    """By default no prompt text is on the page; with --show-text it cannot act."""
+    tokens = {"prompt_tokens": 10, "completion_tokens": 10}
+    rows = [labelled_row(t, prompt="<script>steal()</script>", **tokens) for t in ("simple", "frontier")]
+    path, page = write_labelled(tmp_path / "l.parquet", rows), tmp_path / "p.html"
+    run(path, "-o", page)
+    assert "steal" not in page.read_text()
+    run(path, "-o", page, "--show-text")
+    assert "&lt;script&gt;steal()" in page.read_text()
+
+
+def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(labelled, tmp_path):
+    """It is said before anything is read."""
+    done = run(labelled, "-o", tmp_path / "nowhere" / "r.html")
+    assert done.exit_code == 2
+    assert "there is no folder" in done.stderr
+
+
+def test_the_text_begins_with_the_recommendation(labelled):
+    """Who reads one line reads what to do."""
+    found = numbers(labelled)
+    assert run(labelled).stdout.startswith(found["recommendation"]["sentence"])
+
+
+def test_every_command_of_the_documentation_runs(tmp_path, monkeypatch):
+    """docs/report.md is followed to the letter: its prices, its commands."""
+    monkeypatch.chdir(tmp_path)
+    text = DOCS.read_text()
+    write_labelled(tmp_path / "labelled.parquet", traffic())
+    (tmp_path / "prices.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    commands = re.findall(r"^\$ classifier (.*)$", text, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        done = CliRunner().invoke(cli.command, shlex.split(command), input="1\nq\n", catch_exceptions=False)
+        assert done.exit_code == 0, (command, done.stderr)
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.parametrize(
+    "module", [columns, page, prices_module, sampling, annotate, savings], ids=lambda m: m.__name__
+)
+def test_examples_in_docstrings_are_true(module):
+    """What the modules of the report show is what they return."""
+    assert doctest.testmod(module).failed == 0

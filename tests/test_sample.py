@@ -1,0 +1,209 @@
+"""`classifier sample`: rows for a person to label, and the terminal to label them in."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from classifier import cli
+from classifier.annotate import annotate, printable, shown
+from classifier.errors import InputError
+from classifier.sampling import distance_to_boundary, draw_by_tier, draw_random
+from classifier.types import TIERS
+from tests.labelled_support import labelled_row, traffic, write_labelled
+from tests.tiny import tiny_bundle
+from training.calibrate import calibrate
+from training.corpus import read_corpus
+
+
+def run(*arguments: str, typed: str = ""):
+    """Runs the command in this process, with something typed."""
+    return CliRunner().invoke(cli.command, ["sample", *map(str, arguments)], input=typed, catch_exceptions=False)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A month of 200 requests."""
+    return write_labelled(tmp_path / "labelled.parquet", traffic())
+
+
+def lines(path):
+    """The rows of a corpus file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_per_tier_draws_as_many_of_each(labelled, tmp_path):
+    """Rare tiers are drawn like common ones, shuffled, with the chance that each row had."""
+    out = tmp_path / "to_label.jsonl"
+    done = run(labelled, "--per-tier", "5", "-o", out)
+    rows = lines(out)
+    assert sorted(row["sampled_for"] for row in rows) == sorted([t.label for t in TIERS] * 5)
+    assert {r["sampled_for"]: r["sampled_share"] for r in rows}["simple"] == pytest.approx(5 / 100)
+    assert [r["sampled_for"] for r in rows] != sorted(r["sampled_for"] for r in rows)
+    assert "not how traffic is" in done.stderr
+
+
+def test_a_sample_has_no_label(labelled, tmp_path):
+    """The classifier's own answer must not come back as if a person had given it."""
+    run(labelled, "--random", "20", "-o", tmp_path / "s.jsonl")
+    assert {row.label for row in read_corpus([tmp_path / "s.jsonl"])} == {"UNLABELLED"}
+    assert not any("tier" in key for row in lines(tmp_path / "s.jsonl") for key in row)
+
+
+def test_the_same_seed_draws_the_same_rows(labelled):
+    """A draw can be repeated, and another seed gives another one."""
+    first, again, other = (run(labelled, "--random", "9", "--seed", s, "-o", "-").stdout for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_boundary_takes_the_nearest_to_a_threshold():
+    """Half of each tier's rows are those whose tier would change first if the threshold moved."""
+    shares = np.array([[p, 1 - p, 0, 0] for p in (0.99, 0.71, 0.95, 0.9, 0.69, 0.2, 0.1, 0.05)])
+    tiers = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    distances = distance_to_boundary(shares, tiers, 0.7)
+    drawn = draw_by_tier(tiers, 2, distances=distances)
+    assert {d.position for d in drawn if d.reason == "boundary"} == {1, 4}
+    assert [d.reason for d in drawn].count("simple") == 1
+
+
+def test_a_random_draw_gives_every_row_the_same_chance():
+    """Over 400 draws of 10 from 50 each row comes about 80 times: within five standard deviations."""
+    counts = np.bincount([d.position for seed in range(400) for d in draw_random(50, 10, seed)], minlength=50)
+    assert counts.sum() == 4000
+    assert np.abs(counts - 80).max() < 5 * np.sqrt(400 * 0.2 * 0.8)
+
+
+def test_boundary_uses_the_threshold_of_the_policy_that_labelled(tmp_path):
+    """The file holds it: rows at .71 are next to .7, rows at .97 are not."""
+    rows = [labelled_row("simple", 0.71 if i % 5 == 0 else 0.97, prompt=f"p{i}") for i in range(40)]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    run(path, "--per-tier", "16", "--boundary", "-o", tmp_path / "s.jsonl")
+    near = {r["messages"][0]["content"] for r in lines(tmp_path / "s.jsonl") if r["sampled_for"] == "boundary"}
+    assert near == {f"p{i}" for i in range(0, 40, 5)}
+
+
+def test_gateways_bodies_become_corpus_lines(tmp_path):
+    """What `label` can read, `sample` can write: content parts, system prompts, attachments."""
+    parts = [{"type": "text", "text": "what is this"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    rows = [labelled_row("simple", body=json.dumps({"messages": [{"role": "user", "content": parts}]}))]
+    done = run(write_labelled(tmp_path / "l.parquet", rows), "--random", "1", "-o", "-")
+    line = json.loads(done.stdout)
+    assert (line["messages"], line["attachments"]) == ([{"role": "user", "content": "what is this"}], 1)
+
+
+def test_a_conversation_is_drawn_once(tmp_path):
+    """What the log repeats is not labelled twice."""
+    rows = [labelled_row("simple", prompt="the same") for _ in range(10)]
+    done = run(write_labelled(tmp_path / "l.parquet", rows), "--random", "10", "-o", "-")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to draw"),
+        (["--random", "5", "--per-tier", "5"], "say what to draw"),
+        (["--random", "5", "--boundary"], "--boundary goes with --per-tier"),
+        (["--random", "5", "--annotate", "-o", "-"], "-o is a file"),
+    ],
+)
+def test_contradictions_are_usage_errors(labelled, arguments, message):
+    """Each says which option is missing or too much."""
+    extra = [] if "-o" in arguments else ["-o", "-"]
+    done = run(labelled, *arguments, *extra)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_labels_are_never_overwritten_by_a_new_sample(labelled, tmp_path):
+    """A file that is there may hold an afternoon's work."""
+    out = tmp_path / "mine.jsonl"
+    run(labelled, "--random", "3", "--annotate", "-o", out, typed="1\n2\nq\n")
+    before = out.read_text()
+    assert run(labelled, "--random", "3", "-o", out).exit_code == 2
+    assert out.read_text() == before
+
+
+def test_annotating_stops_and_goes_on_without_losing_an_answer(labelled, tmp_path):
+    """Each answer is on disk when the next question comes; the same command asks for the rest."""
+    out = tmp_path / "mine.jsonl"
+    first = run(labelled, "--random", "5", "--annotate", "-o", out, typed="1\n4\nq\n")
+    assert "2 labelled" in first.stderr
+    assert [row["tier"] for row in lines(out)] == ["simple", "frontier"]
+    second = run(labelled, "--random", "5", "--annotate", "-o", out, typed="2\n2\n3\n")
+    assert "all are labelled" in second.stderr
+    assert [row["tier"] for row in lines(out)] == ["simple", "frontier", "standard", "standard", "complex"]
+
+
+def test_end_of_input_stops_like_q(labelled, tmp_path):
+    """Ctrl-D keeps what was said."""
+    out = tmp_path / "mine.jsonl"
+    run(labelled, "--random", "5", "--annotate", "-o", out, typed="3\n")
+    assert [row["tier"] for row in lines(out)] == ["complex"]
+
+
+def talk(rows, path, *answers):
+    """Annotates with given answers; what was shown."""
+    waiting, said = iter(answers), []
+
+    def ask(_):
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise EOFError from None
+
+    annotate(rows, path, ask=ask, say=said.append)
+    return "\n".join(said)
+
+
+def test_back_takes_the_last_answer_back(tmp_path):
+    """B asks the last one again; skipped ones stay without a label; anything else is asked again."""
+    rows = [{"id": str(i), "prompt": f"p{i}"} for i in range(4)]
+    said = talk(rows, tmp_path / "m.jsonl", "b", "1", "b", "2", "s", "five", "", "3", "q")
+    assert [(r["id"], r["tier"]) for r in lines(tmp_path / "m.jsonl")] == [("0", "standard"), ("2", "complex")]
+    assert "nothing to go back to" in said
+    assert "not a key: 'five'" in said
+
+
+def test_the_classifiers_answer_is_not_shown(labelled, tmp_path):
+    """Who sees it first agrees with it too often."""
+    done = run(labelled, "--per-tier", "2", "--annotate", "-o", tmp_path / "m.jsonl", typed="q\n")
+    shown_before_the_question = done.stdout.split("Cheapest tier")[0]
+    assert not any(t.label in shown_before_the_question for t in TIERS)
+
+
+def test_a_prompt_cannot_steer_the_terminal():
+    """Escape sequences and direction marks are shown as signs; line breaks and joined emoji stay."""
+    assert printable("a\x1b[2J\x07b\u202ec\nd\u200de") == "a␛[2J␇b�c\nd\u200de"
+    assert "\x1b" not in shown({"id": "x", "messages": [{"role": "user", "content": "\x1b]0;title\x07"}]})
+
+
+def test_a_long_request_is_cut_and_shown_whole_on_request(tmp_path):
+    """M shows all of it."""
+    row = {"id": "x", "prompt": "head" + "." * 9000 + "middle" + "." * 9000 + "tail"}
+    said = talk([row], tmp_path / "m.jsonl", "m", "q")
+    assert said.index("characters left out") < said.index("middle")
+
+
+def test_an_unlabelled_file_is_not_gone_on_with(tmp_path):
+    """A sample given as -o of --annotate is told from labels, and left as it is."""
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"id": "0", "prompt": "p"}\n')
+    with pytest.raises(InputError, match="has no tier"):
+        talk([{"id": "0", "prompt": "p"}], path, "1")
+
+
+def test_calibrate_accepts_the_labels_as_they_are(tmp_path):
+    """From labelled traffic over a person's answers to a recalibrated bundle, without touching the file."""
+    bundle = tiny_bundle(tmp_path / "tiny")
+    words = ["hi", "explain", "debug", "prove"]
+    rows = [labelled_row(TIERS[i % 4].label, prompt=f"{words[i % 4]} this {i}") for i in range(40)]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    out = tmp_path / "mine.jsonl"
+    run(path, "--random", "40", "--annotate", "-o", out, typed="".join(f"{1 + i % 4}\n" for i in range(40)))
+    report = calibrate(bundle.path, [out], tmp_path / "again", policies={"balanced": 0.2})
+    assert report["rows"]["thresholds"] == 40
+    assert report["label"] == "RUBRIC"
