@@ -14,6 +14,7 @@ ClassifierError                      INTERNAL             exit 1
 ├── NotReady                         UNAVAILABLE          exit 1   the model is still being loaded
 ├── NotConfigured                    UNIMPLEMENTED        exit 1   the call needs what this server was not given
 ├── ServerUnreachable                UNAVAILABLE          exit 1   raised by the client when it may not fail open
+├── Busy                             RESOURCE_EXHAUSTED   exit 1   another process does this already, and only one may
 ├── NoAllowedRoute                   FAILED_PRECONDITION  exit 1   no route of the table may take this request
 ├── InputError                       INVALID_ARGUMENT     exit 1   a corpus, log or recipe file that cannot be used
 ├── MissingExtra                     FAILED_PRECONDITION  exit 1   an optional dependency; says what to install
@@ -169,6 +170,13 @@ class ServerUnreachable(ClassifierError):
 
     status = "UNAVAILABLE"
     reason = "SERVER_UNREACHABLE"
+
+
+class Busy(ClassifierError):
+    """Another process does this already, and only one may at a time."""
+
+    status = "RESOURCE_EXHAUSTED"
+    reason = "BUSY"
 
 
 class NoAllowedRoute(ClassifierError):

@@ -212,6 +212,19 @@ def read_predictions(path: Path) -> CalibrationSet:
     return CalibrationSet(logits, labels, str(arrays.get("label", RUBRIC)), ids, groups, facets)
 
 
+def write_predictions(path: Path, rows: CalibrationSet) -> None:
+    """The closed rows as a file that `read_predictions` reads; open ones are left out."""
+    np.savez(
+        path,
+        logits=rows.logits,
+        labels=rows.labels,
+        sources=rows.sources,
+        groups=rows.groups,
+        label=np.array(rows.label),
+        **{f"{name}s": rows.facets[name] for name in FACETS[1:] if name in rows.facets},
+    )
+
+
 def pack_rows(hashes: Iterable[str]) -> str:
     """Hashes of the training rows, packed for the manifest: base64 of the sorted first 32 bits of each sha256.
 
@@ -221,10 +234,21 @@ def pack_rows(hashes: Iterable[str]) -> str:
     return base64.b64encode(first.tobytes()).decode()
 
 
+def merge_rows(packed: str, hashes: Iterable[str]) -> str:
+    """Packed rows with more rows: what a model was trained on that goes on from another."""
+    known = np.frombuffer(base64.b64decode(packed), dtype=">u4")
+    return pack_rows([*(f"{first:08x}" for first in known.tolist()), *hashes])
+
+
+def rows_among(hashes: Iterable[str], packed: str) -> NDArray[np.bool_]:
+    """Which of the rows are among the packed ones: (n,) bool."""
+    known = np.frombuffer(base64.b64decode(packed), dtype=">u4")
+    return np.isin(np.array([int(h[:8], 16) for h in hashes], dtype=np.uint32), known)
+
+
 def rows_seen(hashes: Iterable[str], packed: str) -> int:
     """How many of the rows are among the packed ones."""
-    known = np.frombuffer(base64.b64decode(packed), dtype=">u4")
-    return int(np.isin(np.array([int(h[:8], 16) for h in hashes], dtype=np.uint32), known).sum())
+    return int(rows_among(hashes, packed).sum())
 
 
 def _one_kind(rows: Sequence[Row]) -> str:

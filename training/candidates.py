@@ -1,0 +1,193 @@
+"""Candidate bundles from what the feedback store holds: recalibrated (seconds), or retrained (minutes).
+
+Both are children of the bundle that serves. A recalibrated one has its weights; a retrained one goes on from its
+checkpoint, on feedback rows with base rows mixed in so that nothing is forgotten. Either way the probability map and
+the thresholds are fitted on closed labels that nothing was trained on, and the reference for drift is the traffic of
+now.
+
+Knows nothing of stores, gates or registries.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classifier.bundle import Bundle, read_bundle
+from classifier.drift import reference_distributions
+from classifier.engine import Engine
+from classifier.errors import InputError
+from classifier.inputs import render
+from classifier.types import Request
+from training.calibrate import calibrate
+from training.calibration_fit import FEWEST_ROWS
+from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, rows_among, write_predictions
+from training.corpus import Row, data_sha256, parse_row
+
+INT8_AGREEMENT = 0.97
+_NOTHING: Mapping[str, Any] = {"schema_version": 1, "n": 0}
+
+
+def recalibrated(
+    parent: Path,
+    out: Path,
+    *,
+    map_rows: CalibrationSet | None,
+    rows: CalibrationSet,
+    promises: Bundle,
+    traffic: Sequence[Request],
+) -> tuple[Bundle, dict[str, Any]]:
+    """A bundle's weights with probabilities and thresholds fitted to recent labels.
+
+    Args:
+        parent: the bundle whose weights are kept.
+        out: folder that gets `bundle/` and what it was fitted on.
+        map_rows: closed labels for the probability map; None or too few leave it as it is.
+        rows: closed labels for the thresholds; others than `map_rows`.
+        promises: the bundle whose policies say what is promised, and how much is explored.
+        traffic: recent requests, whatever became of them: what drift will be measured against. Empty keeps the
+            parent's reference.
+
+    Returns:
+        The bundle in `out/bundle`, a child of `promises`, and `calibrate`'s report.
+
+    Raises:
+        InputError: there are no labels to fit on, or no policy promises anything.
+    """
+    from training.export import revise
+
+    alphas = {name: policy.guarantee.alpha for name, policy in promises.policies.items() if policy.guarantee.alpha}
+    if not len(rows):
+        raise InputError("no closed labels to recalibrate on; have a random sample of requests labelled")
+    if promises.default_policy not in alphas:
+        raise InputError(
+            f"{promises.path}: its default policy promises nothing, so there is nothing to keep; "
+            "run 'python -m training calibrate' on it first"
+        )
+    write_predictions(out / "thresholds.npz", rows)
+    fit_paths = None
+    if map_rows is not None and len(map_rows) >= FEWEST_ROWS:
+        write_predictions(out / "map.npz", map_rows)
+        fit_paths = [out / "map.npz"]
+    default = promises.policies[promises.default_policy]
+    top = default.top_tier_guarantee
+    report = calibrate(
+        parent,
+        [out / "thresholds.npz"],
+        out / "calibrated",
+        policies=alphas,
+        delta=default.guarantee.delta or None,
+        severity=default.guarantee.severity or None,
+        top_tier_miss=top.alpha if top is not None else None,
+        group_by=default.group_by or None,
+        epsilon=default.epsilon,
+        fit_paths=fit_paths,
+        default=promises.default_policy,
+    )
+    reference = _reference(Engine.from_pretrained(out / "calibrated"), traffic)
+    bundle = revise(out / "calibrated", out / "bundle", reference=reference, facts={"parent": promises.version})
+    shutil.rmtree(out / "calibrated")
+    return bundle, report
+
+
+def retrained(
+    parent: Path,
+    checkpoint: Path,
+    out: Path,
+    *,
+    recipe: Mapping[str, Any],
+    feedback: Sequence[Row],
+    base: Sequence[Row],
+    check: Sequence[Row],
+    state: Path,
+) -> tuple[Bundle, dict[str, Any]]:
+    """The parent's checkpoint trained on, exported, not yet calibrated: `out/raw` and `out/checkpoint`.
+
+    Args:
+        parent: the bundle that the checkpoint belongs to.
+        checkpoint: its weights.
+        out: an empty folder.
+        recipe: from `recipes/retrain.toml`.
+        feedback: rows from the feedback store.
+        base: rows of the base corpus to draw from.
+        check: rows on which the export's parity is measured.
+        state: folder that a crash leaves, so that training goes on where it was.
+
+    Returns:
+        The bundle, and facts: rows, hashes, training history, parity.
+
+    Raises:
+        GateNotMet: a parity check of the export failed.
+    """
+    from transformers import set_seed
+
+    from training.export import assemble, export
+    from training.fit import FitOptions, fit
+    from training.model import load_checkpoint, save_checkpoint, tokenizer_of
+
+    old = read_bundle(parent)
+    manifest = old.manifest
+    seed, max_tokens = int(manifest.get("seed", 0)), int(manifest["max_tokens"])
+    set_seed(seed)
+    mixed = mix(feedback, base, float(recipe["base_rows_share"]), seed)
+    model, fast = load_checkpoint(checkpoint)
+    options = FitOptions(seed=seed, **{k: v for k, v in recipe.items() if k in FitOptions.__slots__})
+    history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=state)
+    save_checkpoint(model, fast, out / "checkpoint", max_tokens)
+    model, fast = load_checkpoint(out / "checkpoint")
+    agreement = float(dict(manifest.get("recipe") or {}).get("int8_agreement", INT8_AGREEMENT))
+    parity = export(model, fast, out / "export", max_tokens=max_tokens, check=check, int8_agreement=agreement)
+    facts: dict[str, Any] = {
+        "parent": old.version,
+        "recipe": {**dict(manifest.get("recipe") or {}), "retrain": dict(recipe)},
+        "seed": seed,
+        "data": {
+            "train_sha256": data_sha256(mixed),
+            "train_rows": len(mixed),
+            "feedback_rows": len(feedback),
+            "parent": manifest.get("data"),
+        },
+        TRAINING_ROWS: merge_rows(str(manifest.get(TRAINING_ROWS, "")), (row.sha256 for row in mixed)),
+        "parity": asdict(parity),
+    }
+    golden = [parse_row(case, "golden") for case in manifest["golden"]]
+    card = (parent / "README.md").read_text(encoding="utf-8")
+    bundle = assemble(out / "export", out / "raw", golden=golden, reference=_NOTHING, card=card, facts=facts)
+    return bundle, {
+        "rows": len(mixed),
+        "feedback_rows": len(feedback),
+        "base_rows": len(mixed) - len(feedback),
+        "train_sha256": facts["data"]["train_sha256"],
+        "history": history,
+        "parity": asdict(parity),
+    }
+
+
+def mix(feedback: Sequence[Row], base: Sequence[Row], share: float, seed: int) -> list[Row]:
+    """The feedback rows and `share` times as many base rows, drawn once each, none that the feedback holds."""
+    known = {row.sha256 for row in feedback}
+    pool = sorted((row for row in base if row.sha256 not in known), key=lambda row: row.sha256)
+    count = min(len(pool), round(share * len(feedback)))
+    return [*feedback, *random.Random(seed).sample(pool, count)]
+
+
+def unseen(rows: Sequence[Row], bundle: Bundle) -> list[Row]:
+    """The rows that the bundle was not trained on, as far as its manifest tells."""
+    seen = rows_among((row.sha256 for row in rows), str(bundle.manifest.get(TRAINING_ROWS, "")))
+    return [row for row, known in zip(rows, seen.tolist(), strict=True) if not known]
+
+
+def _reference(engine: Engine, traffic: Sequence[Request]) -> dict[str, Any]:
+    if not traffic:
+        return dict(engine.bundle.reference)
+    probabilities, signals = [], []
+    for request in traffic:
+        probabilities.append(engine.score(engine.prepare(request)).probabilities)
+        signals.append(render(request).signals)
+    return reference_distributions(np.array(probabilities), signals)

@@ -1,0 +1,170 @@
+"""A run of named steps in one folder: each runs once, and what it leaves appears whole or not at all.
+
+    runs/loop/000003/
+    snapshot/ recalibrate/ train/ …    a finished step: its files and `result.json`
+    .train.part/                       one that was cut off; begun again from nothing
+    state/                             what a long step keeps to go on from
+
+Theory of operation. A step works in a folder of its own whose name starts with a dot; at the end its result is written
+there, everything is flushed to the disk, and the folder is renamed. So a crash at any moment leaves a step done or not
+begun, and a run that is started again does what is left. A step that acts on the world outside (the registry) must
+therefore be harmless to repeat: it can have acted and not been recorded.
+
+One run at a time: `only_one` holds a lock that the kernel frees when its process ends, however it ends.
+
+Knows nothing of models, stores or registries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from classifier.errors import Busy
+
+RESULT = "result.json"
+RECEIPT = "receipt.json"
+MOST_ATTEMPTS = 3
+"""So often a run is begun again before it is given up: what fails each time would block the loop for ever."""
+
+
+class Run:
+    """One run's folder.
+
+    Args:
+        folder: made where it is not there.
+        say: where progress goes.
+
+    Attributes:
+        folder: as given.
+    """
+
+    def __init__(self, folder: Path, *, say: Callable[[str], object] = lambda _: None) -> None:
+        self.folder = folder
+        self._say = say
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def name(self) -> str:
+        """The folder's name, such as 000003."""
+        return self.folder.name
+
+    def step(self, name: str, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+        """The result of a step: read where it is done, else worked out by `work` and kept.
+
+        Args:
+            name: of the step and of its folder.
+            work: gets a folder to write into; what it returns is plain JSON values.
+        """
+        done = self.folder / name
+        if (done / RESULT).is_file():
+            found: dict[str, Any] = json.loads((done / RESULT).read_text(encoding="utf-8"))
+            return found
+        part = self.folder / f".{name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        self._say(name)
+        result = dict(work(part))
+        write_whole(part / RESULT, result)
+        _flush(part)
+        part.rename(done)
+        _fsync(self.folder)
+        return result
+
+    def path(self, name: str) -> Path:
+        """The folder of a finished step."""
+        return self.folder / name
+
+    def state(self, name: str) -> Path:
+        """A folder that a crash leaves as it is, for steps that go on from where they were."""
+        return self.folder / "state" / name
+
+    def close(self, receipt: Mapping[str, Any]) -> dict[str, Any]:
+        """Ends the run with its receipt; what was kept only to go on from is removed."""
+        write_whole(self.folder / RECEIPT, receipt)
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        for part in self.folder.glob(".*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+        return dict(receipt)
+
+    def attempt(self) -> int:
+        """Counts a beginning of this run, and says which one it is: 1, 2, …"""
+        path = self.folder / "attempts"
+        count = (int(path.read_text()) if path.is_file() else 0) + 1
+        temporary = path.with_name(".attempts")
+        temporary.write_text(str(count))
+        temporary.replace(path)
+        return count
+
+
+def receipts(work: Path) -> list[dict[str, Any]]:
+    """The receipts of finished runs, oldest first."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"[0-9]*/{RECEIPT}"))]
+
+
+def unfinished(work: Path) -> Path | None:
+    """The newest run's folder, where it has no receipt yet."""
+    runs = sorted(work.glob("[0-9]*"))
+    return runs[-1] if runs and not (runs[-1] / RECEIPT).is_file() else None
+
+
+def next_folder(work: Path) -> Path:
+    """A folder for a new run: 000001, 000002, …"""
+    runs = sorted(work.glob("[0-9]*"))
+    return work / f"{int(runs[-1].name) + 1 if runs else 1:06d}"
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Holds the lock file `path` while the block runs. The kernel frees it when the process ends.
+
+    Raises:
+        Busy: another process holds it; the message says which.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_name(f"{path.name}.holder")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise Busy(f"{path}: {who} is retraining; one at a time, try again when it is done") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+        holder.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """JSON into a file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
