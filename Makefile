@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup serve demo test faults lint format proto train bench clean
+.PHONY: help setup setup-mlflow serve demo test faults lint format proto train bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,13 @@ train: $(VENV)/.dev  ## corpus to bundle with the base recipe: make train EXTRA_
 
 bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+.venv-mlflow/.done:
+	$(PYTHON) -m venv .venv-mlflow
+	.venv-mlflow/bin/pip install --quiet --disable-pip-version-check "mlflow>=3,<4"
+	touch $@
+
+setup-mlflow: .venv-mlflow/.done  ## MLflow in a venv of its own (its pins do not fit ours), for the test of tracking
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from classifier.types import Tier
 
 BINS = 10
+ALARM = 0.001
+"""P-value below which a difference is no accident; ten or so tests are looked at together."""
+MAX_INDEX = 0.25
+"""Stability index above which traffic is not what it was."""
 _MIN_EXPECTED = 5.0
 
 
@@ -109,6 +113,50 @@ def excess_p_value(failures: int, decisions: int, promised: float) -> float:
     k = np.arange(failures, decisions + 1, dtype=np.float64)
     choose = math.lgamma(decisions + 1) - np.array([math.lgamma(i + 1) + math.lgamma(decisions - i + 1) for i in k])
     return float(min(1.0, np.exp(choose + k * math.log(promised) + (decisions - k) * math.log1p(-promised)).sum()))
+
+
+def drift_report(
+    rows: Iterable[Mapping[str, Any]], reference: Mapping[str, Any], promised: Mapping[str, float], *, max_index: float
+) -> dict[str, Any]:
+    """What has moved, and which promise is broken, in decisions of one bundle.
+
+    Args:
+        rows: decisions with their outcomes, as exports spell them.
+        reference: the bundle's, of at least one row.
+        promised: policy → P(chosen < label) at most. An outcome counts where it judged the tier that was decided.
+        max_index: stability index above which something has drifted.
+
+    Returns:
+        `n` decisions; `shifts`: index and p-value by name; `failures`: decisions, failures, promised and p-value by
+        policy; `alarms`: a sentence for each index above the limit with its test below `ALARM`, and for each policy
+        with more reported failures than its promise allows (silence counts as success).
+    """
+    probabilities, signals = [], []
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        probabilities.append(row["probabilities"])
+        signals.append(row["signals"])
+        if row["guaranteed"] and row["policy"] in promised and row["served_tier"] in (None, row["tier"]):
+            count = counts.setdefault(row["policy"], [0, 0])
+            count[0] += 1
+            count[1] += row["cause"] == "quality" and row["verdict"] in ("rejected", "escalated")
+    if not signals:
+        return {"n": 0, "shifts": {}, "failures": {}, "alarms": []}
+    indices = stability_indices(probabilities, signals, reference)
+    tests = two_sample_tests(probabilities, signals, reference)
+    shifts = {name: {"index": indices[name], "p_value": tests[name]} for name in indices}
+    failures = {
+        name: {
+            "decisions": n,
+            "failures": k,
+            "promised": promised[name],
+            "p_value": excess_p_value(k, n, promised[name]),
+        }
+        for name, (n, k) in counts.items()
+    }
+    alarms = [f"{name} has drifted" for name, s in shifts.items() if s["index"] > max_index and s["p_value"] < ALARM]
+    alarms += [f"policy {name} fails more often than promised" for name, f in failures.items() if f["p_value"] < ALARM]
+    return {"n": len(signals), "shifts": shifts, "failures": failures, "alarms": alarms}
 
 
 def _histograms(

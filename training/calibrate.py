@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.bundle import FILES, Bundle, sha256, write_bundle
-from classifier.calibration import Calibration
+from classifier.calibration import METHODS, Calibration
 from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy, policies_to_json
@@ -56,6 +56,7 @@ def calibrate(
     fit_paths: Sequence[str | Path] | None = None,
     default: str | None = None,
     prices: Sequence[float] = PRICES,
+    methods: tuple[str, ...] = METHODS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Writes a bundle with the same weights, recalibrated, and says what changed.
@@ -74,6 +75,7 @@ def calibrate(
         fit_paths: other rows to fit the probability map on, e.g. predictions across sources (`.npz`).
         default: policy for requests that name none; by default the bundle's, where it still exists, else the first.
         prices: dollars a million tokens, cheapest tier first; only for the report.
+        methods: maps that are compared.
         seed: of the split, of drawn labels and of intervals.
 
     Returns:
@@ -97,7 +99,7 @@ def calibrate(
         rows = rows.drawn(seed)  # a binomial bound, and a weight by label, take labels and not rates
     notes: list[str] = []
     fit_rows = read_set(fit_paths, engine) if fit_paths else None
-    calibration, threshold_rows, comparison = _fit_map(engine.bundle.calibration, rows, fit_rows, seed, notes)
+    calibration, threshold_rows, comparison = _fit_map(engine.bundle.calibration, rows, fit_rows, methods, seed, notes)
     shift = None
     if prior_shift:
         traffic = np.array([engine.logits(row.request) for row in read_corpus(prior_shift)], dtype=np.float32)
@@ -115,7 +117,12 @@ def calibrate(
 
 
 def _fit_map(
-    current: Calibration, rows: CalibrationSet, fit_rows: CalibrationSet | None, seed: int, notes: list[str]
+    current: Calibration,
+    rows: CalibrationSet,
+    fit_rows: CalibrationSet | None,
+    methods: tuple[str, ...],
+    seed: int,
+    notes: list[str],
 ) -> tuple[Calibration, CalibrationSet, Comparison | None]:
     """The calibration to use, the rows left for the thresholds, and how the methods compared."""
     if fit_rows is not None:
@@ -138,7 +145,12 @@ def _fit_map(
         fit_rows, rest = rows.take(first), rows.take(second)
     try:
         comparison = compare(
-            fit_rows.logits, fit_rows.labels, sources=fit_rows.sources, groups=fit_rows.groups, label=rows.label
+            fit_rows.logits,
+            fit_rows.labels,
+            sources=fit_rows.sources,
+            groups=fit_rows.groups,
+            label=rows.label,
+            methods=methods,
         )
     except ValueError as error:
         notes.append(f"The bundle's {current.method} map was kept: {error}.")

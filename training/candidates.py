@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from classifier.bundle import Bundle, read_bundle
+from classifier.calibration import METHODS
 from classifier.drift import reference_distributions
 from classifier.engine import Engine
 from classifier.errors import InputError
@@ -31,6 +32,8 @@ from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, 
 from training.corpus import Row, data_sha256, parse_row
 
 INT8_AGREEMENT = 0.97
+SMOOTH = tuple(name for name in METHODS if name != "cumulative_isotonic")
+"""Maps for a few hundred labels: isotonic steps tie half of the scores there, and thresholds then jump over them."""
 _NOTHING: Mapping[str, Any] = {"schema_version": 1, "n": 0}
 
 
@@ -89,6 +92,7 @@ def recalibrated(
         epsilon=default.epsilon,
         fit_paths=fit_paths,
         default=promises.default_policy,
+        methods=SMOOTH,
     )
     reference = _reference(Engine.from_pretrained(out / "calibrated"), traffic)
     bundle = revise(out / "calibrated", out / "bundle", reference=reference, facts={"parent": promises.version})

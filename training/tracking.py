@@ -1,4 +1,4 @@
-"""Receipts in MLflow, where it is installed and a tracking server or folder is named. Nothing depends on it.
+"""Receipts in MLflow, where it is installed and a tracking server or database is named. Nothing depends on it.
 
 A run of the loop becomes a run of the experiment: what was asked for as parameters, both models' numbers as metrics,
 the decision as tags, the receipt and the candidate bundle as artefacts. What goes wrong here is said and never stops
@@ -22,7 +22,7 @@ def track(receipt: Mapping[str, Any], *, uri: str, artefacts: Mapping[str, Path]
 
     Args:
         receipt: of a finished run; plain JSON values.
-        uri: of the tracking server, or of a folder (`file:///…`); "" records nothing.
+        uri: of the tracking server, or of a database (`sqlite:///…`); "" records nothing.
         artefacts: folders to keep with it, by name.
         say: where it is said that something went wrong.
 

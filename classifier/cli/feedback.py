@@ -17,9 +17,6 @@ _CANNOT_REACH = (
     "vacuumed or recycled."
 )
 
-_ALARM = 0.001
-"""P-value below which a difference is no accident; ten or so tests are looked at together."""
-
 
 def _store_option(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
@@ -136,7 +133,7 @@ def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_in
     """
     from classifier.bundle import SHIPPED, read_bundle
     from classifier.database import Database
-    from classifier.drift import excess_p_value, stability_indices, two_sample_tests
+    from classifier.drift import drift_report
     from classifier.errors import GateNotMet, InputError
     from classifier.exports import export_row
     from classifier.ledger import Ledger
@@ -146,49 +143,25 @@ def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_in
         raise InputError(
             f"{read.path}: its reference.json is empty, so there is nothing to compare with; export it again"
         )
-    probabilities, signals = [], []
-    promised: dict[str, list[int]] = {}
+    # Where misses are weighted by severity, alpha bounds a loss and not a share of failures.
+    promised = {name: p.guarantee.alpha for name, p in read.policies.items() if not p.guarantee.severity}
     with contextlib.closing(Database(url)) as database:
-        for found in Ledger(database).rows(_moment(since, 0.0), _moment(until, float("inf"))):
-            if found["bundle_version"] != read.version:
-                continue
-            row = export_row(found)
-            probabilities.append(row["probabilities"])
-            signals.append(row["signals"])
-            policy = read.policies.get(row["policy"])
-            # Where misses are weighted by severity, alpha bounds a loss and not a share of failures.
-            if row["guaranteed"] and policy is not None and not policy.guarantee.severity:
-                counts = promised.setdefault(row["policy"], [0, 0])
-                counts[0] += 1
-                counts[1] += row["cause"] == "quality" and row["verdict"] in ("rejected", "escalated")
-    if not signals:
+        rows = Ledger(database).rows(_moment(since, 0.0), _moment(until, float("inf")))
+        mine = (export_row(row) for row in rows if row["bundle_version"] == read.version)
+        found = drift_report(mine, read.reference, promised, max_index=max_index)
+    if not found["n"]:
         raise InputError(f"no decisions of bundle {read.version} in that time; choose another --since or --bundle")
-    indices = stability_indices(probabilities, signals, read.reference)
-    tests = two_sample_tests(probabilities, signals, read.reference)
-    shifts = {name: {"index": indices[name], "p_value": tests[name]} for name in indices}
-    failures = {
-        name: {
-            "decisions": n,
-            "failures": k,
-            "promised": read.policies[name].guarantee.alpha,
-            "p_value": excess_p_value(k, n, read.policies[name].guarantee.alpha),
-        }
-        for name, (n, k) in promised.items()
-    }
-    wrong = [f"{name} has drifted" for name, s in shifts.items() if s["index"] > max_index and s["p_value"] < _ALARM]
-    wrong += [f"policy {name} fails more often than promised" for name, f in failures.items() if f["p_value"] < _ALARM]
     if as_json:
-        result = {"bundle_version": read.version, "n": len(signals), "shifts": shifts, "failures": failures}
-        click.echo(json.dumps({**result, "alarms": wrong}))
+        click.echo(json.dumps({"bundle_version": read.version, **found}))
     else:
-        click.echo(f"{len(signals)} decisions of {read.version}, reference {read.reference['n']}")
-        for name, s in shifts.items():
+        click.echo(f"{found['n']} decisions of {read.version}, reference {read.reference['n']}")
+        for name, s in found["shifts"].items():
             click.echo(f"{name:<16} index {s['index']:6.3f}  p {s['p_value']:.2g}")
-        for name, f in failures.items():
+        for name, f in found["failures"].items():
             told = f"{f['failures']} reported failures of {f['decisions']}, promised {f['promised']:g}"
             click.echo(f"{name:<16} {told}  p {f['p_value']:.2g}")
-    if wrong:
-        raise GateNotMet("; ".join(wrong))
+    if found["alarms"]:
+        raise GateNotMet("; ".join(found["alarms"]))
 
 
 def _moment(text: str | None, default: float) -> float:

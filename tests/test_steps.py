@@ -1,0 +1,86 @@
+"""A run of steps: each is done once, and what it leaves is there whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("filelock")
+
+from classifier.errors import Busy
+from training.steps import Run, next_folder, only_one, receipts, unfinished
+
+
+def test_step_runs_once(tmp_path):
+    """A finished step is read, not run again, also by another process."""
+    calls = []
+
+    def work(out):
+        calls.append(1)
+        (out / "made").write_text("x")
+        return {"n": len(calls)}
+
+    assert Run(tmp_path / "1").step("a", work) == {"n": 1}
+    assert Run(tmp_path / "1").step("a", work) == {"n": 1}
+    assert (Run(tmp_path / "1").path("a") / "made").read_text() == "x"
+
+
+def test_step_that_fails_leaves_nothing_behind(tmp_path):
+    """A step that dies half-way begins again in an empty folder."""
+
+    def dies(out):
+        (out / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    run = Run(tmp_path / "1")
+    with pytest.raises(KeyboardInterrupt):
+        run.step("a", dies)
+    assert not run.path("a").exists()
+    assert run.step("a", lambda out: {"files": len(list(out.iterdir()))}) == {"files": 0}
+
+
+def test_state_outlives_a_crash_and_ends_with_the_run(tmp_path):
+    """What a long step keeps to go on from is there until the receipt is."""
+    run = Run(tmp_path / "1")
+    run.state("train").mkdir(parents=True)
+    assert unfinished(tmp_path) is None or Run(tmp_path / "1").state("train").is_dir()
+    run.close({"decision": "keep"})
+    assert not run.state("train").exists()
+
+
+def test_runs_are_numbered_and_the_newest_without_a_receipt_is_unfinished(tmp_path):
+    """Runs are 000001, 000002, …; the last one is unfinished until it has its receipt."""
+    assert unfinished(tmp_path) is None
+    run = Run(next_folder(tmp_path))
+    assert (run.name, unfinished(tmp_path)) == ("000001", run.folder)
+    run.close({"decision": "keep"})
+    assert unfinished(tmp_path) is None
+    assert next_folder(tmp_path).name == "000002"
+    assert receipts(tmp_path) == [{"decision": "keep"}]
+
+
+def test_attempts_are_counted(tmp_path):
+    """A run knows how often it was begun."""
+    assert [Run(tmp_path / "1").attempt() for _ in range(3)] == [1, 2, 3]
+
+
+def test_only_one_process_at_a_time(tmp_path):
+    """A second process is refused with the first one's number, and let in when the first has died."""
+    code = (
+        "import sys; from training.steps import only_one; from pathlib import Path\n"
+        "with only_one(Path(sys.argv[1])):\n  print('in', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(Busy, match=f"process {other.pid} on .* is retraining"), only_one(tmp_path / "lock"):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with only_one(tmp_path / "lock"):
+        assert "process" in (tmp_path / "lock.holder").read_text()
