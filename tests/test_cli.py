@@ -44,7 +44,7 @@ def test_classify_prints_json_for_machines_and_reads_stdin(tiny_bundle_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["classify"], 2, "Missing argument"),
+        (["classify"], 2, "Give either TEXT or --request FILE"),
         (["classify", "--floor", "huge", "x"], 2, "error: floor: unknown tier 'huge'"),
         (["classify", "--bundle", "/nowhere", "x"], 1, "error: /nowhere"),
         (["classify", "a\x01b", "--policy", "nope"], 2, "error: policy"),
