@@ -49,8 +49,8 @@ def test_signals_are_exchanged_for_those_of_a_plain_text(tiny_engine):
     """Each signal is listed; those that a short plain text has too have no pull."""
     request = Request.from_messages(
         [
-            {"role": "user", "content": "hi"},
-            {"role": "assistant", "content": "plan?"},
+            {"role": "user", "content": "prove the theorem"},
+            {"role": "assistant", "content": "yes"},
             {"role": "user", "content": "do"},
         ],
         tools=("shell", "edit"),
