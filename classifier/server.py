@@ -72,7 +72,7 @@ class Server:
         self.addresses: tuple[str, ...] = ()
         self.service: Service
         self._source = source or source_of(settings.bundle, settings.registry)
-        self._key = key
+        self._key = key or b""
         self._metrics = metrics
         self._observer = observer or metrics or Observer()
         self._reread = reread
@@ -83,6 +83,7 @@ class Server:
         self._routes: Routes
         self._watched: list[Watched] = []
         self._watching: asyncio.Task[None] | None = None
+        self._checking = asyncio.Lock()
 
     async def start(self) -> None:
         """Listens, loads, and is SERVING when it returns.
@@ -92,7 +93,7 @@ class Server:
             BundleError: the bundle cannot be used.
         """
         settings = self.settings
-        key = self._key or server_key(settings)
+        self._key = self._key or server_key(settings)
         self._grpc = grpc.aio.server(options=options(settings))
         await self._set_health(_NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -101,7 +102,7 @@ class Server:
         self._routes = Routes(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
-            ids=_ids(key),
+            ids=_ids(self._key),
             identity=Identity(settings.tokens, certificates=bool(settings.tls_client_ca)),
             observer=self._observer,
             store=settings.store,
@@ -110,12 +111,11 @@ class Server:
         self._apply(settings)
         self._grpc.add_generic_rpc_handlers((self.service.handlers(),))
         try:
-            self.addresses = tuple([bind(self._grpc, address, settings) for address in settings.listen])
-            await self._grpc.start()
-            if settings.feedback_url and settings.store != "off":
-                self._feedback = await asyncio.to_thread(_open_store, settings, key)
-                self.service.feedback = self._feedback
-            await self._load()
+            # Of several workers the parent holds the port, and one that is started again gets its share of the
+            # connections as soon as it listens: it has its model by then.
+            steps = (self._listen, self._load) if settings.workers == 1 else (self._load, self._listen)
+            for step in steps:
+                await step()
         except BaseException:
             await self._grpc.stop(None)
             await self._close()
@@ -161,8 +161,15 @@ class Server:
         if self._shadow is not None:
             self._shadow.share = settings.shadow_share
 
+    async def _listen(self) -> None:
+        self.addresses = tuple([bind(self._grpc, address, self.settings) for address in self.settings.listen])
+        await self._grpc.start()
+
     async def _load(self) -> None:
         settings, admission = self.settings, self.service.admission
+        if settings.feedback_url and settings.store != "off":
+            self._feedback = await asyncio.to_thread(_open_store, settings, self._key)
+            self.service.feedback = self._feedback
         self._watched = [Watched("bundle", self._source, self._take, self._metrics)]
         if settings.shadow:
             shadow = self._shadow = Shadow(settings.shadow_share, lambda: admission.waiting > 0, self._metrics)
@@ -193,6 +200,10 @@ class Server:
                 log.warning("watching failed with %s; it goes on", type(error).__name__)
 
     async def _check(self, *, again: bool = False) -> None:
+        async with self._checking:  # SIGHUP may come while the watcher looks
+            await self._look(again=again)
+
+    async def _look(self, *, again: bool) -> None:
         for what, read in (("tokens", self.service.identity.reload), ("routes", self._routes.reload)):
             try:
                 if read():
@@ -236,17 +247,19 @@ async def serve(
         ready: called with the addresses when the server is SERVING; by default prints the line `serving on ADDRESS`.
         stop: another way to end it.
     """
-    stop = stop or asyncio.Event()
+    stop, hung_up = stop or asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    reloads: set[asyncio.Task[None]] = set()
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
 
-    def reload() -> None:
-        if server.addresses and not reloads and not stop.is_set():
-            task = asyncio.create_task(server.reload())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
+    async def reload() -> None:
+        while await hung_up.wait():
+            hung_up.clear()  # one that comes from here on is for the next round, and not lost
+            try:
+                await server.reload()
+            except Exception as error:  # the next one must be heard all the same
+                log.warning("reload failed with %s", type(error).__name__)
 
     stopping = asyncio.create_task(stop.wait())
     starting = asyncio.create_task(server.start())
@@ -259,7 +272,7 @@ async def serve(
     if starting.exception() is not None:
         stopping.cancel()
     starting.result()
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    reloading = asyncio.create_task(reload())
     # What is there now stays: without this every full collection walks all modules, and a request waits for it.
     gc.collect()
     gc.freeze()
@@ -269,8 +282,8 @@ async def serve(
     (ready or print_ready)(server.addresses)
     await stopping
     log.info("draining")
-    for task in reloads:
-        task.cancel()
+    reloading.cancel()
+    await asyncio.gather(reloading, return_exceptions=True)
     await server.stop()
     log.info("stopped")
 

@@ -30,6 +30,7 @@ from classifier.types import Decision, Tier
 # Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.
 _BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _OWN = "classifier"
+log = logging.getLogger(__name__)
 DRIFT_WINDOW = 2000
 """Requests that drift is measured on."""
 DRIFT_MIN = 200
@@ -195,6 +196,7 @@ def serve_metrics(address: str, registry: CollectorRegistry) -> Callable[[], Non
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise SettingsError(f"metrics_listen: {address} cannot be had ({error.strerror}); choose another") from None
+    log.info("metrics on %s:%d", address.rpartition(":")[0], server.server_port)
 
     def stop() -> None:
         server.shutdown()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Polls until the condition holds; fails after the deadline."""
     end = time.monotonic() + seconds
     while not condition():
@@ -33,7 +36,8 @@ class ServerProcess:
         limit: Callable[[], None] | None = None,
     ) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
-        self.started = time.monotonic()
+        # A machine that runs tests may stand still for a moment: nothing is refused for that.
+        environ["CLASSIFIER_MAX_WAIT_SECONDS"] = "30"
         self.process = subprocess.Popen(
             [sys.executable, "-m", *([module] if module else ["classifier", "serve"]), *arguments],
             stderr=subprocess.PIPE,
@@ -43,7 +47,6 @@ class ServerProcess:
             preexec_fn=limit,  # noqa: PLW1509 - resource limits of the child, nothing else
         )
         self.lines: list[str] = []
-        self.ready_seconds = 0.0
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -51,15 +54,28 @@ class ServerProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
-            if line.startswith("serving on"):
-                self.ready_seconds = time.monotonic() - self.started
 
     @property
     def ready_lines(self) -> list[str]:
         """The lines that say that it serves."""
         return [line for line in self.lines if line.startswith("serving on ")]
 
-    def wait_ready(self, seconds: float = 30.0) -> list[str]:
+    def wait_said(self, words: str) -> str:
+        """Waits for a line on stderr that holds the words, and returns it."""
+        until(lambda: self._with(words) or self.process.poll() is not None)
+        assert self._with(words), f"it ended with {self.process.returncode}: {self.lines}"
+        return self._with(words)[0]
+
+    def metrics_page(self) -> str:
+        """The Prometheus page of a server that was started with `--metrics-listen 127.0.0.1:0`."""
+        [address] = re.findall(r"metrics on ([^\s\"]+)", self.wait_said("metrics on"))
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as page:
+            return page.read().decode()
+
+    def _with(self, words: str) -> list[str]:
+        return [line for line in self.lines if words in line]
+
+    def wait_ready(self, seconds: float = 60.0) -> list[str]:
         """Waits for the line and returns its addresses."""
         until(lambda: self.ready_lines or self.process.poll() is not None, seconds)
         assert self.ready_lines, f"it ended with {self.process.returncode}: {self.lines}"
@@ -69,10 +85,10 @@ class ServerProcess:
         """Sends a signal."""
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 30.0) -> int:
+    def wait(self, seconds: float = 60.0) -> int:
         """The exit code."""
         code = self.process.wait(seconds)
-        self._reader.join(5)
+        self._reader.join(60)
         return code
 
     def resident_bytes(self) -> int:
@@ -111,6 +127,15 @@ def server_process(
         for pipe in (server.process.stdout, server.process.stderr):
             assert pipe is not None
             pipe.close()
+
+
+def port_nobody_is_given() -> int:
+    """A free port of this machine below those that the kernel hands out, so that no connection takes it meanwhile."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def make_certificates(folder: Path, *names: str) -> None:

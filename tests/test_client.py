@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
+import threading
 
 import pytest
 
@@ -13,6 +13,7 @@ from classifier.client import SERVICE_CONFIG, Breaker
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, Source, Verdict
 from classifier.v1 import classifier_pb2 as pb
+from tests.serving_support import until
 
 OUTCOME = Outcome("d", "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
 
@@ -83,10 +84,10 @@ def test_a_prompt_messages_or_a_request_are_classified(client_of, address):
     ]
 
     def use(client, call):
-        assert call("classify", "simple", timeout_seconds=5).tier is Tier.SIMPLE
-        assert call("classify", chat, timeout_seconds=5).tier is Tier.COMPLEX
-        assert call("classify", Request.from_text("frontier"), timeout_seconds=5).tier is Tier.FRONTIER
-        raised = call("classify", "simple", floor=Tier.COMPLEX, timeout_seconds=5)
+        assert call("classify", "simple", timeout_seconds=60).tier is Tier.SIMPLE
+        assert call("classify", chat, timeout_seconds=60).tier is Tier.COMPLEX
+        assert call("classify", Request.from_text("frontier"), timeout_seconds=60).tier is Tier.FRONTIER
+        raised = call("classify", "simple", floor=Tier.COMPLEX, timeout_seconds=60)
         assert (raised.tier, raised.decision.model_tier, raised.classified) == (Tier.COMPLEX, Tier.SIMPLE, True)
         assert client.coverage == 1
 
@@ -97,7 +98,7 @@ def test_an_unreachable_server_means_the_callers_tier_and_says_so(client_of, now
     """With a fallback tier nothing is raised; the answer says that it is one and why."""
 
     def use(client, call):
-        answer = call("classify", "x", timeout_seconds=5)
+        answer = call("classify", "x", timeout_seconds=60)
         assert (answer.tier, answer.classified, answer.decision) == (Tier.COMPLEX, False, None)
         assert answer.fallback == "UNAVAILABLE"
         assert (client.coverage, client.counts) == (0, {"UNAVAILABLE": 1})
@@ -110,7 +111,7 @@ def test_without_a_fallback_the_error_is_raised(client_of, nowhere):
 
     def use(client, call):
         with pytest.raises(errors.ServerUnreachable):
-            call("classify", "x", timeout_seconds=5)
+            call("classify", "x", timeout_seconds=60)
 
     client_of(nowhere).run(use)
 
@@ -126,24 +127,25 @@ def test_the_fallback_keeps_the_requests_own_bounds(client_of, nowhere):
 
 
 def test_a_late_server_means_the_fallback_within_the_deadline(client_of):
-    """A call never takes longer than its deadline."""
-    with fake_server(engine=FakeEngine(delay_seconds=0.5), max_wait_seconds=5) as address:
+    """A call is over when its deadline is, also where the server would take for ever."""
+    gate = threading.Event()
+    with fake_server(engine=FakeEngine(on_score=lambda: gate.wait(60))) as address:
 
         def use(client, call):
-            call("info", timeout_seconds=5)  # connects
-            started = time.monotonic()
+            call("info", timeout_seconds=60)  # connects
             answer = call("classify", "x", timeout_seconds=0.1)
-            assert answer.fallback in {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-            assert time.monotonic() - started < 0.4
+            assert not gate.is_set()
+            assert answer.fallback == "DEADLINE_EXCEEDED"
 
         client_of(address, fallback_tier=Tier.STANDARD).run(use)
+        gate.set()
 
 
 def test_a_request_that_the_server_refuses_falls_open_too(client_of, address):
     """A router must not be the outage: also an invalid request gets the fallback, with the reason."""
 
     def use(client, call):
-        assert call("classify", "x", policy="nope", timeout_seconds=5).fallback == "INVALID_ARGUMENT"
+        assert call("classify", "x", policy="nope", timeout_seconds=60).fallback == "INVALID_ARGUMENT"
         assert call("classify", "a\0b").fallback == "INVALID_ARGUMENT"
         assert call("classify", []).fallback == "INVALID_ARGUMENT"
 
@@ -155,7 +157,7 @@ def test_the_servers_fields_at_fault_reach_the_caller(client_of, address):
 
     def use(client, call):
         with pytest.raises(errors.InvalidRequest) as found:
-            call("classify", "x", policy="nope", timeout_seconds=5)
+            call("classify", "x", policy="nope", timeout_seconds=60)
         assert found.value.violations[0][0] == "policy"
 
     client_of(address).run(use)
@@ -188,15 +190,15 @@ def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowher
     """Calls that have no tier to fall back to raise our errors."""
 
     def use(client, call):
-        assert call("info", timeout_seconds=5).default_policy == "default"
+        assert call("info", timeout_seconds=60).default_policy == "default"
         with pytest.raises(errors.ClassifierError, match="--feedback-url"):
-            call("report_outcome", OUTCOME)
+            call("report_outcome", OUTCOME, timeout_seconds=60)
 
     client_of(address).run(use)
 
     def use_nowhere(client, call):
         with pytest.raises(errors.ServerUnreachable):
-            call("report_outcome", OUTCOME)
+            call("report_outcome", OUTCOME, timeout_seconds=60)
 
     client_of(nowhere, fallback_tier=Tier.SIMPLE).run(use_nowhere)
 
@@ -205,7 +207,7 @@ def test_an_open_breaker_asks_nobody(client_of, nowhere):
     """After failures in a row the fallback comes at once, with CIRCUIT_OPEN."""
 
     def use(client, call):
-        found = [call("classify", "x", timeout_seconds=2).fallback for _ in range(4)]
+        found = [call("classify", "x", timeout_seconds=60).fallback for _ in range(4)]
         assert found == ["UNAVAILABLE", "UNAVAILABLE", "CIRCUIT_OPEN", "CIRCUIT_OPEN"]
 
     client_of(nowhere, fallback_tier=Tier.SIMPLE, breaker=Breaker(failures=2, open_seconds=60)).run(use)
@@ -231,7 +233,7 @@ def test_refusals_of_a_busy_server_do_not_open_the_breaker(client_of):
     with fake_server(rate_limit=0.001, rate_limit_burst=1) as address:
 
         def use(client, call):
-            found = [call("classify", "x", timeout_seconds=5).fallback for _ in range(4)]
+            found = [call("classify", "x", timeout_seconds=60).fallback for _ in range(4)]
             assert found == ["", *["RESOURCE_EXHAUSTED"] * 3]
 
         client_of(address, fallback_tier=Tier.SIMPLE, breaker=Breaker(failures=2, open_seconds=60)).run(use)
@@ -252,11 +254,11 @@ def test_several_servers_are_asked_in_turn(client_of):
     with fake_server(engine=engines[0]) as first, fake_server(engine=engines[1]) as second:
 
         def use(client, call):
-            for _ in range(20):
-                call("classify", "x", timeout_seconds=5)
-                if min(e.runs for e in engines) > 2:
-                    return
-            raise AssertionError([e.runs for e in engines])
+            def asked():
+                call("classify", "x", timeout_seconds=60)
+                return min(e.runs for e in engines) > 2
+
+            until(asked)  # the connection to the second may come later than the first one's answers
 
         client_of(f"ipv4:{first},{second}").run(use)
 

@@ -52,13 +52,16 @@ def test_a_call_without_a_known_token_is_unauthenticated(tokens):
 
     with fake_server(tokens=str(tokens)) as address:
         for token in ("", "wrong-0123456789abcdef", ALICE[:-1]):
-            with Client(address, token=token, timeout_seconds=5) as client, pytest.raises(errors.Unauthenticated) as no:
+            with (
+                Client(address, token=token, timeout_seconds=60) as client,
+                pytest.raises(errors.Unauthenticated) as no,
+            ):
                 client.classify("x")
             assert "wrong" not in str(no.value)
-        with Client(address, token=lambda: ALICE, timeout_seconds=5) as client:
+        with Client(address, token=lambda: ALICE, timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
         with grpc.insecure_channel(address) as channel:
-            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
 
 
 def test_a_principal_owns_its_decisions_and_its_rate(tokens):
@@ -66,7 +69,7 @@ def test_a_principal_owns_its_decisions_and_its_rate(tokens):
     with fake_server(tokens=str(tokens), rate_limit=0.01, rate_limit_burst=1) as address:
         ids = []
         for token in (ALICE, BOB):
-            with Client(address, token=token, timeout_seconds=5) as client:
+            with Client(address, token=token, timeout_seconds=60) as client:
                 ids.append(client.classify("x", request_id="r").decision.decision_id)
                 with pytest.raises(errors.Overloaded):
                     client.classify("x")
@@ -77,8 +80,8 @@ def test_tokens_are_read_again_when_the_file_changes(tokens, caplog):
     """A new token is known and an old one forgotten without a restart; a broken file changes nothing."""
     with (
         fake_server(tokens=str(tokens), watch_seconds=0.02) as address,
-        Client(address, token=NEXT, timeout_seconds=5) as new,
-        Client(address, token=ALICE, timeout_seconds=5) as old,
+        Client(address, token=NEXT, timeout_seconds=60) as new,
+        Client(address, token=ALICE, timeout_seconds=60) as old,
     ):
         with pytest.raises(errors.Unauthenticated):
             new.classify("x")
@@ -89,17 +92,17 @@ def test_tokens_are_read_again_when_the_file_changes(tokens, caplog):
         with pytest.raises(errors.Unauthenticated):
             old.classify("x")
         tokens.write_text("broken")
-        until(lambda: "tokens" in caplog.text)  # it was looked at and refused
+        until(lambda: "the tokens there were stay" in caplog.text)  # it was looked at and refused
         assert _served(new)
 
 
 def test_tls_serves_those_who_trust_its_authority(certificates):
     """A client that trusts the authority is served; one that does not, or speaks plainly, is not."""
     with fake_server(tls_cert=str(certificates / "server.pem"), tls_key=str(certificates / "server.key")) as address:
-        with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=5) as client:
+        with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
         for wrong in ({"tls_ca": certificates / "other" / "ca.pem"}, {}):
-            with Client(address, timeout_seconds=5, **wrong) as client, pytest.raises(errors.ServerUnreachable):
+            with Client(address, timeout_seconds=60, **wrong) as client, pytest.raises(errors.ServerUnreachable):
                 client.classify("x")
 
 
@@ -110,7 +113,7 @@ def test_mtls_serves_those_with_a_certificate_and_names_them_by_it(certificates)
         ids = []
         for name in ("gateway", "server"):
             keys = {"tls_cert": certificates / f"{name}.pem", "tls_key": certificates / f"{name}.key"}
-            with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=5, **keys) as client:
+            with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=60, **keys) as client:
                 ids.append(client.classify("x", request_id="r").decision.decision_id)
         assert ids[0] != ids[1]
         other = certificates / "other"
@@ -126,14 +129,14 @@ def test_a_replaced_certificate_is_used_for_the_next_connection(certificates, tm
     for name in ("server.pem", "server.key"):
         (tmp_path / name).write_bytes((certificates / name).read_bytes())
     with fake_server(tls_cert=str(tmp_path / "server.pem"), tls_key=str(tmp_path / "server.key")) as address:
-        with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=5) as client:
+        with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=60) as client:
             client.classify("x")
         for name in ("server.pem", "server.key"):
             (tmp_path / name).write_bytes((certificates / "other" / name).read_bytes())
-        with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=5) as client:
+        with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
         (tmp_path / "server.pem").write_text("broken")
-        with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=5) as client:
+        with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
 
 

@@ -61,11 +61,11 @@ class Callers:
         return threads
 
     def _report(self, n: int, address: str, stop: threading.Event, through: bool) -> None:
-        with Client(address, timeout_seconds=5) as client:
+        with Client(address, timeout_seconds=60) as client:
             while not stop.is_set():
                 outcome_id, decision_id = self._waiting[n] or self._next(n, client)
                 try:
-                    client.report_outcome(outcome(decision_id, outcome_id), timeout_seconds=10)
+                    client.report_outcome(outcome(decision_id, outcome_id), timeout_seconds=60)
                 except ClassifierError:
                     if not through:
                         return
@@ -116,7 +116,7 @@ def kill_the_server(url: str, tmp_path, bundle, kills: int, seed: int = 0) -> in
             server.process.kill()
             server.wait()
             for thread in threads:
-                thread.join(30)
+                thread.join(60)
     check_every_acknowledged_outcome_is_there_once(url, callers)
     return len(callers.acknowledged)
 
@@ -137,19 +137,19 @@ def kill_the_database(postgresql: PostgreSQL, tmp_path, bundle, kills: int) -> i
             wait_for(lambda n=already: len(callers.acknowledged) > n + 20, server)
             time.sleep(rng.uniform(0, 0.1))
             postgresql.kill()
-            with Client(address, timeout_seconds=5) as client:
+            with Client(address, timeout_seconds=60) as client:
                 assert client.classify("hi").classified  # answered while the database is dead
             postgresql.start()
         already = len(callers.acknowledged)
         wait_for(lambda: len(callers.acknowledged) > already + 20, server)
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     check_every_acknowledged_outcome_is_there_once(url, callers)
     return len(callers.acknowledged)
 
 
-def wait_for(condition, server: ServerProcess, seconds: float = 30.0) -> None:
+def wait_for(condition, server: ServerProcess, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert server.process.poll() is None, server.lines
@@ -197,13 +197,13 @@ def test_a_locked_store_is_unavailable_with_the_time_to_come_back(tmp_path, tiny
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--key-file", str(key)]
     with server_process(*arguments, "--feedback-url", f"sqlite:///{database}") as server:
         [address] = server.wait_ready()
-        with Client(address, timeout_seconds=5) as client, grpc.insecure_channel(address) as channel:
+        with Client(address, timeout_seconds=60) as client, grpc.insecure_channel(address) as channel:
             decision_id = client.classify("hi").decision.decision_id
             report = wire.outcome_to_proto(outcome(decision_id))
             with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 with pytest.raises(grpc.RpcError) as refusal:
-                    ClassifierServiceStub(channel).ReportOutcome(report, timeout=10)
+                    ClassifierServiceStub(channel).ReportOutcome(report, timeout=60)
                 assert all(client.classify(f"hi {n}").classified for n in range(20))
                 other.execute("ROLLBACK")
             assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -215,7 +215,7 @@ def test_a_locked_store_is_unavailable_with_the_time_to_come_back(tmp_path, tiny
 
             def taken() -> bool:
                 with contextlib.suppress(ClassifierError):
-                    return client.report_outcome(outcome(decision_id)) is OutcomeState.JOINED
+                    return client.report_outcome(outcome(decision_id), timeout_seconds=60) is OutcomeState.JOINED
                 return False
 
             wait_for(taken, server)

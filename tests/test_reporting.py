@@ -43,12 +43,12 @@ def rows(database, query):
 def test_an_outcome_joins_its_decision_once(served):
     """A decision's outcome is joined, the same again is a duplicate, and both are in the database."""
     address, database = served
-    with Client(address, token=ALICE, timeout_seconds=5) as client:
+    with Client(address, token=ALICE, timeout_seconds=60) as client:
         decision = client.classify("hi", labels={"tenant": "t"}).decision
         until(lambda: rows(database, "select count(*) from decisions") == [(1,)])
-        assert client.report_outcome(outcome(decision.decision_id)) is OutcomeState.JOINED
-        assert client.report_outcome(outcome(decision.decision_id)) is OutcomeState.DUPLICATE
-        assert client.info().store == "hash"
+        assert client.report_outcome(outcome(decision.decision_id), timeout_seconds=60) is OutcomeState.JOINED
+        assert client.report_outcome(outcome(decision.decision_id), timeout_seconds=60) is OutcomeState.DUPLICATE
+        assert client.info(timeout_seconds=60).store == "hash"
     assert rows(database, "select decision_id, caller from decisions") == [(decision.decision_id, "alice")]
     assert rows(database, "select outcome_id from outcomes") == [("o1",)]
 
@@ -56,27 +56,30 @@ def test_an_outcome_joins_its_decision_once(served):
 def test_an_outcome_may_bring_the_request_along(served):
     """A gateway that keeps the text may send it with the outcome."""
     address, _ = served
-    with Client(address, token=ALICE, timeout_seconds=5) as client:
+    with Client(address, token=ALICE, timeout_seconds=60) as client:
         decision = client.classify("hi").decision
         told = outcome(decision.decision_id, request=Request.from_text("hi"), occurred_at=1_700_000_000.0)
-        assert client.report_outcome(told) in set(OutcomeState)
+        assert client.report_outcome(told, timeout_seconds=60) in set(OutcomeState)
 
 
 def test_a_forged_id_or_anothers_is_refused(served):
     """An id that was not minted here, or for another caller, is invalid; the field is named."""
     address, _ = served
-    with Client(address, token=ALICE, timeout_seconds=5) as alice, Client(address, token=BOB, timeout_seconds=5) as bob:
+    with (
+        Client(address, token=ALICE, timeout_seconds=60) as alice,
+        Client(address, token=BOB, timeout_seconds=60) as bob,
+    ):
         mine = alice.classify("hi").decision.decision_id
         for client, decision_id in ((alice, "A" * 43), (alice, mine[:-1]), (alice, "é"), (bob, mine)):
             with pytest.raises(errors.InvalidRequest) as refusal:
-                client.report_outcome(outcome(decision_id))
+                client.report_outcome(outcome(decision_id), timeout_seconds=60)
             assert refusal.value.violations[0][0] == "decision_id"
 
 
 def test_a_request_that_is_not_to_be_recorded_is_not(served):
     """record=False leaves nothing in the store."""
     address, database = served
-    with Client(address, token=ALICE, timeout_seconds=5) as client:
+    with Client(address, token=ALICE, timeout_seconds=60) as client:
         client.classify("hi", record=False)
         kept = client.classify("hi").decision.decision_id
         until(lambda: rows(database, "select count(*) from decisions") != [(0,)])
@@ -86,11 +89,11 @@ def test_a_request_that_is_not_to_be_recorded_is_not(served):
 def test_store_off_keeps_nothing_and_takes_no_outcomes(tmp_path):
     """With --store off there is no feedback, also where a URL is given."""
     settings = {"feedback_url": f"sqlite:///{tmp_path}/f.db", "key_file": str(tmp_path / "key"), "store": "off"}
-    with fake_server(**settings) as address, Client(address, timeout_seconds=5) as client:
+    with fake_server(**settings) as address, Client(address, timeout_seconds=60) as client:
         decision = client.classify("hi").decision
-        assert client.info().store == "off"
+        assert client.info(timeout_seconds=60).store == "off"
         with pytest.raises(errors.ClassifierError, match="UNIMPLEMENTED"):
-            client.report_outcome(outcome(decision.decision_id))
+            client.report_outcome(outcome(decision.decision_id), timeout_seconds=60)
     assert not (tmp_path / "f.db").exists()
 
 
@@ -100,7 +103,7 @@ def test_only_what_is_kept_is_explored(tmp_path):
     policy = dataclasses.replace(engine.policies["default"], epsilon=0.9)
     engine = FakeEngine(policies={"default": policy})
     settings = {"feedback_url": f"sqlite:///{tmp_path}/f.db", "key_file": str(tmp_path / "key")}
-    with fake_server(engine=engine, **settings) as address, Client(address, timeout_seconds=5) as client:
+    with fake_server(engine=engine, **settings) as address, Client(address, timeout_seconds=60) as client:
         first = [client.classify("x", request_id=f"r{i}").decision for i in range(30)]
         again = [client.classify("x", request_id=f"r{i}").decision for i in range(30)]
         unkept = [client.classify("x", request_id=f"r{i}", record=False).decision for i in range(30)]
@@ -116,17 +119,21 @@ def test_what_was_acknowledged_survives_kill_nine(tiny_bundle_path, tmp_path):
     arguments += ["--feedback-url", f"sqlite:///{database}"]
     with server_process(*arguments) as server:
         [address] = server.wait_ready()
-        with Client(address, timeout_seconds=5) as client:
+        with Client(address, timeout_seconds=60) as client:
             decision = client.classify("hi").decision
-            states = [client.report_outcome(outcome(decision.decision_id, f"o{i}")) for i in range(5)]
+            states = [
+                client.report_outcome(outcome(decision.decision_id, f"o{i}"), timeout_seconds=60) for i in range(5)
+            ]
         server.process.kill()
         server.wait()
     assert OutcomeState.DUPLICATE not in states
     assert sorted(rows(database, "select outcome_id from outcomes")) == [(f"o{i}",) for i in range(5)]
     with server_process(*arguments) as server:
         [address] = server.wait_ready()
-        with Client(address, timeout_seconds=5) as client:
-            assert client.report_outcome(outcome(decision.decision_id, "o0")) is OutcomeState.DUPLICATE
+        with Client(address, timeout_seconds=60) as client:
+            assert (
+                client.report_outcome(outcome(decision.decision_id, "o0"), timeout_seconds=60) is OutcomeState.DUPLICATE
+            )
 
 
 def test_a_drained_server_has_written_its_decisions(tiny_bundle_path, tmp_path):
@@ -135,7 +142,7 @@ def test_a_drained_server_has_written_its_decisions(tiny_bundle_path, tmp_path):
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--key-file", str(tmp_path / "key")]
     with server_process(*arguments, "--feedback-url", f"sqlite:///{database}") as server:
         [address] = server.wait_ready()
-        with Client(address, timeout_seconds=5) as client:
+        with Client(address, timeout_seconds=60) as client:
             for _ in range(50):
                 client.classify("hi")
         server.signal(signal.SIGTERM)
@@ -151,7 +158,7 @@ def test_a_store_that_is_gone_does_not_stop_classification(tiny_bundle_path, tmp
     folder.mkdir()
     with server_process(*arguments, "--feedback-url", f"sqlite:///{folder}/f.db") as server:
         [address] = server.wait_ready()
-        with Client(address, timeout_seconds=5) as client:
+        with Client(address, timeout_seconds=60) as client:
             decision = client.classify("hi").decision
             for path in folder.iterdir():
                 path.unlink()
@@ -159,5 +166,5 @@ def test_a_store_that_is_gone_does_not_stop_classification(tiny_bundle_path, tmp
             folder.write_text("no folder any more")
             with pytest.raises((errors.StoreUnavailable, errors.DeadlinePassed)):
                 for i in range(20):
-                    client.report_outcome(outcome(decision.decision_id, f"o{i}"), timeout_seconds=10)
+                    client.report_outcome(outcome(decision.decision_id, f"o{i}"), timeout_seconds=60)
             assert client.classify("hi").classified

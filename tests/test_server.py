@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -15,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from classifier import Client, Tier
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
-from tests.serving_support import server_process, until
+from tests.serving_support import port_nobody_is_given, server_process, until
 
 ANY = "127.0.0.1:0"
 
@@ -27,7 +29,7 @@ def test_a_server_says_when_it_is_ready_and_answers(tiny_bundle_path, tmp_path):
         tcp, unix = server.wait_ready()
         assert unix == socket_path
         for address in (tcp, unix):
-            with Client(address, timeout_seconds=5) as client:
+            with Client(address, timeout_seconds=60) as client:
                 assert client.classify("prove the theorem").tier is Tier.FRONTIER
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
@@ -36,12 +38,26 @@ def test_a_server_says_when_it_is_ready_and_answers(tiny_bundle_path, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_it_is_ready_ends_it_too(tiny_bundle_path, number):
-    """A server told to stop at any moment stops."""
+def test_a_server_told_to_stop_ends_with_0(tiny_bundle_path, number):
+    """SIGTERM and SIGINT both drain and end it."""
     with server_process("--bundle", str(tiny_bundle_path), "--listen", ANY) as server:
         server.wait_ready()
         server.signal(number)
         assert server.wait() == 0
+
+
+def test_a_server_told_to_stop_before_it_is_ready_stops(tiny_bundle_path, tmp_path):
+    """A server that is told to stop while it loads its bundle closes its socket and ends with 0."""
+    bundle, path = tmp_path / "bundle", tmp_path / "c.sock"
+    shutil.copytree(tiny_bundle_path, bundle)
+    (bundle / "model.onnx").unlink()
+    os.mkfifo(bundle / "model.onnx")  # whoever reads it waits until a writer has come and gone
+    with server_process("--bundle", str(bundle), "--listen", f"unix:{path}") as server:
+        with (bundle / "model.onnx").open("wb"):  # waits until the server reads
+            server.signal(signal.SIGTERM)
+            until(lambda: not _listens(path))
+        assert server.wait() == 0
+        assert not server.ready_lines
 
 
 def test_a_port_in_use_is_a_clear_error(tiny_bundle_path):
@@ -63,16 +79,17 @@ def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
     with fake_server(listen=(address,)):
         with pytest.raises(Exception, match="is served already"), fake_server(listen=(address,)):
             pass
-        with Client(address, timeout_seconds=5) as client:
+        with Client(address, timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
 
 
 def test_a_port_can_be_taken_again_at_once(tiny_engine):
     """A server that ended leaves its port to the next one."""
-    with fake_server(engine=tiny_engine) as address, Client(address, timeout_seconds=5) as client:
-        client.classify("hi")
-    with fake_server(engine=tiny_engine, listen=(address,)) as again:
-        assert again == address
+    address = f"127.0.0.1:{port_nobody_is_given()}"
+    for _ in range(2):
+        with fake_server(engine=tiny_engine, listen=(address,)) as found, Client(address, timeout_seconds=60) as client:
+            assert found == address
+            client.classify("hi")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
@@ -97,20 +114,33 @@ def test_what_is_in_flight_is_answered_when_the_server_is_told_to_stop():
     """What reached the server before it was told to stop is answered, with health at NOT_SERVING meanwhile."""
     gate, metrics = threading.Event(), Metrics()
     engine = FakeEngine(on_score=lambda: gate.wait(60))
-    with ThreadPoolExecutor(9) as pool:
+    with ThreadPoolExecutor(9) as pool, contextlib.ExitStack() as later:
         with fake_server(engine=engine, metrics=metrics, cores=2, max_wait_seconds=60, drain_seconds=60) as address:
-            client, channel = Client(address, timeout_seconds=60), grpc.insecure_channel(address)
+            channel = later.enter_context(grpc.insecure_channel(address))
+            client = later.enter_context(Client(address, timeout_seconds=60))
             health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
             assert next(health).status == health_pb2.HealthCheckResponse.SERVING
             answers = [pool.submit(client.classify, "x") for _ in range(8)]
             # The two that run hold the cores until health has changed, so none of the eight is done before.
-            until(lambda: metrics.registry.get_sample_value("classifier_in_flight") == 8, 60)
+            until(lambda: metrics.registry.get_sample_value("classifier_in_flight") == 8)
             drain = pool.submit(lambda: (next(health).status, gate.set(), health.cancel())[0])
         found = [a.result() for a in answers]
         assert drain.result() == health_pb2.HealthCheckResponse.NOT_SERVING
-        client.close()
-        channel.close()
     assert all(answer.classified for answer in found)
+
+
+def test_balancers_get_the_time_to_notice():
+    """For the shutdown delay a server that was told to stop says NOT_SERVING and still answers."""
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as later:
+        with fake_server(shutdown_delay_seconds=3.0) as address:
+            channel = later.enter_context(grpc.insecure_channel(address))
+            client = later.enter_context(Client(address, timeout_seconds=60))
+            health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+            leaving = pool.submit(lambda: (next(health).status, client.classify("x"), health.cancel()))
+        status, answer, _ = leaving.result()
+    assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert answer.classified
 
 
 def test_other_machines_need_tls_or_the_word(tiny_bundle_path):
@@ -122,20 +152,28 @@ def test_other_machines_need_tls_or_the_word(tiny_bundle_path):
         server.wait_ready()
 
 
+def _listens(path):
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
 def test_settings_come_from_the_environment_too(tiny_bundle_path):
     """A CLASSIFIER_ variable is the flag of that name."""
     env = {"CLASSIFIER_BUNDLE": str(tiny_bundle_path), "CLASSIFIER_LISTEN": ANY, "CLASSIFIER_MAX_MESSAGES": "7"}
     with server_process(env=env) as server:
         [address] = server.wait_ready()
         with Client(address) as client:
-            assert client.info(timeout_seconds=5).limits.max_messages == 7
+            assert client.info(timeout_seconds=60).limits.max_messages == 7
 
 
-def test_a_server_is_small_and_quick(tiny_bundle_path):
-    """With a tiny bundle a server is ready within seconds and far below 200 MB."""
+def test_a_server_is_small(tiny_bundle_path):
+    """With a tiny bundle a server is far below 200 MB."""
     with server_process("--bundle", str(tiny_bundle_path), "--listen", ANY) as server:
         [address] = server.wait_ready()
-        with Client(address, timeout_seconds=5) as client:
+        with Client(address, timeout_seconds=60) as client:
             client.classify("hi")
         assert server.resident_bytes() < 200e6
-        assert server.ready_seconds < 10  # under test load; make bench measures it alone

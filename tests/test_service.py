@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -12,9 +12,11 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
+from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
+from tests.serving_support import until
 
 
 def prompt(text="what is the capital", **fields):
@@ -24,14 +26,6 @@ def prompt(text="what is the capital", **fields):
 def tier_by_word(request: Request) -> Tier:
     last = request.messages[-1].content
     return next((tier for tier in Tier if tier.label in last), Tier.STANDARD)
-
-
-def until(condition, seconds=5.0):
-    """Polls until it holds; fails after the deadline."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true"
-        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -71,7 +65,7 @@ def details(error):
 
 def test_a_request_is_answered_with_everything_the_contract_names(stub):
     """The answer has tier, probabilities, reason, id, policy, versions and where the time went."""
-    answer = stub.Classify(prompt("complex please"), timeout=5)
+    answer = stub.Classify(prompt("complex please"), timeout=60)
     assert (answer.tier, answer.model_tier, answer.reason) == (pb.TIER_COMPLEX, pb.TIER_COMPLEX, pb.REASON_MODEL)
     assert sum(answer.probabilities) == pytest.approx(1, abs=1e-6)
     assert (answer.policy, answer.threshold, answer.guaranteed, answer.propensity) == ("default", 0.5, False, 1)
@@ -83,7 +77,7 @@ def test_a_request_is_answered_with_everything_the_contract_names(stub):
 
 def test_a_retry_gets_the_same_id(stub):
     """The same request_id gets the same decision_id; none gets a new one each time."""
-    ids = [stub.Classify(prompt(request_id=name), timeout=5).decision_id for name in ("r1", "r1", "r2", "", "")]
+    ids = [stub.Classify(prompt(request_id=name), timeout=60).decision_id for name in ("r1", "r1", "r2", "", "")]
     assert ids[0] == ids[1]
     assert len(set(ids)) == 4
 
@@ -105,11 +99,11 @@ def test_a_retry_gets_the_same_id(stub):
 def test_bad_input_is_refused_with_its_field(stub, request_, field):
     """A request that cannot be classified is INVALID_ARGUMENT with its field, and the next one is served."""
     with pytest.raises(grpc.RpcError) as refusal:
-        stub.Classify(request_, timeout=5)
+        stub.Classify(request_, timeout=60)
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert [v.field for v in details(refusal.value)["BadRequest"].field_violations] == [field]
     assert details(refusal.value)["ErrorInfo"].reason == "INVALID_REQUEST"
-    assert stub.Classify(prompt(), timeout=5).tier == pb.TIER_STANDARD
+    assert stub.Classify(prompt(), timeout=60).tier == pb.TIER_STANDARD
 
 
 def test_bytes_that_are_no_message_are_invalid_and_not_internal(address):
@@ -117,14 +111,14 @@ def test_bytes_that_are_no_message_are_invalid_and_not_internal(address):
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(f"/{wire.SERVICE}/Classify")
         with pytest.raises(grpc.RpcError) as refusal:
-            call(b"\xff\xff\xff\xff", timeout=5)
+            call(b"\xff\xff\xff\xff", timeout=60)
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_floor_and_ceiling_bound_the_tier(stub):
     """A floor raises, a ceiling lowers, and the reason says which."""
-    raised = stub.Classify(prompt("simple", floor=pb.TIER_COMPLEX), timeout=5)
-    lowered = stub.Classify(prompt("frontier", ceiling=pb.TIER_SIMPLE), timeout=5)
+    raised = stub.Classify(prompt("simple", floor=pb.TIER_COMPLEX), timeout=60)
+    lowered = stub.Classify(prompt("frontier", ceiling=pb.TIER_SIMPLE), timeout=60)
     assert (raised.tier, raised.model_tier, raised.reason) == (pb.TIER_COMPLEX, pb.TIER_SIMPLE, pb.REASON_FLOOR)
     assert (lowered.tier, lowered.reason, lowered.guaranteed) == (pb.TIER_SIMPLE, pb.REASON_CEILING, False)
 
@@ -132,7 +126,7 @@ def test_floor_and_ceiling_bound_the_tier(stub):
 def test_items_of_a_batch_succeed_and_fail_alone_in_order(stub):
     """A batch answers every item in its place, a bad one with its own status."""
     batch = pb.ClassifyBatchRequest(requests=[prompt("simple"), prompt("a\0b"), prompt("frontier")])
-    first, second, third = stub.ClassifyBatch(batch, timeout=5).results
+    first, second, third = stub.ClassifyBatch(batch, timeout=60).results
     assert (first.response.tier, third.response.tier) == (pb.TIER_SIMPLE, pb.TIER_FRONTIER)
     assert second.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert "messages[0].content" in second.error.message
@@ -142,14 +136,14 @@ def test_items_of_a_batch_succeed_and_fail_alone_in_order(stub):
 def test_a_batch_of_the_wrong_size_is_refused(stub, count):
     """An empty batch and one over the limit are INVALID_ARGUMENT."""
     with pytest.raises(grpc.RpcError) as refusal:
-        stub.ClassifyBatch(pb.ClassifyBatchRequest(requests=[prompt()] * count), timeout=5)
+        stub.ClassifyBatch(pb.ClassifyBatchRequest(requests=[prompt()] * count), timeout=60)
     assert details(refusal.value)["BadRequest"].field_violations[0].field == "requests"
 
 
 def test_a_stream_is_answered_in_order(stub):
     """Answers of a stream come in the order of its requests, bad ones with their own status."""
     texts = ["simple", "frontier", "a\0b", "complex"] * 10
-    answers = stub.ClassifyStream((pb.ClassifyStreamRequest(request=prompt(t)) for t in texts), timeout=20)
+    answers = stub.ClassifyStream((pb.ClassifyStreamRequest(request=prompt(t)) for t in texts), timeout=60)
     found = [r.result.response.tier or -r.result.error.code for r in answers]
     assert found == [pb.TIER_SIMPLE, pb.TIER_FRONTIER, -3, pb.TIER_COMPLEX] * 10
 
@@ -160,11 +154,11 @@ def test_a_stream_answers_each_before_the_next_is_sent(stub):
 
     def requests():
         for _ in range(3):
-            assert go.acquire(timeout=5)
+            assert go.acquire(timeout=60)
             yield pb.ClassifyStreamRequest(request=prompt("simple"))
 
     count = 0
-    for answer in stub.ClassifyStream(requests(), timeout=10):
+    for answer in stub.ClassifyStream(requests(), timeout=60):
         assert answer.result.response.tier == pb.TIER_SIMPLE
         count += 1
         go.release()
@@ -177,13 +171,13 @@ def test_a_stream_that_stalls_is_ended_and_others_are_served(stub_of):
 
     def requests():
         yield pb.ClassifyStreamRequest(request=prompt())
-        stop.wait(10)
+        stop.wait(60)
 
-    with fake_server(stream_idle_seconds=0.1) as address:
+    with fake_server(stream_idle_seconds=2.0) as address:
         stub = stub_of(address)
-        answers = stub.ClassifyStream(requests(), timeout=10)
+        answers = stub.ClassifyStream(requests(), timeout=60)
         next(answers)
-        assert stub.Classify(prompt(), timeout=5).tier == pb.TIER_STANDARD
+        assert stub.Classify(prompt(), timeout=60).tier == pb.TIER_STANDARD
         with pytest.raises(grpc.RpcError) as end:
             next(answers)
         stop.set()
@@ -194,27 +188,28 @@ def test_a_stream_over_its_length_and_a_stream_too_many_are_refused(stub_of):
     """The limits on a stream's length and on streams at once are RESOURCE_EXHAUSTED."""
     with fake_server(max_stream_items=2, max_streams=1) as address:
         stub = stub_of(address)
-        answers = stub.ClassifyStream(iter([pb.ClassifyStreamRequest(request=prompt())] * 3), timeout=5)
+        answers = stub.ClassifyStream(iter([pb.ClassifyStreamRequest(request=prompt())] * 3), timeout=60)
         with pytest.raises(grpc.RpcError) as end:
             list(answers)
         assert end.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         stop = threading.Event()
-        held = stub.ClassifyStream(
-            (x for x in [pb.ClassifyStreamRequest(request=prompt())] if not stop.wait(0.2)), timeout=5
-        )
-        other = stub.ClassifyStream(iter([pb.ClassifyStreamRequest(request=prompt())]), timeout=5)
-        codes = set()
-        for stream in (other, held):
-            try:
-                list(stream)
-            except grpc.RpcError as error:
-                codes.add(error.code())
-        assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+        def one_and_then_nothing():
+            yield pb.ClassifyStreamRequest(request=prompt())
+            stop.wait(60)
+
+        held = stub.ClassifyStream(one_and_then_nothing(), timeout=60)
+        next(held)  # it is open now
+        with pytest.raises(grpc.RpcError) as end:
+            list(stub.ClassifyStream(iter([pb.ClassifyStreamRequest(request=prompt())]), timeout=60))
+        assert end.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        stop.set()
+        assert list(held) == []
 
 
 def test_info_states_versions_limits_and_promises(stub):
     """GetInfo has tiers, limits, the default policy and what each policy promises."""
-    info = stub.GetInfo(pb.GetInfoRequest(), timeout=5)
+    info = stub.GetInfo(pb.GetInfoRequest(), timeout=60)
     assert list(info.tiers) == [1, 2, 3, 4]
     assert (info.limits.max_request_bytes, info.limits.max_messages, info.limits.max_batch_items) == (100_000, 50, 8)
     assert (info.default_policy, info.store) == ("default", "off")
@@ -226,7 +221,7 @@ def test_info_states_versions_limits_and_promises(stub):
 def test_outcomes_without_a_store_are_unimplemented(stub):
     """Without a feedback store ReportOutcome says what to start the server with."""
     with pytest.raises(grpc.RpcError) as refusal:
-        stub.ReportOutcome(pb.ReportOutcomeRequest(decision_id="x", outcome_id="y"), timeout=5)
+        stub.ReportOutcome(pb.ReportOutcomeRequest(decision_id="x", outcome_id="y"), timeout=60)
     assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert "--feedback-url" in refusal.value.details()
 
@@ -234,12 +229,12 @@ def test_outcomes_without_a_store_are_unimplemented(stub):
 def test_a_full_server_refuses_at_once_with_the_time_to_come_back(stub_of):
     """When the line is full a request is RESOURCE_EXHAUSTED with RetryInfo, at once."""
     gate = threading.Event()
-    engine = FakeEngine(on_score=lambda: gate.wait(10))
-    with fake_server(engine=engine, cores=1, queue_size=1, max_wait_seconds=30) as address:
+    engine = FakeEngine(on_score=lambda: gate.wait(60))
+    with fake_server(engine=engine, cores=1, queue_size=1) as address:
         stub = stub_of(address)
-        first = stub.Classify.future(prompt(), timeout=20)
+        first = stub.Classify.future(prompt(), timeout=60)
         until(lambda: engine.runs == 1)
-        others = [stub.Classify.future(prompt(), timeout=20) for _ in range(2)]
+        others = [stub.Classify.future(prompt(), timeout=60) for _ in range(2)]
         until(lambda: any(call.done() for call in others))
         [refused] = [call for call in others if call.done()]
         gate.set()
@@ -251,18 +246,35 @@ def test_a_full_server_refuses_at_once_with_the_time_to_come_back(stub_of):
 
 def test_a_caller_who_hung_up_never_reaches_the_model(stub_of):
     """A request that is cancelled while it waits for a core is not run."""
-    gate = threading.Event()
-    engine = FakeEngine(on_score=lambda: gate.wait(10))
-    with fake_server(engine=engine, cores=1, max_wait_seconds=30) as address:
+    gate, metrics = threading.Event(), Metrics()
+    engine = FakeEngine(on_score=lambda: gate.wait(60))
+
+    def at_hand():
+        return metrics.registry.get_sample_value("classifier_in_flight")
+
+    with fake_server(engine=engine, metrics=metrics, cores=1) as address:
         stub = stub_of(address)
-        first = stub.Classify.future(prompt(), timeout=20)
+        first = stub.Classify.future(prompt(), timeout=60)
         until(lambda: engine.runs == 1)
+        second = stub.Classify.future(prompt(), timeout=60)
+        until(lambda: at_hand() == 2)
+        second.cancel()
+        until(lambda: at_hand() == 1)
+        gate.set()
+        first.result()
+        stub.Classify(prompt(), timeout=60)
+        assert engine.runs == 2
+
+
+def test_a_caller_whose_deadline_passed_is_told_at_once(stub_of):
+    """A call that cannot be answered in time ends with its deadline, whatever the model does."""
+    gate = threading.Event()
+    engine = FakeEngine(on_score=lambda: gate.wait(60))
+    with fake_server(engine=engine, cores=1) as address:
+        stub = stub_of(address)
         with pytest.raises(grpc.RpcError) as late:
             stub.Classify(prompt(), timeout=0.2)
         gate.set()
-        first.result()
-        stub.Classify(prompt(), timeout=5)
-        assert engine.runs == 2
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -273,7 +285,7 @@ def test_a_bug_of_ours_is_internal_with_an_id_and_without_the_text(stub_of, capl
         raise RuntimeError(request.messages[0].content)
 
     with fake_server(tier_of=broken) as address, pytest.raises(grpc.RpcError) as error:
-        stub_of(address).Classify(prompt("canary-7f3a"), timeout=5)
+        stub_of(address).Classify(prompt("canary-7f3a"), timeout=60)
     assert error.value.code() is grpc.StatusCode.INTERNAL
     incident = error.value.details().split()[2].rstrip(";")
     assert incident in caplog.text
@@ -283,13 +295,33 @@ def test_a_bug_of_ours_is_internal_with_an_id_and_without_the_text(stub_of, capl
 
 def test_a_caller_over_its_rate_is_refused(stub_of):
     """A rate limit is RESOURCE_EXHAUSTED with the time to come back."""
-    with fake_server(rate_limit=0.5, rate_limit_burst=1) as address:
+    with fake_server(rate_limit=0.001, rate_limit_burst=1) as address:
         stub = stub_of(address)
-        stub.Classify(prompt(), timeout=5)
+        stub.Classify(prompt(), timeout=60)
         with pytest.raises(grpc.RpcError) as refusal:
-            stub.Classify(prompt(), timeout=5)
+            stub.Classify(prompt(), timeout=60)
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert details(refusal.value)["RetryInfo"].retry_delay.seconds == 1
+    assert 900 < details(refusal.value)["RetryInfo"].retry_delay.seconds <= 1000
+
+
+@pytest.fixture
+def no_collection():
+    """No garbage is collected meanwhile."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_a_refused_call_is_gone_when_it_is_answered(stub, no_collection):
+    """Refused calls leave nothing for a garbage collection to find: under overload that would be a long pause."""
+
+    def held():
+        return sum(type(found).__name__ == "_ServicerContext" for found in gc.get_objects())
+
+    for _ in range(50):
+        with pytest.raises(grpc.RpcError):
+            stub.Classify(pb.ClassifyRequest(), timeout=60)
+    until(lambda: held() <= 1)  # the last one may still be on its way
 
 
 def test_health_and_reflection_name_the_service(address):
@@ -299,17 +331,17 @@ def test_health_and_reflection_name_the_service(address):
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
     with grpc.insecure_channel(address) as channel:
         for name in ("", wire.SERVICE):
-            status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+            status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
             assert status.status == health_pb2.HealthCheckResponse.SERVING
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        [listed] = stub.ServerReflectionInfo(iter([ask]), timeout=5)
+        [listed] = stub.ServerReflectionInfo(iter([ask]), timeout=60)
         assert wire.SERVICE in {s.name for s in listed.list_services_response.service}
     with (
         fake_server(reflection=False) as other,
         grpc.insecure_channel(other) as channel,
         pytest.raises(grpc.RpcError) as error,
     ):
-        list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=5))
+        list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=60))
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -318,7 +350,7 @@ def test_many_callers_are_all_answered(stub_of):
     with fake_server(tier_of=tier_by_word, queue_size=200) as address, ThreadPoolExecutor(16) as pool:
         stub = stub_of(address)
         texts = [tier.label for tier in Tier] * 25
-        answers = list(pool.map(lambda text: stub.Classify(prompt(text), timeout=10).tier, texts))
+        answers = list(pool.map(lambda text: stub.Classify(prompt(text), timeout=60).tier, texts))
     assert answers == [1, 2, 3, 4] * 25
 
 
@@ -328,6 +360,6 @@ def test_the_real_engine_answers_over_the_wire_as_in_process(tiny_engine, stub_o
         stub = stub_of(address)
         for text in ("hi", "prove the theorem", "debug this", "[SEP] [turns=9] [CLS]", "", "x" * 200_000):
             expected = tiny_engine.classify(Request.from_text(text))
-            found = wire.decision_from_proto(stub.Classify(prompt(text), timeout=5))
+            found = wire.decision_from_proto(stub.Classify(prompt(text), timeout=60))
             assert (found.tier, found.policy, found.truncated) == (expected.tier, expected.policy, expected.truncated)
             assert found.probabilities == expected.probabilities

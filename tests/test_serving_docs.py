@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -68,14 +69,17 @@ def test_a_node_client_is_answered_and_falls_back():
         pytest.skip("needs node and: cd docs/examples/node && npm ci")
 
     def ask(address):
-        command = ["node", "client.mjs", address, "hi"]
+        command = ["node", "client.mjs", address, "hi", "60000"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, check=True)
         return json.loads(done.stdout)
 
     with fake_server() as address:
         found = ask(address)
     assert (found["tier"], found["fallback"], len(found["decision_id"])) == ("TIER_STANDARD", "", 43)
-    assert ask(address)["tier"] == "TIER_COMPLEX"
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        found = ask(f"127.0.0.1:{nobody.getsockname()[1]}")
+    assert (found["tier"], found["fallback"]) == ("TIER_COMPLEX", "UNAVAILABLE")
 
 
 if __name__ == "__main__":
