@@ -295,6 +295,18 @@ def test_nobody_works_for_a_caller_who_left():
         assert engine.runs == 2
 
 
+def test_a_server_that_is_slow_is_504():
+    """A request that takes longer than --timeout-seconds ends then, and not when the server is done."""
+    go = threading.Event()
+    with fake_server(engine=FakeEngine(on_score=lambda: go.wait(30))) as at:
+        try:
+            with gateway(at, "--timeout-seconds", "0.3") as process:
+                code, _, body = ask(process.wait_ready()[0], "/v1/classify", HI)
+        finally:
+            go.set()
+    assert (code, body["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
+
+
 def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
     """Without a server every call is UNAVAILABLE and health says so; when it is back, so are the answers."""
     address = f"unix:{tmp_path}/c.sock"
