@@ -159,11 +159,14 @@ class RoutingTable:
 def is_restricted(labels: Mapping[str, str]) -> bool:
     """Whether a request with these labels may only take routes on premises. Case and outer blanks do not matter.
 
-    >>> is_restricted({"data": "Restricted "}), is_restricted({"data": "public"}), is_restricted({})
+    >>> is_restricted({"Data": "Restricted "}), is_restricted({"data": "public"}), is_restricted({})
     (True, False, False)
     """
-    value = labels.get(DATA_LABEL)
-    return value is not None and str(value).strip().casefold() == RESTRICTED
+    return any(_same(key, DATA_LABEL) and _same(value, RESTRICTED) for key, value in labels.items())
+
+
+def _same(text: str, word: str) -> bool:
+    return text.strip().casefold() == word
 
 
 def read_table(path: str | Path) -> RoutingTable:

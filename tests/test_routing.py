@@ -106,6 +106,7 @@ def test_the_label_is_read_whatever_its_case():
     """A label that somebody typed with a capital or a blank restricts as well."""
     values = ("restricted", "Restricted", " RESTRICTED\n", "public", "")
     assert [is_restricted({"data": value}) for value in values] == [True, True, True, False, False]
+    assert is_restricted({" DATA": "restricted"})
 
 
 places = st.lists(st.booleans(), max_size=3)
