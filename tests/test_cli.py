@@ -84,6 +84,24 @@ def test_every_verb_has_help_with_an_example():
         assert f"classifier {verb}" in shown.output.replace("Usage: command", ""), verb
 
 
+def test_examples_in_help_keep_their_lines():
+    """Each example of each verb and of its parts stands on a line of its own, however long, to be copied."""
+
+    def walk(path, command):
+        shown = CliRunner().invoke(cli.command, [*path, "--help"]).output
+        assert "\\b" not in shown, path
+        lines = (command.help or "").splitlines()
+        for line in [line.strip() for line in lines if line.startswith(("classifier ", "curl "))]:
+            assert f"\n  {line}\n" in shown, (path, line)
+        for name, inner in getattr(command, "commands", {}).items():
+            walk([*path, name], inner)
+
+    context = cli.command.make_context("classifier", [], resilient_parsing=True)
+    for verb in cli.command.list_commands(context):
+        if (command := cli.command.get_command(context, verb)) is not None:
+            walk([verb], command)
+
+
 def test_every_setting_is_a_flag_and_named_with_its_variable():
     """`serve --help` names every setting with its variable."""
     from dataclasses import fields

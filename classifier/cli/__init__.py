@@ -36,7 +36,15 @@ class Verbs(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), "command", None)
-        return command if isinstance(command, click.Command) else None
+        return _with_examples(command) if isinstance(command, click.Command) else None
+
+
+def _with_examples(command: click.Command) -> click.Command:
+    r"""Examples keep their lines: click wants the control character \b, and a raw docstring holds its two letters."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _with_examples(inner)
+    return command
 
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -61,6 +69,9 @@ def command() -> None:
     classifier classify "What is the capital of Australia?"
     classifier serve --listen 127.0.0.1:50051
     """
+
+
+_with_examples(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
