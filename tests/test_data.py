@@ -217,3 +217,5 @@ def test_load_dataset_works_as_documented(rows, tmp_path):
     loaded = datasets.load_dataset("json", data_files=str(DATA / "*.jsonl"), split="train", cache_dir=tmp_path)
     assert sorted(loaded["id"]) == sorted(r["id"] for r in rows)
     assert set(loaded.column_names) == set(rows[0])
+    train = loaded.filter(lambda row: split_of(row["group"]) == "train", load_from_cache_file=False)
+    assert len(train) == sum(split_of(r["group"]) == "train" for r in rows)
