@@ -182,13 +182,16 @@ def test_no_group_is_split(rows):
     ("what", "pattern"),
     [
         ("e-mail addresses", r"[\w.+-]+@(?!example\.)[\w-]+\.(?:com|org|net|de|fr|io|ru|cn)\b"),
+        ("phone numbers", r"\+[1-9]\d{0,2}[ /-]?\(?\d{2,4}\)?(?:[ /-]?\d{2,4}){2,}\b"),
+        ("bank accounts", r"\b(?:DE|FR|ES|IT|GB|NL|AT|CH|BE|PL|PT)\d{2}(?: ?[A-Z0-9]{4}){3,7}\b"),
         ("keys", r"\b(?:sk-[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|ghp_[A-Za-z0-9]{20,})\b|BEGIN (?:RSA )?PRIVATE KEY"),
+        ("tokens", r"\b(?:xox[bp]-\w+|AIza[\w-]{20,}|github_pat_\w+|eyJ[\w-]{10,}\.[\w-]+)"),
         ("card numbers", r"\b(?:4\d{3}|5[1-5]\d{2})[ -]?\d{4}[ -]?\d{4}[ -]?\d{4}\b"),
     ],
-    ids=["email", "keys", "cards"],
+    ids=["email", "phones", "accounts", "keys", "tokens", "cards"],
 )
 def test_no_personal_data(rows, what, pattern):
-    """The corpus holds no e-mail addresses, keys or card numbers."""
+    """The corpus holds no e-mail addresses, phone, account or card numbers, nor keys."""
     found = [r["id"] for r in rows if re.search(pattern, " ".join(m["content"] for m in r["messages"]))]
     assert found == [], what
 
