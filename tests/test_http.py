@@ -411,7 +411,7 @@ def test_schemathesis_finds_no_fault(base, tmp_path, monkeypatch):
 
 @pytest.mark.faults
 def test_schemathesis_finds_no_fault_in_a_long_run(base, tmp_path, monkeypatch):
-    """As before, with thirty times as many bodies, and every boundary of every field."""
+    """As before, with thirty times as many bodies, every boundary of every field, and outcomes of real decisions."""
     monkeypatch.chdir(tmp_path)
-    done = fuzz(base, 300, "examples,coverage,fuzzing")
+    done = fuzz(base, 300, "examples,coverage,fuzzing,stateful")
     assert done.returncode == 0, done.stdout[-4000:]

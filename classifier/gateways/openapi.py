@@ -154,6 +154,8 @@ def document() -> dict[str, Any]:
             content = _body("", operation.request.DESCRIPTOR.name)["content"]
             content["application/json"]["example"] = operation.example
             said["requestBody"] = {"required": True, "content": content}
+        if operation.rpc == "Classify":
+            said["responses"]["200"]["links"] = {"ReportOutcome": _OUTCOME_LINK}
         paths[operation.path] = {operation.method.lower(): said}
     paths["/healthz"] = {
         "get": {
@@ -210,6 +212,13 @@ _OWN_SCHEMAS: Mapping[str, Any] = {
             }
         },
     },
+}
+
+
+_OUTCOME_LINK: Mapping[str, Any] = {
+    "operationId": "ReportOutcome",
+    "description": "What became of the answer is reported with its decision_id.",
+    "requestBody": {"decision_id": "$response.body#/decision_id"},
 }
 
 
