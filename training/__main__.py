@@ -115,17 +115,21 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
 @click.option("--bundle", type=click.Path(path_type=Path), help="Default: the shipped one.")
 @click.option("--data", required=True, multiple=True, help="Labelled rows that the bundle was not trained on.")
 @click.option("--baseline-data", multiple=True, help="Rows that the baselines learn from. None: no baselines.")
+@click.option("--outcomes", multiple=True, help="Rows with success_by_tier: APGR, CPT, AUROC against length.")
+@click.option("--robustness", "steadiness", is_flag=True, help="Typos, steering, twins, adversarial prefixes.")
 @click.option("--gate", multiple=True, metavar="METRIC=VALUE", help="Exit with 3 where the estimate is worse.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def evaluate(
-    bundle: Path | None, data: tuple[str, ...], baseline_data: tuple[str, ...], gate: tuple[str, ...], as_json: bool
-) -> None:
+    bundle: Path | None, data: tuple[str, ...], baseline_data: tuple[str, ...], outcomes: tuple[str, ...],
+    steadiness: bool, gate: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Score a bundle through the serving engine, with intervals, slices and baselines.
 
     Example: python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76
     """
     from classifier.bundle import SHIPPED
     from training import evaluate as evaluation
+    from training import outcome_curves, robustness
     from training.corpus import UNLABELLED, read_corpus
 
     gates = {}
@@ -137,8 +141,16 @@ def evaluate(
     rows = [r for r in read_corpus(data) if r.label != UNLABELLED]
     seen = {r.sha256 for r in rows}
     train = [r for r in read_corpus(baseline_data) if r.sha256 not in seen] if baseline_data else []
-    report = evaluation.evaluate(evaluation.load_engine(bundle or SHIPPED), rows, train)
-    click.echo(json.dumps(report, indent=1) if as_json else evaluation.as_text(report))
+    engine = evaluation.load_engine(bundle or SHIPPED)
+    report = evaluation.evaluate(engine, rows, train)
+    texts = [evaluation.as_text(report)]
+    if steadiness:
+        report["robustness"] = robustness.measure(engine, rows)
+        texts.append(robustness.as_text(report["robustness"]))
+    if outcomes:
+        report["outcomes"] = outcome_curves.measure_bundle(engine, outcomes)
+        texts.append(outcome_curves.as_text(report["outcomes"]))
+    click.echo(json.dumps(report, indent=1) if as_json else "\n\n".join(texts))
     failures = evaluation.failed_gates(report, gates)
     if failures:
         raise GateNotMet("; ".join(failures))

@@ -1,0 +1,110 @@
+"""How steady tiers are, measured on a model whose steadiness is known."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from classifier.types import Tier
+from training import augment, robustness
+from training.corpus import parse_row
+from training.robustness import CHANGES, LOWERING, RAISING, Attack, attack, keyboard_typos, measure, moved, twins
+
+
+def row(text, tier, group="", family=""):
+    """A labelled row."""
+    return parse_row({"prompt": text, "tier": tier, "group": group or text, "family": family}, "test")
+
+
+def test_the_sentences_are_not_those_of_training():
+    """A model is not asked about steering that it was shown."""
+    assert not set(RAISING + LOWERING) & set(augment.STEERING)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_the_same_for_the_same_seed(name):
+    """Every measurement can be repeated."""
+    text = "Please explain what the function does. " * 3
+    assert CHANGES[name](text, random.Random(1)) == CHANGES[name](text, random.Random(1))
+
+
+def test_typos_hit_about_as_many_letters_as_asked():
+    """A rate of .04 changes some tens of a thousand letters, and the text stays about as long."""
+    text = "abcdefghij" * 100
+    changed = keyboard_typos(text, random.Random(0))
+    assert changed != text
+    assert 960 < len(changed) < 1010
+
+
+def test_moved_counts_both_directions():
+    """Changed is up and down together."""
+    found = moved(np.array([0, 1, 2, 3]), np.array([0, 2, 1, 1]), draws=50)
+    assert (found["changed"].estimate, found["up"].estimate, found["down"].estimate) == (0.75, 0.25, 0.5)
+
+
+def test_twins_are_judged_in_their_groups():
+    """Accuracy by row, whole groups right, pairs that differ in the right order, pairs that share a tier steady."""
+    rows = [
+        row("a", "simple", "g1", "topic"), row("b", "complex", "g1", "topic"),
+        row("c", "simple", "g2", "form"), row("d", "simple", "g2", "form"), row("e", "simple", "g2", "form"),
+        row("f", "frontier", "g3", "topic"), row("alone", "simple"),
+    ]  # fmt: skip
+    found = twins(rows, np.array([0, 3, 0, 0, 1, 3, 0]))
+    assert (found["all"]["rows"], found["all"]["groups"]) == (5, 2)
+    assert found["all"]["accuracy"].estimate == pytest.approx(3 / 5)
+    assert found["all"]["groups_right"].estimate == 0
+    assert found["topic"]["ordered"].estimate == 1
+    assert found["form"]["steady"].estimate == pytest.approx(1 / 3)
+    assert np.isnan(found["form"]["ordered"].estimate)
+
+
+def test_an_attack_climbs_word_by_word():
+    """Against a router that counts one word, the search collects it until the tier goes up."""
+    words = [f"w{i}" for i in range(19)] + ["key"]
+
+    def pressure(prefix):
+        keys = prefix.split().count("key")
+        return (Tier.STANDARD if keys >= 4 else Tier.SIMPLE), keys / 10
+
+    found = attack(pressure, words, random.Random(0), tries=400)
+    assert found.raised
+    assert found.prefix.split().count("key") >= 4
+    assert attack(pressure, words, random.Random(0), tries=400) == found
+
+
+def test_an_attack_on_a_deaf_router_uses_up_its_tries():
+    """The budget is kept to the run."""
+    calls = []
+
+    def pressure(prefix):
+        calls.append(prefix)
+        return Tier.SIMPLE, 0.0
+
+    assert attack(pressure, ["a", "b"], random.Random(0), tries=37) == Attack(37, False, "")
+    assert len(calls) == 38
+
+
+def test_a_steering_sentence_that_works_ends_the_search():
+    """The plain sentences are tried first."""
+    found = attack(lambda p: (Tier.FRONTIER if p else Tier.SIMPLE, 0.0), ["a"], random.Random(0))
+    assert found == Attack(1, True, RAISING[0])
+
+
+def test_a_bundle_is_measured_through_its_engine(tiny_engine):
+    """The tiny bundle reads words: it does not see casing, loses words to typos, and falls to words of harder tiers."""
+    rows = [row(f"hi the {i}", "simple") for i in range(6)] + [
+        row("prove the theorem", "frontier", "g", "topic"),
+        row("hi the theorem", "simple", "g", "topic"),
+    ]
+    report = measure(tiny_engine, rows, attacked=3, tries=60)
+    assert report["changes"]["upper case"]["changed"].estimate == 0
+    assert report["twins"]["all"]["groups"] == 1
+    assert report["attack"]["prompts"] == 3
+    stages = [share for _, share in report["attack"]["by_tries"]]
+    assert stages == sorted(stages)
+    assert stages[-1] == report["attack"]["raised"].estimate > 0
+    assert "adversarial prefix raises" in robustness.as_text(report)
+    again = measure(tiny_engine, rows, attacked=3, tries=60)
+    assert repr(again) == repr(report)  # NaN is no equal of itself
