@@ -4,8 +4,10 @@
 
 Everything is measured in turns within one run, so that a busy machine slows all sides alike; medians are compared,
 never numbers of two runs. The echo server answers bytes of the same sizes through the same admission and the same
-executor hop, without parsing, preparing or scoring: what remains is gRPC for Python and the wake-ups. Prints a table on
-stderr and JSON on stdout.
+executor hop, without parsing, preparing or scoring: what remains is gRPC for Python and the wake-ups. A second echo
+server runs the model in the hop, on one input prepared before: what it takes beyond the model alone is the least that
+any such server adds to a run of that length, as cores that idled meanwhile have to wake up and caches were swept.
+Prints a table on stderr and JSON on stdout.
 """
 
 from __future__ import annotations
@@ -65,19 +67,30 @@ def timed(work: Callable[[int], object], seconds: float, start: int = 0) -> list
     return took
 
 
+def fixed_request() -> Request:
+    """What the echo server that runs the model runs it on."""
+    return Request.from_text(prompts(TOKENS["20-60 tokens"])[0])
+
+
 # --- the echo server: the same transport and the same hop, and nothing else
 
 
-async def echo_server(answer_bytes: int, cores: int) -> None:
-    """Answers every Classify with that many bytes, after a hop through `Admission`."""
+async def echo_server(answer_bytes: int, cores: int, engine: Engine | None) -> None:
+    """Answers every Classify with that many bytes, after a hop through `Admission`, and there a run of the model."""
     from classifier.admission import Admission
 
     admission = Admission(cores, 256, 10.0)
     answer = b"x" * answer_bytes
+    prepared = engine and engine.prepare(fixed_request())
+
+    def work() -> bytes:
+        if engine and prepared:
+            engine.score(prepared)
+        return answer
 
     async def handle(data: bytes, context: object) -> bytes:
         del data, context
-        found, _ = await admission.run(lambda: answer, "echo")
+        found, _ = await admission.run(work, "echo")
         return found
 
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2**24)])
@@ -201,11 +214,18 @@ async def open_loop(address: str, payloads: list[bytes], rate: float, seconds: f
     return {"offered_per_second": rate, "errors": errors, **percentiles(took or [float("nan")])}
 
 
-def latency(engine: Engine, server: Process, echo: Process, seconds: float) -> dict[str, dict[str, float]]:
+def latency(
+    engine: Engine, server: Process, echo: Process, busy_echo: Process, seconds: float
+) -> dict[str, dict[str, float]]:
     """One caller: in process, over gRPC and echoed, in turns."""
     found = {}
-    with grpc.insecure_channel(server.address) as ours, grpc.insecure_channel(echo.address) as theirs:
-        classify, bounce = ours.unary_unary(METHOD), theirs.unary_unary(METHOD)
+    prepared = engine.prepare(fixed_request())
+    with (
+        grpc.insecure_channel(server.address) as ours,
+        grpc.insecure_channel(echo.address) as theirs,
+        grpc.insecure_channel(busy_echo.address) as busy,
+    ):
+        classify, bounce, bounce_busy = (channel.unary_unary(METHOD) for channel in (ours, theirs, busy))
         for name, words in TOKENS.items():
             texts = prompts(words, 4 if words > 10_000 else 32)
             requests = [Request.from_text(text) for text in texts]
@@ -215,6 +235,9 @@ def latency(engine: Engine, server: Process, echo: Process, seconds: float) -> d
                 "rpc": lambda i, payloads=payloads: classify(payloads[i % len(payloads)], timeout=10),
                 "echo": lambda i, payloads=payloads: bounce(payloads[i % len(payloads)], timeout=10),
             }
+            if name == "20-60 tokens":
+                work["model"] = lambda _: engine.score(prepared)
+                work["echo_model"] = lambda _, data=payloads[0]: bounce_busy(data, timeout=10)
             for each in work.values():
                 timed(each, 0.2)
             # Each side's median of each turn; then the medians over the turns, and p99 as the median of the turns'.
@@ -229,6 +252,12 @@ def latency(engine: Engine, server: Process, echo: Process, seconds: float) -> d
             }
             overhead = sides["rpc_p50_ms"] - sides["in_process_p50_ms"]
             found[name] = {**sides, "overhead_over_echo": overhead / sides["echo_p50_ms"]}
+            if "echo_model" in work:
+                least = sides["echo_model_p50_ms"] - sides["model_p50_ms"]
+                found[name] |= {
+                    "least_overhead_over_echo": least / sides["echo_p50_ms"],
+                    "overhead/least": overhead / least,
+                }
     return found
 
 
@@ -291,9 +320,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="for each number")
     parser.add_argument("--out", type=Path, help="write the JSON there as well")
     parser.add_argument("--echo-server", type=int, metavar="BYTES", help=argparse.SUPPRESS)
+    parser.add_argument("--run-model", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.echo_server is not None:
-        asyncio.run(echo_server(options.echo_server, len(os.sched_getaffinity(0))))
+        runs = Engine.from_pretrained(options.bundle) if options.run_model else None
+        asyncio.run(echo_server(options.echo_server, len(os.sched_getaffinity(0)), runs))
         return
     engine = Engine.from_pretrained(options.bundle)
     answer_bytes = wire.decision_to_proto(engine.classify(Request.from_text("hi"))).ByteSize() + 60
@@ -304,10 +335,11 @@ def main() -> None:
         with process(*serve) as server:
             ready.append(server.ready_seconds)
             resident.append(server.resident_mb())
-    with process(*serve) as server, process(__file__, "--echo-server", str(answer_bytes)) as echo:
+    echoes = (__file__, "--bundle", str(options.bundle), "--echo-server", str(answer_bytes))
+    with process(*serve) as server, process(*echoes) as echo, process(*echoes, "--run-model") as busy_echo:
         result = {
             "facts": facts(options.bundle),
-            "latency": latency(engine, server, echo, options.seconds),
+            "latency": latency(engine, server, echo, busy_echo, options.seconds),
             "throughput": throughput(engine, server, echo, options.seconds),
             "cold_start": {"ready_seconds": statistics.median(ready), "resident_mb": statistics.median(resident)},
             "resident_mb_after": server.resident_mb(),
@@ -315,6 +347,8 @@ def main() -> None:
     short, kilobytes, megabyte = (result["latency"][n] for n in ("20-60 tokens", "4 kB", "1 MB"))
     result["targets"] = {
         "(rpc - in process) / echo, 20-60 tokens, <= 1.3": short["overhead_over_echo"],
+        "the same of an echo that runs the model": short["least_overhead_over_echo"],
+        "the first / the second": short["overhead/least"],
         "throughput / best at 32 callers, one connection, >= 0.85": result["throughput"]["of_best_at_32_callers"],
         "the same by CPU time": result["throughput"]["of_best_at_32_callers_by_cpu"],
         "1 MB / 4 kB over RPC, <= 3": megabyte["rpc_p50_ms"] / kilobytes["rpc_p50_ms"],

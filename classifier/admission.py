@@ -170,10 +170,13 @@ class Admission:
 
     def __init__(self, cores: int, queue_size: int, max_wait_seconds: float) -> None:
         self._line = Line(cores, queue_size, max_wait_seconds)
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle: list[_Core] = []
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._threads = [threading.Thread(target=self._serve, name=f"core-{i}", daemon=True) for i in range(cores)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(_Core(),), name=f"core-{i}", daemon=True) for i in range(cores)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -194,7 +197,7 @@ class Admission:
 
     def check(self, caller: str, deadline: float = math.inf) -> None:
         """Raises Overloaded or DeadlinePassed where `run` would; before any work is spent on the request."""
-        with self._condition:
+        with self._lock:
             self._line.check(caller, time.monotonic(), deadline)
 
     async def run(self, work: Callable[[], T], caller: str, deadline: float = math.inf) -> tuple[T, float]:
@@ -209,31 +212,34 @@ class Admission:
             Overloaded: refused, at once or because another caller had fewer requests waiting.
             DeadlinePassed: the deadline passed before a core was free.
         """
-        with self._condition:
+        future = self._loop.create_future()
+        with self._lock:
             ticket, displaced = self._line.enter(caller, time.monotonic(), deadline)
-            ticket.work = work
-            ticket.future = self._loop.create_future()
+            ticket.work, ticket.future = work, future
             if displaced is not None:
                 self._settle(displaced, None, self._line.displacement())
-            self._condition.notify()
+            core = self._idle.pop() if self._idle else None
+        if core is not None:
+            core.wake()
         try:
-            return await ticket.future, ticket.queue_seconds
+            return await future, ticket.queue_seconds
         except asyncio.CancelledError:
-            with self._condition:
+            with self._lock:
                 self._line.leave(ticket)
             raise
 
     async def close(self) -> None:
         """Ends the threads after their runs at hand; whoever still waits is refused."""
-        with self._condition:
+        with self._lock:
             self._closed = True
-            self._condition.notify_all()
+            while self._idle:
+                self._idle.pop().wake()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
-    def _serve(self) -> None:
+    def _serve(self, core: _Core) -> None:
         """A core's thread: the next ticket, again and again."""
-        while (ticket := self._next()) is not None:
+        while (ticket := self._next(core)) is not None:
             result, problem, seconds = None, None, None
             started = time.monotonic()
             problem = self._refusal(ticket, started)
@@ -245,24 +251,28 @@ class Admission:
                 except BaseException as error:  # whatever it was, the caller gets it and the core goes on
                     problem = error
                 seconds = time.monotonic() - started
-            with self._condition:
+            with self._lock:
                 self._line.finish(seconds)
             try:
                 self._loop.call_soon_threadsafe(self._settle, ticket, result, problem)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
 
-    def _next(self) -> Ticket | None:
-        with self._condition:
-            while not self._closed:
+    def _next(self, core: _Core) -> Ticket | None:
+        while True:
+            with self._lock:
+                if self._closed:
+                    break
                 if (ticket := self._line.take()) is not None:
                     return ticket
-                self._condition.wait()
+                self._idle.append(core)
+            core.wait()
+        refusal = Overloaded("the server is shutting down; ask another one")
+        with self._lock:
             while (ticket := self._line.take()) is not None:
                 self._line.finish(None)
-                refusal = Overloaded("the server is shutting down; ask another one")
                 self._loop.call_soon_threadsafe(self._settle, ticket, None, refusal)
-            return None
+        return None
 
     def _refusal(self, ticket: Ticket, now: float) -> BaseException | None:
         return self._line.refuse(ticket, now) if now > ticket.latest_start else None
@@ -277,6 +287,22 @@ class Admission:
             future.set_exception(problem)
         else:
             future.set_result(result)
+
+
+class _Core:
+    """Where a core's thread waits for work. Of those that wait the last to have run is woken: its caches are warm."""
+
+    def __init__(self) -> None:
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def wake(self) -> None:
+        """Lets the thread go on, now or when it comes to wait."""
+        self._asleep.release()
+
+    def wait(self) -> None:
+        """Waits for one `wake`."""
+        self._asleep.acquire()
 
 
 class RateLimit:
