@@ -80,7 +80,10 @@ class Feedback(Protocol):
 
 
 class Observer:
-    """Is told what happened, as data; `classifier.telemetry` makes metrics and spans of it. This one does nothing."""
+    """Is told what happened, as data; `classifier.telemetry` makes metrics and spans of it. This one does nothing.
+
+    Called on the event loop, `call_started` in the context of the call and the others in copies of it.
+    """
 
     def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> object:
         """A call came in; what is returned is handed to `call_ended`."""
@@ -186,14 +189,23 @@ class Service:
         times = Timings(queue_seconds, before_line - started, model_seconds, scored - started + parse_seconds)
         decision = replace(decision, decision_id=decision_id, timings=times)
         answer = wire.decision_to_proto(decision)
-        if recorded and self.feedback is not None:
+        stages = {"parse": parse_seconds, "encode": time.perf_counter() - scored}
+        # The caller has its answer before anybody else is told: the loop comes to this when the answer is sent.
+        kept_for = caller.principal if recorded else None
+        asyncio.get_running_loop().call_soon(self._tell, decision, prepared, scores, stages, kept_for)
+        return answer
+
+    def _tell(
+        self, decision: Decision, prepared: Any, scores: Scores, stages: Mapping[str, float], kept_for: str | None
+    ) -> None:
+        """Keeps a decision where it is to be kept, and says that it was made."""
+        if kept_for is not None and self.feedback is not None:
             self.feedback.record(
-                decision, request, caller.principal, signals=prepared.input.signals, logits=scores.logits
+                decision, prepared.request, kept_for, signals=prepared.input.signals, logits=scores.logits
             )
         if self.after is not None:
             self.after(prepared, decision)
-        self.observer.decided(decision, prepared, {"parse": parse_seconds, "encode": time.perf_counter() - scored})
-        return answer
+        self.observer.decided(decision, prepared, stages)
 
     async def _classify_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:
         message, seconds = self._parse(pb.ClassifyRequest, data)
@@ -277,7 +289,12 @@ class Service:
         finally:
             if code == "CANCELLED" and method in _CLASSIFYING:
                 self.observer.refused(code)
-            self.observer.call_ended(observed, method, code, time.perf_counter() - started)
+            self._ended(observed, method, code, started)
+
+    def _ended(self, observed: object, method: str, code: str, started: float) -> None:
+        """Says that a call is over, after its decisions were told."""
+        seconds = time.perf_counter() - started
+        asyncio.get_running_loop().call_soon(self.observer.call_ended, observed, method, code, seconds)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """ClassifyStream: as `_unary`, for a stream."""
@@ -296,7 +313,7 @@ class Service:
             _refusal(context, status)
         finally:
             self._streams -= 1
-            self.observer.call_ended(observed, method, code, time.perf_counter() - started)
+            self._ended(observed, method, code, started)
 
     async def _answer_in_order(
         self,

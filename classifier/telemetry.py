@@ -16,7 +16,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -249,18 +248,18 @@ class Traces(Observer):
             # The RPC conventions are a release candidate: their names stand here alone.
             attributes={"rpc.system.name": "grpc", "rpc.method": f"classifier.v1.ClassifierService/{method}"},
         )
-        return span, self._context.attach(self._trace.set_span_in_context(span))
+        # Each call is a task with a context of its own, which ends with it: nothing is detached.
+        self._context.attach(self._trace.set_span_in_context(span))
+        return span
 
     def call_ended(self, started: Any, method: str, code: str, seconds: float) -> None:
         """See `Observer`."""
         del method, seconds
-        span, token = started
+        span = started
         span.set_attribute("rpc.response.status_code", code)
         if code in {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:
             span.set_status(self._trace.StatusCode.ERROR)
         span.end()
-        with suppress(ValueError):  # a cancelled stream may end in another context than it began in
-            self._context.detach(token)
 
     def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
         """See `Observer`."""
