@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import queue
 import random
 import threading
@@ -22,6 +23,7 @@ from classifier.credentials import stamp
 from classifier.errors import BundleNotFound, ClassifierError
 from classifier.routing import RoutingTable, read_table
 from classifier.service import Classifies
+from classifier.settings import state_folder
 from classifier.types import Decision
 
 if TYPE_CHECKING:
@@ -141,14 +143,23 @@ def source_of(name: str, registry: str) -> Source:
     """What a bundle's name means.
 
     Args:
-        name: a bundle's folder, or with a registry a name there; empty means `current`, or the shipped bundle.
-        registry: folder or URL; empty means none.
+        name: a bundle's folder, or a name in the registry; empty means `current` of the registry that was given, or the
+            shipped bundle where none was.
+        registry: folder or URL; empty means the user's own, which names are looked up in but whose `current` is only
+            served where it is asked for by name.
     """
     from classifier.bundle import SHIPPED
 
-    if registry and not (Path(name) / "manifest.json").is_file():
-        return Named(registry, name or "current")
-    return Folder(name or SHIPPED)
+    if name and ((Path(name) / "manifest.json").is_file() or _is_path(name)):
+        return Folder(name)
+    if registry or name:
+        return Named(registry or str(state_folder() / "registry"), name or "current")
+    return Folder(SHIPPED)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be meant as a folder."""
+    return os.sep in name or Path(name).exists()
 
 
 class Watched:

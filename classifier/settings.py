@@ -41,7 +41,10 @@ class ServerSettings:
         "Address to serve on, HOST:PORT or unix:/PATH; may be given again; port 0 picks a free one.",
     )
     bundle: str = _setting("", "Bundle folder, or a name in the registry. Default: 'current', or the shipped bundle.")
-    registry: str = _setting("", "Folder or URL of the bundle registry; its 'current' is watched and reloaded.")
+    registry: str = _setting(
+        "",
+        "Folder or URL of the bundle registry; its 'current' is watched and reloaded. Names alone mean the user's own.",
+    )
     watch_seconds: float = _setting(
         5.0,
         "How often the registry and the files of tokens and routes are looked at for changes, in seconds.",

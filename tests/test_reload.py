@@ -139,6 +139,28 @@ def test_the_registrys_current_is_served_and_followed(tiny_bundle_path, other_bu
             until(lambda: client.info(timeout_seconds=60).bundle_version == first)
 
 
+def test_a_name_without_a_registry_is_looked_up_in_the_users_own(tiny_bundle_path, other_bundle_path, tmp_path):
+    """`--bundle NAME` and `--shadow NAME` mean the registry of `classifier bundle`; an unknown name is refused."""
+    from classifier.registry import Registry
+
+    env = {"XDG_STATE_HOME": str(tmp_path)}
+    registry = Registry(tmp_path / "classifier" / "registry")
+    first = registry.add(tiny_bundle_path)
+    registry.promote(first)
+    second = registry.add(other_bundle_path, candidate=True)
+    arguments = ["--bundle", "current", "--shadow", "candidate", "--shadow-share", "1", "--listen", "127.0.0.1:0"]
+    with server_process(*arguments, "--metrics-listen", "127.0.0.1:0", "--watch-seconds", "0.05", env=env) as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=60) as client:
+            assert client.classify("hi").decision.bundle_version == first
+            until(lambda: "classifier_shadow_total{" in server.metrics_page())
+            registry.promote(second)
+            until(lambda: client.info(timeout_seconds=60).bundle_version == second)
+    with server_process("--bundle", "nope", "--listen", "127.0.0.1:0", env=env) as server:
+        assert server.wait() == 1
+        assert "no bundle 'nope' there" in server.lines[-1]
+
+
 def test_sighup_reads_the_settings_again(tiny_bundle_path, tmp_path):
     """Limits of the file are in force after SIGHUP; a file that cannot be is refused and changes nothing."""
     config = tmp_path / "c.toml"
