@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test faults lint format proto train bench clean
+.PHONY: help setup setup-mlflow serve demo test test-ray faults lint format proto train bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,17 @@ test: $(VENV)/.dev  ## all checks but the long ones
 
 faults: $(VENV)/.dev  ## the long ones: kills, soaks, fuzzing, validity over 1,000 draws
 	$(BIN)/python -m pytest -m faults --timeout 600
+
+# Ray's pins are its own, so it has an environment of its own.
+$(VENV)-ray/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(VENV)-ray/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]" \
+		onnx pytest pytest-asyncio pytest-randomly pytest-timeout
+	touch $@
+
+test-ray: $(VENV)-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes, one of them killed
+	$(VENV)-ray/bin/python -m pytest tests/test_cluster.py
 
 lint: $(VENV)/.dev  ## style, types, the dependency rule, spelling, generated code in step with proto/
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 A maker travels to every process and makes what answers there. It also tells beforehand by which bundle and which
 policy the answers will be, so that one output never holds two. A server's answers are asked for with `record=false`,
 so nothing is kept there and nothing is explored; a server that is busy or away for a moment is asked again for
-`PATIENCE_SECONDS`; one that changes its bundle in the middle ends the run.
+`PATIENCE_SECONDS`.
 
 Knows nothing of rows, files or chunks.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from classifier.errors import (
-    ClassifierError,
     DeadlinePassed,
     InvalidRequest,
     NotReady,
@@ -165,8 +164,6 @@ class ServerAnswers:
         # The waiting is done here, so nothing is to be gained from not asking.
         breaker = Breaker(failures=2**31)
         self._client = Client(maker.address, timeout_seconds=CALL_SECONDS, breaker=breaker, **maker.options)
-        self._address = maker.address
-        self._version: tuple[str, str] | None = None
 
     def answer(self, request: Request) -> Decision:
         """The server's decision.
@@ -174,18 +171,9 @@ class ServerAnswers:
         Raises:
             InvalidRequest: the request cannot be classified.
             ServerUnreachable: the server stayed away or busy.
-            ClassifierError: it has changed its bundle.
         """
         decision = _patiently(lambda: self._client.classify(request)).decision
         assert decision is not None  # without a fallback tier the client raises
-        version = (decision.bundle_version, decision.calibration_revision)
-        if self._version is None:
-            self._version = version
-        if self._version != version:
-            raise ClassifierError(
-                f"{self._address} changed its bundle from {self._version[0]} to {version[0]} during the run; one "
-                "output never holds two bundles: label again into another file"
-            )
         return decision
 
 

@@ -169,7 +169,7 @@ class Run:
         run = cls(sources, path, identity, options)
         if not path.parent.is_dir():
             raise InputError(f"{output}: there is no folder {path.parent}; make it first")
-        stated = run._stated()
+        stated = stated_of(sources, identity, options)
         found = read_manifest(manifest_path(path))
         if found is None and path.exists():
             raise InputError(f"{output}: exists, and no manifest beside it says how it was made; choose another file")
@@ -206,15 +206,7 @@ class Run:
         """Makes the pieces that are missing."""
         progress = Progress(total_bytes=self._total, position=self._position)
         options = self._options
-        schema = self._schema.serialize().to_pybytes()
-        plan = Plan(
-            options.row_format,
-            options.text_field,
-            self._identity.policy,
-            self._identity.group_by,
-            self._kind,
-            schema,
-        )
+        plan = plan_of(options, self._identity, self._kind, self._schema)
         processes = options.processes or available_cores()
         processes = processes if self._few is None else max(1, min(processes, self._few))
         count = 0
@@ -253,23 +245,6 @@ class Run:
         manifest = read_manifest(manifest_path(self._output)) or {}
         write_atomically(manifest_path(self._output), as_json({**manifest, "complete": tally.to_json()}))
         shutil.rmtree(self._parts, ignore_errors=True)
-
-    def _stated(self) -> dict[str, Any]:
-        """What the run is about, for its manifest."""
-        from classifier.session import onnxruntime_version
-
-        options = self._options
-        return {
-            "label_version": LABEL_VERSION,
-            "facts": self._identity.facts(),
-            "inputs": [[source.name, source.size, source.stamp] for source in self._sources],
-            "format": options.row_format,
-            "text_field": options.text_field,
-            "share": options.selection.share,
-            "limit": options.selection.limit,
-            "chunks": [CHUNK_ROWS, CHUNK_BYTES, MAX_ROW_BYTES],
-            "onnxruntime": onnxruntime_version(),
-        }
 
     def _begin(self, stated: Mapping[str, Any], schema: str | None) -> None:
         """Decides the columns, or takes those that were decided, and writes the manifest."""
@@ -311,6 +286,37 @@ class Run:
         return self._parts / f"part-{index:08d}"
 
 
+def stated_of(sources: Sequence[Source], identity: Identity, options: Options) -> dict[str, Any]:
+    """What a run is about, for its manifest."""
+    from classifier.session import onnxruntime_version
+
+    return {
+        "label_version": LABEL_VERSION,
+        "facts": identity.facts(),
+        "inputs": [[source.name, source.size, source.stamp] for source in sources],
+        "format": options.row_format,
+        "text_field": options.text_field,
+        "share": options.selection.share,
+        "limit": options.selection.limit,
+        "chunks": [CHUNK_ROWS, CHUNK_BYTES, MAX_ROW_BYTES],
+        "onnxruntime": onnxruntime_version(),
+    }
+
+
+def plan_of(options: Options, identity: Identity, kind: str, schema: Any) -> Plan:
+    """How every process reads and writes rows."""
+    return Plan(
+        row_format=options.row_format,
+        text_field=options.text_field,
+        policy=identity.policy,
+        group_by=identity.group_by,
+        kind=kind,
+        schema=schema.serialize().to_pybytes(),
+        bundle_version=identity.bundle_version,
+        calibration_revision=identity.calibration_revision,
+    )
+
+
 def input_schema(sources: Sequence[Source], head: Sequence[Chunk]) -> Any:
     """The Arrow schema of the input's columns: of its tables, or of its first lines.
 
@@ -346,8 +352,7 @@ def preview(inputs: Sequence[str], output: str, maker: Maker, options: Options |
     chunks = read_chunks(sources, row_format=options.row_format, selection=options.selection, position=position)
     head = list(islice(chunks, 1))
     columns = input_schema(sources, head)
-    schema = output_schema(columns, identity.facts()).serialize().to_pybytes()
-    plan = Plan(options.row_format, options.text_field, identity.policy, identity.group_by, kind, schema)
+    plan = plan_of(options, identity, kind, output_schema(columns, identity.facts()))
     labeller = Labeller(maker(), plan)
     start = time.perf_counter()
     tally = labeller.label(head[0])[1] if head else Tally()

@@ -97,7 +97,13 @@ def output_schema(inputs: Any, facts: Mapping[str, str]) -> Any:
             f"the input has a column {taken[0]}: it was labelled before; apply another policy with 'classifier "
             "relabel', or drop the columns classifier_*"
         )
-    return pa.schema([*inputs, *our_fields()], metadata={**(inputs.metadata or {}), **facts})
+    return with_facts(pa.schema([*inputs, *our_fields()], metadata=inputs.metadata), facts)
+
+
+def with_facts(schema: Any, facts: Mapping[str, str]) -> Any:
+    """The schema with the facts in its metadata, over those that it had."""
+    encoded = {name.encode(): value.encode() for name, value in facts.items()}
+    return schema.with_metadata({**(schema.metadata or {}), **encoded})
 
 
 def merge_pieces(pieces: Iterable[bytes], file: IO[bytes], kind: str, schema: Any) -> None:

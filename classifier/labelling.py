@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from classifier.errors import InvalidRequest
+from classifier.errors import ClassifierError, InvalidRequest
 from classifier.inputs import ModelInput
 from classifier.labelled import COLUMNS, PREFIX, csv_lines, json_text
 from classifier.lines import RawRow
@@ -92,6 +92,8 @@ class Plan:
         group_by: the column that the policy groups by, where it has groups and the text does not tell them.
         kind: of the output: parquet, jsonl or csv.
         schema: the output's Arrow schema, serialised; ours are the last columns.
+        bundle_version: of the bundle that every answer must be by.
+        calibration_revision: of its calibration.
     """
 
     row_format: str
@@ -100,6 +102,8 @@ class Plan:
     group_by: str
     kind: str
     schema: bytes
+    bundle_version: str
+    calibration_revision: str
 
 
 @dataclass(slots=True)
@@ -133,7 +137,7 @@ class Tally:
 
     def failed(self, row: RawRow | tuple[str, int], error: str) -> None:
         """One more bad row. Numbers are left out of its reason, so that like rows are counted together."""
-        reason = re.sub(r"\d+", "N", error)
+        reason = re.sub(r"(?<!UTF-)\d+", "N", error)
         reason = reason if reason in self.errors or len(self.errors) < _MAX_REASONS else "other reasons"
         self.errors[reason] += 1
         examples = self.examples.setdefault(reason, [])
@@ -184,7 +188,11 @@ class Labeller:
         self._inputs = pa.schema(list(self._schema)[: -len(COLUMNS)])
 
     def label(self, chunk: Chunk) -> tuple[bytes, Tally]:
-        """The piece of the output that a chunk becomes, as `labelled.merge_pieces` takes it, and its tally."""
+        """The piece of the output that a chunk becomes, as `labelled.merge_pieces` takes it, and its tally.
+
+        Raises:
+            ClassifierError: an answer is by another bundle than the run's: the server, or the folder, has changed it.
+        """
         tally = Tally(rows=len(chunk))
         engine = getattr(self.answers, "engine", None)
         tally.golden_ok = bool(getattr(engine, "golden_ok", True))
@@ -247,6 +255,13 @@ class Labeller:
         except RecursionError:
             self._fail(row, "is nested too deeply", tally)
             return
+        found = (decision.bundle_version, decision.calibration_revision)
+        if found != (plan.bundle_version, plan.calibration_revision):
+            raise ClassifierError(
+                f"the bundle changed from {plan.bundle_version} to {decision.bundle_version} (calibration "
+                f"{plan.calibration_revision} to {decision.calibration_revision}) during the run; one output never "
+                "holds two: label again into another file"
+            )
         tally.tiers[decision.tier.label] += 1
         tally.formats[kind] += 1
         ours["classifier_tier"] = decision.tier.label
@@ -303,13 +318,13 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
     (({'prompt': 'hi'}, ''), ({}, 'is JSON, but no object'))
     """
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.rstrip().decode("utf-8"))
     except UnicodeDecodeError as error:
         return {}, f"is not UTF-8 (byte {error.start})"
     except RecursionError:
         return {}, "is nested too deeply"
     except ValueError as error:
-        problem = error.msg if isinstance(error, json.JSONDecodeError) else "a number is too long"
+        problem = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else "a number is too long"
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         return {}, f"is not JSON ({problem}{where})"
     return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")

@@ -103,7 +103,7 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
         for line_number, line, error in _bounded_lines(file):
             too_long = error or too_long
             # csv wants a line for a line; what is too long leaves an empty one, and its row is a bad one.
-            yield "\n" if error else line.decode("utf-8-sig" if line_number == 1 else "utf-8", "surrogateescape")
+            yield "\n" if error else _text(line_number, line)
 
     reader = csv.reader(text())
     header: list[str] | None = None
@@ -137,9 +137,17 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
 
 
 def header_of(file: IO[bytes]) -> list[str]:
-    """Names of the columns of CSV; empty where there are none."""
-    lines = (line.decode("utf-8-sig", "replace") for _, line, error in _bounded_lines(file) if not error)
-    return _unique(next(csv.reader(lines), []))
+    """Names of the columns of CSV; empty where there are none, or `csv_rows` calls the header a bad one."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    lines = ("\n" if error else _text(number, line) for number, line, error in _bounded_lines(file))
+    try:
+        return next((_unique(fields) for fields in csv.reader(lines) if fields), [])
+    except csv.Error:
+        return []
+
+
+def _text(number: int, line: bytes) -> str:
+    return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -12,24 +12,22 @@ Knows nothing of requests, formats of rows, models or outputs.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import itertools
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from classifier.errors import InputError, MissingExtra
 from classifier.lines import RawRow, csv_rows, header_of, json_rows
+from classifier.packed import Broken, unpacked
 from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 2**20
 _BLOCK = 2**20
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, UnicodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +163,7 @@ def read_rows(source: Source, *, row_format: str = "auto", position: Position | 
     number = 0
     try:
         with _opened(source) as raw:
-            file = _decompressed(raw)
+            file = unpacked(raw)
             rows = (
                 csv_rows(file, source.name) if source.container == "csv" else json_rows(file, source.name, row_format)
             )
@@ -175,11 +173,8 @@ def read_rows(source: Source, *, row_format: str = "auto", position: Position | 
                     position.current = _tell(raw)
                 yield row
     except OSError as error:
-        if isinstance(error, gzip.BadGzipFile) or error.errno is None:
-            yield _rest_of(source, number, error)
-            return
         raise unreachable(source, error) from error
-    except _damage() as error:
+    except Broken as error:
         yield _rest_of(source, number, error)
 
 
@@ -191,8 +186,8 @@ def csv_header(source: Source) -> list[str]:
     """
     with _opened(source) as raw:
         try:
-            return header_of(_decompressed(raw))
-        except (OSError, EOFError, ValueError, zlib.error):
+            return header_of(unpacked(raw))
+        except (OSError, Broken, ValueError):
             return []  # whoever reads the rows says so
 
 
@@ -267,33 +262,6 @@ def _opened(source: Source) -> IO[bytes]:
         raise InputError(
             f"{source.name}: is gone since the run began; put it back and run the same command again"
         ) from None
-
-
-def _decompressed(raw: IO[bytes]) -> IO[bytes]:
-    """The plain bytes, by the first bytes of the file rather than by its name."""
-    buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BLOCK)  # type: ignore[type-var]
-    magic = buffered.peek(4)[:4]
-    if magic[:2] == b"\x1f\x8b":
-        return io.BufferedReader(gzip.GzipFile(fileobj=buffered), _BLOCK)
-    if magic == b"\x28\xb5\x2f\xfd":
-        return io.BufferedReader(
-            _zstandard().ZstdDecompressor().stream_reader(buffered, read_across_frames=True), _BLOCK
-        )
-    return buffered
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    """What damaged data raises; Zstandard's own error where it is in use."""
-    module = sys.modules.get("zstandard")
-    return (*_DAMAGE, module.ZstdError) if module else _DAMAGE
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingExtra("a .zst file needs zstandard; pip install 'request-complexity-classifier[bulk]'") from None
-    return zstandard
 
 
 def _tell(raw: IO[bytes]) -> int:

@@ -21,7 +21,9 @@ _LINE_SECONDS = 0.5
 
 @click.command(name="label")
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
-@click.option("-o", "--output", required=True, metavar="OUT", help="A .parquet, .jsonl or .csv file to make.")
+@click.option(
+    "-o", "--output", required=True, metavar="OUT", help="A .parquet, .jsonl or .csv file to make; with ray a folder."
+)
 @click.option(
     "--format", "row_format", default="auto", show_default=True, type=click.Choice(_FORMATS), help="What a row is."
 )
@@ -31,6 +33,14 @@ _LINE_SECONDS = 0.5
 @click.option("--sample", "share", default=1.0, metavar="SHARE", help="Label this share of the rows, 0 to 1.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Label the first N rows only.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="Default: as many as there are cores.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(("local", "ray")),
+    help="This machine or a cluster.",
+)
+@click.option("--ray-address", envvar="RAY_ADDRESS", metavar="ADDRESS", help="Of the cluster. [RAY_ADDRESS]")
 @click.option("--address", metavar="HOST:PORT", help="Ask this server instead of running the model here.")
 @click.option("--token", envvar="CLASSIFIER_TOKEN", metavar="TEXT", help="Bearer token for it. [CLASSIFIER_TOKEN]")
 @click.option("--tls-ca", metavar="FILE", help="PEM file of the authority that signed its certificate.")
@@ -47,6 +57,8 @@ def command(
     share: float,
     limit: int | None,
     processes: int | None,
+    engine: str,
+    ray_address: str | None,
     address: str | None,
     token: str | None,
     tls_ca: str | None,
@@ -62,6 +74,7 @@ def command(
     classifier label "s3://logs/2026-01-*.jsonl.gz" -o january.parquet --policy economy
     classifier label prompts.csv -o labelled.csv --text-field question
     zcat logs.gz | classifier label - -o labelled.jsonl
+    classifier label s3://logs/2026/ -o s3://labelled/2026 --engine ray --ray-address auto
     """
     from classifier.answering import EngineMaker, ServerMaker
     from classifier.bulk import Options, label
@@ -75,6 +88,8 @@ def command(
         raise click.UsageError("--bundle runs the model here and --address asks a server; give one of them")
     if not address and (token or tls_ca):
         raise click.UsageError("--token and --tls-ca go with --address")
+    if engine == "ray" and (address or dry_run):
+        raise click.UsageError("--engine ray goes without --address and --dry-run")
     options = Options(row_format, text_field, policy, Selection(share, limit), processes)
     given = {"token": token, "tls_ca": tls_ca}
     maker: Maker = (
@@ -90,7 +105,12 @@ def command(
     start = time.monotonic()
     told, clear = _teller()
     try:
-        progress = label(inputs, output, maker, options, told=told)
+        if engine == "ray":
+            from classifier.cluster import label_on_ray
+
+            progress = label_on_ray(inputs, output, bundle or SHIPPED, options, ray_address=ray_address, told=told)
+        else:
+            progress = label(inputs, output, maker, options, told=told)
     except KeyboardInterrupt:
         clear()
         if "-" not in inputs:

@@ -1,0 +1,330 @@
+"""Labels logs on a Ray cluster with the code of `labelling`: files are read by tasks, chunks labelled by actors.
+
+Theory of operation. Ray Data reads groups of files, each in one task, which cuts them into the chunks that a run on one
+machine would make, and hands each to an actor with one core and an engine. The actor writes the chunk's piece as a
+Parquet file of its own, named by group and chunk, and beside it a tally. Whatever Ray runs twice because a node was
+lost is written twice under one name with the same bytes, so no row comes twice; at the end the driver counts that no
+chunk is missing. Sorted by name the files are in the input's order. The bundle travels through Ray's object store, once
+to each node, and is unpacked there once.
+
+Room is left for reading: actors ask for a little less than the core that they use, and reading tasks for that little.
+(As many whole-core actors as cores would hold every core, and nothing would ever be read.)
+
+The home of `ray`. Knows nothing of formats of rows or of models.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from classifier.answering import EngineMaker
+from classifier.bulk import HEAD_CHUNKS, Options, Progress, input_schema, plan_of, stated_of
+from classifier.bundle import FILES, MANIFEST, read_bundle
+from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, SettingsError
+from classifier.labelled import merge_pieces, output_schema
+from classifier.labelling import Labeller, Plan, Tally
+from classifier.pieces import as_json, check_same, write_atomically
+from classifier.readers import Selection, pyarrow, read_chunks
+from classifier.sources import STDIN, Source, find_sources
+
+ACTOR_CPUS, READ_CPUS = 0.9, 0.1
+GROUP_BYTES = 64 * 2**20
+"""Small files are read by one task up to about so many bytes."""
+_MANIFEST, _TALLIES = "_manifest.json", "_tallies"
+
+
+def label_on_ray(
+    inputs: Sequence[str],
+    output: str,
+    bundle: str | Path,
+    options: Options | None = None,
+    *,
+    ray_address: str | None = None,
+    told: Callable[[Progress], None] = lambda _: None,
+) -> Progress:
+    """Labels the inputs into Parquet files in the folder `output`, or finishes what an earlier run began.
+
+    Args:
+        inputs: files, folders, globs or fsspec URLs that every node can reach.
+        output: a folder, or an fsspec URL of one, that every node can reach; made if it is not there.
+        bundle: the bundle's folder on this machine.
+        options: how rows are read; `processes` is the most actors, by default as many as the cluster has cores.
+        ray_address: of a running cluster; None means what RAY_ADDRESS says, or a new one on this machine.
+        told: called whenever a chunk is done.
+
+    Raises:
+        InputError: the input is not there, or the output is another run's.
+        MissingExtra: Ray is not installed.
+        ClassifierError: a chunk is missing in the end.
+    """
+    ray = _ray()
+    options = options or Options()
+    if STDIN in inputs or options.selection.limit is not None:
+        raise SettingsError("a cluster reads files, and all of each: standard input and --limit need --engine local")
+    sources, target = find_sources(inputs), Target(output)
+    identity = EngineMaker(bundle).identity(options.policy)
+    stated = stated_of(sources, identity, options)
+    head = list(islice(read_chunks(sources, row_format=options.row_format, selection=options.selection), HEAD_CHUNKS))
+    manifest = target.manifest()
+    if manifest is None and target.names():
+        raise InputError(f"{output}: is not empty, and no {_MANIFEST} in it says how it was made; choose another")
+    if manifest is not None:
+        check_same(output, manifest, stated)
+        if manifest["complete"]:
+            tally = Tally.from_json(manifest["complete"])
+            return Progress(tally, tally.rows)
+        schema = pyarrow()[0].ipc.read_schema(pyarrow()[0].py_buffer(base64.b64decode(manifest["schema"])))
+    else:
+        schema = output_schema(input_schema(sources, head), identity.facts())
+        text = base64.b64encode(schema.serialize().to_pybytes()).decode()
+        target.write(_MANIFEST, as_json({**stated, "schema": text, "complete": None}))
+    plan = plan_of(options, identity, "parquet", schema)
+    progress = Progress()
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=ray_address, log_to_driver=False, logging_level="error")
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        tallies = _run(ray, sources, target, plan, bundle, options, progress, told)
+    finally:
+        if started:
+            ray.shutdown()
+    progress.tally = Tally()
+    for _, tally in sorted(tallies.items()):
+        progress.tally.add(tally)
+    manifest = target.manifest() or {}
+    target.write(_MANIFEST, as_json({**manifest, "complete": progress.tally.to_json()}))
+    target.discard(_TALLIES)
+    return progress
+
+
+def _run(
+    ray: Any,
+    sources: Sequence[Source],
+    target: Target,
+    plan: Plan,
+    bundle: str | Path,
+    options: Options,
+    progress: Progress,
+    told: Callable[[Progress], None],
+) -> dict[tuple[int, int], Tally]:
+    """Labels every chunk that is not there; the tallies by group and chunk.
+
+    Raises:
+        ClassifierError: a chunk is missing.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # each chunk is a block, so that each goes to whichever actor is free
+    groups = [{"group": i, "sources": pickle.dumps(group)} for i, group in enumerate(grouped(sources))]
+    actors = max(1, options.processes or int(ray.cluster_resources().get("CPU", 1)))
+    reading = _Reading(options.row_format, options.selection, str(Path.cwd()))
+    shipped = [ray.put(bundle_files(bundle))]  # held here, so that actors that are started again find it
+    labelled = (
+        ray.data.from_items(groups, override_num_blocks=max(1, len(groups)))
+        .map_batches(reading, batch_size=1, num_cpus=READ_CPUS)
+        .map_batches(
+            _Labelling,
+            fn_constructor_args=(shipped, plan, target.shared_url),
+            batch_size=1,
+            num_cpus=ACTOR_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+        )
+    )
+    tallies: dict[tuple[int, int], Tally] = {}
+    ends: dict[int, int] = {}
+    for row in labelled.iter_rows():
+        group, chunk, told_of = int(row["group"]), int(row["chunk"]), json.loads(row["tally"])
+        if told_of is None:
+            ends[group] = chunk
+            continue
+        tallies[group, chunk] = Tally.from_json(told_of["tally"])
+        progress.tally.add(tallies[group, chunk])
+        progress.resumed_rows += tallies[group, chunk].rows if told_of["resumed"] else 0
+        told(progress)
+    wanted = {(group, chunk) for group, end in ends.items() for chunk in range(end)}
+    if len(ends) < len(groups) or wanted != set(tallies) or not wanted <= target.parts():
+        raise ClassifierError(f"{target.url}: pieces are missing; run the same command again to make them")
+    return tallies
+
+
+def grouped(sources: Sequence[Source]) -> list[list[Source]]:
+    """Files in order, small ones together up to about `GROUP_BYTES`."""
+    groups: list[list[Source]] = []
+    size = 0
+    for source in sources:
+        if not groups or size + (source.size or 0) > GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(source)
+        size += source.size or 0
+    return groups
+
+
+def bundle_files(path: str | Path) -> dict[str, bytes]:
+    """Every file of a bundle, verified, to travel."""
+    read_bundle(path)
+    return {name: (Path(path) / name).read_bytes() for name in (*FILES, MANIFEST)}
+
+
+def unpack_bundle(files: Mapping[str, bytes]) -> Path:
+    """The bundle's folder on this node, made by the first who asks and verified by each."""
+    version = str(json.loads(files[MANIFEST])["version"])
+    folder = Path(tempfile.gettempdir()) / f"classifier-bundles-{os.getuid()}" / version
+    with contextlib.suppress(ClassifierError):
+        read_bundle(folder)
+        return folder
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
+    for name, data in files.items():
+        (staging / name).write_bytes(data)
+    try:
+        staging.rename(folder)
+    except OSError:  # another actor was faster, or what is there is damaged: then this one is used
+        try:
+            read_bundle(folder)
+        except BundleCorrupt:
+            return staging
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A task: a group of files to chunks, then one row that says how many there were.
+
+    Attributes:
+        row_format: how rows are read.
+        selection: which rows.
+        folder: what relative names are relative to.
+    """
+
+    row_format: str
+    selection: Selection
+    folder: str
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)
+        group, sources = int(batch["group"][0]), pickle.loads(batch["sources"][0])  # noqa: S301 (our own bytes)
+        count = 0
+        for count, chunk in enumerate(  # noqa: B007
+            read_chunks(sources, row_format=self.row_format, selection=self.selection), start=1
+        ):
+            yield {"group": [group], "chunk": [chunk.index], "rows": [pickle.dumps(chunk)]}
+        yield {"group": [group], "chunk": [count], "rows": [b""]}
+
+
+class _Labelling:
+    """An actor: one core, one engine."""
+
+    def __init__(self, files: list[Any], plan: Plan, url: str) -> None:
+        folder = unpack_bundle(_ray().get(files[0]))
+        self._labeller = Labeller(EngineMaker(folder)(), plan)
+        self._schema = pyarrow()[0].ipc.read_schema(pyarrow()[0].py_buffer(plan.schema))
+        self._target = Target(url)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        group, index, rows = int(batch["group"][0]), int(batch["chunk"][0]), batch["rows"][0]
+        return {"group": [group], "chunk": [index], "tally": [json.dumps(self._told(group, index, rows))]}
+
+    def _told(self, group: int, index: int, rows: bytes) -> dict[str, Any] | None:
+        if not rows:
+            return None
+        name = part_name(group, index)
+        done = self._target.read(f"{_TALLIES}/{name}.json")
+        if done is not None:
+            return {"tally": json.loads(done), "resumed": True}
+        piece, tally = self._labeller.label(pickle.loads(rows))  # noqa: S301 (our own bytes)
+        part = io.BytesIO()
+        merge_pieces([piece], part, "parquet", self._schema)
+        self._target.write(f"{name}.parquet", part.getvalue())
+        self._target.write(f"{_TALLIES}/{name}.json", json.dumps(tally.to_json()).encode())
+        return {"tally": tally.to_json(), "resumed": False}
+
+
+def part_name(group: int, index: int) -> str:
+    """Name of a piece: sorted by it, pieces are in the input's order."""
+    return f"part-{group:06d}-{index:06d}"
+
+
+class Target:
+    """The folder that every node writes into: on a shared disk, or at an fsspec URL.
+
+    Attributes:
+        url: as given.
+        shared_url: the same for processes that run elsewhere.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{url}: cannot be used ({error})") from error
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        self._local = "file" in protocols
+        self.shared_url = str(self._fs.unstrip_protocol(self._root))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file that appears whole."""
+        path = f"{self._root}/{name}"
+        if self._local:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(path), data)
+        else:
+            self._fs.pipe_file(path, data)
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; None where there is none."""
+        try:
+            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> list[str]:
+        """Names in the folder."""
+        self._fs.invalidate_cache()
+        try:
+            return sorted(path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
+        except FileNotFoundError:
+            return []
+
+    def parts(self) -> set[tuple[int, int]]:
+        """The pieces that are there, by group and chunk."""
+        found = (name.removesuffix(".parquet").split("-") for name in self.names() if name.endswith(".parquet"))
+        return {(int(parts[1]), int(parts[2])) for parts in found if len(parts) == 3}
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the run in this folder is about; None where there is none."""
+        found = self.read(_MANIFEST)
+        return None if found is None else dict(json.loads(found))
+
+    def discard(self, name: str) -> None:
+        """Deletes a folder in it."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingExtra("--engine ray needs Ray; pip install 'request-complexity-classifier[ray]'") from None
+    return ray

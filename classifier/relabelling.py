@@ -1,0 +1,154 @@
+"""Applies another policy of the same bundle to a labelled output, from its stored probabilities: no model runs.
+
+Tier and reason of every row are decided anew, as the service would; everything else stays as it is. The file is
+replaced whole or not at all, and its manifest says the new policy.
+
+Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from classifier.errors import InputError, SettingsError
+from classifier.labelled import Labelled, csv_lines, json_text, manifest_path, open_labelled, with_facts
+from classifier.labelling import Tally
+from classifier.pieces import as_json, fsync_folder, no_space, read_manifest, write_atomically
+from classifier.policy import Policy, decide
+from classifier.readers import pyarrow
+
+Decide = Callable[[list[float], str | None], tuple[str, str]]
+
+
+def relabel(
+    path: str | Path, policy: Policy, facts: Mapping[str, str], output: str | Path | None = None
+) -> Counter[str]:
+    """Writes the labelled file anew under `policy`; returns how many rows have which tier.
+
+    Args:
+        path: a labelled .parquet, .jsonl or .csv file.
+        policy: of the bundle that labelled it.
+        facts: of that bundle and policy, as `Identity.facts` has them.
+        output: where to; None means in place.
+
+    Raises:
+        InputError: it is no labelled file, or the output is there.
+        SettingsError: another bundle labelled it, or the policy needs what is not in the file.
+    """
+    path, output = Path(path), Path(output or path)
+    labelled = open_labelled(path)
+    _check(labelled, policy, facts, path, output)
+    before = _metadata(labelled, facts)
+    tiers: Counter[str] = Counter()
+    staged = output.with_name(f".{output.name}-{os.getpid()}")
+    with no_space(str(output)):
+        try:
+            with staged.open("wb") as file:
+                _WRITERS[labelled.kind](path, file, _decider(policy, tiers), policy.group_by, before)
+                file.flush()
+                os.fsync(file.fileno())
+            staged.replace(output)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        fsync_folder(output.parent)
+        manifest = read_manifest(manifest_path(path))
+        if manifest is not None:
+            tally = Tally.from_json(manifest["complete"])
+            tally.tiers = tiers
+            changed = {**manifest, "facts": before, "complete": tally.to_json()}
+            write_atomically(manifest_path(output), as_json(changed))
+    return tiers
+
+
+def _check(labelled: Labelled, policy: Policy, facts: Mapping[str, str], path: Path, output: Path) -> None:
+    for name in ("bundle_version", "calibration_revision"):
+        found, wanted = labelled.facts.get(name), facts[f"classifier_{name}"]
+        if found != wanted:
+            raise SettingsError(
+                f"{path}: was labelled by {name.replace('_', ' ')} {found}, and the policy belongs to {wanted}; "
+                "thresholds mean nothing elsewhere: give that bundle with --bundle, or label again"
+            )
+    if policy.group_by and policy.group_by not in labelled.names:
+        raise SettingsError(
+            f"policy: {policy.name} groups by {policy.group_by}, which is no column of {path}; label again instead"
+        )
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; relabel its files one by one")
+    if output != path and (output.exists() or output.suffix != path.suffix):
+        raise InputError(f"{output}: exists already, or is of another kind than {path.name}; choose another name")
+
+
+def _metadata(labelled: Labelled, facts: Mapping[str, str]) -> dict[str, str]:
+    """The file's facts with the new policy in them."""
+    changed = {f"classifier_{name}": value for name, value in labelled.facts.items()}
+    return changed | {name: facts[name] for name in ("classifier_policy", "classifier_policy_definition")}
+
+
+def _decider(policy: Policy, tiers: Counter[str]) -> Decide:
+    def again(probabilities: list[float], group: str | None) -> tuple[str, str]:
+        choice = decide(probabilities, policy, group=group)
+        tiers[choice.tier.label] += 1
+        return choice.tier.label, choice.reason.name.lower()
+
+    return again
+
+
+def _decided(row: Mapping[str, Any], again: Decide, group_by: str) -> dict[str, Any]:
+    """Tier and reason of a row that has probabilities; nothing for a bad one."""
+    probabilities = row.get("classifier_probabilities")
+    if not probabilities:
+        return {}
+    if isinstance(probabilities, str):
+        probabilities = json.loads(probabilities)
+    group = row.get(group_by) if group_by else None
+    tier, reason = again(probabilities, None if group is None else str(group))
+    return {"classifier_tier": tier, "classifier_reason": reason}
+
+
+def _write_parquet(path: Path, file: IO[bytes], again: Decide, group_by: str, facts: Mapping[str, str]) -> None:
+    pa, pq = pyarrow()
+    with pq.ParquetFile(path, pre_buffer=False) as source:
+        schema = with_facts(source.schema_arrow, facts)
+        wanted = ["classifier_probabilities", *([group_by] if group_by else [])]
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for i in range(source.num_row_groups):
+                table = source.read_row_group(i, use_threads=False)
+                found = [_decided(row, again, group_by) for row in table.select(wanted).to_pylist()]
+                for name in ("classifier_tier", "classifier_reason"):
+                    values = pa.array([row.get(name) for row in found], pa.string())
+                    table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+                writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+
+
+def _write_lines(path: Path, file: IO[bytes], again: Decide, group_by: str, facts: Mapping[str, str]) -> None:
+    del facts  # in the manifest
+    with path.open("rb") as source:
+        for line in source:
+            row = json.loads(line)
+            file.write(json_text({**row, **_decided(row, again, group_by)}).encode() + b"\n")
+
+
+def _write_csv(path: Path, file: IO[bytes], again: Decide, group_by: str, facts: Mapping[str, str]) -> None:
+    del facts  # in the manifest
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8", newline="") as source:
+        reader = csv.reader(source)
+        names = next(reader)
+        file.write(csv_lines([names]))
+        for fields in reader:
+            row = dict(zip(names, fields, strict=True))
+            file.write(csv_lines([list({**row, **_decided(row, again, group_by)}.values())]))
+
+
+_WRITERS: Mapping[str, Callable[[Path, IO[bytes], Decide, str, Mapping[str, str]], None]] = {
+    "parquet": _write_parquet,
+    "jsonl": _write_lines,
+    "csv": _write_csv,
+}

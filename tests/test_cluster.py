@@ -1,0 +1,183 @@
+"""Labelling on a real Ray cluster on this machine: the rows of a local run, also when a node is killed in the middle.
+
+Needs Ray, whose pins want an environment of their own: `make test-ray`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed here; `make test-ray` runs these")
+
+import ray
+from ray.cluster_utils import Cluster
+
+from classifier.answering import EngineMaker
+from classifier.bulk import Options, label
+from classifier.bundle import SHIPPED
+from classifier.cluster import label_on_ray, unpack_bundle
+from classifier.errors import InputError, SettingsError
+from classifier.labelled import open_labelled
+from classifier.readers import Selection
+from tests.bulk_support import prompts, write_lines
+
+DATA = Path(__file__).parents[1] / "data"
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    """What the nodes' processes need, and no reports to anybody."""
+    root = str(Path(__file__).parents[1])
+    before = dict(os.environ)
+    os.environ |= {"PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def two_nodes():
+    """A cluster of two nodes with a core each; yields it and the node that may be killed."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    cluster.wait_for_nodes()
+    yield cluster, second
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def write_logs(folder: Path, files: int, rows: int) -> Path:
+    """So many files of so many rows, some of them bad."""
+    folder.mkdir()
+    for i in range(files):
+        lines = [{"prompt": f"{text} of file {i}", "n": i} for text in prompts(rows)]
+        lines[rows // 2] = b"{broken"
+        write_lines(folder / f"{i:03}.jsonl", lines)
+    return folder
+
+
+def test_a_node_that_is_killed_costs_no_row(two_nodes, tiny_bundle_path, tmp_path):
+    """With one of two nodes killed mid-run no row comes twice, none is missing, and all are those of one machine."""
+    cluster, second = two_nodes
+    logs = write_logs(tmp_path / "logs", 24, 2500)
+    nodes, chunks = set(), []
+
+    def told(progress):
+        chunks.append(progress.tally.rows)
+        nodes.update(labelling_nodes())
+        if len(nodes) == 2 and len(chunks) > 5 and second in cluster.worker_nodes:
+            cluster.remove_node(second, allow_graceful=False)
+
+    progress = label_on_ray([str(logs)], str(tmp_path / "out"), tiny_bundle_path, Options(), told=told)
+    assert len(nodes) == 2, "both nodes took part"
+    assert second not in cluster.worker_nodes, "one was killed in the middle"
+    assert len(chunks) == 60, "each chunk of 1,000 rows is told of once"
+    label([str(logs)], str(tmp_path / "local.parquet"), EngineMaker(tiny_bundle_path), Options(processes=1))
+    wanted = list(open_labelled(tmp_path / "local.parquet").rows())
+    assert list(open_labelled(tmp_path / "out").rows()) == wanted
+    assert (progress.tally.rows, progress.tally.bad) == (len(wanted), 24)
+    keys = {(row["classifier_file"], row["classifier_row"]) for row in wanted}
+    assert len(keys) == len(wanted) == 24 * 2500
+
+
+def labelling_nodes() -> set[str]:
+    """The nodes on which an actor is alive."""
+    from ray._private.state import actors  # its public twin needs the dashboard
+
+    return {
+        a["Address"]["NodeID"]
+        for a in actors().values()
+        if a["State"] == "ALIVE" and "Labelling" in a["ActorClassName"]
+    }
+
+
+def test_answers_are_those_of_one_machine(two_nodes, tmp_path):
+    """2,000 requests of the corpus get the same probabilities and tiers, bit for bit, from Ray as from files."""
+    del two_nodes
+    inputs = []
+    for name in ("everyday", "languages", "professional", "software"):
+        lines = (DATA / f"{name}.jsonl").read_bytes().splitlines()[:500]
+        inputs.append(str(write_lines(tmp_path / f"{name}.jsonl", lines)))
+    label_on_ray(inputs, str(tmp_path / "out"), SHIPPED)
+    label(inputs, str(tmp_path / "local.parquet"), EngineMaker(SHIPPED), Options(processes=1))
+    ray_rows, rows = (
+        list(open_labelled(tmp_path / "out").rows()),
+        list(open_labelled(tmp_path / "local.parquet").rows()),
+    )
+    assert ray_rows == rows
+    assert len(rows) == 2000
+    assert open_labelled(tmp_path / "out").facts == open_labelled(tmp_path / "local.parquet").facts
+
+
+def test_a_stopped_run_goes_on_and_another_one_is_refused(two_nodes, tiny_bundle_path, tmp_path):
+    """A run that was stopped labels what is missing; a run that is about something else is refused."""
+    del two_nodes
+    logs = write_logs(tmp_path / "logs", 3, 2500)
+
+    def stop(progress):
+        if progress.tally.rows > 3000:
+            raise KeyboardInterrupt
+
+    out = str(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        label_on_ray([str(logs)], out, tiny_bundle_path, Options(), told=stop)
+    with pytest.raises(InputError, match="share"):
+        label_on_ray([str(logs)], out, tiny_bundle_path, Options(selection=Selection(0.5)))
+    progress = label_on_ray([str(logs)], out, tiny_bundle_path, Options())
+    assert progress.resumed_rows > 3000
+    assert progress.tally.rows == 7500
+    assert label_on_ray([str(logs)], out, tiny_bundle_path, Options()).resumed_rows == 7500
+    label([str(logs)], str(tmp_path / "local.parquet"), EngineMaker(tiny_bundle_path), Options(processes=1))
+    assert list(open_labelled(out).rows()) == list(open_labelled(tmp_path / "local.parquet").rows())
+
+
+def test_the_command_labels_tables_on_a_cluster_of_its_own(tiny_bundle_path, tmp_path):
+    """`--engine ray` without an address starts Ray on this machine, reads Parquet, and prints the summary."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": prompts(1500)}), tmp_path / "in.parquet")
+    arguments = ["label", str(tmp_path / "in.parquet"), "-o", str(tmp_path / "out"), "--engine", "ray", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "classifier", *arguments, "--bundle", str(tiny_bundle_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 1500
+    assert [row["prompt"] for row in open_labelled(tmp_path / "out").rows(["prompt"])] == prompts(1500)
+
+
+def test_what_a_cluster_cannot_do_is_said(tmp_path, tiny_bundle_path):
+    """Standard input and a limit are refused with what to use instead."""
+    for inputs, options in ((["-"], Options()), ([str(tmp_path)], Options(selection=Selection(limit=5)))):
+        with pytest.raises(SettingsError, match="--engine local"):
+            label_on_ray(inputs, str(tmp_path / "out"), tiny_bundle_path, options)
+
+
+def test_a_node_unpacks_a_bundle_once_and_a_damaged_one_anew(tiny_bundle_path, tmp_path, monkeypatch):
+    """The bundle's folder is made once on a node; one that was damaged there is not used."""
+    import tempfile
+
+    from classifier.bundle import read_bundle
+    from classifier.cluster import bundle_files
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = bundle_files(tiny_bundle_path)
+    folder = unpack_bundle(files)
+    assert unpack_bundle(files) == folder
+    (folder / "model.onnx").write_bytes(b"damaged")
+    assert read_bundle(unpack_bundle(files)).version == read_bundle(tiny_bundle_path).version
+    shutil.rmtree(folder)
+    assert unpack_bundle(files) == folder

@@ -1,0 +1,394 @@
+"""Logs of every format → requests: what is read of each, and what is said of what is broken."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from classifier import readers
+from classifier.bulk import Options, label
+from classifier.errors import InputError, InvalidRequest
+from classifier.labelled import open_labelled
+from classifier.lines import MAX_ROW_BYTES
+from classifier.payloads import FORMATS, request_of_row
+from classifier.readers import read_chunks
+from classifier.sources import find_sources
+from classifier.types import Request
+from tests.bulk_support import FakeMaker, prompts, write_lines
+
+LOGS = Path(__file__).parent / "logs"
+CALL = '{"call":"get_weather","args":{"city":"Oslo"}}'
+ONE = Options(processes=1)
+
+
+def rows_of(name, row_format="auto"):
+    """The parsed rows of a fixture, an OTLP export's spans one by one."""
+    [source] = find_sources([str(LOGS / name)])
+    payloads = [row.payload for chunk in read_chunks([source], row_format=row_format) for row in chunk.rows]
+    return [json.loads(payload) if isinstance(payload, bytes) else payload for payload in payloads]
+
+
+def told(request: Request):
+    """What a request holds, to compare: roles with contents, tools, attachments."""
+    return [(m.role, m.content) for m in request.messages], request.tools, request.attachments
+
+
+READ = {
+    "openai_chat.jsonl": [
+        ([("developer", "You are a helpful assistant."), ("user", "Hello!")], (), 0),
+        ([("user", "What's in these images?")], (), 3),
+        (
+            [
+                ("user", "What is the weather in Oslo?"),
+                ("assistant", CALL),
+                ("tool", "4 degrees, rain"),
+                ("user", "And tomorrow?"),
+            ],
+            ("get_weather",),
+            0,
+        ),
+    ],
+    "openai_batch.jsonl": [
+        ([("system", "You are terse."), ("user", "Name three rivers.")], (), 0),
+        (
+            [
+                ("system", "Answer in French."),
+                ("user", "Describe this."),
+                ("assistant", '{"call":"lookup","args":{"q":"seine"}}'),
+                ("tool", "a river"),
+            ],
+            ("lookup", "web_search"),
+            1,
+        ),
+        ([("user", "Tell me a story.")], (), 0),
+    ],
+    "anthropic.jsonl": [
+        ([("system", "You review code."), ("user", "Is this function safe?")], (), 0),
+        ([("system", "Be brief."), ("user", "Compare the two.")], (), 2),
+        (
+            [
+                ("system", "You are an agent."),
+                ("user", "Find the failing test."),
+                ("assistant", 'I will look.\n{"call":"bash","args":{"command":"pytest -x"}}'),
+                ("tool", "1 failed"),
+                ("user", "Now fix it."),
+                ("assistant", '{"call":"bash","args":{"command":"git diff"}}'),
+                ("tool", "no changes"),
+            ],
+            ("bash", "web_search"),
+            0,
+        ),
+    ],
+    "anthropic_batch.jsonl": [
+        ([("user", "Hello, world")], (), 0),
+        ([("system", "Be kind."), ("user", "Hi again,\nfriend")], (), 0),
+    ],
+    "litellm.jsonl": [
+        ([("system", "Be brief."), ("user", "Weather in Oslo?")], ("get_weather",), 0),
+        ([("user", "Once upon a time")], (), 0),
+        ([("user", "What is this?")], (), 1),
+        ([("user", "From the spend log")], (), 0),
+    ],
+    "otel_collector.jsonl": [
+        (
+            [
+                ("system", "You are a weather bot."),
+                ("user", "Weather in Paris?"),
+                ("assistant", '{"call":"get_weather","args":{"location":"Paris"}}'),
+                ("tool", "rainy, 57°F"),
+            ],
+            ("get_weather",),
+            1,
+        ),
+        ([("system", "Be brief."), ("user", "Name a river.")], (), 0),
+        (
+            [
+                ("system", "You sort mail."),
+                ("user", "Is this spam?"),
+                ("assistant", '{"call":"open","args":{"id":1}}'),
+                ("user", "And this?"),
+            ],
+            ("open",),
+            0,
+        ),
+    ],
+    "otel_console.jsonl": [([("user", "Hello there")], (), 0)],
+    "corpus.jsonl": [
+        ([("user", "What is the capital of Australia?")], (), 0),
+        (
+            [
+                ("user", "turn on the lamp"),
+                ("assistant", '{"call":"set_light","args":{}}'),
+                ("user", "all of them"),
+            ],
+            ("set_light",),
+            1,
+        ),
+    ],
+}
+NAMED = {"openai": "openai", "anthropic": "anthropic", "litellm": "litellm", "otel": "otel", "corpus": "corpus"}
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("how", ["recognised", "named"])
+def test_each_format_is_read_as_its_api_means_it(name, how):
+    """Parts become text, images are counted, calls and results become messages, whether recognised or named."""
+    row_format = "auto" if how == "recognised" else NAMED[name.split("_")[0].split(".")[0]]
+    assert [told(request_of_row(row, row_format)) for row in rows_of(name, row_format)] == READ[name]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_table_holds_the_same_requests(name, tmp_path):
+    """Objects that stand as their JSON text, as in CSV files and tables, are read as well."""
+    rows = [{k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()} for row in rows_of(name)]
+    assert [told(request_of_row(row)) for row in rows] == READ[name]
+
+
+BROKEN = {
+    "openai_chat_broken.jsonl": [
+        "messages: is not there",
+        "no message with role 'user'",
+        "messages[1].role",
+        "messages[0].content",
+        "NUL byte",
+    ],
+    "openai_batch_broken.jsonl": [
+        "body: is a text, and not of JSON",
+        "messages: is not there",
+        "is not JSON (Unterminated string",
+    ],
+    "anthropic_broken.jsonl": [
+        "messages[0].content[0]",
+        "no message with role 'user'",
+        "params: is not an object",
+    ],
+    "litellm_broken.jsonl": ["redacted by LiteLLM", "call_type: is 'aembedding'", "messages: is not there"],
+    "otel_broken.jsonl": [
+        "has no content; let the application record it",
+        "gen_ai.input.messages: is not a list",
+        "gen_ai.input.messages[0]",
+        "is not JSON",
+    ],
+    "corpus_broken.jsonl": [
+        "messages[0].content: is not a text",
+        "messages[0].content: is not a text",
+        "attachments: is negative",
+        "tools: is not a list",
+    ],
+    "prompts_broken.csv": [
+        "has 1 fields, the header has 2",
+        "is not UTF-8",
+        "has 4 fields, the header has 2",
+        "",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_each_broken_row_is_kept_with_what_is_wrong(name, tmp_path):
+    """Every broken row of every format is in the output, in its place, with an error that names the field."""
+    row_format = "corpus" if name.startswith("corpus") else "auto"
+    options = Options(row_format=row_format, text_field="question" if name.endswith("csv") else "prompt", processes=1)
+    label([str(LOGS / name)], str(tmp_path / "out.parquet"), FakeMaker(), options)
+    errors = [row["classifier_error"] or "" for row in open_labelled(tmp_path / "out.parquet").rows()]
+    assert len(errors) == len(BROKEN[name])
+    for found, wanted in zip(errors, BROKEN[name], strict=True):
+        assert wanted in found
+        assert "secret" not in found
+
+
+def test_a_named_format_takes_nothing_else():
+    """A row of another format than the named one is a bad row."""
+    for row_format in FORMATS[1:]:
+        if row_format in ("prompt", "corpus"):
+            continue
+        with pytest.raises(InvalidRequest):
+            request_of_row({"prompt": "hi"}, row_format)
+
+
+@pytest.mark.parametrize("pack", ["plain", "gz", "zst", "zst-frames", "bom"])
+def test_compressed_files_are_read_as_plain_ones(pack, tmp_path):
+    """Packed by gzip or Zstandard, in one frame or several, or marked as UTF-8: the same rows; names do not matter."""
+    lines = [json.dumps({"prompt": text}).encode() + b"\n" for text in prompts(10)]
+    data = b"".join(lines)
+    one = zstandard.ZstdCompressor().compress
+    packed = {
+        "plain": data,
+        "gz": gzip.compress(data[:100]) + gzip.compress(data[100:]),
+        "zst": one(data),
+        "zst-frames": one(data[:100]) + one(data[100:]),
+        "bom": b"\xef\xbb\xbf" + data,
+    }[pack]
+    (tmp_path / "log.jsonl").write_bytes(packed)
+    [chunk] = read_chunks(find_sources([str(tmp_path)]))
+    assert [row.payload for row in chunk.rows] == lines
+    assert [row.number for row in chunk.rows] == list(range(1, 11))
+
+
+def test_inputs_are_files_folders_globs_and_urls(tmp_path):
+    """A folder is read below, in order, without hidden and other files; a glob and a URL name the same."""
+    (tmp_path / "b").mkdir()
+    names = ["a.jsonl", "b/c.csv", "b/d.jsonl.gz", ".hidden.jsonl", "_temporary.jsonl", "README.md"]
+    for name in names:
+        (tmp_path / name).write_text("{}\n")
+    found = [Path(s.name).relative_to(tmp_path).as_posix() for s in find_sources([str(tmp_path)])]
+    assert found == names[:3]
+    assert len(find_sources([str(tmp_path / "**" / "*.jsonl*")])) == 3
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/logs/a.jsonl", b'{"prompt": "hi"}\n')
+    remote.pipe("/logs/b.jsonl", b'{"prompt": "ho"}\n')
+    for url in ("memory://logs", "memory://logs/*.jsonl"):
+        [chunk] = read_chunks(find_sources([url]))
+        assert [json.loads(row.payload)["prompt"] for row in chunk.rows] == ["hi", "ho"]
+    with pytest.raises(InputError, match="named twice"):
+        find_sources([str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl")])
+
+
+def test_one_spans_line_is_many_rows(tmp_path):
+    """An OTLP export's line becomes a row for each span that is a request, and numbers still grow."""
+    data = (LOGS / "otel_collector.jsonl").read_bytes()
+    (tmp_path / "spans.jsonl").write_bytes(data + b'{"prompt": "hi"}\n')
+    label([str(tmp_path / "spans.jsonl")], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    rows = list(open_labelled(tmp_path / "out.parquet").rows())
+    assert [row["classifier_row"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["attributes"]["gen_ai.usage.input_tokens"] == 97
+    assert rows[0]["resource"] == {"service.name": "shop", "telemetry.sdk.language": "python"}
+    assert [row["classifier_error"] for row in rows] == [None] * 4
+
+
+# --- what is damaged
+
+
+def outcome(path, tmp_path, **options):
+    """(errors, tally) of labelling one file."""
+    out = tmp_path / f"{path.name}.jsonl"
+    tally = label([str(path)], str(out), FakeMaker(), Options(processes=1, **options)).tally
+    return [row["classifier_error"] for row in open_labelled(out).rows()], tally
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.csv", "blank.jsonl", "empty.jsonl.gz"])
+def test_an_empty_file_is_an_empty_output(name, tmp_path):
+    """An empty file, or one of blank lines, makes an output without rows, and no error."""
+    data = b"\n \n" if name.startswith("blank") else b""
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    label([str(tmp_path / name)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("pack", ["gz", "zst", "parquet", "parquet-footer"])
+def test_the_rest_of_a_file_that_breaks_off_is_one_bad_row(pack, tmp_path):
+    """What comes before the damage is labelled; the rest is one bad row that says so."""
+    rows = [{"prompt": f"{text} {os.urandom(30).hex()}"} for text in prompts(5000)]
+    path = tmp_path / f"log.{pack.split('-')[0]}"
+    if pack.startswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1000)
+        data = path.read_bytes()
+        path.write_bytes(data[:-40] if pack.endswith("footer") else data[:90_000] + bytes(20_000) + data[110_000:])
+    else:
+        path = path.with_name(f"log.jsonl.{pack}")
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        packed = gzip.compress(data) if pack == "gz" else zstandard.ZstdCompressor().compress(data)
+        path.write_bytes(packed[: len(packed) // 2])
+    errors, tally = outcome(path, tmp_path)
+    assert errors[-1].startswith("the rest of the file cannot be read")
+    assert all(error is None for error in errors[:-2])
+    assert tally.rows == len(errors)
+    assert pack == "parquet-footer" or tally.rows > 500
+
+
+def test_utf_16_and_json_of_many_lines_say_what_to_do(tmp_path):
+    """A file that is no JSON lines says so on its first row, with the command that makes it so."""
+    (tmp_path / "a.jsonl").write_bytes('{"prompt": "hi"}\n'.encode("utf-16"))
+    assert "iconv" in outcome(tmp_path / "a.jsonl", tmp_path)[0][0]
+    (tmp_path / "b.json").write_text(json.dumps([{"prompt": "hi"}], indent=1))
+    assert "jq -c" in outcome(tmp_path / "b.json", tmp_path)[0][0]
+
+
+def test_mixed_encodings_cost_their_rows_only(tmp_path):
+    """A row in another encoding is kept, readable, and counted; its neighbours are labelled."""
+    rows = [b'{"prompt": "hi"}', '{"prompt": "café"}'.encode("latin-1"), '{"prompt": "привет"}'.encode()]
+    errors, _ = outcome(write_lines(tmp_path / "a.jsonl", rows), tmp_path)
+    assert errors == [None, "is not UTF-8 (byte 15)", None]
+    assert list(open_labelled(tmp_path / "a.jsonl.jsonl").rows())[1]["classifier_extra"] == {
+        "line": '{"prompt": "caf\\xe9"}'
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b"[" * 100_000, "is nested too deeply"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "is not JSON (a number is too long)"),
+        (b'{"prompt": 7}', "prompt: is not a text"),
+        (b'"text"', "is JSON, but no object"),
+        (b'{"messages": [[["deep"]]]}', "messages[0]: is not an object"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": [1]}}]}]}', None),
+        (b"\x00\x01\x02", "is not JSON"),
+    ],
+    ids=["deep", "long-number", "number", "text", "nested", "nested-text", "bytes"],
+)
+def test_hostile_lines_are_bad_rows(line, error, tmp_path):
+    """Nesting, huge numbers and bytes end as a row with an error, and the next line is read."""
+    errors, tally = outcome(write_lines(tmp_path / "a.jsonl", [line, b'{"prompt": "hi"}']), tmp_path)
+    assert (errors[0] or "").startswith(error or "")
+    assert (errors[0] is None) == (error is None)
+    assert errors[1] is None
+    assert tally.rows == 2
+
+
+class Endless(io.RawIOBase):
+    """A line of so many bytes, and then a small one, made as they are read."""
+
+    def __init__(self, size):
+        self.left, self.tail = size, b'\n{"prompt": "hi"}\n'
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if self.left:
+            n = min(self.left, len(buffer))
+            buffer[:n] = b"x" * n
+            self.left -= n
+            return n
+        n = min(len(self.tail), len(buffer))
+        buffer[:n], self.tail = self.tail[:n], self.tail[n:]
+        return n
+
+
+def test_a_line_of_200_mb_is_passed_over(monkeypatch):
+    """A line over the limit is one bad row, is never held, and the next one is read."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr(readers, "_opened", lambda _: io.BufferedReader(Endless(200 * 2**20)))
+    long, short = readers.read_rows(readers.Source("big.jsonl"))
+    assert long.error == "is 200 MiB long, the limit is 16; only its head is kept"
+    assert long.payload == b"x" * 1000
+    assert json.loads(short.payload) == {"prompt": "hi"}
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 5 * MAX_ROW_BYTES
+
+
+def test_random_bytes_are_bad_rows_whatever_the_name(tmp_path):
+    """A file of random bytes ends as bad rows, one at least, under every name that we read."""
+    code = """
+import os, sys
+from classifier.bulk import Options, label
+from tests.bulk_support import FakeMaker
+for i, name in enumerate(["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.log"]):
+    path = os.path.join(sys.argv[1], f"{i}-{name}")
+    open(path, "wb").write(os.urandom(200_000))
+    tally = label([path], path + ".out.parquet", FakeMaker(), Options(processes=1)).tally
+    assert tally.bad == tally.rows > 0, name
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=100)

@@ -1,0 +1,76 @@
+"""Another policy for rows that are labelled: as if they had been labelled with it, without the model."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from classifier import cli
+from classifier.answering import EngineMaker, identity_of
+from classifier.bulk import Options, label
+from classifier.bundle import read_bundle
+from classifier.errors import InputError, SettingsError
+from classifier.labelled import manifest_path, open_labelled
+from classifier.relabelling import relabel
+from tests.bulk_support import prompts, write_lines
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def labelled(tiny_bundle_path, tmp_path_factory):
+    """One log, labelled under each of two policies into each kind of file."""
+    folder = tmp_path_factory.mktemp("labelled")
+    texts = ["the is a", *prompts(299)]  # the first is anybody's guess
+    log = write_lines(folder / "log.jsonl", [*({"prompt": text, "n": 0.5} for text in texts), b"{broken"])
+    for policy in ("economy", "quality"):
+        for kind in ("parquet", "jsonl", "csv"):
+            options = Options(policy=policy, processes=1)
+            label([str(log)], str(folder / f"{policy}.{kind}"), EngineMaker(tiny_bundle_path), options)
+    return folder
+
+
+def facts_of(bundle, policy):
+    return identity_of(bundle.version, bundle.calibration.revision, bundle.policies[policy]).facts()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_relabelled_is_labelled_with_the_other_policy(labelled, tiny_bundle_path, tmp_path, kind):
+    """Relabelled rows and facts equal those of a run with that policy, bad rows included."""
+    bundle = read_bundle(tiny_bundle_path)
+    for source in (labelled / f"economy.{kind}", manifest_path(labelled / f"economy.{kind}")):
+        shutil.copy(source, tmp_path)
+    tiers = relabel(tmp_path / f"economy.{kind}", bundle.policies["quality"], facts_of(bundle, "quality"))
+    found, wanted = open_labelled(tmp_path / f"economy.{kind}"), open_labelled(labelled / f"quality.{kind}")
+    rows = list(found.rows())
+    assert rows == list(wanted.rows())
+    assert rows[0] != next(open_labelled(labelled / f"economy.{kind}").rows())
+    assert found.facts == wanted.facts
+    assert sum(tiers.values()) == 300
+
+
+def test_the_same_file_comes_out_in_place_or_beside(labelled, tiny_bundle_path, tmp_path):
+    """With -o the labelled file stays as it is and the new one has its own manifest."""
+    shutil.copy(labelled / "economy.parquet", tmp_path)
+    before = (tmp_path / "economy.parquet").read_bytes()
+    arguments = ["relabel", str(tmp_path / "economy.parquet"), "--policy", "quality", "-o", str(tmp_path / "q.parquet")]
+    done = CliRunner().invoke(cli.command, [*arguments, "--bundle", str(tiny_bundle_path)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "300 rows under policy quality" in done.output
+    assert (tmp_path / "economy.parquet").read_bytes() == before
+    assert open_labelled(tmp_path / "q.parquet").facts["policy"] == "quality"
+
+
+def test_thresholds_of_another_bundle_are_refused(labelled, tmp_path):
+    """A policy belongs to the bundle that it was fitted on."""
+    other = tiny_bundle(tmp_path / "other", scale=5.0)
+    with pytest.raises(SettingsError, match="was labelled by bundle version"):
+        relabel(labelled / "economy.parquet", other.policies["quality"], facts_of(other, "quality"))
+
+
+def test_a_file_that_was_not_labelled_is_refused(labelled, tiny_bundle_path):
+    """What is no labelled file is named, with what makes one."""
+    bundle = read_bundle(tiny_bundle_path)
+    with pytest.raises(InputError, match="classifier label"):
+        relabel(labelled / "log.jsonl", bundle.policies["quality"], facts_of(bundle, "quality"))
