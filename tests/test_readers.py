@@ -318,11 +318,11 @@ def test_utf_16_and_json_of_many_lines_say_what_to_do(tmp_path):
 
 def test_mixed_encodings_cost_their_rows_only(tmp_path):
     """A row in another encoding is kept, readable, and counted; its neighbours are labelled."""
-    rows = [b'{"prompt": "hi"}', '{"prompt": "café"}'.encode("latin-1"), '{"prompt": "привет"}'.encode()]
+    rows = [b'{"prompt": "hi"}', '{"prompt": "señor"}'.encode("latin-1"), '{"prompt": "привет"}'.encode()]
     errors, _ = outcome(write_lines(tmp_path / "a.jsonl", rows), tmp_path)
-    assert errors == [None, "is not UTF-8 (byte 15)", None]
+    assert errors == [None, "is not UTF-8 (byte 14)", None]
     assert list(open_labelled(tmp_path / "a.jsonl.jsonl").rows())[1]["classifier_extra"] == {
-        "line": '{"prompt": "caf\\xe9"}'
+        "line": '{"prompt": "se\\xf1or"}'
     }
 
 
