@@ -84,6 +84,10 @@ proto: $(VENV)/.dev  ## regenerate classifier/v1 from proto/
 train: $(VENV)/.dev  ## corpus to bundle with the base recipe: make train EXTRA_CORPORA="a.jsonl.gz b.jsonl.gz"
 	$(TRAIN_ENV) $(BIN)/python -m training build --recipe base $(foreach path,$(EXTRA_CORPORA),--extra $(path)) $(ARGS)
 
+.PHONY: loop-demo
+loop-demo: $(VENV)/.dev  ## the feedback loop end to end: make loop-demo ARGS="--checkpoint runs/base/checkpoint --environment …"
+	$(TRAIN_ENV) $(BIN)/python docs/examples/loop/demo.py $(ARGS)
+
 bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 

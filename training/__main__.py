@@ -13,6 +13,7 @@ import click
 from classifier.errors import ClassifierError, GateNotMet
 from training.calibrate import command as calibrate
 from training.guarantee import command as guarantee
+from training.loop import loop_command, retrain_command
 
 
 class _Group(click.Group):
@@ -158,6 +159,8 @@ def evaluate(
 
 main.add_command(calibrate)
 main.add_command(guarantee)
+main.add_command(retrain_command)
+main.add_command(loop_command)
 
 if __name__ == "__main__":
     main(prog_name="python -m training")

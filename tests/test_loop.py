@@ -1,0 +1,162 @@
+"""The loop unattended: it rolls back, resumes, recalibrates on drift, retrains or waits, and outlives its errors."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+
+pytest.importorskip("scipy")
+
+import training.loop
+from classifier.drift import reference_distributions
+from classifier.errors import StoreUnavailable
+from classifier.policy import Guarantee, Policy
+from classifier.registry import Registry
+from tests.loop_support import fill_store
+from tests.tiny import tiny_bundle
+from training.loop import drift_alarms, run_loop, seconds, tick
+from training.retrain import Options
+from training.steps import Run, next_folder
+
+PROMISE = Guarantee(alpha=0.1, method="CONFORMAL_RISK_CONTROL", n=200, bound=0.1, feasible=True)
+
+
+@pytest.fixture
+def options(tmp_path) -> Options:
+    """A registry whose current bundle a round promoted, and no store yet."""
+    policies = (Policy("balanced", 0.7, guarantee=PROMISE),)
+    registry = Registry(tmp_path / "registry", clock=lambda: 500.0)
+    for i, scale in enumerate((6.0, 5.0)):
+        tiny_bundle(tmp_path / f"bundle-{i}", scale=scale, policies=policies)
+        registry.promote(registry.add(tmp_path / f"bundle-{i}"))
+    given = Options(
+        registry=str(tmp_path / "registry"),
+        feedback_url=f"sqlite:///{tmp_path}/feedback.db",
+        work=tmp_path / "work",
+        promote=True,
+    )
+    state = registry.state().aliases
+    receipt = {"decision": "promoted", "current": state["previous"], "candidate": state["current"], "until": 0.0}
+    Run(next_folder(given.work)).close(receipt)
+    return given
+
+
+def fill(options: Options, count: int, **fields) -> None:
+    fill_store(options.feedback_url, Registry(options.registry).fetch("current"), count, **fields)
+
+
+def test_promoted_bundle_that_breaks_its_promise_is_rolled_back(options):
+    """Failures beyond the promise bring the previous bundle back, with the reason in the registry's history."""
+    before = Registry(options.registry).state().aliases
+    fill(options, 300, audits=0.0, failing=0.5)
+    receipt = tick(options)
+    after = Registry(options.registry).state()
+    assert receipt["decision"] == "rolled back"
+    assert after.aliases["current"] == before["previous"]
+    assert "exceed the promise" in after.why
+    assert list(options.work.glob("rollback-*.json"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "promote"),
+    [({"failing": 0.0}, True), ({"audits": 1.0}, True), ({"failing": 0.5}, False)],
+    ids=["promise kept", "audits fail by design", "not allowed to"],
+)
+def test_bundle_that_keeps_its_promise_stays(options, fields, promote):
+    """No rollback where few fail, where what failed was an audit of the cheapest tier, or without --promote."""
+    before = Registry(options.registry).resolve("current")
+    fill(options, 300, **{"audits": 0.0, **fields})
+    assert tick(replace(options, promote=promote, min_outcomes=1000))["decision"] == "wait"
+    assert Registry(options.registry).resolve("current") == before
+
+
+def test_what_a_person_promoted_is_not_rolled_back(options, tmp_path):
+    """The loop watches its own promotions only."""
+    registry = Registry(options.registry, clock=lambda: 500.0)
+    tiny_bundle(tmp_path / "other", scale=4.0, policies=(Policy("balanced", 0.7, guarantee=PROMISE),))
+    registry.promote(registry.add(tmp_path / "other"))
+    fill(options, 300, audits=0.0, failing=0.5)
+    assert tick(replace(options, min_outcomes=1000))["decision"] == "wait"
+
+
+def calls_of_retrain(monkeypatch) -> list[dict]:
+    """What the loop asks of a round; it answers that it did something."""
+    calls: list[dict] = []
+
+    def retrain(options, **fields):
+        calls.append({"recalibrate_only": options.recalibrate_only, "why": fields.get("why", "")})
+        return {"decision": "candidate", "why": "test"}
+
+    monkeypatch.setattr(training.loop, "retrain", retrain)
+    return calls
+
+
+def with_reference(options: Options, tmp_path: Path, probabilities: list[list[float]]) -> Options:
+    """A current bundle whose reference says how its scores were distributed when it was calibrated."""
+    from training.export import revise
+
+    signals = [["[turns=1]"]] * len(probabilities)
+    registry = Registry(options.registry, clock=lambda: 500.0)
+    revise(registry.fetch("current"), tmp_path / "referenced",
+           reference=reference_distributions(probabilities, signals))  # fmt: skip
+    registry.promote(registry.add(tmp_path / "referenced"))
+    return options
+
+
+def test_drift_calls_for_recalibration(options, tmp_path, monkeypatch):
+    """Traffic that is not what the bundle was calibrated on leads to a recalibration, and the reason names it."""
+    pytest.importorskip("torch")
+    with_reference(options, tmp_path, [[0.97, 0.01, 0.01, 0.01]] * 300)
+    fill(options, 300, audits=0.0)
+    assert any("drifted" in alarm for alarm in drift_alarms(options))
+    calls = calls_of_retrain(monkeypatch)
+    tick(options)
+    assert calls[0]["recalibrate_only"]
+    assert calls[0]["why"].startswith("drift: ")
+
+
+def test_cut_off_round_goes_first(options, monkeypatch):
+    """A round that has no receipt is gone on with before anything new is begun."""
+    fill(options, 5)
+    (options.work / "000002").mkdir()
+    calls = calls_of_retrain(monkeypatch)
+    tick(options)
+    assert calls == [{"recalibrate_only": False, "why": ""}]
+
+
+def test_loop_outlives_its_errors_and_ends_when_told(options, monkeypatch):
+    """A failing look is said and tried again; setting the event ends the loop."""
+    answers = [StoreUnavailable("the store is gone"), RuntimeError("a bug"), {"decision": "wait", "why": "later"}]
+    stop, said, told = threading.Event(), [], []
+
+    def once(*_args, **_fields):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        stop.set()
+        return answer
+
+    monkeypatch.setattr(training.loop, "tick", once)
+    run_loop(options, 0.001, stop=stop, say=said.append, tell=told.append)
+    assert told == [{"decision": "wait", "why": "later"}]
+    assert said == [
+        "this round failed and goes on next time: the store is gone",
+        "this round failed and goes on next time: RuntimeError: a bug",
+    ]
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("90s", 90.0), ("15m", 900.0), ("1h", 3600.0), ("0.5d", 43_200.0)])
+def test_durations(text, wanted):
+    """A pause is a number with s, m, h or d."""
+    assert seconds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "1", "h", "-1h", "0s", "1 week"])
+def test_no_duration(text):
+    """Anything else is refused with examples."""
+    with pytest.raises(click.BadParameter, match="90s, 15m, 1h or 1d"):
+        seconds(text)

@@ -1,0 +1,241 @@
+"""A round of the loop: from a feedback store to a candidate, judged and promoted, whatever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from classifier.bundle import read_bundle
+from classifier.engine import Engine
+from classifier.errors import BundleNotFound, Busy, InputError
+from classifier.registry import Registry
+from tests.loop_support import Crash, crash_at, fill_store, write_words
+from training.build import load_data, load_recipe, train
+from training.calibrate import calibrate
+from training.calibration_set import TRAINING_ROWS, pack_rows
+from training.corpus import write_corpus
+from training.export import assemble, choose_golden, export
+from training.retrain import Options, Round, lock_path, retrain
+from training.steps import only_one, unfinished
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+
+NOW = 2000.0
+STEPS = (
+    "snapshot", "recalibrate", "judge-recalibrated", "train", "calibrate-trained", "judge-retrained", "register",
+    "promote",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder with a corpus, a bundle that promises something, its checkpoint in a registry, and a feedback store."""
+    folder = tmp_path_factory.mktemp("loop")
+    words = write_words(folder / "data")
+    data = load_data([], [], own=words)
+    model, fast = train(load_recipe("tiny"), folder / "run", data, say=lambda _: None)
+    export(model, fast, folder / "export", max_tokens=64, check=data.dev[:20], int8_agreement=0.0)
+    facts = {"recipe": {"int8_agreement": 0.0}, "seed": 0, TRAINING_ROWS: pack_rows(r.sha256 for r in data.train)}
+    golden = choose_golden(data.golden)
+    assemble(folder / "export", folder / "raw", golden=golden, reference={"n": 0}, card="# tiny\n", facts=facts)
+    write_corpus(folder / "held.jsonl", data.calibration)
+    calibrate(folder / "raw", [folder / "held.jsonl"], folder / "bundle", policies={"balanced": 0.4}, epsilon=0.1)
+    registry = Registry(folder / "registry")
+    registry.promote(registry.add(folder / "bundle", checkpoint=folder / "run" / "checkpoint"))
+    fill_store(f"sqlite:///{folder}/feedback.db", folder / "bundle", 400, audits=0.6)
+    return folder
+
+
+@pytest.fixture
+def options(base, tmp_path) -> Options:
+    """A round on a copy of the registry and the store."""
+    shutil.copytree(base / "registry", tmp_path / "registry")
+    shutil.copyfile(base / "feedback.db", tmp_path / "feedback.db")
+    return Options(
+        registry=str(tmp_path / "registry"),
+        feedback_url=f"sqlite:///{tmp_path}/feedback.db",
+        work=tmp_path / "work",
+        min_outcomes=100,
+        held_out=0.5,
+        data=(str(base / "data"),),
+        promote=True,
+    )
+
+
+def judge(_round, _out, name):
+    """A gate that refuses what is recalibrated and accepts what is retrained."""
+    return {"accepted": name == "calibrate-trained", "repairs": False, "why": f"said of {name}"}
+
+
+def refuse(_round, _out, _name):
+    """A gate that refuses everything."""
+    return {"accepted": False, "repairs": False, "why": "no better"}
+
+
+def go(options: Options, **fields):
+    return retrain(options, clock=lambda: NOW, **fields)
+
+
+@pytest.fixture(scope="module")
+def done(base, tmp_path_factory) -> Path:
+    """A whole round: its work folder, its receipt, the registry, and the registry as it was before."""
+    folder = tmp_path_factory.mktemp("done")
+    shutil.copytree(base / "registry", folder / "registry")
+    shutil.copytree(base / "registry", folder / "before")
+    given = Options(
+        registry=str(folder / "registry"), feedback_url=f"sqlite:///{base}/feedback.db", work=folder / "work",
+        min_outcomes=100, held_out=0.5, data=(str(base / "data"),), promote=True,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Round, "_judge", judge)
+        patch.setattr("training.retrain.melt", lambda _: None)  # so that tests can go on from any step
+        retrain(given, clock=lambda: NOW)
+    return folder
+
+
+def cut_off(options: Options, done: Path, step: str) -> None:
+    """The round of `done` as it was just before a step. Later results that cost time are kept: they stay true."""
+    shutil.copytree(done / "work", options.work)
+    shutil.rmtree(options.registry)
+    shutil.copytree(done / "before", options.registry)
+    run = options.work / "000001"
+    for name in ("receipt.json", "attempts"):
+        (run / name).unlink()
+    for name in {step, "register", "promote"} - ({"register"} if step == "promote" else set()):
+        shutil.rmtree(run / name)
+    if step == "promote":
+        Registry(options.registry).add(
+            run / "calibrate-trained" / "bundle", checkpoint=run / "train" / "checkpoint", candidate=True
+        )
+
+
+def current(options: Options) -> str:
+    """The version of the one valid current bundle."""
+    registry = Registry(options.registry)
+    version = registry.resolve("current")
+    assert read_bundle(registry.fetch("current")).version == version
+    return version
+
+
+def test_round_promotes_a_child_of_what_served(done):
+    """A retrained bundle is registered with its checkpoint, promoted, and names its parent and what it learnt from."""
+    receipt = json.loads((done / "work" / "000001" / "receipt.json").read_text())
+    before, registry = Registry(done / "before").resolve("current"), Registry(done / "registry")
+    assert (receipt["decision"], receipt["current"]) == ("promoted", before)
+    after = read_bundle(registry.fetch("current"))
+    assert after.version == receipt["candidate"]
+    assert after.manifest["parent"] == before == registry.resolve("previous")
+    assert after.manifest["data"]["feedback_rows"] > 50
+    assert registry.checkpoint("current") is not None
+    assert Engine.from_pretrained(after.path).golden_ok
+    assert after.policies["balanced"].guarantee.label == "OUTCOME"
+    assert after.policies["balanced"].epsilon == pytest.approx(0.1)
+    assert after.reference["n"] > 50
+
+
+def test_receipt_says_what_why_and_from_which_data(done):
+    """The receipt holds hashes, counts, every step's findings, the decision and why, and not the store's URL."""
+    text = (done / "work" / "000001" / "receipt.json").read_text()
+    receipt = json.loads(text)
+    steps = receipt["steps"]
+    assert set(steps) == set(STEPS)
+    assert "said of calibrate-trained" in receipt["why"]
+    assert steps["snapshot"]["outcomes"] == 400
+    assert len(steps["snapshot"]["sha256"]) == len(steps["train"]["train_sha256"]) == 64
+    assert "feedback.db" not in text
+
+
+def test_texts_are_deleted_when_the_round_ends(options, monkeypatch):
+    """While a round runs its owner alone can read the texts; afterwards they are only in the store."""
+    crash_at(monkeypatch, "recalibrate", "before")
+    with pytest.raises(Crash):
+        go(options)
+    frozen = options.work / "000001" / "snapshot" / "feedback.jsonl"
+    assert stat.S_IMODE(frozen.stat().st_mode) == 0o600
+    monkeypatch.undo()
+    monkeypatch.setattr(Round, "_judge", refuse)
+    assert go(replace(options, recalibrate_only=True))["decision"] == "keep"
+    texts = [p for p in options.work.rglob("*") if p.is_file() and b"asked 0" in p.read_bytes()]
+    assert texts == []
+
+
+@pytest.mark.parametrize(
+    "when", ["midway", *(pytest.param(when, marks=pytest.mark.faults) for when in ("before", "after"))]
+)
+@pytest.mark.parametrize("step", STEPS)
+def test_crash_at_any_step_leaves_one_current_and_the_round_goes_on(step, when, options, done, monkeypatch):
+    """Wherever a round dies, there is one valid current bundle, and the next start ends the round."""
+    cut_off(options, done, step)
+    monkeypatch.setattr(Round, "_judge", judge)
+    with monkeypatch.context() as patch:
+        crash_at(patch, step, when)
+        with pytest.raises(Crash):
+            go(options)
+    current(options)
+    assert unfinished(options.work) is not None
+    receipt = go(options)
+    assert receipt["decision"] == "promoted"
+    assert current(options) == receipt["candidate"]
+    assert len([e for e in Registry(options.registry).history() if e.action == "promote"]) == 2
+    assert go(replace(options, min_outcomes=10**6))["decision"] == "wait"
+
+
+def test_round_waits_for_outcomes(options):
+    """Below the wanted number of outcomes since the last round nothing is done."""
+    receipt = go(replace(options, min_outcomes=401))
+    assert (receipt["decision"], receipt["outcomes"]) == ("wait", 400)
+    assert not options.work.exists()
+
+
+def test_second_retrainer_is_refused(options):
+    """While one process retrains a registry's bundle, another is refused, whatever its work folder."""
+    with only_one(lock_path(options)), pytest.raises(Busy, match="one at a time"):
+        go(replace(options, work=options.work / "other"))
+
+
+def test_promotion_of_another_in_between_is_respected(options, base, done):
+    """Where somebody promoted another bundle meanwhile, the candidate is registered and not promoted."""
+    cut_off(options, done, "promote")
+    registry = Registry(options.registry)
+    other = registry.promote(registry.add(base / "raw")).aliases["current"]
+    receipt = go(options)
+    assert (receipt["decision"], current(options)) == ("superseded", other)
+
+
+def test_round_that_never_ends_is_given_up(options, monkeypatch):
+    """A round that fails each time is given up after three beginnings, so that it does not block the loop."""
+    crash_at(monkeypatch, "recalibrate", "before")
+    for _ in range(3):
+        with pytest.raises(Crash):
+            go(options)
+    assert go(options)["decision"] == "gave up"
+
+
+def test_without_a_checkpoint_only_recalibration_is_tried(options, base, monkeypatch):
+    """A registry whose current bundle has no checkpoint can be recalibrated, and the receipt says what is missing."""
+    shutil.rmtree(options.registry)
+    registry = Registry(options.registry)
+    registry.promote(registry.add(base / "bundle"))
+    monkeypatch.setattr(Round, "_judge", refuse)
+    receipt = go(options)
+    assert receipt["decision"] == "keep"
+    assert "no checkpoint lies beside" in receipt["why"]
+
+
+def test_registry_without_a_current_bundle_is_named(options, tmp_path):
+    """There must be something to improve on."""
+    with pytest.raises(BundleNotFound, match="no bundle 'current'"):
+        go(replace(options, registry=str(tmp_path / "empty")))
+
+
+def test_audit_label_must_be_a_pair(options):
+    """A label that is no NAME=VALUE is refused with an example."""
+    with pytest.raises(InputError, match="sample=audit"):
+        go(replace(options, audit_label="audit"))

@@ -1,0 +1,246 @@
+"""The loop unattended: watch what was promoted, finish what was cut off, look for drift, retrain when enough came in.
+
+One `tick` does at most one of these, in this order, and says which:
+
+1. *roll back* the bundle that a round promoted, where its reported failures exceed its promise (a sequential test that
+   may be looked at as often as one likes);
+2. *resume* a round that was cut off;
+3. *recalibrate*, where traffic or outcomes have drifted from what the bundle was calibrated on;
+4. *retrain*, where enough outcomes came in since the last round;
+5. *wait*.
+
+Knows nothing of how a round works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from classifier.bundle import read_bundle
+from classifier.database import Database
+from classifier.drift import MAX_INDEX, drift_report
+from classifier.errors import Busy, ClassifierError, GateNotMet
+from classifier.exports import export_row
+from classifier.ledger import Ledger
+from classifier.registry import Event, Registry
+from classifier.settings import state_folder
+from training.judge import SequentialTest
+from training.retrain import OWN_DATA, RECIPES, Options, lock_path, retrain
+from training.steps import only_one, receipts, unfinished, write_whole
+
+DRIFT_SHARE = 0.2
+"""An alarm counts once this share of `min_outcomes` came in since the last round: recalibration takes labels, too."""
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+Say = Callable[[str], object]
+Clock = Callable[[], float]
+
+
+def tick(options: Options, *, say: Say = lambda _: None, clock: Clock = time.time) -> dict[str, Any]:
+    """One look at the world, and what it calls for.
+
+    Returns:
+        A receipt: of a round, of a rollback, or of waiting.
+
+    Raises:
+        Busy: another retrainer is at it.
+    """
+    rolled = roll_back_if_worse(options, clock=clock) if options.promote else None
+    if rolled is not None:
+        return rolled
+    if unfinished(options.work) is not None:
+        return retrain(options, say=say, clock=clock)
+    drifted = drift_alarms(options)
+    if drifted:
+        few = replace(options, recalibrate_only=True, min_outcomes=round(DRIFT_SHARE * options.min_outcomes))
+        found = retrain(few, why=f"drift: {'; '.join(drifted)}", say=say, clock=clock)
+        if found["decision"] != "wait":
+            return found
+    return retrain(options, why="enough outcomes", say=say, clock=clock)
+
+
+def decisions_of(options: Options, version: str, since: float) -> Iterator[dict[str, Any]]:
+    """Decisions that a bundle made since a moment, with their outcomes, as exports spell them, oldest first."""
+    with contextlib.closing(Database(options.feedback_url)) as database:
+        for row in Ledger(database).rows(since):
+            if row["bundle_version"] == version:
+                yield export_row(row)
+
+
+def drift_alarms(options: Options) -> list[str]:
+    """What has drifted since the current bundle took over; empty where nothing has, or nothing can be said."""
+    registry = Registry(options.registry)
+    bundle = read_bundle(registry.fetch("current"))
+    if not bundle.reference.get("n"):
+        return []
+    promised = {name: p.guarantee.alpha for name, p in bundle.policies.items() if not p.guarantee.severity}
+    rows = decisions_of(options, bundle.version, took_over(registry, bundle.version).at)
+    alarms: list[str] = drift_report(rows, bundle.reference, promised, max_index=MAX_INDEX)["alarms"]
+    return alarms
+
+
+def took_over(registry: Registry, version: str) -> Event:
+    """The event that made a version current, the last one."""
+    events = [e for e in registry.history() if e.version == version and e.action in ("promote", "rollback")]
+    return events[-1] if events else Event()
+
+
+def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[str, Any] | None:
+    """Rolls back the bundle that the last round promoted, where its promise is broken; None where there is no reason.
+
+    A failure is a reported quality failure at the tier that was decided; silence is none. So the test fires only where
+    the promise is broken even if everybody who said nothing was content.
+    """
+    registry = Registry(options.registry)
+    state = registry.state()
+    current = state.aliases.get("current", "")
+    promotions = [r for r in receipts(options.work) if r["decision"] == "promoted" and r["candidate"] == current]
+    if not promotions or state.aliases.get("previous") != promotions[-1]["current"]:
+        return None
+    with only_one(lock_path(options)):
+        bundle = read_bundle(registry.fetch(current))
+        tests = {
+            name: SequentialTest(policy.guarantee.alpha)
+            for name, policy in bundle.policies.items()
+            if policy.guarantee.feasible and not policy.guarantee.severity
+        }
+        for row in decisions_of(options, current, took_over(registry, current).at):
+            if not row["guaranteed"] or row["policy"] not in tests or row["served_tier"] not in (None, row["tier"]):
+                continue
+            failed = row["cause"] == "quality" and row["verdict"] in ("rejected", "escalated")
+            tests[row["policy"]].add(failed=failed)
+        fired = {name: test.as_json() for name, test in tests.items() if test.fired}
+        if not fired:
+            return None
+        why = f"failures of {', '.join(fired)} exceed the promise (sequential test)"
+        registry.rollback(why=why)
+        receipt = {
+            "decision": "rolled back",
+            "why": why,
+            "current": current,
+            "candidate": registry.resolve("current"),
+            "tests": fired,
+            "closed_at": clock(),
+        }
+        options.work.mkdir(parents=True, exist_ok=True)
+        write_whole(options.work / f"rollback-{current}.json", receipt)
+        return receipt
+
+
+def run_loop(
+    options: Options, every: float, *, stop: threading.Event, say: Say, tell: Callable[[Mapping[str, Any]], object]
+) -> None:
+    """Ticks until `stop` is set. A tick that fails is said and tried again at the next: the loop outlives errors."""
+    while not stop.is_set():
+        try:
+            tell(tick(options, say=say))
+        except Busy as error:
+            say(f"{error}")
+        except ClassifierError as error:
+            say(f"this round failed and goes on next time: {error}")
+        except Exception as error:
+            say(f"this round failed and goes on next time: {type(error).__name__}: {error}")
+        stop.wait(every)
+
+
+def seconds(text: str) -> float:
+    """The seconds of a duration such as 90s, 15m, 1h or 1d.
+
+    >>> seconds("1h"), seconds("90s")
+    (3600.0, 90.0)
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if not found or not float(found[1]):
+        raise click.BadParameter(f"{text!r} is no duration; give one such as 90s, 15m, 1h or 1d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that `retrain` and `loop` share."""
+    default = str(state_folder() / "registry")
+    given = (
+        click.option("--registry", envvar="CLASSIFIER_REGISTRY", default=default, metavar="URL",
+                     help="Folder or URL of the bundle registry [CLASSIFIER_REGISTRY]."),
+        click.option("--feedback-url", envvar="CLASSIFIER_FEEDBACK_URL", required=True, metavar="URL",
+                     help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]."),
+        click.option("--work", type=click.Path(path_type=Path), default=Path("runs/loop"), show_default=True,
+                     help="Folder of the rounds and their receipts."),
+        click.option("--window-days", default=30.0, show_default=True, help="How far back decisions are taken."),
+        click.option("--held-out", default=1 / 3, help="Share of the window, the latest, that calibrates and judges."),
+        click.option("--audit-label", default="sample=audit", show_default=True, metavar="NAME=VALUE",
+                     help="Label of requests drawn at random and tried from the cheapest tier up."),
+        click.option("--data", multiple=True, default=(str(OWN_DATA),), help="Base corpus. Default: data/."),
+        click.option("--recipe", type=click.Path(path_type=Path, exists=True), default=RECIPES / "retrain.toml",
+                     help="Retraining recipe. Default: training/recipes/retrain.toml."),
+        click.option("--promote", is_flag=True, help="Promote what the gate accepts, and watch it."),
+        click.option("--recalibrate-only", is_flag=True, help="Never train."),
+        click.option("--mlflow-uri", envvar="MLFLOW_TRACKING_URI", default="", metavar="URI",
+                     help="Track receipts in MLflow as well [MLFLOW_TRACKING_URI]."),
+        click.option("--json", "as_json", is_flag=True, help="Print receipts as JSON."),
+    )  # fmt: skip
+    for option in reversed(given):
+        function = option(function)
+    return function
+
+
+@click.command("retrain")
+@_loop_options
+@click.option("--min-outcomes", default=1, show_default=True, help="Do nothing below so many new outcomes.")
+def retrain_command(*, as_json: bool, **given: Any) -> None:
+    """One round: recalibrate or retrain on what the feedback store learnt, judge, register, perhaps promote.
+
+    Goes on with a round that was cut off. Exit 3 where the current bundle stays because nothing passed the gate.
+
+    Example: python -m training retrain --registry /srv/bundles --feedback-url sqlite:////var/lib/classifier/feedback.db
+    """
+    receipt = retrain(Options(**given), say=_say)
+    _tell(receipt, as_json=as_json)
+    if receipt["decision"] in ("keep", "gave up"):
+        raise GateNotMet(f"the current bundle stays: {receipt['why']}")
+
+
+@click.command("loop")
+@_loop_options
+@click.option("--every", default="1h", show_default=True, metavar="DURATION", help="Pause between looks: 90s, 15m, 1h.")
+@click.option("--min-outcomes", default=500, show_default=True, help="New outcomes that a round waits for.")
+@click.option("--once", is_flag=True, help="One look, then exit: for cron and Kubernetes.")
+def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None:
+    """Runs the loop unattended: rolls back, resumes, recalibrates on drift, retrains. SIGTERM ends it after the round.
+
+    One at a time: a second one on the same registry waits its turn. A round that is killed goes on at the next start.
+
+    Example: python -m training loop --every 1h --min-outcomes 500 --promote --registry /srv/bundles
+    """
+    pause, stop = seconds(every), threading.Event()
+    if once:
+        _tell(tick(Options(**given), say=_say), as_json=as_json)
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run_loop(Options(**given), pause, stop=stop, say=_say, tell=lambda receipt: _tell(receipt, as_json=as_json))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _tell(receipt: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(receipt))
+        return
+    candidate = f" {receipt['candidate']}" if receipt.get("candidate") else ""
+    click.echo(f"{receipt['decision']}{candidate}: {receipt['why']}")

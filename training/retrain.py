@@ -1,0 +1,307 @@
+"""One round of the feedback loop: what was learnt becomes a candidate, is judged, and perhaps promoted.
+
+    snapshot → recalibrate → judge ┬ enough ─────────────────────────────┐
+                                   └ train → calibrate → judge → choose ─┴ register → promote → receipt
+
+Every step is kept in the run's folder and skipped where it is there, so a run that was cut off anywhere goes on where
+it was (`training.steps`). Registering and promoting may be repeated: the registry stores the same version once, and
+promotes only where the bundle that was compared with is still current.
+
+Recalibration alone is tried first, in seconds, and kept where it is enough: where the gate accepts it. Where it only
+repairs the promise at a higher price, retraining is tried, and the repaired one is the fallback.
+
+Knows nothing of how labels are made of outcomes (`frozen`), or of how two bundles are compared (`judge`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from classifier.bundle import Bundle, read_bundle
+from classifier.engine import Engine
+from classifier.registry import Registry
+from training.calibration_set import score_rows
+from training.candidates import recalibrated, retrained, unseen
+from training.corpus import RUBRIC, Row, data_sha256, read_corpus
+from training.frozen import Frozen, Labels, freeze, interval_rows, labels_of, melt, outcomes_since, parse_audit, thaw
+from training.judge import compare
+from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
+from training.tracking import track
+
+RECIPES = Path(__file__).parent / "recipes"
+OWN_DATA = Path(__file__).parent.parent / "data"
+FEWEST_CLOSED = 60
+"""Recent audits below which thresholds are not fitted to them."""
+CALIBRATE_SHARE = 0.55
+"""Share of the recent closed labels that calibrates; the rest judges."""
+MOST_GOLDEN = 600
+MOST_ATTEMPTS = 3
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a round is to do.
+
+    Attributes:
+        registry: folder or URL of the bundle registry.
+        feedback_url: of the feedback store.
+        work: folder of the runs.
+        min_outcomes: fewer new outcomes than this are waited for.
+        window_days: how far back decisions are taken.
+        held_out: share of the window, the latest decisions, that calibrates and judges.
+        audit_label: NAME=VALUE of the label of audited requests.
+        data: base corpus: mixed in where its split is train, golden where it is test.
+        recipe: file of the retraining recipe.
+        promote: promote what the gate accepts.
+        recalibrate_only: never train.
+        mlflow_uri: where receipts are tracked beside the run's folder; "" is nowhere.
+    """
+
+    registry: str
+    feedback_url: str
+    work: Path
+    min_outcomes: int = 500
+    window_days: float = 30.0
+    held_out: float = 1 / 3
+    audit_label: str = "sample=audit"
+    data: tuple[str, ...] = (str(OWN_DATA),)
+    recipe: Path = RECIPES / "retrain.toml"
+    promote: bool = False
+    recalibrate_only: bool = False
+    mlflow_uri: str = ""
+
+
+def lock_path(options: Options) -> Path:
+    """The lock that retrainers of one registry share: in its folder, or in the work folder where it is remote."""
+    remote = "://" in options.registry
+    return (options.work if remote else Path(options.registry)) / "retrain.lock"
+
+
+def retrain(
+    options: Options, *, why: str = "asked for", say: Say = lambda _: None, clock: Callable[[], float] = time.time
+) -> dict[str, Any]:
+    """One round, or the rest of one that was cut off.
+
+    Returns:
+        The receipt. Its `decision` is one of `wait`, `keep`, `candidate`, `promoted`, `superseded`, `gave up`.
+
+    Raises:
+        Busy: another retrainer is at it.
+        ClassifierError: a step could not be done; the run goes on from there next time.
+    """
+    with only_one(lock_path(options)):
+        folder = unfinished(options.work)
+        if folder is None:
+            since = max((float(r["until"]) for r in receipts(options.work) if "until" in r), default=0.0)
+            count = outcomes_since(options.feedback_url, since)
+            if count < options.min_outcomes:
+                text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted"
+                return {"decision": "wait", "why": text, "outcomes": count}
+            folder = next_folder(options.work)
+        else:
+            say(f"{folder}: goes on where it was cut off")
+        return Round(options, Run(folder, say=say), say, clock).go(why)
+
+
+class Round:
+    """One run's steps, each a method; see the module's text.
+
+    Args:
+        options: what to do.
+        run: where it is kept.
+        say: where progress goes.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, options: Options, run: Run, say: Say, clock: Callable[[], float]) -> None:
+        self._options, self._run, self._say, self._clock = options, run, say, clock
+        self._registry = Registry(options.registry)
+        self._audit = parse_audit(options.audit_label)
+
+    def go(self, why: str) -> dict[str, Any]:
+        """All steps that are left, and the receipt."""
+        attempt = self._run.attempt()
+        self._snapshot = self._run.step("snapshot", lambda out: self._freeze(out, why))
+        before = self._snapshot["current"]
+        if attempt > MOST_ATTEMPTS:
+            return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log")
+        name, verdict = self._choose()
+        if name is None:
+            return self._close("keep", verdict["why"])
+        candidate = self._run.step("register", lambda _: self._register(name, verdict))["version"]
+        if not self._options.promote:
+            return self._close("candidate", verdict["why"], candidate)
+        now = self._registry.resolve("current")
+        if now not in (before, candidate):
+            text = f"{now} became current meanwhile, and the candidate was compared with {before}"
+            return self._close("superseded", text, candidate)
+        self._run.step("promote", lambda _: self._promote(candidate, verdict))
+        return self._close("promoted", verdict["why"], candidate)
+
+    def _freeze(self, out: Path, why: str) -> dict[str, Any]:
+        now = self._clock()
+        since = now - self._options.window_days * 86_400
+        found = freeze(
+            self._options.feedback_url, out, since=since, until=now, held_out=self._options.held_out, audit=self._audit
+        )
+        return {"current": self._registry.resolve("current"), "why": why, **found}
+
+    def _choose(self) -> tuple[str | None, dict[str, Any]]:
+        """The step whose bundle is to be registered, and why; None where the current one stays."""
+        run = self._run
+        fitted = run.step("recalibrate", self._recalibrate)
+        if fitted["done"]:
+            first = run.step("judge-recalibrated", lambda out: self._judge(out, "recalibrate"))
+            if first["accepted"]:
+                return "recalibrate", {**first, "why": f"recalibration is enough: {first['why']}"}
+        else:
+            first = {"accepted": False, "repairs": False, "why": fitted["why"]}
+        if self._options.recalibrate_only:
+            trained = {"accepted": False, "repairs": False, "why": "retraining is off"}
+        elif self._registry.checkpoint(self._snapshot["current"]) is None:
+            text = "no checkpoint lies beside the current bundle, so there is nothing to retrain from"
+            trained = {"accepted": False, "repairs": False, "why": text}
+        else:
+            run.step("train", self._train)
+            raw = run.path("train") / "raw"
+            run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._labels()))
+            trained = run.step("judge-retrained", lambda out: self._judge(out, "calibrate-trained"))
+        both = f"recalibrated: {first['why']}; retrained: {trained['why']}"
+        for name, verdict in (("calibrate-trained", trained), ("recalibrate", first)):
+            if verdict["accepted"]:
+                return name, {**verdict, "why": both}
+        for name, verdict in (("calibrate-trained", trained), ("recalibrate", first)):
+            if verdict["repairs"]:
+                return name, {**verdict, "why": f"the promise is broken and this keeps it: {both}"}
+        return None, {**first, "why": both}
+
+    def _recalibrate(self, out: Path) -> dict[str, Any]:
+        """The current weights with probabilities and thresholds of now, where there are audits to fit them on."""
+        current, labels = self._current(), self._labels()
+        if len(labels.calibrate) < FEWEST_CLOSED:
+            text = f"{labels.counts['closed']} recent audits are closed, too few to fit thresholds on"
+            return {"done": False, "why": text, "labels": labels.counts}
+        return self._calibrated(out, current.path, labels) | {"done": True, "labels": labels.counts}
+
+    def _train(self, out: Path) -> dict[str, Any]:
+        """The current bundle's checkpoint, trained on and exported, not yet calibrated."""
+        current, base = self._current(), read_corpus(self._options.data)
+        checkpoint = self._registry.checkpoint(current.version)
+        assert checkpoint is not None
+        feedback, counts = self._feedback()
+        _, facts = retrained(
+            current.path,
+            checkpoint,
+            out,
+            recipe=tomllib.loads(self._options.recipe.read_text(encoding="utf-8")),
+            feedback=feedback,
+            base=[row for row in base if row.split == "train" and row.label == RUBRIC],
+            check=[row for row in base if row.split == "test"][:MOST_GOLDEN],
+            state=self._run.state("train"),
+        )
+        return facts | {"feedback": counts}
+
+    def _calibrated(self, out: Path, weights: Path, labels: Labels) -> dict[str, Any]:
+        """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
+        engine = Engine.from_pretrained(weights, threads=2)
+        audits = len(labels.calibrate) >= FEWEST_CLOSED
+        rows = unseen(labels.calibrate if audits else labels.base, engine.bundle)
+        earlier = unseen(labels.earlier, engine.bundle) if audits else []
+        bundle, report = recalibrated(
+            weights,
+            out,
+            map_rows=score_rows(earlier, engine) if earlier else None,
+            rows=score_rows(rows, engine),
+            promises=self._current(),
+            traffic=labels.traffic,
+        )
+        return {
+            "version": bundle.version,
+            "label": report["label"],
+            "rows": len(rows),
+            "map_rows": len(earlier),
+            "rows_sha256": data_sha256(rows),
+            "thresholds": {name: policy.threshold for name, policy in bundle.policies.items()},
+            "notes": report["notes"],
+        }
+
+    def _register(self, name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
+        checkpoint = self._registry.checkpoint(self._snapshot["current"])
+        trained = self._run.path("train") / "checkpoint"
+        version = self._registry.add(
+            self._run.path(name) / "bundle",
+            checkpoint=trained if name == "calibrate-trained" else checkpoint,
+            candidate=True,
+            why=f"round {self._run.name}: {verdict['why']}"[:500],
+        )
+        return {"version": version}
+
+    def _promote(self, version: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
+        # A crash after the registry's change and before this step was recorded: the promotion is done.
+        if self._registry.resolve("current") != version:
+            why = f"round {self._run.name}: {verdict['why']}"[:500]
+            self._registry.promote(version, why=why, expected=self._snapshot["current"])
+        return {"at": self._clock()}
+
+    def _close(self, decision: str, why: str, candidate: str = "") -> dict[str, Any]:
+        """Writes the receipt, tracks it, and deletes the texts that the run froze."""
+        steps = {path.parent.name: json.loads(path.read_text()) for path in self._run.folder.glob(f"*/{RESULT}")}
+        receipt = {
+            "run": self._run.name,
+            "decision": decision,
+            "why": why,
+            "current": self._snapshot["current"],
+            "candidate": candidate,
+            "since": self._snapshot["since"],
+            "until": self._snapshot["until"],
+            "closed_at": self._clock(),
+            "options": {k: str(v) for k, v in asdict(self._options).items() if k != "feedback_url"},
+            "steps": steps,
+        }
+        melt(self._run.path("snapshot"))
+        artefacts = {"bundle": self._registry.fetch(candidate)} if candidate else {}
+        receipt["mlflow_run"] = track(receipt, uri=self._options.mlflow_uri, artefacts=artefacts, say=self._say)
+        return self._run.close(receipt)
+
+    # --- what the steps share
+
+    def _current(self) -> Bundle:
+        return read_bundle(self._registry.fetch(self._snapshot["current"]))
+
+    def _frozen(self) -> Frozen:
+        return thaw(self._run.path("snapshot"), self._snapshot["split"], self._audit)
+
+    def _labels(self) -> Labels:
+        base = unseen(read_corpus(self._options.data), self._current())
+        return labels_of(self._frozen(), base, calibrate_share=CALIBRATE_SHARE, most=MOST_GOLDEN)
+
+    def _feedback(self) -> tuple[list[Row], dict[str, int]]:
+        """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
+        frozen, labels = self._frozen(), self._labels()
+        held = [*labels.calibrate, *labels.judge, *labels.earlier, *labels.base, *labels.golden]
+        kept = {row.sha256 for row in held} | {row.sha256 for row in interval_rows(frozen.recent)[0]}
+        rows, counts = interval_rows(row for row in frozen.earlier if not frozen.audited(row))
+        fresh = [row for row in rows if row.sha256 not in kept]
+        return fresh, counts | {"kept_for_judging": len(rows) - len(fresh)}
+
+    def _judge(self, _: Path, name: str) -> dict[str, Any]:
+        """The bundle of a step against the current one."""
+        labels = self._labels()
+        current = Engine.from_pretrained(self._current().path, threads=2)
+        candidate = Engine.from_pretrained(self._run.path(name) / "bundle", threads=2)
+        recent = unseen(unseen(labels.judge, current.bundle), candidate.bundle)
+        verdict = compare(
+            current,
+            candidate,
+            recent=(score_rows(recent, current), score_rows(recent, candidate)) if recent else None,
+            traffic=labels.traffic,
+            golden=unseen(labels.golden, candidate.bundle),
+        )
+        return verdict.as_json()
