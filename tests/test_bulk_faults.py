@@ -1,0 +1,226 @@
+"""Faults while logs are labelled: kills at random moments, kills at the worst ones, a full disk, mangled files."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from classifier import bulk
+from classifier.bulk import Options, label
+from classifier.errors import InputError
+from classifier.labelled import open_labelled
+from tests.bulk_support import FakeMaker, prompts, write_lines
+from tests.serving_support import until
+
+LOGS = Path(__file__).parent / "logs"
+ONE = Options(processes=1)
+long = pytest.mark.faults
+
+
+def start(log, out, bundle, *, limit=None):
+    """The command as a process, the leader of a group of its own."""
+    arguments = ["label", str(log), "-o", str(out), "--bundle", str(bundle), "--processes", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "classifier", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=limit,  # noqa: PLW1509 - a resource limit of the child, nothing else
+    )
+
+
+def group_is_gone(group):
+    """Whether no process of the group lives; what is killed and not yet reaped does not."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, found = status.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(found) == group and state != "Z":
+            return False
+    return True
+
+
+def digest(path):
+    """Hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kills", [pytest.param(2, id="short"), pytest.param(20, id="long", marks=long)])
+@pytest.mark.timeout(400)
+def test_kills_at_random_moments_leave_no_trace(tiny_bundle_path, tmp_path, kills):
+    """Killed with -9 at random moments, the parent alone or all, and started again: the file of an unbroken run."""
+    draw = random.Random(9)
+    rows = [{"prompt": f"{text} {draw.random()}", "n": i} for i, text in enumerate(prompts(2000 + 500 * kills))]
+    rows[700] = b"{broken"
+    log, out = write_lines(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet"
+    whole = tmp_path / "whole.parquet"
+    done = start(log, whole, tiny_bundle_path)
+    assert done.communicate(timeout=200)[1] == b""
+    killed = 0
+    while killed < kills:
+        process = start(log, out, tiny_bundle_path)
+        try:
+            process.communicate(timeout=draw.uniform(0.2, 4.0))
+        except subprocess.TimeoutExpired:
+            if killed % 2:
+                process.kill()  # its processes must end by themselves
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            killed += 1
+            group = process.pid
+            until(lambda group=group: group_is_gone(group), 30)
+        else:  # it was faster: the file must be right, and the next one begins anew
+            assert digest(out) == digest(whole)
+            out.unlink()
+    last = start(log, out, tiny_bundle_path)
+    assert last.communicate(timeout=200)[1] == b""
+    assert digest(out) == digest(whole)
+    assert sorted(p.name for p in tmp_path.glob("out*")) == ["out.parquet", "out.parquet.manifest.json"]
+
+
+@pytest.mark.parametrize("moment", ["before-rename", "before-manifest", "before-cleaning"])
+def test_kills_at_the_worst_moments_leave_no_trace(tmp_path, monkeypatch, moment):
+    """A run that dies between merging, renaming, saying that it is complete and cleaning up is finished by the next."""
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in prompts(1500)])
+    label([str(log)], str(tmp_path / "whole.parquet"), FakeMaker(), ONE)
+    name = {"before-rename": "merge_pieces", "before-manifest": "fsync_folder", "before-cleaning": "write_atomically"}[
+        moment
+    ]
+    real = getattr(bulk, name)
+
+    def dies(*arguments):
+        real(*arguments)
+        if name != "write_atomically" or b'"complete": {' in arguments[1]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    assert digest(tmp_path / "out.parquet") == digest(tmp_path / "whole.parquet")
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+@long
+@pytest.mark.parametrize("limit", [20_000, 150_000], ids=["in-a-piece", "in-the-end"])
+def test_a_full_disk_is_said_and_survived(tiny_bundle_path, tmp_path, limit):
+    """Where nothing more can be written the command says what to do; with space it goes on, and the file is right."""
+    rows = [{"prompt": f"{text} {os.urandom(20).hex()}"} for text in prompts(5000)]
+    log, out = write_lines(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet"
+    full = start(log, out, tiny_bundle_path, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    _, told = full.communicate(timeout=100)
+    assert full.returncode == 1
+    assert b"out.parquet: cannot be written (File too large); make space" in told
+    assert b"run the same command again" in told
+    assert not out.exists()
+    done = start(log, out, tiny_bundle_path)
+    summary, told = done.communicate(timeout=100)
+    assert told == b""
+    assert (b"had been labelled by an earlier run" in summary) == (limit > 100_000)
+    label_again = start(log, tmp_path / "whole.parquet", tiny_bundle_path)
+    label_again.communicate(timeout=100)
+    assert digest(out) == digest(tmp_path / "whole.parquet")
+
+
+def test_two_runs_never_write_one_output(tmp_path):
+    """A second run of the same output is refused while the first goes on."""
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in prompts(1500)])
+    out = str(tmp_path / "out.parquet")
+
+    def second(_):
+        with pytest.raises(InputError, match="another run is writing it"):
+            label([str(log)], out, FakeMaker(), ONE)
+
+    assert label([str(log)], out, FakeMaker(), ONE, told=second).tally.rows == 1500
+
+
+_NASTY = [b'"', b"\\ud800", b"\n", b"\r", b"\0", b"[" * 2000, b"\xff\xfe", b'{"a":', b"1e999"]
+
+
+def mangled(data: bytes, draw: random.Random) -> bytes:
+    """Bytes with a few of them changed, cut out, doubled, or all of them random."""
+    kind = draw.randrange(6)
+    if kind == 0:
+        return draw.randbytes(draw.randrange(2000))
+    changed = bytearray(data)
+    for _ in range(draw.randrange(1, 8)):
+        at = draw.randrange(len(changed) + 1)
+        if kind == 1 and changed:
+            changed[at % len(changed)] = draw.randrange(256)
+        elif kind == 2:
+            del changed[at : at + draw.randrange(200)]
+        elif kind == 3:
+            changed[at:at] = draw.randbytes(draw.randrange(20))
+        elif kind == 4:
+            changed[at:at] = draw.choice(
+                [b'"', b"\\ud800", b"\n", b"\r", b"\0", b"[" * 2000, b"\xff\xfe", b'{"a":', b"1e999"]
+            )
+        else:
+            changed = changed[:at]
+    return bytes(changed)
+
+
+def packed(data: bytes, name: str, draw: random.Random, folder: Path) -> tuple[str, bytes]:
+    """The bytes under a name that we read, mangled before or after they are packed."""
+    kind = draw.choice(["plain", "gz", "zst", "parquet"])
+    if kind == "parquet":
+        lines = [line.decode("utf-8", "replace") for line in data.splitlines()]
+        pq.write_table(pa.table({"messages": lines, "prompt": lines}), folder / "packed")
+        return "a.parquet", mangled((folder / "packed").read_bytes(), draw)
+    inner = mangled(data, draw)
+    if kind == "plain":
+        return name, inner
+    outer = gzip.compress(inner) if kind == "gz" else zstandard.ZstdCompressor().compress(inner)
+    return f"{name}.{kind}", mangled(outer, draw) if draw.random() < 0.5 else outer
+
+
+@pytest.mark.parametrize("count", [pytest.param(30, id="short"), pytest.param(400, id="long", marks=long)])
+@pytest.mark.timeout(300)
+def test_no_bytes_end_a_run(tmp_path, count):
+    """Whatever is in a file, of every format and mangled, it becomes rows, and the file after it is labelled."""
+    seed = random.randrange(2**32) if count > 100 else 7
+    draw = random.Random(seed)
+    fixtures = sorted(LOGS.iterdir())
+    for i in range(count):
+        fixture = draw.choice(fixtures)
+        name, data = packed(fixture.read_bytes(), fixture.name, draw, tmp_path)
+        folder = tmp_path / "in"
+        folder.mkdir()
+        (folder / name).write_bytes(data)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({"prompt": ["hi"]}), folder / "z.parquet")
+        else:
+            write_lines(folder / "z.jsonl", [{"prompt": "hi"}])
+        out = tmp_path / draw.choice(["out.parquet", "out.jsonl", "out.csv"])
+        try:
+            tally = label([str(folder)], str(out), FakeMaker(), ONE).tally
+            rows = list(open_labelled(out).rows())
+        except InputError as error:
+            if "do not fit one another" not in str(error):  # a table that became another one is told apart
+                raise AssertionError(f"seed {seed}, file {i}, {name}") from error
+            rows = None
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, file {i}, {name}") from error
+        if rows is not None:
+            assert len(rows) == tally.rows, f"{seed}/{i}"
+            assert rows[-1]["classifier_tier"] == "simple", f"{seed}/{i}"
+            assert all((row["classifier_error"] is None) == (row["classifier_tier"] is not None) for row in rows)
+        shutil.rmtree(folder)
+        for path in tmp_path.glob("out*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
