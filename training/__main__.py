@@ -12,6 +12,8 @@ import click
 
 from classifier.errors import ClassifierError, GateNotMet
 from training.calibrate import command as calibrate
+from training.calibrate import numbers
+from training.calibration_report import PRICES
 from training.guarantee import command as guarantee
 from training.loop import loop_command, retrain_command
 
@@ -114,24 +116,46 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
 
 @main.command()
 @click.option("--bundle", type=click.Path(path_type=Path), help="Default: the shipped one.")
-@click.option("--data", required=True, multiple=True, help="Labelled rows that the bundle was not trained on.")
-@click.option("--baseline-data", multiple=True, help="Rows that the baselines learn from. None: no baselines.")
-@click.option("--outcomes", multiple=True, help="Rows with success_by_tier: APGR, CPT, AUROC against length.")
-@click.option("--robustness", "steadiness", is_flag=True, help="Typos, steering, twins, adversarial prefixes.")
+@click.option("--data", multiple=True, help="Labelled rows the bundle was not trained on. Default: data/'s test split.")
+@click.option(
+    "--baseline-data", multiple=True, help="Rows that baselines learn from. None: with --report data/'s others."
+)
+@click.option("--outcomes", multiple=True, help="Rows with success_by_tier: APGR, CPT, cost against quality.")
+@click.option("--robustness/--no-robustness", default=None, help="Typos, steering, twins, attacks. On with --report.")
+@click.option(
+    "--prices",
+    callback=numbers(4),
+    default=",".join(map(str, PRICES)),
+    show_default=True,
+    metavar="A,B,C,D",
+    help="Dollars a million tokens, by tier.",
+)
+@click.option(
+    "--report", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the page there (.html)."
+)
+@click.option("--show-text", is_flag=True, help="With --report: show the beginning of the worst errors' text.")
 @click.option("--gate", multiple=True, metavar="METRIC=VALUE", help="Exit with 3 where the estimate is worse.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def evaluate(
     bundle: Path | None, data: tuple[str, ...], baseline_data: tuple[str, ...], outcomes: tuple[str, ...],
-    steadiness: bool, gate: tuple[str, ...], as_json: bool,
+    robustness: bool | None, prices: tuple[float, ...], target: Path | None, show_text: bool, gate: tuple[str, ...],
+    as_json: bool,
 ) -> None:  # fmt: skip
-    """Score a bundle through the serving engine, with intervals, slices and baselines.
+    r"""Score a bundle through the serving engine, with intervals, slices and baselines.
 
-    Example: python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76
+    \b
+    python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76
+    python -m training evaluate --report report.html
+    python -m training evaluate --outcomes bench.jsonl.gz --report report.html --show-text
     """
     from classifier.bundle import SHIPPED
+    from classifier.page import write_page
+    from classifier.report import as_json as plain
     from training import evaluate as evaluation
-    from training import outcome_curves, robustness
-    from training.corpus import UNLABELLED, read_corpus
+    from training import outcome_curves
+    from training import robustness as steadiness
+    from training.evaluation_page import page
+    from training.evaluation_run import Asked, read_rows, run
 
     gates = {}
     for text in gate:
@@ -139,19 +163,22 @@ def evaluate(
         if name not in evaluation.statistics() or not value.replace(".", "", 1).isdigit():
             raise click.UsageError(f"--gate {text}: give METRIC=VALUE with one of {', '.join(evaluation.statistics())}")
         gates[name] = float(value)
-    rows = [r for r in read_corpus(data) if r.label != UNLABELLED]
-    seen = {r.sha256 for r in rows}
-    train = [r for r in read_corpus(baseline_data) if r.sha256 not in seen] if baseline_data else []
-    engine = evaluation.load_engine(bundle or SHIPPED)
-    report = evaluation.evaluate(engine, rows, train)
+    if target is not None and not target.absolute().parent.is_dir():
+        raise click.UsageError(f"--report {target}: there is no folder {target.parent}")
+    wanted = target is not None
+    rows, train = read_rows(data, baseline_data, baselines_wanted=wanted)
+    asked = Asked(
+        outcomes=outcomes, steadiness=wanted if robustness is None else robustness, detail=wanted, prices=prices,
+        show_text=show_text,
+    )  # fmt: skip
+    report = run(bundle or SHIPPED, rows, train, asked)
+    if target is not None:
+        write_page(target, page(report))
+        _say(f"page in {target}")
     texts = [evaluation.as_text(report)]
-    if steadiness:
-        report["robustness"] = robustness.measure(engine, rows)
-        texts.append(robustness.as_text(report["robustness"]))
-    if outcomes:
-        report["outcomes"] = outcome_curves.measure_bundle(engine, outcomes)
-        texts.append(outcome_curves.as_text(report["outcomes"]))
-    click.echo(json.dumps(report, indent=1) if as_json else "\n\n".join(texts))
+    texts += [steadiness.as_text(report["robustness"])] if "robustness" in report else []
+    texts += [outcome_curves.as_text(report["outcomes"])] if "outcomes" in report else []
+    click.echo(json.dumps(plain(report), indent=1) if as_json else "\n\n".join(texts))
     failures = evaluation.failed_gates(report, gates)
     if failures:
         raise GateNotMet("; ".join(failures))

@@ -288,7 +288,9 @@ def parse_policies(texts: Sequence[str]) -> dict[str, float]:
     return parsed
 
 
-def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
+def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
+    """A callback for an option of so many numbers with commas between them."""
+
     def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
         if value is None:
             return None
@@ -315,11 +317,11 @@ def _numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None
 @click.option("--delta", type=float, help="Promise with confidence 1 - DELTA instead of on the expectation.")
 @click.option("--top-tier-miss", type=float, help="Share of frontier requests that may be missed.")
 @click.option("--group-by", help="'script', or a label that the gateway sends: the promise holds in each group.")
-@click.option("--severity", callback=_numbers(3), metavar="A,B,C", help="Loss of 1, 2, 3 tiers too low, at most 1.")
+@click.option("--severity", callback=numbers(3), metavar="A,B,C", help="Loss of 1, 2, 3 tiers too low, at most 1.")
 @click.option("--epsilon", type=float, default=0.0, help="Share of requests that will be explored.")
 @click.option("--prior-shift", multiple=True, help="Unlabelled traffic: move the thresholds to its tier shares.")
 @click.option("--default", help="Policy for requests that name none.")
-@click.option("--prices", callback=_numbers(4), default=",".join(map(str, PRICES)), show_default=True,
+@click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), help="Write the whole report there, as JSON.")

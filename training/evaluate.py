@@ -147,15 +147,24 @@ def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np
     }
 
 
-def evaluate(engine: Engine, rows: Sequence[Row], train: Sequence[Row] = ()) -> dict[str, Any]:
+def evaluate(
+    engine: Engine,
+    rows: Sequence[Row],
+    train: Sequence[Row] = (),
+    *,
+    predictions: Predictions | None = None,
+    rivals: Mapping[str, NDArray[np.float32]] | None = None,
+) -> dict[str, Any]:
     """The whole evaluation as JSON-ready data.
 
     Args:
         engine: of the bundle.
         rows: labelled rows, none of which the bundle was trained on.
         train: rows that the baselines learn from; empty leaves baselines out.
+        predictions: of the bundle on these rows, where they are at hand.
+        rivals: what `baselines` gave for these rows, where it is at hand.
     """
-    predictions = score(engine, rows)
+    predictions = predictions or score(engine, rows)
     p, y = predictions.probabilities, predictions.labels
     report: dict[str, Any] = {
         "bundle": engine.bundle_version,
@@ -176,9 +185,9 @@ def evaluate(engine: Engine, rows: Sequence[Row], train: Sequence[Row] = ()) -> 
     }
     if len(rows) >= MIN_SLICE:
         report["calibration_error"] = [asdict(error) for error in metrics.calibration_error(p, y)]
-    if train:
+    if train or rivals:
         report["baselines"] = {}
-        for name, q in baselines(train, rows).items():
+        for name, q in (rivals or baselines(train, rows)).items():
             report["baselines"][name] = {
                 **summarise(q, y, draws=400),
                 "bundle_accuracy_minus_this": paired_bootstrap(metrics.accuracy, p.argmax(1), q.argmax(1), y),

@@ -22,14 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from classifier.engine import Engine
 from classifier.errors import InputError, InvalidRequest
 from classifier.metrics import Interval, auroc, bootstrap_interval
 from classifier.policy import choose_many
 from classifier.types import TIERS, Request, Tier
-from training.calibration_report import PRICES
 from training.corpus import expand
 
 Array = NDArray[np.float64]
@@ -350,16 +347,6 @@ def measure(
             ),
         }
     return {"rows": len(outcomes), "fails_below": FAILS_BELOW, "sources": by_source}
-
-
-def measure_bundle(engine: Engine, paths: Sequence[str | Path], *, prices: Sequence[float] = PRICES) -> dict[str, Any]:
-    """`measure` of a bundle on the held-out rows of files of outcomes, with its own policies."""
-    outcomes = read_outcomes(paths)
-    found = [
-        engine.score(engine.prepare(r)).probabilities for r in tqdm(outcomes.requests, desc="outcomes", disable=None)
-    ]
-    policies = {name: (p.threshold, p.top_tier_threshold) for name, p in engine.policies.items()}
-    return measure(outcomes, np.array(found, dtype=np.float32), prices=prices, policies=policies)
 
 
 def _above(shares: NDArray[np.float32]) -> Score:

@@ -270,6 +270,7 @@ def measure(
     engine: Engine,
     rows: Sequence[Row],
     *,
+    twin_rows: Sequence[Row] | None = None,
     policy: str = "",
     most_rows: int = 600,
     attacked: int = 100,
@@ -280,7 +281,8 @@ def measure(
 
     Args:
         engine: of the bundle.
-        rows: labelled rows that it was not trained on; those with a family are also looked at as twins.
+        rows: labelled rows that it was not trained on.
+        twin_rows: those with a family are looked at as twins; by default `rows`.
         policy: whose tiers are looked at; "" is the bundle's default. Arg-max tiers stand beside them.
         most_rows: rows that are changed, drawn at random.
         attacked: simple prompts that are attacked: labelled simple, and routed there.
@@ -307,7 +309,7 @@ def measure(
         after = score_requests(engine, changed, name=name)
         report["changes"][name] = moved(routed(before), routed(after))
         report["changes_of_arg_max"][name] = moved(before.argmax(axis=1), after.argmax(axis=1))
-    families = [r for r in rows if r.family]
+    families = [r for r in (rows if twin_rows is None else twin_rows) if r.family]
     if families:
         shares = score_requests(engine, [r.request for r in families], name="twins")
         report["twins"] = twins(families, shares.argmax(axis=1))

@@ -1,0 +1,246 @@
+"""The evaluation page: from a bundle and rows to what a data scientist reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from classifier import charts
+from classifier.policy import Policy
+from classifier.types import Request, Tier
+from tests.tiny import WORDS, tiny_bundle
+from training import evaluation_run, rivals
+from training.__main__ import main
+from training.corpus import parse_row
+from training.evaluation_detail import detail, histories, worst_errors
+from training.evaluation_page import page
+from training.evaluation_run import Asked, run
+
+DOCS = Path(__file__).parent.parent / "docs" / "evaluation.md"
+PRICES = (0.1, 0.3, 2.4, 100.0)
+PLOTS = 12
+"""Confusion, reliability, risk, cost, trade; three slices; attack; two of the outcomes; training."""
+
+
+def corpus(repeats=12):
+    """Rows whose words say their tier, with some that lie, of two sources, kinds and languages."""
+    rows = []
+    for tier, words in WORDS.items():
+        for i in range(repeats):
+            label = "complex" if i == 0 and tier == "simple" else tier
+            rows.append({
+                "id": f"{tier}-{i}", "prompt": f"{words[i % len(words)]} the {i}" + " please" * (i % 3), "tier": label,
+                "source": f"source-{i % 2}", "kind": f"kind-{i % 2}", "language": ("en", "de")[i % 2],
+                "group": f"g-{i}" if i < 6 else f"{tier}-{i}", "family": "topic" if i < 6 else "",
+            })  # fmt: skip
+    return rows
+
+
+def outcome_lines(n=60):
+    """Outcomes: harder words fail on small tiers."""
+    lines = []
+    for i in range(n):
+        level, words = i % 4, list(WORDS.values())[i % 4]
+        success = {t.label: float(t.index >= level) for t in Tier}
+        lines.append({"prompt": f"{words[i % 6]} this {i}", "source": "bench", "success_by_tier": success})
+    return lines
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A bundle with training curves beside it, rows, and outcomes."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    tiny_bundle(folder / "bundle")
+    (folder / "student").mkdir()
+    (folder / "student" / "history.json").write_text(json.dumps([{"epoch": 1, "loss": 0.9}, {"epoch": 2, "loss": 0.5}]))
+    for name, rows in (("rows", corpus()), ("outcomes", outcome_lines())):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_run, "OWN_DATA", folder / "rows.jsonl")  # data/ itself takes a minute
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def report(files):
+    """Everything that can be asked, with small numbers."""
+    rows = [parse_row(row, "test") for row in corpus()]
+    asked = Asked((str(files / "outcomes.jsonl"),), steadiness=True, detail=True, attacked=3, tries=20)
+    return run(files / "bundle", rows, [dataclasses.replace(r) for r in rows[::2]], asked)
+
+
+@pytest.fixture(scope="module")
+def text(report):
+    """The page."""
+    return page(report)
+
+
+class _Page(html.parser.HTMLParser):
+    """What a page refers to, its plots, and which of its tags are not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.open, self.plots = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.links += [v for k, v in values.items() if k in ("src", "href") and not v.startswith("data:")]
+        if tag == "img":
+            self.plots.append(values["alt"])
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_by_itself_and_has_every_section(text):
+    """It refers to nothing outside, and shows what a data scientist asks before trusting a model."""
+    parser = _Page()
+    parser.feed(text)
+    assert (parser.links, parser.open) == ([], [])
+    assert len(parser.plots) == PLOTS
+    sections = re.findall(r"<h2>(.*?)</h2>", text)
+    assert sections == [
+        "Right and wrong", "Risk and cost", "Routers side by side", "Slices", "Robustness", "Outcomes of real models",
+        "Training", "Worst errors",
+    ]  # fmt: skip
+    for router in ("oracle", "majority, arg-max", "length, arg-max", "tfidf logistic regression", "random router"):
+        assert router in text
+
+
+def test_text_stands_on_the_page_only_on_request():
+    """Worst errors come with ids; with their text only where it was asked for."""
+    rows = [parse_row(row, "test") for row in corpus(4)]
+    labels = np.array([r.tier.index for r in rows])
+    wrong = np.tile(np.array([0.1, 0.1, 0.1, 0.7], dtype=np.float32), (len(rows), 1))
+    listed = worst_errors(rows, labels, wrong, 3)
+    assert not any("text" in row for row in listed)
+    assert [row["score"] for row in listed] == sorted((row["score"] for row in listed), reverse=True)
+    assert all("text" in row for row in worst_errors(rows, labels, wrong, 3, show_text=True))
+
+
+def test_right_answers_are_no_errors():
+    """However unsure the model was."""
+    rows = [parse_row(row, "test") for row in corpus(4)]
+    labels = np.array([r.tier.index for r in rows])
+    assert worst_errors(rows, labels, (0.4 * np.eye(4)[labels] + 0.15).astype(np.float32), 9) == []
+
+
+def test_routers_side_by_side():
+    """The oracle makes no error at the least cost that errs not; the blind router has the policy's cost."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    shares = (0.7 * np.eye(4)[np.where(rng.random(200) < 0.8, labels, 0)] + 0.075).astype(np.float32)
+    rows = [parse_row({"prompt": f"p{i}", "tier": Tier.from_index(t).label}, "s") for i, t in enumerate(labels)]
+    policy = Policy(name="p", threshold=0.6)
+    found = detail(rows, labels, shares, {"p": policy}, "p", prices=PRICES, routers={"all up": np.full(200, 3)})
+    table = found["routers"]
+    assert table["oracle"]["risk"][0] == table["oracle"]["over_routing"][0] == 0
+    assert table["all up"]["risk"][0] == 0
+    blind, ours = table["random router, shares of p"], table["bundle, policy p"]
+    assert blind["cost"][0] == pytest.approx(ours["cost"][0])
+    assert blind["risk"][0] > ours["risk"][0]
+    assert blind["risk"][0] == pytest.approx(found["policies"]["p"]["random_router_risk"], abs=0.03)
+
+
+def test_risk_falls_and_cost_rises_with_the_threshold(report):
+    """The curve on which policies are marked is monotone."""
+    curve = report["detail"]["risk_cost"]["bundle"]
+    risks, costs = [p["risk"] for p in curve], [p["cost"] for p in curve]
+    assert risks == sorted(risks, reverse=True)
+    assert costs == sorted(costs)
+
+
+def test_what_makes_numbers_too_good_or_is_missing_is_told(report, text):
+    """Rows of the training set, and routers that are not installed; the rest of the page is the same, byte for byte."""
+    assert report["seen_in_training"] == 0
+    other = page(report | {"seen_in_training": 7, "litellm": []})
+    told = ("7 of these rows were in the bundle's training set", "LiteLLM is not installed here")
+    assert all(sentence in other for sentence in told)
+    assert told[0] not in text
+    assert re.findall(r'src="(data:[^"]*)"', other) == re.findall(r'src="(data:[^"]*)"', text)
+
+
+def test_training_curves_are_found_beside_the_bundle(files, tmp_path):
+    """And a damaged file is passed over."""
+    assert histories(files / "bundle") == {"student": [{"epoch": 1.0, "loss": 0.9}, {"epoch": 2.0, "loss": 0.5}]}
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "history.json").write_text("{")
+    assert histories(tmp_path / "bundle") == {}
+
+
+def test_without_litellm_nothing_fails(monkeypatch):
+    """There is then nothing to compare with."""
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    assert rivals.litellm_tiers([Request.from_text("hi")]) == {}
+
+
+def test_litellms_tiers_are_read_as_ours(monkeypatch):
+    """Its router gets the last user message and the system prompt; REASONING is its frontier."""
+    asked = []
+
+    class ComplexityRouter:
+        def __init__(self, model_name, ctx):
+            assert ctx.anything() is None
+
+        def classify(self, prompt, system_prompt):
+            asked.append((prompt, system_prompt))
+            return types.SimpleNamespace(value="REASONING"), 0.9, []
+
+    name = "litellm.router_strategy.complexity_router.complexity_router"
+    parts = name.split(".")
+    for i in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:i]), types.ModuleType(".".join(parts[:i])))
+    sys.modules[name].ComplexityRouter = ComplexityRouter
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "prove it"}]
+    found = rivals.litellm_tiers([Request.from_messages(messages)])
+    assert {name: tiers.tolist() for name, tiers in found.items()} == {"litellm rules": [3]}
+    assert asked == [("prove it", "be brief")]
+
+
+def run_command(*arguments):
+    """Runs `python -m training evaluate` in this process."""
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_every_command_of_the_documentation_runs(files, tmp_path, monkeypatch):
+    """docs/evaluation.md is followed to the letter, on small files of the names that it uses."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(charts, "draw", lambda *_, **__: "data:,")  # drawn in other tests, for seconds
+    for name, source in (("mine.jsonl", "rows"), ("bench.jsonl", "outcomes")):
+        (tmp_path / name).write_bytes((files / f"{source}.jsonl").read_bytes())
+    (tmp_path / "BUNDLE").symlink_to(files / "bundle")
+    # The first looks at the shipped bundle for minutes.
+    first, *commands = re.findall(r"^\$ python -m training evaluate (.*)$", DOCS.read_text(), re.MULTILINE)
+    assert (first, len(commands)) == ("--report report.html", 2)
+    for command in commands:
+        done = run_command(*shlex.split(command))
+        assert done.exit_code == 0, (command, done.output)
+    assert "Outcomes of real models" in (tmp_path / "report.html").read_text()
+
+
+def test_json_holds_no_nan(files):
+    """What is not known is null, so that every reader of JSON takes it."""
+    done = run_command("--bundle", files / "bundle", "--data", files / "rows.jsonl", "--json")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    assert json.loads(done.stdout, parse_constant=refuse)["rows"] == 48
+
+
+def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(files, tmp_path):
+    """It is said before minutes are spent."""
+    done = run_command("--data", files / "rows.jsonl", "--report", tmp_path / "nowhere" / "r.html")
+    assert done.exit_code == 2
+    assert "there is no folder" in done.stderr

@@ -1,0 +1,213 @@
+"""What the evaluation page shows beyond `training.evaluate`: thresholds, policies, routers side by side, worst errors.
+
+Risk is P(chosen < label); costs are dollars a million tokens, every request taken to be equally long.
+
+Knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier import metrics
+from classifier.metrics import bootstrap_interval, tier_shares
+from classifier.policy import Policy, choose_many
+from classifier.types import TIERS
+from training.calibration_report import constant_cost, random_risk, reliability, under
+from training.corpus import Row
+from training.risk_control import soft
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+DRAWS = 400
+GRID = np.concatenate([np.linspace(0.0, 0.9, 37), np.linspace(0.91, 1.0, 19)])
+
+
+def detail(
+    rows: Sequence[Row],
+    labels: Indices,
+    probabilities: NDArray[np.float32],
+    policies: Mapping[str, Policy],
+    default: str,
+    *,
+    prices: Sequence[float],
+    rivals: Mapping[str, NDArray[np.float32]] | None = None,
+    routers: Mapping[str, Indices] | None = None,
+    worst: int = 25,
+    show_text: bool = False,
+) -> dict[str, Any]:
+    """The numbers, JSON-ready.
+
+    Args:
+        rows: labelled rows.
+        labels: (n,) tier indices of them.
+        probabilities: (n, 4), the bundle's.
+        policies: the bundle's, by name.
+        default: name of the bundle's default policy.
+        prices: cheapest tier first.
+        rivals: (n, 4) probabilities of baselines, by name.
+        routers: (n,) tiers that other routers chose, by name.
+        worst: how many of the worst errors to list.
+        show_text: list them with the beginning of their text.
+    """
+    truth = soft(labels)
+    whole = {"bundle": probabilities, **(rivals or {})}
+    return {
+        "prices": list(prices),
+        "reliability": [reliability(probabilities, truth, t) for t in range(len(TIERS) - 1)],
+        "risk_cost": {name: _sweep(p, labels, truth, prices) for name, p in whole.items()},
+        "policies": {name: _policy(policy, labels, truth, probabilities, prices) for name, policy in policies.items()},
+        "routers": _routers(labels, probabilities, policies[default], prices, whole, routers or {}),
+        "worst": worst_errors(rows, labels, probabilities, worst, show_text=show_text),
+    }
+
+
+def _sweep(
+    probabilities: NDArray[np.float32], labels: Indices, truth: Array, prices: Sequence[float]
+) -> list[dict[str, float]]:
+    price = np.asarray(prices)
+    points = []
+    for threshold in GRID:
+        chosen = choose_many(probabilities, float(threshold))
+        shares = tier_shares(chosen)
+        points.append({
+            "threshold": float(threshold),
+            "risk": float(np.mean(chosen < labels)),
+            "cost": float(price[chosen].mean()),
+            "random_router_risk": random_risk(shares, truth),
+        })  # fmt: skip
+    return points
+
+
+def _policy(
+    policy: Policy, labels: Indices, truth: Array, probabilities: NDArray[np.float32], prices: Sequence[float]
+) -> dict[str, Any]:
+    chosen = choose_many(probabilities, policy.threshold, policy.top_tier_threshold)
+    fit = policy.guarantee
+    risk = float(under(chosen, truth).mean())
+    return _choice(chosen, labels, prices) | {
+        "threshold": policy.threshold,
+        "alpha": fit.alpha if fit.feasible else None,
+        "grouped": policy.group_by,
+        "shares": list(tier_shares(chosen)),
+        "random_router_risk": random_risk(tier_shares(chosen), truth),
+        "constant_router_cost": constant_cost(risk, truth, prices),
+    }
+
+
+def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:
+    """How a choice of tiers fares: each number with its interval."""
+
+    def misses(c: Indices, y: Indices) -> float:
+        top = y == len(TIERS) - 1
+        return float(np.mean(c[top] < y[top])) if top.any() else float("nan")
+
+    price = np.asarray(prices)
+
+    def interval(statistic: Any) -> Any:
+        return bootstrap_interval(statistic, chosen, labels, draws=DRAWS)
+
+    return {
+        "accuracy": interval(metrics.accuracy),
+        "quadratic_kappa": interval(metrics.quadratic_kappa),
+        "risk": interval(metrics.under_routing),
+        "over_routing": interval(metrics.over_routing),
+        "frontier_misses": interval(misses),
+        "cost": interval(lambda c, _: float(price[c].mean())),
+    }
+
+
+def _routers(
+    labels: Indices,
+    probabilities: NDArray[np.float32],
+    policy: Policy,
+    prices: Sequence[float],
+    whole: Mapping[str, NDArray[np.float32]],
+    routers: Mapping[str, Indices],
+) -> dict[str, Any]:
+    """Side by side: the policy, arg-max of each set of probabilities, other routers, the oracle, the blind one."""
+    chosen = choose_many(probabilities, policy.threshold, policy.top_tier_threshold)
+    table = {f"bundle, policy {policy.name}": _choice(chosen, labels, prices)}
+    table |= {f"{name}, arg-max": _choice(p.argmax(axis=1), labels, prices) for name, p in whole.items()}
+    table |= {name: _choice(tiers, labels, prices) for name, tiers in routers.items()}
+    table["oracle"] = _choice(labels, labels, prices)
+    # Drawn blindly in the policy's shares: a permutation of its own choices, many times over.
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([rng.permutation(chosen) for _ in range(max(1, 20_000 // len(chosen)))])
+    times = len(drawn) // len(labels)
+    blind = _choice_means(drawn, np.tile(labels, times), prices)
+    table[f"random router, shares of {policy.name}"] = blind
+    return table
+
+
+def _choice_means(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:
+    """As `_choice`, of a router that draws: means over its draws, whose spread is no interval of anything."""
+    top = labels == len(TIERS) - 1
+    nan = float("nan")
+    values = {
+        "accuracy": metrics.accuracy(chosen, labels),
+        "quadratic_kappa": metrics.quadratic_kappa(chosen, labels),
+        "risk": metrics.under_routing(chosen, labels),
+        "over_routing": metrics.over_routing(chosen, labels),
+        "frontier_misses": float(np.mean(chosen[top] < labels[top])) if top.any() else nan,
+        "cost": float(np.asarray(prices)[chosen].mean()),
+    }
+    return {name: (value, nan, nan) for name, value in values.items()}
+
+
+def worst_errors(
+    rows: Sequence[Row], labels: Indices, probabilities: NDArray[np.float32], most: int, *, show_text: bool = False
+) -> list[dict[str, Any]]:
+    """The rows that the model was surest and wrongest about, by ranked probability score; only those it got wrong.
+
+    Args:
+        rows: labelled rows.
+        labels: (n,) tier indices of them.
+        probabilities: (n, 4).
+        most: how many.
+        show_text: with the beginning of the last user message; else without any text.
+    """
+    scores = metrics.ranked_probability_scores(probabilities, labels)
+    predicted = probabilities.argmax(axis=1)
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if predicted[i] != labels[i]][:most]
+    listed = []
+    for i in order:
+        row = rows[i]
+        entry = {
+            "id": row.id,
+            "source": row.source,
+            "kind": row.kind,
+            "language": row.language,
+            "label": TIERS[labels[i]].label,
+            "predicted": TIERS[predicted[i]].label,
+            "probabilities": [float(p) for p in probabilities[i]],
+            "score": float(scores[i]),
+            "characters": sum(len(m.content) for m in row.request.messages),
+        }
+        if show_text:
+            entry["text"] = row.request.messages[row.request.last_user_index].content[:400]
+        listed.append(entry)
+    return listed
+
+
+def histories(bundle: Path) -> dict[str, list[dict[str, float]]]:
+    """Loss by epoch of each training run that lies beside the bundle: its folder's name → what `fit` recorded."""
+    found = {}
+    for path in sorted({*bundle.parent.glob("*/history.json"), *bundle.parent.glob("*/*/history.json")}):
+        if path.parent.name == "state":
+            continue
+        try:
+            epochs = json.loads(path.read_text(encoding="utf-8"))
+            found[str(path.parent.relative_to(bundle.parent))] = [
+                {name: float(value) for name, value in epoch.items() if isinstance(value, int | float)}
+                for epoch in epochs
+            ]
+        except (OSError, ValueError, AttributeError):
+            continue
+    return {name: epochs for name, epochs in found.items() if epochs}

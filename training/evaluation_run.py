@@ -1,0 +1,108 @@
+"""Everything that is asked of a bundle in one evaluation, put together: what `python -m training evaluate` reports.
+
+Knows nothing of flags or pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training import outcome_curves, robustness
+from training.calibration_report import PRICES
+from training.calibration_set import TRAINING_ROWS, rows_seen
+from training.corpus import UNLABELLED, Row, read_corpus
+from training.evaluate import baselines, evaluate, load_engine, score
+from training.evaluation_detail import detail, histories
+from training.rivals import litellm_tiers
+
+OWN_DATA = Path(__file__).parent.parent / "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an evaluation shall hold.
+
+    Attributes:
+        outcomes: files of outcomes to replay the router on.
+        steadiness: whether typos, steering, twins and attacks are measured.
+        detail: whether thresholds, policies, routers, errors and training curves are added, for the page.
+        prices: dollars a million tokens, cheapest tier first.
+        show_text: whether the worst errors come with their text.
+        attacked: simple prompts that are attacked.
+        tries: of each attack.
+    """
+
+    outcomes: tuple[str, ...] = ()
+    steadiness: bool = False
+    detail: bool = False
+    prices: tuple[float, ...] = PRICES
+    show_text: bool = False
+    attacked: int = 100
+    tries: int = 200
+
+
+def read_rows(
+    data: Sequence[str], baseline_data: Sequence[str], *, baselines_wanted: bool
+) -> tuple[list[Row], list[Row]]:
+    """The labelled rows to evaluate on, and those that baselines learn from.
+
+    Args:
+        data: corpus paths; none means the test split of `data/`.
+        baseline_data: corpus paths; none means the training split of `data/`, where baselines are wanted.
+        baselines_wanted: whether there shall be baselines without `baseline_data`.
+    """
+    own = read_corpus([OWN_DATA]) if not data or (baselines_wanted and not baseline_data) else []
+    rows = [r for r in (read_corpus(data) if data else own) if r.label != UNLABELLED]
+    rows = rows if data else [r for r in rows if r.split == "test"]
+    learnt = read_corpus(baseline_data) if baseline_data else [r for r in own if r.split == "train"]
+    seen = {r.sha256 for r in rows}
+    wanted = baselines_wanted or bool(baseline_data)
+    return rows, [r for r in learnt if r.sha256 not in seen and r.label != UNLABELLED] if wanted else []
+
+
+def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -> dict[str, Any]:
+    """The evaluation as JSON-ready data: that of `training.evaluate`, and what else is asked.
+
+    Args:
+        bundle: folder of the bundle.
+        rows: labelled rows to evaluate on.
+        train: rows that baselines learn from; empty leaves them out.
+        asked: what the report shall hold.
+    """
+    engine = load_engine(bundle)
+    packed = str(engine.bundle.manifest.get(TRAINING_ROWS, ""))
+    predictions = score(engine, rows)
+    rivals = baselines(train, rows) if train else {}
+    report = evaluate(engine, rows, predictions=predictions, rivals=rivals)
+    report["seen_in_training"] = rows_seen((r.sha256 for r in rows), packed)
+    report["baseline_rows"] = len(train)
+    if asked.detail:
+        routers = litellm_tiers([r.request for r in rows])
+        report["litellm"] = sorted(routers)
+        report["detail"] = detail(
+            rows, predictions.labels, predictions.probabilities, engine.policies, engine.default_policy,
+            prices=asked.prices, rivals=rivals, routers=routers, show_text=asked.show_text,
+        )  # fmt: skip
+        report["histories"] = histories(bundle)
+    if asked.steadiness:
+        twins = [r for r in read_corpus([OWN_DATA]) if r.family and not rows_seen([r.sha256], packed)]
+        given = {r.sha256 for r in rows}
+        twins = [r for r in twins if r.split == "test" or r.sha256 in given]
+        report["robustness"] = robustness.measure(
+            engine, rows, twin_rows=twins, attacked=asked.attacked, tries=asked.tries
+        )
+    if asked.outcomes:
+        outcomes = outcome_curves.read_outcomes(asked.outcomes)
+        report["outcomes"] = outcome_curves.measure(
+            outcomes,
+            np.array(robustness.score_requests(engine, outcomes.requests, name="outcomes")),
+            prices=asked.prices,
+            policies={name: (p.threshold, p.top_tier_threshold) for name, p in engine.policies.items()},
+            routers=litellm_tiers(outcomes.requests),
+        )
+    return report
