@@ -14,7 +14,6 @@ from classifier.errors import InputError
 from classifier.types import Request, Tier
 from training import outcome_curves
 from training.outcome_curves import (
-    Outcomes,
     apgr,
     cost_quality,
     cpt,
@@ -22,10 +21,10 @@ from training.outcome_curves import (
     gap_recovered,
     measure,
     oracle_tiers,
-    read_outcomes,
     served_tiers,
     success_and_cost,
 )
+from training.outcomes import Outcomes, read_outcomes
 
 NAN = float("nan")
 

@@ -9,8 +9,9 @@ import pytest
 
 from classifier.types import Tier
 from training import augment, robustness
+from training.attack import RAISING, Attack, attack
 from training.corpus import parse_row
-from training.robustness import CHANGES, LOWERING, RAISING, Attack, attack, keyboard_typos, measure, moved, twins
+from training.robustness import CHANGES, LOWERING, keyboard_typos, measure, moved, twins
 
 
 def row(text, tier, group="", family=""):

@@ -18,6 +18,7 @@ from training.calibration_set import TRAINING_ROWS, rows_seen
 from training.corpus import UNLABELLED, Row, read_corpus
 from training.evaluate import baselines, evaluate, load_engine, score
 from training.evaluation_detail import detail, histories
+from training.outcomes import read_outcomes
 from training.rivals import litellm_tiers
 
 OWN_DATA = Path(__file__).parent.parent / "data"
@@ -97,7 +98,7 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
             engine, rows, twin_rows=twins, attacked=asked.attacked, tries=asked.tries
         )
     if asked.outcomes:
-        outcomes = outcome_curves.read_outcomes(asked.outcomes)
+        outcomes = read_outcomes(asked.outcomes)
         report["outcomes"] = outcome_curves.measure(
             outcomes,
             np.array(robustness.score_requests(engine, outcomes.requests, name="outcomes")),

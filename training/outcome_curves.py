@@ -1,35 +1,27 @@
 """What a router would do with requests whose outcomes on every tier are known: cost against quality, and ranking.
 
-An outcome file has a row a request: `prompt` or `messages`, `source`, `success_by_tier` (tier → share of tries that
-satisfied, 0 to 1) and optionally `split`. So any router can be replayed on it. The measures are those of RouteLLM
-(arXiv:2406.18665, section 3.3) between a weak and a strong tier, requests going to the strong one in the order of a
-score. *Performance gap recovered*: PGR(c) = (quality(c) - quality(weak)) / (quality(strong) - quality(weak)) at a share
-c of calls to the strong tier. APGR, its integral over c from 0 to 1, is .5 for a router that draws at random. CPT(x) is
-the least share c with PGR(c) >= x. Requests of equal score are sent in the mean of all their orders, so that the order
-of a file does not help.
+The measures are those of RouteLLM (arXiv:2406.18665, section 3.3) between a weak and a strong tier, requests going to
+the strong one in the order of a score. *Performance gap recovered*: PGR(c) = (quality(c) - quality(weak)) /
+(quality(strong) - quality(weak)) at a share c of calls to the strong tier. APGR, its integral over c from 0 to 1, is .5
+for a router that draws at random. CPT(x) is the least share c with PGR(c) >= x. Requests of equal score are sent in the
+mean of all their orders, so that the order of a file does not help.
 
 Knows nothing of pages.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.errors import InputError, InvalidRequest
 from classifier.metrics import Interval, auroc, bootstrap_interval
 from classifier.policy import choose_many
-from classifier.types import TIERS, Request, Tier
-from training.corpus import expand
+from classifier.types import TIERS, Tier
+from training.outcomes import Array, Outcomes
 
-Array = NDArray[np.float64]
 LEVELS = (0.5, 0.8)
 FAILS_BELOW = 0.5
 """A tier fails on a request where fewer than this share of its tries satisfied."""
@@ -38,73 +30,6 @@ FEWEST_ROWS = 30
 Score = Callable[[Tier, Tier], Array]
 """(n,) numbers for a weak and a strong tier: the higher, the sooner a request goes to the strong one."""
 PAIRS = ((Tier.SIMPLE, Tier.FRONTIER), (Tier.SIMPLE, Tier.COMPLEX), (Tier.STANDARD, Tier.COMPLEX))
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """Requests with their success on every tier.
-
-    Attributes:
-        requests: what was asked.
-        success: (n, 4) float64 in [0, 1], cheapest tier first; NaN where nobody tried.
-        sources: (n,) str.
-    """
-
-    requests: list[Request]
-    success: Array
-    sources: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def take(self, rows: NDArray[np.bool_]) -> Outcomes:
-        """The rows where `rows`, (n,) bool, is true."""
-        kept = np.flatnonzero(rows)
-        return Outcomes([self.requests[i] for i in kept], self.success[kept], self.sources[kept])
-
-    @property
-    def tiers(self) -> list[Tier]:
-        """Tiers that were tried on every request."""
-        return [tier for tier in TIERS if not np.isnan(self.success[:, tier.index]).any()]
-
-    @property
-    def characters(self) -> Array:
-        """(n,) length of each conversation."""
-        return np.array([sum(len(m.content) for m in r.messages) for r in self.requests], dtype=np.float64)
-
-
-def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Outcomes:
-    """The outcomes in files, folders and globs (`.jsonl`, `.jsonl.gz`).
-
-    Args:
-        paths: what to read.
-        split: only rows that state this split, and those that state none; None means all.
-
-    Raises:
-        InputError: a path matches nothing, a line has no outcomes, or no row is left.
-    """
-    requests, success, sources = [], [], []
-    for path in expand(paths):
-        opener = gzip.open if path.name.endswith(".gz") else open
-        number = 0
-        try:
-            with opener(path, "rt", encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):  # noqa: B007 - named in the error below
-                    row = json.loads(line)
-                    if split is not None and row.get("split", split) != split:
-                        continue
-                    known = row["success_by_tier"]
-                    success.append([known.get(tier.label, np.nan) for tier in TIERS])
-                    requests.append(Request.from_json(row))
-                    sources.append(str(row.get("source") or path.name.split(".")[0]))
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
-            raise InputError(
-                f"{path}:{number}: not an outcome row ({type(error).__name__}: {error}); it takes prompt and "
-                "success_by_tier, tier to share of tries that satisfied"
-            ) from error
-    if not requests:
-        raise InputError(f"{', '.join(map(str, paths))}: no row of the split {split!r}; name another, or none")
-    return Outcomes(requests, np.array(success, dtype=np.float64).reshape(-1, len(TIERS)), np.array(sources))
 
 
 def gap_recovered(scores: Array, weak: Array, strong: Array) -> tuple[Array, Array]:
@@ -314,7 +239,7 @@ def measure(
     """Everything about a file of outcomes, by source: sources differ in difficulty, so they are never pooled.
 
     Args:
-        outcomes: from `read_outcomes`.
+        outcomes: from `training.outcomes.read_outcomes`.
         probabilities: (n, 4), what the model says of each request.
         prices: dollars a million tokens, cheapest tier first.
         policies: name → (threshold, top-tier threshold).

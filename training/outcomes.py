@@ -1,0 +1,91 @@
+"""Files of outcomes: requests whose success on every tier is known, so that any router can be replayed on them.
+
+A line has `prompt` or `messages`, `source`, `success_by_tier` (tier → share of tries that satisfied, 0 to 1) and
+optionally `split`.
+
+Knows nothing of models or measures.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.errors import InputError, InvalidRequest
+from classifier.types import TIERS, Request, Tier
+from training.corpus import expand
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Requests with their success on every tier.
+
+    Attributes:
+        requests: what was asked.
+        success: (n, 4) float64 in [0, 1], cheapest tier first; NaN where nobody tried.
+        sources: (n,) str.
+    """
+
+    requests: list[Request]
+    success: Array
+    sources: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def take(self, rows: NDArray[np.bool_]) -> Outcomes:
+        """The rows where `rows`, (n,) bool, is true."""
+        kept = np.flatnonzero(rows)
+        return Outcomes([self.requests[i] for i in kept], self.success[kept], self.sources[kept])
+
+    @property
+    def tiers(self) -> list[Tier]:
+        """Tiers that were tried on every request."""
+        return [tier for tier in TIERS if not np.isnan(self.success[:, tier.index]).any()]
+
+    @property
+    def characters(self) -> Array:
+        """(n,) length of each conversation."""
+        return np.array([sum(len(m.content) for m in r.messages) for r in self.requests], dtype=np.float64)
+
+
+def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Outcomes:
+    """The outcomes in files, folders and globs (`.jsonl`, `.jsonl.gz`).
+
+    Args:
+        paths: what to read.
+        split: only rows that state this split, and those that state none; None means all.
+
+    Raises:
+        InputError: a path matches nothing, a line has no outcomes, or no row is left.
+    """
+    requests, success, sources = [], [], []
+    for path in expand(paths):
+        opener = gzip.open if path.name.endswith(".gz") else open
+        number = 0
+        try:
+            with opener(path, "rt", encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):  # noqa: B007 - named in the error below
+                    row = json.loads(line)
+                    if split is not None and row.get("split", split) != split:
+                        continue
+                    known = row["success_by_tier"]
+                    success.append([known.get(tier.label, np.nan) for tier in TIERS])
+                    requests.append(Request.from_json(row))
+                    sources.append(str(row.get("source") or path.name.split(".")[0]))
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
+            raise InputError(
+                f"{path}:{number}: not an outcome row ({type(error).__name__}: {error}); it takes prompt and "
+                "success_by_tier, tier to share of tries that satisfied"
+            ) from error
+    if not requests:
+        raise InputError(f"{', '.join(map(str, paths))}: no row of the split {split!r}; name another, or none")
+    return Outcomes(requests, np.array(success, dtype=np.float64).reshape(-1, len(TIERS)), np.array(sources))
