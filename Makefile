@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test test-ray faults lint lint-deploy format proto train bench clean
+.PHONY: help setup setup-mlflow serve demo test test-ray faults lint lint-deploy format proto train bench peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,6 +90,26 @@ loop-demo: $(VENV)/.dev  ## the feedback loop end to end: make loop-demo ARGS="-
 
 bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# The servers that bench_peers.py compares with, each with the pins that it wants; the product's own code is not installed.
+RUNTIME := onnxruntime==1.24.1 tokenizers numpy
+.venv-peers/.done:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable ".[training,minilm]" fastapi uvicorn litserve
+	touch $@
+
+.venv-bentoml/.done:
+	$(PYTHON) -m venv .venv-bentoml
+	.venv-bentoml/bin/pip install --quiet --disable-pip-version-check bentoml $(RUNTIME)
+	touch $@
+
+.venv-rayserve/.done:
+	$(PYTHON) -m venv .venv-rayserve
+	.venv-rayserve/bin/pip install --quiet --disable-pip-version-check "ray[serve]" $(RUNTIME)
+	touch $@
+
+peers: .venv-peers/.done .venv-bentoml/.done .venv-rayserve/.done  ## install the servers that bench_peers.py compares with
 
 .venv-mlflow/.done:
 	$(PYTHON) -m venv .venv-mlflow

@@ -1,15 +1,12 @@
 """The same work behind the servers that a user would pick: latency at one caller, throughput at 32.
 
-    python benchmarks/bench_peers.py [--bundle PATH] [--seconds 5] [--python .venv-peers/bin/python]
+    python benchmarks/bench_peers.py [--bundle PATH] [--seconds 5]
 
 `ours` is `classifier serve` over gRPC. `fastapi_pipeline` is FastAPI around a transformers pipeline on the fp32
-MiniLM-L6 teacher's shape. `fastapi_onnx` and `litserve_onnx` run the very function that `ours` runs,
-`Engine.classify`. Peers run in an environment of their own, so that their pins do not meet ours:
-
-    python -m venv .venv-peers && .venv-peers/bin/pip install -e ".[training,minilm]" fastapi uvicorn litserve
-
-What is not installed there is skipped and said so. All are measured in turns within one run. JSON on stdout, a table on
-stderr.
+MiniLM-L6 teacher's shape. `fastapi_onnx`, `litserve_onnx`, `bentoml_onnx` and `ray_onnx` run the very function that
+`ours` runs, `Engine.classify`, with as many workers as there are cores. Peers run in environments of their own, so
+that their pins do not meet ours; `make peers` makes them. What is not installed is skipped and said so. All are
+measured in turns within one run. JSON on stdout, a table on stderr.
 """
 
 from __future__ import annotations
@@ -28,17 +25,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PEERS = ("fastapi_pipeline", "fastapi_onnx", "litserve_onnx")
+PEERS = ("fastapi_pipeline", "fastapi_onnx", "litserve_onnx", "bentoml_onnx", "ray_onnx")
 NEEDS = {
     "fastapi_pipeline": ("fastapi", "uvicorn", "transformers", "torch"),
     "fastapi_onnx": ("fastapi", "uvicorn"),
     "litserve_onnx": ("litserve",),
+    "bentoml_onnx": ("bentoml",),
+    "ray_onnx": ("ray", "starlette"),
 }
+ENVIRONMENTS = {"bentoml_onnx": ".venv-bentoml", "ray_onnx": ".venv-rayserve"}
 TURNS = 5
 PATHS = {
     "fastapi_pipeline": "/classify",
     "fastapi_onnx": "/classify",
     "litserve_onnx": "/predict",
+    "bentoml_onnx": "/classify",
+    "ray_onnx": "/classify",
 }
 
 
@@ -60,9 +62,9 @@ def serve_peer(name: str, bundle: Path, port: int) -> None:
         app.post("/classify")(classify)
         uvicorn.run(app, port=port, log_level="error")
     else:
-        from peer_litserve import serve
+        from importlib import import_module
 
-        serve(bundle, port)
+        import_module(f"peer_{name.removesuffix('_onnx')}").serve(bundle, port)
 
 
 def engine_function(bundle: Path) -> Callable[[str], dict[str, object]]:
@@ -139,13 +141,18 @@ class Over:
 
     def cpu_seconds(self) -> float:
         """CPU time of the server and its children so far (Linux); what other processes use does not change it."""
-        total = 0
+        parents, ticks = {}, {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                fields = path.read_text().rpartition(")")[2].split()
-                if int(fields[2]) == self._process.pid:
-                    total += int(fields[11]) + int(fields[12])
-        return total / os.sysconf("SC_CLK_TCK")
+                pid, fields = int(path.parent.name), path.read_text().rpartition(")")[2].split()
+                parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+
+        def ours(pid: int) -> bool:
+            while pid in parents and pid != self._process.pid:
+                pid = parents[pid]
+            return pid == self._process.pid
+
+        return sum(ticks[pid] for pid in ticks if ours(pid)) / os.sysconf("SC_CLK_TCK")
 
     def _loop(self, prompts: list[str], callers: int, seconds: float) -> list[float]:
         took: list[float] = []
@@ -223,7 +230,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=SHIPPED)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each turn of each server")
-    parser.add_argument("--python", default=".venv-peers/bin/python", help="the peers' interpreter")
     parser.add_argument("--peer", nargs=2, metavar=("NAME", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -234,12 +240,13 @@ def main() -> None:
     port = free_port()
     command = [sys.executable, "-m", "classifier", "serve", "--listen", f"127.0.0.1:{port}", "--max-wait-seconds", "30"]
     servers = [Over("ours", [*command, "--bundle", str(options.bundle)], port, over_grpc(f"127.0.0.1:{port}"))]
-    skipped = [name for name in PEERS if not installed(options.python, NEEDS[name])]
+    pythons = {name: f"{ENVIRONMENTS.get(name, '.venv-peers')}/bin/python" for name in PEERS}
+    skipped = [name for name in PEERS if not installed(pythons[name], NEEDS[name])]
     try:
         for name in PEERS:
             if name not in skipped:
                 port = free_port()
-                command = [options.python, __file__, "--bundle", str(options.bundle), "--peer", name, str(port)]
+                command = [pythons[name], __file__, "--bundle", str(options.bundle), "--peer", name, str(port)]
                 servers.append(Over(name, command, port, over_http(port, PATHS[name])))
         for server in servers:
             server.wait()
@@ -265,7 +272,9 @@ def main() -> None:
         shown += f"  CPU a request: server {row['server_cpu_ms']:.2f} ms, client {row['client_cpu_ms']:.2f} ms"
         print(f"{name:<18} {shown}", file=sys.stderr)
     for name in skipped:
-        print(f"{name:<18} skipped: {options.python} does not have {', '.join(NEEDS[name])}", file=sys.stderr)
+        print(
+            f"{name:<18} skipped: {pythons[name]} does not have {', '.join(NEEDS[name])}; make peers", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":
