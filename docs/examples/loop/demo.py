@@ -159,7 +159,7 @@ def _serve(folder: Path, store: str) -> subprocess.Popen[str]:
             *(sys.executable, "-m", "classifier", "serve", "--listen", f"unix:{folder}/demo.sock"),
             *("--registry", str(folder / "registry"), "--watch-seconds", "0.5", "--key-file", str(folder / "key")),
             *("--feedback-url", store, "--store", "text", "--tokens", str(folder / "tokens")),
-            *("--log-level", "error"),
+            *("--log-level", "error", "--max-wait-seconds", "20"),
         ],
         stderr=subprocess.PIPE,
         text=True,
