@@ -199,13 +199,16 @@ class Service:
         self, decision: Decision, prepared: Any, scores: Scores, stages: Mapping[str, float], kept_for: str | None
     ) -> None:
         """Keeps a decision where it is to be kept, and says that it was made."""
-        if kept_for is not None and self.feedback is not None:
-            self.feedback.record(
-                decision, prepared.request, kept_for, signals=prepared.input.signals, logits=scores.logits
-            )
-        if self.after is not None:
-            self.after(prepared, decision)
-        self.observer.decided(decision, prepared, stages)
+        try:
+            if kept_for is not None and self.feedback is not None:
+                self.feedback.record(
+                    decision, prepared.request, kept_for, signals=prepared.input.signals, logits=scores.logits
+                )
+            if self.after is not None:
+                self.after(prepared, decision)
+            self.observer.decided(decision, prepared, stages)
+        except Exception:  # the answer is given; and asyncio would log the arguments, which hold the prompt
+            log.exception("a decision was made that could not be told")
 
     async def _classify_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:
         message, seconds = self._parse(pb.ClassifyRequest, data)

@@ -12,7 +12,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
-from classifier.telemetry import Metrics
+from classifier.service import Observer
+from classifier.telemetry import JsonFormatter, Metrics
 from classifier.testing import FakeEngine, fake_server
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
@@ -291,6 +292,21 @@ def test_a_bug_of_ours_is_internal_with_an_id_and_without_the_text(stub_of, capl
     assert incident in caplog.text
     assert "test_service.py" in caplog.text
     assert "canary" not in caplog.text + error.value.details()
+
+
+def test_an_observer_that_fails_costs_no_answer_and_tells_no_text(stub_of, caplog):
+    """The caller is answered although nobody could be told; the log says so, without the prompt."""
+
+    class Broken(Observer):
+        def decided(self, decision, prepared, stages):
+            raise RuntimeError(prepared.request.messages[0].content)
+
+    with fake_server(observer=Broken()) as address:
+        assert stub_of(address).Classify(prompt("canary-7f3a"), timeout=60).tier == pb.TIER_STANDARD
+        until(lambda: "could not be told" in caplog.text)
+    shown = [JsonFormatter().format(record) for record in caplog.records]
+    assert any("RuntimeError" in line for line in shown)
+    assert not [line for line in shown if "canary" in line]
 
 
 def test_a_caller_over_its_rate_is_refused(stub_of):
