@@ -42,7 +42,8 @@ def test_workers_share_the_port_the_ids_and_the_page(arguments):
             with Client(address, timeout_seconds=60) as client:
                 ids.add(client.classify("hi", request_id="r").decision.decision_id)
         assert len(ids) == 1
-        assert 'classifier_requests_total{code="OK",method="Classify"} 20.0' in server.metrics_page()
+        line = 'classifier_requests_total{code="OK",method="Classify"} 20.0'
+        until(lambda: line in server.metrics_page())  # counted after the answer
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert len(server.ready_lines) == 1
