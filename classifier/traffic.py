@@ -1,7 +1,7 @@
 """Labelled traffic as arrays: tiers and probabilities, and what the log says of time, model, tokens and money.
 
 The log's own columns are found by the names that gateways use (`columns.ROLES`) or are named by the caller. Text is
-read only where an answer's tokens were not counted, and never kept: about a hundred bytes a row are held in memory.
+read only where an answer's tokens were not counted, and never kept: a few hundred bytes a row are held in memory.
 
 Knows nothing of prices or pages.
 """

@@ -260,6 +260,30 @@ def test_the_text_begins_with_the_recommendation(labelled):
     assert run(labelled).stdout.startswith(found["recommendation"]["sentence"])
 
 
+def test_what_label_writes_is_what_report_and_sample_read(tiny_bundle_path, tmp_path):
+    """A log with a broken line, labelled by the command itself, ends as a report and as a sample."""
+    words = ["hi", "explain", "debug", "prove"]
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"{words[i % 4]} {i}"}],
+            "model": "big",
+            "usage": {"prompt_tokens": i},
+        }
+        for i in range(40)
+    ]
+    log, out = tmp_path / "log.jsonl", tmp_path / "out.parquet"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    label = ["label", str(log), "-o", str(out), "--bundle", str(tiny_bundle_path), "--processes", "1"]
+    assert CliRunner().invoke(cli.command, label, catch_exceptions=False).exit_code == 0
+    found = numbers(out)
+    assert (found["rows"], sum(found["errors"].values()), found["tokens"]["input"]) == (40, 1, sum(range(40)))
+    assert found["policy"]["name"] == "balanced"
+    assert (found["columns"]["model"], found["columns"]["input_tokens"]) == ("model", "usage.prompt_tokens")
+    sample = CliRunner().invoke(cli.command, ["sample", str(out), "--per-tier", "2", "--boundary", "-o", "-"])
+    assert {json.loads(line)["messages"][0]["content"].split()[0] for line in sample.stdout.splitlines()} <= set(words)
+    assert len(sample.stdout.splitlines()) == 8
+
+
 def test_every_command_of_the_documentation_runs(tmp_path, monkeypatch):
     """docs/report.md is followed to the letter: its prices, its commands."""
     monkeypatch.chdir(tmp_path)
