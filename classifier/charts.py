@@ -19,6 +19,7 @@ from classifier.types import TIERS
 SIZE_INCHES = (4.6, 3.3)
 TIER_COLOURS = ("#9ecae1", "#3182bd", "#fd8d3c", "#a63603")
 """Cheapest first; told apart in grey and by the colour-blind."""
+MOST_BESIDE = 4
 INK, GREY = "#1b4f72", "#888888"
 _STYLE: Any = {
     "font.size": 10,
@@ -143,7 +144,8 @@ def curves(
         lines: what to draw; a name of "" leaves a line out of the legend.
         x: label of the axis, with its unit.
         y: label of the axis, with its unit.
-        points: (name, x, y), drawn as squares with their names beside them.
+        points: (name, x, y): up to `MOST_BESIDE` are squares with their names beside them; more are told apart by
+            marks in the legend, where near ones stay readable.
         diagonal: a grey line where x equals y.
         log_x: logarithmic axis.
         log_y: logarithmic axis.
@@ -159,31 +161,32 @@ def curves(
                 xs, ys, label=name or None, color=palette[i % len(palette)], linewidth=1.4,
                 marker="o" if markers else None, markersize=3,
             )  # fmt: skip
-        for name, at, value in points:
-            axes.plot(at, value, marker="s", color="black", markersize=4)
-            axes.annotate(name, (at, value), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        beside = len(points) <= MOST_BESIDE
+        if beside:
+            for name, at, value in points:
+                axes.plot(at, value, marker="s", color="black", markersize=4)
+                axes.annotate(
+                    name, (at, value), xytext=(4, 4), textcoords="offset points", fontsize=8,
+                    bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+                )  # fmt: skip
+        else:
+            _marked(axes, points)
         axes.set(xlabel=x, ylabel=y)
         for log, axis, scale in ((log_x, axes.xaxis, axes.set_xscale), (log_y, axes.yaxis, axes.set_yscale)):
             if log:
                 scale("log")
                 _plain_powers(axis)
-        if any(name for name, _, _ in lines):
+        if any(name for name, _, _ in lines) or not beside:
             _legend_above(axes, 2 if len(lines) > 1 else 1)
 
-    return draw(paint)
+    return draw(paint, height=SIZE_INCHES[1] if len(points) <= MOST_BESIDE else SIZE_INCHES[1] + 0.1 * len(points))
 
 
 def scatter(points: Sequence[tuple[str, float, float]], *, x: str, y: str, log_x: bool = False) -> str:
     """Named points (name, x, y); their names stand in a legend, so that near ones stay readable."""
 
     def paint(axes: Any) -> None:
-        marks = "osD^vPX*"
-        palette = (INK, GREY, *TIER_COLOURS, "black", "#4b9560")
-        for i, (name, at, value) in enumerate(points):
-            axes.plot(
-                at, value, marks[i % len(marks)], color=palette[i % len(palette)], label=name, markersize=7,
-                markeredgecolor="black", markeredgewidth=0.4,
-            )  # fmt: skip
+        _marked(axes, points)
         axes.set(xlabel=x, ylabel=y)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         if log_x:
@@ -210,6 +213,17 @@ def heat(counts: Sequence[Sequence[int]], names: Sequence[str], *, rows: str, co
         axes.set(xlabel=columns, ylabel=rows)
 
     return draw(paint)
+
+
+def _marked(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Named points, each with a mark of its own, for the legend."""
+    marks = "osD^vPX*<>h8"
+    palette = (INK, GREY, *TIER_COLOURS, "black", "#4b9560")
+    for i, (name, at, value) in enumerate(points):
+        axes.plot(
+            at, value, marks[i % len(marks)], color=palette[i % len(palette)], label=name, markersize=7,
+            markeredgecolor="black", markeredgewidth=0.4, linestyle="none",
+        )  # fmt: skip
 
 
 def _dates(times: Sequence[float]) -> list[dt.datetime]:
