@@ -154,7 +154,7 @@ class Engine:
             floor=request.floor,
             ceiling=request.ceiling,
             group=group,
-            draw=draw,
+            draw=draw if policy.may_explore(request.labels) else None,
             golden_ok=self.golden_ok,
         )
         return Decision(

@@ -101,6 +101,7 @@ class Policy:
         group_by: name of the fact that groups requests, or empty.
         group_thresholds: lambda by the value of that fact.
         epsilon: share of eligible requests that are explored, in [0, 1).
+        exempt_labels: `name=value`, or `name` for any value: requests that carry one are never explored.
 
     Raises:
         ValueError: a field is out of its range.
@@ -115,6 +116,7 @@ class Policy:
     group_by: str = ""
     group_thresholds: Mapping[str, float] = field(default_factory=dict)
     epsilon: float = 0.0
+    exempt_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -139,6 +141,19 @@ class Policy:
         object.__setattr__(self, "top_tier_threshold", -float32_up(-self.top_tier_threshold) or 0.0)
         object.__setattr__(self, "group_thresholds", MappingProxyType(groups))
         object.__setattr__(self, "tier_shares", tuple(float(x) for x in self.tier_shares))
+        object.__setattr__(self, "exempt_labels", tuple(str(x) for x in self.exempt_labels))
+
+    def may_explore(self, labels: Mapping[str, str]) -> bool:
+        """Whether a request with these labels may be explored at all.
+
+        >>> Policy("balanced", 0.9, epsilon=0.1, exempt_labels=("tenant=acme",)).may_explore({"tenant": "acme"})
+        False
+        """
+        if not self.epsilon:
+            return False
+        return not any(
+            name in self.exempt_labels or f"{name}={value}" in self.exempt_labels for name, value in labels.items()
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy does not pickle, and bulk labelling hands policies to other processes.
@@ -324,6 +339,7 @@ def _policy_to_json(policy: Policy) -> dict[str, Any]:
         "guarantee": _guarantee_to_json(policy.guarantee),
         "top_tier_guarantee": None if top is None else _guarantee_to_json(top),
         "tier_shares": list(policy.tier_shares),
+        "exempt_labels": list(policy.exempt_labels),
         "group_thresholds": dict(policy.group_thresholds),
     }
 
@@ -382,5 +398,6 @@ def _policy_from_json(entry: Mapping[str, Any]) -> Policy:
             "guarantee": Guarantee(**entry["guarantee"]),
             "top_tier_guarantee": None if top is None else Guarantee(**top),
             "tier_shares": tuple(entry.get("tier_shares", ())),
+            "exempt_labels": tuple(entry.get("exempt_labels", ())),
         }
     )

@@ -222,6 +222,16 @@ def test_a_floor_exempts_from_exploration():
     assert (choice.tier, choice.reason, choice.propensity) == (STANDARD, Reason.MODEL, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("labels", "explored"),
+    [({}, True), ({"tenant": "acme"}, False), ({"tenant": "other"}, True), ({"legal": "anything"}, False)],
+)
+def test_listed_labels_exempt_from_exploration(labels: dict[str, str], explored: bool):
+    """A request with a listed label, or with a listed label's value, is never explored."""
+    policy = Policy("p", 0.9, epsilon=0.5, exempt_labels=("tenant=acme", "legal"))
+    assert policy.may_explore(labels) is explored
+
+
 def test_exploration_goes_one_lower_mostly():
     """From the middle, one lower takes 70 % of the exploration, two lower and one higher 15 % each."""
     assert exploration(COMPLEX, 0.1) == pytest.approx({COMPLEX: 0.9, STANDARD: 0.07, SIMPLE: 0.015, FRONTIER: 0.015})

@@ -52,6 +52,7 @@ def calibrate(
     group_by: str | None = None,
     severity: Sequence[float] | None = None,
     epsilon: float = 0.0,
+    exempt_labels: Sequence[str] = (),
     prior_shift: Sequence[str | Path] | None = None,
     fit_paths: Sequence[str | Path] | None = None,
     default: str | None = None,
@@ -71,6 +72,7 @@ def calibrate(
         group_by: None, "script", or a label that the gateway sends.
         severity: None for 1, 1, 1.
         epsilon: share of requests that will be explored; the thresholds leave room for it.
+        exempt_labels: `name=value` or `name`: requests with such a label are never explored.
         prior_shift: unlabelled traffic whose tier shares the thresholds are moved to, under an assumption.
         fit_paths: other rows to fit the probability map on, e.g. predictions across sources (`.npz`).
         default: policy for requests that name none; by default the bundle's, where it still exists, else the first.
@@ -87,7 +89,13 @@ def calibrate(
         BundleError: the bundle cannot be read, or `out_path` exists.
     """
     targets = Targets(
-        dict(policies), delta or 0.0, top_tier_miss or 0.0, group_by or "", tuple(severity or EVERY_MISS), epsilon
+        dict(policies),
+        delta or 0.0,
+        top_tier_miss or 0.0,
+        group_by or "",
+        tuple(severity or EVERY_MISS),
+        epsilon,
+        tuple(exempt_labels),
     )
     if prior_shift and (targets.delta or targets.group_by or targets.top_tier_miss):
         raise SettingsError(
@@ -319,6 +327,8 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option("--group-by", help="'script', or a label that the gateway sends: the promise holds in each group.")
 @click.option("--severity", callback=numbers(3), metavar="A,B,C", help="Loss of 1, 2, 3 tiers too low, at most 1.")
 @click.option("--epsilon", type=float, default=0.0, help="Share of requests that will be explored.")
+@click.option("--exempt-label", "exempt_labels", multiple=True, metavar="NAME[=VALUE]",
+              help="Requests with this label are never explored. Repeatable.")  # fmt: skip
 @click.option("--prior-shift", multiple=True, help="Unlabelled traffic: move the thresholds to its tier shares.")
 @click.option("--default", help="Policy for requests that name none.")
 @click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,

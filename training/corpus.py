@@ -50,6 +50,7 @@ class Row:
         sha256: of the conversation, for overlap checks.
         stated_split: the file's own split, or "".
         stated_tier: the file's own tier; beside `probabilities` it is what the readers settled on.
+        eta: chance that the interval is wrong, in [0, 0.5); None where training's own setting holds.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Row:
     sha256: str
     stated_split: str = ""
     stated_tier: Tier | None = None
+    eta: float | None = None
 
     @property
     def tier(self) -> Tier:
@@ -132,6 +134,8 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
             }  # fmt: skip
             if row.stated_tier is not None:
                 data["tier"] = row.stated_tier.label
+            if row.eta is not None:
+                data["eta"] = row.eta
             if row.stated_split:
                 data["split"] = row.stated_split
             if row.probabilities is not None:
@@ -156,6 +160,9 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
     weight = float(data.get("weight", 1.0))
     if not (weight > 0 and math.isfinite(weight)):
         raise ValueError(f"weight is {weight}, expected a number above 0")
+    eta = None if data.get("eta") is None else float(data["eta"])
+    if eta is not None and not 0 <= eta < 0.5:
+        raise ValueError(f"eta is {eta}, expected 0 up to 0.5: evidence that is wrong more often than right is none")
     source = str(data.get("source") or default_source)
     identity = str(data.get("id") or digest[:16])
     return Row(
@@ -174,6 +181,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         sha256=digest,
         stated_split=_stated_split(data),
         stated_tier=Tier.parse(str(data["tier"])) if data.get("tier") is not None else None,
+        eta=eta,
     )
 
 
@@ -219,7 +227,10 @@ def tiers(rows: Sequence[Row]) -> NDArray[np.int64]:
 
 def data_sha256(rows: Iterable[Row]) -> str:
     """One hash over conversations and labels, whatever their order: names the data a model was trained on."""
-    parts = sorted(f"{r.sha256}:{r.probabilities}:{r.at_least}:{r.at_most}:{r.weight}" for r in rows)
+    parts = sorted(
+        f"{r.sha256}:{r.probabilities}:{r.at_least}:{r.at_most}:{r.weight}" + ("" if r.eta is None else f":{r.eta}")
+        for r in rows
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

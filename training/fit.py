@@ -45,7 +45,7 @@ class FitOptions:
         rps_weight: weight of the ranked-probability term.
         augment: share of rows changed in a label-preserving way, each epoch anew.
         source_power: a source of n rows weighs n^-power a row, within 0.3 to 3 of the mean; 0 leaves all alike.
-        eta: chance that interval evidence is wrong, in [0, 0.5).
+        eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
         distill_weight: share of the loss that follows the teacher, in [0, 1].
         temperature: of distillation.
         outcome_weight: factor on the weight of OUTCOME rows.
@@ -97,6 +97,7 @@ def fit(
     bf16 = _bfloat16(accelerator.device)
     target = torch.from_numpy(soft_labels(rows))
     inside = torch.tensor([[float(r.at_least <= t <= r.at_most) for t in TIERS] for r in rows])
+    eta = torch.tensor([options.eta if r.eta is None else r.eta for r in rows])
     weight = torch.from_numpy(row_weights(rows, options))
     followed = None if teacher_logits is None else torch.from_numpy(np.ascontiguousarray(teacher_logits, np.float32))
     labelled = torch.tensor([float(r.label != UNLABELLED) for r in rows])
@@ -144,7 +145,7 @@ def fit(
             }
             with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits = wrapped(**inputs).logits.float()
-            loss = _loss(logits, index, target, inside, labelled, followed, options)
+            loss = _loss(logits, index, target, inside, eta, labelled, followed, options)
             step_weight = weight[index].to(loss.device)
             mean = (loss * step_weight).sum() / step_weight.sum()
             accelerator.backward(mean)
@@ -203,15 +204,14 @@ def _loss(
     index: Tensor,
     target: Tensor,
     inside: Tensor,
+    eta: Tensor,
     labelled: Tensor,
     followed: Tensor | None,
     options: FitOptions,
 ) -> Tensor:
     device = logits.device
-    eta = torch.full((len(index),), options.eta, device=device)
-    by_label = label_loss(
-        logits, target[index].to(device), inside[index].to(device), eta, rps_weight=options.rps_weight
-    )
+    rows = (tensor[index].to(device) for tensor in (target, inside, eta))
+    by_label = label_loss(logits, *rows, rps_weight=options.rps_weight)
     if followed is None:
         return by_label
     by_teacher = distillation_loss(logits, followed[index].to(device), temperature=options.temperature)

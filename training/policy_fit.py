@@ -38,6 +38,7 @@ class Targets:
         group_by: "script", a gateway's label, or "".
         severity: loss of choosing 1, 2, 3 tiers too low.
         epsilon: share of requests that will be explored.
+        exempt_labels: labels whose requests never are, as `Policy` has them.
     """
 
     alphas: Mapping[str, float]
@@ -46,6 +47,7 @@ class Targets:
     group_by: str = ""
     severity: tuple[float, ...] = EVERY_MISS
     epsilon: float = 0.0
+    exempt_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.alphas:
@@ -139,6 +141,7 @@ def fit_policies(
             group_by=targets.group_by,
             group_thresholds={group: f.threshold for group, f in groups.items()},
             epsilon=targets.epsilon,
+            exempt_labels=targets.exempt_labels,
         )
         chosen = choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
         policies.append(replace(policy, tier_shares=tier_shares(chosen)))

@@ -1,0 +1,127 @@
+"""What a log with known propensities says about a policy that did not make it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from classifier.policy import choose_many
+from tests.off_policy_support import draw_log, truths
+from training.calibration_report import PRICES
+from training.off_policy import OffPolicy, estimate
+
+NAMES = ("risk_ips", "risk_dr", "cost_ips", "cost_dr")
+
+
+def coverage(candidate_threshold: float, logs: int, n: int = 3000) -> tuple[dict[str, float], list[OffPolicy]]:
+    """Share of logs whose intervals hold the truth, over new populations every time."""
+    hits = dict.fromkeys((*NAMES, "risk_bounds", "cost_bounds"), 0)
+    made = []
+    for seed in range(logs):
+        drawn = draw_log(truths(n, np.random.default_rng(10_000 + seed)), seed)
+        chosen = choose_many(drawn.log.probabilities, candidate_threshold)
+        found = estimate(drawn.log, chosen, level=0.9)
+        assert not found.refused
+        made.append(found)
+        truth = {"risk": drawn.risk(chosen), "cost": drawn.cost(chosen, PRICES)}
+        for name in NAMES:
+            interval = getattr(found, name)
+            hits[name] += interval.low <= truth[name[:4]] <= interval.high
+        for what in ("risk", "cost"):
+            low, high = getattr(found, f"{what}_bounds")
+            hits[f"{what}_bounds"] += low <= truth[what] <= high
+    return {name: count / logs for name, count in hits.items()}, made
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.8, 0.9])
+def test_intervals_cover_the_truth(threshold: float):
+    """Over 60 logs the 90 % intervals of risk and cost hold the truth about as often as they say."""
+    found, _ = coverage(threshold, 60)
+    assert min(found.values()) >= 0.8, found
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("threshold", [0.6, 0.7, 0.8, 0.9])
+def test_intervals_cover_the_truth_at_their_stated_rate(threshold: float):
+    """Over 600 logs the 90 % intervals hold the truth as often as they say, within the noise of 600 draws."""
+    found, _ = coverage(threshold, 600)
+    assert min(found.values()) >= 0.9 - 2.58 * np.sqrt(0.9 * 0.1 / 600), found
+
+
+def test_the_estimate_is_near_the_truth_where_the_naive_mean_is_not():
+    """Failures of what was served tell the old policy's risk; the weighted ones tell the candidate's."""
+    drawn = draw_log(truths(40_000, np.random.default_rng(1)), 1)
+    chosen = choose_many(drawn.log.probabilities, 0.45)
+    found = estimate(drawn.log, chosen)
+    truth = drawn.risk(chosen)
+    naive = float((drawn.log.at_least > drawn.log.chosen)[drawn.log.observed].mean())
+    assert abs(naive - truth) > 0.1
+    assert found.risk_dr is not None
+    assert found.risk_ips is not None
+    assert found.risk_dr.estimate == pytest.approx(truth, abs=0.03)
+    assert found.risk_ips.estimate == pytest.approx(truth, abs=0.03)
+
+
+def test_a_log_without_exploration_is_refused():
+    """At epsilon 0 another policy's risk is bounded by monotonicity and not estimated, and the reason is said."""
+    drawn = draw_log(truths(3000, np.random.default_rng(2)), 2, epsilon=0.0)
+    chosen = np.maximum(drawn.log.base - 1, 0)
+    found = estimate(drawn.log, chosen)
+    assert "nothing was explored" in found.refused
+    assert (found.risk_ips, found.risk_dr, found.cost_ips, found.cost_dr) == (None,) * 4
+    assert found.risk_bounds[0] <= drawn.risk(chosen) <= found.risk_bounds[1]
+    assert found.unsupported > 0.3
+    assert "refused" in found.as_text()
+
+
+def test_what_served_is_estimated_without_exploration():
+    """The log tells the risk of the very policy that made it, explored or not."""
+    drawn = draw_log(truths(3000, np.random.default_rng(3)), 3, epsilon=0.0)
+    found = estimate(drawn.log, drawn.log.base)
+    assert not found.refused
+    assert found.unsupported == 0
+    assert found.risk_dr is not None
+    assert found.risk_dr.low <= drawn.risk(drawn.log.base) <= found.risk_dr.high
+
+
+def test_few_matching_rows_are_refused():
+    """Where hardly a row took the candidate's choice there is no estimate."""
+    drawn = draw_log(truths(200, np.random.default_rng(4)), 4, epsilon=0.05)
+    assert "effective rows" in estimate(drawn.log, np.maximum(drawn.log.base - 1, 0)).refused
+
+
+def test_choices_without_support_are_bounded():
+    """Where the log could not have made some choices, the interval holds whatever is true of those."""
+    for seed in range(20):
+        drawn = draw_log(truths(3000, np.random.default_rng(seed)), seed)
+        chosen = np.where(np.arange(3000) % 4 == 0, 3, drawn.log.base)
+        found = estimate(drawn.log, chosen, level=0.99)
+        never = (drawn.log.propensities[np.arange(3000), chosen] == 0).mean()
+        assert found.unsupported == pytest.approx(never)
+        assert found.unsupported > 0.05
+        for interval in (found.risk_ips, found.risk_dr):
+            assert interval is not None
+            assert interval.low <= drawn.risk(chosen) <= interval.high
+
+
+def test_mostly_unsupported_is_refused():
+    """A candidate that mostly chooses what the log could not is refused."""
+    drawn = draw_log(truths(5000, np.random.default_rng(5)), 5)
+    assert "no support" in estimate(drawn.log, np.full(5000, 3), most_unsupported=0.4).refused
+
+
+def test_floors_and_ceilings_hold_for_the_candidate():
+    """The candidate is judged on what requests' bounds leave of its choice."""
+    drawn = draw_log(truths(2000, np.random.default_rng(6)), 6)
+    bound = drawn.log.base
+    for name in ("floors", "ceilings"):
+        object.__setattr__(drawn.log, name, bound)
+    assert estimate(drawn.log, np.zeros(2000, dtype=np.int64)) == estimate(drawn.log, bound)
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_choices_that_do_not_fit_the_log_are_refused(rows: int):
+    """Choices of another number than the log's rows are an error that names both."""
+    drawn = draw_log(truths(10, np.random.default_rng(0)), 0)
+    with pytest.raises(ValueError, match="log of 10 rows"):
+        estimate(drawn.log, np.zeros(rows, dtype=np.int64))

@@ -1,0 +1,223 @@
+"""What another policy would have risked and cost, from the log of one that explored with known propensities.
+
+Two estimates. *Self-normalised inverse propensity scoring* (Hájek): the outcomes of the rows on which the log happened
+to take the candidate's choice, each weighted by 1 / (propensity * chance of being reported). *Doubly robust* (Dudík,
+Langford and Li 2011): a model's guess for every row, corrected by the weighted residuals of those that were seen.
+
+Where the log could never have taken the candidate's choice there is nothing to weigh. Those rows' share is stated, and
+they are bounded by monotonicity: what was good enough at a tier is good enough above it, what was not is not below. So
+an estimate is a number where support is whole, and an interval that no sample size would shrink where it is not. Where
+too few rows are seen the estimates are refused, and the bounds alone are left.
+
+Intervals: for the risk, Wilson's on the effective sample size (Korn and Graubard 1998 do so with exact limits), as a
+plain bootstrap of a few heavy rows is too narrow; for means, Student's t on the effective sample size.
+
+Assumes that whether an outcome is reported depends on tier and caller alone (`training.feedback_set` says what else is
+done about it). Knows nothing of text or models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from classifier.metrics import Interval
+from classifier.types import TIERS
+from training.calibration_report import PRICES
+from training.feedback_set import Log
+
+FEWEST_EFFECTIVE = 50.0
+"""Effective rows below which nothing is estimated."""
+MOST_UNSUPPORTED = 0.5
+"""Share of choices without support above which nothing is estimated: the bounds would be all there is to it."""
+_LEAST_CHANCE = 0.02
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class OffPolicy:
+    """What the log says about a candidate.
+
+    Attributes:
+        n: decisions.
+        observed: of these, with an outcome of quality.
+        matched: of these, where the log took the candidate's choice.
+        effective: effective sample size of the weighted rows (Kish 1965).
+        unsupported: share of the candidate's choices that the log could not have taken.
+        risk_ips: P(the chosen tier is not good enough), self-normalised; None where refused. Where some choices have no
+            support its `low` and `high` hold the bounds of those as well.
+        risk_dr: the same, doubly robust.
+        cost_ips: mean price of the chosen tier, and of the one that satisfied where it failed.
+        cost_dr: the same, doubly robust.
+        risk_bounds: (lowest, highest) by monotonicity alone, sampling error included.
+        cost_bounds: the same of the cost.
+        level: of the intervals.
+        refused: why there is no estimate; "" where there is.
+    """
+
+    n: int
+    observed: int
+    matched: int
+    effective: float
+    unsupported: float
+    risk_ips: Interval | None
+    risk_dr: Interval | None
+    cost_ips: Interval | None
+    cost_dr: Interval | None
+    risk_bounds: tuple[float, float]
+    cost_bounds: tuple[float, float]
+    level: float
+    refused: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For a receipt."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {k: v._asdict() if isinstance(v, Interval) else v for k, v in values.items()}
+
+    def as_text(self) -> str:
+        """A line for the reader."""
+        support = f"{self.unsupported:.1%} of its choices have no support in the log"
+        if self.refused or self.risk_dr is None or self.risk_ips is None:
+            low, high = self.risk_bounds
+            return f"off-policy: refused ({self.refused}); risk is within {low:.3f} to {high:.3f}; {support}"
+        d, i = self.risk_dr, self.risk_ips
+        return (
+            f"off-policy risk: doubly robust {d.estimate:.3f} ({d.low:.3f} to {d.high:.3f}), weighted {i.estimate:.3f} "
+            f"({i.low:.3f} to {i.high:.3f}), {self.effective:.0f} effective rows of {self.n}; {support}"
+        )
+
+
+def estimate(
+    log: Log,
+    candidate: ArrayLike,
+    *,
+    probabilities: ArrayLike | None = None,
+    prices: Sequence[float] = PRICES,
+    level: float = 0.95,
+    fewest_effective: float = FEWEST_EFFECTIVE,
+    most_unsupported: float = MOST_UNSUPPORTED,
+) -> OffPolicy:
+    """Risk and cost of a candidate policy on the log's traffic.
+
+    Args:
+        log: of `training.feedback_set.build`, cut to the rows that the candidate was asked about (`Log.take`).
+        candidate: (n,) index of the tier that it would choose; floors and ceilings are applied here.
+        probabilities: (n, 4) P(label = tier) of the model behind the doubly robust estimate; None takes the log's own.
+            It need not be right, and must not have been fitted on the log.
+        prices: of the tiers, cheapest first.
+        level: of the intervals.
+        fewest_effective: effective rows below which nothing is estimated.
+        most_unsupported: share of choices without support above which nothing is estimated.
+
+    Raises:
+        ValueError: shapes that do not fit the log, or an empty log.
+    """
+    chosen = np.asarray(candidate, dtype=np.int64)
+    n = len(log)
+    if not n or chosen.shape != (n,):
+        raise ValueError(f"the candidate has {chosen.shape} choices for a log of {n} rows")
+    chosen = np.clip(chosen, log.floors, log.ceilings)
+    model = np.asarray(log.probabilities if probabilities is None else probabilities, dtype=np.float64)
+    price = np.asarray(prices, dtype=np.float64)
+    at = np.arange(n)
+    propensity = log.propensities[at, chosen]
+    supported = propensity > 0
+    matched = supported & log.observed & (log.chosen == chosen)
+    chance = np.maximum(log.reporting, _LEAST_CHANCE)
+    weights = np.where(matched, 1.0 / (np.where(supported, propensity, 1.0) * chance), 0.0)
+    effective = float(weights.sum() ** 2 / (weights**2).sum()) if matched.any() else 0.0
+    unsupported = float(1 - supported.mean())
+    failed_low, failed_high = _failure_bounds(log, chosen)
+    cost_low = price[chosen] + failed_low * price[np.maximum(log.at_least, chosen)]
+    cost_high = price[chosen] + failed_high * price[log.at_most]
+    # A row's bounds are drawn whatever the log chose, but only where it was reported: the others are wide open.
+    risk_bounds = _outer(failed_low, failed_high, level)
+    cost_bounds = _outer(cost_low, cost_high, level)
+    refused = ""
+    if not log.explored and (chosen != log.chosen).any():
+        refused = "nothing was explored, so the log says nothing about other choices"
+    elif effective < fewest_effective:
+        refused = f"{effective:.0f} effective rows took the candidate's choice, {fewest_effective:.0f} are wanted"
+    elif unsupported > most_unsupported:
+        refused = f"{unsupported:.0%} of the candidate's choices have no support in the log"
+    found: dict[str, Interval | None] = dict.fromkeys(("risk_ips", "risk_dr", "cost_ips", "cost_dr"))
+    if not refused:
+        failed = (log.at_least > log.chosen).astype(np.float64)
+        spent = price[log.chosen] + failed * price[log.at_most]
+        above = model @ np.triu(np.ones((len(TIERS), len(TIERS))), 1).T
+        rescued = (model * price) @ np.triu(np.ones((len(TIERS), len(TIERS))), 1).T
+        guess_failed, guess_spent = above[at, chosen], price[chosen] + rescued[at, chosen]
+        share, rest = supported.mean(), ~supported
+        for name, y, guess, low, high in (
+            ("risk", failed, guess_failed, failed_low, failed_high),
+            ("cost", spent, guess_spent, cost_low, cost_high),
+        ):
+            bounds = (low[rest].sum() / n, high[rest].sum() / n)
+            ips = _self_normalised(y, weights, level, binary=name == "risk")
+            dr = _doubly_robust(y[supported], guess[supported], weights[supported], effective, level)
+            for kind, inside in (("ips", ips), ("dr", dr)):
+                found[f"{name}_{kind}"] = _joined(inside, float(share), bounds, binary=name == "risk")
+    return OffPolicy(
+        n=n,
+        observed=int(log.observed.sum()),
+        matched=int(matched.sum()),
+        effective=effective,
+        unsupported=unsupported,
+        risk_bounds=(max(0.0, risk_bounds[0]), min(1.0, risk_bounds[1])),
+        cost_bounds=cost_bounds,
+        level=level,
+        refused=refused,
+        **found,
+    )
+
+
+def _failure_bounds(log: Log, chosen: NDArray[np.int64]) -> tuple[Array, Array]:
+    """What is known of whether the chosen tier would have failed: (n,) lowest and highest, 0 or 1."""
+    return (log.at_least > chosen).astype(np.float64), (log.at_most > chosen).astype(np.float64)
+
+
+def _self_normalised(y: Array, weights: Array, level: float, *, binary: bool) -> Interval:
+    total = weights.sum()
+    mean = float((weights * y).sum() / total)
+    variance = float((weights**2 * (y - mean) ** 2).sum() / total**2)
+    kish = float(total**2 / (weights**2).sum())
+    if not binary:
+        half = float(stats.t.ppf((1 + level) / 2, max(kish - 1, 1))) * math.sqrt(variance)
+        return Interval(mean, mean - half, mean + half)
+    # The rows that a variance of this size amounts to, never more than Kish's count.
+    rows = min(kish, mean * (1 - mean) / variance) if variance > 0 and 0 < mean < 1 else kish
+    z = float(stats.t.ppf((1 + level) / 2, max(kish - 1, 1)))
+    centre = (mean + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * math.sqrt(mean * (1 - mean) / rows + z * z / (4 * rows * rows))
+    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _doubly_robust(y: Array, guess: Array, weights: Array, effective: float, level: float) -> Interval:
+    """Self-normalised in the correction, so that a misjudged chance of being reported cancels."""
+    scale = len(y) / weights.sum()
+    correction = float((weights * (y - guess)).sum() * scale / len(y))
+    estimate = float(guess.mean()) + correction
+    influence = guess - guess.mean() + scale * weights * (y - guess - correction)
+    half = float(stats.t.ppf((1 + level) / 2, max(effective - 1, 1))) * float(influence.std(ddof=1)) / math.sqrt(len(y))
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def _joined(inside: Interval, share: float, outside: tuple[float, float], *, binary: bool) -> Interval:
+    """The supported part's interval with the bounds of the rest; the estimate takes their middle."""
+    low, high = share * inside.low + outside[0], share * inside.high + outside[1]
+    middle = share * inside.estimate + sum(outside) / 2
+    if binary:
+        low, high, middle = max(0.0, low), min(1.0, high), float(np.clip(middle, 0, 1))
+    return Interval(middle, low, high)
+
+
+def _outer(low: Array, high: Array, level: float) -> tuple[float, float]:
+    z = float(stats.norm.ppf((1 + level) / 2)) / math.sqrt(len(low))
+    return float(low.mean() - z * low.std()), float(high.mean() + z * high.std())
