@@ -168,7 +168,7 @@ def test_acknowledged_outcomes_survive_a_kill_of_the_database(tmp_path, tiny_bun
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_acknowledged_outcomes_survive_fifty_kills_on_sqlite(tmp_path, tiny_bundle_path):
     """Fifty kills of a server on SQLite lose and double nothing that was acknowledged."""
     count = kill_the_server(f"sqlite:///{tmp_path}/feedback.db", tmp_path, tiny_bundle_path, kills=50)
@@ -176,7 +176,7 @@ def test_acknowledged_outcomes_survive_fifty_kills_on_sqlite(tmp_path, tiny_bund
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_acknowledged_outcomes_survive_fifty_kills_on_postgresql(tmp_path, tiny_bundle_path, postgresql):
     """Fifty kills of a server on PostgreSQL lose and double nothing that was acknowledged."""
     count = kill_the_server(migrated(postgresql.database()), tmp_path, tiny_bundle_path, kills=50)
@@ -184,7 +184,7 @@ def test_acknowledged_outcomes_survive_fifty_kills_on_postgresql(tmp_path, tiny_
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_acknowledged_outcomes_survive_ten_kills_of_the_database(tmp_path, tiny_bundle_path, postgresql):
     """Ten kills of PostgreSQL lose and double nothing that was acknowledged."""
     count = kill_the_database(postgresql, tmp_path, tiny_bundle_path, kills=10)

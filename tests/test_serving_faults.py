@@ -64,7 +64,7 @@ async def test_many_connections_are_served(tiny_bundle_path, count):
 @pytest.mark.parametrize(
     ("requests", "reloads"), [pytest.param(1500, 2, id="short"), pytest.param(100_000, 20, id="long", marks=long)]
 )
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_a_long_run_with_reloads_fails_nothing_and_does_not_grow(tiny_bundle_path, tmp_path, requests, reloads):
     """Through many requests with hot reloads among them none fails, and memory stays flat."""
     other = tiny_bundle(tmp_path / "other", scale=5.0).path
