@@ -176,6 +176,10 @@ def curves(
             if log:
                 scale("log")
                 _plain_powers(axis)
+        if not log_x and all(float(at).is_integer() for _, xs, _ in lines for at in xs):
+            from matplotlib.ticker import MaxNLocator
+
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         if any(name for name, _, _ in lines) or not beside:
             _legend_above(axes, 2 if len(lines) > 1 else 1)
 
