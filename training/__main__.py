@@ -141,12 +141,9 @@ def evaluate(
     robustness: bool | None, prices: tuple[float, ...], target: Path | None, show_text: bool, gate: tuple[str, ...],
     as_json: bool,
 ) -> None:  # fmt: skip
-    r"""Score a bundle through the serving engine, with intervals, slices and baselines.
+    """Score a bundle through the serving engine, with intervals, slices and baselines; --report makes a page.
 
-    \b
-    python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76
-    python -m training evaluate --report report.html
-    python -m training evaluate --outcomes bench.jsonl.gz --report report.html --show-text
+    Example: python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76 --report report.html
     """
     from classifier.bundle import SHIPPED
     from classifier.page import write_page
