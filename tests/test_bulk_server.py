@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from classifier import answering, readers
 from classifier.answering import EngineMaker, ServerMaker
 from classifier.bulk import Options, label
+from classifier.bundle import MANIFEST, SHIPPED
 from classifier.errors import ClassifierError, ServerUnreachable, SettingsError
 from classifier.labelled import open_labelled
 from classifier.testing import FakeEngine, fake_server
 from tests.bulk_support import prompts, write_lines
 from tests.serving_support import server_process
 
+DATA = Path(__file__).parents[1] / "data"
 LOGS = ["openai_chat.jsonl", "anthropic.jsonl", "litellm.jsonl", "otel_collector.jsonl"]
 ONE = Options(processes=1)
 OURS = ["classifier_tier", "classifier_probabilities", "classifier_reason", "classifier_truncated", "classifier_error"]
@@ -39,6 +43,23 @@ def test_a_server_answers_as_the_engine_does(log, tiny_bundle_path, tmp_path, re
     assert list(served.rows(OURS)) == list(engine.rows(OURS))
     for fact in ("bundle_version", "calibration_revision", "policy"):
         assert served.facts[fact] == engine.facts[fact]
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="no bundle was shipped yet")
+def test_2000_rows_of_the_corpus_are_answered_alike(tmp_path):
+    """The shipped bundle gives 2,000 requests of the corpus the same answers from files and from a server."""
+    inputs = []
+    for name in ("everyday", "languages", "professional", "software"):
+        lines = (DATA / f"{name}.jsonl").read_bytes().splitlines()[:500]
+        inputs.append(str(write_lines(tmp_path / f"{name}.jsonl", lines)))
+    label(inputs, str(tmp_path / "engine.parquet"), EngineMaker(SHIPPED), Options(processes=2))
+    with server_process("--listen", f"unix:{tmp_path}/s", "--bundle", str(SHIPPED)) as server:
+        [address] = server.wait_ready()
+        label(inputs, str(tmp_path / "server.parquet"), ServerMaker(address), Options(processes=2))
+    rows = list(open_labelled(tmp_path / "engine.parquet").rows())
+    assert list(open_labelled(tmp_path / "server.parquet").rows()) == rows
+    assert len(rows) == 2000
 
 
 def test_nothing_is_kept_and_nothing_explored(log, tmp_path):

@@ -116,8 +116,10 @@ def command(
         if "-" not in inputs:
             click.echo("stopped; the same command goes on from here", err=True)
         raise
-    finally:
+    except BaseException:
         clear()
+        raise
+    clear()
     tally, seconds = progress.tally, time.monotonic() - start
     if as_json:
         facts = {
@@ -165,6 +167,7 @@ def _teller() -> tuple[Callable[[Progress], None], Callable[[], None]]:
     if not sys.stderr.isatty():
         return lambda _: None, lambda: None
     start, last = time.monotonic(), [0.0]
+    click.echo("\r\x1b[Kstarting", nl=False, err=True)
 
     def told(progress: Progress) -> None:
         now = time.monotonic()
@@ -172,20 +175,15 @@ def _teller() -> tuple[Callable[[Progress], None], Callable[[], None]]:
             return
         last[0] = now
         tally, share = progress.tally, progress.share
-        fresh = tally.rows - progress.resumed_rows
-        line = f"{tally.rows:,} rows, {fresh / max(now - start, 1e-9):,.0f} a second"
-        if 0 < share < 1:
-            line += f", {share:.0%}, about {_duration((now - start) * (1 - share) / share)} left"
+        rate = (tally.rows - progress.resumed_rows) / max(now - start, 1e-9)
+        line = f"{tally.rows:,} rows, {rate:,.0f} a second"
+        if 0 < share < 1 and rate:
+            line += f", {share:.0%}, about {_duration(tally.rows * (1 - share) / share / rate)} left"
         if tally.bad:
             line += f", {tally.bad:,} bad"
         click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
-    def clear() -> None:
-        if last[0]:
-            click.echo("\r\x1b[K", nl=False, err=True)
-            last[0] = 0.0
-
-    return told, clear
+    return told, lambda: click.echo("\r\x1b[K", nl=False, err=True)
 
 
 def _duration(seconds: float) -> str:
