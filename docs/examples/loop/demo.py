@@ -110,7 +110,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--later", type=int, default=1000, help="held-out requests to measure on")
     parser.add_argument("--first", type=int, default=300, help="labelled requests to calibrate on at the beginning")
     parser.add_argument("--epsilon", type=float, default=0.02, help="share of requests that is explored")
-    parser.add_argument("--audits", type=float, default=0.2, help="share of requests tried from the cheapest tier up")
+    parser.add_argument("--audits", type=float, default=0.3, help="share of requests tried from the cheapest tier up")
     parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/loop-demo"))
