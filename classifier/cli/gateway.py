@@ -31,6 +31,7 @@ def command() -> None:
 
     \b
     classifier gateway http --listen 127.0.0.1:8080 --address 127.0.0.1:50051
+    classifier gateway ext-proc --listen 127.0.0.1:50061 --routes routing.toml
     """
 
 
@@ -76,3 +77,51 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
     configure_logging(log_format, "info")
     given = {name: value for name, value in flags.items() if value is not None}
     run(HttpSettings(**cast("dict[str, Any]", given)))
+
+
+@command.command(name="ext-proc")
+@click.option(
+    "--listen",
+    default="127.0.0.1:50061",
+    metavar="ADDRESS",
+    envvar="CLASSIFIER_EXT_PROC_LISTEN",
+    help="HOST:PORT or unix:/PATH; port 0 picks a free one. [CLASSIFIER_EXT_PROC_LISTEN] [default: 127.0.0.1:50061]",
+)
+@server_options
+@click.option("--server-token-file", metavar="FILE", help="File of the bearer token shown to the server.")
+@click.option("--routes", metavar="FILE", envvar="CLASSIFIER_ROUTES", help="Routing table. [CLASSIFIER_ROUTES]")
+@click.option(
+    "--fallback-tier",
+    default="complex",
+    show_default=True,
+    type=click.Choice(["simple", "standard", "complex", "frontier"]),
+    help="The tier where nothing comes back in time.",
+)
+@click.option(
+    "--timeout-seconds", default=0.025, show_default=True, metavar="FLOAT", help="Deadline of one classification."
+)
+@click.option(
+    "--model-header", default="x-ai-eg-model", show_default=True, metavar="NAME", help="Header for the route's model."
+)
+@click.option("--rewrite-body", is_flag=True, help="Write the route's model into the body too.")
+@click.option("--max-request-bytes", default=4 * 2**20, show_default=True, metavar="INT", help="Largest body to read.")
+@click.option("--log-format", default="auto", type=click.Choice(["auto", "json", "text"]), help="As in serve.")
+def ext_proc(log_format: str, fallback_tier: str, **flags: str | bool | float | None) -> None:
+    r"""Serves Envoy's external processing: sets the headers that Envoy's routes match on.
+
+    Reads chat bodies as OpenAI and Anthropic have them, sets x-classifier-tier, x-classifier-decision-id and, with a
+    routing table, the header of the model. Prints `serving on ADDRESS` on stderr when it is ready. Envoy reaches it
+    without TLS: keep it on loopback or a unix socket beside Envoy. Needs the extra `envoy`.
+
+    \b
+    classifier gateway ext-proc --listen 127.0.0.1:50061 --address 127.0.0.1:50051 --routes routing.toml
+    """
+    from typing import Any, cast
+
+    from classifier.gateways.ext_proc import ExtProcSettings, run
+    from classifier.telemetry import configure_logging
+    from classifier.types import Tier
+
+    configure_logging(log_format, "info")
+    given = {name: value for name, value in flags.items() if value is not None}
+    run(ExtProcSettings(fallback_tier=Tier.parse(fallback_tier), **cast("dict[str, Any]", given)))

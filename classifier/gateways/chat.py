@@ -1,0 +1,164 @@
+"""What gateways read of a chat request beside its conversation, and what they say of the answer.
+
+Labels, opting out, the tool loop that a request belongs to, the headers of an answer, and what an exception or a status
+of a provider means as a cause. Pure. Knows nothing of LiteLLM, Envoy, channels or servers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from classifier.fallback import Answer
+from classifier.routing import DATA_LABEL, RESTRICTED, RoutingTable
+from classifier.types import MAX_LABEL_CHARS, Cause, Tier
+
+T = TypeVar("T")
+TIER_HEADER = "x-classifier-tier"
+ID_HEADER = "x-classifier-decision-id"
+FALLBACK_HEADER = "x-classifier-fallback"
+SWITCH_HEADER = "x-classifier"
+"""A caller sends `x-classifier: off` to have its request left alone."""
+DATA_HEADER = "x-classifier-data"
+"""A caller sends `x-classifier-data: restricted` to keep its request on premises."""
+
+
+def headers_of(answer: Answer) -> dict[str, str]:
+    """The headers that tell of an answer.
+
+    >>> headers_of(Answer(Tier.COMPLEX, None, "UNAVAILABLE"))
+    {'x-classifier-tier': 'complex', 'x-classifier-fallback': 'UNAVAILABLE'}
+    """
+    headers = {TIER_HEADER: answer.tier.label}
+    if answer.decision is not None and answer.decision.decision_id:
+        headers[ID_HEADER] = answer.decision.decision_id
+    if answer.fallback:
+        headers[FALLBACK_HEADER] = answer.fallback
+    return headers
+
+
+def is_off(value: Any) -> bool:
+    """Whether a switch says that a request is left alone.
+
+    >>> is_off("Off"), is_off(False), is_off(None), is_off("on")
+    (True, True, False, False)
+    """
+    return value is False or (isinstance(value, str) and value.strip().casefold() in {"off", "false", "0", "no"})
+
+
+def labels_of(trusted: Any, asked: Any, data: Any = None) -> dict[str, str]:
+    """The labels of a request: a caller may add to what the operator set for its key, and never undo it.
+
+    Args:
+        trusted: the operator's labels, a mapping or None.
+        asked: the caller's labels, a mapping or None.
+        data: the caller's `data` label from a header. A caller can make its request restricted, never unrestricted.
+
+    >>> labels_of({"data": "restricted"}, {"data": "public", "team": "a"})
+    {'data': 'restricted', 'team': 'a'}
+    """
+    labels: dict[str, str] = {}
+    for source in (asked, {DATA_LABEL: data} if data else None, trusted):
+        if isinstance(source, Mapping):
+            restricted = labels.get(DATA_LABEL, "").strip().casefold() == RESTRICTED
+            labels |= {str(name): str(value)[:MAX_LABEL_CHARS] for name, value in source.items()}
+            if restricted:
+                labels[DATA_LABEL] = RESTRICTED
+    return labels
+
+
+def tool_loop(messages: Any, caller: str = "") -> str:
+    """Name of the tool loop that a conversation is inside of; empty where it is in none.
+
+    Inside a loop the last message is a tool's result; all its requests share what came up to the user's last words.
+
+    >>> asked = [{"role": "user", "content": "fix it"}]
+    >>> tool_loop(asked), bool(tool_loop([*asked, {"role": "tool", "content": "done"}]))
+    ('', True)
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        return ""
+    return _name(messages, caller) if _is_result(messages[-1]) else ""
+
+
+def loop_start(messages: Any, caller: str = "") -> str:
+    """Name of the loop that would begin with this request: what `tool_loop` will say while it runs."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        return ""
+    return _name(messages, caller)
+
+
+def _name(messages: Sequence[Any], caller: str) -> str:
+    last = max((i for i, m in enumerate(messages) if _is_words(m)), default=-1)
+    if last < 0:
+        return ""
+    text = json.dumps([caller, list(messages[: last + 1])], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _parts(message: Any) -> Sequence[Any]:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return content if isinstance(content, Sequence) and not isinstance(content, str) else ()
+
+
+def _is_result(message: Any) -> bool:
+    if not isinstance(message, Mapping):
+        return False
+    if message.get("role") in {"tool", "function"}:
+        return True
+    return any(isinstance(p, Mapping) and str(p.get("type", "")).endswith("tool_result") for p in _parts(message))
+
+
+def _is_words(message: Any) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "user" and not _is_result(message)
+
+
+class Remembered(Generic[T]):
+    """The last `size` values by name; the oldest is forgotten."""
+
+    def __init__(self, size: int) -> None:
+        self._values: OrderedDict[str, T] = OrderedDict()
+        self._size = size
+
+    def put(self, name: str, value: T) -> None:
+        """Keeps the value."""
+        self._values[name] = value
+        self._values.move_to_end(name)
+        while len(self._values) > self._size:
+            self._values.popitem(last=False)
+
+    def get(self, name: str) -> T | None:
+        """The value, or None where it was never there or is forgotten."""
+        return self._values.get(name)
+
+
+def cause_of_exception(error: BaseException) -> Cause:
+    """Why a provider's call failed, by the names of the exception's classes.
+
+    >>> class ContextWindowExceededError(Exception): pass
+    >>> cause_of_exception(ContextWindowExceededError()), cause_of_exception(TimeoutError())
+    (<Cause.CONTEXT_WINDOW: 3>, <Cause.AVAILABILITY: 2>)
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "ContextWindowExceededError" in names:
+        return Cause.CONTEXT_WINDOW
+    if "ContentPolicyViolationError" in names or any(name.startswith("Guardrail") for name in names):
+        return Cause.POLICY
+    return Cause.AVAILABILITY
+
+
+def is_outage(status: str) -> bool:
+    """Whether an upstream's HTTP status says that it could not serve: 408, 429, 5xx.
+
+    >>> is_outage("503"), is_outage("429"), is_outage("200"), is_outage("400")
+    (True, True, False, False)
+    """
+    return status in {"408", "429"} or (len(status) == 3 and status.startswith("5"))
+
+
+def tier_of_model(table: RoutingTable, model: str) -> Tier | None:
+    """The cheapest tier that the model serves, or None where the table does not name it."""
+    return next((route.tier for route in table if route.model == model), None)

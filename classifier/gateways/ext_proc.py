@@ -1,0 +1,326 @@
+"""Envoy's external processor: reads the body of a chat request, sets the headers that routes match on.
+
+    :path, headers ─▶ request_headers ─▶ left alone, or "send the body"
+    body           ─▶ request_body    ─▶ x-classifier-tier, -decision-id, the model header, perhaps the body's model
+    status         ─▶ response_headers ─▶ the same headers for the caller; an outage is reported as AVAILABILITY
+
+One stream is one HTTP request. A request is never failed, but one: a restricted request without a route on premises
+gets 403. What a caller sends under our own headers' names is removed. Needs the extra `envoy` (`xds-protos`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from classifier.client import AsyncClient
+from classifier.conversations import request_of_body
+from classifier.errors import ClassifierError, InvalidRequest, MissingExtra, NoAllowedRoute, SettingsError
+from classifier.fallback import Answer
+from classifier.gateways.chat import (
+    DATA_HEADER,
+    FALLBACK_HEADER,
+    ID_HEADER,
+    SWITCH_HEADER,
+    TIER_HEADER,
+    headers_of,
+    is_off,
+    is_outage,
+    labels_of,
+)
+from classifier.routing import RoutingTable, is_restricted, read_table
+from classifier.types import Cause, Outcome, Source, Tier, Verdict
+
+try:
+    from envoy.config.core.v3 import base_pb2 as core
+    from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2 as mode
+    from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+    from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
+    from envoy.type.v3 import http_status_pb2
+except ImportError as missing:
+    raise MissingExtra(
+        "Envoy's protos are not installed; pip install 'request-complexity-classifier[envoy]'"
+    ) from missing
+
+PATHS = ("/chat/completions", "/messages", "/responses")
+MODEL_HEADER = "x-ai-eg-model"
+"""The header that Envoy AI Gateway routes on."""
+_BODY_REASON = "BODY_UNREADABLE"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtProcSettings:
+    """What the external processor is told. Checked when made.
+
+    Attributes:
+        listen: HOST:PORT or unix:/PATH; port 0 picks a free one.
+        address: of the classifier.
+        server_ca: PEM file of the authority of its certificate; empty means no TLS.
+        server_cert: PEM file of the certificate shown to it.
+        server_key: PEM file of that certificate's key.
+        server_token_file: file of the bearer token shown to it.
+        routes: routing table; empty sets no model.
+        fallback_tier: where nothing comes back in time.
+        timeout_seconds: deadline of one classification.
+        model_header: what the model's name is written to.
+        rewrite_body: write the model into the body too.
+        max_request_bytes: a larger body is not read and gets the fallback tier.
+    """
+
+    listen: str = "127.0.0.1:50061"
+    address: str = "127.0.0.1:50051"
+    server_ca: str = ""
+    server_cert: str = ""
+    server_key: str = ""
+    server_token_file: str = ""
+    routes: str = ""
+    fallback_tier: Tier = Tier.COMPLEX
+    timeout_seconds: float = 0.025
+    model_header: str = MODEL_HEADER
+    rewrite_body: bool = False
+    max_request_bytes: int = 4 * 2**20
+
+    def __post_init__(self) -> None:
+        if self.rewrite_body and not self.routes:
+            raise SettingsError("--rewrite-body needs --routes: without a table no model is known for a tier")
+        if not self.timeout_seconds > 0:
+            raise SettingsError(f"--timeout-seconds is {self.timeout_seconds}; give a positive number")
+        if self.max_request_bytes < 1:
+            raise SettingsError(f"--max-request-bytes is {self.max_request_bytes}; give a positive number")
+
+
+class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
+    """Envoy's calls → the client's answers.
+
+    Args:
+        client: with a fallback tier and the table.
+        settings: what to write where.
+        table: the routing table, or None.
+    """
+
+    def __init__(self, client: AsyncClient, settings: ExtProcSettings, table: RoutingTable | None) -> None:
+        self._client, self._settings, self._table = client, settings, table
+        self._reports: set[asyncio.Task[None]] = set()
+
+    async def Process(  # noqa: N802 - the proto's name
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[Any]:
+        """One HTTP request: an answer to each of its parts that Envoy sends."""
+        del context
+        headers: Mapping[str, str] = {}
+        answer: Answer | None = None
+        async for message in request_iterator:
+            part = message.WhichOneof("request")
+            if part == "request_headers":
+                headers = _headers(message.request_headers)
+                if _wanted(headers) and not message.request_headers.end_of_stream:
+                    yield self._clean(read_body=True)
+                else:
+                    yield self._clean(read_body=False)
+            elif part == "request_body":
+                try:
+                    answer, body = await self._answer(headers, message.request_body.body)
+                except NoAllowedRoute as error:
+                    yield _refusal(error)
+                    return
+                yield self._routed(answer, body)
+            elif part == "response_headers":
+                status = _headers(message.response_headers).get(":status", "")
+                told = headers_of(answer) if answer else {}
+                yield pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=_common(told)))
+                if answer is not None and is_outage(status):
+                    self._report_outage(answer)
+            else:
+                yield _untouched(part)
+
+    async def _answer(self, headers: Mapping[str, str], raw: bytes) -> tuple[Answer, dict[str, Any] | None]:
+        """(answer, the body where it could be read).
+
+        Raises:
+            NoAllowedRoute: the request is restricted and has no route on premises.
+        """
+        labels = labels_of(None, None, headers.get(DATA_HEADER))
+        try:
+            if len(raw) > self._settings.max_request_bytes:
+                raise InvalidRequest("body", f"has {len(raw)} bytes, the limit is {self._settings.max_request_bytes}")
+            body = json.loads(raw)
+            if not isinstance(body, dict):
+                raise InvalidRequest("body", "is not an object")
+            request = request_of_body(body, labels=labels, request_id=headers.get("x-request-id", "")[:256])
+            return await self._client.classify(request), body
+        except NoAllowedRoute:
+            raise
+        except (ValueError, RecursionError, InvalidRequest):
+            code = _BODY_REASON
+        except Exception as error:
+            _log.exception("the request is routed to the fallback tier")
+            code = error.status if isinstance(error, ClassifierError) else "INTERNAL"
+        return self._fallback(code, restricted=is_restricted(labels)), None
+
+    def _fallback(self, code: str, *, restricted: bool) -> Answer:
+        tier = self._settings.fallback_tier
+        if self._table is None:
+            if restricted:
+                raise NoAllowedRoute("data=restricted: without a routing table no route is known to be on premises")
+            return Answer(tier, None, code)
+        try:
+            route = self._table.choose(tier, restricted=restricted)
+        except NoAllowedRoute:
+            if restricted:
+                raise
+            return Answer(tier, None, code)
+        return Answer(route.tier, None, code, route.model)
+
+    def _clean(self, *, read_body: bool) -> Any:
+        """Removes what a caller forged; asks for the body, or not."""
+        forged = [TIER_HEADER, ID_HEADER, FALLBACK_HEADER]
+        if read_body and self._settings.routes:
+            forged.append(self._settings.model_header)
+        response = pb.ProcessingResponse(
+            request_headers=pb.HeadersResponse(
+                response=pb.CommonResponse(header_mutation=pb.HeaderMutation(remove_headers=forged))
+            )
+        )
+        if not read_body:
+            none = mode.ProcessingMode
+            response.mode_override.CopyFrom(
+                mode.ProcessingMode(request_body_mode=none.NONE, response_header_mode=none.SKIP)
+            )
+        return response
+
+    def _routed(self, answer: Answer, body: dict[str, Any] | None) -> Any:
+        told = headers_of(answer)
+        if answer.route:
+            told[self._settings.model_header] = answer.route
+        response = _common(told)
+        response.clear_route_cache = True
+        if self._settings.rewrite_body and answer.route and body is not None:
+            text = json.dumps({**body, "model": answer.route}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            response.body_mutation.body = text
+            response.header_mutation.set_headers.append(_header("content-length", str(len(text))))
+        return pb.ProcessingResponse(request_body=pb.BodyResponse(response=response))
+
+    def _report_outage(self, answer: Answer) -> None:
+        decision = answer.decision
+        if decision is None or not decision.decision_id:
+            return
+        outcome = Outcome(
+            decision.decision_id,
+            f"{decision.decision_id[:200]}:availability",
+            Verdict.REJECTED,
+            Cause.AVAILABILITY,
+            Source.AUTOMATIC,
+            answer.tier,
+        )
+        task = asyncio.get_running_loop().create_task(self._report(outcome))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _report(self, outcome: Outcome) -> None:
+        try:
+            await self._client.report_outcome(outcome)
+        except ClassifierError as error:
+            _log.warning("an outcome was not taken: %s", error)
+
+    async def drain(self) -> None:
+        """Waits for the outcomes that are on their way."""
+        await asyncio.gather(*self._reports, return_exceptions=True)
+
+
+def _headers(message: Any) -> dict[str, str]:
+    return {
+        h.key.lower(): h.raw_value.decode("utf-8", "replace") if h.raw_value else h.value
+        for h in message.headers.headers
+    }
+
+
+def _wanted(headers: Mapping[str, str]) -> bool:
+    """Whether a request goes to a chat API and did not opt out; a restricted one cannot."""
+    path = headers.get(":path", "").partition("?")[0].rstrip("/")
+    restricted = is_restricted(labels_of(None, None, headers.get(DATA_HEADER)))
+    return (
+        headers.get(":method") == "POST"
+        and path.endswith(PATHS)
+        and (restricted or not is_off(headers.get(SWITCH_HEADER)))
+    )
+
+
+def _header(name: str, value: str) -> Any:
+    return core.HeaderValueOption(
+        header=core.HeaderValue(key=name, raw_value=value.encode()),
+        append_action=core.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+
+
+def _common(told: Mapping[str, str]) -> Any:
+    return pb.CommonResponse(
+        header_mutation=pb.HeaderMutation(set_headers=[_header(name, value) for name, value in told.items()])
+    )
+
+
+def _refusal(error: NoAllowedRoute) -> Any:
+    text = json.dumps({"error": {"type": error.reason, "message": str(error)}}).encode()
+    return pb.ProcessingResponse(
+        immediate_response=pb.ImmediateResponse(
+            status=http_status_pb2.HttpStatus(code=http_status_pb2.Forbidden),
+            headers=pb.HeaderMutation(set_headers=[_header("content-type", "application/json")]),
+            body=text,
+            details="no_allowed_route",
+        )
+    )
+
+
+def _untouched(part: str) -> Any:
+    if part.endswith("trailers"):
+        return pb.ProcessingResponse(**{part: pb.TrailersResponse()})
+    return pb.ProcessingResponse(**{part: pb.BodyResponse()})
+
+
+async def _serve(settings: ExtProcSettings) -> None:
+    table = read_table(settings.routes) if settings.routes else None
+    token = Path(settings.server_token_file).read_text(encoding="utf-8").strip() if settings.server_token_file else ""
+    client = AsyncClient(
+        settings.address,
+        fallback_tier=settings.fallback_tier,
+        timeout_seconds=settings.timeout_seconds,
+        routes=table,
+        token=token,
+        tls_ca=settings.server_ca or None,
+        tls_cert=settings.server_cert or None,
+        tls_key=settings.server_key or None,
+    )
+    processor = Processor(client, settings, table)
+    limit = settings.max_request_bytes + 2**20
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1)])
+    pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
+    try:
+        port = server.add_insecure_port(settings.listen)
+    except RuntimeError:
+        raise SettingsError(f"--listen {settings.listen}: cannot be bound; is something else there?") from None
+    await server.start()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    shown = settings.listen if settings.listen.startswith("unix:") else f"{settings.listen.rpartition(':')[0]}:{port}"
+    print(f"serving on {shown}", file=sys.stderr, flush=True)
+    await stopped.wait()
+    await server.stop(10)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(processor.drain(), 10)
+    await client.close()
+
+
+def run(settings: ExtProcSettings) -> None:
+    """Serves until a signal."""
+    asyncio.run(_serve(settings))

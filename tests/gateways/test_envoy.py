@@ -1,0 +1,205 @@
+"""A real Envoy with the external processor, in front of two fake upstreams on loopback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("envoy.service.ext_proc.v3", reason="run by `make test-envoy`")
+ENVOY = Path(sys.executable).parent / "envoy"
+if not ENVOY.exists():
+    pytest.skip("run by `make test-envoy`", allow_module_level=True)
+
+from classifier.types import Cause
+from tests.gateways.support import ROOT, Classifier, Upstream, chat, free_port, listens, post, process, until
+
+LIMIT = 65_536
+
+
+def _cluster(name: str, port: int, *, http2: bool = False) -> dict:
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    cluster = {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+    }
+    if http2:
+        cluster["typed_extension_protocol_options"] = {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        }
+    return cluster
+
+
+class Gateway:
+    """Everything of one test run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cheap, self.dear = folder, Upstream(), Upstream()
+        self.classifier, self.port, self.processor_port = Classifier(folder), free_port(), free_port()
+        routes = [("small", "simple"), ("medium", "standard"), ("huge", "frontier")]
+        lines = [f'[routes.{tier}]\nmodel = "{model}"\n' for model, tier in routes]
+        lines.append('[routes.complex]\nmodel = "large"\non_premises = true\n')
+        (folder / "routing.toml").write_text("\n".join(lines))
+        text = (ROOT / "docs/gateways/envoy.json").read_text()
+        config = json.loads(text)
+        listener = config["static_resources"]["listeners"][0]
+        listener["address"]["socket_address"]["port_value"] = self.port
+        listener["per_connection_buffer_limit_bytes"] = LIMIT
+        filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+        filters[0]["typed_config"]["message_timeout"] = "10s"
+        config["static_resources"]["clusters"] = [
+            _cluster("cheap", self.cheap.port),
+            _cluster("dear", self.dear.port),
+            _cluster("classifier_ext_proc", self.processor_port, http2=True),
+        ]
+        (folder / "envoy.json").write_text(json.dumps(config))
+        self._processor = process(
+            [
+                *(sys.executable, "-m", "classifier", "gateway", "ext-proc", "--rewrite-body"),
+                *("--listen", f"127.0.0.1:{self.processor_port}", "--address", self.classifier.address),
+                *("--routes", str(folder / "routing.toml"), "--timeout-seconds", "5"),
+            ],
+            folder / "ext_proc.log",
+        )
+        self._processor.__enter__()
+        until(lambda: "serving on" in (folder / "ext_proc.log").read_text())
+        self._envoy = process(
+            [str(ENVOY), "-c", str(folder / "envoy.json"), "--concurrency", "1", "--disable-hot-restart"],
+            folder / "envoy.log",
+        )
+        running = self._envoy.__enter__()
+        until(lambda: listens(self.port) or running.poll() is not None)
+        assert running.poll() is None, (folder / "envoy.log").read_text()[-4000:]
+
+    def ask(self, body: object, path: str = "/v1/chat/completions", **headers: str):
+        """(status, headers, body) of a request through Envoy."""
+        return post(f"http://127.0.0.1:{self.port}{path}", body, **headers)
+
+    def stop_processor(self) -> None:
+        """Ends the external processor."""
+        self._processor.__exit__(None, None, None)
+
+    def stop(self) -> None:
+        """Ends everything."""
+        self._envoy.__exit__(None, None, None)
+        self._processor.__exit__(None, None, None)
+        self.classifier.close()
+        self.cheap.close()
+        self.dear.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One Envoy for the tests that break nothing for good."""
+    made = Gateway(tmp_path_factory.mktemp("envoy"))
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "model", "tier"), [("hi", "small", "simple"), ("prove it", "huge", "frontier")], ids=["cheap", "dear"]
+)
+def test_a_request_goes_to_the_upstream_of_its_tier(gateway: Gateway, prompt: str, model: str, tier: str) -> None:
+    """Envoy routes on the model's header; the upstream sees tier, id and model, the caller tier and id."""
+    upstream = gateway.cheap if model == "small" else gateway.dear
+    before = len(upstream.seen)
+    status, headers, _ = gateway.ask(chat(prompt))
+    assert (status, len(upstream.seen)) == (200, before + 1)
+    seen = upstream.seen[-1]
+    assert (seen["model"], seen["headers"]["x-ai-eg-model"]) == (model, model)
+    assert (headers["x-classifier-tier"], seen["headers"]["x-classifier-tier"]) == (tier, tier)
+    assert headers["x-classifier-decision-id"] == seen["headers"]["x-classifier-decision-id"]
+
+
+def test_a_body_of_anthropic_is_read(gateway: Gateway) -> None:
+    """Content parts and a system prompt, as Anthropic's messages have them."""
+    content = [{"type": "text", "text": "prove it"}]
+    body = {"model": "auto", "system": "Be brief.", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
+    _, headers, _ = gateway.ask(body, "/v1/messages")
+    assert headers["x-classifier-tier"] == "frontier"
+
+
+def test_forged_headers_are_removed(gateway: Gateway) -> None:
+    """A caller cannot choose its route by sending our headers, also where it opts out of being classified."""
+    forged = {"x-classifier-tier": "frontier", "x-ai-eg-model": "huge"}
+    _, headers, _ = gateway.ask(chat("hi"), **forged)
+    assert (headers["x-classifier-tier"], gateway.cheap.models()[-1]) == ("simple", "small")
+    gateway.ask(chat("hi", model="own"), **{"x-classifier": "off", "x-classifier-tier": "frontier"})
+    assert gateway.dear.seen[-1]["model"] == "own"
+    assert "x-classifier-tier" not in gateway.dear.seen[-1]["headers"]
+
+
+@pytest.mark.parametrize("body", [b"{not json", b"[]", b'{"messages": 5}'])
+def test_a_body_that_cannot_be_read_passes(gateway: Gateway, body: bytes) -> None:
+    """What is no chat body goes on as it was, to the fallback tier."""
+    gateway.ask(body)
+    _, headers, _ = gateway.ask(body)
+    assert headers["x-classifier-tier"] == "complex"
+    assert headers["x-classifier-fallback"] in {"BODY_UNREADABLE", "INVALID_ARGUMENT"}
+
+
+def test_a_body_over_the_buffer_passes(gateway: Gateway) -> None:
+    """A body that Envoy does not buffer whole is not lost: it goes to the fallback tier, every byte of it."""
+    text = "x" * (4 * LIMIT)
+    status, headers, _ = gateway.ask(chat(text, model="own"))
+    assert (status, headers["x-classifier-fallback"]) == (200, "BODY_UNREADABLE")
+    assert gateway.dear.seen[-1]["messages"][0]["content"] == text
+
+
+def test_a_restricted_request_stays_on_premises(gateway: Gateway) -> None:
+    """`x-classifier-data: restricted` gets the one model on premises, and cannot opt out."""
+    gateway.ask(chat("hi"), **{"x-classifier-data": "restricted", "x-classifier": "off"})
+    assert gateway.dear.seen[-1]["model"] == "large"
+
+
+def test_an_outage_of_the_upstream_is_availability(gateway: Gateway) -> None:
+    """A 503 of the upstream reaches the caller, and the store as AVAILABILITY."""
+    gateway.cheap.down = {"small"}
+    try:
+        status, headers, _ = gateway.ask(chat("hi"))
+    finally:
+        gateway.cheap.down = set()
+    decision = headers["x-classifier-decision-id"]
+    statement = f"SELECT cause FROM outcomes WHERE decision_id = '{decision}'"
+    until(lambda: gateway.classifier.rows(statement))
+    assert (status, gateway.classifier.rows(statement)) == (503, [(Cause.AVAILABILITY,)])
+
+
+@pytest.mark.parametrize(("requests", "kills"), [(60, 1), pytest.param(1000, 10, marks=pytest.mark.faults)])
+def test_killing_the_classifier_and_the_processor_loses_no_request(
+    tmp_path: Path, requests: int, kills: int
+) -> None:
+    """Without the classifier requests get the fallback tier; without the processor Envoy lets them pass."""
+    made = Gateway(tmp_path)
+    statuses, classified, fallbacks = [], 0, 0
+    step = requests // (2 * kills)
+    for _ in range(kills):
+        for half in ("up", "down"):
+            if half == "down":
+                made.classifier.kill()
+            for number in range(step):
+                status, headers, _ = made.ask(chat(f"hi {number}"))
+                statuses.append(status)
+                classified += "x-classifier-decision-id" in headers
+                fallbacks += "x-classifier-fallback" in headers
+        made.classifier.start()
+    print(f"{len(statuses)} requests, {kills} kills: {classified} classified, {fallbacks} fell back")
+    assert statuses == [200] * (2 * kills * step)
+    assert classified + fallbacks == len(statuses)
+    assert fallbacks >= step * kills
+    assert classified
+    made.stop_processor()
+    status, headers, _ = made.ask(chat("hi"))
+    assert (status, "x-classifier-tier" in headers) == (200, False)
+    made.stop()
