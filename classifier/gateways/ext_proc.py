@@ -152,16 +152,12 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         """
         labels = labels_of(None, None, headers.get(DATA_HEADER))
         try:
-            if len(raw) > self._settings.max_request_bytes:
-                raise InvalidRequest("body", f"has {len(raw)} bytes, the limit is {self._settings.max_request_bytes}")
-            body = json.loads(raw)
-            if not isinstance(body, dict):
-                raise InvalidRequest("body", "is not an object")
+            body = _parsed(raw, self._settings.max_request_bytes)
             request = request_of_body(body, labels=labels, request_id=headers.get("x-request-id", "")[:256])
             return await self._client.classify(request), body
         except NoAllowedRoute:
             raise
-        except (ValueError, RecursionError, InvalidRequest):
+        except InvalidRequest:
             code = _BODY_REASON
         except Exception as error:
             _log.exception("the request is routed to the fallback tier")
@@ -238,6 +234,23 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         await asyncio.gather(*self._reports, return_exceptions=True)
 
 
+def _parsed(raw: bytes, limit: int) -> dict[str, Any]:
+    """The object that a body holds.
+
+    Raises:
+        InvalidRequest: it is too large, or no JSON object.
+    """
+    if len(raw) > limit:
+        raise InvalidRequest("body", f"has {len(raw)} bytes, the limit is {limit}")
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("body", "is not JSON, or was cut") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("body", "is not an object")
+    return body
+
+
 def _headers(message: Any) -> dict[str, str]:
     return {
         h.key.lower(): h.raw_value.decode("utf-8", "replace") if h.raw_value else h.value
@@ -287,9 +300,7 @@ def _untouched(part: str) -> Any:
     return pb.ProcessingResponse(**{part: pb.BodyResponse()})
 
 
-async def _serve(settings: ExtProcSettings) -> None:
-    table = read_table(settings.routes) if settings.routes else None
-    token = Path(settings.server_token_file).read_text(encoding="utf-8").strip() if settings.server_token_file else ""
+async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: str) -> None:
     client = AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
@@ -323,4 +334,11 @@ async def _serve(settings: ExtProcSettings) -> None:
 
 def run(settings: ExtProcSettings) -> None:
     """Serves until a signal."""
-    asyncio.run(_serve(settings))
+    table = read_table(settings.routes) if settings.routes else None
+    token = ""
+    if settings.server_token_file:
+        try:
+            token = Path(settings.server_token_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"--server-token-file {error.filename}: {error.strerror}; give its file") from None
+    asyncio.run(_serve(settings, table, token))

@@ -3,9 +3,10 @@
     # classifier_hook.py, beside the proxy's config.yaml (litellm_settings: callbacks: classifier_hook.hook)
     hook = ClassifierHook("127.0.0.1:50051", routes="routing.toml")
 
-Before a call the hook asks for the tier and writes the table's model into the request. After it, validators may judge the
-answer: one that is not good enough is asked again a tier higher. What judges say is QUALITY; what follows an exception is
-AVAILABILITY, CONTEXT_WINDOW or POLICY; a plain success is no verdict. Outcomes are sent behind the request's back.
+Before a call the hook asks for the tier and writes the table's model into the request. After it, validators may judge
+the answer: one that is not good enough is asked again a tier higher. What judges say is QUALITY; what follows an
+exception is AVAILABILITY, CONTEXT_WINDOW or POLICY; a plain success is no verdict. Outcomes are sent behind the
+request's back.
 
 The hook never fails a request, but one: a restricted request that has no route on premises. Needs `litellm`.
 """
@@ -19,6 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ CALLS = frozenset({"completion", "acompletion", "anthropic_messages", "aresponse
 REMEMBERED = 10_000
 WAITING_OUTCOMES = 10_000
 REPORT_ATTEMPTS = 8
-Validator = Callable[[Mapping[str, Any], Any], "bool | None | Awaitable[bool | None]"]
+Validator = Callable[[Mapping[str, Any], Any], "bool | Awaitable[bool | None] | None"]
 """Judges (the request's data, the answer): True is good enough, False is not, None is no opinion."""
 
 _log = logging.getLogger("classifier.gateways.litellm")
@@ -109,8 +111,13 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self._models = None if models is None else frozenset(models)
         self._fallback_tier, self._sticky = fallback_tier, sticky
         self._validators, self._judge = tuple(validators), judge
-        self._make_client = lambda: AsyncClient(
-            target, fallback_tier=fallback_tier, timeout_seconds=timeout_seconds, routes=self.table, **options
+        self._make_client: Callable[[], AsyncClient] = partial(
+            AsyncClient,
+            target,
+            fallback_tier=fallback_tier,
+            timeout_seconds=timeout_seconds,
+            routes=self.table,
+            **options,
         )
         self._client: AsyncClient | None = None
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
@@ -140,9 +147,13 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         if call_type not in CALLS or (self._models is not None and data.get("model") not in self._models):
             return data
         key = getattr(user_api_key_dict, "metadata", None) or {}
-        asked = data.get("metadata") if isinstance(data.get("metadata"), dict) else {}
-        asked = {**asked, **(data.get("litellm_metadata") or {})}
-        headers = {str(k).lower(): v for k, v in ((data.get("proxy_server_request") or {}).get("headers") or {}).items()}
+        asked: dict[str, Any] = {}
+        for name in ("metadata", "litellm_metadata"):
+            if isinstance(data.get(name), dict):
+                asked |= data[name]
+        headers = {
+            str(k).lower(): v for k, v in ((data.get("proxy_server_request") or {}).get("headers") or {}).items()
+        }
         labels = labels_of(key.get("classifier_labels"), asked.get("classifier_labels"), headers.get(DATA_HEADER))
         restricted = is_restricted(labels)
         off = is_off(key.get("classifier")) or is_off(asked.get("classifier")) or is_off(headers.get(SWITCH_HEADER))
@@ -235,7 +246,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         return response if better is None else better
 
     async def _judged(self, data: Mapping[str, Any], response: Any) -> bool | None:
-        """False where one validator says so, True where one says so and none against, None where none has an opinion."""
+        """False where one validator says so, True where one says so and none against, None without opinions."""
         verdict: bool | None = None
         for validator in self._validators:
             try:
@@ -254,15 +265,13 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         from litellm.proxy.proxy_server import llm_router
 
         better, tier, escalated = None, routed.answer.tier, False
-        names = ("messages", "tools", "tool_choice", "temperature", "top_p", "max_tokens", "max_completion_tokens")
-        names += ("response_format", "stop", "seed", "user", "n")
+        names = ["messages", "tools", "tool_choice", "temperature", "top_p", "max_tokens", "max_completion_tokens"]
+        names += ["response_format", "stop", "seed", "user", "n"]
         body = {name: data[name] for name in names if name in data}
         while llm_router is not None and "messages" in body and tier < Tier.FRONTIER:
             try:
                 route = self.table.choose(Tier(tier + 1), restricted=routed.restricted, floor=Tier(tier + 1))
-                response = await llm_router.acompletion(
-                    model=route.model, disable_fallbacks=routed.restricted, **body
-                )
+                response = await llm_router.acompletion(model=route.model, disable_fallbacks=routed.restricted, **body)
             except Exception as error:
                 if not isinstance(error, NoAllowedRoute):
                     _log.warning("escalating failed (%s); the first answer stands", type(error).__name__)
@@ -426,7 +435,9 @@ class ComplexityClassifier:
         **options: Any,
     ) -> None:
         self._names = names
-        self._make_client = lambda: AsyncClient(target, timeout_seconds=timeout_seconds, **options)
+        self._make_client: Callable[[], AsyncClient] = partial(
+            AsyncClient, target, timeout_seconds=timeout_seconds, **options
+        )
         self._client: AsyncClient | None = None
 
     async def classify(self, context: Any) -> str | None:

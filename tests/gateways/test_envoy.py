@@ -14,8 +14,8 @@ ENVOY = Path(sys.executable).parent / "envoy"
 if not ENVOY.exists():
     pytest.skip("run by `make test-envoy`", allow_module_level=True)
 
-from classifier.types import Cause
-from tests.gateways.support import ROOT, Classifier, Upstream, chat, free_port, listens, post, process, until
+from classifier.types import Cause  # noqa: E402
+from tests.gateways.support import ROOT, Classifier, Upstream, chat, free_port, listens, post, process, until  # noqa: E402
 
 LIMIT = 65_536
 
@@ -177,9 +177,7 @@ def test_an_outage_of_the_upstream_is_availability(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(("requests", "kills"), [(60, 1), pytest.param(1000, 10, marks=pytest.mark.faults)])
-def test_killing_the_classifier_and_the_processor_loses_no_request(
-    tmp_path: Path, requests: int, kills: int
-) -> None:
+def test_killing_the_classifier_and_the_processor_loses_no_request(tmp_path: Path, requests: int, kills: int) -> None:
     """Without the classifier requests get the fallback tier; without the processor Envoy lets them pass."""
     made = Gateway(tmp_path)
     statuses, classified, fallbacks = [], 0, 0

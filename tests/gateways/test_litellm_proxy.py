@@ -20,7 +20,7 @@ from tests.gateways.support import BAD, GOOD, Classifier, Upstream, chat, free_p
 MODELS = {"small": "simple", "medium": "standard", "large": "complex", "huge": "frontier"}
 AVAILABILITY = Cause.AVAILABILITY
 ESCALATED_QUALITY = (Verdict.ESCALATED, Cause.QUALITY, Tier.SIMPLE, Tier.STANDARD)
-HOOK = '''
+HOOK = """
 import atexit, json
 from classifier.gateways.litellm import ClassifierHook, ComplexityClassifier
 from classifier.types import Tier
@@ -33,7 +33,7 @@ hook = ClassifierHook("{address}", routes="{folder}/routing.toml", sticky=True, 
                       timeout_seconds={timeout})
 plugin = ComplexityClassifier("{address}", timeout_seconds=5)
 atexit.register(lambda: open("{folder}/counts.json", "w").write(json.dumps(hook.counts)))
-'''
+"""
 
 
 class Proxy:
@@ -94,7 +94,7 @@ class Proxy:
             LITELLM_MASTER_KEY=self.key,
         )
         running = self._process.__enter__()
-        until(lambda: listens(self.port) or running.poll() is not None, 120)
+        until(lambda: listens(self.port) or running.poll() is not None, 400)
         assert running.poll() is None, (folder / "litellm.log").read_text()[-4000:]
 
     def ask(self, prompt: str, **more: object):

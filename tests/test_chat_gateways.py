@@ -1,0 +1,105 @@
+"""What the gateways read of a request and say of an answer, without a gateway."""
+
+from __future__ import annotations
+
+import pytest
+
+from classifier.fallback import Answer
+from classifier.gateways.chat import (
+    Remembered,
+    cause_of_exception,
+    headers_of,
+    is_off,
+    is_outage,
+    labels_of,
+    loop_start,
+    tier_of_model,
+    tool_loop,
+)
+from classifier.routing import is_restricted, parse_table
+from classifier.types import Cause, Tier
+
+ASKED = [{"role": "user", "content": "refactor it"}]
+OPENAI = [*ASKED, {"role": "assistant", "content": None}, {"role": "tool", "content": "ok"}]
+ANTHROPIC = [*ASKED, {"role": "user", "content": [{"type": "tool_result", "content": "ok"}]}]
+
+
+def test_headers_tell_the_tier_and_why_it_is_a_fallback() -> None:
+    """An answer that is not a decision has no id and says why."""
+    expected = {"x-classifier-tier": "complex", "x-classifier-fallback": "CIRCUIT_OPEN"}
+    assert headers_of(Answer(Tier.COMPLEX, None, "CIRCUIT_OPEN")) == expected
+
+
+@pytest.mark.parametrize("trusted", [{}, {"data": "restricted"}, {"data": "public"}], ids=str)
+@pytest.mark.parametrize("asked", [{}, {"data": "restricted"}, {"data": "public"}], ids=str)
+@pytest.mark.parametrize("header", [None, "restricted", "Restricted ", "public"], ids=str)
+def test_restricted_once_is_restricted(trusted: dict, asked: dict, header: str | None) -> None:
+    """Whoever says `restricted`, nobody can take it back."""
+    said = [trusted.get("data"), asked.get("data"), header]
+    expected = any((value or "").strip().lower() == "restricted" for value in said)
+    assert is_restricted(labels_of(trusted, asked, header)) is expected
+
+
+@pytest.mark.parametrize("loop", [OPENAI, ANTHROPIC], ids=["openai", "anthropic"])
+def test_a_tool_loop_is_recognised_by_what_began_it(loop: list) -> None:
+    """Every request of a loop has the name of the one that began it; other callers and other words have another."""
+    assert tool_loop(loop, "key") == loop_start(ASKED, "key") != ""
+    assert tool_loop(loop, "other") != loop_start(ASKED, "key")
+    assert tool_loop([*loop, {"role": "user", "content": "thanks"}], "key") == ""
+
+
+@pytest.mark.parametrize("messages", [None, "text", [], [5], [{"role": "tool"}]], ids=str)
+def test_what_is_no_conversation_is_in_no_loop(messages: object) -> None:
+    """Odd shapes are in no loop and raise nothing."""
+    assert tool_loop(messages) == ""
+    assert loop_start(messages) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("Timeout", Cause.AVAILABILITY),
+        ("RateLimitError", Cause.AVAILABILITY),
+        ("ContextWindowExceededError", Cause.CONTEXT_WINDOW),
+        ("ContentPolicyViolationError", Cause.POLICY),
+        ("GuardrailRaisedException", Cause.POLICY),
+    ],
+)
+def test_an_exception_is_never_quality(name: str, cause: Cause) -> None:
+    """What follows an exception says nothing of complexity."""
+    assert cause_of_exception(type(name, (Exception,), {})()) is cause
+
+
+def test_statuses_of_an_outage() -> None:
+    """Timeouts, rate limits and provider errors are outages; refusals of the request are not."""
+    assert [s for s in ("200", "400", "404", "408", "429", "500", "503", "") if is_outage(s)] == [
+        "408",
+        "429",
+        "500",
+        "503",
+    ]
+
+
+def test_a_model_of_two_tiers_counts_as_the_cheaper() -> None:
+    """An escalation to a model that serves both tiers is one to the cheaper of them."""
+    table = parse_table('[routes.simple]\nmodel = "a"\n[routes.complex]\nmodel = "b"\n[routes.frontier]\nmodel = "b"')
+    assert (tier_of_model(table, "b"), tier_of_model(table, "c")) == (Tier.COMPLEX, None)
+
+
+def test_a_switch_is_off_only_where_it_says_so() -> None:
+    """An unknown word does not opt out."""
+    assert [v for v in ("off", "OFF", "false", "0", False, "on", "", None, 0.0) if is_off(v)] == [
+        "off",
+        "OFF",
+        "false",
+        "0",
+        False,
+    ]
+
+
+def test_the_oldest_is_forgotten() -> None:
+    """What is remembered is bounded."""
+    kept: Remembered[int] = Remembered(2)
+    for number, name in enumerate(("a", "b", "a", "c")):
+        kept.put(name, number)
+    assert [kept.get(name) for name in "abc"] == [2, None, 3]
