@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 from classifier.types import Message, Request
 
-INPUT_VERSION = 1
+INPUT_VERSION = 2
 
-TEXT_CHARS = 1200
+TEXT_CHARS = 1600
 """Characters kept of the last user message: about what the token budget can hold of English text."""
-CONTEXT_CHARS = 800
+CONTEXT_CHARS = 1000
 """Characters kept of the conversation around it."""
 NEAREST_CHARS = 420
 """Characters of the message nearest to the rated one; it is what short replies ("yes, do it") refer to."""

@@ -94,6 +94,30 @@ def train(teacher: Path | None, **options: Any) -> None:
     click.echo(out / "checkpoint")
 
 
+@main.command("cross-validate")
+@_run_options
+@click.option("--folds", type=int, default=5, show_default=True, help="Sources are dealt to so many folds.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def cross_validate(
+    folds: int, as_json: bool, out: Path | None, teacher: Path | None, recipe: str, **options: Any
+) -> None:
+    """Train a student for each fold of sources and score it on sources that it has not seen.
+
+    What is left in OUT/predictions.npz goes to `build --cross-validated` or `calibrate --fit-data`.
+
+    Example: python -m training cross-validate --recipe shipped --extra corpora/ --dev dev.jsonl.gz
+    """
+    from training import build as building
+    from training import crossval
+
+    if teacher is not None:
+        raise click.UsageError("--teacher: a teacher that saw the held-out sources would leak them; leave it out")
+    settings, data, folder, _ = _prepare(recipe=recipe, out=out or Path("runs") / f"{recipe}-folds", **options)
+    path = crossval.cross_validate(settings, folder, data, building.train, folds=folds, say=_say)
+    found = crossval.summary(path)
+    click.echo(json.dumps(found, indent=1) if as_json else f"{crossval.as_text(found)}\n{path}")
+
+
 @main.command()
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A folder that training left.")
 @click.option("--data", required=True, multiple=True, help="Rows on which parity is checked; not trained on.")

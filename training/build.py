@@ -52,12 +52,14 @@ class Data:
         calibration: held out of training, to fit calibration and thresholds.
         dev: held out of both, to look at.
         golden: rows of `data/` that the manifest may hold.
+        traffic: every labelled row of the extra corpora (our own where there are none): what is cross-validated.
     """
 
     train: list[Row]
     calibration: list[Row]
     dev: list[Row]
     golden: list[Row]
+    traffic: list[Row]
 
 
 def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
@@ -93,13 +95,16 @@ def load_data(
     extra_rows = [r for r in extra_rows if r.sha256 not in seen]
     # A group may hold rows of both files; its hash puts them on the same side. What a file holds out itself (outcomes
     # state their split) is for measuring and in neither.
-    calibration = [r for r in (*own_rows, *extra_rows) if r.split == "dev" and r.label == RUBRIC]
+    # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
+    traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
+    calibration = [r for r in traffic if r.split == "dev"]
     train = [r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"]
     return Data(
         train=train,
         calibration=calibration,
         dev=dev_rows or [r for r in own_rows if r.split == "test"],
         golden=[r for r in own_rows if r.split == "train"],
+        traffic=traffic,
     )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class FitOptions:
         epochs: passes over the data.
         batch_size: rows of one step, on each process.
         learning_rate: peak of the schedule.
+        layer_decay: the rate of each layer is this times the rate of the layer above it, in (0, 1]; what lies deep in
+            a pretrained model moves less.
         weight_decay: of AdamW.
         warmup: share of the steps over which the rate rises.
         rps_weight: weight of the ranked-probability term.
@@ -55,6 +58,7 @@ class FitOptions:
     epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 5e-5
+    layer_decay: float = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.06
     rps_weight: float = 0.5
@@ -102,13 +106,7 @@ def fit(
     followed = None if teacher_logits is None else torch.from_numpy(np.ascontiguousarray(teacher_logits, np.float32))
     labelled = torch.tensor([float(r.label != UNLABELLED) for r in rows])
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
-    decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "LayerNorm" not in n]
-    no_decay = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "LayerNorm" not in n)]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": options.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
-        lr=options.learning_rate,
-        fused=True,
-    )
+    optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
     world = accelerator.num_processes
     steps_an_epoch = math.ceil(len(rows) / (options.batch_size * world))
     schedule = get_linear_schedule_with_warmup(
@@ -178,6 +176,25 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
             inputs = {k: torch.from_numpy(v).to(device) for k, v in pad([sequences[i] for i in chunk]).items()}
             out[chunk] = model(**inputs).logits.float().cpu().numpy()
     return out
+
+
+def _parameter_groups(model: PreTrainedModel, options: FitOptions) -> list[dict[str, Any]]:
+    """The parameters by rate and decay: matrices shrink, biases and norms do not; lower layers move less."""
+    top = model.config.num_hidden_layers + 1
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        _, inside, rest = name.partition(".layer.")
+        level = int(rest.split(".")[0]) + 1 if inside else 0 if "embeddings" in name else top
+        shrinks = parameter.ndim >= 2 and "LayerNorm" not in name
+        groups.setdefault((level, shrinks), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": options.weight_decay if shrinks else 0.0,
+            "lr": options.learning_rate * options.layer_decay ** (top - level),
+        }
+        for (level, shrinks), parameters in groups.items()
+    ]
 
 
 def _bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,155 @@
+"""Cross-validation by source: how good is the student on traffic of kinds that it has never seen?
+
+Sources are dealt to folds; for each fold the whole recipe (teachers, student) runs without the fold's sources, and the
+student answers them. One folder a fold, resumable as any run is. The answers together are a file of predictions that
+`calibrate` reads: a probability map fitted on them is honest for new traffic (DESIGN 4.5, Vovk 2015 on cross-conformal
+prediction), which one fitted on held-out rows of the same sources is not.
+
+out/
+fold-0/ ... fold-4/   runs of `training.build.train`
+predictions.npz       logits (n, 4) float32, labels (n,) int64, sources, groups, kinds, languages, scripts, folds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from classifier import metrics
+from classifier.calibration import IDENTITY
+from classifier.errors import InputError
+from classifier.inputs import render
+from classifier.metrics import bootstrap_interval
+from training.corpus import RUBRIC, Row, source_folds, tiers
+from training.fit import predict
+from training.model import load_checkpoint, tokenizer_of
+
+if TYPE_CHECKING:
+    from training.build import Data
+
+FOLDS = 5
+FEWEST_OF_SOURCE = 50
+"""Sources with fewer rows say nothing by themselves."""
+
+
+def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
+    """For each fold what is trained on, and the traffic rows of the sources that are held out of it.
+
+    Raises:
+        InputError: there are fewer sources than folds.
+    """
+    sources = len({r.source for r in data.traffic})
+    if sources < folds:
+        raise InputError(
+            f"the labelled traffic has {sources} sources, and {folds} folds by source take at least as many; "
+            "give --extra more sources, or fewer --folds"
+        )
+    fold_of = source_folds(data.traffic, folds)
+    found = []
+    for fold in range(folds):
+        held = [r for r, f in zip(data.traffic, fold_of, strict=True) if f == fold]
+        names = {r.source for r in held}
+        found.append((replace(data, train=[r for r in data.train if r.source not in names]), held))
+    return found
+
+
+def cross_validate(
+    recipe: Mapping[str, Any],
+    out: Path,
+    data: Data,
+    train: Callable[..., object],
+    *,
+    folds: int = FOLDS,
+    say: Callable[[str], object] = print,
+) -> Path:
+    """Trains a student a fold, as far as `out` does not already have them, and stores what each says of its fold.
+
+    Args:
+        recipe: from `training.build.load_recipe`.
+        out: folder of the runs and of the predictions.
+        data: from `training.build.load_data`.
+        train: `training.build.train`.
+        folds: number of folds.
+        say: where progress goes.
+
+    Returns:
+        The file of predictions.
+    """
+    rows: list[Row] = []
+    logits, fold_of = [], []
+    for fold, (part, held) in enumerate(fold_data(data, folds)):
+        folder = out / f"fold-{fold}"
+        if not (folder / "student" / "done").is_file():
+            say(f"fold {fold + 1} of {folds}: {len({r.source for r in held})} sources with {len(held)} rows held out")
+            train(recipe, folder, part, say=say)
+        student, fast = load_checkpoint(folder / "student" / "checkpoint")
+        logits.append(predict(student, tokenizer_of(fast, int(recipe["max_tokens"])), held, name=f"fold {fold}"))
+        rows += held
+        fold_of += [fold] * len(held)
+    path = out / "predictions.npz"
+    np.savez_compressed(
+        path,
+        logits=np.concatenate(logits),
+        labels=tiers(rows),
+        sources=np.array([r.source for r in rows]),
+        groups=np.array([r.group for r in rows]),
+        kinds=np.array([r.kind for r in rows]),
+        languages=np.array([r.language for r in rows]),
+        scripts=np.array([render(r.request).script for r in rows]),
+        folds=np.array(fold_of),
+        label=np.array(RUBRIC),
+    )
+    return path
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The headline of a file of predictions: overall with intervals that resample whole sources, and by source.
+
+    Returns:
+        `rows`, `sources`; `accuracy`, `quadratic_kappa`, `under_routing`, `auroc_above_simple`,
+        `auroc_above_standard`, each (estimate, low, high); `by_source`: (name, rows, accuracy), worst first, of
+        sources with at least `FEWEST_OF_SOURCE` rows.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        logits, labels, sources = file["logits"], file["labels"], file["sources"].astype(str)
+    probabilities = IDENTITY.apply(logits)
+    by_source = [
+        (str(name), int(here.sum()), float((probabilities[here].argmax(1) == labels[here]).mean()))
+        for name in np.unique(sources)
+        if (here := sources == name).sum() >= FEWEST_OF_SOURCE
+    ]
+    numbers: dict[str, Callable[..., float]] = {
+        "accuracy": lambda p, y: metrics.accuracy(p.argmax(1), y),
+        "quadratic_kappa": lambda p, y: metrics.quadratic_kappa(p.argmax(1), y),
+        "under_routing": lambda p, y: metrics.under_routing(p.argmax(1), y),
+        "auroc_above_simple": lambda p, y: metrics.auroc(p[:, 1:].sum(1), y > 0),
+        "auroc_above_standard": lambda p, y: metrics.auroc(p[:, 2:].sum(1), y > 1),
+    }
+    return {
+        "rows": len(labels),
+        "sources": len(np.unique(sources)),
+        **{
+            name: bootstrap_interval(function, probabilities, labels, groups=sources, draws=200)
+            for name, function in numbers.items()
+        },
+        "by_source": sorted(by_source, key=lambda entry: entry[2]),
+    }
+
+
+def as_text(found: Mapping[str, Any], worst: int = 5) -> str:
+    """The summary for a terminal."""
+    lines = [
+        f"{found['rows']} rows of {found['sources']} sources, each answered by a student that saw none of its source"
+    ]
+    names = ("accuracy", "quadratic_kappa", "under_routing", "auroc_above_simple", "auroc_above_standard")
+    lines += [f"  {name:<22} {found[name][0]:.3f} ({found[name][1]:.3f} to {found[name][2]:.3f})" for name in names]
+    lines += [f"  worst sources with at least {FEWEST_OF_SOURCE} rows"]
+    lines += [
+        f"    {name:<28} {rows:5d} rows   accuracy {accuracy:.3f}"
+        for name, rows, accuracy in found["by_source"][:worst]
+    ]
+    return "\n".join(lines)
