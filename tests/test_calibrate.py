@@ -298,6 +298,21 @@ def with_groups(n: int) -> CalibrationSet:
     return rows
 
 
+def test_further_rows_make_a_threshold_stricter_and_never_milder():
+    """With further rows of a harder kind the threshold keeps the target on them too; easier ones change nothing."""
+    rows, targets = population(2000, 5), Targets({"balanced": 0.1})
+    alone = fit_policies(IDENTITY, rows, targets)[0][0]
+    harder, easier = population(2000, 6, sharpness=3.0), population(2000, 7, sharpness=0.4)
+    notes: list[str] = []
+    strict = fit_policies(IDENTITY, rows, targets, also=harder, notes=notes)[0][0]
+    assert strict.threshold > alone.threshold
+    assert strict.guarantee.bound < alone.guarantee.bound <= 0.1
+    chosen = choose_many(IDENTITY.apply(harder.logits), np.full(len(harder), strict.threshold), 0.0)
+    assert (chosen < harder.labels.argmax(1)).mean() <= 0.1
+    assert "further rows" in notes[0]
+    assert fit_policies(IDENTITY, rows, targets, also=easier)[0][0] == alone
+
+
 def test_groups_have_thresholds_of_their_own():
     """Each group with enough rows keeps the promise; a group with too few goes to frontier and says what it takes."""
     rows = with_groups(1000)

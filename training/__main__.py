@@ -44,6 +44,9 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--data", "own", type=click.Path(path_type=Path), help="Instead of data/."),
         click.option("--seed", type=int, help="Instead of the recipe's."),
         click.option("--teacher", type=click.Path(path_type=Path, exists=True), help="Distil from these teachers."),
+        click.option(
+            "--answers", type=click.Path(path_type=Path, exists=True), help="Distil from these answers (.npz)."
+        ),
         click.option("--out", type=click.Path(path_type=Path), help="Default: runs/RECIPE. A stopped run goes on."),
     )
     for option in reversed(options):
@@ -70,7 +73,14 @@ def _say(text: str) -> None:
 
 @main.command()
 @_run_options
-def build(extra: tuple[str, ...], teacher: Path | None, **options: Any) -> None:
+@click.option(
+    "--cross-validated",
+    type=click.Path(path_type=Path, exists=True),
+    help="predictions.npz of cross-validate: thresholds keep their promise on new sources too.",
+)
+def build(
+    extra: tuple[str, ...], teacher: Path | None, answers: Path | None, cross_validated: Path | None, **options: Any
+) -> None:
     """From corpus to bundle: train a teacher, distil a student, export, calibrate, evaluate, write the card.
 
     Example: python -m training build --recipe base --extra corpora/ --dev dev.jsonl.gz
@@ -79,18 +89,27 @@ def build(extra: tuple[str, ...], teacher: Path | None, **options: Any) -> None:
 
     recipe, data, out, own = _prepare(extra=extra, **options)
     licences = building.licences_of([str(own), *extra])
-    bundle = building.build(recipe, out, data, licences=licences, teacher=teacher, say=_say)
+    bundle = building.build(
+        recipe,
+        out,
+        data,
+        licences=licences,
+        teacher=teacher,
+        answers=answers,
+        cross_validated=cross_validated,
+        say=_say,
+    )
     click.echo(bundle.path)
 
 
 @main.command()
 @_run_options
-def train(teacher: Path | None, **options: Any) -> None:
+def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
     """Teacher and student only; leaves checkpoint/ in the run's folder. `build` goes on from there."""
     from training import build as building
 
     recipe, data, out, _ = _prepare(**options)
-    building.train(recipe, out, data, teacher=teacher, say=_say)
+    building.train(recipe, out, data, teacher=teacher, answers=answers, say=_say)
     click.echo(out / "checkpoint")
 
 
@@ -99,7 +118,7 @@ def train(teacher: Path | None, **options: Any) -> None:
 @click.option("--folds", type=int, default=5, show_default=True, help="Sources are dealt to so many folds.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def cross_validate(
-    folds: int, as_json: bool, out: Path | None, teacher: Path | None, recipe: str, **options: Any
+    folds: int, as_json: bool, out: Path | None, teacher: Path | None, answers: Path | None, recipe: str, **options: Any
 ) -> None:
     """Train a student for each fold of sources and score it on sources that it has not seen.
 
@@ -110,8 +129,10 @@ def cross_validate(
     from training import build as building
     from training import crossval
 
-    if teacher is not None:
-        raise click.UsageError("--teacher: a teacher that saw the held-out sources would leak them; leave it out")
+    if teacher is not None or answers is not None:
+        raise click.UsageError(
+            "--teacher, --answers: a teacher that saw the held-out sources would leak them; leave it out"
+        )
     settings, data, folder, _ = _prepare(recipe=recipe, out=out or Path("runs") / f"{recipe}-folds", **options)
     path = crossval.cross_validate(settings, folder, data, building.train, folds=folds, say=_say)
     found = crossval.summary(path)

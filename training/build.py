@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel, set_seed
 
@@ -32,10 +33,11 @@ from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.card import render_card
 from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, expand, read_corpus, write_corpus
-from training.distill import distill
+from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.fit import FitOptions
+from training.model import load_base
 from training.teacher import train_teachers
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -120,7 +122,13 @@ def _capped(rows: Sequence[Row], most_rows: Mapping[str, int]) -> list[Row]:
 
 
 def train(
-    recipe: Mapping[str, Any], out: Path, data: Data, *, teacher: Path | None = None, say: Say = print
+    recipe: Mapping[str, Any],
+    out: Path,
+    data: Data,
+    *,
+    teacher: Path | None = None,
+    answers: Path | None = None,
+    say: Say = print,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
     """Teacher and student, as far as `out` does not already have them; leaves `out/checkpoint`.
 
@@ -129,6 +137,8 @@ def train(
         out: the run's folder.
         data: from `load_data`.
         teacher: folder of finished teachers (`teacher-0` and so on) to distil from, instead of training them.
+        answers: what teachers elsewhere said of the rows (`training.distill.read_answers`), instead of `teacher`; the
+            student then starts from the base itself.
         say: where progress goes.
 
     Returns:
@@ -145,18 +155,26 @@ def train(
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
     )
     max_tokens = int(recipe["max_tokens"])
-    options = {k: v for k, v in recipe["teacher"].items() if k != "seeds"}
-    seeds = [int(recipe["seed"]) + int(s) for s in recipe["teacher"]["seeds"]]
-    best, fast, answers = train_teachers(
-        data.train, recipe["base"], seeds, FitOptions(**options), max_tokens=max_tokens, out=teacher or out / "teacher"
-    )
+    rows = data.train
+    if answers is None:
+        options = {k: v for k, v in recipe["teacher"].items() if k != "seeds"}
+        seeds = [int(recipe["seed"]) + int(s) for s in recipe["teacher"]["seeds"]]
+        folder = teacher or out / "teacher"
+        best, fast, logits = train_teachers(
+            rows, recipe["base"], seeds, FitOptions(**options), max_tokens=max_tokens, out=folder
+        )
+    else:
+        logits = read_answers(answers, rows)
+        known = [not np.isnan(a).any() or r.label != UNLABELLED for r, a in zip(rows, logits, strict=True)]
+        rows, logits = [r for r, k in zip(rows, known, strict=True) if k], logits[known]
+        best, fast = load_base(recipe["base"], max_tokens)
     say("teacher ready")
     options = {k: v for k, v in recipe["student"].items() if k != "layers"}
     student = distill(
         best,
         fast,
-        data.train,
-        answers,
+        rows,
+        logits,
         int(recipe["student"]["layers"]),
         FitOptions(seed=int(recipe["seed"]), **options),
         max_tokens=max_tokens,
@@ -174,6 +192,8 @@ def build(
     *,
     licences: Mapping[str, str],
     teacher: Path | None = None,
+    answers: Path | None = None,
+    cross_validated: Path | None = None,
     say: Say = print,
 ) -> Bundle:
     """Runs every stage that `out` does not already have: train, export, calibrate, evaluate, card.
@@ -184,6 +204,8 @@ def build(
         data: from `load_data`.
         licences: of each source, for the card.
         teacher: see `train`.
+        answers: see `train`.
+        cross_validated: predictions across sources (`training.crossval`): thresholds keep their promise on them too.
         say: where progress goes.
 
     Raises:
@@ -193,7 +215,7 @@ def build(
     """
     if (out / "bundle").exists():
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
-    student, fast = train(recipe, out, data, teacher=teacher, say=say)
+    student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
     parity = export(
         student,
         fast,
@@ -217,7 +239,8 @@ def build(
         },
         "teachers": {
             path.parent.name: sha256(path) for path in sorted((teacher or out / "teacher").glob("*/model.safetensors"))
-        },
+        }
+        | ({"answers": sha256(answers)} if answers else {}),
         TRAINING_ROWS: pack_rows(r.sha256 for r in data.train),
         "parity": asdict(parity),
     }
@@ -229,7 +252,7 @@ def build(
     write_corpus(out / "calibration.jsonl", data.calibration)
     fitted = calibrate(
         raw, [out / "calibration.jsonl"], calibrated, policies=recipe["policies"], default="balanced",
-        seed=int(recipe["seed"]),
+        also_paths=[cross_validated] if cross_validated else None, seed=int(recipe["seed"]),
     )  # fmt: skip
     say("calibrated")
     engine = load_engine(calibrated)

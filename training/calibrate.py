@@ -55,6 +55,7 @@ def calibrate(
     exempt_labels: Sequence[str] = (),
     prior_shift: Sequence[str | Path] | None = None,
     fit_paths: Sequence[str | Path] | None = None,
+    also_paths: Sequence[str | Path] | None = None,
     default: str | None = None,
     prices: Sequence[float] = PRICES,
     methods: tuple[str, ...] = METHODS,
@@ -75,6 +76,8 @@ def calibrate(
         exempt_labels: `name=value` or `name`: requests with such a label are never explored.
         prior_shift: unlabelled traffic whose tier shares the thresholds are moved to, under an assumption.
         fit_paths: other rows to fit the probability map on, e.g. predictions across sources (`.npz`).
+        also_paths: rows of other kinds, e.g. predictions across sources (`.npz`), on which the thresholds must keep
+            the promise as well: the stricter threshold of the two is taken.
         default: policy for requests that name none; by default the bundle's, where it still exists, else the first.
         prices: dollars a million tokens, cheapest tier first; only for the report.
         methods: maps that are compared.
@@ -112,7 +115,12 @@ def calibrate(
     if prior_shift:
         traffic = np.array([engine.logits(row.request) for row in read_corpus(prior_shift)], dtype=np.float32)
         shift = _prior_shift(calibration, threshold_rows, traffic, notes)
-    fitted, details = fit_policies(calibration, threshold_rows, targets, shift=shift, notes=notes)
+    also = read_set(also_paths, engine) if also_paths else None
+    if also is not None and also.label != rows.label:
+        raise InputError(f"--also carries {also.label} labels, --data {rows.label}; one promise takes one kind")
+    if also is not None and (targets.delta or prior_shift):
+        also = also.drawn(seed)
+    fitted, details = fit_policies(calibration, threshold_rows, targets, shift=shift, also=also, notes=notes)
     chosen_default = default or (
         engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
     )
@@ -322,6 +330,7 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
               default=("economy=0.20", "balanced=0.10", "quality=0.05"), show_default=True)  # fmt: skip
 @click.option("--fit-data", multiple=True, help="Rows to fit the probability map on, instead of half of --data.")
+@click.option("--also", multiple=True, help="Rows of other kinds, or a .npz: the promise is kept on them too.")
 @click.option("--delta", type=float, help="Promise with confidence 1 - DELTA instead of on the expectation.")
 @click.option("--top-tier-miss", type=float, help="Share of frontier requests that may be missed.")
 @click.option("--group-by", help="'script', or a label that the gateway sends: the promise holds in each group.")
@@ -340,7 +349,7 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 def command(
     bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, figure: Path | None,
     as_json: bool,
-    fit_data: tuple[str, ...], prior_shift: tuple[str, ...], **options: Any,
+    fit_data: tuple[str, ...], also: tuple[str, ...], prior_shift: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Fit probabilities and thresholds anew, without retraining.
 
@@ -352,6 +361,7 @@ def command(
         out,
         policies=parse_policies(policies),
         fit_paths=list(fit_data) or None,
+        also_paths=list(also) or None,
         prior_shift=list(prior_shift) or None,
         **options,
     )

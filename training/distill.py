@@ -11,9 +11,33 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel
 
+from classifier.errors import InputError
+from classifier.types import TIERS
 from training.corpus import Row
 from training.fit import FitOptions, fit
 from training.model import load_checkpoint, save_checkpoint, student_from, tokenizer_of
+
+
+def read_answers(path: Path, rows: Sequence[Row]) -> NDArray[np.float32]:
+    """Log-probabilities that teachers elsewhere gave: (rows, 4) float32, NaN for rows that they were not asked about.
+
+    Args:
+        path: `.npz` with `rows` (m,) str, the first 16 hex digits of each row's sha256, and `log_probabilities` (m, 4).
+        rows: whose answers are wanted.
+
+    Raises:
+        InputError: the file cannot be read, lacks an array, or answers none of the rows.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            known = dict(zip(file["rows"].tolist(), file["log_probabilities"].astype(np.float32), strict=True))
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a file of answers ({error}); it takes rows and log_probabilities") from error
+    missing = np.full(len(TIERS), np.nan, np.float32)
+    found = np.array([known.get(row.sha256[:16], missing) for row in rows], np.float32).reshape(-1, len(TIERS))
+    if np.isnan(found).all():
+        raise InputError(f"{path}: answers none of the {len(rows)} rows; ask the teachers about this corpus")
+    return found
 
 
 def distill(

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
@@ -90,12 +91,15 @@ def fit(
         rows: labelled, interval, outcome or (with `teacher_logits`) unlabelled rows.
         options: how.
         name: what the progress bar says.
-        teacher_logits: (rows, 4) float32 to follow, or None.
+        teacher_logits: (rows, 4) float32 to follow, NaN where the teacher was not asked; or None.
         state: folder for resuming; None keeps no state.
         after_epoch: called with the epoch and the model.
 
     Returns:
         One dictionary an epoch: epoch, loss, seconds.
+
+    Raises:
+        InputError: training diverged: the loss is not finite; the state keeps the last good epoch.
     """
     accelerator = Accelerator()
     bf16 = _bfloat16(accelerator.device)
@@ -153,6 +157,10 @@ def fit(
             optimizer.zero_grad()
             total += float(mean.detach())
             bar.set_postfix(loss=f"{float(mean.detach()):.3f}")
+        if not math.isfinite(total):
+            raise InputError(
+                f"{name}: training diverged, the loss of epoch {epoch + 1} is {total}; lower the learning rate"
+            )
         history.append({"epoch": epoch + 1, "loss": total / max(1, len(mine)), "seconds": time.monotonic() - start})
         accelerator.wait_for_everyone()
         if state is not None and accelerator.is_main_process:
@@ -231,9 +239,11 @@ def _loss(
     by_label = label_loss(logits, *rows, rps_weight=options.rps_weight)
     if followed is None:
         return by_label
-    by_teacher = distillation_loss(logits, followed[index].to(device), temperature=options.temperature)
-    # What has no label follows the teacher alone.
-    share = torch.where(labelled[index].to(device) > 0, options.distill_weight, 1.0)
+    answers = followed[index].to(device)
+    answered = ~torch.isnan(answers).any(dim=-1)
+    by_teacher = distillation_loss(logits, torch.nan_to_num(answers), temperature=options.temperature)
+    # What has no label follows the teacher alone; what the teacher was not asked about follows its label alone.
+    share = torch.where(labelled[index].to(device) > 0, options.distill_weight, 1.0) * answered
     return (1 - share) * by_label + share * by_teacher
 
 

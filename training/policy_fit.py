@@ -20,7 +20,7 @@ from classifier.errors import InputError, SettingsError
 from classifier.metrics import tier_shares
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy, choose_many
 from training.calibration_set import CalibrationSet
-from training.risk_control import EVERY_MISS, ThresholdFit, fit_threshold, fit_top_tier, routing_losses
+from training.risk_control import EVERY_MISS, ThresholdFit, fit_threshold, fit_top_tier, risk_bound, routing_losses
 
 FEWEST_FRONTIER = 60
 MOST_TO_TOP_TIER = 0.15
@@ -81,6 +81,7 @@ def fit_policies(
     targets: Targets,
     *,
     shift: NDArray[np.float64] | None = None,
+    also: CalibrationSet | None = None,
     notes: list[str] | None = None,
 ) -> tuple[list[Policy], dict[str, Any]]:
     """Every policy's thresholds on the rows, and by policy what was fitted for each group and for the top tier.
@@ -90,6 +91,8 @@ def fit_policies(
         rows: what the thresholds are fitted on.
         targets: what to promise.
         shift: (n,) weights of the rows, or None.
+        also: rows of other kinds on which the thresholds must keep the targets too, or None. A threshold is then the
+            stricter of two, and what is proved on `rows` of the milder one holds for it all the more.
         notes: sentences for the reader are appended here.
 
     Raises:
@@ -103,16 +106,34 @@ def fit_policies(
     policies, details = [], {}
     severity = () if targets.severity == EVERY_MISS else targets.severity
     for name, alpha in targets.alphas.items():
+        other = _other_fit(calibration, also, targets, alpha)
 
-        def fit(kept: NDArray[np.bool_] | slice, alpha: float = alpha) -> ThresholdFit:
+        def fit(
+            kept: NDArray[np.bool_] | slice, alpha: float = alpha, other: ThresholdFit | None = other
+        ) -> ThresholdFit:
             losses = routing_losses(
                 probabilities[kept],
                 rows.labels[kept],
                 severity=targets.severity,
                 weights=None if shift is None else shift[kept],
             )
-            return fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+            found = fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+            if other is None or other.threshold <= found.threshold:
+                return found
+            return replace(
+                found,
+                threshold=other.threshold,
+                feasible=other.feasible,
+                empirical_risk=losses.risk(other.threshold),
+                bound=risk_bound(losses, other.threshold, targets.delta, found.method),
+                rows_needed=other.rows_needed,
+            )
 
+        if other is not None:
+            notes.append(
+                f"{name}: on the {other.n} further rows alone the threshold would be {other.threshold:.4f} (risk "
+                f"{other.empirical_risk:.4f}); the stricter one is served."
+            )
         whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
         fits = list(groups.values()) if groups else [whole]
         worst = max(fits, key=lambda f: (f.bound, f.empirical_risk))
@@ -147,6 +168,15 @@ def fit_policies(
         policies.append(replace(policy, tier_shares=tier_shares(chosen)))
         details[name] = {group: asdict(f) for group, f in groups.items()}
     return policies, details
+
+
+def _other_fit(
+    calibration: Calibration, also: CalibrationSet | None, targets: Targets, alpha: float
+) -> ThresholdFit | None:
+    if also is None:
+        return None
+    losses = routing_losses(calibration.apply(also.logits), also.labels, severity=targets.severity)
+    return fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
 
 
 def _group_fits(

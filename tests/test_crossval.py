@@ -1,0 +1,94 @@
+"""Cross-validation by source: what is reported of a source was learnt without it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from classifier.errors import InputError
+from tests.tiny import WORDS
+from training.build import Data, load_data, load_recipe, train
+from training.calibration_set import read_predictions
+from training.crossval import as_text, cross_validate, fold_data, summary
+from training.distill import read_answers
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Ninety rows of six sources, and twelve of our own."""
+    folder = tmp_path_factory.mktemp("crossval")
+    rng = np.random.default_rng(0)
+    for name, n, sources in (("traffic", 90, 6), ("own", 12, 1)):
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for i in range(n):
+                tier = list(WORDS)[i % 4]
+                prompt = " ".join([*rng.choice(WORDS[tier], 3), name, str(i)])
+                file.write(json.dumps({"prompt": prompt, "tier": tier, "source": f"{name}-{i % sources}"}) + "\n")
+    return load_data([str(folder / "traffic.jsonl")], [], own=folder / "own.jsonl")
+
+
+def test_every_row_of_traffic_is_held_out_once_with_its_whole_source(data: Data):
+    """Each fold trains on no row of the sources that it holds out, and the folds together hold out every row."""
+    held_out = []
+    for part, held in fold_data(data):
+        assert not {r.source for r in held} & {r.source for r in part.train}
+        assert {r.source for r in part.train} >= {r.source for r in data.train if r.source.startswith("own")}
+        held_out += held
+    assert sorted(r.sha256 for r in held_out) == sorted(r.sha256 for r in data.traffic)
+
+
+def test_fewer_sources_than_folds_are_refused(data: Data):
+    """One source cannot be cross-validated by source; the message says what to give."""
+    one = replace(data, traffic=[r for r in data.traffic if r.source == "traffic-0"])
+    with pytest.raises(InputError, match="1 sources"):
+        fold_data(one)
+
+
+def test_predictions_are_a_calibration_set(data: Data, tmp_path):
+    """What cross-validation leaves can be calibrated on, is not trained again, and has a headline with intervals."""
+    path = cross_validate(load_recipe("tiny"), tmp_path, data, train, folds=2, say=lambda _: None)
+    rows = read_predictions(path)
+    assert len(rows) == len(data.traffic)
+    assert set(rows.sources) == {r.source for r in data.traffic}
+    said: list[str] = []
+    assert cross_validate(load_recipe("tiny"), tmp_path, data, train, folds=2, say=said.append) == path
+    assert said == []
+    found = summary(path)
+    low, high = found["accuracy"][1:]
+    assert low <= found["accuracy"][0] <= high
+    assert "6 sources" in as_text(found)
+
+
+def test_answers_of_teachers_elsewhere_teach_a_student(data: Data, tmp_path):
+    """A student can follow stored answers; rows that were not asked about keep their labels, unlabelled ones go."""
+    path = tmp_path / "answers.npz"
+    known = data.train[::2]
+    answers = np.log(np.tile(np.float32([0.7, 0.1, 0.1, 0.1]), (len(known), 1)))
+    np.savez(path, rows=np.array([r.sha256[:16] for r in known]), log_probabilities=answers)
+    found = read_answers(path, data.train)
+    assert np.isnan(found).any(axis=1).tolist() == [i % 2 == 1 for i in range(len(data.train))]
+    student, _ = train(load_recipe("tiny"), tmp_path / "run", data, answers=path, say=lambda _: None)
+    assert student.config.num_hidden_layers == 1
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize("content", [b"nonsense", b""])
+def test_files_that_are_no_answers_are_refused(data: Data, tmp_path, content: bytes):
+    """A file that is not one of answers is refused by name."""
+    path = tmp_path / "answers.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"answers\.npz"):
+        read_answers(path, data.train)
+
+
+def test_answers_about_other_rows_are_refused(data: Data, tmp_path):
+    """Answers that cover none of the rows are a mistake, and said to be one."""
+    path = tmp_path / "answers.npz"
+    np.savez(path, rows=np.array(["0" * 16]), log_probabilities=np.zeros((1, 4), np.float32))
+    with pytest.raises(InputError, match="none of the"):
+        read_answers(path, data.train)
