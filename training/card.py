@@ -46,6 +46,9 @@ _LIMITS = """
 - Tiers are relative to the models of 2026; recalibrate as models move.
 """
 
+BASES = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+"""Names under which a card's readers know our short names of bases."""
+
 
 def render_card(
     *,
@@ -69,7 +72,7 @@ def render_card(
         counts[row.source] = counts.get(row.source, 0) + 1
     languages = sorted({r.language for r in rows if r.language.isalpha() and len(r.language) == 2})
     card = _HEAD.format(
-        base=recipe["base"],
+        base=BASES.get(recipe["base"], recipe["base"]),
         languages="\n".join(f"- {code}" for code in languages),
         recipe=recipe["name"],
         seed=recipe["seed"],
