@@ -113,7 +113,7 @@ def test_stopped_run_goes_on(run, corpus, tmp_path):
 
 def test_unknown_recipe_lists_those_there_are():
     """A recipe that does not exist is refused with the names of those that do."""
-    with pytest.raises(InputError, match="base, shipped, tiny"):
+    with pytest.raises(InputError, match="base, retrain, shipped, tiny"):
         load_recipe("huge")
 
 
