@@ -90,6 +90,7 @@ def recalibrated(
         top_tier_miss=top.alpha if top is not None else None,
         group_by=default.group_by or None,
         epsilon=default.epsilon,
+        exempt_labels=default.exempt_labels,
         fit_paths=fit_paths,
         default=promises.default_policy,
         methods=SMOOTH,

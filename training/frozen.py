@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,10 @@ from classifier.database import Database
 from classifier.errors import InputError
 from classifier.exports import export_row, read_export, write_export
 from classifier.ledger import Ledger
-from classifier.types import TIERS, Request, Tier
+from classifier.types import TIERS, Request
 from training.corpus import OUTCOME, RUBRIC, Row, parse_row
 
 EXPORT = "feedback.jsonl"
-CALLER_SHARE = 0.25
-"""Largest share of the training rows that one of many callers adds; one or two callers are not capped."""
-FEWEST_CAP = 200
-"""So many rows any caller may add."""
 
 ExportRow = Mapping[str, Any]
 
@@ -158,55 +153,9 @@ def audit_rows(frozen: Frozen, rows: Iterable[ExportRow]) -> tuple[list[Row], di
     return list(found.values()), counts
 
 
-def interval_rows(rows: Iterable[ExportRow]) -> tuple[list[Row], dict[str, int]]:
-    """What outcomes say of the label, as interval rows to train on: one a conversation and served tier, the latest.
-
-    Accepted at t says label <= t; rejected or escalated says label > t, and accepted at u after that label <= u. Only
-    judgements of quality count; what satisfied nowhere says nothing that a model could learn. A caller adds at most
-    `CALLER_SHARE` of the rows or twice an even share, its latest ones: a flood or a liar moves little.
-
-    Returns:
-        The rows, and counts of what was left out and why.
-    """
-    found: dict[tuple[str, str], tuple[str, Row]] = {}
-    counts = dict.fromkeys(("silent", "not_quality", "unserved", "without_text", "nothing_said", "over_cap", "used"), 0)
-    for row in rows:
-        bounds = _bounds(row)
-        if isinstance(bounds, str):
-            counts[bounds] += 1
-            continue
-        low, high = bounds
-        data = {**row["request"], "id": row["decision_id"], "at_least": low, "at_most": high, "source": "feedback"}
-        parsed = parse_row(data | {"group": row["request_hash"]}, "feedback")
-        found[parsed.sha256, row["served_tier"]] = (row["caller"], parsed)
-    callers = Counter(caller for caller, _ in found.values())
-    share = max(CALLER_SHARE, 2 / max(len(callers), 1))
-    cap = max(FEWEST_CAP, math.ceil(share * len(found)))
-    used: list[Row] = []
-    for caller, parsed in found.values():
-        callers[caller] -= 1  # how many of the caller's rows are later than this one
-        if callers[caller] < cap:
-            used.append(parsed)
-    counts["over_cap"], counts["used"] = len(found) - len(used), len(used)
-    return used, counts
-
-
-def _bounds(row: ExportRow) -> tuple[str, str] | str:
-    """Lowest and highest tier that the label may be; or the name of the count that says why not."""
-    if row["outcome_id"] is None:
-        return "silent"
-    if row["cause"] != "quality":
-        return "not_quality"
-    served = Tier.parse(row["served_tier"])
-    if row["verdict"] == "accepted":
-        bounds = TIERS[0].label, served.label
-    elif served is TIERS[-1]:
-        return "unserved"
-    else:
-        bounds = TIERS[served.index + 1].label, row["accepted_tier"] or TIERS[-1].label
-    if bounds == (TIERS[0].label, TIERS[-1].label):
-        return "nothing_said"
-    return bounds if row["request"] is not None else "without_text"
+def conversations(rows: Iterable[ExportRow]) -> set[str]:
+    """Hashes of the conversations whose text is there, as corpus rows have them."""
+    return {parse_row(row["request"], "feedback").sha256 for row in rows if row["request"] is not None}
 
 
 @dataclass(frozen=True, slots=True)

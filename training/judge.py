@@ -1,4 +1,4 @@
-"""Two bundles on the same rows: is the candidate better, and does it forget nothing? And: does a promoted one hold?
+"""Two bundles on the same rows: is the candidate better, and does it forget nothing?
 
 The verdict is about the default policy, which promises a risk of at most α. Risk counts from the promise on: cheaper
 within it is better, safer than it is not. On recent closed labels, and for cost on all recent requests:
@@ -10,9 +10,8 @@ within it is better, safer than it is not. On recent closed labels, and for cost
   promise was made for.
 - Either way the candidate must order golden rows as well as the current one, within `GOLDEN_MARGIN` of AUROC.
 
-The sequential test watches failures after a promotion. For each rate p above the bound the likelihood ratio of p to
-the bound is a supermartingale while the promise holds, and so is their mean over a grid of p; by Ville's inequality it
-ever reaches 1/δ with a probability of at most δ, however often one looks (Howard et al., arXiv:1810.08240).
+Where the log was explored, an off-policy estimate of both risks is told, and a candidate whose risk it finds worse than
+the current one's beyond chance and margin is refused whatever the labels say.
 
 Knows nothing of stores, files or registries.
 """
@@ -20,7 +19,7 @@ Knows nothing of stores, files or registries.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,8 @@ from classifier.types import Request
 from training.calibration_report import PRICES, under
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, tiers
+from training.feedback_set import Log
+from training.off_policy import estimate
 
 RISK_MARGIN = 0.02
 COST_MARGIN = 0.03
@@ -42,8 +43,6 @@ GOLDEN_MARGIN = 0.03
 FEWEST_ROWS = 40
 """Recent closed labels below which nothing is said of risk."""
 SIGNIFICANCE = 0.05
-ERROR_RATE = 0.01
-"""Chance that a bundle that keeps its promise is ever rolled back."""
 
 Array = NDArray[np.float64]
 
@@ -60,6 +59,7 @@ class Verdict:
         candidate: the same of the candidate.
         differences: candidate minus current: estimate, low, high of each.
         rows: how many rows each number stands on.
+        off_policy: what the log says of both; empty where nothing was explored.
     """
 
     accepted: bool
@@ -69,6 +69,7 @@ class Verdict:
     candidate: Mapping[str, float]
     differences: Mapping[str, Sequence[float]]
     rows: Mapping[str, int]
+    off_policy: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -82,6 +83,7 @@ def compare(
     recent: tuple[CalibrationSet, CalibrationSet] | None,
     traffic: Sequence[Request],
     golden: Sequence[Row],
+    log: Log | None = None,
     prices: Sequence[float] = PRICES,
 ) -> Verdict:
     """The verdict on a candidate.
@@ -92,6 +94,7 @@ def compare(
         recent: closed labels that neither was fitted on, scored by the current and by the candidate; None for none.
         traffic: recent requests, labelled or not.
         golden: rows of the base corpus that neither was trained on.
+        log: recent decisions with their texts, at the tiers that were decided.
         prices: dollars a million tokens, cheapest tier first.
     """
     alpha = current.policies[current.default_policy].guarantee.alpha
@@ -114,7 +117,29 @@ def compare(
             for e, scored in zip((current, candidate), recent, strict=True)
         ]
         _note("risk", losses, found, differences)
-    return _verdict(alpha, found[0], found[1], differences, rows)
+    verdict = _verdict(alpha, found[0], found[1], differences, rows)
+    if log is None or not len(log) or not log.explored:
+        return replace(verdict, why=f"{verdict.why}; nothing was explored: judged on labels alone")
+    return _with_log(verdict, log, current, candidate, prices)
+
+
+def _with_log(verdict: Verdict, log: Log, current: Engine, candidate: Engine, prices: Sequence[float]) -> Verdict:
+    requests = [request for request in log.requests if request is not None]
+    found = [
+        estimate(log, _chosen(e, [_probabilities(e, request) for request in requests]), prices=prices)
+        for e in (current, candidate)
+    ]
+    told = {name: one.as_json() for name, one in zip(("current", "candidate"), found, strict=True)}
+    before, after = (one.risk_dr for one in found)
+    worse = before is not None and after is not None and after.low > before.high + RISK_MARGIN
+    why = f"{verdict.why}; {found[1].as_text()}" + (", worse than the current one's" if worse else "")
+    return replace(
+        verdict,
+        accepted=verdict.accepted and not worse,
+        repairs=verdict.repairs and not worse,
+        why=why,
+        off_policy=told,
+    )
 
 
 def _verdict(
@@ -154,51 +179,6 @@ def _verdict(
         *([] if safer or cheaper else ["neither is better beyond chance"]),
     ]
     return verdict(f"{told}: {', '.join(reasons)}")
-
-
-@dataclass(slots=True)
-class SequentialTest:
-    """Whether failures come more often than a bound allows; may be looked at after each one.
-
-    Attributes:
-        bound: rate of failures that is allowed, in (0, 1).
-        decisions: seen so far.
-        failures: among them.
-        fired: whether the bound was ever exceeded beyond chance; stays.
-    """
-
-    bound: float
-    error_rate: float = ERROR_RATE
-    decisions: int = 0
-    failures: int = 0
-    fired: bool = False
-    _rates: Array = field(init=False, repr=False)
-    _logs: Array = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        odds = self.bound / (1 - self.bound) * np.geomspace(1.1, 20, 24)
-        self._rates = odds / (1 + odds)
-        self._logs = np.zeros(len(odds))
-
-    def add(self, *, failed: bool) -> None:
-        """One more decision and whether it was reported as a failure."""
-        self.decisions += 1
-        self.failures += failed
-        if failed:
-            self._logs += np.log(self._rates / self.bound)
-        else:
-            self._logs += np.log((1 - self._rates) / (1 - self.bound))
-        self.fired = self.fired or bool(np.exp(self._logs).mean() >= 1 / self.error_rate)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "bound": self.bound,
-            "error_rate": self.error_rate,
-            "decisions": self.decisions,
-            "failures": self.failures,
-            "fired": self.fired,
-        }
 
 
 def _probabilities(engine: Engine, request: Request) -> tuple[float, ...]:

@@ -35,8 +35,8 @@ from classifier.exports import export_row
 from classifier.ledger import Ledger
 from classifier.registry import Event, Registry
 from classifier.settings import state_folder
-from training.judge import SequentialTest
 from training.retrain import OWN_DATA, RECIPES, Options, lock_path, retrain
+from training.sequential import SequentialTest
 from training.steps import only_one, receipts, unfinished, write_whole
 
 DRIFT_SHARE = 0.2

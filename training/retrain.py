@@ -10,7 +10,7 @@ promotes only where the bundle that was compared with is still current.
 Recalibration alone is tried first, in seconds, and kept where it is enough: where the gate accepts it. Where it only
 repairs the promise at a higher price, retraining is tried, and the repaired one is the fallback.
 
-Knows nothing of how labels are made of outcomes (`frozen`), or of how two bundles are compared (`judge`).
+Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two bundles are compared (`judge`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
 from classifier.registry import Registry
 from training.calibration_set import score_rows
 from training.candidates import recalibrated, retrained, unseen
 from training.corpus import RUBRIC, Row, data_sha256, read_corpus
-from training.frozen import Frozen, Labels, freeze, interval_rows, labels_of, melt, outcomes_since, parse_audit, thaw
+from training.feedback_set import Log, build
+from training.frozen import Frozen, Labels, conversations, freeze, labels_of, melt, outcomes_since, parse_audit, thaw
 from training.judge import compare
 from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
 from training.tracking import track
@@ -41,6 +44,7 @@ FEWEST_CLOSED = 60
 CALIBRATE_SHARE = 0.55
 """Share of the recent closed labels that calibrates; the rest judges."""
 MOST_GOLDEN = 600
+MOST_LOGGED = 1000
 MOST_ATTEMPTS = 3
 Say = Callable[[str], object]
 
@@ -282,14 +286,14 @@ class Round:
         base = unseen(read_corpus(self._options.data), self._current())
         return labels_of(self._frozen(), base, calibrate_share=CALIBRATE_SHARE, most=MOST_GOLDEN)
 
-    def _feedback(self) -> tuple[list[Row], dict[str, int]]:
+    def _feedback(self) -> tuple[list[Row], dict[str, Any]]:
         """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
         frozen, labels = self._frozen(), self._labels()
         held = [*labels.calibrate, *labels.judge, *labels.earlier, *labels.base, *labels.golden]
-        kept = {row.sha256 for row in held} | {row.sha256 for row in interval_rows(frozen.recent)[0]}
-        rows, counts = interval_rows(row for row in frozen.earlier if not frozen.audited(row))
-        fresh = [row for row in rows if row.sha256 not in kept]
-        return fresh, counts | {"kept_for_judging": len(rows) - len(fresh)}
+        kept = {row.sha256 for row in held} | conversations(frozen.recent)
+        found = build(row for row in frozen.earlier if not frozen.audited(row))
+        fresh = [row for row in found.rows if row.sha256 not in kept]
+        return fresh, found.as_json() | {"used": len(fresh), "kept_for_judging": len(found.rows) - len(fresh)}
 
     def _judge(self, _: Path, name: str) -> dict[str, Any]:
         """The bundle of a step against the current one."""
@@ -303,5 +307,12 @@ class Round:
             recent=(score_rows(recent, current), score_rows(recent, candidate)) if recent else None,
             traffic=labels.traffic,
             golden=unseen(labels.golden, candidate.bundle),
+            log=self._log(),
         )
         return verdict.as_json()
+
+    def _log(self) -> Log:
+        """What was decided lately, audits left out: they were served another tier than the log says."""
+        frozen = self._frozen()
+        log = build(row for row in frozen.recent if not frozen.audited(row)).log
+        return log.take(np.flatnonzero([request is not None for request in log.requests])[-MOST_LOGGED:])
