@@ -239,3 +239,13 @@ def test_audit_label_must_be_a_pair(options):
     """A label that is no NAME=VALUE is refused with an example."""
     with pytest.raises(InputError, match="sample=audit"):
         go(replace(options, audit_label="audit"))
+
+
+def test_gate_tells_what_the_log_says(options):
+    """The real gate compares both bundles on labels and, where the log was explored, on the log as well."""
+    receipt = go(replace(options, recalibrate_only=True))
+    judged = receipt["steps"]["judge-recalibrated"]
+    assert {"risk", "cost", "golden"} == set(judged["differences"])
+    assert {"current", "candidate"} == set(judged["off_policy"])
+    assert "off-policy" in judged["why"]
+    assert receipt["decision"] in ("keep", "promoted")
