@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test test-ray faults lint lint-deploy format proto train bench peers clean
+.PHONY: help setup setup-mlflow serve demo test test-ray test-litellm test-envoy faults lint lint-deploy format proto train bench peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
