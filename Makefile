@@ -49,11 +49,12 @@ $(VENV)-ray/.ready: pyproject.toml constraints.txt
 test-ray: $(VENV)-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes, one of them killed
 	$(VENV)-ray/bin/python -m pytest tests/test_cluster.py
 
-# Gateways whose pins collide with ours, each in an environment of its own.
+# Gateways whose pins collide with ours, each in an environment of its own. The long versions: ARGS="-m faults -s".
 GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini -m "not faults" $(ARGS)
 
 .venv-litellm/.ready: tests/gateways/litellm.txt pyproject.toml
 	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	.venv-litellm/bin/pip install --quiet --disable-pip-version-check . -r $<
 	touch $@
 
