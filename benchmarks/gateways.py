@@ -138,9 +138,8 @@ def route(rows: list[dict], address: str, folder: Path) -> None:
     titles = {"auto": "this classifier", "heuristic": "LiteLLM rules", "heuristic_v2": "LiteLLM heuristic_v2"}
     ways = {titles[name]: tiers for name, tiers in served.items()}
     ways |= {f"always {tier.label}": [tier] * len(rows) for tier in TIERS}
-    print(
-        f"{len(rows)} prompts\n| routed by | simple | standard | complex | frontier | dollars per million tokens | success |"
-    )
+    print(f"{len(rows)} prompts, dollars per million tokens")
+    print("| routed by | simple | standard | complex | frontier | dollars | success |")
     print("|---|---|---|---|---|---|---|")
     for name, tiers_served in ways.items():
         shares = " | ".join(f"{tiers_served.count(t) / len(rows):.1%}" for t in TIERS)
