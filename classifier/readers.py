@@ -200,7 +200,8 @@ def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk
             facts = file.metadata
             total = max(1, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
             rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES * max(1, facts.num_rows) // total))
-            for batch in file.iter_batches(rows, use_threads=False):
+            for found in file.iter_batches(rows, use_threads=False):
+                batch = _decodable(pa, found)
                 yield Chunk(0, batch=batch, source=source.name, numbers=range(last + 1, last + 1 + batch.num_rows))
                 last += batch.num_rows
                 position.current = (source.size or 0) * last // max(1, facts.num_rows)
@@ -208,6 +209,33 @@ def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk
         if isinstance(error, OSError) and error.errno is not None:
             raise unreachable(source, error) from error
         yield _rest_of(source, last, error)
+
+
+def _decodable(pa: Any, batch: Any) -> Any:
+    """The batch with what is no UTF-8 in its texts replaced, so that a damaged cell costs no row.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is damaged beyond that.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+        columns = [
+            pa.array(
+                [
+                    None if v is None else v.decode("utf-8", "replace")
+                    for v in column.cast(plain[column.type]).to_pylist()
+                ],
+                column.type,
+            )
+            if column.type in plain
+            else column
+            for column in batch.columns
+        ]
+        batch = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+        batch.validate(full=True)
+    return batch
 
 
 def parquet_schema(source: Source) -> Any:

@@ -392,3 +392,15 @@ for i, name in enumerate(["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.log"
     assert tally.bad == tally.rows > 0, name
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=100)
+
+
+def test_a_cell_that_is_no_utf8_costs_no_row(tmp_path):
+    """In a Parquet file a damaged cell is read with signs of replacement; its row and the others are labelled."""
+    cells = pa.array([b"hi", b"\xf2what is this", None], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), len(cells), cells.buffers())
+    pq.write_table(pa.table({"prompt": texts, "n": [1, 2, 3]}), tmp_path / "in.parquet")
+    label([str(tmp_path / "in.parquet")], str(tmp_path / "out.parquet"), FakeMaker(), Options(processes=1))
+    rows = list(open_labelled(tmp_path / "out.parquet").rows())
+    assert [row["n"] for row in rows] == [1, 2, 3]
+    assert [row["classifier_tier"] is not None for row in rows] == [True, True, False]
+    assert rows[1]["prompt"] == "\ufffdwhat is this"
