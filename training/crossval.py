@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from classifier import metrics
 from classifier.calibration import IDENTITY
 from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.metrics import bootstrap_interval
 from training.corpus import RUBRIC, Row, source_folds, tiers
+from training.evaluate import statistics
 from training.fit import predict
 from training.model import load_checkpoint, tokenizer_of
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from training.build import Data
 
 FOLDS = 5
+HEADLINE = ("accuracy", "quadratic_kappa", "under_routing", "auroc_above_simple", "auroc_above_standard")
+"""The statistics of `training.evaluate` that are reported across sources."""
 FEWEST_OF_SOURCE = 50
 """Sources with fewer rows say nothing by themselves."""
 
@@ -122,19 +124,13 @@ def summary(path: Path) -> dict[str, Any]:
         for name in np.unique(sources)
         if (here := sources == name).sum() >= FEWEST_OF_SOURCE
     ]
-    numbers: dict[str, Callable[..., float]] = {
-        "accuracy": lambda p, y: metrics.accuracy(p.argmax(1), y),
-        "quadratic_kappa": lambda p, y: metrics.quadratic_kappa(p.argmax(1), y),
-        "under_routing": lambda p, y: metrics.under_routing(p.argmax(1), y),
-        "auroc_above_simple": lambda p, y: metrics.auroc(p[:, 1:].sum(1), y > 0),
-        "auroc_above_standard": lambda p, y: metrics.auroc(p[:, 2:].sum(1), y > 1),
-    }
+    numbers = statistics()
     return {
         "rows": len(labels),
         "sources": len(np.unique(sources)),
         **{
-            name: bootstrap_interval(function, probabilities, labels, groups=sources, draws=200)
-            for name, function in numbers.items()
+            name: bootstrap_interval(numbers[name], probabilities, labels, groups=sources, draws=200)
+            for name in HEADLINE
         },
         "by_source": sorted(by_source, key=lambda entry: entry[2]),
     }
@@ -145,8 +141,7 @@ def as_text(found: Mapping[str, Any], worst: int = 5) -> str:
     lines = [
         f"{found['rows']} rows of {found['sources']} sources, each answered by a student that saw none of its source"
     ]
-    names = ("accuracy", "quadratic_kappa", "under_routing", "auroc_above_simple", "auroc_above_standard")
-    lines += [f"  {name:<22} {found[name][0]:.3f} ({found[name][1]:.3f} to {found[name][2]:.3f})" for name in names]
+    lines += [f"  {name:<22} {found[name][0]:.3f} ({found[name][1]:.3f} to {found[name][2]:.3f})" for name in HEADLINE]
     lines += [f"  worst sources with at least {FEWEST_OF_SOURCE} rows"]
     lines += [
         f"    {name:<28} {rows:5d} rows   accuracy {accuracy:.3f}"
