@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from classifier.errors import InputError
 from classifier.labelled import manifest_path
@@ -49,10 +49,17 @@ def read_piece(path: Path) -> bytes:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file that appears whole and survives a power cut, or not at all."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that appears at `path`, whole and flushed to disk, when the block ends without an error."""
     staged = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with staged.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         staged.replace(path)

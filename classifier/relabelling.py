@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import IO, Any
 from classifier.errors import InputError, SettingsError
 from classifier.labelled import Labelled, csv_lines, json_text, manifest_path, open_labelled, with_facts
 from classifier.labelling import Tally
-from classifier.pieces import as_json, fsync_folder, no_space, read_manifest, write_atomically
+from classifier.pieces import as_json, fsync_folder, no_space, read_manifest, whole_file, write_atomically
 from classifier.policy import Policy, decide
 from classifier.readers import pyarrow
 
@@ -46,17 +45,9 @@ def relabel(
     _check(labelled, policy, facts, path, output)
     before = _metadata(labelled, facts)
     tiers: Counter[str] = Counter()
-    staged = output.with_name(f".{output.name}-{os.getpid()}")
     with no_space(str(output)):
-        try:
-            with staged.open("wb") as file:
-                _WRITERS[labelled.kind](path, file, _decider(policy, tiers), policy.group_by, before)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(output)
-        except BaseException:
-            staged.unlink(missing_ok=True)
-            raise
+        with whole_file(output) as file:
+            _WRITERS[labelled.kind](path, file, _decider(policy, tiers), policy.group_by, before)
         fsync_folder(output.parent)
         manifest = read_manifest(manifest_path(path))
         if manifest is not None:
