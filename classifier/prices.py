@@ -10,13 +10,13 @@ A TOML file replaces any of it:
     "big-model" = { input = 5.0, output = 20.0, tier = "frontier" }
     "small-model" = 0.2
 
-Without it tiers cost what the routing table's defaults say. Knows nothing of requests or logs.
+A routing table is taken as well: it has the prices of its models. Without a file tiers cost what the table's defaults
+say. Knows nothing of requests or logs.
 """
 
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.errors import SettingsError
-from classifier.routing import PRICES
+from classifier.routing import PRICES, RoutingTable, table_of
+from classifier.toml import parse_toml, read_toml
 from classifier.types import TIERS, Tier
 
 MILLION = 1_000_000
@@ -67,7 +68,7 @@ class Prices:
     """
 
     tiers: Mapping[Tier, Price] = field(
-        default_factory=lambda: MappingProxyType({tier: Price(price, price) for tier, price in PRICES.items()})
+        default_factory=lambda: MappingProxyType({tier: _flat(price) for tier, price in PRICES.items()})
     )
     models: Mapping[str, Price] = field(default_factory=lambda: MappingProxyType({}))
     source: str = "the defaults"
@@ -78,18 +79,13 @@ class Prices:
 
 
 def read_prices(path: str | Path) -> Prices:
-    """The prices in a TOML file; tiers that it leaves out keep their defaults.
+    """The prices in a TOML file, which may be a routing table; tiers that a list of prices leaves out keep defaults.
 
     Raises:
         SettingsError: it cannot be read, or an entry is not a price; the message names it.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give the TOML file of the prices") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{path}: is not TOML: it holds what is not UTF-8") from None
-    return parse_prices(text, str(path))
+    data = read_toml(path, "the prices, or of the routes")
+    return prices_of_table(table_of(data, str(path)), str(path)) if "routes" in data else _prices_of(data, str(path))
 
 
 def parse_prices(text: str, where: str = "prices") -> Prices:
@@ -105,10 +101,26 @@ def parse_prices(text: str, where: str = "prices") -> Prices:
     >>> parse_prices('[tiers]\nsimple = 0.2').tiers[Tier.SIMPLE]
     Price(input=0.2, output=0.2, tier=None)
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{where}: is not TOML: {error}") from None
+    return _prices_of(parse_toml(text, where), where)
+
+
+def prices_of_table(table: RoutingTable, source: str) -> Prices:
+    """What a routing table says that tiers and models cost; a tier costs what the route of its free requests costs.
+
+    A model that serves several tiers counts as of the cheapest of them.
+    """
+    tiers = {tier: _flat(table.choose(tier).price_per_million_tokens) for tier in TIERS}
+    models: dict[str, Price] = {}
+    for route in table:
+        models.setdefault(route.model, _flat(route.price_per_million_tokens, route.tier))
+    return Prices(MappingProxyType(tiers), MappingProxyType(models), source)
+
+
+def _flat(price: float, tier: Tier | None = None) -> Price:
+    return Price(price, price, tier)
+
+
+def _prices_of(data: Mapping[str, Any], where: str) -> Prices:
     if unknown := sorted(set(data) - {"tiers", "models"}):
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; prices stand in [tiers] and [models]")
     tiers = dict(Prices().tiers)

@@ -13,7 +13,6 @@ Pure but for `read_table`. Knows nothing of probabilities, thresholds, text or t
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from classifier.errors import NoAllowedRoute, SettingsError
+from classifier.toml import parse_toml, read_toml
 from classifier.types import TIERS, Decision, Reason, Request, Tier
 
 DATA_LABEL = "data"
@@ -175,13 +175,7 @@ def read_table(path: str | Path) -> RoutingTable:
     Raises:
         SettingsError: it cannot be read, or is no routing table; the message names the entry.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give the TOML file of the routes") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{path}: is not TOML: it holds what is not UTF-8") from None
-    return parse_table(text, str(path))
+    return table_of(read_toml(path, "the routes"), str(path))
 
 
 def parse_table(text: str, where: str = "routes") -> RoutingTable:
@@ -197,10 +191,11 @@ def parse_table(text: str, where: str = "routes") -> RoutingTable:
     >>> parse_table('[routes.simple]\nmodel = "small"').routes[Tier.SIMPLE]
     (Route(tier=<Tier.SIMPLE: 1>, model='small', price_per_million_tokens=0.1, context_window=0, on_premises=False),)
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{where}: is not TOML: {error}") from None
+    return table_of(parse_toml(text, where), where)
+
+
+def table_of(data: Mapping[str, Any], where: str) -> RoutingTable:
+    """The table that a TOML file's tables hold; arguments and errors as `parse_table`."""
     if unknown := sorted(set(data) - {"routes"}):
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; everything stands in [routes.TIER] tables")
     tables = data.get("routes")

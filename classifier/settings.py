@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from classifier.errors import SettingsError
+from classifier.toml import read_toml
 
 PREFIX = "CLASSIFIER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
@@ -183,7 +183,7 @@ def resolve(
     config = config or environ.get(CONFIG_VARIABLE) or None
     types = get_type_hints(ServerSettings)
     values: dict[str, Any] = {}
-    for name, value in (_read(Path(config)) if config else {}).items():
+    for name, value in (read_toml(config, "the settings") if config else {}).items():
         if name not in types:
             raise SettingsError(f"{config}: unknown key {name!r}; the keys are the flags with underscores")
         values[name] = _parse(types[name], value, f"{config}: {name}")
@@ -212,15 +212,6 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".cache")
     return Path(base) / "classifier"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); --config names a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is not TOML: {error}") from error
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

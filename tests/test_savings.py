@@ -161,6 +161,22 @@ def test_prices_replace_the_defaults_one_by_one():
     assert prices.models["big"].tier is Tier.COMPLEX
 
 
+def test_a_routing_table_has_prices(tmp_path):
+    """A tier costs what the route of its free requests costs, a model what its cheapest tier's route says."""
+    text = "[routes.simple]\nmodel='a'\nprice_per_million_tokens=1\non_premises=true\n"
+    text += "[routes.complex]\nmodel='b'\n[routes.frontier]\nmodel='b'\nprice_per_million_tokens=9"
+    (tmp_path / "routing.toml").write_text(text)
+    prices = read_prices(tmp_path / "routing.toml")
+    assert {tier.label: price.input for tier, price in prices.tiers.items()} == {
+        "simple": 1, "standard": 2.4, "complex": 2.4, "frontier": 9,
+    }  # fmt: skip
+    found = {name: (price.output, price.tier) for name, price in prices.models.items()}
+    assert found == {"a": (1, Tier.SIMPLE), "b": (2.4, Tier.COMPLEX)}
+    (tmp_path / "routing.toml").write_text("[routes.huge]\nmodel='a'")
+    with pytest.raises(SettingsError, match=r"\[routes.huge\]: unknown tier"):
+        read_prices(tmp_path / "routing.toml")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -14,7 +14,7 @@ TEXT_CHARS = 400
 
 @click.command(name="report")
 @click.argument("labelled", metavar="OUT")
-@click.option("--prices", "prices_path", metavar="FILE", help="TOML: [tiers] and [models], dollars a million tokens.")
+@click.option("--prices", "prices_path", metavar="FILE", help="TOML: [tiers] and [models], or a routing table.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the page there (.html).")
 @click.option("--json", "machine", is_flag=True, help="Print every number as one JSON object.")
 @click.option("--by", multiple=True, metavar="COLUMN", help="Split by this column, too; may be given again.")

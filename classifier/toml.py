@@ -1,0 +1,50 @@
+"""TOML files that people write: read, or refused in one line that names the file.
+
+Knows nothing of what their tables mean.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from classifier.errors import SettingsError
+
+
+def read_toml(path: str | Path, holds: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        path: the file.
+        holds: what should be in it, for the message: "the routes".
+
+    Raises:
+        SettingsError: it cannot be read, or is not TOML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give the TOML file of {holds}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is not TOML: it holds what is not UTF-8") from None
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Args:
+        text: TOML.
+        where: its name in messages.
+
+    Raises:
+        SettingsError: it is not TOML.
+
+    >>> parse_toml("a = 1", "x.toml")
+    {'a': 1}
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{where}: is not TOML: {error}") from None
