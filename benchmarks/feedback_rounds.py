@@ -22,7 +22,8 @@ from classifier.exports import COLUMNS
 from classifier.policy import choose_many, exploration
 from classifier.types import TIERS, Tier
 from training.feedback_set import build
-from training.risk_control import fit_threshold, routing_losses
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses
 
 ALPHA = 0.1
 EPSILON = 0.05

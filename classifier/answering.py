@@ -113,7 +113,7 @@ class EngineMaker:
 
 def identity_of(bundle_version: str, calibration_revision: str, policy: Any) -> Identity:
     """The identity of a policy of a bundle."""
-    from classifier.policy import policies_to_json
+    from classifier.policy_file import policies_to_json
 
     listed = policies_to_json([policy], policy.name, model_sha256="", calibration_revision="")["policies"]
     group_by = "" if policy.group_by == "script" else policy.group_by

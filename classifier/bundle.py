@@ -23,7 +23,8 @@ from typing import Any
 
 from classifier.calibration import Calibration
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
-from classifier.policy import Policy, policies_from_json
+from classifier.policy import Policy
+from classifier.policy_file import policies_from_json
 
 SCHEMA_VERSION = 1
 FILES = (

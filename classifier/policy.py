@@ -10,18 +10,16 @@ hot path) and `choose_many` (fitting, reports) agree on every row. The last tier
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.errors import BundleCorrupt
 from classifier.types import TIERS, Reason, Tier
 
-SCHEMA_VERSION = 1
 METHODS = ("UNPROVEN", "CONFORMAL_RISK_CONTROL", "CLOPPER_PEARSON", "HOEFFDING_BENTKUS", "LABEL_SHIFT")
 LABELS = ("RUBRIC", "OUTCOME")
 # The smallest float32 above 1: no probability reaches it, so every request goes to the top tier.
@@ -309,95 +307,3 @@ def _drawn(reach: Mapping[Tier, float], tier: Tier, epsilon: float, draw: float)
         if draw < passed:
             return to
     return others[-1]  # the weights' rounding left a sliver below epsilon
-
-
-def policies_to_json(
-    policies: Iterable[Policy], default: str, *, model_sha256: str, calibration_revision: str
-) -> dict[str, Any]:
-    """What policy.json holds. The two hashes say to which bundle the thresholds belong.
-
-    Raises:
-        ValueError: `default` is none of the policies, or two share a name.
-    """
-    listed = list(policies)
-    names = [policy.name for policy in listed]
-    if default not in names or len(set(names)) != len(names):
-        raise ValueError(f"policies {names} and default {default!r} do not fit together")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "default": default,
-        "model_sha256": model_sha256,
-        "calibration_revision": calibration_revision,
-        "policies": [_policy_to_json(policy) for policy in listed],
-    }
-
-
-def _policy_to_json(policy: Policy) -> dict[str, Any]:
-    values = {name: getattr(policy, name) for name in Policy.__slots__}
-    top = policy.top_tier_guarantee
-    return values | {
-        "guarantee": _guarantee_to_json(policy.guarantee),
-        "top_tier_guarantee": None if top is None else _guarantee_to_json(top),
-        "tier_shares": list(policy.tier_shares),
-        "exempt_labels": list(policy.exempt_labels),
-        "group_thresholds": dict(policy.group_thresholds),
-    }
-
-
-def _guarantee_to_json(guarantee: Guarantee) -> dict[str, Any]:
-    return asdict(guarantee) | {"severity": list(guarantee.severity)}
-
-
-def policies_from_json(data: Any, *, model_sha256: str, calibration_revision: str) -> tuple[dict[str, Policy], str]:
-    """The policies of a parsed policy.json by name, and the default's name.
-
-    Args:
-        data: policy.json, parsed.
-        model_sha256: of the model.onnx beside it.
-        calibration_revision: of the calibration.json beside it.
-
-    Raises:
-        BundleCorrupt: another schema, thresholds that were fitted on another model or another calibration, or a policy
-            that is out of range; the message names it.
-    """
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-        found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-        raise BundleCorrupt(
-            f"policy.json has schema version {found!r}, this package reads {SCHEMA_VERSION}; use the package version "
-            "that wrote the bundle, or recalibrate"
-        )
-    for name, expected, file in (
-        ("model_sha256", model_sha256, "model.onnx"),
-        ("calibration_revision", calibration_revision, "calibration.json"),
-    ):
-        if data.get(name) != expected:
-            raise BundleCorrupt(
-                f"policy.json was fitted for {name} {data.get(name)!r}, this bundle's {file} has {expected!r}: its "
-                "thresholds promise nothing here; run 'python -m training calibrate' on this bundle"
-            )
-    try:
-        policies = [_policy_from_json(entry) for entry in data["policies"]]
-        default = data["default"]
-    except KeyError as error:
-        raise BundleCorrupt(f"policy.json has no {error.args[0]!r}; recalibrate") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BundleCorrupt(f"policy.json: {error}; recalibrate") from error
-    by_name = {policy.name: policy for policy in policies}
-    if default not in by_name or len(by_name) != len(policies):
-        raise BundleCorrupt(
-            f"policy.json: the default {default!r} is none of {sorted(by_name)}, or a name stands twice; recalibrate"
-        )
-    return by_name, default
-
-
-def _policy_from_json(entry: Mapping[str, Any]) -> Policy:
-    top = entry.get("top_tier_guarantee")
-    return Policy(
-        **{
-            **entry,
-            "guarantee": Guarantee(**entry["guarantee"]),
-            "top_tier_guarantee": None if top is None else Guarantee(**top),
-            "tier_shares": tuple(entry.get("tier_shares", ())),
-            "exempt_labels": tuple(entry.get("exempt_labels", ())),
-        }
-    )

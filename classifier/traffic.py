@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from classifier.columns import CHARS_PER_TOKEN, Place, amount, count_chars, find_columns, places_of, seconds, value_at
 from classifier.errors import BundleCorrupt, InputError
 from classifier.labelled import COLUMNS, Labelled, open_labelled
-from classifier.policy import SCHEMA_VERSION, Policy, policies_from_json
+from classifier.policy import Policy
+from classifier.policy_file import SCHEMA_VERSION, policies_from_json
 from classifier.types import TIERS, Tier
 
 PEEK_ROWS = 64

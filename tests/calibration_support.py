@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.tiny import WORDS
 from training.calibration_set import CalibrationSet
-from training.risk_control import soft
+from training.step_losses import soft
 
 NAMES = list(WORDS)
 

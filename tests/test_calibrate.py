@@ -34,7 +34,8 @@ from training.calibration_set import (
 )
 from training.corpus import read_corpus
 from training.policy_fit import Targets, fit_policies, thresholds_of
-from training.risk_control import fit_threshold, routing_losses
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
 

@@ -11,7 +11,7 @@ import pytest
 from tests.off_policy_support import draw_log, truths
 from training.gate import LabelledSet, judge
 from training.off_policy import estimate
-from training.risk_control import soft
+from training.step_losses import soft
 
 N = 2000
 LABELS = np.random.default_rng(0).choice(4, N, p=[0.4, 0.35, 0.15, 0.1])

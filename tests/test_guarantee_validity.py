@@ -13,7 +13,8 @@ import pytest
 
 from classifier.calibration import IDENTITY
 from tests.calibration_support import population
-from training.risk_control import StepLosses, fit_threshold, fit_top_tier, routing_losses, soft
+from training.risk_control import fit_threshold, fit_top_tier
+from training.step_losses import StepLosses, routing_losses, soft
 
 TRUTH = 100_000
 SEVERE = (0.4, 0.8, 1.0)

@@ -23,9 +23,8 @@ from classifier.policy import (
     decide,
     exploration,
     float32_up,
-    policies_from_json,
-    policies_to_json,
 )
+from classifier.policy_file import policies_from_json, policies_to_json
 from classifier.types import TIERS, Reason, Tier
 
 SIMPLE, STANDARD, COMPLEX, FRONTIER = TIERS

@@ -14,21 +14,21 @@ from scipy import stats
 import training.risk_control
 from classifier.metrics import under_routing
 from classifier.policy import ALWAYS_FRONTIER, choose_many, float32_up
+from training.label_shift import estimate_prior
 from training.risk_control import (
     BINOMIAL,
     BOUNDED,
     CONFORMAL,
     SHIFTED,
     allowed_loss,
-    estimate_prior,
     fit_threshold,
     fit_top_tier,
     hoeffding_bentkus,
     method_for,
     risk_bound,
-    routing_losses,
     rows_needed,
 )
+from training.step_losses import routing_losses
 
 SEVERE = (0.4, 0.8, 1.0)
 

@@ -20,7 +20,8 @@ from tokenizers import models, normalizers, pre_tokenizers
 from classifier.bundle import Bundle, sha256, write_bundle
 from classifier.calibration import IDENTITY, Calibration
 from classifier.inputs import INPUT_VERSION, SIGNALS, render
-from classifier.policy import Policy, policies_to_json
+from classifier.policy import Policy
+from classifier.policy_file import policies_to_json
 from classifier.session import Session
 from classifier.tokenizer import Tokenizer
 from classifier.types import Request

@@ -19,21 +19,22 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from classifier.bundle import FILES, Bundle, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
 from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError
-from classifier.policy import Policy, policies_to_json
+from classifier.policy import Policy
+from classifier.policy_file import policies_to_json
 from classifier.types import Request
 from training.calibration_fit import FEWEST_ROWS, Comparison, compare, expected_scores
 from training.calibration_plot import plot
 from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
 from training.calibration_set import CalibrationSet, read_set
 from training.corpus import read_corpus
+from training.label_shift import shift_weights
 from training.policy_fit import Targets, fit_policies
-from training.risk_control import EVERY_MISS, estimate_prior
+from training.step_losses import EVERY_MISS
 
 FEWEST_TO_SPLIT = 2 * FEWEST_ROWS
 MOST_FOR_MAP = 2000
@@ -114,7 +115,8 @@ def calibrate(
     shift = None
     if prior_shift:
         traffic = np.array([engine.logits(row.request) for row in read_corpus(prior_shift)], dtype=np.float32)
-        shift = _prior_shift(calibration, threshold_rows, traffic, notes)
+        shift, note = shift_weights(calibration.apply(traffic), threshold_rows.labels)
+        notes.append(note)
     also = read_set(also_paths, engine) if also_paths else None
     if also is not None and also.label != rows.label:
         raise InputError(f"--also carries {also.label} labels, --data {rows.label}; one promise takes one kind")
@@ -178,25 +180,6 @@ def _fit_map(
         notes.append(f"The bundle's {current.method} map was kept: it predicts these rows as well as a new one.")
         return current, rest, comparison
     return comparison.calibration, rest, comparison
-
-
-def _prior_shift(
-    calibration: Calibration, rows: CalibrationSet, traffic: NDArray[np.float32], notes: list[str]
-) -> NDArray[np.float64]:
-    """Weight of each row under the tier shares of the unlabelled traffic: (n,) float64."""
-    prior = rows.labels.mean(axis=0)
-    share = estimate_prior(calibration.apply(traffic), prior)
-    ratio = np.divide(share, prior, out=np.zeros_like(share), where=prior > 0)
-    notes.append(
-        "Thresholds were refitted for the tier shares "
-        + " / ".join(f"{100 * s:.1f}" for s in share)
-        + f" % estimated from {len(traffic)} unlabelled requests, instead of "
-        + " / ".join(f"{100 * s:.1f}" for s in prior)
-        + " %. This assumes that only the shares changed: that the requests of each tier are of the same sort as "
-        "before. It is an estimate, not a proof."
-    )
-    weights: NDArray[np.float64] = np.maximum(rows.labels @ ratio, 1e-12)
-    return weights
 
 
 def _report(

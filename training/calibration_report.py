@@ -22,7 +22,8 @@ from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
 from training.policy_fit import thresholds_of
-from training.risk_control import CONFORMAL, fit_threshold, risk_bound, routing_losses
+from training.risk_control import CONFORMAL, fit_threshold, risk_bound
+from training.step_losses import routing_losses
 
 PRICES = (0.10, 0.30, 2.40, 100.0)
 """Dollars a million tokens, cheapest tier first; a user's own come by argument."""

@@ -24,7 +24,7 @@ from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.types import TIERS
 from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, read_corpus
-from training.risk_control import soft
+from training.step_losses import soft
 
 FACETS = ("source", "kind", "language", "script")
 """Facts that risk is reported by. Only the script is known of every request at run time."""

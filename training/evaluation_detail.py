@@ -21,7 +21,7 @@ from classifier.policy import Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_report import constant_cost, random_risk, reliability, under
 from training.corpus import Row
-from training.risk_control import soft
+from training.step_losses import soft
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -29,7 +29,8 @@ from classifier.bundle import FILES, Bundle, read_bundle, sha256, write_bundle
 from classifier.calibration import IDENTITY, Calibration
 from classifier.errors import GateNotMet
 from classifier.inputs import INPUT_VERSION, render
-from classifier.policy import Policy, policies_to_json
+from classifier.policy import Policy
+from classifier.policy_file import policies_to_json
 from classifier.session import Session
 from classifier.types import TIERS
 from training.corpus import Row

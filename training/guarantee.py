@@ -28,7 +28,8 @@ from training.calibrate import parse_policies
 from training.calibration_report import under
 from training.calibration_set import CalibrationSet, read_predictions, read_set
 from training.policy_fit import thresholds_of
-from training.risk_control import fit_threshold, routing_losses
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses
 
 FEWEST_IN_SOURCE = 50
 OWN_ROWS = (100, 300)

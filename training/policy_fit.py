@@ -20,7 +20,8 @@ from classifier.errors import InputError, SettingsError
 from classifier.metrics import tier_shares
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy, choose_many
 from training.calibration_set import CalibrationSet
-from training.risk_control import EVERY_MISS, ThresholdFit, fit_threshold, fit_top_tier, risk_bound, routing_losses
+from training.risk_control import ThresholdFit, fit_threshold, fit_top_tier, risk_bound
+from training.step_losses import EVERY_MISS, routing_losses
 
 FEWEST_FRONTIER = 60
 MOST_TO_TOP_TIER = 0.15

@@ -1,0 +1,72 @@
+"""New tier shares from unlabelled traffic, and the weights that move calibration rows to them.
+
+It assumes that only the shares changed: that the requests of each tier are of the same sort as before. An estimate
+under an assumption, and no proof.
+
+Knows nothing of thresholds, bundles or files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from classifier.types import TIERS
+
+_TIERS = len(TIERS)
+Array = NDArray[np.float64]
+
+
+def estimate_prior(
+    probabilities: ArrayLike, prior: ArrayLike, *, iterations: int = 1000, tolerance: float = 1e-8
+) -> Array:
+    """Tier shares of unlabelled traffic by EM, assuming that P(request | tier) is as it was (Saerens et al. 2002).
+
+    Args:
+        probabilities: (m, 4) calibrated probabilities of the unlabelled requests.
+        prior: (4,) shares under which they were calibrated.
+        iterations: at most.
+        tolerance: stop when no share moves more.
+
+    Returns:
+        (4,) float64 that sum to 1; a tier with prior 0 stays at 0, because nothing is known of its requests.
+    """
+    rows = np.asarray(probabilities, dtype=np.float64)
+    old = np.asarray(prior, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] != _TIERS or not len(rows) or not np.isfinite(rows).all():
+        raise ValueError(f"probabilities have shape {rows.shape} or values that are not finite, expected (m, {_TIERS})")
+    ratio = np.divide(rows, old, out=np.zeros_like(rows), where=old > 0)
+    share = old / old.sum()
+    for _ in range(iterations):
+        joint = ratio * share
+        new: Array = (joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
+        new /= new.sum()
+        moved, share = float(np.abs(new - share).max()), new
+        if moved < tolerance:
+            break
+    return share
+
+
+def shift_weights(probabilities: ArrayLike, labels: Array) -> tuple[Array, str]:
+    """Weight of each calibration row under the tier shares of unlabelled traffic.
+
+    Args:
+        probabilities: (m, 4) calibrated, of the unlabelled requests.
+        labels: (n, 4) float64, P(label = tier) of the calibration rows.
+
+    Returns:
+        (n,) float64 above 0, and a sentence for the reader: both shares, and what is assumed.
+    """
+    prior = labels.mean(axis=0)
+    share = estimate_prior(probabilities, prior)
+    ratio = np.divide(share, prior, out=np.zeros_like(share), where=prior > 0)
+    note = (
+        "Thresholds were refitted for the tier shares "
+        + " / ".join(f"{100 * s:.1f}" for s in share)
+        + f" % estimated from {len(np.asarray(probabilities))} unlabelled requests, instead of "
+        + " / ".join(f"{100 * s:.1f}" for s in prior)
+        + " %. This assumes that only the shares changed: that the requests of each tier are of the same sort as "
+        "before. It is an estimate, not a proof."
+    )
+    weights: Array = np.maximum(labels @ ratio, 1e-12)
+    return weights, note
