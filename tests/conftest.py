@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from classifier.engine import Engine
 from tests.tiny import tiny_bundle
+
+# The tests' models are too small to share; beside other work, threads that wait for one another took 30 times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -67,8 +67,12 @@ def _prepare(
     return settings, data, out or Path("runs") / settings["name"], own
 
 
-def _say(text: str) -> None:
-    click.echo(text, err=True)
+def _say(text: object, *, err: bool = True) -> None:
+    """Of the processes that train together, the first one speaks."""
+    from training import processes
+
+    if processes.is_first():
+        click.echo(text, err=err)
 
 
 @main.command()
@@ -99,7 +103,8 @@ def build(
         cross_validated=cross_validated,
         say=_say,
     )
-    click.echo(bundle.path)
+    if bundle is not None:
+        click.echo(bundle.path)
 
 
 @main.command()
@@ -110,7 +115,7 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
 
     recipe, data, out, _ = _prepare(**options)
     building.train(recipe, out, data, teacher=teacher, answers=answers, say=_say)
-    click.echo(out / "checkpoint")
+    _say(out / "checkpoint", err=False)
 
 
 @main.command("cross-validate")
@@ -136,7 +141,7 @@ def cross_validate(
     settings, data, folder, _ = _prepare(recipe=recipe, out=out or Path("runs") / f"{recipe}-folds", **options)
     path = crossval.cross_validate(settings, folder, data, building.train, folds=folds, say=_say)
     found = crossval.summary(path)
-    click.echo(json.dumps(found, indent=1) if as_json else f"{crossval.as_text(found)}\n{path}")
+    _say(json.dumps(found, indent=1) if as_json else f"{crossval.as_text(found)}\n{path}", err=False)
 
 
 @main.command()
@@ -216,7 +221,7 @@ def evaluate(
     report = run(bundle or SHIPPED, rows, train, asked)
     if target is not None:
         write_page(target, page(report))
-        _say(f"page in {target}")
+        click.echo(f"page in {target}", err=True)
     texts = [evaluation.as_text(report)]
     texts += [steadiness.as_text(report["robustness"])] if "robustness" in report else []
     texts += [outcome_curves.as_text(report["outcomes"])] if "outcomes" in report else []

@@ -28,6 +28,8 @@ from classifier.bundle import Bundle, sha256
 from classifier.drift import reference_distributions
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
+from classifier.pieces import write_atomically
+from training import processes
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
@@ -37,7 +39,7 @@ from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.fit import FitOptions
-from training.model import load_base
+from training.model import load_base, load_checkpoint
 from training.teacher import train_teachers
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -154,8 +156,21 @@ def train(
         f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
     )
+    if (out / "student" / "done").is_file():
+        student, fast = load_checkpoint(out / "student" / "checkpoint")
+    else:
+        student, fast = _teach(recipe, out, data.train, teacher=teacher, answers=answers, say=say)
+    if processes.is_first():
+        shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
+    say("student ready")
+    return student, fast
+
+
+def _teach(
+    recipe: Mapping[str, Any], out: Path, rows: Sequence[Row], *, teacher: Path | None, answers: Path | None, say: Say
+) -> tuple[PreTrainedModel, FastTokenizer]:
+    """Teachers and the student; see `train`."""
     max_tokens = int(recipe["max_tokens"])
-    rows = data.train
     if answers is None:
         options = {k: v for k, v in recipe["teacher"].items() if k != "seeds"}
         seeds = [int(recipe["seed"]) + int(s) for s in recipe["teacher"]["seeds"]]
@@ -180,8 +195,6 @@ def train(
         max_tokens=max_tokens,
         out=out / "student",
     )
-    shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
-    say("student ready")
     return student, fast
 
 
@@ -195,8 +208,10 @@ def build(
     answers: Path | None = None,
     cross_validated: Path | None = None,
     say: Say = print,
-) -> Bundle:
+) -> Bundle | None:
     """Runs every stage that `out` does not already have: train, export, calibrate, evaluate, card.
+
+    Of several processes the first one goes on after training; the others return None.
 
     Args:
         recipe: from `load_recipe`.
@@ -216,6 +231,8 @@ def build(
     if (out / "bundle").exists():
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
     student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
+    if not processes.is_first():
+        return None
     parity = export(
         student,
         fast,
@@ -311,5 +328,5 @@ def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data) -> None:
             raise InputError(
                 f"{out}: holds a run of another recipe or of other data; choose another --out, or remove it"
             )
-    else:
-        stamp.write_text(json.dumps(this, indent=1), encoding="utf-8")
+    elif processes.is_first():
+        write_atomically(stamp, json.dumps(this, indent=1).encode())

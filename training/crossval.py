@@ -23,6 +23,7 @@ from classifier.calibration import IDENTITY
 from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.metrics import bootstrap_interval
+from training import processes
 from training.corpus import RUBRIC, Row, source_folds, tiers
 from training.evaluate import statistics
 from training.fit import predict
@@ -93,18 +94,20 @@ def cross_validate(
         rows += held
         fold_of += [fold] * len(held)
     path = out / "predictions.npz"
-    np.savez_compressed(
-        path,
-        logits=np.concatenate(logits),
-        labels=tiers(rows),
-        sources=np.array([r.source for r in rows]),
-        groups=np.array([r.group for r in rows]),
-        kinds=np.array([r.kind for r in rows]),
-        languages=np.array([r.language for r in rows]),
-        scripts=np.array([render(r.request).script for r in rows]),
-        folds=np.array(fold_of),
-        label=np.array(RUBRIC),
-    )
+    if processes.is_first():
+        np.savez_compressed(
+            path,
+            logits=np.concatenate(logits),
+            labels=tiers(rows),
+            sources=np.array([r.source for r in rows]),
+            groups=np.array([r.group for r in rows]),
+            kinds=np.array([r.kind for r in rows]),
+            languages=np.array([r.language for r in rows]),
+            scripts=np.array([render(r.request).script for r in rows]),
+            folds=np.array(fold_of),
+            label=np.array(RUBRIC),
+        )
+    processes.wait_for_all()
     return path
 
 

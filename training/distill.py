@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from classifier.errors import InputError
 from classifier.types import TIERS
 from training.corpus import Row
 from training.fit import FitOptions, fit
-from training.model import load_checkpoint, save_checkpoint, student_from, tokenizer_of
+from training.model import load_checkpoint, student_from, tokenizer_of
+from training.teacher import keep
 
 
 def read_answers(path: Path, rows: Sequence[Row]) -> NDArray[np.float32]:
@@ -64,20 +64,16 @@ def distill(
         out: folder that keeps `checkpoint/` and the history.
     """
     checkpoint = out / "checkpoint"
-    if (out / "done").is_file():
-        return load_checkpoint(checkpoint)[0]
-    student = student_from(teacher, layers)
-    history = fit(
-        student,
-        tokenizer_of(fast, max_tokens),
-        rows,
-        options,
-        name="student",
-        teacher_logits=teacher_logits,
-        state=out / "state",
-    )
-    save_checkpoint(student, fast, checkpoint, max_tokens)
-    (out / "history.json").write_text(json.dumps(history), encoding="utf-8")
-    (out / "done").touch()
-    # What is exported is what is kept: the weights as the checkpoint rounds them.
+    if not (out / "done").is_file():
+        student = student_from(teacher, layers)
+        history = fit(
+            student,
+            tokenizer_of(fast, max_tokens),
+            rows,
+            options,
+            name="student",
+            teacher_logits=teacher_logits,
+            state=out / "state",
+        )
+        keep(out, student, fast, history, max_tokens=max_tokens, checkpoint=checkpoint)
     return load_checkpoint(checkpoint)[0]

@@ -200,8 +200,6 @@ def histories(bundle: Path) -> dict[str, list[dict[str, float]]]:
     """Loss by epoch of each training run that lies beside the bundle: its folder's name → what `fit` recorded."""
     found = {}
     for path in sorted({*bundle.parent.glob("*/history.json"), *bundle.parent.glob("*/*/history.json")}):
-        if path.parent.name == "state":
-            continue
         try:
             epochs = json.loads(path.read_text(encoding="utf-8"))
             found[str(path.parent.relative_to(bundle.parent))] = [

@@ -1,25 +1,27 @@
 """The training loop, shared by teacher and student: rows and targets in, a trained model out.
 
-Length-bucketed batches, AdamW with warm-up and linear decay, bfloat16 where the processor has it. Runs under
-`torchrun`/`accelerate launch` as it is. Writes its state after every epoch, so that a run that was killed goes on where
-it was and ends with the same weights as one that was not.
+Length-bucketed batches, AdamW with warm-up and linear decay, bfloat16 where the processor has it.
+
+Theory of operation. Under `torchrun` or `accelerate launch` each process takes its share of a step's rows, weighted so
+that N processes take the very step that one would take with N times the batch: every row once an epoch, none twice. All
+that is random follows from seed, epoch, step and process alone. So where a run stands is its weights, its optimiser,
+its schedule and its place; the first process writes these down now and then, in one file that appears whole or not at
+all, and a run that was killed goes on from there to the weights of one that was not.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -27,11 +29,16 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from classifier.errors import InputError
 from classifier.inputs import render
+from classifier.pieces import whole_file
 from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
+from training import processes
 from training.augment import augment
 from training.corpus import UNLABELLED, Row, soft_labels
 from training.losses import distillation_loss, label_loss
+
+STATE_SECONDS = 300.0
+"""So much work a killed run loses at most, beside the end of an epoch, which is always kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,25 @@ class FitOptions:
     seed: int = 0
 
 
+@dataclass(slots=True)
+class _Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: epochs that are done.
+        step: steps that are done of the epoch after them.
+        loss: sum of those steps' losses.
+        seconds: that they took.
+        history: one dictionary for each epoch that is done.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
 def fit(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -81,7 +107,7 @@ def fit(
     name: str,
     teacher_logits: NDArray[np.float32] | None = None,
     state: Path | None = None,
-    after_epoch: Callable[[int, PreTrainedModel], None] | None = None,
+    state_seconds: float = STATE_SECONDS,
 ) -> list[dict[str, float]]:
     """Trains `model` in place.
 
@@ -92,16 +118,16 @@ def fit(
         options: how.
         name: what the progress bar says.
         teacher_logits: (rows, 4) float32 to follow, NaN where the teacher was not asked; or None.
-        state: folder for resuming; None keeps no state.
-        after_epoch: called with the epoch and the model.
+        state: folder for resuming, seen by every process; None keeps no state.
+        state_seconds: at least so long between two writings of the state within an epoch.
 
     Returns:
         One dictionary an epoch: epoch, loss, seconds.
 
     Raises:
-        InputError: training diverged: the loss is not finite; the state keeps the last good epoch.
+        InputError: training diverged: the loss is not finite; or `state` is of a run on another number of processes.
     """
-    accelerator = Accelerator()
+    accelerator = processes.accelerator()
     bf16 = _bfloat16(accelerator.device)
     target = torch.from_numpy(soft_labels(rows))
     inside = torch.tensor([[float(r.at_least <= t <= r.at_most) for t in TIERS] for r in rows])
@@ -111,79 +137,84 @@ def fit(
     labelled = torch.tensor([float(r.label != UNLABELLED) for r in rows])
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
     optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
-    world = accelerator.num_processes
-    steps_an_epoch = math.ceil(len(rows) / (options.batch_size * world))
-    schedule = get_linear_schedule_with_warmup(
-        optimizer, int(options.warmup * steps_an_epoch * options.epochs), steps_an_epoch * options.epochs
-    )
+    world, rank = accelerator.num_processes, accelerator.process_index
+    step_rows = options.batch_size * world
+    steps = math.ceil(len(rows) / step_rows) * options.epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, int(options.warmup * steps), steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    history: list[dict[str, float]] = []
-    first = 0
-    if state is not None and (state / "history.json").is_file():
-        saved = torch.load(state / "state.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        history = json.loads((state / "history.json").read_text())
-        first = len(history)
-    for epoch in range(first, options.epochs):
-        start = time.monotonic()
-        # Everything random of an epoch follows from seed and epoch alone: a resumed run draws the same.
+    kept = None if state is None else state / "state.pt"
+    progress = _Progress()
+    if kept is not None and kept.is_file():
+        progress = _resume(kept, model, optimizer, schedule, world)
+    written = time.monotonic()
+    for epoch in range(progress.epoch, options.epochs):
+        start = time.monotonic() - progress.seconds
         rng = random.Random(f"{options.seed}/{epoch}")
-        torch.manual_seed(options.seed * 1000 + epoch)
         sequences = [
             tokenizer.ids(render(augment(r.request, rng)))[:2] if rng.random() < options.augment else plain[i]
             for i, r in enumerate(rows)
         ]
-        batches = _bucketed([len(ids) for ids, _ in sequences], options.batch_size, world, rng)
-        mine = batches[accelerator.process_index :: world]
+        batches = _bucketed([len(ids) for ids, _ in sequences], step_rows, rng)
         wrapped.train()
-        total = 0.0
-        bar = tqdm(mine, desc=f"{name} epoch {epoch + 1}/{options.epochs}", unit="batch", disable=None)
+        bar = tqdm(
+            batches[progress.step :],
+            desc=f"{name} epoch {epoch + 1}/{options.epochs}",
+            unit="step",
+            disable=None if accelerator.is_main_process else True,
+        )
         for batch in bar:
-            index = torch.tensor(batch)
+            torch.manual_seed(random.Random(f"{options.seed}/{epoch}/{progress.step}/{rank}").getrandbits(63))
+            index, share = _my_rows(batch, weight, rank, world)
             inputs = {
-                k: torch.from_numpy(v).to(accelerator.device) for k, v in pad([sequences[i] for i in batch]).items()
+                k: torch.from_numpy(v).to(accelerator.device)
+                for k, v in pad([sequences[i] for i in index.tolist()]).items()
             }
             with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits = wrapped(**inputs).logits.float()
-            loss = _loss(logits, index, target, inside, eta, labelled, followed, options)
-            step_weight = weight[index].to(loss.device)
-            mean = (loss * step_weight).sum() / step_weight.sum()
-            accelerator.backward(mean)
+            losses = _loss(logits, index, target, inside, eta, labelled, followed, options)
+            loss = (losses * share.to(losses.device)).sum()
+            accelerator.backward(loss)
             accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            total += float(mean.detach())
-            bar.set_postfix(loss=f"{float(mean.detach()):.3f}")
-        if not math.isfinite(total):
-            raise InputError(
-                f"{name}: training diverged, the loss of epoch {epoch + 1} is {total}; lower the learning rate"
-            )
-        history.append({"epoch": epoch + 1, "loss": total / max(1, len(mine)), "seconds": time.monotonic() - start})
-        accelerator.wait_for_everyone()
-        if state is not None and accelerator.is_main_process:
-            _save_state(state, model, optimizer, schedule, history)
-        if after_epoch is not None and accelerator.is_main_process:
-            after_epoch(epoch + 1, model)
+            value = float(accelerator.reduce(loss.detach(), reduction="mean"))
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{name}: training diverged, the loss of epoch {epoch + 1} is {value}; lower the learning rate"
+                )
+            progress.step += 1
+            progress.loss += value
+            progress.seconds = time.monotonic() - start
+            bar.set_postfix(loss=f"{value:.3f}")
+            if kept is not None and accelerator.is_main_process and time.monotonic() - written >= state_seconds:
+                _save_state(kept, model, optimizer, schedule, progress, world)
+                written = time.monotonic()
+        entry = {"epoch": epoch + 1, "loss": progress.loss / max(1, progress.step), "seconds": progress.seconds}
+        progress = _Progress(epoch=epoch + 1, history=[*progress.history, entry])
+        if kept is not None and accelerator.is_main_process:
+            _save_state(kept, model, optimizer, schedule, progress, world)
+            written = time.monotonic()
     model.eval()
-    return history
+    return progress.history
 
 
 def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *, name: str) -> NDArray[np.float32]:
-    """Logits of every row: (rows, 4) float32, in the rows' order."""
+    """Logits of every row: (rows, 4) float32, in the rows' order. Each process asks its share and gets all of them."""
+    accelerator = processes.accelerator()
+    device = accelerator.device
     sequences = [tokenizer.ids(render(r.request))[:2] for r in rows]
     order = sorted(range(len(rows)), key=lambda i: len(sequences[i][0]))
-    out = np.zeros((len(rows), len(TIERS)), dtype=np.float32)
-    device = Accelerator().device
+    chunks = [order[start : start + 64] for start in range(0, len(order), 64)]
+    mine = chunks[accelerator.process_index :: accelerator.num_processes]
+    out = torch.zeros((len(rows), len(TIERS)))
     model.to(device).eval()
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(device)):
-        for start in tqdm(range(0, len(order), 64), desc=name, unit="batch", disable=None):
-            chunk = order[start : start + 64]
+        for chunk in tqdm(mine, desc=name, unit="batch", disable=None if accelerator.is_main_process else True):
             inputs = {k: torch.from_numpy(v).to(device) for k, v in pad([sequences[i] for i in chunk]).items()}
-            out[chunk] = model(**inputs).logits.float().cpu().numpy()
-    return out
+            out[chunk] = model(**inputs).logits.float().cpu()
+    answers: NDArray[np.float32] = accelerator.reduce(out.to(device), reduction="sum").cpu().numpy()
+    return answers
 
 
 def _parameter_groups(model: PreTrainedModel, options: FitOptions) -> list[dict[str, Any]]:
@@ -247,32 +278,55 @@ def _loss(
     return (1 - share) * by_label + share * by_teacher
 
 
-def _bucketed(lengths: Sequence[int], batch_size: int, world: int, rng: random.Random) -> list[list[int]]:
-    """Batches of rows of like length, in random order, as many for every process."""
+def _bucketed(lengths: Sequence[int], step_rows: int, rng: random.Random) -> list[list[int]]:
+    """The rows of each step, of like length, in random order; every row once."""
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    pool = batch_size * 40
+    pool = step_rows * 40
     batches: list[list[int]] = []
     for start in range(0, len(order), pool):
         chunk = sorted(order[start : start + pool], key=lambda i: lengths[i])
-        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+        batches += [chunk[i : i + step_rows] for i in range(0, len(chunk), step_rows)]
     rng.shuffle(batches)
-    while len(batches) % world:
-        batches.append(batches[len(batches) % len(batches[:1])])
     return batches
 
 
+def _my_rows(batch: Sequence[int], weight: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:
+    """The rows of a step that this process takes, and the share of each in its loss.
+
+    Gradients are averaged over the processes, so the shares of a step's rows sum to the number of processes. One that
+    the last rows do not reach goes through the step with a row of no share.
+    """
+    if rank >= len(batch):
+        return torch.tensor(batch[:1]), torch.zeros(1)
+    index = torch.tensor(batch[rank::world])
+    return index, weight[index] * (world / float(weight[batch].sum()))
+
+
 def _save_state(
-    state: Path, model: PreTrainedModel, optimizer: object, schedule: object, history: list[dict[str, float]]
+    path: Path, model: PreTrainedModel, optimizer: Any, schedule: Any, progress: _Progress, processes: int
 ) -> None:
-    state.mkdir(parents=True, exist_ok=True)
-    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}  # type: ignore[attr-defined]
-    torch.save(saved, state / "state.pt.new")
-    (state / "state.pt.new").rename(state / "state.pt")
-    (state / "history.new").write_text(json.dumps(history))
-    (state / "history.new").rename(state / "history.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "progress": asdict(progress),
+        "processes": processes,
+    }
+    with whole_file(path) as file:
+        torch.save(saved, file)
 
 
-def options_json(options: FitOptions) -> dict[str, float]:
-    """The options as they are written into a bundle."""
-    return asdict(options)
+def _resume(path: Path, model: PreTrainedModel, optimizer: Any, schedule: Any, processes: int) -> _Progress:
+    """Puts back what `_save_state` wrote."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["processes"] != processes:
+        raise InputError(
+            f"{path}: was begun with {saved['processes']} processes and goes on with as many, not with {processes}; "
+            "start as many, or remove it to begin again"
+        )
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    return _Progress(**saved["progress"])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
+from training import processes
 from training.corpus import UNLABELLED, Row
 from training.fit import FitOptions, fit, predict
 from training.model import load_base, load_checkpoint, save_checkpoint, tokenizer_of
@@ -40,9 +42,8 @@ def train_teachers(
     answers = []
     for seed in seeds:
         folder = out / f"teacher-{seed}"
-        if (folder / "done").is_file():
-            model, fast = load_checkpoint(folder)
-        else:
+        if not (folder / "done").is_file():
+            set_seed(seed)
             model, fast = load_base(base, max_tokens)
             history = fit(
                 model,
@@ -52,14 +53,35 @@ def train_teachers(
                 name=f"teacher {seed}",
                 state=folder / "state",
             )
-            save_checkpoint(model, fast, folder, max_tokens)
-            (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
-            (folder / "done").touch()
+            keep(folder, model, fast, history, max_tokens=max_tokens, checkpoint=folder)
+        model, fast = load_checkpoint(folder)
         logits = predict(model, tokenizer_of(fast, max_tokens), rows, name=f"teacher {seed} answers")
         answers.append(log_softmax(logits))
         first = first or (model, fast)
     assert first is not None
     return *first, np.mean(answers, axis=0).astype(np.float32)
+
+
+def keep(
+    folder: Path,
+    model: PreTrainedModel,
+    fast: FastTokenizer,
+    history: Sequence[Mapping[str, float]],
+    *,
+    max_tokens: int,
+    checkpoint: Path,
+) -> None:
+    """Writes what a stage trained, and then marks `folder` as done; the first process writes, the others wait for it.
+
+    What goes on from here reads the checkpoint, whose weights are rounded, so that a run that was stopped in between
+    goes on from the same.
+    """
+    if processes.is_first():
+        save_checkpoint(model, fast, checkpoint, max_tokens)
+        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+        (folder / "done").touch()
+        shutil.rmtree(folder / "state", ignore_errors=True)
+    processes.wait_for_all()
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

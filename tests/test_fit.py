@@ -1,0 +1,184 @@
+"""The training loop: every row once, on one process or several; a run that was stopped ends as one that was not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from classifier.engine import Engine
+from classifier.errors import InputError
+from tests.fit_support import MAX_TOKENS, OPTIONS, tiny_rows, without_dropout
+from training import fit as fitting
+from training.corpus import write_corpus
+from training.fit import fit, predict
+from training.model import load_base, tokenizer_of
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+ROOT = Path(__file__).parent.parent
+SCRIPT = "tests/fit_process.py"
+
+
+def trained(options=OPTIONS, **arguments):
+    """Weights of the tiny model after a run, dropout and all."""
+    torch.manual_seed(0)
+    model, fast = load_base("tiny", MAX_TOKENS)
+    fit(model, tokenizer_of(fast, MAX_TOKENS), tiny_rows(), options, name="test", **arguments)
+    return model.state_dict()
+
+
+def same(one, other) -> bool:
+    """Whether two models have the same weights, bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script or module on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}, capture_output=True,
+        text=True, timeout=240,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stopped_at", [3, 13, 20], ids=["first epoch", "an epoch's last step", "second epoch"])
+def test_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, stopped_at):
+    """A run that is stopped within an epoch and started again ends with the weights of one that was not stopped."""
+    calls = 0
+
+    def until_stopped(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == stopped_at:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    loss = fitting._loss
+    monkeypatch.setattr(fitting, "_loss", until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trained(state=tmp_path, state_seconds=0)
+    again = trained(state=tmp_path, state_seconds=0)
+    steps = 2 * -(-len(tiny_rows()) // OPTIONS.batch_size)
+    assert calls == steps + 1, "no step was taken twice but the one that was cut off"
+    assert same(again, trained())
+
+
+def test_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    """Started again, a finished run gives back its weights and takes no step."""
+    once = trained(state=tmp_path)
+    monkeypatch.setattr(fitting, "_loss", None)
+    assert same(once, trained(state=tmp_path))
+
+
+def test_state_within_an_epoch_is_written_by_the_clock(tmp_path, monkeypatch):
+    """Within an epoch the state is written once the time is up, at its end always."""
+    written = []
+    monkeypatch.setattr(fitting, "_save_state", lambda *a: written.append((a[4].epoch, a[4].step)))
+    trained(state=tmp_path, state_seconds=float("inf"))
+    assert written == [(1, 0), (2, 0)]
+
+
+def test_diverging_run_says_so_and_keeps_what_was_good(tmp_path, monkeypatch):
+    """A loss that is not finite ends the run with the reason; the state stays that of the last sound step."""
+    loss = fitting._loss
+    monkeypatch.setattr(fitting, "_save_state", lambda *a: kept.append(a[4].step))
+    kept: list[int] = []
+    monkeypatch.setattr(fitting, "_loss", lambda *a: loss(*a) * (float("nan") if len(kept) == 2 else 1.0))
+    with pytest.raises(InputError, match="training diverged, the loss of epoch 1 is nan; lower the learning rate"):
+        trained(state=tmp_path, state_seconds=0)
+    assert kept == [1, 2]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_processes_share_the_rows_of_a_step(world):
+    """The processes' rows of a step are the step's rows, each once, and their shares sum to the number of processes."""
+    weight = torch.rand(5) + 0.5
+    found = [fitting._my_rows([4, 2, 0, 1, 3], weight, rank, world) for rank in range(world)]
+    taken = [int(i) for index, share in found for i in index[share > 0]]
+    assert sorted(taken) == [0, 1, 2, 3, 4]
+    assert float(sum(share.sum() for _, share in found)) == pytest.approx(world)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> list[dict]:
+    """What each of two processes saw and ended with."""
+    out = tmp_path_factory.mktemp("two")
+    done = torchrun(SCRIPT, out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [torch.load(out / f"rank-{rank}.pt") for rank in (0, 1)]
+
+
+def test_two_processes_train_on_every_row_once(two_processes):
+    """Two processes take every row once an epoch between them, and none twice."""
+    seen = [Counter(p["seen"]) for p in two_processes]
+    assert seen[0] + seen[1] == Counter(dict.fromkeys(range(len(tiny_rows())), OPTIONS.epochs))
+    assert abs(len(two_processes[0]["seen"]) - len(two_processes[1]["seen"])) <= 2 * OPTIONS.epochs
+
+
+def test_two_processes_end_with_the_same_weights_and_answers(two_processes):
+    """Both processes end with the same weights, the same history, and the answers to all rows."""
+    first, second = two_processes
+    assert same(first["weights"], second["weights"])
+    assert [e["loss"] for e in first["history"]] == [e["loss"] for e in second["history"]]
+    assert torch.equal(first["answers"], second["answers"])
+    assert bool((first["answers"].abs().sum(dim=1) > 0).all())
+
+
+def test_only_the_first_process_writes(two_processes):
+    """The state is written by the first process alone."""
+    assert [p["written"] > 0 for p in two_processes] == [True, False]
+
+
+def test_two_processes_take_the_steps_of_one_with_twice_the_batch(two_processes, monkeypatch):
+    """Two processes arrive, but for rounding, where one does whose batches hold as many rows as theirs together."""
+    monkeypatch.setattr(fitting, "_bfloat16", lambda _: False)
+    model, tokenizer = without_dropout()
+    history = fit(model, tokenizer, tiny_rows(), replace(OPTIONS, batch_size=2 * OPTIONS.batch_size), name="test")
+    assert [e["loss"] for e in history] == pytest.approx([e["loss"] for e in two_processes[0]["history"]], abs=1e-5)
+    answers = torch.from_numpy(predict(model, tokenizer, tiny_rows(), name="test"))
+    # With half the batch they differ by 0.02.
+    assert torch.allclose(answers, two_processes[0]["answers"], atol=1e-3)
+
+
+def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    """A run that two processes began is not gone on with by one: its steps would be others."""
+    save = fitting._save_state
+    monkeypatch.setattr(fitting, "_save_state", lambda *a: save(*a[:-1], 2))
+    trained(replace(OPTIONS, epochs=1), state=tmp_path)
+    with pytest.raises(InputError, match="begun with 2 processes and goes on with as many, not with 1"):
+        trained(replace(OPTIONS, epochs=1), state=tmp_path)
+
+
+@pytest.mark.faults
+def test_killed_processes_go_on_to_the_same_weights(two_processes, tmp_path):
+    """Two processes, of which one is killed within an epoch, end when started again as those that were not."""
+    killed = torchrun(SCRIPT, tmp_path, 4)
+    assert killed.returncode != 0
+    assert not list(tmp_path.glob("rank-*.pt"))
+    assert (tmp_path / "state" / "state.pt").is_file()
+    assert torchrun(SCRIPT, tmp_path).returncode == 0
+    for rank, process in enumerate(two_processes):
+        assert same(torch.load(tmp_path / f"rank-{rank}.pt")["weights"], process["weights"])
+
+
+@pytest.mark.faults
+def test_command_builds_on_two_processes(tmp_path):
+    """`torchrun -m training build` trains on both processes; one of them builds the bundle and says where it is."""
+    corpus = tmp_path / "rows.jsonl"
+    write_corpus(corpus, tiny_rows(320))
+    out = tmp_path / "run"
+    done = torchrun("-m", "training", "build", "--recipe", "tiny", "--data", corpus, "--out", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [str(out / "bundle")]
+    assert done.stderr.count("teacher ready") == 1
+    assert Engine.from_pretrained(out / "bundle").golden_ok
