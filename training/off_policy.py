@@ -10,7 +10,8 @@ an estimate is a number where support is whole, and an interval that no sample s
 too few rows are seen the estimates are refused, and the bounds alone are left.
 
 Intervals: for the risk, Wilson's on the effective sample size (Korn and Graubard 1998 do so with exact limits), as a
-plain bootstrap of a few heavy rows is too narrow; for means, Student's t on the effective sample size.
+plain bootstrap of a few heavy rows is too narrow; for means, Student's t on the effective sample size. Of the cost only
+what a failure adds is weighted: the price of the choice is known of every row.
 
 Assumes that whether an outcome is reported depends on tier and caller alone (`training.feedback_set` says what else is
 done about it). Knows nothing of text or models.
@@ -150,18 +151,18 @@ def estimate(
     found: dict[str, Interval | None] = dict.fromkeys(("risk_ips", "risk_dr", "cost_ips", "cost_dr"))
     if not refused:
         failed = (log.at_least > log.chosen).astype(np.float64)
-        spent = price[log.chosen] + failed * price[log.at_most]
+        rescue, asked = failed * price[log.at_most], price[chosen]
         above = model @ np.triu(np.ones((len(TIERS), len(TIERS))), 1).T
         rescued = (model * price) @ np.triu(np.ones((len(TIERS), len(TIERS))), 1).T
-        guess_failed, guess_spent = above[at, chosen], price[chosen] + rescued[at, chosen]
         share, rest = supported.mean(), ~supported
-        for name, y, guess, low, high in (
-            ("risk", failed, guess_failed, failed_low, failed_high),
-            ("cost", spent, guess_spent, cost_low, cost_high),
+        for name, y, guess, known, low, high in (
+            ("risk", failed, above[at, chosen], np.zeros(n), failed_low, failed_high),
+            ("cost", rescue, rescued[at, chosen], asked, cost_low, cost_high),
         ):
             bounds = (low[rest].sum() / n, high[rest].sum() / n)
-            ips = _self_normalised(y, weights, level, binary=name == "risk")
-            dr = _doubly_robust(y[supported], guess[supported], weights[supported], effective, level)
+            inside = (values[supported] for values in (y, known, weights))
+            ips = _share(y, weights, level) if name == "risk" else _self_normalised(*inside, level)
+            dr = _doubly_robust(*(v[supported] for v in (y, guess, known, weights)), effective, level)
             for kind, inside in (("ips", ips), ("dr", dr)):
                 found[f"{name}_{kind}"] = _joined(inside, float(share), bounds, binary=name == "risk")
     return OffPolicy(
@@ -183,30 +184,48 @@ def _failure_bounds(log: Log, chosen: NDArray[np.int64]) -> tuple[Array, Array]:
     return (log.at_least > chosen).astype(np.float64), (log.at_most > chosen).astype(np.float64)
 
 
-def _self_normalised(y: Array, weights: Array, level: float, *, binary: bool) -> Interval:
+def _share(failed: Array, weights: Array, level: float) -> Interval:
+    """The weighted share of failures: (n,) 0 or 1 each."""
     total = weights.sum()
-    mean = float((weights * y).sum() / total)
-    variance = float((weights**2 * (y - mean) ** 2).sum() / total**2)
+    mean = float((weights * failed).sum() / total)
+    variance = float((weights**2 * (failed - mean) ** 2).sum() / total**2)
     kish = float(total**2 / (weights**2).sum())
-    if not binary:
-        half = float(stats.t.ppf((1 + level) / 2, max(kish - 1, 1))) * math.sqrt(variance)
-        return Interval(mean, mean - half, mean + half)
     # The rows that a variance of this size amounts to, never more than Kish's count.
     rows = min(kish, mean * (1 - mean) / variance) if variance > 0 and 0 < mean < 1 else kish
-    z = float(stats.t.ppf((1 + level) / 2, max(kish - 1, 1)))
+    z = _t(kish, level)
     centre = (mean + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(mean * (1 - mean) / rows + z * z / (4 * rows * rows))
     return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _doubly_robust(y: Array, guess: Array, weights: Array, effective: float, level: float) -> Interval:
+def _self_normalised(y: Array, known: Array, weights: Array, level: float) -> Interval:
+    """The weighted mean of `y` and the plain mean of what is `known` of every row: (n,) each.
+
+    The price of a choice is known whatever the log chose. Weighted along with the rest, a few heavy frontier rows were
+    most of the estimate.
+    """
+    scale = len(y) / weights.sum()
+    mean = float((weights * y).sum() / weights.sum())
+    influence = known - known.mean() + scale * weights * (y - mean)
+    kish = float(weights.sum() ** 2 / (weights**2).sum())
+    half = _t(kish, level) * float(influence.std(ddof=1)) / math.sqrt(len(y))
+    estimate = mean + float(known.mean())
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def _doubly_robust(y: Array, guess: Array, known: Array, weights: Array, effective: float, level: float) -> Interval:
     """Self-normalised in the correction, so that a misjudged chance of being reported cancels."""
     scale = len(y) / weights.sum()
     correction = float((weights * (y - guess)).sum() * scale / len(y))
-    estimate = float(guess.mean()) + correction
-    influence = guess - guess.mean() + scale * weights * (y - guess - correction)
-    half = float(stats.t.ppf((1 + level) / 2, max(effective - 1, 1))) * float(influence.std(ddof=1)) / math.sqrt(len(y))
+    guess_all = guess + known
+    estimate = float(guess_all.mean()) + correction
+    influence = guess_all - guess_all.mean() + scale * weights * (y - guess - correction)
+    half = _t(effective, level) * float(influence.std(ddof=1)) / math.sqrt(len(y))
     return Interval(estimate, estimate - half, estimate + half)
+
+
+def _t(rows: float, level: float) -> float:
+    return float(stats.t.ppf((1 + level) / 2, max(rows - 1, 1)))
 
 
 def _joined(inside: Interval, share: float, outside: tuple[float, float], *, binary: bool) -> Interval:
