@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.off_policy_support import draw_log, truths
-from training.gate import LabelledSet, judge
+from training.calibration_report import PRICES
+from training.gate import FEWEST_ROWS, LabelledSet, judge
 from training.off_policy import estimate
 from training.step_losses import soft
 
@@ -29,21 +30,29 @@ def labelled(current: np.ndarray, candidate: np.ndarray, n: int = N, **fields) -
 
 
 CURRENT = chooser(0.15, 0.2, 1)
+SURE = chooser(0.03, 0.4, 6)
 
 
 @pytest.mark.parametrize(
-    ("candidate", "accepted", "says"),
+    ("current", "candidate", "alpha", "accepted", "says"),
     [
-        (chooser(0.08, 0.1, 2), True, "better"),
-        (chooser(0.30, 0.2, 2), False, "risk 0.* worse"),
-        (chooser(0.15, 0.6, 2), False, "cost .* worse"),
-        (CURRENT, False, "nothing is better"),
+        (CURRENT, chooser(0.08, 0.1, 2), 0.0, True, "better"),
+        (CURRENT, chooser(0.30, 0.2, 2), 0.0, False, "risk 0.* worse"),
+        (CURRENT, chooser(0.15, 0.6, 2), 0.0, False, "cost .* worse"),
+        (CURRENT, CURRENT, 0.0, False, "nothing is better"),
+        (SURE, chooser(0.08, 0.1, 2), 0.1, True, "within 0.1"),
+        (SURE, chooser(0.08, 0.1, 2), 0.0, False, "risk 0.* worse"),
+        (SURE, chooser(0.25, 0.1, 2), 0.1, False, "risk 0.* worse"),
+        (SURE, chooser(0.01, 0.4, 6), 0.1, False, "nothing is better"),
     ],
-    ids=["better", "riskier", "dearer", "the same"],
-)
-def test_no_worse_and_somewhere_better(candidate: np.ndarray, accepted: bool, says: str):
-    """A candidate is accepted where neither risk nor cost is worse by the margin and one of them is better."""
-    verdict = judge([labelled(CURRENT, candidate)], draws=300)
+    ids=[
+        "better", "riskier", "dearer", "the same", "cheaper within the promise", "the same without a promise",
+        "cheaper beyond the promise", "safer than promised",
+    ],
+)  # fmt: skip
+def test_no_worse_and_somewhere_better(current, candidate, alpha: float, accepted: bool, says: str):
+    """Accepted is what is no worse by the margin, and better; where α is promised, risk counts from there on."""
+    verdict = judge([labelled(current, candidate, alpha=alpha)], draws=300)
     assert verdict.accepted is accepted
     assert any(re.search(says, reason) for reason in verdict.reasons)
     json.dumps(verdict.as_json())
@@ -51,8 +60,8 @@ def test_no_worse_and_somewhere_better(candidate: np.ndarray, accepted: bool, sa
 
 def test_too_few_rows_are_no_ground_for_a_promotion():
     """With fewer rows than it takes the gate refuses, however good they look."""
-    verdict = judge([labelled(CURRENT, chooser(0, 0, 3), n=60)], draws=200)
-    assert (verdict.accepted, verdict.refused) == (False, True)
+    verdict = judge([labelled(chooser(0.5, 0, 1), chooser(0, 0, 3), n=FEWEST_ROWS - 1, alpha=0.1)], draws=200)
+    assert (verdict.accepted, verdict.repairs, verdict.refused) == (False, False, True)
     assert "too few" in verdict.why
 
 
@@ -63,19 +72,46 @@ def test_what_a_small_set_cannot_show_is_not_assumed():
 
 
 def test_every_set_must_be_no_worse():
-    """Better on recent labels and worse on the golden set is not good enough."""
+    """Better on recent labels and worse on the golden set is not good enough, nor is it to mend a promise."""
     good, bad = chooser(0.05, 0.1, 4), chooser(0.3, 0.2, 4)
-    golden = LabelledSet("golden", soft(LABELS), CURRENT, bad)
-    assert judge([labelled(CURRENT, good)], draws=200).accepted
-    assert not judge([labelled(CURRENT, good), golden], draws=200).accepted
+    golden = LabelledSet("golden", soft(LABELS), CURRENT, bad, equal_cost=True)
+    alone = judge([labelled(CURRENT, good, alpha=0.06)], draws=200)
+    assert (alone.accepted, alone.repairs) == (True, True)
+    verdict = judge([labelled(CURRENT, good, alpha=0.06), golden], draws=200)
+    assert (verdict.accepted, verdict.repairs) == (False, False)
+    assert "golden: risk" in verdict.why
 
 
-def test_a_broken_promise_that_the_candidate_keeps_is_a_repair():
-    """Where what serves exceeds its alpha and the candidate does not, the verdict says so, also at a higher cost."""
-    dearer = chooser(0.02, 0.7, 5)
-    verdict = judge([labelled(CURRENT, dearer, alpha=0.06)], draws=200)
-    assert (verdict.accepted, verdict.repairs) == (False, True)
-    assert not judge([labelled(chooser(0.04, 0.2, 6), dearer, alpha=0.06)], draws=200).repairs
+def test_choices_at_one_cost_are_compared_by_risk_alone():
+    """A set that was brought to one cost says nothing about cost."""
+    dearer = LabelledSet("golden", soft(LABELS), CURRENT, chooser(0.05, 0.6, 4), equal_cost=True)
+    verdict = judge([dearer], draws=200)
+    assert verdict.accepted
+    assert "cost" not in verdict.sets["golden"]
+    assert np.isnan(verdict.cost)
+
+
+def test_cost_is_compared_on_traffic_where_it_is_given():
+    """Costs need no labels: where further requests are given, they are what counts."""
+    rows = labelled(CURRENT, CURRENT, traffic=(np.full(500, 2), np.full(500, 1)))
+    verdict = judge([rows], draws=200)
+    assert verdict.accepted
+    assert (verdict.sets["recent"]["requests"], verdict.cost) == (500, pytest.approx(PRICES[1]))
+
+
+@pytest.mark.parametrize(
+    ("current", "candidate", "repairs"),
+    [
+        (CURRENT, chooser(0.02, 0.7, 5), True),
+        (chooser(0.04, 0.2, 6), chooser(0.02, 0.7, 5), False),
+        (CURRENT, chooser(0.13, 0.7, 5), False),
+    ],
+    ids=["mends", "whole already", "mends too little"],
+)
+def test_a_broken_promise_that_the_candidate_keeps_is_a_repair(current, candidate, repairs: bool):
+    """Where what serves exceeds its α and the candidate does not, the verdict says so, also at a higher cost."""
+    verdict = judge([labelled(current, candidate, alpha=0.06)], draws=200)
+    assert (verdict.accepted, verdict.repairs) == (False, repairs)
 
 
 def test_without_exploration_it_says_what_it_went_by():

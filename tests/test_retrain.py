@@ -71,12 +71,12 @@ def options(base, tmp_path) -> Options:
 
 def judge(_round, _out, name):
     """A gate that refuses what is recalibrated and accepts what is retrained."""
-    return {"accepted": name == "calibrate-trained", "repairs": False, "why": f"said of {name}"}
+    return {"accepted": name == "calibrate-trained", "repairs": False, "cost": 1.0, "why": f"said of {name}"}
 
 
 def refuse(_round, _out, _name):
     """A gate that refuses everything."""
-    return {"accepted": False, "repairs": False, "why": "no better"}
+    return {"accepted": False, "repairs": False, "cost": 1.0, "why": "no better"}
 
 
 def go(options: Options, **fields):
@@ -241,11 +241,33 @@ def test_audit_label_must_be_a_pair(options):
         go(replace(options, audit_label="audit"))
 
 
+@pytest.mark.parametrize(("trained", "taken"), [(9.0, "recalibrate"), (7.0, "calibrate-trained")])
+def test_cheaper_of_two_repairs_is_taken(options, done, monkeypatch, trained, taken):
+    """Where recalibration keeps a broken promise at a price, retraining is tried, and the cheaper of the two taken."""
+    costs = {"recalibrate": 8.0, "calibrate-trained": trained}
+    cut_off(options, done, "judge-recalibrated")
+    shutil.rmtree(options.work / "000001" / "judge-retrained")
+    monkeypatch.setattr(
+        Round, "_judge", lambda _r, _o, name: {"accepted": False, "repairs": True, "cost": costs[name], "why": "mends"}
+    )
+    receipt = go(options)
+    assert receipt["candidate"] == receipt["steps"][taken]["version"]
+
+
+def test_round_without_audits_changes_nothing(options):
+    """With fewer recent audits than the gate wants nothing is fitted, trained or promoted, and the reason is said."""
+    receipt = go(replace(options, audit_label="sample=nothing"))
+    assert (receipt["decision"], receipt["candidate"]) == ("keep", "")
+    assert "0 recent audits are closed" in receipt["why"]
+    assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
+
+
 def test_gate_tells_what_the_log_says(options):
     """The real gate compares both bundles on labels and, where the log was explored, on the log as well."""
     receipt = go(replace(options, recalibrate_only=True))
     judged = receipt["steps"]["judge-recalibrated"]
-    assert {"risk", "cost", "golden"} == set(judged["differences"])
+    assert {"recent", "golden"} == set(judged["sets"])
+    assert "difference" in judged["sets"]["recent"]["cost"]
     assert {"current", "candidate"} == set(judged["off_policy"])
     assert "off-policy" in judged["why"]
     assert receipt["decision"] in ("keep", "promoted")

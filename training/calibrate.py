@@ -81,7 +81,7 @@ def calibrate(
             the promise as well: the stricter threshold of the two is taken.
         default: policy for requests that name none; by default the bundle's, where it still exists, else the first.
         prices: dollars a million tokens, cheapest tier first; only for the report.
-        methods: maps that are compared.
+        methods: maps that are compared; none of them keeps the bundle's, and every row goes to the thresholds.
         seed: of the split, of drawn labels and of intervals.
 
     Returns:
@@ -149,6 +149,9 @@ def _fit_map(
                 f"the map's rows carry {fit_rows.label} labels, the thresholds' {rows.label}; use one kind"
             )
         rest = rows
+    elif not methods:
+        notes.append(f"The bundle's {current.method} map was kept, as no other was asked for.")
+        return current, rows, None
     elif len(rows) < FEWEST_TO_SPLIT:
         notes.append(
             f"{len(rows)} rows are too few to fit probabilities and thresholds on different ones; it takes "

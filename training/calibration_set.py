@@ -1,8 +1,8 @@
 """Labelled rows as arrays: what calibration and thresholds are fitted on, checked for what would void the promise.
 
 Rows come from corpus files, scored through `Engine` one by one as the service does it, or from a file of stored
-predictions (`.npz`: `logits` (n, 4), `labels` (n,) or (n, 4), `sources` (n,), optionally `groups`, `kinds`,
-`languages`, `scripts`, `label`), such as cross-validation by source leaves.
+predictions (`.npz`: `logits` (n, 4), `labels` (n,) or (n, 4), `sources` (n,), optionally `groups`, `label`, `kinds`,
+`languages`, `scripts`, and `NAMEs` for a gateway's label NAME), such as cross-validation by source leaves.
 
 Refused: rows of both kinds of label, rows without one, rows that the bundle was trained on, logits that are not finite.
 Rows of which only an interval is known are kept apart: they bound the risk and never fit a threshold.
@@ -205,6 +205,8 @@ def read_predictions(path: Path) -> CalibrationSet:
     ids = np.array([f"{path.name}:{i}" for i in range(n)])
     unknown = np.full(n, "")
     facets = {"source": sources} | {name: arrays.get(f"{name}s", unknown).astype(str) for name in FACETS[1:]}
+    own = ("logits", "labels", "label", "groups")
+    facets |= {name[:-1]: values.astype(str) for name, values in arrays.items() if name not in own and name[-1] == "s"}
     groups = arrays.get("groups", ids).astype(str)
     lengths = {name: len(a) for name, a in {"labels": labels, "groups": groups, **facets}.items() if len(a) != n}
     if lengths or logits.shape != (n, len(TIERS)):
@@ -221,7 +223,7 @@ def write_predictions(path: Path, rows: CalibrationSet) -> None:
         sources=rows.sources,
         groups=rows.groups,
         label=np.array(rows.label),
-        **{f"{name}s": rows.facets[name] for name in FACETS[1:] if name in rows.facets},
+        **{f"{name}s": values for name, values in rows.facets.items() if name != "source"},
     )
 
 

@@ -29,6 +29,7 @@ from classifier.types import Request
 from training.calibrate import calibrate
 from training.calibration_fit import FEWEST_ROWS
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, rows_among, write_predictions
+from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
 
 INT8_AGREEMENT = 0.97
@@ -65,10 +66,10 @@ def recalibrated(
     """
     from training.export import revise
 
-    alphas = {name: policy.guarantee.alpha for name, policy in promises.policies.items() if policy.guarantee.alpha}
     if not len(rows):
         raise InputError("no closed labels to recalibrate on; have a random sample of requests labelled")
-    if promises.default_policy not in alphas:
+    default = promises.policies[promises.default_policy]
+    if not default.guarantee.alpha:
         raise InputError(
             f"{promises.path}: its default policy promises nothing, so there is nothing to keep; "
             "run 'python -m training calibrate' on it first"
@@ -78,22 +79,21 @@ def recalibrated(
     if map_rows is not None and len(map_rows) >= FEWEST_ROWS:
         write_predictions(out / "map.npz", map_rows)
         fit_paths = [out / "map.npz"]
-    default = promises.policies[promises.default_policy]
-    top = default.top_tier_guarantee
+    asked = targets_of((default, *promises.policies.values()))
     report = calibrate(
         parent,
         [out / "thresholds.npz"],
         out / "calibrated",
-        policies=alphas,
-        delta=default.guarantee.delta or None,
-        severity=default.guarantee.severity or None,
-        top_tier_miss=top.alpha if top is not None else None,
-        group_by=default.group_by or None,
-        epsilon=default.epsilon,
-        exempt_labels=default.exempt_labels,
+        policies=asked.alphas,
+        delta=asked.delta,
+        severity=asked.severity,
+        top_tier_miss=asked.top_tier_miss,
+        group_by=asked.group_by,
+        epsilon=asked.epsilon,
+        exempt_labels=asked.exempt_labels,
         fit_paths=fit_paths,
         default=promises.default_policy,
-        methods=SMOOTH,
+        methods=SMOOTH if fit_paths else (),
     )
     reference = _reference(Engine.from_pretrained(out / "calibrated"), traffic)
     bundle = revise(out / "calibrated", out / "bundle", reference=reference, facts={"parent": promises.version})

@@ -163,55 +163,40 @@ class Labels:
     """Labelled rows of one run by their use; none was trained on by the bundle that serves.
 
     Attributes:
-        calibrate: recent audits that fit thresholds.
-        judge: the other recent audits.
+        recent: recent audits: thresholds are fitted on them, and candidates are judged on them out of fold.
         earlier: audits from before, for the probability map.
-        base: held-out rows of the base corpus: fit thresholds where audits are too few.
-        golden: other held-out rows of the base corpus, to judge on.
+        golden: held-out rows of the base corpus, to judge on.
         traffic: recent requests, whatever became of them.
         counts: of recent audits.
     """
 
-    calibrate: list[Row]
-    judge: list[Row]
+    recent: list[Row]
     earlier: list[Row]
-    base: list[Row]
     golden: list[Row]
     traffic: list[Request]
     counts: dict[str, int]
 
 
-def labels_of(frozen: Frozen, base: Sequence[Row], *, calibrate_share: float, most: int) -> Labels:
+def labels_of(frozen: Frozen, base: Sequence[Row], *, most: int) -> Labels:
     """The labels of a run.
 
     Args:
         frozen: its rows.
         base: the base corpus.
-        calibrate_share: share of the recent audits that calibrates.
-        most: golden rows and requests of traffic are at most so many, chosen by their hash.
+        most: golden rows and requests of traffic are at most so many each, chosen by their hash and the latest.
     """
     recent, counts = audit_rows(frozen, frozen.recent)
     known = {row.sha256 for row in recent}
     earlier, _ = audit_rows(frozen, frozen.earlier)
-    calibrate, judge = halves(recent, calibrate_share)
-    held_out = [row for row in base if row.label == RUBRIC and row.probabilities is not None]
-    golden = sorted((row for row in held_out if row.split == "test"), key=lambda row: row.sha256)
+    golden = [row for row in base if row.label == RUBRIC and row.probabilities is not None and row.split == "test"]
     requests = [request for row in frozen.recent if (request := request_of(row)) is not None]
     return Labels(
-        calibrate,
-        judge,
+        recent,
         [row for row in earlier if row.sha256 not in known],
-        [row for row in held_out if row.split == "dev"],
-        golden[:most],
+        sorted(golden, key=lambda row: row.sha256)[:most],
         requests[-most:],
         counts,
     )
-
-
-def halves(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """`share` of the rows and the rest, by a hash of their groups."""
-    first = [row for row in rows if _position(row.group) < share]
-    return first, [row for row in rows if _position(row.group) >= share]
 
 
 def parse_audit(text: str) -> tuple[str, str]:
@@ -224,7 +209,3 @@ def parse_audit(text: str) -> tuple[str, str]:
     if not (name and found and value):
         raise InputError(f"--audit-label {text}: give NAME=VALUE, such as sample=audit")
     return name, value
-
-
-def _position(group: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"recent/{group}".encode()).digest()[:8], "big") / 2**64

@@ -1,12 +1,18 @@
 """Whether a candidate may replace the bundle that serves.
 
-On each labelled set, by a paired bootstrap over groups: neither risk nor cost is worse by more than a stated margin
-(the interval's upper end must stay below it), and on at least one set risk or cost is better (the interval lies below
-0). Where the log was explored, the off-policy estimates must not contradict it. Too few rows, and the gate refuses: no
-evidence of harm is not evidence of none.
+On each labelled set, by a paired bootstrap over groups: neither risk nor cost is worse by more than a stated margin,
+and on at least one of them one is better. *Not worse* is shown, not assumed: the interval's upper end must lie within
+the margin. *Better* means that the whole interval lies below 0. Too few rows, and the gate refuses.
 
-*Repairs* is said apart: where the serving bundle breaks its promise on the recent set and the candidate keeps it, at
-whatever price. Whether to take that is the caller's to decide.
+Where a set has a promise, a risk of at most α, risk counts from the promise on: a candidate whose risk is shown to be
+within α and the margin is no worse, however safe the serving bundle was, and safer than promised is not better.
+
+*Repairs* is said apart: the serving bundle breaks its promise (exact binomial test, 5 %), the candidate is safer with
+95 % confidence and does not break it, and every other set finds it no worse. Keeping a promise may cost more than
+breaking it, so the cost on that set does not count.
+
+Where the log was explored, off-policy estimates of risk and cost must not contradict the labels: a candidate that the
+log finds worse beyond chance and margin is refused whatever the labels say.
 
 Knows nothing of bundles, stores or text.
 """
@@ -19,30 +25,39 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from classifier.metrics import Interval, bootstrap_interval, paired_bootstrap
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
 
-FEWEST_ROWS = 100
-RISK_MARGIN = 0.02
-COST_MARGIN = 0.05
+FEWEST_ROWS = 60
+RISK_MARGIN = 0.03
+COST_MARGIN = 0.10
+BROKEN = 0.05
+"""P-value below which a promise is called broken."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """Rows that both bundles have answered, and neither was trained on.
+    """Rows that both bundles have answered, and that fitted neither the weights nor the choices of either.
 
     Attributes:
         name: such as golden or recent.
         labels: (n, 4) float64, P(label = tier), rows sum to 1; of one kind.
-        current: (n,) int64, index of the tier that the serving bundle's default policy chooses.
+        current: (n,) int64, index of the tier that the serving bundle chooses.
         candidate: (n,) int64, the same of the candidate.
         groups: (n,) str; rows of one group are resampled together. None where each is its own.
         alpha: what the policy promises on this set: P(chosen < label) at most; 0 where it promises nothing here.
+        equal_cost: the choices were brought to one cost, so that risk alone is compared.
+        traffic: what the serving bundle and the candidate choose on (m,) further requests of the same kind, labelled or
+            not; cost is then compared on those.
         risk_margin: by how much the risk may be worse.
         cost_margin: by how much the cost may be worse, as a share of the serving bundle's.
         fewest: rows below which the gate refuses.
+
+    Raises:
+        ValueError: labels and choices are of different numbers.
     """
 
     name: str
@@ -51,6 +66,8 @@ class LabelledSet:
     candidate: NDArray[np.int64]
     groups: NDArray[np.str_] | None = None
     alpha: float = 0.0
+    equal_cost: bool = False
+    traffic: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     risk_margin: float = RISK_MARGIN
     cost_margin: float = COST_MARGIN
     fewest: int = FEWEST_ROWS
@@ -66,17 +83,19 @@ class Verdict:
     """What the gate says.
 
     Attributes:
-        accepted: the candidate may be promoted.
-        refused: the data were too few to tell; then it is not accepted.
-        repairs: the serving bundle breaks its promise on a set that has one, and the candidate keeps it.
+        accepted: neither risk nor cost is worse anywhere, and one of them is better somewhere.
+        repairs: the serving bundle breaks a promise and the candidate keeps it, at whatever price.
+        refused: the data were too few to tell; then it is neither accepted nor a repair.
+        cost: mean price of the candidate's choices on the first set that compares costs; NaN where none does.
         reasons: a sentence each, for the reader.
-        sets: by name: n, risk and cost of both with intervals, and their paired differences.
+        sets: by name: rows, risk and cost of both with intervals, and their paired differences.
         off_policy: by "current" and "candidate", or empty.
     """
 
     accepted: bool
-    refused: bool
     repairs: bool
+    refused: bool
+    cost: float
     reasons: list[str]
     sets: dict[str, dict[str, Any]]
     off_policy: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +122,7 @@ def judge(
     """The gate.
 
     Args:
-        sets: usually the golden set and recent held-out labels; at least one.
+        sets: usually recent held-out labels and the golden set; at least one.
         off_policy: of the serving bundle and of the candidate on one log; None where nothing was explored.
         prices: of the tiers, cheapest first.
         draws: bootstrap samples.
@@ -115,78 +134,127 @@ def judge(
     """
     if not sets:
         raise ValueError("the gate was given no labelled set")
-    reasons: list[str] = []
-    found: dict[str, dict[str, Any]] = {}
-    refused = worse = better = repairs = False
-    for rows in sets:
-        if len(rows.labels) < rows.fewest:
-            refused = True
-            reasons.append(f"{rows.name}: {len(rows.labels)} rows are too few to tell, {rows.fewest} are wanted")
-            found[rows.name] = {"n": len(rows.labels)}
-            continue
-        measured = _measure(rows, np.asarray(prices, dtype=np.float64), draws, level, seed)
-        found[rows.name] = {"n": len(rows.labels), **{name: value._asdict() for name, value in measured.items()}}
-        risk, cost = measured["risk_difference"], measured["cost_difference"]
-        cost_margin = rows.cost_margin * measured["current_cost"].estimate
-        for what, difference, margin in (("risk", risk, rows.risk_margin), ("cost", cost, cost_margin)):
-            text = f"{rows.name}: {what} {measured[f'current_{what}'].estimate:.3f} to "
-            text += f"{measured[f'candidate_{what}'].estimate:.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
-            if difference.high < 0:
-                better = True
-                reasons.append(f"{text}, better")
-            elif difference.high > margin:
-                worse = True
-                known = "worse" if difference.low > 0 else "not shown to be no worse"
-                reasons.append(f"{text}, {known} by the margin of {margin:.3f}")
-            else:
-                reasons.append(f"{text}, no worse")
-        if rows.alpha:
-            repairs |= measured["current_risk"].low > rows.alpha >= measured["candidate_risk"].estimate
+    found = [_judge_set(rows, np.asarray(prices, dtype=np.float64), draws, level, seed) for rows in sets]
+    reasons = [reason for one in found for reason in one.reasons]
     blocked = False
+    alpha = max(rows.alpha for rows in sets)
     if off_policy is None:
         reasons.append("nothing was explored: judged on labelled sets alone")
     else:
-        blocked = _contradicts(*off_policy, reasons)
-    if not (refused or worse or blocked or better):
+        blocked, told = _contradicts(*off_policy, alpha)
+        reasons += told
+    refused = any(one.refused for one in found)
+    stands = not refused and not blocked
+    worse = any(one.worse for one in found)
+    better = any(one.better for one in found)
+    # A repair may cost more on the set whose promise it mends, and may be worse nowhere else.
+    repairs = any(one.repairs for one in found) and not any(one.worse and not one.repairs for one in found)
+    if stands and not (worse or better or repairs):
         reasons.append("nothing is better, so the serving bundle stays")
+    costs = [one.cost for one in found if np.isfinite(one.cost)]
     return Verdict(
-        accepted=better and not (refused or worse or blocked),
+        accepted=stands and better and not worse,
+        repairs=stands and repairs,
         refused=refused,
-        repairs=repairs and not refused,
+        cost=costs[0] if costs else float("nan"),
         reasons=reasons,
-        sets=found,
+        sets={rows.name: one.numbers for rows, one in zip(sets, found, strict=True)},
         off_policy={}
         if off_policy is None
         else {name: one.as_json() for name, one in zip(("current", "candidate"), off_policy, strict=True)},
     )
 
 
-def _measure(
-    rows: LabelledSet, prices: NDArray[np.float64], draws: int, level: float, seed: int
-) -> dict[str, Interval]:
-    values = {
-        "risk": (under(rows.current, rows.labels), under(rows.candidate, rows.labels)),
-        "cost": (prices[rows.current], prices[rows.candidate]),
-    }
-    found = {}
-    for what, (current, candidate) in values.items():
-        for name, one in (("current", current), ("candidate", candidate)):
-            found[f"{name}_{what}"] = bootstrap_interval(
-                np.mean, one, groups=rows.groups, draws=draws, level=level, seed=seed
-            )
-        found[f"{what}_difference"] = paired_bootstrap(
-            np.mean, candidate, current, groups=rows.groups, draws=draws, level=level, seed=seed
-        )
+@dataclass(slots=True)
+class _Found:
+    """What one set says."""
+
+    numbers: dict[str, Any]
+    reasons: list[str] = field(default_factory=list)
+    refused: bool = False
+    worse: bool = False
+    better: bool = False
+    repairs: bool = False
+    cost: float = float("nan")
+
+
+def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level: float, seed: int) -> _Found:
+    n = len(rows.labels)
+    if n < rows.fewest:
+        reason = f"{rows.name}: {n} rows are too few to tell, {rows.fewest} are wanted"
+        return _Found({"n": n}, [reason], refused=True)
+    losses = (under(rows.current, rows.labels), under(rows.candidate, rows.labels))
+    risk = _compare(*losses, groups=rows.groups, draws=draws, level=level, seed=seed)
+    found = _Found({"n": n, "risk": _as_json(risk)})
+    before, after, change = risk
+    limit = rows.alpha + rows.risk_margin
+    within = bool(rows.alpha) and after.high <= limit
+    found.better = change.high < 0 and (not rows.alpha or before.estimate > rows.alpha)
+    found.worse = change.high > rows.risk_margin and not within
+    extra = f", within {rows.alpha:g} and the margin" if within else ""
+    found.reasons.append(_told(rows.name, "risk", risk, rows.risk_margin, worse=found.worse) + extra)
+    if rows.alpha:
+        broken, still = (_p_value(one, rows.alpha) for one in losses)
+        found.numbers |= {"p_value_current": broken, "p_value_candidate": still}
+        found.repairs = broken < BROKEN <= still and change.high < 0
+        if found.repairs:
+            found.reasons.append(f"{rows.name}: it keeps the promise of {rows.alpha:g} that the serving bundle breaks")
+    if rows.equal_cost:
+        return found
+    chosen = (rows.current, rows.candidate) if rows.traffic is None else rows.traffic
+    groups = rows.groups if rows.traffic is None else None
+    cost = _compare(*(prices[one] for one in chosen), groups=groups, draws=draws, level=level, seed=seed)
+    found.cost = cost[1].estimate
+    found.numbers |= {"requests": len(chosen[0]), "cost": _as_json(cost)}
+    margin = rows.cost_margin * cost[0].estimate
+    dearer = cost[2].high > margin
+    found.reasons.append(_told(rows.name, "cost", cost, margin, worse=dearer))
+    found.worse |= dearer
+    found.better |= cost[2].high < 0
     return found
 
 
-def _contradicts(current: OffPolicy, candidate: OffPolicy, reasons: list[str]) -> bool:
+_Compared = tuple[Interval, Interval, Interval]
+"""Of the serving bundle, of the candidate, and of the paired difference."""
+
+
+def _compare(
+    current: NDArray[np.float64], candidate: NDArray[np.float64], *, groups: NDArray[np.str_] | None,
+    draws: int, level: float, seed: int,
+) -> _Compared:  # fmt: skip
+    before, after = (
+        bootstrap_interval(np.mean, one, groups=groups, draws=draws, level=level, seed=seed)
+        for one in (current, candidate)
+    )
+    change = paired_bootstrap(np.mean, candidate, current, groups=groups, draws=draws, level=level, seed=seed)
+    return before, after, change
+
+
+def _as_json(compared: _Compared) -> dict[str, Any]:
+    return {k: v._asdict() for k, v in zip(("current", "candidate", "difference"), compared, strict=True)}
+
+
+def _told(name: str, what: str, compared: _Compared, margin: float, *, worse: bool) -> str:
+    before, after, change = compared
+    text = f"{name}: {what} {before.estimate:.3f} to {after.estimate:.3f} ({change.low:+.3f} to {change.high:+.3f})"
+    if worse:
+        known = "worse" if change.low > 0 else "not shown to be no worse"
+        return f"{text}, {known} by the margin of {margin:.3f}"
+    return f"{text}, {'better' if change.high < 0 else 'no worse'}"
+
+
+def _p_value(losses: NDArray[np.float64], alpha: float) -> float:
+    """How likely so many misses would be if the promise held."""
+    return float(stats.binom.sf(round(float(losses.sum())) - 1, len(losses), alpha))
+
+
+def _contradicts(current: OffPolicy, candidate: OffPolicy, alpha: float) -> tuple[bool, list[str]]:
     """Whether the log says that the candidate is worse; where it cannot tell, that is said and no obstacle."""
-    reasons.append(candidate.as_text())
+    told = [candidate.as_text()]
     if candidate.risk_dr is None or current.risk_dr is None:
-        return False
-    limit = current.risk_dr.high + RISK_MARGIN
+        return False, told
+    limit = max(current.risk_dr.high, alpha) + RISK_MARGIN
     if candidate.risk_dr.low > limit:
-        reasons.append(f"off-policy: its risk is above {limit:.3f}, what the serving bundle's may be with the margin")
-        return True
-    return False
+        told.append(f"off-policy: its risk is above {limit:.3f}, what the serving bundle's may be with the margin")
+        return True, told
+    return False, told

@@ -8,9 +8,10 @@ it was (`training.steps`). Registering and promoting may be repeated: the regist
 promotes only where the bundle that was compared with is still current.
 
 Recalibration alone is tried first, in seconds, and kept where it is enough: where the gate accepts it. Where it only
-repairs the promise at a higher price, retraining is tried, and the repaired one is the fallback.
+repairs the promise at a higher price, retraining is tried; of two that the gate lets pass the cheaper one is taken.
+Where recent audits are too few to fit thresholds and to judge on, nothing is tried.
 
-Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two bundles are compared (`judge`).
+Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two bundles are compared (`gate`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from __future__ import annotations
 import json
 import time
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,20 @@ import numpy as np
 from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
 from classifier.registry import Registry
-from training.calibration_set import score_rows
+from training.calibration_set import CalibrationSet, score_rows
 from training.candidates import recalibrated, retrained, unseen
-from training.corpus import RUBRIC, Row, data_sha256, read_corpus
+from training.choices import golden_set, off_policy_pair, recent_set
+from training.corpus import RUBRIC, Row, read_corpus
 from training.feedback_set import Log, build
 from training.frozen import Frozen, Labels, conversations, freeze, labels_of, melt, outcomes_since, parse_audit, thaw
-from training.judge import compare
+from training.gate import FEWEST_ROWS, judge
 from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
 from training.tracking import track
 
 RECIPES = Path(__file__).parent / "recipes"
 OWN_DATA = Path(__file__).parent.parent / "data"
-FEWEST_CLOSED = 60
-"""Recent audits below which thresholds are not fitted to them."""
-CALIBRATE_SHARE = 0.55
-"""Share of the recent closed labels that calibrates; the rest judges."""
+GOLDEN_MARGIN = 0.05
+"""By how much the risk on golden rows may be worse at equal cost: what may be forgotten."""
 MOST_GOLDEN = 600
 MOST_LOGGED = 1000
 MOST_ATTEMPTS = 3
@@ -161,37 +161,35 @@ class Round:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
         run = self._run
         fitted = run.step("recalibrate", self._recalibrate)
-        if fitted["done"]:
-            first = run.step("judge-recalibrated", lambda out: self._judge(out, "recalibrate"))
-            if first["accepted"]:
-                return "recalibrate", {**first, "why": f"recalibration is enough: {first['why']}"}
-        else:
-            first = {"accepted": False, "repairs": False, "why": fitted["why"]}
+        if not fitted["done"]:
+            return None, fitted
+        verdicts = {"recalibrate": run.step("judge-recalibrated", lambda out: self._judge(out, "recalibrate"))}
+        first = verdicts["recalibrate"]
+        if first["accepted"]:
+            return "recalibrate", {**first, "why": f"recalibration is enough: {first['why']}"}
         if self._options.recalibrate_only:
-            trained = {"accepted": False, "repairs": False, "why": "retraining is off"}
+            second = "retraining is off"
         elif self._registry.checkpoint(self._snapshot["current"]) is None:
-            text = "no checkpoint lies beside the current bundle, so there is nothing to retrain from"
-            trained = {"accepted": False, "repairs": False, "why": text}
+            second = "no checkpoint lies beside the current bundle, so there is nothing to retrain from"
         else:
             run.step("train", self._train)
             raw = run.path("train") / "raw"
             run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._labels()))
             trained = run.step("judge-retrained", lambda out: self._judge(out, "calibrate-trained"))
-        both = f"recalibrated: {first['why']}; retrained: {trained['why']}"
-        for name, verdict in (("calibrate-trained", trained), ("recalibrate", first)):
-            if verdict["accepted"]:
-                return name, {**verdict, "why": both}
-        for name, verdict in (("calibrate-trained", trained), ("recalibrate", first)):
-            if verdict["repairs"]:
-                return name, {**verdict, "why": f"the promise is broken and this keeps it: {both}"}
-        return None, {**first, "why": both}
+            verdicts["calibrate-trained"], second = trained, trained["why"]
+        both = f"recalibrated: {first['why']}; retrained: {second}"
+        passed = {name: one["cost"] for name, one in verdicts.items() if one["accepted"] or one["repairs"]}
+        if not passed:
+            return None, {"why": both}
+        name = min(passed, key=lambda name: passed[name])
+        return name, {"why": f"{name} is taken: {both}"}
 
     def _recalibrate(self, out: Path) -> dict[str, Any]:
         """The current weights with probabilities and thresholds of now, where there are audits to fit them on."""
         current, labels = self._current(), self._labels()
-        if len(labels.calibrate) < FEWEST_CLOSED:
-            text = f"{labels.counts['closed']} recent audits are closed, too few to fit thresholds on"
-            return {"done": False, "why": text, "labels": labels.counts}
+        if len(labels.recent) < FEWEST_ROWS:
+            text = f"{len(labels.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
+            return {"done": False, "why": f"{text} and to judge", "labels": labels.counts}
         return self._calibrated(out, current.path, labels) | {"done": True, "labels": labels.counts}
 
     def _train(self, out: Path) -> dict[str, Any]:
@@ -215,14 +213,13 @@ class Round:
     def _calibrated(self, out: Path, weights: Path, labels: Labels) -> dict[str, Any]:
         """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
         engine = Engine.from_pretrained(weights, threads=2)
-        audits = len(labels.calibrate) >= FEWEST_CLOSED
-        rows = unseen(labels.calibrate if audits else labels.base, engine.bundle)
-        earlier = unseen(labels.earlier, engine.bundle) if audits else []
+        rows = self._scored(labels.recent, engine)
+        earlier = self._scored(labels.earlier, engine) if labels.earlier else None
         bundle, report = recalibrated(
             weights,
             out,
-            map_rows=score_rows(earlier, engine) if earlier else None,
-            rows=score_rows(rows, engine),
+            map_rows=earlier,
+            rows=rows,
             promises=self._current(),
             traffic=labels.traffic,
         )
@@ -230,8 +227,8 @@ class Round:
             "version": bundle.version,
             "label": report["label"],
             "rows": len(rows),
-            "map_rows": len(earlier),
-            "rows_sha256": data_sha256(rows),
+            "map_rows": len(labels.earlier),
+            "rows_sha256": rows.sha256,
             "thresholds": {name: policy.threshold for name, policy in bundle.policies.items()},
             "notes": report["notes"],
         }
@@ -284,13 +281,18 @@ class Round:
 
     def _labels(self) -> Labels:
         base = unseen(read_corpus(self._options.data), self._current())
-        return labels_of(self._frozen(), base, calibrate_share=CALIBRATE_SHARE, most=MOST_GOLDEN)
+        found = labels_of(self._frozen(), base, most=MOST_GOLDEN)
+        recent, earlier = (unseen(rows, self._current()) for rows in (found.recent, found.earlier))
+        return replace(found, recent=recent, earlier=earlier)
+
+    def _scored(self, rows: Sequence[Row], engine: Engine) -> CalibrationSet:
+        current = self._current()
+        return score_rows(rows, engine, current.policies[current.default_policy].group_by)
 
     def _feedback(self) -> tuple[list[Row], dict[str, Any]]:
         """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
         frozen, labels = self._frozen(), self._labels()
-        held = [*labels.calibrate, *labels.judge, *labels.earlier, *labels.base, *labels.golden]
-        kept = {row.sha256 for row in held} | conversations(frozen.recent)
+        kept = {row.sha256 for row in [*labels.recent, *labels.earlier, *labels.golden]} | conversations(frozen.recent)
         found = build(row for row in frozen.earlier if not frozen.audited(row))
         fresh = [row for row in found.rows if row.sha256 not in kept]
         return fresh, found.as_json() | {"used": len(fresh), "kept_for_judging": len(found.rows) - len(fresh)}
@@ -300,14 +302,13 @@ class Round:
         labels = self._labels()
         current = Engine.from_pretrained(self._current().path, threads=2)
         candidate = Engine.from_pretrained(self._run.path(name) / "bundle", threads=2)
-        recent = unseen(unseen(labels.judge, current.bundle), candidate.bundle)
-        verdict = compare(
-            current,
-            candidate,
-            recent=(score_rows(recent, current), score_rows(recent, candidate)) if recent else None,
-            traffic=labels.traffic,
-            golden=unseen(labels.golden, candidate.bundle),
-            log=self._log(),
+        scored = self._scored(labels.recent, current), self._scored(labels.recent, candidate)
+        verdict = judge(
+            [
+                recent_set(current, candidate, scored, labels.traffic),
+                golden_set(current, candidate, labels.golden, risk_margin=GOLDEN_MARGIN),
+            ],
+            off_policy=off_policy_pair(current, candidate, self._log()),
         )
         return verdict.as_json()
 

@@ -1,0 +1,111 @@
+"""What two bundles choose on the same rows, and which labels are fair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from classifier.calibration import Calibration
+from classifier.policy import Guarantee, Policy, choose_many
+from training.calibration_report import PRICES, under
+from training.calibration_set import CalibrationSet
+from training.choices import at_cost, out_of_fold, targets_of
+from training.frozen import Frozen, audit_rows
+from training.risk_control import fit_threshold, routing_losses, soft
+
+ALPHA = 0.1
+
+
+class Fitted:
+    """An engine as far as its choices go."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policies, self.default_policy = {policy.name: policy}, policy.name
+        self.bundle = type("Bundle", (), {"calibration": Calibration("identity", "OUTCOME", 0, {})})
+
+
+def policy(**fields) -> Policy:
+    guarantee = Guarantee(alpha=ALPHA, method="CONFORMAL_RISK_CONTROL", feasible=True, bound=ALPHA)
+    return Policy("balanced", 0.5, guarantee=guarantee, **fields)
+
+
+def noise(n: int, seed: int) -> CalibrationSet:
+    """Rows whose logits say nothing of their labels: what fits them has only learnt them by heart."""
+    rng = np.random.default_rng(seed)
+    names = np.array([f"{seed}.{i}" for i in range(n)])
+    labels = soft(rng.integers(0, 4, n))
+    return CalibrationSet(rng.normal(size=(n, 4)).astype(np.float32), labels, "OUTCOME", names, names, {})
+
+
+def test_choices_out_of_fold_are_judged_by_what_they_did_not_fit():
+    """In the mean over small sets the risk out of fold is the risk of a threshold on new rows, which α bounds."""
+    engine, risks = Fitted(policy()), []
+    for seed in range(40):
+        rows = noise(60, seed)
+        risks.append(under(out_of_fold(engine, rows), rows.labels).mean())
+    assert np.mean(risks) <= ALPHA + 2 * np.std(risks) / np.sqrt(len(risks))
+    assert np.mean(risks) > ALPHA / 3
+
+
+def test_choices_out_of_fold_know_nothing_of_their_own_label():
+    """Another label of a row changes nothing in what is chosen for it."""
+    engine, rows = Fitted(policy()), noise(60, 1)
+    before = out_of_fold(engine, rows)
+    for row in range(5):
+        labels = rows.labels.copy()
+        labels[row] = np.roll(labels[row], 2)
+        other = CalibrationSet(rows.logits, labels, rows.label, rows.ids, rows.groups, rows.facets)
+        assert out_of_fold(engine, other)[row] == before[row]
+
+
+def test_targets_are_what_the_policy_was_asked_for():
+    """Thresholds are fitted anew with the promise, room to explore and exempt labels of the policy that serves."""
+    targets = targets_of((policy(epsilon=0.02, exempt_labels=("tenant",)),))
+    assert (targets.alphas, targets.epsilon, targets.exempt_labels) == ({"balanced": ALPHA}, 0.02, ("tenant",))
+
+
+@pytest.mark.parametrize("cost", [0.1, 1.0, 20.0, 100.0])
+def test_choices_at_a_cost_are_the_strictest_that_it_pays_for(cost: float):
+    """No threshold that costs at most so much has a lower risk."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet([1, 1, 1, 1], 200).astype(np.float32)
+    labels = soft(rng.integers(0, 4, 200))
+    chosen, prices = at_cost(shares, cost), np.asarray(PRICES)
+    assert prices[chosen].mean() <= cost
+    for threshold in np.linspace(0, 1.01, 200):
+        other = choose_many(shares, threshold)
+        if prices[other].mean() <= cost:
+            assert under(chosen, labels).mean() <= under(other, labels).mean() + 1e-9
+
+
+def test_equal_bundles_are_equal_at_one_cost():
+    """At its own cost a model chooses as it did."""
+    shares = np.random.default_rng(1).dirichlet([1, 1, 1, 1], 300).astype(np.float32)
+    labels = soft(np.random.default_rng(2).integers(0, 4, 300))
+    chosen = choose_many(shares, fit_threshold(routing_losses(shares, labels), ALPHA).threshold)
+    assert np.array_equal(at_cost(shares, float(np.asarray(PRICES)[chosen].mean())), chosen)
+
+
+def export_row(i, **fields):
+    row = {
+        "decision_id": f"d{i}", "caller": "a", "labels": {}, "request_hash": f"h{i}", "outcome_id": "o",
+        "request": {"messages": [{"role": "user", "content": f"q{i}"}]},
+        "verdict": "accepted", "cause": "quality", "served_tier": "standard", "accepted_tier": None,
+    }  # fmt: skip
+    return {**row, **fields}
+
+
+def test_only_audits_are_closed_labels():
+    """An escalation closes a label only where the request was drawn at random: else labels would drift upwards."""
+    audit = {"labels": {"sample": "audit"}, "served_tier": "simple"}
+    rows = [
+        export_row(0, **audit),
+        export_row(1, verdict="escalated", accepted_tier="frontier", **audit),
+        export_row(2, verdict="escalated", **audit),
+        export_row(3, verdict="escalated", accepted_tier="complex"),
+    ]
+    found, counts = audit_rows(Frozen([], rows, ("sample", "audit")), rows)
+    assert [row.tier.name for row in found] == ["SIMPLE", "FRONTIER"]
+    assert counts == {"audits": 3, "closed": 2, "open": 1, "without_text": 0}

@@ -1,0 +1,171 @@
+"""What two bundles choose on the same rows: from engines to what the gate judges.
+
+Two things keep the comparison fair. Thresholds are fitted on the recent audits, so the choices on them are made *out of
+fold*: each row's by a threshold fitted on the rows of other folds, with the same targets and map. And the golden rows
+carry RUBRIC labels, on which a policy for outcomes promises nothing: there both bundles are brought to one cost, that
+of the serving one at its α, and the risks at that cost are compared.
+
+Knows nothing of stores, files or registries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.engine import Engine
+from classifier.policy import Policy, choose_many
+from classifier.types import Request
+from training.calibration_report import PRICES
+from training.calibration_set import CalibrationSet
+from training.corpus import Row, tiers
+from training.feedback_set import Log
+from training.gate import LabelledSet
+from training.off_policy import OffPolicy, estimate
+from training.policy_fit import Targets, fit_policies, thresholds_of
+from training.risk_control import fit_threshold, routing_losses, soft
+
+FOLDS = 5
+
+Choices = NDArray[np.int64]
+Probabilities = NDArray[np.float32]
+
+
+def recent_set(
+    current: Engine,
+    candidate: Engine,
+    scored: tuple[CalibrationSet, CalibrationSet],
+    traffic: Sequence[Request],
+) -> LabelledSet:
+    """The recent audits, with the default policy's promise, and the costs on recent traffic.
+
+    Args:
+        current: what serves.
+        candidate: what may; its thresholds were fitted on the audits.
+        scored: the audits, scored by the current and by the candidate.
+        traffic: recent requests, labelled or not; empty compares costs on the audits.
+    """
+    before, after = scored
+    promise = _default(current)
+    return LabelledSet(
+        "recent",
+        before.labels,
+        _chosen(promise, current.bundle.calibration.apply(before.logits), before),
+        out_of_fold(candidate, after),
+        groups=before.groups,
+        alpha=promise.guarantee.alpha,
+        traffic=None if not traffic else (on_requests(current, traffic), on_requests(candidate, traffic)),
+    )
+
+
+def golden_set(current: Engine, candidate: Engine, golden: Sequence[Row], *, risk_margin: float) -> LabelledSet:
+    """Rows of the base corpus, both bundles at the cost of the serving one where it has a risk of its α there.
+
+    Args:
+        current: what serves.
+        candidate: what may.
+        golden: rows that neither was trained on.
+        risk_margin: by how much the risk at that cost may be worse: what may be forgotten.
+    """
+    labels = soft(tiers(golden))
+    alpha = _default(current).guarantee.alpha
+    requests = [row.request for row in golden]
+    before, after = probabilities(current, requests), probabilities(candidate, requests)
+    chosen = choose_many(before, fit_threshold(routing_losses(before, labels), alpha).threshold)
+    return LabelledSet(
+        "golden",
+        labels,
+        chosen,
+        at_cost(after, float(np.asarray(PRICES)[chosen].mean())),
+        groups=np.array([row.group for row in golden]),
+        equal_cost=True,
+        risk_margin=risk_margin,
+    )
+
+
+def off_policy_pair(current: Engine, candidate: Engine, log: Log) -> tuple[OffPolicy, OffPolicy] | None:
+    """What an explored log says of both; None where nothing was explored."""
+    if not len(log) or not log.explored:
+        return None
+    requests = [request for request in log.requests if request is not None]
+    return estimate(log, on_requests(current, requests)), estimate(log, on_requests(candidate, requests))
+
+
+def probabilities(engine: Engine, requests: Sequence[Request]) -> Probabilities:
+    """(n, 4) float32, scored one by one as the service does it."""
+    scored = [engine.score(engine.prepare(request)).probabilities for request in requests]
+    return np.array(scored, dtype=np.float32).reshape(len(requests), -1)
+
+
+def on_requests(engine: Engine, requests: Sequence[Request]) -> Choices:
+    """What the default policy chooses, without floors, ceilings and exploration: (n,) int64.
+
+    Requests of a policy with groups get the fallback threshold, the strictest of all.
+    """
+    policy = _default(engine)
+    return choose_many(probabilities(engine, requests), policy.threshold, policy.top_tier_threshold)
+
+
+def out_of_fold(engine: Engine, rows: CalibrationSet, folds: int = FOLDS) -> Choices:
+    """What the default policy would choose on each row with thresholds fitted on the other folds: (n,) int64.
+
+    Args:
+        engine: whose map and targets they are.
+        rows: closed labels with its logits.
+        folds: groups are dealt to them by a hash.
+    """
+    policy, calibration = _default(engine), engine.bundle.calibration
+    fold = np.array([_position(group) % folds for group in rows.groups.tolist()])
+    shares = calibration.apply(rows.logits)
+    chosen = np.zeros(len(rows), dtype=np.int64)
+    for k in np.unique(fold):
+        mine = fold == k
+        (fitted,), _ = fit_policies(calibration, rows.take(~mine), targets_of((policy,)))
+        chosen[mine] = _chosen(fitted, shares[mine], rows.take(mine))
+    return chosen
+
+
+def targets_of(policies: Sequence[Policy]) -> Targets:
+    """What policies promise, as it was asked for. What is not about one policy is the first one's.
+
+    Raises:
+        SettingsError: none of them promises anything.
+    """
+    first = policies[0]
+    top = first.top_tier_guarantee
+    return Targets(
+        {policy.name: policy.guarantee.alpha for policy in policies if policy.guarantee.alpha},
+        first.guarantee.delta,
+        top.alpha if top is not None else 0.0,
+        first.group_by,
+        first.guarantee.severity or (1.0, 1.0, 1.0),
+        first.epsilon,
+        first.exempt_labels,
+    )
+
+
+def at_cost(shares: Probabilities, cost: float) -> Choices:
+    """What the strictest threshold chooses whose mean price is at most `cost`: (n,) int64."""
+    best = np.zeros(len(shares), dtype=np.int64)
+    prices = np.asarray(PRICES)
+    for threshold in np.unique(np.cumsum(shares.astype(np.float64), axis=1)[:, :-1]):
+        chosen = choose_many(shares, float(threshold))
+        if prices[chosen].mean() > cost:
+            break
+        best = chosen
+    return best
+
+
+def _default(engine: Engine) -> Policy:
+    return engine.policies[engine.default_policy]
+
+
+def _chosen(policy: Policy, shares: Probabilities, rows: CalibrationSet) -> Choices:
+    return choose_many(shares, thresholds_of(policy, rows), policy.top_tier_threshold)
+
+
+def _position(group: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"fold/{group}".encode()).digest()[:8], "big")
