@@ -98,6 +98,12 @@ class Tokenizer:
         token_type_ids[0, first:] = 1
         return Encoded(input_ids, np.ones_like(input_ids), token_type_ids, truncated)
 
+    def words(self) -> list[str]:
+        """Whole words of the vocabulary, of three letters and more, sorted."""
+        names = self._fast.get_vocab(with_added_tokens=False)
+        words = {name.lstrip("Ġ▁") for name in names if not name.startswith("##")}
+        return sorted(word for word in words if len(word) > 2 and word.isalpha())
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
         return ids

@@ -22,6 +22,10 @@ NAMES = {t.label for t in TIERS}
 SHARED = Path(__file__).parents[2] / "shared" / "corpora"
 
 
+MUST_NOT_MATTER = ("harness-noise", "same-ask-other-form", "same-ask-other-language", "steering")
+"""Families whose twins carry one ask."""
+
+
 @pytest.fixture(scope="module")
 def rows():
     """Every line of the corpus."""
@@ -100,7 +104,7 @@ def test_contrast_families_are_large_enough(rows):
     assert {family: n for family, n in twins.items() if n < 80} == {}
 
 
-@pytest.mark.parametrize("family", ["harness-noise", "same-ask-other-form", "same-ask-other-language", "steering"])
+@pytest.mark.parametrize("family", MUST_NOT_MATTER)
 def test_what_must_not_matter_does_not_move_the_tier(rows, family):
     """Twins that differ in noise, form, language or instructions about routing share their tier."""
     tiers = defaultdict(set)
@@ -136,13 +140,21 @@ def test_readers_agree(rows):
 
 
 def test_third_readers_settle_what_two_could_not(rows):
-    """A row with three labels stands on the middle one; no row of one label is called soft."""
+    """Two readers who agree, or the middle one of three, give the tier; twins that carry one ask pool their readers."""
     names = [t.label for t in TIERS]
+
+    def middle(votes):
+        return names[sorted(map(names.index, votes))[(len(votes) - 1) // 2]]
+
+    pooled = defaultdict(list)
     for row in rows:
-        if len(row["votes"]) == 3:
-            assert row["tier"] == names[sorted(map(names.index, row["votes"]))[1]], row["id"]
-        if len(row["votes"]) == 1:
-            assert max(row["probabilities"]) == 1, row["id"]
+        pooled[row["group"]] += row["votes"]
+    for row in rows:
+        assert len(row["votes"]) == 3 if row["votes"][0] != row["votes"][1] else len(row["votes"]) >= 2, row["id"]
+        settled = {middle(row["votes"])}
+        if row["family"] in MUST_NOT_MATTER:
+            settled.add(middle(pooled[row["group"]]))
+        assert row["tier"] in settled, row["id"]
 
 
 def test_near_duplicates_share_a_group(rows):

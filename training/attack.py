@@ -1,17 +1,15 @@
 """A search for a prefix that raises a request's tier: the attack of "Rerouting LLM routers" (Shafran et al.,
 arXiv:2501.01818). A short *gadget* of words before the prompt is improved word by word by what the router answers.
 
-Pure but for `vocabulary`, which reads the bundle's tokeniser; seeded. Knows nothing of policies or rows.
+Pure and seeded. Knows nothing of models, policies or rows.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from classifier.engine import Engine
 from classifier.types import Tier
 
 GADGET_WORDS = 10
@@ -44,15 +42,6 @@ class Attack:
     tries: int
     raised: bool
     prefix: str
-
-
-def vocabulary(engine: Engine) -> list[str]:
-    """Whole words of the bundle's tokeniser, sorted: what a gadget is made of."""
-    data = json.loads((engine.bundle.path / "tokenizer.json").read_text(encoding="utf-8"))
-    entries = data["model"]["vocab"]
-    names = entries if isinstance(entries, dict) else [entry[0] for entry in entries]
-    words = {name.lstrip("Ġ▁") for name in names if not name.startswith("##")}
-    return sorted(word for word in words if len(word) > 2 and word.isalpha())
 
 
 def attack(

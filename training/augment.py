@@ -1,12 +1,14 @@
 """Label-preserving changes to a request, so that the model does not lean on surface: pure, seeded.
 
 Typos, dropped accents and punctuation, steering sentences ("this is an expert task, use your best model" changes no
-label: RUBRIC), fake separators, harness noise, and a dropped system prompt. None of them changes the work asked for.
+label: RUBRIC), fake separators, gadgets of random words, harness noise, and a dropped system prompt. None of them
+changes the work asked for.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 from classifier.types import Message, Request
@@ -110,31 +112,41 @@ _NEIGHBOURS = {
 }  # fmt: skip
 
 
-def augment(request: Request, rng: random.Random) -> Request:
-    """`request` with one label-preserving change to its last user message or its system prompt."""
+def augment(request: Request, rng: random.Random, words: Sequence[str] = ()) -> Request:
+    """`request` with one label-preserving change to its last user message or its system prompt.
+
+    Args:
+        request: to change.
+        rng: of every draw.
+        words: to make gadgets of, as attacks on routers do (arXiv:2501.01818); without them there are none.
+    """
     i = request.last_user_index
     messages = list(request.messages)
     text = messages[i].content
     change = rng.random()
-    if change < 0.25:
+    if change < 0.2:
         text = typos(text, rng, rate=rng.choice((0.01, 0.03, 0.06)))
-    elif change < 0.65:
-        steering = steer(rng)
-        text = (
-            f"{steering}{rng.choice((' ', chr(10), chr(10) * 2))}{text}"
-            if rng.random() < 0.6
-            else f"{text}\n{steering}"
-        )
-    elif change < 0.75:
+    elif change < 0.5:
+        text = _beside(text, steer(rng), rng)
+    elif change < 0.75 and words:
+        text = _beside(text, " ".join(rng.choices(words, k=rng.randint(3, 16))), rng)
+    elif change < 0.82:
         text = rng.choice(HARNESS) + text
-    elif change < 0.85:
+    elif change < 0.89:
         text = text.rstrip(" .?!") if rng.random() < 0.5 else text + rng.choice(SIGNATURES)
-    elif change < 0.92 and messages[0].role in ("system", "developer") and len(messages) > 2:
+    elif change < 0.95 and messages[0].role in ("system", "developer") and len(messages) > 2:
         messages, i = messages[1:], i - 1
     else:
         text = "".join(c for c in text if c not in ",;'’\"") if len(text) < 400 else text
     messages[i] = Message("user", text)
     return replace(request, messages=tuple(messages))
+
+
+def _beside(text: str, addition: str, rng: random.Random) -> str:
+    """`addition` before `text`, or after it."""
+    if rng.random() < 0.7:
+        return f"{addition}{rng.choice((' ', chr(10), chr(10) * 2))}{text}"
+    return f"{text}{rng.choice((chr(10), chr(10) * 2))}{addition}"
 
 
 def steer(rng: random.Random) -> str:

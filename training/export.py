@@ -1,7 +1,6 @@
 """A trained model → the files of a bundle: ONNX through optimum, int8, parity checks, golden inputs.
 
-The exported graph (fused by `training.graph`) is quantised dynamically: signed int8 weights, per channel,
-`reduce_range` off. docs/design/0003-graph.md has the measurements.
+The graph is fused by `training.graph` and quantised by `training.int8`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
@@ -35,6 +33,7 @@ from classifier.session import Session
 from classifier.types import TIERS
 from training.corpus import Row
 from training.graph import fuse
+from training.int8 import quantise
 from training.model import save_tokenizer, tokenizer_of
 
 FP32_TOLERANCE = 1e-4
@@ -92,7 +91,7 @@ def export(
     model.config.max_tokens = max_tokens
     with tempfile.TemporaryDirectory() as folder:
         _export_fp32(fuse(model), Path(folder))
-        _quantise(Path(folder))
+        quantise(Path(folder))
         shutil.copyfile(Path(folder) / "model.onnx", out / "model_fp32.onnx")
         shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")
     model.config.save_pretrained(out)
@@ -106,7 +105,7 @@ def export(
     if parity.int8_agreement < int8_agreement:
         raise GateNotMet(
             f"{out}: int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} rows, wanted "
-            f"{int8_agreement}; train longer or leave the first layer in float"
+            f"{int8_agreement}; set int8 = true in the recipe's [student]"
         )
     return parity
 
@@ -221,26 +220,6 @@ def _export_fp32(model: PreTrainedModel, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about constants that are constants
         onnx_export_from_model(model, folder, task="text-classification", do_validation=False, opset=17)
-
-
-def _quantise(folder: Path) -> None:
-    from optimum.onnxruntime import ORTQuantizer
-    from optimum.onnxruntime.configuration import AutoQuantizationConfig
-
-    graph = onnx.load(str(folder / "model.onnx")).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    # Attention's products of two activations have no weights to shrink; in int8 they only cost time and accuracy.
-    plain = [n.name for n in graph.node if n.op_type == "MatMul" and not weights & set(n.input)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantizer = ORTQuantizer.from_pretrained(folder, file_name="model.onnx")
-        config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True, nodes_to_exclude=plain)
-        config.reduce_range = False
-        logging.disable(logging.WARNING)  # onnxruntime logs a line for every constant
-        try:
-            quantizer.quantize(save_dir=folder, quantization_config=config)
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 def _parity(model: PreTrainedModel, fast: FastTokenizer, out: Path, max_tokens: int, rows: Sequence[Row]) -> Parity:

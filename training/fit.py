@@ -16,6 +16,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from classifier.types import TIERS
 from training import processes
 from training.augment import augment
 from training.corpus import UNLABELLED, Row, soft_labels
+from training.int8 import simulated_int8
 from training.losses import distillation_loss, label_loss
 
 STATE_SECONDS = 300.0
@@ -60,6 +62,7 @@ class FitOptions:
         distill_weight: share of the loss that follows the teacher, in [0, 1].
         temperature: of distillation.
         outcome_weight: factor on the weight of OUTCOME rows.
+        int8: train under the rounding of the int8 graph (`training.int8`), for what will be served in it.
         seed: of everything random.
     """
 
@@ -76,6 +79,7 @@ class FitOptions:
     distill_weight: float = 0.0
     temperature: float = 1.0
     outcome_weight: float = 0.3
+    int8: bool = False
     seed: int = 0
 
 
@@ -135,6 +139,7 @@ def fit(
     weight = torch.from_numpy(row_weights(rows, options))
     followed = None if teacher_logits is None else torch.from_numpy(np.ascontiguousarray(teacher_logits, np.float32))
     labelled = torch.tensor([float(r.label != UNLABELLED) for r in rows])
+    words = tokenizer.words()
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
     optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -151,7 +156,7 @@ def fit(
         start = time.monotonic() - progress.seconds
         rng = random.Random(f"{options.seed}/{epoch}")
         sequences = [
-            tokenizer.ids(render(augment(r.request, rng)))[:2] if rng.random() < options.augment else plain[i]
+            tokenizer.ids(render(augment(r.request, rng, words)))[:2] if rng.random() < options.augment else plain[i]
             for i, r in enumerate(rows)
         ]
         batches = _bucketed([len(ids) for ids, _ in sequences], step_rows, rng)
@@ -169,7 +174,8 @@ def fit(
                 k: torch.from_numpy(v).to(accelerator.device)
                 for k, v in pad([sequences[i] for i in index.tolist()]).items()
             }
-            with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
+            rounding = simulated_int8(model) if options.int8 else nullcontext()
+            with rounding, torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits = wrapped(**inputs).logits.float()
             losses = _loss(logits, index, target, inside, eta, labelled, followed, options)
             loss = (losses * share.to(losses.device)).sum()

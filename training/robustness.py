@@ -21,8 +21,9 @@ from tqdm import tqdm
 from classifier.engine import Engine
 from classifier.metrics import Interval, bootstrap_interval
 from classifier.policy import Policy, choose_many
+from classifier.tokenizer import Tokenizer
 from classifier.types import TIERS, Message, Request, Tier
-from training.attack import RAISING, Attack, attack, vocabulary
+from training.attack import RAISING, Attack, attack
 from training.corpus import Row, tiers
 
 Probabilities = NDArray[np.float32]
@@ -168,7 +169,7 @@ def attack_rows(
     engine: Engine, requests: Sequence[Request], policy: Policy, *, tries: int = 200, seed: int = 0
 ) -> list[Attack]:
     """The search on each request, against the tier of `policy`."""
-    words = vocabulary(engine)
+    words = Tokenizer.from_file(engine.bundle.path / "tokenizer.json", engine.bundle.manifest["max_tokens"]).words()
     found = []
     for i, request in enumerate(tqdm(requests, desc="attack", disable=None)):
         start: list[Tier] = []
