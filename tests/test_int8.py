@@ -10,11 +10,11 @@ pytest.importorskip("torch")
 import torch
 
 from classifier.session import Session
+from tests.tiny import WORDS
 from training.corpus import read_corpus
 from training.export import export
 from training.int8 import simulated_int8
 from training.model import load_base
-from tests.tiny import WORDS
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
