@@ -55,19 +55,51 @@ def test_what_is_no_conversation_is_in_no_loop(messages: object) -> None:
     assert loop_start(messages) == ""
 
 
+def raised(name: str, status: int | None = None) -> Exception:
+    """An exception of that class's name, with a status where it has one."""
+    error = type(name, (Exception,), {})()
+    if status:
+        error.status_code = status
+    return error
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
-    ("name", "cause"),
+    ("error", "cause"),
     [
-        ("Timeout", Cause.AVAILABILITY),
-        ("RateLimitError", Cause.AVAILABILITY),
-        ("ContextWindowExceededError", Cause.CONTEXT_WINDOW),
-        ("ContentPolicyViolationError", Cause.POLICY),
-        ("GuardrailRaisedException", Cause.POLICY),
+        (raised("Timeout"), Cause.AVAILABILITY),
+        (raised("RateLimitError", 429), Cause.AVAILABILITY),
+        (raised("BadRequestError", 400), Cause.AVAILABILITY),
+        (raised("HTTPException", 429), Cause.AVAILABILITY),
+        (raised("HTTPException", 502), Cause.AVAILABILITY),
+        (raised("ContextWindowExceededError", 400), Cause.CONTEXT_WINDOW),
+        (raised("ContentPolicyViolationError", 400), Cause.POLICY),
+        (raised("HTTPException", 499), None),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "a fault, no judgement"), Cause.AVAILABILITY),
     ],
+    ids=lambda value: type(value).__name__ + str(getattr(value, "status_code", "")),
 )
-def test_an_exception_is_never_quality(name: str, cause: Cause) -> None:
-    """What follows an exception says nothing of complexity."""
-    assert cause_of_exception(type(name, (Exception,), {})()) is cause
+def test_what_follows_from_a_provider_is_never_quality(error: Exception, cause: Cause | None, answered: bool) -> None:
+    """A timeout, a limit, a full context, a refusal: says nothing of complexity; a caller who left says nothing."""
+    assert cause_of_exception(error, answered=answered) is cause
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        raised("GuardrailRaisedException"),
+        raised("BlockedPiiEntityError"),
+        raised("ModifyResponseException"),
+        raised("HTTPException", 400),
+        raised("HTTPException", 422),
+        ValueError("Guardrail failed"),
+    ],
+    ids=lambda value: type(value).__name__ + str(getattr(value, "status_code", "")),
+)
+def test_a_guardrails_word_is_about_the_answer_where_there_is_one(error: Exception) -> None:
+    """After an answer it is QUALITY, before one POLICY."""
+    found = [cause_of_exception(error, answered=answered) for answered in (True, False)]
+    assert found == [Cause.QUALITY, Cause.POLICY]
 
 
 def test_statuses_of_an_outage() -> None:

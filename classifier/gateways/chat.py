@@ -135,19 +135,40 @@ class Remembered(Generic[T]):
         return self._values.get(name)
 
 
-def cause_of_exception(error: BaseException) -> Cause:
-    """Why a provider's call failed, by the names of the exception's classes.
+_BLOCKED = frozenset({400, 403, 422})
+"""Statuses that are a guardrail's word where a hook raises them; others tell of a guardrail that failed."""
+_GUARDRAILS = frozenset({"GuardrailRaisedException", "BlockedPiiEntityError", "ModifyResponseException"})
+_REFUSALS = frozenset({"ContentPolicyViolationError", "RejectedRequestError"})
+_GONE = 499
 
-    >>> class ContextWindowExceededError(Exception): pass
-    >>> cause_of_exception(ContextWindowExceededError()), cause_of_exception(TimeoutError())
-    (<Cause.CONTEXT_WINDOW: 3>, <Cause.AVAILABILITY: 2>)
+
+def cause_of_exception(error: BaseException, *, answered: bool = False) -> Cause | None:
+    """What an exception that ended a call, or an attempt of one, says; by the names of its classes.
+
+    A guardrail's word is a judgement: of the answer where there is one, else of the request. Everything else follows
+    from the provider.
+
+    Args:
+        error: the exception.
+        answered: whether a model had answered, so that only a hook can have raised it.
+
+    Returns:
+        QUALITY, POLICY, CONTEXT_WINDOW or AVAILABILITY; None where the caller left, which says nothing.
+
+    >>> class GuardrailRaisedException(Exception): pass
+    >>> cause_of_exception(GuardrailRaisedException()), cause_of_exception(GuardrailRaisedException(), answered=True)
+    (<Cause.POLICY: 4>, <Cause.QUALITY: 1>)
     """
     names = {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(error, "status_code", None) if "HTTPException" in names else None
+    if status == _GONE:
+        return None
+    # Guardrails also raise a plain ValueError: LiteLLM's own example does.
+    if names & _GUARDRAILS or status in _BLOCKED or type(error) is ValueError:
+        return Cause.QUALITY if answered else Cause.POLICY
     if "ContextWindowExceededError" in names:
         return Cause.CONTEXT_WINDOW
-    if "ContentPolicyViolationError" in names or any(name.startswith("Guardrail") for name in names):
-        return Cause.POLICY
-    return Cause.AVAILABILITY
+    return Cause.POLICY if names & _REFUSALS else Cause.AVAILABILITY
 
 
 def is_outage(status: str) -> bool:

@@ -4,16 +4,15 @@
     body           ─▶ request_body    ─▶ x-classifier-tier, -decision-id, the model header, perhaps the body's model
     status         ─▶ response_headers ─▶ the same headers for the caller; an outage is reported as AVAILABILITY
 
-One stream is one HTTP request. A request is never failed, but one: a restricted request without a route on premises
-gets 403. What a caller sends under our own headers' names is removed. Needs the extra `envoy` (`xds-protos`).
+One stream is one HTTP request. A request is never failed, but one: a restricted request without a route on premises,
+as is every one that is no chat, gets 403. What a caller sends under our own headers' names is removed. Needs the extra
+`envoy` (`xds-protos`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -24,9 +23,9 @@ from typing import Any
 import grpc
 
 from classifier.client import AsyncClient
-from classifier.conversations import request_of_body
-from classifier.errors import ClassifierError, InvalidRequest, MissingExtra, NoAllowedRoute, SettingsError
+from classifier.errors import InvalidRequest, MissingExtra, NoAllowedRoute, SettingsError
 from classifier.fallback import Answer
+from classifier.gateways.asking import Asker
 from classifier.gateways.chat import (
     DATA_HEADER,
     FALLBACK_HEADER,
@@ -38,6 +37,8 @@ from classifier.gateways.chat import (
     is_outage,
     labels_of,
 )
+from classifier.gateways.outbox import Outbox
+from classifier.gateways.settings import GatewaySettings
 from classifier.routing import RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
@@ -56,48 +57,33 @@ PATHS = ("/chat/completions", "/messages", "/responses")
 MODEL_HEADER = "x-ai-eg-model"
 """The header that Envoy AI Gateway routes on."""
 _BODY_REASON = "BODY_UNREADABLE"
-_log = logging.getLogger(__name__)
+DRAIN_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class ExtProcSettings:
-    """What the external processor is told. Checked when made.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtProcSettings(GatewaySettings):
+    """What the external processor is told, beside what every gateway is. Checked when made.
 
     Attributes:
-        listen: HOST:PORT or unix:/PATH; port 0 picks a free one.
-        address: of the classifier.
-        server_ca: PEM file of the authority of its certificate; empty means no TLS.
-        server_cert: PEM file of the certificate shown to it.
-        server_key: PEM file of that certificate's key.
-        server_token_file: file of the bearer token shown to it.
+        server_token_file: file of the bearer token shown to the server.
         routes: routing table; empty sets no model.
-        fallback_tier: where nothing comes back in time.
-        timeout_seconds: deadline of one classification.
+        fallback_tier: where nothing comes back in time, and for bodies that are larger than `max_request_bytes`.
         model_header: what the model's name is written to.
         rewrite_body: write the model into the body too.
-        max_request_bytes: a larger body is not read and gets the fallback tier.
     """
 
     listen: str = "127.0.0.1:50061"
-    address: str = "127.0.0.1:50051"
-    server_ca: str = ""
-    server_cert: str = ""
-    server_key: str = ""
+    timeout_seconds: float = 0.025
     server_token_file: str = ""
     routes: str = ""
     fallback_tier: Tier = Tier.COMPLEX
-    timeout_seconds: float = 0.025
     model_header: str = MODEL_HEADER
     rewrite_body: bool = False
-    max_request_bytes: int = 4 * 2**20
 
     def __post_init__(self) -> None:
+        GatewaySettings.__post_init__(self)
         if self.rewrite_body and not self.routes:
             raise SettingsError("--rewrite-body needs --routes: without a table no model is known for a tier")
-        if not self.timeout_seconds > 0:
-            raise SettingsError(f"--timeout-seconds is {self.timeout_seconds}; give a positive number")
-        if self.max_request_bytes < 1:
-            raise SettingsError(f"--max-request-bytes is {self.max_request_bytes}; give a positive number")
 
 
 class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
@@ -110,8 +96,8 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
     """
 
     def __init__(self, client: AsyncClient, settings: ExtProcSettings, table: RoutingTable | None) -> None:
-        self._client, self._settings, self._table = client, settings, table
-        self._reports: set[asyncio.Task[None]] = set()
+        self._asker, self._settings = Asker(client, settings.fallback_tier, table), settings
+        self.outbox = Outbox(client.report_outcome)
 
     async def Process(  # noqa: N802 - the proto's name
         self, request_iterator: AsyncIterator[Any], context: Any
@@ -124,10 +110,11 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
             part = message.WhichOneof("request")
             if part == "request_headers":
                 headers = _headers(message.request_headers)
-                if _wanted(headers) and not message.request_headers.end_of_stream:
-                    yield self._clean(read_body=True)
-                else:
-                    yield self._clean(read_body=False)
+                has_body = not message.request_headers.end_of_stream
+                if has_body and _is_restricted(headers) and not _is_chat(headers):
+                    yield _refusal(NoAllowedRoute("data=restricted: only chat requests have routes on premises"))
+                    return
+                yield self._clean(read_body=has_body and _is_wanted(headers))
             elif part == "request_body":
                 try:
                     answer, body = await self._answer(headers, message.request_body.body)
@@ -153,30 +140,9 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         labels = labels_of(None, None, headers.get(DATA_HEADER))
         try:
             body = _parsed(raw, self._settings.max_request_bytes)
-            request = request_of_body(body, labels=labels, request_id=headers.get("x-request-id", "")[:256])
-            return await self._client.classify(request), body
-        except NoAllowedRoute:
-            raise
         except InvalidRequest:
-            code = _BODY_REASON
-        except Exception as error:
-            _log.exception("the request is routed to the fallback tier")
-            code = error.status if isinstance(error, ClassifierError) else "INTERNAL"
-        return self._fallback(code, restricted=is_restricted(labels)), None
-
-    def _fallback(self, code: str, *, restricted: bool) -> Answer:
-        tier = self._settings.fallback_tier
-        if self._table is None:
-            if restricted:
-                raise NoAllowedRoute("data=restricted: without a routing table no route is known to be on premises")
-            return Answer(tier, None, code)
-        try:
-            route = self._table.choose(tier, restricted=restricted)
-        except NoAllowedRoute:
-            if restricted:
-                raise
-            return Answer(tier, None, code)
-        return Answer(route.tier, None, code, route.model)
+            return self._asker.fall_back(_BODY_REASON, restricted=is_restricted(labels)), None
+        return await self._asker.ask(body, labels, request_id=headers.get("x-request-id", "")[:256]), body
 
     def _clean(self, *, read_body: bool) -> Any:
         """Removes what a caller forged; asks for the body, or not."""
@@ -211,27 +177,16 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         decision = answer.decision
         if decision is None or not decision.decision_id:
             return
-        outcome = Outcome(
-            decision.decision_id,
-            f"{decision.decision_id[:200]}:availability",
-            Verdict.REJECTED,
-            Cause.AVAILABILITY,
-            Source.AUTOMATIC,
-            answer.tier,
+        self.outbox.put(
+            Outcome(
+                decision.decision_id,
+                f"{decision.decision_id[:200]}:availability",
+                Verdict.REJECTED,
+                Cause.AVAILABILITY,
+                Source.AUTOMATIC,
+                answer.tier,
+            )
         )
-        task = asyncio.get_running_loop().create_task(self._report(outcome))
-        self._reports.add(task)
-        task.add_done_callback(self._reports.discard)
-
-    async def _report(self, outcome: Outcome) -> None:
-        try:
-            await self._client.report_outcome(outcome)
-        except ClassifierError as error:
-            _log.warning("an outcome was not taken: %s", error)
-
-    async def drain(self) -> None:
-        """Waits for the outcomes that are on their way."""
-        await asyncio.gather(*self._reports, return_exceptions=True)
 
 
 def _parsed(raw: bytes, limit: int) -> dict[str, Any]:
@@ -258,15 +213,18 @@ def _headers(message: Any) -> dict[str, str]:
     }
 
 
-def _wanted(headers: Mapping[str, str]) -> bool:
-    """Whether a request goes to a chat API and did not opt out; a restricted one cannot."""
+def _is_chat(headers: Mapping[str, str]) -> bool:
     path = headers.get(":path", "").partition("?")[0].rstrip("/")
-    restricted = is_restricted(labels_of(None, None, headers.get(DATA_HEADER)))
-    return (
-        headers.get(":method") == "POST"
-        and path.endswith(PATHS)
-        and (restricted or not is_off(headers.get(SWITCH_HEADER)))
-    )
+    return headers.get(":method") == "POST" and path.endswith(PATHS)
+
+
+def _is_restricted(headers: Mapping[str, str]) -> bool:
+    return is_restricted(labels_of(None, None, headers.get(DATA_HEADER)))
+
+
+def _is_wanted(headers: Mapping[str, str]) -> bool:
+    """Whether a request goes to a chat API and did not opt out; a restricted one cannot."""
+    return _is_chat(headers) and (_is_restricted(headers) or not is_off(headers.get(SWITCH_HEADER)))
 
 
 def _header(name: str, value: str) -> Any:
@@ -326,14 +284,18 @@ async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: s
     shown = settings.listen if settings.listen.startswith("unix:") else f"{settings.listen.rpartition(':')[0]}:{port}"
     print(f"serving on {shown}", file=sys.stderr, flush=True)
     await stopped.wait()
-    await server.stop(10)
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(processor.drain(), 10)
+    await server.stop(DRAIN_SECONDS)
+    await processor.outbox.drain(DRAIN_SECONDS)
     await client.close()
 
 
 def run(settings: ExtProcSettings) -> None:
-    """Serves until a signal."""
+    """Serves until a signal.
+
+    Raises:
+        SettingsError: the address cannot be had, or a file cannot be read.
+    """
+    settings.credentials()  # names the file that cannot be read, which the client does not
     table = read_table(settings.routes) if settings.routes else None
     token = ""
     if settings.server_token_file:

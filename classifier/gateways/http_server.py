@@ -21,58 +21,39 @@ import grpc
 from classifier.client import SERVICE_CONFIG
 from classifier.credentials import Identity
 from classifier.errors import ClassifierError, MissingExtra, SettingsError
+from classifier.gateways.settings import GatewaySettings, check_pair
 from classifier.listening import bound_socket, check_free
-from classifier.settings import check_address, is_local, is_unix
+from classifier.settings import is_local, is_unix
 
 log = logging.getLogger(__name__)
 TOKENS_SECONDS = 5.0
 DRAIN_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class HttpSettings:
-    """What the HTTP gateway is told. Checked when made.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings(GatewaySettings):
+    """What the HTTP gateway is told, beside what every gateway is. Checked when made.
 
     Attributes:
-        listen: HOST:PORT or unix:/PATH; port 0 picks a free one.
-        address: of the gRPC server.
-        server_ca: PEM file of the authority of its certificate; empty means no TLS.
-        server_cert: PEM file of the certificate shown to it.
-        server_key: PEM file of that certificate's key.
         tokens: file of bearer tokens, a line each: NAME TOKEN; the server's own. Empty leaves the check to the server.
         tls_cert: PEM file of the certificate chain shown to callers.
         tls_key: PEM file of its key.
         insecure: serve other machines without TLS or without tokens.
-        max_request_bytes: largest body.
-        timeout_seconds: deadline of one request.
 
     Raises:
         SettingsError: values contradict one another; both sides are named.
     """
 
     listen: str = "127.0.0.1:8080"
-    address: str = "127.0.0.1:50051"
-    server_ca: str = ""
-    server_cert: str = ""
-    server_key: str = ""
+    timeout_seconds: float = 10.0
     tokens: str = ""
     tls_cert: str = ""
     tls_key: str = ""
     insecure: bool = False
-    max_request_bytes: int = 4 * 2**20
-    timeout_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        check_address(self.listen)
-        for one, other in (("tls_cert", "tls_key"), ("server_cert", "server_key")):
-            if bool(getattr(self, one)) != bool(getattr(self, other)):
-                raise SettingsError(f"{one} and {other} go together; give both or neither")
-        if self.server_cert and not self.server_ca:
-            raise SettingsError("server_cert is shown to a server with TLS; give server_ca, its authority, too")
-        if self.max_request_bytes < 1024:
-            raise SettingsError(f"max_request_bytes: expected 1024 or more, found {self.max_request_bytes}")
-        if not self.timeout_seconds > 0:
-            raise SettingsError(f"timeout_seconds: expected a number above 0, found {self.timeout_seconds:g}")
+        GatewaySettings.__post_init__(self)
+        check_pair(self, "tls_cert", "tls_key")
         if not is_local(self.listen) and not self.insecure:
             missing = [] if self.tls_cert else ["TLS (--tls-cert, --tls-key)"]
             missing += [] if self.tokens else ["authentication (--tokens, the server's own file)"]
@@ -154,15 +135,10 @@ def _channel(settings: HttpSettings) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.max_receive_message_length", -1),
     )
-    if not settings.server_ca:
+    credentials = settings.credentials()
+    if credentials is None:
         return grpc.aio.insecure_channel(settings.address, options)
-    try:
-        files = [
-            Path(p).read_bytes() if p else None for p in (settings.server_ca, settings.server_key, settings.server_cert)
-        ]
-    except OSError as error:
-        raise SettingsError(f"server TLS: {error.filename} cannot be read ({error.strerror})") from None
-    return grpc.aio.secure_channel(settings.address, grpc.ssl_channel_credentials(*files), options)
+    return grpc.aio.secure_channel(settings.address, credentials, options)
 
 
 @contextlib.contextmanager

@@ -4,77 +4,58 @@
     hook = ClassifierHook("127.0.0.1:50051", routes="routing.toml")
 
 Before a call the hook asks for the tier and writes the table's model into the request. After it, validators may judge
-the answer: one that is not good enough is asked again a tier higher. What judges say is QUALITY; what follows an
-exception is AVAILABILITY, CONTEXT_WINDOW or POLICY; a plain success is no verdict. Outcomes are sent behind the
-request's back.
+the answer: one that is not good enough is asked again a tier higher, but for a stream, which its caller has already.
+What judges say is QUALITY; what follows an exception is AVAILABILITY, CONTEXT_WINDOW or POLICY; a plain success is no
+verdict. Outcomes are sent behind the request's back.
 
 The hook never fails a request, but one: a restricted request that has no route on premises. Needs `litellm`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import inspect
-import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
 from classifier.client import AsyncClient
-from classifier.conversations import request_of_body
-from classifier.errors import ClassifierError, InvalidRequest, NoAllowedRoute
+from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
+from classifier.gateways.asking import Asker
 from classifier.gateways.chat import (
-    DATA_HEADER,
-    SWITCH_HEADER,
     Remembered,
     cause_of_exception,
     headers_of,
-    is_off,
-    labels_of,
     loop_start,
     tier_of_model,
     tool_loop,
 )
-from classifier.routing import RoutingTable, is_restricted, read_table
+from classifier.gateways.judging import Validator, escalate, judged
+from classifier.gateways.litellm_plugin import HOOK_SECONDS, ComplexityClassifier
+from classifier.gateways.litellm_requests import Routed, asked, call_id, confine, outcome_of
+from classifier.gateways.outbox import Outbox
+from classifier.routing import Route, RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
-HOOK_SECONDS = 0.025
+__all__ = ["ClassifierHook", "ComplexityClassifier", "Refused"]
+
 CALLS = frozenset({"completion", "acompletion", "anthropic_messages", "aresponses", "responses"})
 REMEMBERED = 10_000
-WAITING_OUTCOMES = 10_000
-REPORT_ATTEMPTS = 8
-Validator = Callable[[Mapping[str, Any], Any], "bool | Awaitable[bool | None] | None"]
-"""Judges (the request's data, the answer): True is good enough, False is not, None is no opinion."""
-
-_log = logging.getLogger("classifier.gateways.litellm")
+DRAIN_SECONDS = 60.0
+_ASKED_AGAIN = frozenset(
+    {"messages", "tools", "tool_choice", "temperature", "top_p", "max_tokens", "stop", "seed", "n"}
+)
+_ASKED_AGAIN |= {"max_completion_tokens", "response_format", "user", "metadata"}
 
 
 class Refused(NoAllowedRoute):
     """A restricted request without a route on premises: the proxy answers 403."""
 
     status_code = 403
-
-
-@dataclass(slots=True)
-class Routed:
-    """What the hook remembers of a request.
-
-    Attributes:
-        answer: what was answered.
-        answered: whether a model answered, so that a guardrail's no is about the answer.
-        restricted: whether it may not leave the premises.
-    """
-
-    answer: Answer
-    answered: bool = False
-    restricted: bool = False
 
 
 class ClassifierHook(CustomLogger):  # type: ignore[misc]
@@ -84,10 +65,12 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         target: the classifier, as `AsyncClient` takes it.
         routes: the routing table or its file; its models are the proxy's model names.
         models: the names that are routed, such as `auto`; None routes every chat request.
+        on_premises: more models that restricted requests may name, such as those for embeddings.
+        policy: of the bundle; empty means its default.
         fallback_tier: where nothing comes back in time.
         timeout_seconds: deadline of one classification.
         sticky: inside a running tool loop a request is never routed cheaper than its loop was before.
-        validators: judges of answers that are not streamed. One False escalates to the next tier, and so on.
+        validators: judges of answers. One False escalates to the next tier, and so on; a stream is only judged.
         judge: who the validators are.
         options: more arguments of `AsyncClient`: `token`, `tls_ca`, ...
     """
@@ -98,6 +81,8 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         *,
         routes: RoutingTable | str | Path,
         models: Collection[str] | None = ("auto",),
+        on_premises: Collection[str] = (),
+        policy: str = "",
         fallback_tier: Tier = Tier.COMPLEX,
         timeout_seconds: float = HOOK_SECONDS,
         sticky: bool = False,
@@ -109,28 +94,26 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self.table = routes if isinstance(routes, RoutingTable) else read_table(routes)
         self.counts: Counter[str] = Counter()
         self._models = None if models is None else frozenset(models)
-        self._fallback_tier, self._sticky = fallback_tier, sticky
+        self._at_home = {route.model for route in self.table if route.on_premises} | set(on_premises)
+        self._fallback_tier, self._policy, self._sticky = fallback_tier, policy, sticky
         self._validators, self._judge = tuple(validators), judge
-        self._make_client: Callable[[], AsyncClient] = partial(
-            AsyncClient,
-            target,
-            fallback_tier=fallback_tier,
-            timeout_seconds=timeout_seconds,
-            routes=self.table,
-            **options,
-        )
-        self._client: AsyncClient | None = None
+        self._options = options | {"target": target, "timeout_seconds": timeout_seconds}
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
         self._loops: Remembered[Tier] = Remembered(REMEMBERED)
-        self._outcomes: asyncio.Queue[Outcome] = asyncio.Queue(WAITING_OUTCOMES)
-        self._sender: asyncio.Task[None] | None = None
 
-    @property
+    @cached_property
     def client(self) -> AsyncClient:
         """The client, made on the proxy's event loop at the first request."""
-        if self._client is None:
-            self._client = self._make_client()
-        return self._client
+        return AsyncClient(fallback_tier=self._fallback_tier, routes=self.table, **self._options)
+
+    @cached_property
+    def _asker(self) -> Asker:
+        return Asker(self.client, self._fallback_tier, self.table)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """The outcomes that are on their way."""
+        return Outbox(self.client.report_outcome)
 
     async def async_pre_call_hook(
         self,
@@ -144,68 +127,56 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         Raises:
             Refused: a restricted request has no route on premises.
         """
-        if call_type not in CALLS or (self._models is not None and data.get("model") not in self._models):
+        labels, off = asked(getattr(user_api_key_dict, "metadata", None) or {}, data)
+        restricted, model = is_restricted(labels), str(data.get("model") or "")
+        wanted = call_type in CALLS and (self._models is None or model in self._models)
+        if restricted:
+            confine(data)
+            if not wanted and model in self._at_home:
+                return data
+            if call_type not in CALLS:
+                self.counts["refused"] += 1
+                raise Refused(f"data=restricted: {model!r} is not known to be on premises, and no chat to be routed")
+        elif not wanted:
             return data
-        key = getattr(user_api_key_dict, "metadata", None) or {}
-        asked: dict[str, Any] = {}
-        for name in ("metadata", "litellm_metadata"):
-            if isinstance(data.get(name), dict):
-                asked |= data[name]
-        headers = {
-            str(k).lower(): v for k, v in ((data.get("proxy_server_request") or {}).get("headers") or {}).items()
-        }
-        labels = labels_of(key.get("classifier_labels"), asked.get("classifier_labels"), headers.get(DATA_HEADER))
-        restricted = is_restricted(labels)
-        off = is_off(key.get("classifier")) or is_off(asked.get("classifier")) or is_off(headers.get(SWITCH_HEADER))
-        if off and not restricted:
+        elif off:
             self.counts["opted_out"] += 1
             return data
-        messages = data.get("messages") or data.get("input")
-        caller = str(getattr(user_api_key_dict, "token", "") or "")
-        running = tool_loop(messages, caller) if self._sticky else ""
-        answer = await self._ask(data, labels, self._loops.get(running) if running else None)
-        if self._sticky and (name := loop_start(messages, caller)):
-            self._loops.put(name, answer.tier)
-        data["model"] = answer.route or data.get("model")
-        if restricted:  # the proxy's own fallbacks know nothing of places
-            data["disable_fallbacks"] = True
-            data.pop("fallbacks", None)
-        call_id = str(data.get("litellm_call_id") or "")
-        if call_id:
-            self._routed.put(call_id, Routed(answer, restricted=restricted))
-        self.counts["classified" if answer.classified else answer.fallback] += 1
-        return data
-
-    async def _ask(self, data: Mapping[str, Any], labels: Mapping[str, str], floor: Tier | None) -> Answer:
         try:
-            fields = {"floor": floor, "labels": labels, "request_id": str(data.get("litellm_call_id") or "")}
-            return await self.client.classify(request_of_body(data, **fields))
+            answer = await self._answer(data, labels, str(getattr(user_api_key_dict, "token", "") or ""))
         except NoAllowedRoute as error:
             self.counts["refused"] += 1
             raise Refused(str(error)) from error
-        except Exception as error:
-            code = error.status if isinstance(error, ClassifierError) else "INTERNAL"
-            if not isinstance(error, InvalidRequest):
-                _log.exception("the request is routed to the fallback tier")
-            try:
-                tier = max(self._fallback_tier, floor or self._fallback_tier)
-                route = self.table.choose(tier, restricted=is_restricted(labels))
-            except NoAllowedRoute as refused:
-                if is_restricted(labels):
-                    raise Refused(str(refused)) from error
-                return Answer(self._fallback_tier, None, code)
-            return Answer(route.tier, None, code, route.model)
+        data["model"] = answer.route or model
+        if name := call_id(data):
+            self._routed.put(name, Routed(answer, restricted))
+        self.counts["classified" if answer.classified else answer.fallback] += 1
+        return data
+
+    async def _answer(self, data: Mapping[str, Any], labels: Mapping[str, str], caller: str) -> Answer:
+        """The answer to a request; where the hook is sticky, not below what its tool loop had."""
+        messages = data.get("messages") or data.get("input")
+        running = tool_loop(messages, caller) if self._sticky else ""
+        floor = self._loops.get(running) if running else None
+        fields = {"policy": self._policy, "request_id": call_id(data)[:256]}
+        answer = await self._asker.ask(data, labels, floor=floor, **fields)
+        if self._sticky and (name := loop_start(messages, caller)):
+            self._loops.put(name, answer.tier)
+        return answer
 
     async def async_post_call_response_headers_hook(
         self,
         data: dict[str, Any],
         user_api_key_dict: Any,  # noqa: ARG002
-        response: Any,  # noqa: ARG002
+        response: Any,
         request_headers: dict[str, str] | None = None,  # noqa: ARG002
     ) -> dict[str, str] | None:
-        """Tier and decision id in the response's headers."""
+        """Tier and decision id in the response's headers, a stream's too."""
         routed = self._of(data)
-        return headers_of(routed.answer) if routed else None
+        if routed is None:
+            return None
+        routed.answered = routed.answered or response is not None
+        return headers_of(routed.answer)
 
     async def async_post_call_success_deployment_hook(
         self,
@@ -220,66 +191,61 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     async def async_post_call_success_hook(
         self,
         data: dict[str, Any],
-        user_api_key_dict: Any,  # noqa: ARG002
+        user_api_key_dict: Any,
         response: Any,
     ) -> Any:
         """Has the answer judged; where it is not good enough, asks again higher up and gives that answer."""
         routed = self._of(data)
-        if routed is None or not self._validators:
+        if routed is None or routed.escalating or not self._validators:
             return response
         routed.answered = True
-        verdict = await self._judged(data, response)
+        verdict = await judged(self._validators, data, response)
         if verdict is None:
             return response
         if verdict:
             self._report(routed, data, Verdict.ACCEPTED, Cause.QUALITY, source=self._judge)
             return response
-        better, accepted, escalated = await self._escalate(routed, data)
+
+        async def ask(route: Route) -> Any:
+            return await self._ask_again(route, routed, data, user_api_key_dict)
+
+        async def good_enough(answer: Any) -> bool | None:
+            return await judged(self._validators, data, answer)
+
+        higher = await escalate(self.table, routed.answer.tier, ask, good_enough, restricted=routed.restricted)
         self._report(
-            routed,
-            data,
-            Verdict.ESCALATED if escalated else Verdict.REJECTED,
-            Cause.QUALITY,
-            source=self._judge,
-            accepted_tier=accepted,
+            routed, data, higher.verdict, Cause.QUALITY, source=self._judge, accepted_tier=higher.accepted_tier
         )
-        return response if better is None else better
+        return response if higher.answer is None else higher.answer
 
-    async def _judged(self, data: Mapping[str, Any], response: Any) -> bool | None:
-        """False where one validator says so, True where one says so and none against, None without opinions."""
-        verdict: bool | None = None
-        for validator in self._validators:
-            try:
-                said = validator(data, response)
-                said = await said if inspect.isawaitable(said) else said
-            except Exception:
-                _log.exception("a validator failed; it has no opinion")
-                continue
-            if said is False:
-                return False
-            verdict = True if said else verdict
-        return verdict
+    async def _ask_again(self, route: Route, routed: Routed, data: dict[str, Any], key: Any) -> Any:
+        """The route's answer, after the proxy's guardrails have seen it too; raises where there is none."""
+        from litellm.proxy.proxy_server import llm_router, proxy_logging_obj
 
-    async def _escalate(self, routed: Routed, data: Mapping[str, Any]) -> tuple[Any, Tier | None, bool]:
-        """(the last answer that came, the tier whose answer was accepted, whether a higher tier was asked)."""
-        from litellm.proxy.proxy_server import llm_router
+        body = {name: copy(data[name]) for name in _ASKED_AGAIN & data.keys()}
+        answer = await llm_router.acompletion(model=route.model, disable_fallbacks=routed.restricted, **body)
+        routed.escalating = True
+        try:
+            return await proxy_logging_obj.post_call_success_hook(data=data, response=answer, user_api_key_dict=key)
+        finally:
+            routed.escalating = False
 
-        better, tier, escalated = None, routed.answer.tier, False
-        names = ["messages", "tools", "tool_choice", "temperature", "top_p", "max_tokens", "max_completion_tokens"]
-        names += ["response_format", "stop", "seed", "user", "n"]
-        body = {name: data[name] for name in names if name in data}
-        while llm_router is not None and "messages" in body and tier < Tier.FRONTIER:
-            try:
-                route = self.table.choose(Tier(tier + 1), restricted=routed.restricted, floor=Tier(tier + 1))
-                response = await llm_router.acompletion(model=route.model, disable_fallbacks=routed.restricted, **body)
-            except Exception as error:
-                if not isinstance(error, NoAllowedRoute):
-                    _log.warning("escalating failed (%s); the first answer stands", type(error).__name__)
-                break
-            better, tier, escalated = response, route.tier, True
-            if await self._judged(data, response) is not False:
-                return better, tier, True
-        return better, None, escalated
+    async def async_log_success_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: Any,
+        start_time: Any,  # noqa: ARG002
+        end_time: Any,  # noqa: ARG002
+    ) -> None:
+        """Has a stream judged when it has ended."""
+        routed = self._of(kwargs)
+        if routed is None or not kwargs.get("stream") or not self._validators:
+            return
+        answer = kwargs.get("async_complete_streaming_response") or response_obj
+        verdict = await judged(self._validators, kwargs, answer)
+        if verdict is not None:
+            said = Verdict.ACCEPTED if verdict else Verdict.REJECTED
+            self._report(routed, kwargs, said, Cause.QUALITY, source=self._judge)
 
     async def async_post_call_failure_hook(
         self,
@@ -292,10 +258,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         routed = self._of(request_data)
         if routed is None or isinstance(original_exception, Refused):
             return
-        cause = cause_of_exception(original_exception)
-        if cause is Cause.POLICY and routed.answered:
-            cause = Cause.QUALITY
-        self._report(routed, request_data, Verdict.REJECTED, cause)
+        self._report_exception(routed, request_data, original_exception, answered=routed.answered)
 
     async def async_log_failure_event(
         self,
@@ -307,7 +270,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         """An attempt followed an exception, also one that a retry mends."""
         routed, error = self._of(kwargs), kwargs.get("exception")
         if routed is not None and isinstance(error, Exception) and not routed.answered:
-            self._report(routed, kwargs, Verdict.REJECTED, cause_of_exception(error))
+            self._report_exception(routed, kwargs, error)
 
     async def log_success_fallback_event(
         self, original_model_group: str, kwargs: dict[str, Any], original_exception: Exception
@@ -319,7 +282,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         other = tier_of_model(self.table, str(kwargs.get("model")))
         higher = other if other is not None and other > routed.answer.tier else None
         verdict = Verdict.ESCALATED if higher else Verdict.REJECTED
-        self._report(routed, kwargs, verdict, cause_of_exception(original_exception), accepted_tier=higher)
+        self._report_exception(routed, kwargs, original_exception, verdict=verdict, accepted_tier=higher)
 
     async def log_failure_fallback_event(
         self,
@@ -330,124 +293,32 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         """The proxy fell back after an exception, and the other model failed too."""
         routed = self._of(kwargs)
         if routed is not None and original_model_group == routed.answer.route:
-            self._report(routed, kwargs, Verdict.REJECTED, cause_of_exception(original_exception))
+            self._report_exception(routed, kwargs, original_exception)
 
     def feedback(
         self, decision_id: str, tier: Tier, *, accepted: bool, source: Source = Source.USER, outcome_id: str = ""
     ) -> None:
         """Reports what a person, a test or a judge said of an answer, by the id in its headers."""
         verdict = Verdict.ACCEPTED if accepted else Verdict.REJECTED
-        self._enqueue(
-            Outcome(decision_id, outcome_id or f"{decision_id}:{source.name}", verdict, Cause.QUALITY, source, tier)
-        )
+        name = outcome_id or f"{decision_id}:{source.name}"
+        self.outbox.put(Outcome(decision_id, name, verdict, Cause.QUALITY, source, tier))
 
     def _of(self, data: Mapping[str, Any]) -> Routed | None:
-        params = data.get("litellm_params")
-        nested = params.get("litellm_call_id") if isinstance(params, Mapping) else None
-        return self._routed.get(str(data.get("litellm_call_id") or nested or ""))
+        return self._routed.get(call_id(data))
 
-    def _report(
-        self,
-        routed: Routed,
-        data: Mapping[str, Any],
-        verdict: Verdict,
-        cause: Cause,
-        *,
-        source: Source = Source.AUTOMATIC,
-        accepted_tier: Tier | None = None,
+    def _report_exception(
+        self, routed: Routed, data: Mapping[str, Any], error: BaseException, *, answered: bool = False, **fields: Any
     ) -> None:
-        """One outcome a request and cause: every attempt of an outage tells of it, and it counts once."""
-        decision = routed.answer.decision
-        if decision is None or not decision.decision_id:
-            return
-        call_id = str(data.get("litellm_call_id") or decision.decision_id)[:128]
-        self._enqueue(
-            Outcome(
-                decision.decision_id,
-                f"{call_id}:{cause.name.lower()}",
-                verdict,
-                cause,
-                source,
-                routed.answer.tier,
-                accepted_tier,
-            )
-        )
+        cause = cause_of_exception(error, answered=answered)
+        if cause is not None:
+            self._report(routed, data, fields.pop("verdict", Verdict.REJECTED), cause, **fields)
 
-    def _enqueue(self, outcome: Outcome) -> None:
-        try:
-            self._outcomes.put_nowait(outcome)
-        except asyncio.QueueFull:
-            self.counts["outcomes_dropped"] += 1
-            return
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.get_running_loop().create_task(self._send())
-
-    async def _send(self) -> None:
-        """Sends what waits; an outcome that cannot be delivered for a while is counted and given up."""
-        while not self._outcomes.empty():
-            outcome = self._outcomes.get_nowait()
-            for attempt in range(REPORT_ATTEMPTS):
-                try:
-                    await self.client.report_outcome(outcome)
-                    self.counts["outcomes_sent"] += 1
-                    break
-                except ClassifierError as error:
-                    if error.status not in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}:
-                        _log.warning("an outcome was not taken: %s", error)
-                        self.counts["outcomes_refused"] += 1
-                        break
-                    await asyncio.sleep(min(10.0, 0.25 * 2**attempt))
-            else:
-                self.counts["outcomes_lost"] += 1
+    def _report(self, routed: Routed, data: Mapping[str, Any], verdict: Verdict, cause: Cause, **fields: Any) -> None:
+        outcome = outcome_of(routed, data, verdict, cause, **fields)
+        if outcome is not None:
+            self.outbox.put(outcome)
 
     async def close(self) -> None:
         """Sends what waits and closes the connections."""
-        if self._sender is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sender
-        if self._client is not None:
-            await self._client.close()
-
-
-class ComplexityClassifier:
-    """A `ClassifierPlugin` for LiteLLM's complexity router (`classifier_type: custom`).
-
-    Args:
-        target: the classifier, as `AsyncClient` takes it.
-        names: the router's tier for each of ours.
-        timeout_seconds: deadline; later the router's own `classifier_fallback` decides.
-        options: more arguments of `AsyncClient`.
-    """
-
-    NAMES: Mapping[Tier, str] = {
-        Tier.SIMPLE: "SIMPLE",
-        Tier.STANDARD: "MEDIUM",
-        Tier.COMPLEX: "COMPLEX",
-        Tier.FRONTIER: "REASONING",
-    }
-
-    def __init__(
-        self,
-        target: str = "127.0.0.1:50051",
-        *,
-        names: Mapping[Tier, str] = NAMES,
-        timeout_seconds: float = HOOK_SECONDS,
-        **options: Any,
-    ) -> None:
-        self._names = names
-        self._make_client: Callable[[], AsyncClient] = partial(
-            AsyncClient, target, timeout_seconds=timeout_seconds, **options
-        )
-        self._client: AsyncClient | None = None
-
-    async def classify(self, context: Any) -> str | None:
-        """The router's tier of a request; None lets its fallback decide."""
-        if self._client is None:
-            self._client = self._make_client()
-        try:
-            body = {"messages": [dict(m) for m in context.structured_messages or context.raw_messages]}
-            answer = await self._client.classify(request_of_body(body))
-        except ClassifierError as error:
-            _log.info("left to the router's own fallback: %s", error.status)
-            return None
-        return self._names.get(answer.tier)
+        await self.outbox.drain(DRAIN_SECONDS)
+        await self.client.close()

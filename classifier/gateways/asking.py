@@ -1,0 +1,85 @@
+"""Asks for the tier of a chat body. There is always an answer, but for a restricted request without a route.
+
+    body, labels ─▶ request ─▶ client ─▶ Answer            the server's decision, or the client's fallback
+                       └── what cannot be read ─▶ Answer   the fallback tier, with the reason
+
+Knows nothing of LiteLLM or Envoy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from classifier.client import AsyncClient
+from classifier.conversations import request_of_body
+from classifier.errors import ClassifierError, NoAllowedRoute
+from classifier.fallback import Answer
+from classifier.routing import RoutingTable, is_restricted
+from classifier.types import Tier
+
+_log = logging.getLogger(__name__)
+
+
+class Asker:
+    """Asks one server.
+
+    Args:
+        client: with the same fallback tier and table.
+        fallback_tier: where nothing comes back in time, or a body cannot be read.
+        table: the routing table, or None.
+    """
+
+    def __init__(self, client: AsyncClient, fallback_tier: Tier, table: RoutingTable | None) -> None:
+        self._client, self._fallback_tier, self._table = client, fallback_tier, table
+
+    async def ask(
+        self, body: Mapping[str, Any], labels: Mapping[str, str], *, floor: Tier | None = None, **fields: Any
+    ) -> Answer:
+        """The answer to a chat body.
+
+        Args:
+            body: as `request_of_body` takes it.
+            labels: of the request; with `data=restricted` among them only routes on premises are allowed.
+            floor: no tier below it, unless a restricted request would have no route then.
+            fields: more fields of `Request`.
+
+        Raises:
+            NoAllowedRoute: the request is restricted, and no route is known to be on premises.
+        """
+        restricted = is_restricted(labels)
+        try:
+            answer = await self._client.classify(request_of_body(body, floor=floor, labels=labels, **fields))
+        except NoAllowedRoute:
+            if floor is None:
+                raise
+            return await self.ask(body, labels, **fields)
+        except ClassifierError as error:
+            return self.fall_back(error.status, restricted=restricted, floor=floor)
+        except Exception:
+            _log.exception("the request is routed to the fallback tier")
+            return self.fall_back("INTERNAL", restricted=restricted, floor=floor)
+        if restricted and not answer.route:
+            raise NoAllowedRoute("data=restricted: without a routing table no route is known to be on premises")
+        return answer
+
+    def fall_back(self, code: str, *, restricted: bool, floor: Tier | None = None) -> Answer:
+        """The fallback tier and its route.
+
+        Args:
+            code: why.
+            restricted: only routes on premises are allowed.
+            floor: no tier below it.
+
+        Raises:
+            NoAllowedRoute: the request is restricted, and no route is known to be on premises.
+        """
+        tier = max(self._fallback_tier, floor or self._fallback_tier)
+        try:
+            route = (self._table or RoutingTable()).choose(tier, restricted=restricted)
+        except NoAllowedRoute:
+            if restricted:
+                raise
+            return Answer(tier, None, code)
+        return Answer(route.tier, None, code, route.model)

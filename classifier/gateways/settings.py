@@ -1,0 +1,74 @@
+"""What every gateway is told: where it listens, where the server is, and how the two trust one another.
+
+Knows nothing of what a gateway speaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from classifier.errors import SettingsError
+from classifier.settings import check_address
+
+MIN_REQUEST_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """Checked when made.
+
+    Attributes:
+        listen: HOST:PORT or unix:/PATH; port 0 picks a free one.
+        address: of the gRPC server.
+        server_ca: PEM file of the authority of its certificate; empty means no TLS.
+        server_cert: PEM file of the certificate shown to it.
+        server_key: PEM file of that certificate's key.
+        max_request_bytes: largest body that is read.
+        timeout_seconds: deadline of one request to the server.
+
+    Raises:
+        SettingsError: values contradict one another; both sides are named.
+    """
+
+    listen: str
+    address: str = "127.0.0.1:50051"
+    server_ca: str = ""
+    server_cert: str = ""
+    server_key: str = ""
+    max_request_bytes: int = 4 * 2**20
+    timeout_seconds: float
+
+    def __post_init__(self) -> None:
+        check_address(self.listen)
+        check_pair(self, "server_cert", "server_key")
+        if self.server_cert and not self.server_ca:
+            raise SettingsError("server_cert is shown to a server with TLS; give server_ca, its authority, too")
+        if self.max_request_bytes < MIN_REQUEST_BYTES:
+            raise SettingsError(
+                f"max_request_bytes: expected {MIN_REQUEST_BYTES} or more, found {self.max_request_bytes}"
+            )
+        if not self.timeout_seconds > 0:
+            raise SettingsError(f"timeout_seconds: expected a number above 0, found {self.timeout_seconds:g}")
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """What a channel to the server shows and trusts; None where it speaks no TLS.
+
+        Raises:
+            SettingsError: a file cannot be read.
+        """
+        if not self.server_ca:
+            return None
+        paths = (self.server_ca, self.server_key, self.server_cert)
+        try:
+            return grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in paths))
+        except OSError as error:
+            raise SettingsError(f"server TLS: {error.filename} cannot be read ({error.strerror})") from None
+
+
+def check_pair(settings: object, one: str, other: str) -> None:
+    """Raises SettingsError where one of two files that go together is given alone."""
+    if bool(getattr(settings, one)) != bool(getattr(settings, other)):
+        raise SettingsError(f"{one} and {other} go together; give both or neither")

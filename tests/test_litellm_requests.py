@@ -1,0 +1,54 @@
+"""What LiteLLM's data say of a request, and the outcome of its decision, without LiteLLM."""
+
+from __future__ import annotations
+
+import pytest
+
+from classifier.fallback import Answer
+from classifier.gateways.litellm_requests import Routed, asked, call_id, confine, outcome_of
+from classifier.types import Cause, Decision, Reason, Tier, Verdict
+
+DECIDED = Decision(Tier.SIMPLE, (0.25,) * 4, Tier.SIMPLE, Reason.MODEL, "p", 0.5, True, decision_id="id-1")
+
+
+def test_every_attempt_has_the_id_of_its_request():
+    """The id stands in the request, and in an attempt's parameters."""
+    found = [call_id(d) for d in ({"litellm_call_id": "a"}, {"litellm_params": {"litellm_call_id": "a"}}, {})]
+    assert found == ["a", "a", ""]
+
+
+@pytest.mark.parametrize(
+    ("key", "data", "labels", "off"),
+    [
+        ({}, {}, {}, False),
+        ({"classifier": "off"}, {}, {}, True),
+        ({}, {"metadata": {"classifier": False}}, {}, True),
+        ({}, {"proxy_server_request": {"headers": {"X-Classifier": "off"}}}, {}, True),
+        ({"classifier_labels": {"team": "a"}}, {"litellm_metadata": {"classifier_labels": {"team": "b", "app": "c"}}},
+         {"team": "a", "app": "c"}, False),
+        ({}, {"proxy_server_request": {"headers": {"X-Classifier-Data": "restricted"}}}, {"data": "restricted"}, False),
+        ({}, {"metadata": "text", "proxy_server_request": None}, {}, False),
+    ],
+    ids=["nothing", "key", "metadata", "header", "labels", "restricted", "odd"],
+)  # fmt: skip
+def test_key_metadata_and_headers_are_read(key, data, labels, off):
+    """A key, the request's metadata and its headers opt out and label; the key's word holds."""
+    assert asked(key, data) == (labels, off)
+
+
+def test_a_confined_request_has_no_way_out():
+    """Fallbacks, other servers and own configurations of a caller are taken out; the rest stays."""
+    data = {"model": "m", "fallbacks": ["x"], "context_window_fallbacks": [], "user_config": {}, "api_base": "http://x"}
+    confine(data)
+    assert data == {"model": "m", "disable_fallbacks": True}
+
+
+def test_an_outcome_counts_once_a_request_and_cause():
+    """Attempts of one request share the outcome's id; without a decision there is no outcome."""
+    routed = Routed(Answer(Tier.SIMPLE, DECIDED))
+    data = {"litellm_call_id": "a"}
+    first = outcome_of(routed, data, Verdict.REJECTED, Cause.AVAILABILITY)
+    again = outcome_of(routed, {"litellm_params": data}, Verdict.REJECTED, Cause.AVAILABILITY)
+    assert first == again
+    assert (first.decision_id, first.outcome_id, first.served_tier) == ("id-1", "a:availability", Tier.SIMPLE)
+    assert outcome_of(Routed(Answer(Tier.COMPLEX, None, "UNAVAILABLE")), data, Verdict.REJECTED, Cause.QUALITY) is None
