@@ -13,7 +13,8 @@ from training.calibration_report import PRICES, under
 from training.calibration_set import CalibrationSet
 from training.choices import at_cost, out_of_fold, targets_of
 from training.frozen import Frozen, audit_rows
-from training.risk_control import fit_threshold, routing_losses, soft
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses, soft
 
 ALPHA = 0.1
 

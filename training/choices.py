@@ -26,7 +26,8 @@ from training.feedback_set import Log
 from training.gate import LabelledSet
 from training.off_policy import OffPolicy, estimate
 from training.policy_fit import Targets, fit_policies, thresholds_of
-from training.risk_control import fit_threshold, routing_losses, soft
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses, soft
 
 FOLDS = 5
 
