@@ -28,11 +28,12 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Self
 
 from classifier.answering import EngineMaker, Identity, identity_of
-from classifier.bulk import Options, label
+from classifier.bulk import label
 from classifier.bundle import SHIPPED
 from classifier.engine import Engine
 from classifier.labelling import EngineAnswers
 from classifier.payloads import request_of_row
+from classifier.runs import Options
 from classifier.settings import available_cores
 from classifier.testing import FAKE_POLICY, FakeEngine
 

@@ -10,12 +10,12 @@ Knows nothing of models or of how the rows were drawn.
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from classifier.durable import explained, write_whole
 from classifier.errors import InputError
 from classifier.types import TIERS
 
@@ -39,7 +39,7 @@ def annotate(
         Rows labelled in `path` now, and rows left.
 
     Raises:
-        InputError: `path` holds what is not a labelled corpus.
+        InputError: `path` holds what is not a labelled corpus, or cannot be written.
     """
     labelled = _read(path)
     waiting = [row for row in rows if row["id"] not in labelled]
@@ -47,7 +47,7 @@ def annotate(
     place = 0
     while place < len(waiting):
         row = waiting[place]
-        say(f"\n{'─' * 72}\n{len(labelled) + 1} of {len(labelled) + len(waiting) - place}   {row['id']}")
+        say(f"\n{'─' * 72}\n{len(labelled)} labelled, {len(waiting) - place} to go   {row['id']}")
         say(shown(row))
         answer = _answer(row, ask, say)
         if answer == "q":
@@ -141,11 +141,7 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _write(path: Path, rows: Any) -> None:
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """All rows, at once or not at all."""
-    staged = path.with_name(f".{path.name}.part")
-    with staged.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    with explained(path, "make space, then give the same command again: every answer before this one is kept"):
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

@@ -15,93 +15,31 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
-import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from classifier.answering import Identity, Maker
+from classifier.arrow import pyarrow
+from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError
-from classifier.labelled import LABEL_VERSION, kind_of, manifest_path, merge_pieces, output_schema
-from classifier.labelling import Labeller, Plan, Tally, parse_line
-from classifier.lines import MAX_ROW_BYTES
-from classifier.pieces import (
-    as_json,
-    check_same,
-    fsync_folder,
-    no_space,
-    read_manifest,
-    read_piece,
-    read_tally,
-    write_atomically,
-)
+from classifier.labelled import kind_of, manifest_path, merge_pieces, output_schema
+from classifier.labelling import Labeller
+from classifier.pieces import SPACE, as_json, check_same, read_manifest, read_piece, read_tally
 from classifier.processes import make_part, pool_of
-from classifier.readers import (
-    ALL,
-    CHUNK_BYTES,
-    CHUNK_ROWS,
-    Chunk,
-    Position,
-    Selection,
-    csv_header,
-    parquet_schema,
-    pyarrow,
-    read_chunks,
-)
+from classifier.progress import Position, Progress, Tally
+from classifier.readers import Chunk, read_chunks
+from classifier.runs import HEAD_CHUNKS, Options, input_schema, plan_of, stated_of
 from classifier.settings import available_cores
 from classifier.sources import STDIN, Source, find_sources
-from classifier.tables import infer_schema
 
-HEAD_CHUNKS = 10
-"""The columns of lines are those of the first so many chunks."""
 _WAITING = 2
 """Chunks in line for each process; one is worked on, one is there when that is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a run reads and what it is allowed to use.
-
-    Attributes:
-        row_format: one of `payloads.FORMATS`.
-        text_field: the column of texts.
-        policy: the policy's name; empty is the default.
-        selection: which rows.
-        processes: how many; None means the cores there are.
-    """
-
-    row_format: str = "auto"
-    text_field: str = "prompt"
-    policy: str = ""
-    selection: Selection = ALL
-    processes: int | None = None
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        tally: of everything that is done, earlier runs included.
-        resumed_rows: rows of it that an earlier run had done.
-        position: how far the reading is.
-        total_bytes: of the input; 0 where nobody says.
-    """
-
-    tally: Tally = field(default_factory=Tally)
-    resumed_rows: int = 0
-    position: Position = field(default_factory=Position)
-    total_bytes: int = 0
-
-    @property
-    def share(self) -> float:
-        """Share of the input that was read, 0 to 1; 0 where nobody says."""
-        return min(1.0, self.position.bytes / self.total_bytes) if self.total_bytes else 0.0
 
 
 def label(
@@ -126,11 +64,11 @@ def label(
         ClassifierError: what answers cannot be made, or a process died.
     """
     options = options or Options()
-    sources = find_sources(inputs)
+    sources = find_sources(inputs, written=output)
     run = Run.open(sources, output, maker.identity(options.policy), options)
     if run.complete is not None:
         return Progress(run.complete, run.complete.rows)
-    with run.held(), no_space(output):
+    with run.held(), explained(output, SPACE):
         progress = run.label(maker, told)
         run.finish(progress.tally)
     return progress
@@ -175,7 +113,12 @@ class Run:
             raise InputError(f"{output}: exists, and no manifest beside it says how it was made; choose another file")
         if found is not None and not (found.get("complete") and not path.exists()):
             check_same(output, found, stated)
-            if found.get("complete") and sources[0].name != STDIN:
+            if found.get("complete") and sources[0].name == STDIN:
+                raise InputError(
+                    f"{output}: is complete, and whether standard input is the same again cannot be told; choose "
+                    "another file, or remove this one"
+                )
+            if found.get("complete"):
                 run.complete = Tally.from_json(found["complete"])
                 shutil.rmtree(run._parts, ignore_errors=True)
                 return run
@@ -204,46 +147,46 @@ class Run:
 
     def label(self, maker: Maker, told: Callable[[Progress], None]) -> Progress:
         """Makes the pieces that are missing."""
-        progress = Progress(total_bytes=self._total, position=self._position)
         options = self._options
+        progress = Progress(position=self._position, total_bytes=self._total, limit=options.selection.limit)
         plan = plan_of(options, self._identity, self._kind, self._schema)
         processes = options.processes or available_cores()
         processes = processes if self._few is None else max(1, min(processes, self._few))
-        count = 0
-        tallies: dict[int, Tally] = {}
+        tally = _InOrder()
         pending: dict[Future[dict[str, Any]], int] = {}
+
+        def collect() -> None:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                found = Tally.from_json(future.result())
+                tally.add(pending.pop(future), found)
+                progress.tally.add(found)
+            told(progress)
+
         with pool_of(processes, maker, plan) as pool:
             for chunk in self._chunks:
-                count += 1
+                self._count += 1
                 part = self._part(chunk.index)
                 if part.exists():
-                    tallies[chunk.index] = read_tally(part)
-                    progress.resumed_rows += tallies[chunk.index].rows
-                    progress.tally.add(tallies[chunk.index])
+                    found = read_tally(part)
+                    progress.resumed_rows += found.rows
+                    progress.tally.add(found)
+                    tally.add(chunk.index, found)
                     continue
                 pending[pool.submit(make_part, chunk, part)] = chunk.index
                 while len(pending) >= _WAITING * processes:
-                    self._collect(pending, tallies, progress, told)
+                    collect()
             while pending:
-                self._collect(pending, tallies, progress, told)
-        tally = Tally()
-        for index in range(count):  # in order, so that the examples of errors are the first ones
-            tally.add(tallies[index])
-        progress.tally = tally
-        self._count = count
+                collect()
+        progress.tally = tally.total
         return progress
 
     def finish(self, tally: Tally) -> None:
         """Merges the pieces, says that the output is complete, and removes them."""
-        merged = self._parts / "merged"
-        with merged.open("wb") as file:
+        with whole_file(self._output, staged_in=self._parts) as file:
             merge_pieces((read_piece(self._part(i)) for i in range(self._count)), file, self._kind, self._schema)
-            file.flush()
-            os.fsync(file.fileno())
-        merged.replace(self._output)
-        fsync_folder(self._output.parent)
         manifest = read_manifest(manifest_path(self._output)) or {}
-        write_atomically(manifest_path(self._output), as_json({**manifest, "complete": tally.to_json()}))
+        self._write_manifest({**manifest, "complete": tally.to_json()})
         shutil.rmtree(self._parts, ignore_errors=True)
 
     def _begin(self, stated: Mapping[str, Any], schema: str | None) -> None:
@@ -257,87 +200,47 @@ class Run:
         )
         head = list(islice(chunks, HEAD_CHUNKS))
         self._few = len(head) if len(head) < HEAD_CHUNKS else None
-        self._chunks = chain(head, chunks)
+        self._chunks = chain(_drained(deque(head)), chunks)
         if schema is not None:
             self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
         else:
             self._schema = output_schema(input_schema(self._sources, head), self._identity.facts())
         text = base64.b64encode(self._schema.serialize().to_pybytes()).decode()
-        with no_space(str(self._output)):
+        with explained(self._output, SPACE):
             self._parts.mkdir(exist_ok=True)
             if schema is None:
-                write_atomically(manifest_path(self._output), as_json({**stated, "schema": text, "complete": None}))
+                self._write_manifest({**stated, "schema": text, "complete": None})
 
-    def _collect(
-        self,
-        pending: dict[Future[dict[str, Any]], int],
-        tallies: dict[int, Tally],
-        progress: Progress,
-        told: Callable[[Progress], None],
-    ) -> None:
-        done, _ = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            index = pending.pop(future)
-            tallies[index] = Tally.from_json(future.result())
-            progress.tally.add(tallies[index])
-        told(progress)
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_whole(manifest_path(self._output), as_json(manifest), staged_in=self._parts)
 
     def _part(self, index: int) -> Path:
         return self._parts / f"part-{index:08d}"
 
 
-def stated_of(sources: Sequence[Source], identity: Identity, options: Options) -> dict[str, Any]:
-    """What a run is about, for its manifest."""
-    from classifier.session import onnxruntime_version
+class _InOrder:
+    """Adds up the tallies of chunks in their order, so that the examples of errors are the first ones.
 
-    return {
-        "label_version": LABEL_VERSION,
-        "facts": identity.facts(),
-        "inputs": [[source.name, source.size, source.stamp] for source in sources],
-        "format": options.row_format,
-        "text_field": options.text_field,
-        "share": options.selection.share,
-        "limit": options.selection.limit,
-        "chunks": [CHUNK_ROWS, CHUNK_BYTES, MAX_ROW_BYTES],
-        "onnxruntime": onnxruntime_version(),
-    }
-
-
-def plan_of(options: Options, identity: Identity, kind: str, schema: Any) -> Plan:
-    """How every process reads and writes rows."""
-    return Plan(
-        row_format=options.row_format,
-        text_field=options.text_field,
-        policy=identity.policy,
-        group_by=identity.group_by,
-        kind=kind,
-        schema=schema.serialize().to_pybytes(),
-        bundle_version=identity.bundle_version,
-        calibration_revision=identity.calibration_revision,
-    )
-
-
-def input_schema(sources: Sequence[Source], head: Sequence[Chunk]) -> Any:
-    """The Arrow schema of the input's columns: of its tables, or of its first lines.
-
-    Raises:
-        InputError: tables and lines are mixed, or tables do not fit one another.
+    Attributes:
+        total: of all chunks before the first one that is missing.
     """
-    pa, _ = pyarrow()
-    tables = [source for source in sources if source.container == "parquet"]
-    if tables and len(tables) < len(sources):
-        other = next(source for source in sources if source.container != "parquet")
-        raise InputError(f"{tables[0].name} is Parquet and {other.name} is not; label them into two outputs")
-    if tables:
-        schemas = [schema for schema in map(parquet_schema, tables) if schema is not None]
-        try:
-            return pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
-        except pa.ArrowException as error:
-            raise InputError(f"the Parquet files do not fit one another ({error}); label them apart") from error
-    texts = list(dict.fromkeys(chain.from_iterable(csv_header(s) for s in sources if s.container == "csv")))
-    rows = (row for chunk in head for row in chunk.rows)
-    parsed = (parse_line(row.payload)[0] for row in rows if isinstance(row.payload, bytes) and not row.error)
-    return infer_schema(parsed, texts)
+
+    def __init__(self) -> None:
+        self.total = Tally()
+        self._next = 0
+        self._early: dict[int, Tally] = {}
+
+    def add(self, index: int, tally: Tally) -> None:
+        self._early[index] = tally
+        while self._next in self._early:
+            self.total.add(self._early.pop(self._next))
+            self._next += 1
+
+
+def _drained(chunks: deque[Chunk]) -> Iterator[Chunk]:
+    """The chunks, none of them held once it was handed on."""
+    while chunks:
+        yield chunks.popleft()
 
 
 def preview(inputs: Sequence[str], output: str, maker: Maker, options: Options | None = None) -> dict[str, Any]:
@@ -347,7 +250,7 @@ def preview(inputs: Sequence[str], output: str, maker: Maker, options: Options |
         InputError: the input is not there, or the output cannot be one.
     """
     options = options or Options()
-    sources = find_sources(inputs)
+    sources = find_sources(inputs, written=output)
     kind, identity, position = kind_of(output), maker.identity(options.policy), Position()
     chunks = read_chunks(sources, row_format=options.row_format, selection=options.selection, position=position)
     head = list(islice(chunks, 1))

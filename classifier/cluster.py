@@ -31,13 +31,16 @@ from pathlib import Path
 from typing import Any
 
 from classifier.answering import EngineMaker
-from classifier.bulk import HEAD_CHUNKS, Options, Progress, input_schema, plan_of, stated_of
+from classifier.arrow import pyarrow
 from classifier.bundle import FILES, MANIFEST, read_bundle
+from classifier.durable import write_whole
 from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, SettingsError
 from classifier.labelled import merge_pieces, output_schema
-from classifier.labelling import Labeller, Plan, Tally
-from classifier.pieces import as_json, check_same, write_atomically
-from classifier.readers import Selection, pyarrow, read_chunks
+from classifier.labelling import Labeller, Plan
+from classifier.pieces import as_json, check_same
+from classifier.progress import Progress, Tally
+from classifier.readers import Selection, read_chunks
+from classifier.runs import HEAD_CHUNKS, Options, input_schema, plan_of, stated_of
 from classifier.sources import STDIN, Source, find_sources
 
 ACTOR_CPUS, READ_CPUS = 0.9, 0.1
@@ -74,7 +77,7 @@ def label_on_ray(
     options = options or Options()
     if STDIN in inputs or options.selection.limit is not None:
         raise SettingsError("a cluster reads files, and all of each: standard input and --limit need --engine local")
-    sources, target = find_sources(inputs), Target(output)
+    sources, target = find_sources(inputs, written=output), Target(output)
     identity = EngineMaker(bundle).identity(options.policy)
     stated = stated_of(sources, identity, options)
     head = list(islice(read_chunks(sources, row_format=options.row_format, selection=options.selection), HEAD_CHUNKS))
@@ -286,7 +289,7 @@ class Target:
         path = f"{self._root}/{name}"
         if self._local:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(path), data)
+            write_whole(Path(path), data)
         else:
             self._fs.pipe_file(path, data)
 

@@ -9,13 +9,12 @@ Knows nothing of databases.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from classifier.durable import explained, whole_file
 from classifier.errors import InputError, MissingExtra
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 
@@ -103,20 +102,8 @@ def write_export(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: expected a name that ends in .jsonl or .parquet")
-    try:
-        descriptor, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            count = _write_parquet(rows, file) if path.suffix == ".parquet" else write_lines(rows, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(staged).replace(path)
-    except BaseException:
-        Path(staged).unlink(missing_ok=True)
-        raise
-    return count
+    with explained(path), whole_file(path) as file:
+        return _write_parquet(rows, file) if path.suffix == ".parquet" else write_lines(rows, file)
 
 
 def write_lines(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:

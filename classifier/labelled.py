@@ -13,13 +13,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from classifier.arrow import plain_rows, pyarrow
 from classifier.errors import InputError
-from classifier.readers import pyarrow
 
 PREFIX = "classifier_"
 COLUMNS: Mapping[str, str] = {
@@ -159,17 +160,33 @@ def as_text(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    r"""A value's JSON, with lone surrogates escaped, so that it can be encoded.
+    r"""A value's JSON, with lone surrogates escaped, so that it can be encoded, and null for what is no number.
 
-    >>> json_text({"a": "é"}), json_text("\\ud800")
-    ('{"a":"é"}', '"\\\\ud800"')
+    >>> json_text({"a": "é"}), json_text("\\ud800"), json_text([float("nan")])
+    ('{"a":"é"}', '"\\\\ud800"', '[null]')
     """
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_text_of, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=False, default=_text_of)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), default=str)
+        return json.dumps(_finite(value), separators=(",", ":"), default=_text_of)
     return text
+
+
+def _text_of(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for what JSON has no number for: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +273,7 @@ def _parquet_rows(path: Path, wanted: set[str] | None) -> Iterator[dict[str, Any
         encoded = json_encoded(file.schema_arrow) | {"classifier_extra"}
         names = None if wanted is None else [name for name in file.schema_arrow.names if name in wanted]
         for batch in file.iter_batches(1000, columns=names, use_threads=False):
-            for row in batch.to_pylist():
+            for row in plain_rows(batch):
                 for name in encoded & row.keys():
                     row[name] = None if row[name] is None else json.loads(row[name])
                 yield row

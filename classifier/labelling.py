@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from classifier.arrow import plain_rows, pyarrow
 from classifier.errors import ClassifierError, InvalidRequest
 from classifier.inputs import ModelInput
 from classifier.labelled import COLUMNS, PREFIX, csv_lines, json_text
-from classifier.lines import RawRow
+from classifier.lines import RawRow, parse_line
 from classifier.payloads import COLUMNS as PAYLOAD_COLUMNS
 from classifier.payloads import recognise, request_of_row
-from classifier.readers import Chunk, pyarrow
+from classifier.progress import Tally
+from classifier.readers import Chunk
 from classifier.tables import fill_columns
 from classifier.types import Decision, Request, Scores
 
 REMEMBERED = 65_536
-_EXAMPLES = 3
-_MAX_REASONS = 100
 _OUR_ROW: Mapping[str, Any] = dict.fromkeys(COLUMNS)
 
 
@@ -107,66 +105,6 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Tally:
-    """What became of rows. Tallies add up.
-
-    Attributes:
-        rows: all of them.
-        tiers: rows by tier.
-        formats: rows by format.
-        errors: bad rows by reason.
-        examples: the first few bad rows of each reason, as file:row.
-        moved: values by column that did not fit and went to `classifier_extra`.
-        repeats: rows whose input had just been answered.
-        golden_ok: whether the golden inputs replayed on this processor.
-    """
-
-    rows: int = 0
-    tiers: Counter[str] = field(default_factory=Counter)
-    formats: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    moved: Counter[str] = field(default_factory=Counter)
-    repeats: int = 0
-    golden_ok: bool = True
-
-    @property
-    def bad(self) -> int:
-        """Rows with an error."""
-        return sum(self.errors.values())
-
-    def failed(self, row: RawRow | tuple[str, int], error: str) -> None:
-        """One more bad row. Numbers are left out of its reason, so that like rows are counted together."""
-        reason = re.sub(r"(?<!UTF-)\d+", "N", error)
-        reason = reason if reason in self.errors or len(self.errors) < _MAX_REASONS else "other reasons"
-        self.errors[reason] += 1
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(f"{row[0]}:{row[1]}")
-
-    def add(self, other: Tally) -> None:
-        """Adds a later tally to this one."""
-        self.rows += other.rows
-        for name in ("tiers", "formats", "errors", "moved"):
-            getattr(self, name).update(getattr(other, name))
-        for reason, examples in other.examples.items():
-            mine = self.examples.setdefault(reason, [])
-            mine.extend(examples[: _EXAMPLES - len(mine)])
-        self.repeats += other.repeats
-        self.golden_ok = self.golden_ok and other.golden_ok
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Tally:
-        """What `to_json` made."""
-        counters = {name: Counter(data[name]) for name in ("tiers", "formats", "errors", "moved")}
-        return cls(**{**data, **counters})
-
-
-@dataclass(slots=True)
 class _Row:
     """One row on its way: where it is from, its columns, and ours."""
 
@@ -226,7 +164,7 @@ class Labeller:
         """The rows of a table with those columns that a format may look at."""
         wanted = PAYLOAD_COLUMNS | {self.plan.text_field, self.plan.group_by}
         names = [name for name in chunk.batch.schema.names if name in wanted]
-        found = chunk.batch.select(names).to_pylist() if names else [{}] * len(chunk)
+        found = plain_rows(chunk.batch.select(names)) if names else [{}] * len(chunk)
         return [
             _Row(
                 chunk.source,
@@ -300,7 +238,7 @@ class Labeller:
 
     def _objects(self, rows: Sequence[_Row], batch: Any, tally: Tally) -> list[dict[str, Any]]:
         """Every row as one object: its columns, then ours."""
-        values = [row.values for row in rows] if batch is None else batch.to_pylist()
+        values = [row.values for row in rows] if batch is None else plain_rows(batch)
         objects = []
         for row, columns in zip(rows, values, strict=True):
             for name in [name for name in columns if name.startswith(PREFIX)]:
@@ -309,25 +247,6 @@ class Labeller:
             kept = {name: value for name, value in columns.items() if not name.startswith(PREFIX)}
             objects.append({**kept, **row.ours, "classifier_extra": row.extra or None})
         return objects
-
-
-def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
-    """The object on a line of JSON, or why there is none.
-
-    >>> parse_line(b'{"prompt": "hi"}'), parse_line(b"[1]")
-    (({'prompt': 'hi'}, ''), ({}, 'is JSON, but no object'))
-    """
-    try:
-        value = json.loads(line.rstrip().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return {}, f"is not UTF-8 (byte {error.start})"
-    except RecursionError:
-        return {}, "is nested too deeply"
-    except ValueError as error:
-        problem = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else "a number is too long"
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        return {}, f"is not JSON ({problem}{where})"
-    return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")
 
 
 def _column(batch: Any, wanted: Any) -> Any:

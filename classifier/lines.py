@@ -11,7 +11,7 @@ import csv
 import itertools
 import json
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from classifier.spans import spans_of
 
@@ -19,6 +19,7 @@ MAX_ROW_BYTES = 16 * 2**20
 KEPT_CHARS = 1000
 """Characters that are kept of a line that is too long."""
 _BLOCK = 2**20
+_UTF_16, _CONVERT = (b"\xff\xfe", b"\xfe\xff"), "is UTF-16; convert the file with iconv -t UTF-8"
 
 
 class RawRow(NamedTuple):
@@ -80,30 +81,48 @@ def _bounded_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, str]]:
             while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
                 size += len(rest)
             found, limit = (size + len(rest)) // 2**20, MAX_ROW_BYTES // 2**20
-            error = f"is {found} MiB long, the limit is {limit}; only its head is kept"
+            error = f"is {found} MiB long, the limit is {limit} MiB; only its head is kept"
         yield number, line, error
 
 
 def _not_lines(line: bytes) -> str:
     """What a first line says of a file that is no JSON lines at all; empty where it may be."""
-    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "is UTF-16; convert the file with iconv -t UTF-8"
+    if line.startswith(_UTF_16):
+        return _CONVERT
     if line.strip() in (b"[", b"{"):
         return "begins a value of several lines; make it JSON lines with jq -c '.[]' or jq -c ."
     return ""
 
 
+def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
+    """The object on a line of JSON, or why there is none.
+
+    >>> parse_line(b'{"prompt": "hi"}'), parse_line(b"[1]")
+    (({'prompt': 'hi'}, ''), ({}, 'is JSON, but no object'))
+    """
+    try:
+        value = json.loads(line.rstrip().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return {}, f"is not UTF-8 (byte {error.start})"
+    except RecursionError:
+        return {}, "is nested too deeply"
+    except ValueError as error:
+        problem = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else "a number is too long"
+        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        return {}, f"is not JSON ({problem}{where})"
+    return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")
+
+
 def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
     """Rows of CSV, a header first. Bytes that are not UTF-8 make their row a bad one."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    line_number, too_long = 0, ""
+    at, too_long = 0, ""
 
     def text() -> Iterator[str]:
-        nonlocal line_number, too_long
-        for line_number, line, error in _bounded_lines(file):
-            too_long = error or too_long
-            # csv wants a line for a line; what is too long leaves an empty one, and its row is a bad one.
-            yield "\n" if error else _text(line_number, line)
+        nonlocal at, too_long
+        for number, line, error in _csv_text(file):
+            at, too_long = number, error or too_long
+            yield line
 
     reader = csv.reader(text())
     header: list[str] | None = None
@@ -116,7 +135,7 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
             return
         except csv.Error as problem:
             fields, error = [], f"is not CSV ({problem})"
-        number = last = max(last + 1, line_number)
+        number = last = max(last + 1, at)
         error, too_long = too_long or error, ""
         if not fields and not error:
             continue
@@ -139,15 +158,19 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
 def header_of(file: IO[bytes]) -> list[str]:
     """Names of the columns of CSV; empty where there are none, or `csv_rows` calls the header a bad one."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    lines = ("\n" if error else _text(number, line) for number, line, error in _bounded_lines(file))
     try:
-        return next((_unique(fields) for fields in csv.reader(lines) if fields), [])
+        return next((_unique(fields) for fields in csv.reader(line for _, line, _ in _csv_text(file)) if fields), [])
     except csv.Error:
         return []
 
 
-def _text(number: int, line: bytes) -> str:
-    return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+def _csv_text(file: IO[bytes]) -> Iterator[tuple[int, str, str]]:
+    """(number, line, error) of every line: csv wants a line for a line, so one that cannot be used is empty."""
+    for number, line, error in _bounded_lines(file):
+        if number == 1 and line.startswith(_UTF_16):
+            yield number, "\n", _CONVERT
+            return
+        yield number, "\n" if error else line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"), error
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
+from classifier.durable import fsync_folder
 from classifier.errors import BundleCorrupt, SettingsError
 
 EXCLUSIVE = ("file", "memory", "s3")
@@ -199,7 +200,7 @@ def _create_file(path: Path, data: bytes) -> bool:
             os.link(staged, path)  # unlike a rename, it fails where there is one
         except FileExistsError:
             return False
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
         return True
     finally:
         Path(staged).unlink()
@@ -211,15 +212,7 @@ def _copy_durably(source: Path, target: Path) -> None:
         shutil.copyfileobj(data, file)
         file.flush()
         os.fsync(file.fileno())
-    _fsync_folder(target.parent)
-
-
-def _fsync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(target.parent)
 
 
 def _sha256(path: Path) -> str:

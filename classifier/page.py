@@ -5,11 +5,10 @@ Every value is escaped. Knows nothing of what a page says.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from classifier.durable import explained, write_whole
 from classifier.errors import MissingExtra
 
 
@@ -38,16 +37,13 @@ def render(template: str, folder: Path | None = None, **values: Any) -> str:
 
 
 def write_page(path: Path, text: str) -> None:
-    """The page in a file, whole or not at all."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """The page in a file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with explained(path):
+        write_whole(path, text.encode())
 
 
 def percent(value: float, digits: int = 1) -> str:

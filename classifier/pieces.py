@@ -8,23 +8,27 @@ Knows nothing of chunks, processes or what the bytes mean.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from classifier.durable import write_whole
 from classifier.errors import InputError
 from classifier.labelled import manifest_path
-from classifier.labelling import Tally
+from classifier.progress import Tally
+
+SPACE = (
+    "make space (labelling needs about twice the output's size), then run the same command again: what is done is kept"
+)
+"""What to do where a run cannot write."""
 
 
 def write_piece(path: Path, piece: bytes, tally: Tally) -> None:
     """Writes a piece with its tally."""
     facts = {"crc32": zlib.crc32(piece), "bytes": len(piece), "tally": tally.to_json()}
-    write_atomically(path, json.dumps(facts).encode() + b"\n" + piece)
+    write_whole(path, json.dumps(facts).encode() + b"\n" + piece)
 
 
 def read_tally(path: Path) -> Tally:
@@ -45,27 +49,6 @@ def read_piece(path: Path) -> bytes:
         path.unlink()
         raise InputError(f"{path}: was damaged on disk and is removed; run the same command again to make it anew")
     return piece
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole and survives a power cut, or not at all."""
-    with whole_file(path) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that appears at `path`, whole and flushed to disk, when the block ends without an error."""
-    staged = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with staged.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -118,27 +101,6 @@ def check_same(output: str, found: Mapping[str, Any], stated: Mapping[str, Any])
         )
 
 
-@contextlib.contextmanager
-def no_space(output: str) -> Iterator[None]:
-    """Says what to do where the output cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{output}: cannot be written ({error.strerror or error}); make space (labelling needs about twice the "
-            "output's size), then run the same command again: what is done is kept"
-        ) from error
-
-
 def as_json(value: Mapping[str, Any]) -> bytes:
     """A manifest's bytes."""
     return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def fsync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,9 +20,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from classifier.errors import InputError, MissingExtra
+from classifier.arrow import decodable, pyarrow
+from classifier.errors import InputError
 from classifier.lines import RawRow, csv_rows, header_of, json_rows
 from classifier.packed import Broken, unpacked
+from classifier.progress import Position
 from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
@@ -72,19 +74,6 @@ class Selection:
         return int.from_bytes(digest, "big") < self.share * 2**64
 
 
-@dataclass(slots=True)
-class Position:
-    """How far the reading is: bytes of the sources before decompression."""
-
-    done: int = 0
-    current: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Bytes read of all sources."""
-        return self.done + self.current
-
-
 ALL = Selection()
 
 
@@ -123,6 +112,7 @@ def read_chunks(
                     pending, size = [], 0
                 if len(chunk):
                     left -= len(chunk)
+                    position.rows += len(chunk)
                     yield replace(chunk, index=next(indices))
                 continue
             if not selection.keeps(item.source, item.number):
@@ -134,6 +124,7 @@ def read_chunks(
             pending.append(item)
             size += weight
             left -= 1
+            position.rows += 1
         position.done, position.current = position.done + (source.size or 0), 0
     if pending:
         yield Chunk(next(indices), tuple(pending))
@@ -176,6 +167,10 @@ def read_rows(source: Source, *, row_format: str = "auto", position: Position | 
         raise unreachable(source, error) from error
     except Broken as error:
         yield _rest_of(source, number, error)
+    except Exception as error:
+        if source.remote:  # every store has errors of its own
+            raise unreachable(source, error) from error
+        raise
 
 
 def csv_header(source: Source) -> list[str]:
@@ -201,7 +196,7 @@ def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk
             total = max(1, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
             rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES * max(1, facts.num_rows) // total))
             for found in file.iter_batches(rows, use_threads=False):
-                batch = _decodable(pa, found)
+                batch = decodable(found)
                 yield Chunk(0, batch=batch, source=source.name, numbers=range(last + 1, last + 1 + batch.num_rows))
                 last += batch.num_rows
                 position.current = (source.size or 0) * last // max(1, facts.num_rows)
@@ -209,33 +204,6 @@ def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk
         if isinstance(error, OSError) and error.errno is not None:
             raise unreachable(source, error) from error
         yield _rest_of(source, last, error)
-
-
-def _decodable(pa: Any, batch: Any) -> Any:
-    """The batch with what is no UTF-8 in its texts replaced, so that a damaged cell costs no row.
-
-    Raises:
-        pyarrow.ArrowInvalid: it is damaged beyond that.
-    """
-    try:
-        batch.validate(full=True)
-    except pa.ArrowInvalid:
-        plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-        columns = [
-            pa.array(
-                [
-                    None if v is None else v.decode("utf-8", "replace")
-                    for v in column.cast(plain[column.type]).to_pylist()
-                ],
-                column.type,
-            )
-            if column.type in plain
-            else column
-            for column in batch.columns
-        ]
-        batch = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
-        batch.validate(full=True)
-    return batch
 
 
 def parquet_schema(source: Source) -> Any:
@@ -256,23 +224,9 @@ def parquet_schema(source: Source) -> Any:
         raise InputError(f"{source.name}: cannot be read ({error.strerror})") from error
 
 
-def pyarrow() -> tuple[Any, Any]:
-    """The modules `pyarrow` and `pyarrow.parquet`.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtra("labelling logs needs pyarrow; pip install 'request-complexity-classifier[bulk]'") from None
-    return pa, pq
-
-
-def unreachable(source: Source, error: OSError) -> InputError:
+def unreachable(source: Source, error: Exception) -> InputError:
     """What to say of a source that cannot be reached."""
-    reason = error.strerror or type(error).__name__
+    reason = getattr(error, "strerror", None) or type(error).__name__
     return InputError(f"{source.name}: cannot be read ({reason}); run the same command again to go on")
 
 

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from classifier.arrow import pyarrow
+from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError, SettingsError
 from classifier.labelled import Labelled, csv_lines, json_text, manifest_path, open_labelled, with_facts
-from classifier.labelling import Tally
-from classifier.pieces import as_json, fsync_folder, no_space, read_manifest, whole_file, write_atomically
+from classifier.pieces import as_json, read_manifest
 from classifier.policy import Policy, decide
-from classifier.readers import pyarrow
+from classifier.progress import Tally
 
 Decide = Callable[[list[float], str | None], tuple[str, str]]
 
@@ -45,16 +46,15 @@ def relabel(
     _check(labelled, policy, facts, path, output)
     before = _metadata(labelled, facts)
     tiers: Counter[str] = Counter()
-    with no_space(str(output)):
+    with explained(output):
         with whole_file(output) as file:
             _WRITERS[labelled.kind](path, file, _decider(policy, tiers), policy.group_by, before)
-        fsync_folder(output.parent)
         manifest = read_manifest(manifest_path(path))
         if manifest is not None:
             tally = Tally.from_json(manifest["complete"])
             tally.tiers = tiers
             changed = {**manifest, "facts": before, "complete": tally.to_json()}
-            write_atomically(manifest_path(output), as_json(changed))
+            write_whole(manifest_path(output), as_json(changed))
     return tiers
 
 

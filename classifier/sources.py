@@ -59,8 +59,13 @@ class Source:
         return file
 
 
-def find_sources(inputs: Iterable[str]) -> list[Source]:
+def find_sources(inputs: Iterable[str], *, written: str = "") -> list[Source]:
     """The files that the inputs name, sorted within each input.
+
+    Args:
+        inputs: files, folders, globs, fsspec URLs, or `-`.
+        written: the output, a file or a folder. It and what is beside it while it is made is no input where a folder
+            or a pattern names it, so that the same command means the same files when it is given again.
 
     Raises:
         InputError: an input names nothing that can be read, or a file comes twice.
@@ -68,7 +73,7 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     inputs = list(inputs)
     if STDIN in inputs and len(inputs) > 1:
         raise InputError("standard input (-) cannot be mixed with files")
-    found = [source for name in inputs for source in _find(name)]
+    found = [source for name in inputs for source in _find(name, written)]
     names = [source.name for source in found]
     if (
         twice := next((name for i, name in enumerate(names) if name in names[:i]), None)
@@ -79,27 +84,36 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     return found
 
 
-def _find(name: str) -> list[Source]:
+def _find(name: str, written: str) -> list[Source]:
     if name == STDIN:
         return [Source(STDIN)]
     if "://" in name:
-        return _find_remote(name)
+        return [source for source in _find_remote(name) if not _is_of(source.name, written)]
     path = Path(name)
-    if path.is_dir():
-        paths = [
-            p
-            for p in sorted(path.rglob("*"))
-            if p.is_file() and not _hidden(p.relative_to(path).parts) and container_of(p.name)
-        ]
-        if not paths:
-            raise InputError(f"{name}: no log files in this folder; {_KINDS}")
-        return [_local(p) for p in paths]
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return [_local(path)]
-    paths = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]
+    if path.is_dir():
+        listed = [
+            p for p in sorted(path.rglob("*")) if not _left_out(p.relative_to(path).parts) and container_of(p.name)
+        ]
+        missing = f"{name}: no log files in this folder; {_KINDS}"
+    else:
+        listed = [Path(p) for p in sorted(glob.glob(name, recursive=True))]
+        missing = f"{name}: no such file or folder, and no file that this pattern matches"
+    paths = [
+        p for p in listed if p.is_file() and not _is_of(str(p.resolve()), written and str(Path(written).resolve()))
+    ]
     if not paths:
-        raise InputError(f"{name}: no such file or folder, and no file that this pattern matches")
+        raise InputError(missing)
     return [_local(p) for p in paths]
+
+
+def _is_of(path: str, written: str) -> bool:
+    """Whether a path is that of an output, or of what is beside it while it is made."""
+    written = written.rstrip("/")
+    if not written:
+        return False
+    return path in (written, f"{written}.manifest.json") or path.startswith((f"{written}/", f"{written}.parts/"))
 
 
 def _local(path: Path) -> Source:
@@ -127,6 +141,8 @@ def _find_remote(url: str) -> list[Source]:
         raise InputError(f"{url}: cannot be used ({error})") from error
     except OSError as error:
         raise InputError(f"{url}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # every store has errors of its own
+        raise InputError(f"{url}: cannot be reached ({type(error).__name__}: {str(error)[:120]})") from error
     if not listed:
         raise InputError(f"{url}: no files there; {_KINDS}")
     return [_remote(fs, path, facts) for path, facts in sorted(listed.items()) if facts.get("type") != "directory"]
@@ -153,5 +169,6 @@ def container_of(name: str) -> str | None:
     return CONTAINERS.get(path.suffix.lower())
 
 
-def _hidden(parts: tuple[str, ...]) -> bool:
-    return any(part.startswith((".", "_")) for part in parts)
+def _left_out(parts: tuple[str, ...]) -> bool:
+    """Whether a folder's file is hidden, or the manifest of a labelled one."""
+    return any(part.startswith((".", "_")) for part in parts) or parts[-1].endswith(".manifest.json")

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from classifier.arrow import pyarrow
 from classifier.labelled import JSON_ENCODED, PREFIX, json_encoded, json_text
-from classifier.readers import pyarrow
 
 MAX_COLUMNS = 1000
 _INT64 = 2**63

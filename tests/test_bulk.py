@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from classifier.answering import EngineMaker
-from classifier.bulk import Options, label
+from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
 from classifier.labelled import COLUMNS, manifest_path, open_labelled
 from classifier.readers import Selection
+from classifier.runs import Options
 from classifier.types import Request
 from tests.bulk_support import FakeMaker, prompts, write_lines
 
@@ -148,6 +149,13 @@ def test_a_parquet_table_keeps_its_types(tmp_path):
     assert found["classifier_tier"].to_pylist()[:4] == ["simple", "standard", "complex", "frontier"]
 
 
+def test_what_is_no_number_is_null_in_lines(tmp_path):
+    """JSON has no NaN and no infinity: a table's become null, so that every reader of JSON lines can read them."""
+    pq.write_table(pa.table({"prompt": ["hi"], "x": [float("nan")], "y": [[float("inf")]]}), tmp_path / "in.parquet")
+    label([str(tmp_path / "in.parquet")], str(tmp_path / "out.jsonl"), FakeMaker(), ONE)
+    assert '"x":null,"y":[null]' in (tmp_path / "out.jsonl").read_text()
+
+
 def test_csv_comes_out_as_it_was(tmp_path):
     """A CSV's texts come out unchanged, quoted lines and all, and a row of the wrong length is a bad one."""
     (tmp_path / "in.csv").write_text('question,id\n"hi\nthere",007\nprove it\n"a ""b""",x\n', encoding="utf-8")
@@ -211,6 +219,19 @@ def test_one_output_never_mixes_two_bundles_policies_or_inputs(log, tmp_path):
         label([str(log)], out, FakeMaker(), ONE)
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*"], ids=["folder", "glob"])
+def test_an_output_may_lie_among_its_inputs(log, tmp_path, pattern):
+    """What is made in the folder that is read is no input of it: a stopped run there goes on, and a whole one ends."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    shutil.copy(log, folder)
+    inputs, out = [str(folder / pattern)], str(folder / "out.parquet")
+    with pytest.raises(KeyboardInterrupt):
+        label(inputs, out, FakeMaker(), ONE, told=interrupt_after(1))
+    assert label(inputs, out, FakeMaker(), ONE).resumed_rows >= 1000
+    assert label(inputs, out, FakeMaker(), ONE).resumed_rows == 2500
+
+
 def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
     """A file without our manifest is never written over."""
     (tmp_path / "out.parquet").write_text("mine")
@@ -261,6 +282,9 @@ def test_the_command_reads_stdin_and_says_that_it_cannot_resume_it(tiny_bundle_p
         assert done.returncode == 0, done.stderr
         assert b"cannot be resumed" in done.stderr
         assert json.loads(done.stdout)["rows"] == 1
+    again = run("-", "-o", tmp_path / "out.jsonl", "--bundle", tiny_bundle_path, stdin=b'{"prompt": "ho"}\n')
+    assert b"is complete, and whether standard input is the same again cannot be told" in again.stderr
+    assert json.loads((tmp_path / "out.jsonl").read_text())["prompt"] == "hi"
 
 
 def test_a_dry_run_writes_nothing(log, tiny_bundle_path, tmp_path):

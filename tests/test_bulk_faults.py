@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import random
 import resource
@@ -17,12 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from click.testing import CliRunner
 
-from classifier import bulk
-from classifier.bulk import Options, label
+from classifier import bulk, cli
+from classifier.bulk import label
 from classifier.errors import InputError
 from classifier.labelled import open_labelled
+from classifier.runs import Options
 from tests.bulk_support import FakeMaker, prompts, write_lines
+from tests.labelled_support import traffic, write_labelled
 from tests.serving_support import until
 
 LOGS = Path(__file__).parent / "logs"
@@ -40,6 +44,11 @@ def start(log, out, bundle, *, limit=None):
         start_new_session=True,
         preexec_fn=limit,  # noqa: PLW1509 - a resource limit of the child, nothing else
     )
+
+
+def run_here(*arguments, typed=""):
+    """Runs a command in this process, with something typed."""
+    return CliRunner().invoke(cli.command, [str(a) for a in arguments], input=typed, catch_exceptions=False)
 
 
 def group_is_gone(group):
@@ -98,14 +107,15 @@ def test_kills_at_the_worst_moments_leave_no_trace(tmp_path, monkeypatch, moment
     """A run that dies between merging, renaming, saying that it is complete and cleaning up is finished by the next."""
     log = write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in prompts(1500)])
     label([str(log)], str(tmp_path / "whole.parquet"), FakeMaker(), ONE)
-    name = {"before-rename": "merge_pieces", "before-manifest": "fsync_folder", "before-cleaning": "write_atomically"}[
-        moment
-    ]
+    name = "merge_pieces" if moment == "before-rename" else "write_whole"
     real = getattr(bulk, name)
 
-    def dies(*arguments):
-        real(*arguments)
-        if name != "write_atomically" or b'"complete": {' in arguments[1]:
+    def dies(*arguments, **named):
+        last = name == "merge_pieces" or b'"complete": {' in arguments[1]
+        if moment == "before-manifest" and last:
+            raise KeyboardInterrupt
+        real(*arguments, **named)
+        if last:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -118,24 +128,82 @@ def test_kills_at_the_worst_moments_leave_no_trace(tmp_path, monkeypatch, moment
 
 
 @long
-@pytest.mark.parametrize("limit", [20_000, 150_000], ids=["in-a-piece", "in-the-end"])
-def test_a_full_disk_is_said_and_survived(tiny_bundle_path, tmp_path, limit):
-    """Where nothing more can be written the command says what to do; with space it goes on, and the file is right."""
-    rows = [{"prompt": f"{text} {os.urandom(20).hex()}"} for text in prompts(5000)]
-    log, out = write_lines(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet"
+def test_a_file_that_may_not_grow_is_said_and_survived(tiny_bundle_path, tmp_path):
+    """Where a process may write no larger file the command says what to do; without that limit it goes on."""
+    rows = [{"prompt": f"{text} {os.urandom(20).hex()}"} for text in prompts(3000)]
+    log, out, limit = write_lines(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet", 20_000
     full = start(log, out, tiny_bundle_path, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     _, told = full.communicate(timeout=100)
     assert full.returncode == 1
     assert b"out.parquet: cannot be written (File too large); make space" in told
-    assert b"run the same command again" in told
     assert not out.exists()
-    done = start(log, out, tiny_bundle_path)
-    summary, told = done.communicate(timeout=100)
-    assert told == b""
-    assert (b"had been labelled by an earlier run" in summary) == (limit > 100_000)
-    label_again = start(log, tmp_path / "whole.parquet", tiny_bundle_path)
-    label_again.communicate(timeout=100)
-    assert digest(out) == digest(tmp_path / "whole.parquet")
+    assert start(log, out, tiny_bundle_path).communicate(timeout=100)[1] == b""
+    assert pq.read_table(out).num_rows == 3000
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MiB, and what gives it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("only root may mount a disk")
+
+    def resize(size):
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    yield folder, resize
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken", "pieces"),
+    [("parquet", 1020, 0), ("parquet", 700, 1), ("jsonl", 450, 3), ("csv", 450, 3)],
+    ids=["at-once", "in-a-piece", "in-the-end", "in-the-end-csv"],
+)
+@pytest.mark.parametrize("processes", [pytest.param(1, id="one"), pytest.param(2, id="two", marks=long)])
+def test_a_full_disk_is_said_and_survived(small_disk, tmp_path, kind, taken, pieces, processes):
+    """On a disk that is full the run says what to do and nothing is damaged; with space it goes on from there."""
+    disk, resize = small_disk
+    draw = random.Random(5)
+    log = write_lines(tmp_path / "log.jsonl", ({"prompt": f"hi {draw.randbytes(60).hex()}"} for _ in range(3000)))
+    out = disk / f"out.{kind}"
+    if kind != "parquet":
+        resize("2m")
+    (disk / "others").write_bytes(bytes(taken * 1024))
+    options = Options(processes=processes)
+    for _ in range(2):  # the second time it is as full as the first
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); make space"):
+            label([str(log)], str(out), FakeMaker(), options)
+        assert not out.exists()
+    assert [path.name for path in disk.glob("**/.*")] == []
+    resize("16m")
+    progress = label([str(log)], str(out), FakeMaker(), options)
+    assert progress.resumed_rows >= 1000 * pieces if processes == 1 else progress.tally.rows == 3000
+    label([str(log)], str(tmp_path / f"whole.{kind}"), FakeMaker(), ONE)
+    assert digest(out) == digest(tmp_path / f"whole.{kind}")
+    assert sorted(path.name for path in disk.iterdir()) == ["others", out.name, f"{out.name}.manifest.json"]
+
+
+def test_reports_and_samples_on_a_full_disk_leave_nothing(small_disk, tmp_path):
+    """A page, a sample or an answer that cannot be written is said in one line, and leaves no half of a file."""
+    disk, resize = small_disk
+    labelled = write_labelled(tmp_path / "labelled.parquet", traffic())
+    mine = ["sample", labelled, "--random", "50", "--annotate", "-o", disk / "mine.jsonl"]
+    assert run_here(*mine, typed="1\n").exit_code == 0
+    (disk / "others").write_bytes(bytes(1020 * 1024))
+    sample = ["sample", labelled, "--random", "200", "-o", disk / "sample.jsonl"]
+    for command in (["report", labelled, "-o", disk / "page.html"], sample):
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
+            run_here(*command)
+    with pytest.raises(InputError, match="every answer before this one is kept"):
+        run_here(*mine, typed="2\n" * 49)
+    assert sorted(path.name for path in disk.iterdir()) == ["mine.jsonl", "others"]
+    kept = (disk / "mine.jsonl").read_text().splitlines()
+    assert json.loads(kept[0])["tier"] == "simple"
+    resize("16m")
+    assert run_here(*sample).exit_code == 0
 
 
 def test_two_runs_never_write_one_output(tmp_path):

@@ -8,10 +8,11 @@ import pytest
 
 from classifier import answering, readers
 from classifier.answering import EngineMaker, ServerMaker
-from classifier.bulk import Options, label
+from classifier.bulk import label
 from classifier.bundle import MANIFEST, SHIPPED
 from classifier.errors import ClassifierError, ServerUnreachable, SettingsError
 from classifier.labelled import open_labelled
+from classifier.runs import Options
 from classifier.testing import FakeEngine, fake_server
 from tests.bulk_support import prompts, write_lines
 from tests.serving_support import server_process

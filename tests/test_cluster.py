@@ -20,12 +20,13 @@ import ray
 from ray.cluster_utils import Cluster
 
 from classifier.answering import EngineMaker
-from classifier.bulk import Options, label
+from classifier.bulk import label
 from classifier.bundle import SHIPPED
 from classifier.cluster import label_on_ray, unpack_bundle
 from classifier.errors import InputError, SettingsError
 from classifier.labelled import open_labelled
 from classifier.readers import Selection
+from classifier.runs import Options
 from tests.bulk_support import prompts, write_lines
 
 DATA = Path(__file__).parents[1] / "data"

@@ -18,12 +18,13 @@ import pytest
 import zstandard
 
 from classifier import readers
-from classifier.bulk import Options, label
+from classifier.bulk import label
 from classifier.errors import InputError, InvalidRequest
 from classifier.labelled import open_labelled
 from classifier.lines import MAX_ROW_BYTES
 from classifier.payloads import FORMATS, request_of_row
 from classifier.readers import read_chunks
+from classifier.runs import Options
 from classifier.sources import find_sources
 from classifier.types import Request
 from tests.bulk_support import FakeMaker, prompts, write_lines
@@ -373,7 +374,7 @@ def test_a_line_of_200_mb_is_passed_over(monkeypatch):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     monkeypatch.setattr(readers, "_opened", lambda _: io.BufferedReader(Endless(200 * 2**20)))
     long, short = readers.read_rows(readers.Source("big.jsonl"))
-    assert long.error == "is 200 MiB long, the limit is 16; only its head is kept"
+    assert long.error == "is 200 MiB long, the limit is 16 MiB; only its head is kept"
     assert long.payload == b"x" * 1000
     assert json.loads(short.payload) == {"prompt": "hi"}
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 5 * MAX_ROW_BYTES
@@ -383,7 +384,8 @@ def test_random_bytes_are_bad_rows_whatever_the_name(tmp_path):
     """A file of random bytes ends as bad rows, one at least, under every name that we read."""
     code = """
 import os, sys
-from classifier.bulk import Options, label
+from classifier.bulk import label
+from classifier.runs import Options
 from tests.bulk_support import FakeMaker
 for i, name in enumerate(["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.log"]):
     path = os.path.join(sys.argv[1], f"{i}-{name}")

@@ -9,11 +9,12 @@ from click.testing import CliRunner
 
 from classifier import cli
 from classifier.answering import EngineMaker, identity_of
-from classifier.bulk import Options, label
+from classifier.bulk import label
 from classifier.bundle import read_bundle
 from classifier.errors import InputError, SettingsError
 from classifier.labelled import manifest_path, open_labelled
 from classifier.relabelling import relabel
+from classifier.runs import Options
 from tests.bulk_support import prompts, write_lines
 from tests.tiny import tiny_bundle
 

@@ -12,8 +12,8 @@ import click
 
 if TYPE_CHECKING:
     from classifier.answering import Maker
-    from classifier.bulk import Options, Progress
-    from classifier.labelling import Tally
+    from classifier.progress import Progress, Tally
+    from classifier.runs import Options
 
 _FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel")
 _LINE_SECONDS = 0.5
@@ -77,10 +77,11 @@ def command(
     classifier label s3://logs/2026/ -o s3://labelled/2026 --engine ray --ray-address auto
     """
     from classifier.answering import EngineMaker, ServerMaker
-    from classifier.bulk import Options, label
+    from classifier.bulk import label
     from classifier.bundle import SHIPPED
     from classifier.errors import InputError
     from classifier.readers import Selection
+    from classifier.runs import Options
 
     if not 0 < share <= 1:
         raise click.UsageError(f"--sample: expected a share above 0 and at most 1, found {share:g}")

@@ -46,6 +46,8 @@ def command(
     classifier sample labelled.parquet --per-tier 50 --boundary -o to_label.jsonl
     python -m training calibrate --bundle BUNDLE --data mine.jsonl --out BUNDLE2
     """
+    from classifier.durable import explained, write_whole
+
     if (most is None) == (per_tier is None):
         raise click.UsageError("say what to draw: --random N or --per-tier N")
     if boundary and per_tier is None:
@@ -68,7 +70,8 @@ def command(
     if output == "-":
         sys.stdout.writelines(lines)
     else:
-        Path(output).write_text("".join(lines), encoding="utf-8")
+        with explained(output):
+            write_whole(Path(output), "".join(lines).encode())
     click.echo(f"{len(rows)} rows to label", err=True)
 
 
@@ -140,6 +143,10 @@ def _annotate(rows: Sequence[dict[str, Any]], path: Path) -> None:
             raise EOFError
         return line
 
-    done, left = annotate(rows, path, ask=ask, say=click.echo)
+    try:
+        done, left = annotate(rows, path, ask=ask, say=click.echo)
+    except KeyboardInterrupt:
+        click.echo(f"\nanswers are in {path}; the same command goes on from there", err=True)
+        raise
     then = f"go on with the same command; {left} are left" if left else "all are labelled"
     click.echo(f"{done} labelled in {path}; {then}", err=True)

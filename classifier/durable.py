@@ -1,0 +1,63 @@
+"""Files that appear whole under their name and survive a power cut, or not at all; and what to say where they cannot.
+
+Knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from classifier.errors import InputError
+
+
+def write_whole(path: Path, data: bytes, *, staged_in: Path | None = None) -> None:
+    """Writes a file at once or not at all; see `whole_file`."""
+    with whole_file(path, staged_in=staged_in) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, staged_in: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write to that appears at `path`, whole and flushed to disk, when the block ends without an error.
+
+    Args:
+        path: its name.
+        staged_in: a folder on the same disk where it grows until then; by default its own, under a hidden name.
+    """
+    staged = (staged_in or path.parent) / f".{path.name}-{os.getpid()}"
+    try:
+        with staged.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explained(path: str | Path, advice: str = "make space, or choose another place") -> Iterator[None]:
+    """Says what to do where a file cannot be written.
+
+    Raises:
+        InputError: the disk is full, the folder is not there or not ours, in place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
