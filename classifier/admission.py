@@ -1,12 +1,9 @@
 """Who may run now: at most one request a core, a bounded and fair wait, and a refusal at once when full.
 
-Theory of operation. `Line` is the pure part: it holds the requests that wait, a first-in-first-out queue for each
-caller, and serves the callers in turn. When the line is full, the newest request of the caller with the longest queue
-makes room for a caller with a shorter one (longest-queue drop; Suter, Lakshman, Stiliadis and Choudhury, INFOCOM 1998),
-so a flooding caller only displaces itself. A request that cannot start before its deadline, judged by the running mean
-of the time that a run takes, is refused when it arrives and not after it has waited. `Admission` adds the threads: one
-a core, each taking the next ticket as soon as it is free, so no core waits for the event loop between two runs. A
-ticket whose caller left or whose deadline passed is dropped there and never reaches the model.
+Theory of operation. `classifier.waiting.Line` decides; here are the threads: one a core, each taking the next ticket as
+soon as it is free, so no core waits for the event loop between two runs. A ticket whose caller left or whose deadline
+passed is dropped there and never reaches the model. A request that comes alone, as those before it did, needs no
+thread: it runs on the event loop, which saves two hand-overs between threads (docs/performance.md).
 
 Knows nothing of gRPC, of models or of what it runs.
 """
@@ -17,144 +14,15 @@ import asyncio
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from classifier.errors import DeadlinePassed, Overloaded
+from classifier.errors import Overloaded
+from classifier.waiting import Line, Ticket
 
 T = TypeVar("T")
-INITIAL_RUN_SECONDS = 0.003
-MEAN_WEIGHT = 0.05  # of the newest run in the running mean: about the last 20 runs count
 MAX_RATE_LIMITED_CALLERS = 10_000
-
-
-class Ticket:
-    """One request in the line or at a core. Times are seconds on the line's clock."""
-
-    __slots__ = ("caller", "deadline", "entered", "future", "latest_start", "left", "queue_seconds", "work")
-
-    def __init__(self, caller: str, entered: float, deadline: float, latest_start: float) -> None:
-        self.caller = caller
-        self.entered = entered
-        self.deadline = deadline
-        self.latest_start = latest_start
-        self.left = False
-        self.queue_seconds = 0.0
-        self.work: Callable[[], Any] | None = None
-        self.future: asyncio.Future[Any] | None = None
-
-
-class Line:
-    """The waiting line, without threads and without a clock.
-
-    Args:
-        cores: requests that may run at once.
-        size: requests that may wait.
-        max_wait: the longest that a request may wait, in seconds.
-    """
-
-    def __init__(self, cores: int, size: int, max_wait: float) -> None:
-        self.cores, self.size, self.max_wait = cores, size, max_wait
-        self.running = 0
-        self.waiting = 0
-        self.run_seconds = INITIAL_RUN_SECONDS
-        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
-
-    def check(self, caller: str, now: float, deadline: float = math.inf) -> None:
-        """Raises what `enter` would raise, without entering: a cheap look before any work is done.
-
-        Raises:
-            Overloaded: there is no room, or the wait would outlast the deadline.
-            DeadlinePassed: the deadline is over already.
-        """
-        if now >= deadline:
-            raise DeadlinePassed("the deadline passed before the request was looked at; allow more time")
-        if self.running + self.waiting < self.cores:
-            return
-        mine = len(self._queues.get(caller, ()))
-        if self._full() and mine + 1 >= self._longest():
-            raise self._refusal(f"all {self.cores} cores are busy and {self.waiting} requests wait")
-        # In turn: before this one come at most as many of every caller as this caller has waiting.
-        ahead = min(self.waiting, (mine + 1) * (len(self._queues) + 1))
-        wait = (ahead + 1) / self.cores * self.run_seconds
-        if wait > self.max_wait or now + wait > deadline:
-            raise self._refusal(f"the wait would be about {wait:.3f} s, longer than the request allows")
-
-    def enter(self, caller: str, now: float, deadline: float = math.inf) -> tuple[Ticket, Ticket | None]:
-        """Puts a request in line.
-
-        Returns:
-            Its ticket, and the ticket that lost its place to it, if any.
-
-        Raises:
-            Overloaded, DeadlinePassed: as `check`.
-        """
-        self.check(caller, now, deadline)
-        displaced = None
-        if self._full():
-            longest = max(self._queues.values(), key=len)
-            displaced = longest[-1]
-            self._remove(displaced)
-        ticket = Ticket(caller, now, deadline, min(deadline, now + self.max_wait))
-        self._queues.setdefault(caller, deque()).append(ticket)
-        self.waiting += 1
-        return ticket, displaced
-
-    def take(self) -> Ticket | None:
-        """The next ticket to run, callers in turn; None where nobody waits or every core is busy."""
-        if not self.waiting or self.running >= self.cores:
-            return None
-        caller, queue = self._queues.popitem(last=False)
-        ticket = queue.popleft()
-        if queue:
-            self._queues[caller] = queue  # at the end: the others come first now
-        self.waiting -= 1
-        self.running += 1
-        return ticket
-
-    def finish(self, run_seconds: float | None) -> None:
-        """Says that a ticket's run is over and how long it took; None where it was dropped unrun."""
-        self.running -= 1
-        if run_seconds is not None:
-            self.run_seconds += MEAN_WEIGHT * (run_seconds - self.run_seconds)
-
-    def leave(self, ticket: Ticket) -> None:
-        """Takes a waiting ticket out; does nothing where it runs already."""
-        ticket.left = True
-        self._remove(ticket)
-
-    def refuse(self, ticket: Ticket, now: float) -> Exception | None:
-        """Why a ticket must not run after all; None where it may."""
-        if now >= ticket.deadline:
-            return DeadlinePassed("the deadline passed while the request waited for a core; allow more time")
-        if now > ticket.latest_start:
-            return self._refusal("the request waited longer than max_wait_seconds allows")
-        return None
-
-    def displacement(self) -> Overloaded:
-        """What the ticket that lost its place is told."""
-        return self._refusal("the line is full and another caller had fewer requests in it")
-
-    def _remove(self, ticket: Ticket) -> None:
-        queue = self._queues.get(ticket.caller)
-        if queue is None or ticket not in queue:
-            return
-        queue.remove(ticket)
-        self.waiting -= 1
-        if not queue:
-            del self._queues[ticket.caller]
-
-    def _full(self) -> bool:
-        # A ticket counts as waiting until a core's thread has woken up and taken it.
-        return self.running + self.waiting >= self.cores + self.size
-
-    def _longest(self) -> int:
-        return max((len(queue) for queue in self._queues.values()), default=0)
-
-    def _refusal(self, what: str) -> Overloaded:
-        retry = max(self.run_seconds, (self.waiting + 1) / self.cores * self.run_seconds)
-        return Overloaded(f"{what}; try again in {retry:.3f} s or add cores", retry_after_seconds=retry)
 
 
 class Admission:
@@ -200,25 +68,34 @@ class Admission:
         with self._lock:
             self._line.check(caller, time.monotonic(), deadline)
 
-    async def run(self, work: Callable[[], T], caller: str, deadline: float = math.inf) -> tuple[T, float]:
+    async def run(
+        self, work: Callable[[], T], caller: str, deadline: float = math.inf, *, single: bool = False
+    ) -> tuple[T, float]:
         """What `work()` returns, run on a free core, and the seconds that it waited for one.
 
         Args:
-            work: called on another thread; releases the GIL for most of its time.
+            work: called on another thread, or on this one; releases the GIL for most of its time.
             caller: whose turn it counts as.
             deadline: on `time.monotonic()`; the work is never started after it.
+            single: it is not one of several that are asked for together, and may run on this thread when it is alone.
 
         Raises:
             Overloaded: refused, at once or because another caller had fewer requests waiting.
             DeadlinePassed: the deadline passed before a core was free.
         """
-        future = self._loop.create_future()
+        core, future = None, self._loop.create_future()
         with self._lock:
+            alone = single and not self._closed and self._line.alone()
             ticket, displaced = self._line.enter(caller, time.monotonic(), deadline)
             ticket.work, ticket.future = work, future
             if displaced is not None:
                 self._settle(displaced, None, self._line.displacement())
-            core = self._idle.pop() if self._idle else None
+            if alone:
+                self._line.take()
+            elif self._idle:
+                core = self._idle.pop()
+        if alone:
+            return self._run_here(work), 0.0
         if core is not None:
             core.wake()
         try:
@@ -236,6 +113,15 @@ class Admission:
                 self._idle.pop().wake()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
+
+    def _run_here(self, work: Callable[[], T]) -> T:
+        """Runs a ticket that was taken, on the event loop."""
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            with self._lock:
+                self._line.finish(time.monotonic() - started)
 
     def _serve(self, core: _Core) -> None:
         """A core's thread: the next ticket, again and again."""

@@ -3,14 +3,12 @@
 A router must never be the outage: with a `fallback_tier` a call never raises for what the conversation holds or
 for what the server does; it answers with that tier, says so in the answer, and counts it. Without one it raises.
 
-Retries and their budget are gRPC's own, by the service config below, which clients in other languages can use as it is.
-Knows nothing of engines, bundles or servers' settings.
+Knows nothing of engines, bundles, servers' settings, or how a connection is made and retried.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Self
 import grpc
 
 from classifier import wire
+from classifier.channels import SERVICE_CONFIG, aio_channel, channel, credentials
 from classifier.errors import ClassifierError, NoAllowedRoute
 from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic, Plan, stream_request
 from classifier.routing import RoutingTable, read_table
@@ -32,36 +31,6 @@ CLASSIFY_SECONDS = 0.25
 BATCH_SECONDS = 10.0
 STREAM_SECONDS = 3600.0
 REPORT_SECONDS = 2.0
-
-
-SERVICE_CONFIG: Mapping[str, Any] = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [
-                {"service": wire.SERVICE, "method": method}
-                for method in ("Classify", "ClassifyBatch", "ReportOutcome", "GetInfo")
-            ],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.01s",
-                "maxBackoff": "0.1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    # The retry budget: when half of the tokens are gone, a failure costs one and a success gives back a tenth.
-    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.1},
-}
-_OPTIONS = (
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    # A server that restarts is found again within a second, not after gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
 
 
 class _Base:
@@ -99,14 +68,10 @@ class _Base:
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         self._target = target
-        self._options = [*_OPTIONS, *options]
+        self._options = options
         table = routes if routes is None or isinstance(routes, RoutingTable) else read_table(routes)
         self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker(), table)
-        self._credentials = (
-            grpc.ssl_channel_credentials(*(Path(p).read_bytes() if p else None for p in (tls_ca, tls_key, tls_cert)))
-            if tls or tls_ca or tls_cert
-            else None
-        )
+        self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert else None
 
     @property
     def coverage(self) -> float:
@@ -130,11 +95,7 @@ class Client(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._channel = (
-            grpc.secure_channel(self._target, self._credentials, self._options)
-            if self._credentials
-            else grpc.insecure_channel(self._target, self._options)
-        )
+        self._channel = channel(self._target, self._credentials, self._options)
         self._stub = pb_grpc.ClassifierServiceStub(self._channel)
 
     def classify(self, conversation: Conversation, *, timeout_seconds: float | None = None, **fields: Any) -> Answer:
@@ -260,11 +221,7 @@ class AsyncClient(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._channel = (
-            grpc.aio.secure_channel(self._target, self._credentials, self._options)
-            if self._credentials
-            else grpc.aio.insecure_channel(self._target, self._options)
-        )
+        self._channel = aio_channel(self._target, self._credentials, self._options)
         self._stub: Any = pb_grpc.ClassifierServiceStub(self._channel)
 
     async def classify(

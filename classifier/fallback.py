@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from classifier import wire
 from classifier.errors import ClassifierError, InvalidRequest, NoAllowedRoute, ServerUnreachable
 from classifier.routing import RoutingTable, is_restricted
+from classifier.statuses import code_name, error_of, status_of_call
 from classifier.types import Decision, Request, Tier
 from classifier.v1 import classifier_pb2 as pb
 
@@ -28,7 +28,6 @@ Conversation = Request | str | Sequence[Mapping[str, str]]
 """What can be classified: a request, a prompt, or messages as `{"role": ..., "content": ...}`."""
 
 _BREAKING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"})
-_DETAILS = "grpc-status-details-bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ class Logic:
             except ClassifierError as error:
                 return self.fall_back(plan, error, error.status)
         status = status_pb2.Status(code=result.error.code, message=result.error.message)
-        return self.fall_back(plan, wire.error_of(status), wire.code_name(status.code))
+        return self.fall_back(plan, error_of(status), code_name(status.code))
 
     def failed(self, plan: Plan, error: Exception) -> Answer:
         """The fallback after a call that failed, or the error where there is none."""
@@ -227,12 +226,12 @@ class Logic:
         if not isinstance(error, grpc.RpcError):
             raise error
         status = status_of_call(error)
-        code = wire.code_name(status.code)
+        code = code_name(status.code)
         if code in _BREAKING:
             self.breaker.failed(time.monotonic())
         else:
             self.breaker.succeeded()
-        return wire.error_of(status), code
+        return error_of(status), code
 
     def count(self, what: str) -> None:
         """One more request ended so."""
@@ -294,14 +293,3 @@ def _bounded(tier: Tier | None, floor: Tier | None, ceiling: Tier | None) -> Tie
     if floor is not None and ceiling is not None and floor > ceiling:
         return tier
     return min(max(tier, floor or tier), ceiling or Tier.FRONTIER)
-
-
-def status_of_call(error: grpc.RpcError) -> status_pb2.Status:
-    """The rich status of a failed call, or a plain one from its code and text."""
-    for key, value in error.trailing_metadata() or ():
-        if key == _DETAILS:
-            try:
-                return status_pb2.Status.FromString(value)
-            except DecodeError:
-                break
-    return status_pb2.Status(code=error.code().value[0], message=error.details() or "")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from classifier.credentials import stamp
 from classifier.errors import BundleNotFound, ClassifierError
 from classifier.routing import RoutingTable, read_table
-from classifier.service import Classifies
+from classifier.seams import Classifies
 from classifier.settings import state_folder
 from classifier.types import Decision
 

@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -28,7 +28,8 @@ from classifier.credentials import Identity
 from classifier.errors import ClassifierError
 from classifier.listening import bind, options
 from classifier.reload import Routes, Shadow, Source, Watched, source_of
-from classifier.service import Classifies, Ids, Limits, Observer, Service
+from classifier.seams import Classifies, Ids, Limits, Observer
+from classifier.service import Service
 from classifier.settings import ServerSettings, available_cores, state_folder
 
 if TYPE_CHECKING:
@@ -96,9 +97,6 @@ class Server:
         self._key = self._key or server_key(settings)
         self._grpc = grpc.aio.server(options=options(settings))
         await self._set_health(_NOT_SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        if settings.reflection:
-            _add_reflection(self._grpc)
         self._routes = Routes(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
@@ -109,7 +107,10 @@ class Server:
             routes=self._routes.table,
         )
         self._apply(settings)
-        self._grpc.add_generic_rpc_handlers((self.service.handlers(),))
+        self._grpc.add_generic_rpc_handlers((self.service.handlers(),))  # first: each call is looked up in this order
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        if settings.reflection:
+            _add_reflection(self._grpc)
         try:
             # Of several workers the parent holds the port, and one that is started again gets its share of the
             # connections as soon as it listens: it has its model by then.
@@ -286,6 +287,17 @@ async def serve(
     await asyncio.gather(reloading, return_exceptions=True)
     await server.stop()
     log.info("stopped")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs `serve` or the like to its end, on uvloop where it is installed (extra `fast`), else on asyncio's loop."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        asyncio.run(main)
+        return
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main)
 
 
 def print_ready(addresses: Sequence[str]) -> None:

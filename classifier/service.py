@@ -14,10 +14,10 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import grpc
 from google.rpc import code_pb2, status_pb2
@@ -25,89 +25,19 @@ from google.rpc import code_pb2, status_pb2
 from classifier import wire
 from classifier.admission import Admission, RateLimit
 from classifier.credentials import Caller, Identity
-from classifier.errors import ClassifierError, DeadlinePassed, InvalidRequest, NotConfigured, NotReady, Overloaded
+from classifier.errors import ClassifierError, InvalidRequest, NotConfigured, NotReady, Overloaded
+from classifier.items import answer_all, answer_in_order
 from classifier.policy import exploration
 from classifier.routing import RoutingTable
-from classifier.types import Decision, Outcome, OutcomeState, Request, Scores, Tier, Timings
+from classifier.seams import Classifies, Feedback, Ids, Limits, Observer
+from classifier.statuses import code_name, refuse, status_of
+from classifier.types import Decision, Scores, Tier, Timings
 from classifier.v1 import classifier_pb2 as pb
 
-if TYPE_CHECKING:
-    from classifier.policy import Policy
-
 log = logging.getLogger(__name__)
-_STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _INTERNAL = code_pb2.INTERNAL
 _CLASSIFYING = frozenset({"Classify", "item"})  # where an error means a request without a decision
-_DETAILS = "grpc-status-details-bin"
-_BATCH_AHEAD = 1  # requests of a batch or stream in line beyond the cores, so that no core waits for the next one
-
-
-class Classifies(Protocol):
-    """What the service needs of an engine; `classifier.engine.Engine` and `classifier.testing.FakeEngine` have it."""
-
-    @property
-    def bundle_version(self) -> str: ...  # noqa: D102
-    @property
-    def calibration_revision(self) -> str: ...  # noqa: D102
-    @property
-    def policies(self) -> Mapping[str, Policy]: ...  # noqa: D102
-    @property
-    def golden_ok(self) -> bool: ...  # noqa: D102
-    @property
-    def golden_message(self) -> str: ...  # noqa: D102
-    @property
-    def default_policy(self) -> str: ...  # noqa: D102
-    def prepare(self, request: Request) -> Any: ...  # noqa: D102
-    def score(self, prepared: Any) -> Scores: ...  # noqa: D102
-    def decide(self, prepared: Any, scores: Scores, draw: float | None = None) -> Decision: ...  # noqa: D102
-
-
-class Ids(Protocol):
-    """Makes and checks decision ids; `classifier.decision_id.DecisionIds`."""
-
-    def mint(self, caller: str, request_id: str, now: float) -> str: ...  # noqa: D102
-    def verify(self, decision_id: str, caller: str) -> None: ...  # noqa: D102
-    def draw(self, decision_id: str) -> float: ...  # noqa: D102
-
-
-class Feedback(Protocol):
-    """Keeps decisions and outcomes; `classifier.feedback.FeedbackStore`."""
-
-    def record(  # noqa: D102
-        self, decision: Decision, request: Request, caller: str, *, signals: Sequence[str], logits: Sequence[float]
-    ) -> None: ...
-    async def report(self, outcome: Outcome, caller: str) -> OutcomeState: ...  # noqa: D102
-
-
-class Observer:
-    """Is told what happened, as data; `classifier.telemetry` makes metrics and spans of it. This one does nothing.
-
-    Called on the event loop, `call_started` in the context of the call and the others in copies of it.
-    """
-
-    def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> object:
-        """A call came in; what is returned is handed to `call_ended`."""
-
-    def call_ended(self, started: Any, method: str, code: str, seconds: float) -> None:
-        """A call was answered with the status of that name."""
-
-    def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
-        """A request was classified; `stages` maps parse and encode to their seconds."""
-
-    def refused(self, code: str) -> None:
-        """A request was not classified: one of a batch or stream, or a whole call."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one call may ask for; `GetInfo` states the first three."""
-
-    max_request_bytes: int = 4 * 2**20
-    max_messages: int = 4096
-    max_batch_items: int = 256
-    max_stream_items: int = 100_000
-    max_streams: int = 64
-    stream_idle_seconds: float = 60.0
+_AHEAD = 1  # requests of a batch or stream in line beyond the cores, so that no core waits for the next one
 
 
 @dataclass(slots=True)
@@ -157,7 +87,13 @@ class Service:
         return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
 
     async def classify(
-        self, message: pb.ClassifyRequest, caller: Caller, deadline: float, parse_seconds: float
+        self,
+        message: pb.ClassifyRequest,
+        caller: Caller,
+        deadline: float,
+        parse_seconds: float,
+        *,
+        single: bool = False,
     ) -> pb.ClassifyResponse:
         """One request: its answer.
 
@@ -166,6 +102,7 @@ class Service:
             caller: whose it is.
             deadline: on `time.monotonic()`.
             parse_seconds: what parsing took.
+            single: it is a call of its own, and not an item of one.
 
         Raises:
             ClassifierError: as the errors' tree says.
@@ -176,30 +113,38 @@ class Service:
         self.admission.check(caller.turn, deadline)
         request = wire.request_from_proto(message, max_messages=self.limits.max_messages)
         prepared = engine.prepare(request)
-        before_line = time.perf_counter()
-        (scores, model_seconds), queue_seconds = await self.admission.run(
-            partial(_timed_score, engine, prepared), caller.turn, deadline
-        )
+        # What need not wait for the model comes before it: a run sweeps the caches, and all after it is slow.
         decision_id = self.ids.mint(caller.principal, request.request_id, time.time())
         recorded = self.feedback is not None and self.store != "off" and request.record is not False
-        decision = engine.decide(prepared, scores, self.ids.draw(decision_id) if recorded else None)
+        draw = self.ids.draw(decision_id) if recorded else None
+        before_line = time.perf_counter()
+        (scores, model_seconds), queue_seconds = await self.admission.run(
+            partial(_timed_score, engine, prepared), caller.turn, deadline, single=single
+        )
+        decision = engine.decide(prepared, scores, draw)
         if self.routes is not None:
             decision = _routed(self.routes, decision, prepared)
         scored = time.perf_counter()
         times = Timings(queue_seconds, before_line - started, model_seconds, scored - started + parse_seconds)
-        decision = replace(decision, decision_id=decision_id, timings=times)
-        answer = wire.decision_to_proto(decision)
+        answer = wire.decision_to_proto(decision, decision_id, times)
         stages = {"parse": parse_seconds, "encode": time.perf_counter() - scored}
         # The caller has its answer before anybody else is told: the loop comes to this when the answer is sent.
+        told = partial(replace, decision, decision_id=decision_id, timings=times)
         kept_for = caller.principal if recorded else None
-        asyncio.get_running_loop().call_soon(self._tell, decision, prepared, scores, stages, kept_for)
+        asyncio.get_running_loop().call_soon(self._tell, told, prepared, scores, stages, kept_for)
         return answer
 
     def _tell(
-        self, decision: Decision, prepared: Any, scores: Scores, stages: Mapping[str, float], kept_for: str | None
+        self,
+        told: Callable[[], Decision],
+        prepared: Any,
+        scores: Scores,
+        stages: Mapping[str, float],
+        kept_for: str | None,
     ) -> None:
         """Keeps a decision where it is to be kept, and says that it was made."""
         try:
+            decision = told()
             if kept_for is not None and self.feedback is not None:
                 self.feedback.record(
                     decision, prepared.request, kept_for, signals=prepared.input.signals, logits=scores.logits
@@ -212,7 +157,7 @@ class Service:
 
     async def _classify_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:
         message, seconds = self._parse(pb.ClassifyRequest, data)
-        return (await self.classify(message, caller, deadline, seconds)).SerializeToString()
+        return (await self.classify(message, caller, deadline, seconds, single=True)).SerializeToString()
 
     async def _batch_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:
         message, seconds = self._parse(pb.ClassifyBatchRequest, data)
@@ -223,14 +168,9 @@ class Service:
             )
         self._ready()
         share = seconds / len(items)
-        results = [pb.ClassifyResult() for _ in items]
-        left = iter(range(len(items)))
-
-        async def serve() -> None:
-            for i in left:
-                results[i] = await self._item(items[i], caller, deadline, share)
-
-        await _all_or_cancelled([serve() for _ in range(min(len(items), self.admission.cores + _BATCH_AHEAD))])
+        results = await answer_all(
+            items, lambda item: self._item(item, caller, deadline, share), width=self.admission.cores + _AHEAD
+        )
         return pb.ClassifyBatchResponse(results=results).SerializeToString()
 
     async def _item(
@@ -239,8 +179,11 @@ class Service:
         try:
             return pb.ClassifyResult(response=await self.classify(message, caller, deadline, parse))
         except Exception as error:
-            status = self._status("item", error)
-            return pb.ClassifyResult(error=pb.ItemError(code=status.code, message=status.message))
+            return self._item_error(error)
+
+    def _item_error(self, error: Exception) -> pb.ClassifyResult:
+        status = self._status("item", error)
+        return pb.ClassifyResult(error=pb.ItemError(code=status.code, message=status.message))
 
     async def _report_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:  # noqa: ARG002
         message, _ = self._parse(pb.ReportOutcomeRequest, data)
@@ -284,8 +227,8 @@ class Service:
             answer = await handle(data, self.identity.caller(context), _deadline(context))
         except Exception as error:
             status = self._status(method, error)
-            code = wire.code_name(status.code)
-            return _refusal(context, status)
+            code = code_name(status.code)
+            return refuse(context, status)
         else:
             code = "OK"
             return answer
@@ -308,68 +251,32 @@ class Service:
             caller = self.identity.caller(context)
             self._check_streams()
             self._ready()
-            await self._answer_in_order(requests, caller, _deadline(context), context.write)
+            deadline, limits = _deadline(context), self.limits
+            await answer_in_order(
+                requests,
+                lambda data: self._stream_item(data, caller, deadline),
+                context.write,
+                width=self.admission.cores + _AHEAD,
+                most=limits.max_stream_items,
+                idle_seconds=limits.stream_idle_seconds,
+            )
             code = "OK"
         except Exception as error:
             status = self._status(method, error)
-            code = wire.code_name(status.code)
-            _refusal(context, status)
+            code = code_name(status.code)
+            refuse(context, status)
         finally:
             self._streams -= 1
             self._ended(observed, method, code, started)
 
-    async def _answer_in_order(
-        self,
-        requests: AsyncIterator[bytes],
-        caller: Caller,
-        deadline: float,
-        write: Callable[[bytes], Awaitable[Any]],
-    ) -> None:
-        """Reads as fast as the caller reads answers: at most cores + 1 requests of the stream are in hand."""
-        in_hand: asyncio.Queue[asyncio.Task[pb.ClassifyResult] | Exception | None] = asyncio.Queue(self.admission.cores)
-        tasks: set[asyncio.Task[Any]] = set()
-
-        async def read() -> None:
-            end: Exception | None = None
-            try:
-                for _ in range(self.limits.max_stream_items):
-                    async with asyncio.timeout(self.limits.stream_idle_seconds):
-                        data = await anext(requests, None)
-                    if data is None:
-                        break
-                    task = asyncio.create_task(self._stream_item(data, caller, deadline))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                    await in_hand.put(task)
-                else:
-                    end = Overloaded(
-                        f"a stream holds at most {self.limits.max_stream_items} requests; open another", 0.0
-                    )
-            except TimeoutError:
-                idle = self.limits.stream_idle_seconds
-                end = DeadlinePassed(f"the stream sent nothing for {idle:g} s; open another when there is more")
-            except Exception as error:  # the writer raises it
-                end = error
-            await in_hand.put(end)
-
-        reader = asyncio.create_task(read())
-        try:
-            while isinstance(task := await in_hand.get(), asyncio.Task):
-                await write(pb.ClassifyStreamResponse(result=await task).SerializeToString())
-            if task is not None:
-                raise task
-        finally:
-            for unfinished in (reader, *tasks):
-                unfinished.cancel()
-            await asyncio.gather(reader, *tasks, return_exceptions=True)
-
-    async def _stream_item(self, data: bytes, caller: Caller, deadline: float) -> pb.ClassifyResult:
+    async def _stream_item(self, data: bytes, caller: Caller, deadline: float) -> bytes:
         try:
             message, seconds = self._parse(pb.ClassifyStreamRequest, data)
         except InvalidRequest as error:
-            status = self._status("item", error)
-            return pb.ClassifyResult(error=pb.ItemError(code=status.code, message=status.message))
-        return await self._item(message.request, caller, deadline, seconds)
+            result = self._item_error(error)
+        else:
+            result = await self._item(message.request, caller, deadline, seconds)
+        return pb.ClassifyStreamResponse(result=result).SerializeToString()
 
     def _check_streams(self) -> None:
         if self._streams > self.limits.max_streams:
@@ -395,7 +302,7 @@ class Service:
         if isinstance(error, ClassifierError):
             if method in _CLASSIFYING:
                 self.observer.refused(error.status)
-            return wire.status_of(error)
+            return status_of(error)
         if method in _CLASSIFYING:
             self.observer.refused("INTERNAL")
         incident = uuid.uuid4().hex[:12]
@@ -422,26 +329,3 @@ def _routed(table: RoutingTable, decision: Decision, prepared: Any) -> Decision:
 def _deadline(context: grpc.aio.ServicerContext[bytes, bytes]) -> float:
     left = context.time_remaining()
     return math.inf if left is None else time.monotonic() + left
-
-
-def _refusal(context: grpc.aio.ServicerContext[bytes, bytes], status: status_pb2.Status) -> bytes:
-    """Gives the call its status, the details as grpc_status has them; returns what stands in for an answer.
-
-    Not by `context.abort`: its exception and the call refer to each other, so each refused call kept its HTTP/2 stream
-    until a full garbage collection, and a thousand of them made gRPC refuse whatever came on that connection.
-    """
-    context.set_code(_STATUS[status.code])
-    context.set_details(status.message)
-    context.set_trailing_metadata(((_DETAILS, status.SerializeToString()),))
-    return b""
-
-
-async def _all_or_cancelled(work: list[Coroutine[Any, Any, None]]) -> None:
-    """Waits for all; where one fails or the caller leaves, the others are cancelled and waited for."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -121,7 +121,7 @@ def fake_server(
         tier_of: what the fake model answers; STANDARD for everything where it is left out.
         engine: an engine to serve instead of a fake one.
         metrics: a `classifier.telemetry.Metrics` that counts.
-        observer: a `classifier.service.Observer` that is told instead.
+        observer: a `classifier.seams.Observer` that is told instead.
         settings: fields of `classifier.settings.ServerSettings`; by default a port is picked, two requests run at once
             and one may wait for 30 seconds.
     """

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
 
 from classifier.errors import BundleCorrupt
 from classifier.inputs import HEAD_SHARE, SIGNALS, ModelInput
+from classifier.wordpiece import AsciiWordPiece
 
 CONTEXT_SHARE = 0.35
 """Share of the token budget that the context may take from a long text; either may use what the other leaves."""
@@ -61,6 +63,7 @@ class Tokenizer:
         if missing:
             raise BundleCorrupt(f"tokenizer.json lacks the reserved entries {missing[:4]}; export the bundle again")
         self._fast = fast
+        self._ascii = _ascii_word_piece(fast)
         self._ids = ids
         self.max_tokens = max_tokens
         self.reserved_ids = frozenset(ids.values())
@@ -94,9 +97,9 @@ class Tokenizer:
         """Model inputs of one request, at most `max_tokens` long."""
         ids, first, truncated = self.ids(model_input)
         input_ids = np.array([ids], dtype=np.int64)
-        token_type_ids = np.zeros_like(input_ids)
+        token_type_ids = np.zeros(input_ids.shape, dtype=np.int64)
         token_type_ids[0, first:] = 1
-        return Encoded(input_ids, np.ones_like(input_ids), token_type_ids, truncated)
+        return Encoded(input_ids, np.ones(input_ids.shape, dtype=np.int64), token_type_ids, truncated)
 
     def words(self) -> list[str]:
         """Whole words of the vocabulary, of three letters and more, sorted."""
@@ -105,6 +108,8 @@ class Tokenizer:
         return sorted(word for word in words if len(word) > 2 and word.isalpha())
 
     def _encode(self, text: str) -> list[int]:
+        if self._ascii is not None and text.isascii():
+            return self._ascii.ids(text)
         ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -124,6 +129,30 @@ def pad(sequences: Sequence[tuple[Sequence[int], int]], pad_id: int = 0) -> dict
         mask[row, : len(ids)] = 1
         types[row, first : len(ids)] = 1
     return {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
+
+
+# Every ASCII character, words whole, in pieces and too long: both ways must agree on it before ours is used.
+_TRIAL = f"{''.join(map(chr, range(128)))} the Unbelievably's qzx3.14 e_mail@host::call() {'ab' * 50} {'ab' * 51}"
+
+
+def _ascii_word_piece(fast: FastTokenizer) -> AsciiWordPiece | None:
+    """The short way for ASCII text, where `fast` is BERT's lower-casing tokeniser and has no words of its own."""
+    model, normal = fast.model, fast.normalizer
+    if (
+        not isinstance(model, models.WordPiece)
+        or not isinstance(normal, normalizers.BertNormalizer)
+        or not (normal.lowercase and normal.clean_text)
+        or not isinstance(fast.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        or not all(token.special for token in fast.get_added_tokens_decoder().values())
+    ):
+        return None
+    vocabulary = fast.get_vocab(with_added_tokens=False)
+    unknown = vocabulary.get(model.unk_token)
+    if unknown is None:
+        return None
+    prefix, longest = model.continuing_subword_prefix, model.max_input_chars_per_word
+    found = AsciiWordPiece(vocabulary, unknown, prefix=prefix, longest=longest)
+    return found if found.ids(_TRIAL) == fast.encode(_TRIAL, add_special_tokens=False).ids else None
 
 
 def _cut_middle(ids: list[int], limit: int) -> list[int]:

@@ -9,11 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from classifier import errors
 from classifier.errors import ClassifierError, InvalidRequest
 from classifier.types import (
     TIERS,
@@ -35,12 +33,9 @@ if TYPE_CHECKING:  # numpy, which a client does not need
     from classifier.policy import Guarantee, Policy
 
 SERVICE = "classifier.v1.ClassifierService"
-DOMAIN = "classifier.v1"
 P = TypeVar("P", bound=Message)
 
 _TIERS: Mapping[int, Tier] = {int(tier): tier for tier in TIERS}
-_CODES: Mapping[str, int] = dict(code_pb2.Code.items())
-_CODE_NAMES: Mapping[int, str] = {number: name for name, number in _CODES.items()}
 
 
 def parse(kind: type[P], data: bytes) -> P:
@@ -117,14 +112,16 @@ def _request_to_proto(request: Request) -> pb.ClassifyRequest:
     )
 
 
-def decision_to_proto(decision: Decision) -> pb.ClassifyResponse:
-    """The message that holds a decision."""
+def decision_to_proto(
+    decision: Decision, decision_id: str | None = None, timings: Timings | None = None
+) -> pb.ClassifyResponse:
+    """The message that holds a decision, with an id and timings instead of its own where they are given."""
     message = pb.ClassifyResponse(
         tier=_number(decision.tier),
         probabilities=decision.probabilities,
         model_tier=_number(decision.model_tier),
         reason=_number(decision.reason),
-        decision_id=decision.decision_id,
+        decision_id=decision.decision_id if decision_id is None else decision_id,
         policy=decision.policy,
         threshold=decision.threshold,
         guaranteed=decision.guaranteed,
@@ -136,7 +133,7 @@ def decision_to_proto(decision: Decision) -> pb.ClassifyResponse:
         route=decision.route,
     )
     # Set in place: four messages of their own, copied into this one, took as long as all the rest.
-    times, to = decision.timings, message.timings
+    times, to = timings or decision.timings, message.timings
     _set_duration(to.queue, times.queue)
     _set_duration(to.prepare, times.prepare)
     _set_duration(to.model, times.model)
@@ -257,80 +254,9 @@ def _guarantee(guarantee: Guarantee) -> pb.Guarantee:
     return pb.Guarantee(**{name: getattr(guarantee, name) for name in _GUARANTEE_FIELDS})
 
 
-def status_of(error: ClassifierError) -> status_pb2.Status:
-    """The `google.rpc.Status` of an error: code, message, and details for machines."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
-    if isinstance(error, InvalidRequest):
-        bad = error_details_pb2.BadRequest()
-        for field, text in error.violations:
-            bad.field_violations.add(field=field, description=text)
-        details.append(bad)
-    retry = getattr(error, "retry_after_seconds", None)
-    if retry is not None:
-        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry)))
-    return status_pb2.Status(code=_CODES[error.status], message=str(error), details=[_packed(d) for d in details])
-
-
-def error_of(status: status_pb2.Status) -> ClassifierError:
-    """The error that a status tells of: the class by its code, fields and waiting time by its details."""
-    code = _CODE_NAMES.get(status.code, "UNKNOWN")
-    retry: float | None = None
-    violations: list[tuple[str, str]] = []
-    reason = ""
-    for detail in status.details:
-        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
-            found = kind()
-            if not detail.Unpack(found):
-                continue
-            if isinstance(found, error_details_pb2.ErrorInfo):
-                reason = found.reason
-            elif isinstance(found, error_details_pb2.BadRequest):
-                violations = [(v.field, v.description) for v in found.field_violations]
-            else:
-                retry = found.retry_delay.seconds + found.retry_delay.nanos * 1e-9
-    if code == "INVALID_ARGUMENT":
-        return InvalidRequest(violations or [("(request)", status.message)])
-    if code == "RESOURCE_EXHAUSTED":
-        return errors.Overloaded(status.message, retry_after_seconds=0.05 if retry is None else retry)
-    if reason == errors.StoreUnavailable.reason:
-        return errors.StoreUnavailable(status.message, retry_after_seconds=1.0 if retry is None else retry)
-    kind_of = _BY_REASON.get(reason) or _BY_CODE.get(code)
-    return kind_of(status.message) if kind_of else ClassifierError(f"{code}: {status.message}")
-
-
-_BY_REASON: Mapping[str, type[ClassifierError]] = {
-    kind.reason: kind
-    for kind in (errors.DeadlinePassed, errors.Unauthenticated, errors.NotPermitted, errors.NoAllowedRoute)
-}
-_BY_CODE: Mapping[str, type[ClassifierError]] = {
-    "DEADLINE_EXCEEDED": errors.DeadlinePassed,
-    "CANCELLED": errors.DeadlinePassed,
-    "UNAUTHENTICATED": errors.Unauthenticated,
-    "PERMISSION_DENIED": errors.NotPermitted,
-    "UNAVAILABLE": errors.ServerUnreachable,
-}
-
-
-def code_name(number: int) -> str:
-    """Name of a status code: 8 is RESOURCE_EXHAUSTED."""
-    return _CODE_NAMES.get(number, "UNKNOWN")
-
-
 def _number(value: int | None) -> Any:
     """An enum's number as the generated types want it; 0 is UNSPECIFIED."""
     return int(value or 0)
-
-
-def _packed(message: Message) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    message = duration_pb2.Duration()
-    _set_duration(message, seconds)
-    return message
 
 
 def _set_duration(message: duration_pb2.Duration, seconds: float) -> None:

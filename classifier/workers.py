@@ -183,22 +183,24 @@ def _work(
     """A worker process: a server that tells the parent when it is ready, and ends when the parent does."""
     if folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read once, when prometheus_client is imported
+    from classifier.logs import configure_logging
     from classifier.server import Server, serve
-    from classifier.telemetry import Metrics, Observers, Traces, configure_logging
+    from classifier.server import run as run_server
+    from classifier.telemetry import Metrics, Observers, Traces
 
     configure_logging(settings.log_format, settings.log_level)
     metrics = Metrics()
     traces = Traces() if settings.traces else None
     observer = Observers([metrics, traces]) if traces else metrics
 
-    async def run() -> None:
+    async def work() -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)  # the parent never writes: it ended
         server = Server(settings, key=key, metrics=metrics, observer=observer, reread=reread)
         await serve(server, ready=lambda _: pipe.send(None), stop=stop)
 
     try:
-        asyncio.run(run())
+        run_server(work())
     except ClassifierError as error:
         with contextlib.suppress(OSError):
             pipe.send(error)

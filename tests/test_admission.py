@@ -10,8 +10,9 @@ from collections import Counter
 
 import pytest
 
-from classifier.admission import Admission, Line, RateLimit
+from classifier.admission import Admission, RateLimit
 from classifier.errors import DeadlinePassed, Overloaded
+from classifier.waiting import CALM, PROBE, Line
 
 
 def line(cores=1, size=4, max_wait=10.0):
@@ -110,6 +111,63 @@ def test_the_estimate_follows_the_runs():
         subject.take()
         subject.finish(0.1)
     assert subject.run_seconds == pytest.approx(0.1, rel=0.01)
+
+
+def served_alone(subject, count, run_seconds=0.001):
+    """Serves so many requests one after another; says of each whether it was alone."""
+    alone = []
+    for _ in range(count):
+        alone.append(subject.alone())
+        subject.enter("a", now=0.0)
+        subject.take()
+        subject.finish(run_seconds)
+    return alone
+
+
+def test_after_a_calm_spell_a_lone_request_needs_no_thread():
+    """When many requests in a row found nobody, the next is alone; every few of them probe for company all the same."""
+    found = served_alone(line(), CALM + 4 * PROBE)
+    assert not any(found[:CALM])
+    assert found[CALM:].count(False) == 4
+
+
+def test_company_ends_the_calm():
+    """A request that comes while another runs ends the calm, and it has to build up again."""
+    subject = line(cores=2)
+    served_alone(subject, CALM + 1)
+    subject.enter("a", now=0.0)
+    subject.take()
+    assert not subject.alone()
+    subject.enter("b", now=0.0)
+    subject.take()
+    subject.finish(0.001)
+    subject.finish(0.001)
+    assert not any(served_alone(subject, CALM))
+
+
+def test_long_runs_are_never_alone():
+    """Where a run takes long, nothing runs where it came: whoever comes meanwhile would wait for it."""
+    assert not any(served_alone(line(), 10 * CALM, run_seconds=0.1)[CALM:])
+
+
+async def test_a_lone_request_runs_where_it_came_and_one_of_several_does_not():
+    """After a calm spell single requests run on the event loop, items of a batch or stream never do."""
+    admission = Admission(cores=1, queue_size=4, max_wait_seconds=60.0)
+
+    async def thread_of(*, single):
+        return (await admission.run(threading.get_ident, "a", single=single))[0]
+
+    threads = [await thread_of(single=True) for _ in range(CALM + 2 * PROBE)]
+    items = [await thread_of(single=False) for _ in range(2 * PROBE)]
+    here = threading.get_ident()
+    assert here not in threads[:CALM]
+    assert threads[CALM:].count(here) == 2 * PROBE - 2
+    assert here not in items
+    with pytest.raises(ZeroDivisionError):
+        for _ in range(PROBE):
+            await admission.run(lambda: 1 // 0, "a", single=True)
+    assert admission.running == 0
+    await admission.close()
 
 
 async def test_work_runs_on_threads_no_wider_than_the_cores():

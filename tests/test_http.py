@@ -21,12 +21,12 @@ from classifier import Request, Tier, wire
 from classifier.bundle import MANIFEST, SHIPPED
 from classifier.engine import Engine
 from classifier.errors import InvalidRequest, MissingExtra, SettingsError
-from classifier.fallback import status_of_call
 from classifier.gateways.http import as_json, parse
 from classifier.gateways.http_server import HttpSettings, run
 from classifier.gateways.openapi import OPERATIONS, document
 from classifier.gateways.openapi_page import page
-from classifier.service import Observer
+from classifier.seams import Observer
+from classifier.statuses import status_of_call
 from classifier.testing import FakeEngine, fake_server
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc

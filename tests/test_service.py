@@ -12,8 +12,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
-from classifier.service import Observer
-from classifier.telemetry import JsonFormatter, Metrics
+from classifier.logs import JsonFormatter
+from classifier.seams import Observer
+from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc

@@ -13,8 +13,9 @@ import pytest
 from prometheus_client import generate_latest
 
 from classifier import Client, Request, Tier, errors
-from classifier.service import Observer
-from classifier.telemetry import JsonFormatter, Metrics, Observers, TextFormatter, Traces, configure_logging
+from classifier.logs import JsonFormatter, TextFormatter, configure_logging
+from classifier.seams import Observer
+from classifier.telemetry import Metrics, Observers, Traces
 from classifier.testing import FakeEngine, fake_server
 from tests.serving_support import server_process, until
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import string
+from functools import cache
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from classifier.bundle import SHIPPED
 from classifier.errors import BundleCorrupt
 from classifier.inputs import SIGNALS, ModelInput, render
 from classifier.tokenizer import Tokenizer, pad
@@ -104,3 +109,69 @@ def test_padding_keeps_each_row():
         assert batch["input_ids"][row, :length].tolist() == one.input_ids[0].tolist()
         assert batch["token_type_ids"][row, :length].tolist() == one.token_type_ids[0].tolist()
         assert batch["attention_mask"][row].sum() == length
+
+
+@cache
+def shipped():
+    from tokenizers import Tokenizer as FastTokenizer
+
+    path = str(SHIPPED / "tokenizer.json")
+    library = FastTokenizer.from_file(path)
+    library.encode_special_tokens = True
+    return Tokenizer(FastTokenizer.from_file(path), 256), library
+
+
+ASCII = st.text(st.characters(max_codepoint=127), max_size=300)
+
+
+@settings(deadline=None)
+@given(ASCII)
+def test_ascii_text_has_the_ids_that_the_library_gives_it(text):
+    """Whatever ASCII text it is, the short way through the vocabulary and the library's give the same ids."""
+    ours, library = shipped()
+    assert ours._ascii is not None
+    assert ours._encode(text) == library.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    "count", [pytest.param(1000, id="short"), pytest.param(30_000, id="long", marks=pytest.mark.faults)]
+)
+def test_words_of_every_kind_have_the_ids_that_the_library_gives_them(count):
+    """Words in capitals, in pieces, too long, glued by punctuation and cut by control characters are all alike."""
+    ours, library = shipped()
+    draw = random.Random(count)
+    words = [word for word in library.get_vocab() if word.isascii()]
+
+    def word():
+        text = draw.choice(words).removeprefix("##")
+        kind = draw.randrange(6)
+        if kind == 0:
+            return text.upper()
+        if kind == 1:
+            return text * draw.randrange(1, 30)
+        if kind == 2:
+            return text + draw.choice(string.printable) + draw.choice(words)
+        return text + chr(draw.randrange(128)) if kind == 3 else text
+
+    for _ in range(count):
+        text = draw.choice(" \n\t").join(word() for _ in range(draw.randrange(8)))
+        assert ours._encode(text) == library.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("what", ["cased", "no clean-up", "words of its own", "another model", "another split"])
+def test_another_kind_of_tokeniser_is_left_to_the_library(what):
+    """The short way is only taken where the tokeniser is BERT's lower-casing one."""
+    from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+
+    fast = fast_tokenizer()
+    if what == "cased":
+        fast.normalizer = normalizers.BertNormalizer(lowercase=False)
+    elif what == "no clean-up":
+        fast.normalizer = normalizers.BertNormalizer(clean_text=False)
+    elif what == "words of its own":
+        fast.add_tokens([AddedToken("hello world", special=False)])
+    elif what == "another model":
+        fast.model = models.WordLevel(fast.get_vocab(), unk_token="[UNK]")
+    else:
+        fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert Tokenizer(fast, MAX_TOKENS)._ascii is None

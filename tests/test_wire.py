@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classifier import errors, wire
+from classifier.statuses import error_of, status_of
 from classifier.types import (
     ROLES,
     TIERS,
@@ -150,8 +151,8 @@ def test_any_bytes_are_a_message_or_an_invalid_request(data):
 )
 def test_an_error_survives_the_wire(error):
     """An error's class, text, fields and waiting time come back from its status."""
-    data = wire.status_of(error).SerializeToString()
-    found = wire.error_of(status_pb2.Status.FromString(data))
+    data = status_of(error).SerializeToString()
+    found = error_of(status_pb2.Status.FromString(data))
     assert (type(found), str(found)) == (type(error), str(error))
     assert getattr(found, "violations", None) == getattr(error, "violations", None)
     assert getattr(found, "retry_after_seconds", None) == getattr(error, "retry_after_seconds", None)

@@ -72,7 +72,7 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
     from typing import Any, cast
 
     from classifier.gateways.http_server import HttpSettings, run
-    from classifier.telemetry import configure_logging
+    from classifier.logs import configure_logging
 
     configure_logging(log_format, "info")
     given = {name: value for name, value in flags.items() if value is not None}
@@ -119,7 +119,7 @@ def ext_proc(log_format: str, fallback_tier: str, **flags: str | bool | float | 
     from typing import Any, cast
 
     from classifier.gateways.ext_proc import ExtProcSettings, run
-    from classifier.telemetry import configure_logging
+    from classifier.logs import configure_logging
     from classifier.types import Tier
 
     configure_logging(log_format, "info")

@@ -57,11 +57,12 @@ def command(config: str | None, **flags: Any) -> None:
 
 def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     """Serves as the settings say, in this process or in several, until a signal."""
-    import asyncio
     import contextlib
 
+    from classifier.logs import configure_logging
     from classifier.server import Server, print_ready, serve, server_key
-    from classifier.telemetry import Metrics, Observers, Traces, configure_logging, serve_metrics
+    from classifier.server import run as run_server
+    from classifier.telemetry import Metrics, Observers, Traces, serve_metrics
 
     configure_logging(settings.log_format, settings.log_level)
     if settings.workers > 1:
@@ -78,4 +79,4 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
             traces = Traces()
             held.callback(traces.close)
             observer = Observers([metrics, traces])
-        asyncio.run(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))
+        run_server(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))

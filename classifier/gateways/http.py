@@ -37,8 +37,8 @@ from starlette.routing import Route
 from classifier import wire
 from classifier.credentials import Identity
 from classifier.errors import ClassifierError, InvalidRequest, Overloaded
-from classifier.fallback import status_of_call
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
+from classifier.statuses import code_name, error_of, status_of, status_of_call
 
 log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 1024  # as many calls as the server takes at once on one connection (max_concurrent_calls)
@@ -83,7 +83,7 @@ class Gateway:
         deadline = time.monotonic() + self.timeout_seconds
         if self._in_flight >= MAX_IN_FLIGHT:
             busy = Overloaded(f"{MAX_IN_FLIGHT} requests are being answered already; try again later", 1.0)
-            return error_response(wire.status_of(busy))
+            return error_response(status_of(busy))
         self._in_flight += 1
         try:
             metadata = _metadata(request)
@@ -97,7 +97,7 @@ class Gateway:
             answer = await self._call(operation, message, metadata, deadline, request)
             return JSONResponse(as_json(answer))
         except ClassifierError as error:
-            return error_response(wire.status_of(error))
+            return error_response(status_of(error))
         except grpc.RpcError as error:
             return error_response(status_of_call(error))
         except ClientDisconnect:
@@ -274,10 +274,10 @@ def _expected(found: FieldDescriptor) -> str:
 
 def error_response(status: status_pb2.Status) -> Response:
     """A status as HTTP: its code, its text, its details."""
-    name = wire.code_name(status.code)
+    name = code_name(status.code)
     details = json_format.MessageToDict(status, preserving_proto_field_name=True).get("details", [])
     response = _refusal(HTTP_STATUS.get(name, 500), name, status.message, details)
-    retry = getattr(wire.error_of(status), "retry_after_seconds", None)
+    retry = getattr(error_of(status), "retry_after_seconds", None)
     if retry is not None:
         response.headers["Retry-After"] = str(max(1, round(retry)))
     if response.status_code == 401:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from classifier.client import SERVICE_CONFIG
+from classifier.channels import aio_channel
 from classifier.credentials import Identity
 from classifier.errors import ClassifierError, MissingExtra, SettingsError
 from classifier.gateways.settings import GatewaySettings, check_pair
@@ -128,17 +127,7 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
 
 
 def _channel(settings: HttpSettings) -> grpc.aio.Channel:
-    options: Sequence[tuple[str, str | int]] = (
-        ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-        # A server that restarts is found again within a second, not after gRPC's two minutes.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1_000),
-        ("grpc.max_receive_message_length", -1),
-    )
-    credentials = settings.credentials()
-    if credentials is None:
-        return grpc.aio.insecure_channel(settings.address, options)
-    return grpc.aio.secure_channel(settings.address, credentials, options)
+    return aio_channel(settings.address, settings.credentials(), [("grpc.max_receive_message_length", -1)])
 
 
 @contextlib.contextmanager

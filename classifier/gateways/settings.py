@@ -6,10 +6,10 @@ Knows nothing of what a gateway speaks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
+from classifier.channels import credentials
 from classifier.errors import SettingsError
 from classifier.settings import check_address
 
@@ -61,9 +61,8 @@ class GatewaySettings:
         """
         if not self.server_ca:
             return None
-        paths = (self.server_ca, self.server_key, self.server_cert)
         try:
-            return grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in paths))
+            return credentials(self.server_ca, self.server_key, self.server_cert)
         except OSError as error:
             raise SettingsError(f"server TLS: {error.filename} cannot be read ({error.strerror})") from None
 

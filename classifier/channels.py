@@ -1,0 +1,70 @@
+"""Connections to servers: how they are kept, retried, balanced and secured, the same for every client here.
+
+Retries and their budget are gRPC's own, by the service config below, which clients in other languages can use as it is.
+
+Knows nothing of calls, answers or fallbacks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from classifier import wire
+
+SERVICE_CONFIG: Mapping[str, Any] = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [
+                {"service": wire.SERVICE, "method": method}
+                for method in ("Classify", "ClassifyBatch", "ReportOutcome", "GetInfo")
+            ],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.01s",
+                "maxBackoff": "0.1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # The retry budget: when half of the tokens are gone, a failure costs one and a success gives back a tenth.
+    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.1},
+}
+_OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # A server that restarts is found again within a second, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+Options = Sequence[tuple[str, Any]]
+
+
+def credentials(
+    ca: str | Path | None = None, key: str | Path | None = None, cert: str | Path | None = None
+) -> grpc.ChannelCredentials:
+    """TLS with the authority in the PEM file `ca` (None: the machine's), and for mTLS a key and its certificate chain.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in (ca, key, cert)))
+
+
+def channel(target: str, secure: grpc.ChannelCredentials | None = None, options: Options = ()) -> grpc.Channel:
+    """A channel for threads; plain text without credentials. `options` come after ours."""
+    every = [*_OPTIONS, *options]
+    return grpc.secure_channel(target, secure, every) if secure else grpc.insecure_channel(target, every)
+
+
+def aio_channel(target: str, secure: grpc.ChannelCredentials | None = None, options: Options = ()) -> grpc.aio.Channel:
+    """A channel for an event loop; as `channel`."""
+    every = [*_OPTIONS, *options]
+    return grpc.aio.secure_channel(target, secure, every) if secure else grpc.aio.insecure_channel(target, every)

@@ -1,0 +1,100 @@
+"""Many requests in one call: the items of a batch or a stream, each answered alone, in order, a few in hand at a time.
+
+A caller that asks for much in one call gets no more of the cores at once than one that keeps as many single calls open:
+`width` items are in hand. A stream is read as fast as its answers are read.
+
+Knows nothing of gRPC, messages or what an item is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from classifier.errors import DeadlinePassed, Overloaded
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+async def answer_all(items: Sequence[Item], answer: Callable[[Item], Awaitable[Answer]], *, width: int) -> list[Answer]:
+    """The answers to all items, in their order. Where the caller leaves, what was begun is cancelled and waited for."""
+    answers: list[Any] = [None] * len(items)
+    left = iter(range(len(items)))
+
+    async def serve() -> None:
+        for i in left:
+            answers[i] = await answer(items[i])
+
+    await _all_or_cancelled([serve() for _ in range(min(len(items), width))])
+    return answers
+
+
+async def answer_in_order(
+    items: AsyncIterator[Item],
+    answer: Callable[[Item], Coroutine[Any, Any, Answer]],
+    write: Callable[[Answer], Awaitable[Any]],
+    *,
+    width: int,
+    most: int,
+    idle_seconds: float,
+) -> None:
+    """Writes the answer to each item of a stream, in order; reads ahead by `width` items at most.
+
+    Args:
+        items: the stream; ends with StopAsyncIteration or, as gRPC's does, goes on for ever.
+        answer: never raises for what an item holds.
+        write: waits while the caller does not read.
+        width: items in hand at once.
+        most: items of one stream.
+        idle_seconds: how long it may send nothing.
+
+    Raises:
+        Overloaded: there are more than `most`.
+        DeadlinePassed: it sent nothing for too long.
+    """
+    in_hand: asyncio.Queue[asyncio.Task[Answer] | Exception | None] = asyncio.Queue(width - 1)
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def read() -> None:
+        end: Exception | None = None
+        try:
+            for _ in range(most):
+                async with asyncio.timeout(idle_seconds):
+                    item = await anext(items, None)
+                if item is None:
+                    break
+                task = asyncio.create_task(answer(item))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                await in_hand.put(task)
+            else:
+                end = Overloaded(f"a stream holds at most {most} requests; open another", 0.0)
+        except TimeoutError:
+            end = DeadlinePassed(f"the stream sent nothing for {idle_seconds:g} s; open another when there is more")
+        except Exception as error:  # the writer raises it
+            end = error
+        await in_hand.put(end)
+
+    reader = asyncio.create_task(read())
+    try:
+        while isinstance(task := await in_hand.get(), asyncio.Task):
+            await write(await task)
+        if task is not None:
+            raise task
+    finally:
+        for unfinished in (reader, *tasks):
+            unfinished.cancel()
+        await asyncio.gather(reader, *tasks, return_exceptions=True)
+
+
+async def _all_or_cancelled(work: list[Coroutine[Any, Any, None]]) -> None:
+    """Waits for all; where one fails or the caller leaves, the others are cancelled and waited for."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
