@@ -5,8 +5,9 @@
 Everything is measured in turns within one run, so that a busy machine slows all sides alike; medians are compared,
 never numbers of two runs. The echo server answers bytes of the same sizes through the same admission and the same
 executor hop, without parsing, preparing or scoring: what remains is gRPC for Python and the wake-ups. A second echo
-server runs the model in the hop, on one input prepared before: what it takes beyond the model alone is the least that
-any such server adds to a run of that length, as cores that idled meanwhile have to wake up and caches were swept.
+server does without the hop when a request is alone, as the service does. A third runs the model in the hop, on one
+input prepared before: what it takes beyond the model alone is the least that any such server with a hop adds to a run
+of that length, as cores that idled meanwhile have to wake up and caches were swept.
 Prints a table on stderr and JSON on stdout.
 """
 
@@ -26,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -33,6 +35,7 @@ import grpc
 from classifier import Request, wire
 from classifier.bundle import SHIPPED
 from classifier.engine import Engine
+from classifier.server import run
 from classifier.v1 import classifier_pb2 as pb
 
 METHOD = f"/{wire.SERVICE}/Classify"
@@ -75,8 +78,11 @@ def fixed_request() -> Request:
 # --- the echo server: the same transport and the same hop, and nothing else
 
 
-async def echo_server(answer_bytes: int, cores: int, engine: Engine | None) -> None:
-    """Answers every Classify with that many bytes, after a hop through `Admission`, and there a run of the model."""
+async def echo_server(answer_bytes: int, cores: int, engine: Engine | None, *, single: bool) -> None:
+    """Answers every Classify with that many bytes, after a hop through `Admission`, and there a run of the model.
+
+    With `single` there is no hop for a request that is alone.
+    """
     from classifier.admission import Admission
 
     admission = Admission(cores, 256, 10.0)
@@ -90,7 +96,7 @@ async def echo_server(answer_bytes: int, cores: int, engine: Engine | None) -> N
 
     async def handle(data: bytes, context: object) -> bytes:
         del data, context
-        found, _ = await admission.run(work, "echo")
+        found, _ = await admission.run(work, "echo", single=single)
         return found
 
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2**24)])
@@ -214,30 +220,27 @@ async def open_loop(address: str, payloads: list[bytes], rate: float, seconds: f
     return {"offered_per_second": rate, "errors": errors, **percentiles(took or [float("nan")])}
 
 
-def latency(
-    engine: Engine, server: Process, echo: Process, busy_echo: Process, seconds: float
-) -> dict[str, dict[str, float]]:
-    """One caller: in process, over gRPC and echoed, in turns."""
+def latency(engine: Engine, servers: dict[str, Process], seconds: float) -> dict[str, dict[str, float]]:
+    """One caller: in process, over gRPC and echoed, in turns. `servers`: rpc, echo, echo_here, echo_model."""
     found = {}
     prepared = engine.prepare(fixed_request())
-    with (
-        grpc.insecure_channel(server.address) as ours,
-        grpc.insecure_channel(echo.address) as theirs,
-        grpc.insecure_channel(busy_echo.address) as busy,
-    ):
-        classify, bounce, bounce_busy = (channel.unary_unary(METHOD) for channel in (ours, theirs, busy))
+    with contextlib.ExitStack() as channels:
+        call = {
+            side: channels.enter_context(grpc.insecure_channel(each.address)).unary_unary(METHOD)
+            for side, each in servers.items()
+        }
         for name, words in TOKENS.items():
             texts = prompts(words, 4 if words > 10_000 else 32)
             requests = [Request.from_text(text) for text in texts]
             payloads = [message(text) for text in texts]
             work: dict[str, Callable[[int], object]] = {
                 "in_process": lambda i, requests=requests: engine.classify(requests[i % len(requests)]),
-                "rpc": lambda i, payloads=payloads: classify(payloads[i % len(payloads)], timeout=10),
-                "echo": lambda i, payloads=payloads: bounce(payloads[i % len(payloads)], timeout=10),
             }
+            for side in ("rpc", "echo", "echo_here"):
+                work[side] = lambda i, ask=call[side], payloads=payloads: ask(payloads[i % len(payloads)], timeout=10)
             if name == "20-60 tokens":
                 work["model"] = lambda _: engine.score(prepared)
-                work["echo_model"] = lambda _, data=payloads[0]: bounce_busy(data, timeout=10)
+                work["echo_model"] = lambda _, data=payloads[0]: call["echo_model"](data, timeout=10)
             for each in work.values():
                 timed(each, 0.2)
             # Each side's median of each turn; then the medians over the turns, and p99 as the median of the turns'.
@@ -251,7 +254,11 @@ def latency(
                 for q in ("p50_ms", "p99_ms")
             }
             overhead = sides["rpc_p50_ms"] - sides["in_process_p50_ms"]
-            found[name] = {**sides, "overhead_over_echo": overhead / sides["echo_p50_ms"]}
+            found[name] = {
+                **sides,
+                "overhead_over_echo": overhead / sides["echo_p50_ms"],
+                "overhead_over_echo_here": overhead / sides["echo_here_p50_ms"],
+            }
             if "echo_model" in work:
                 least = sides["echo_model_p50_ms"] - sides["model_p50_ms"]
                 found[name] |= {
@@ -319,6 +326,7 @@ def facts(bundle: Path) -> dict[str, object]:
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         **{name: version(name) for name in ("grpcio", "onnxruntime", "tokenizers")},
+        "event_loop": "uvloop" if find_spec("uvloop") else "asyncio",
         "bundle": json.loads((bundle / "manifest.json").read_text())["version"],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
@@ -333,10 +341,11 @@ def main() -> None:
     parser.add_argument("--echo-server", type=int, metavar="BYTES", help=argparse.SUPPRESS)
     parser.add_argument("--in-process", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
     parser.add_argument("--run-model", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--single", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.echo_server is not None:
         runs = Engine.from_pretrained(options.bundle) if options.run_model else None
-        asyncio.run(echo_server(options.echo_server, len(os.sched_getaffinity(0)), runs))
+        run(echo_server(options.echo_server, len(os.sched_getaffinity(0)), runs, single=options.single))
         return
     engine = Engine.from_pretrained(options.bundle)
     if options.in_process is not None:
@@ -352,10 +361,16 @@ def main() -> None:
             ready.append(server.ready_seconds)
             resident.append(server.resident_mb())
     echoes = (__file__, "--bundle", str(options.bundle), "--echo-server", str(answer_bytes))
-    with process(*serve) as server, process(*echoes) as echo, process(*echoes, "--run-model") as busy_echo:
+    with (
+        process(*serve) as server,
+        process(*echoes) as echo,
+        process(*echoes, "--single") as echo_here,
+        process(*echoes, "--run-model") as echo_model,
+    ):
+        servers = {"rpc": server, "echo": echo, "echo_here": echo_here, "echo_model": echo_model}
         result = {
             "facts": facts(options.bundle),
-            "latency": latency(engine, server, echo, busy_echo, options.seconds),
+            "latency": latency(engine, servers, options.seconds),
             "throughput": throughput(engine, options.bundle, server, echo, options.seconds),
             "cold_start": {"ready_seconds": statistics.median(ready), "resident_mb": statistics.median(resident)},
             "resident_mb_after": server.resident_mb(),
@@ -363,6 +378,7 @@ def main() -> None:
     short, kilobytes, megabyte = (result["latency"][n] for n in ("20-60 tokens", "4 kB", "1 MB"))
     result["targets"] = {
         "(rpc - in process) / echo, 20-60 tokens, <= 1.3": short["overhead_over_echo"],
+        "the same over an echo without the hop when alone": short["overhead_over_echo_here"],
         "the same of an echo that runs the model": short["least_overhead_over_echo"],
         "the first / the second": short["overhead/least"],
         "throughput / best at 32 callers, one connection, >= 0.85": result["throughput"]["of_best_at_32_callers"],
