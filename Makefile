@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test test-ray test-litellm test-envoy faults lint lint-deploy format proto train bench peers clean
+.PHONY: help setup setup-mlflow serve demo test test-ray test-s3 test-litellm test-envoy faults lint lint-deploy format proto train bench peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,17 @@ $(VENV)-ray/.ready: pyproject.toml constraints.txt
 
 test-ray: $(VENV)-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes, one of them killed
 	$(VENV)-ray/bin/python -m pytest tests/test_cluster.py
+
+# The S3 client's pins collide with ours too.
+.venv-s3/.ready: tests/s3.txt pyproject.toml
+	$(PYTHON) -m venv .venv-s3
+	.venv-s3/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	.venv-s3/bin/pip install --quiet --disable-pip-version-check --editable ".[s3]" -r $<
+	touch $@
+
+test-s3: .venv-s3/.ready  ## the registry on a real S3 server, and on one that words its errors as AWS does
+	CLASSIFIER_REQUIRE_S3=1 .venv-s3/bin/python -m pytest tests/test_registry.py \
+		-k "seaweedfs or (moto and not crash and not killed)" $(ARGS)
 
 # Gateways whose pins collide with ours, each in an environment of its own. The long versions: ARGS="-m faults -s".
 GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini -m "not faults" $(ARGS)
@@ -139,4 +150,4 @@ peers: .venv-peers/.done .venv-bentoml/.done .venv-rayserve/.done  ## install th
 setup-mlflow: .venv-mlflow/.done  ## MLflow in a venv of its own (its pins do not fit ours), for the test of tracking
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .venv-litellm .venv-envoy .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-s3 .venv-litellm .venv-envoy .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

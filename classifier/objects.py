@@ -1,7 +1,8 @@
 """Files in a folder or an object store: created only where there is none, whole folders uploaded and copied.
 
 The one operation that everything stands on is `create`: an object appears whole, and only if there was none. A local
-folder has it through a hard link, S3 through `If-None-Match`, memory through a lock.
+folder has it through a hard link, S3 through `If-None-Match`, memory through a lock. Elsewhere fsspec looks first and
+then writes, so such a store is read and not written.
 
 Knows nothing of bundles, names or versions.
 """
@@ -13,16 +14,17 @@ import datetime as dt
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import fsspec
 
 from classifier.durable import fsync_folder
-from classifier.errors import BundleCorrupt, SettingsError
+from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError
 
 EXCLUSIVE = ("file", "memory", "s3")
 """Stores tested to create an object only where there is none."""
@@ -39,8 +41,10 @@ class Objects:
         url: as given.
         local: whether they are plain files.
 
+    Every method raises BundleError where the store cannot be reached, or refuses.
+
     Raises:
-        SettingsError: the URL names no store that several writers can be safe on.
+        SettingsError: the URL names no store.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,11 +54,9 @@ class Objects:
         except (ValueError, ImportError) as error:
             raise SettingsError(f"registry: {url} cannot be used ({error})") from error
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        if not protocols & set(EXCLUSIVE):
-            raise SettingsError(
-                f"registry: {url}: two writers could overwrite each other there; use one of {', '.join(EXCLUSIVE)}"
-            )
         self.local = "file" in protocols
+        self._exclusive = bool(protocols & set(EXCLUSIVE))
+        self._proved = self.local
         # fsspec's memory looks and then writes, and its readers share one position: one at a time there.
         self._turn: contextlib.AbstractContextManager[object] = _memory if "memory" in protocols else _NO_TURN
         self._root = root.rstrip("/")
@@ -63,21 +65,45 @@ class Objects:
         """Where a file is, as the store names it; a path where it is local."""
         return "/".join((self._root, *parts))
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Creates a file, whole, only if there is none of that name; False where there is."""
-        path = self.path(name)
-        if self.local:
-            return _create_file(Path(path), data)
+    def prove(self) -> None:
+        """Makes sure, once, that the store refuses to create what is there: several writers are safe on no other.
+
+        Raises:
+            SettingsError: it does not.
+        """
+        unsafe = f"registry: {self.url}: two writers could overwrite each other there; "
+        if not self._exclusive:
+            raise SettingsError(f"{unsafe}it can be read, but written only on {', '.join(EXCLUSIVE)}")
+        if self._proved:
+            return
+        folder = f"bundles/proof-{secrets.token_hex(4)}"
+        self.create(f"{folder}/first", b"1")
         try:
-            with self._turn:
-                self._fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
-                return False
-            raise
-        return True
+            if self.create(f"{folder}/first", b"2"):
+                raise SettingsError(f"{unsafe}it ignores If-None-Match; use another store, or a later s3fs")
+        finally:
+            self.discard(folder)
+        self._proved = True
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Creates a file, whole, only if there is none of that name; False where there is another's.
+
+        Where the answer is lost on its way, the file itself says whether it was written.
+        """
+        path = self.path(name)
+        with self._guarded():
+            if self.local:
+                return _create_file(Path(path), data)
+            try:
+                with self._turn:
+                    self._fs.pipe_file(path, data, mode="create")
+            except Exception as error:  # each store has errors of its own
+                if self._holds(name, data):
+                    return True
+                if _taken(error):
+                    return False
+                raise
+            return True
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -85,14 +111,15 @@ class Objects:
         Raises:
             FileNotFoundError: there is none.
         """
-        with self._turn:
+        with self._guarded(missing_is_an_answer=True), self._turn:
             return bytes(self._fs.cat_file(self.path(name)))
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
         self._fs.invalidate_cache()
         try:
-            return sorted(PurePosixPath(p).name for p in self._fs.ls(self.path(folder), detail=False))
+            with self._guarded(missing_is_an_answer=True):
+                return sorted(PurePosixPath(p).name for p in self._fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
 
@@ -100,17 +127,19 @@ class Objects:
         """Copies local folders into the new folder `folder`, each under its name, and then their listing."""
         listing: dict[str, str] = {}
         try:
-            for kind, source in sources.items():
-                for file in sorted(p for p in source.rglob("*") if p.is_file()):
-                    name = f"{kind}/{file.relative_to(source).as_posix()}"
-                    listing[name] = _sha256(file)
-                    if self.local:
-                        _copy_durably(file, Path(self.path(folder, name)))
-                    else:
-                        self._fs.put_file(str(file), self.path(folder, name))
+            with self._guarded():
+                for kind, source in sources.items():
+                    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+                        name = f"{kind}/{file.relative_to(source).as_posix()}"
+                        listing[name] = _sha256(file)
+                        if self.local:
+                            _copy_durably(file, Path(self.path(folder, name)))
+                        else:
+                            self._fs.put_file(str(file), self.path(folder, name))
             self.create(f"{folder}/{LISTING}", json.dumps(listing, indent=1).encode())
         except BaseException:
-            self.discard(folder)
+            with contextlib.suppress(BundleError):  # gc takes what cannot be taken back now
+                self.discard(folder)
             raise
 
     def listing(self, folder: str, kind: str) -> dict[str, str]:
@@ -121,7 +150,7 @@ class Objects:
         """
         try:
             files = dict(json.loads(self.read(f"{folder}/{LISTING}")))
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise BundleCorrupt(f"{self.path(folder)}: {LISTING} is not readable; add the bundle again") from error
         return {name.removeprefix(f"{kind}/"): digest for name, digest in files.items() if name.startswith(f"{kind}/")}
 
@@ -130,24 +159,31 @@ class Objects:
 
         Raises:
             BundleCorrupt: a file is missing or altered.
+            BundleError: the store cannot be reached, or `target` not be written.
         """
         files = self.listing(folder, kind)
-        if target.is_dir():
-            with contextlib.suppress(BundleCorrupt):
-                verify(target, files)
-                return target
-            shutil.rmtree(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            if target.is_dir():
+                with contextlib.suppress(BundleCorrupt):
+                    verify(target, files)
+                    return target
+                shutil.rmtree(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        except OSError as error:
+            raise BundleError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
         try:
             for name in files:
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                with self._turn, contextlib.suppress(FileNotFoundError):  # verify names it
+                # What is missing, verify names.
+                with contextlib.suppress(FileNotFoundError), self._guarded(missing_is_an_answer=True), self._turn:
                     self._fs.get_file(self.path(folder, kind, name), str(staging / name))
             verify(staging, files)
             staging.chmod(0o755)
-            with contextlib.suppress(FileExistsError, OSError):  # another process was faster with the same content
+            try:
                 staging.rename(target)
+            except OSError:
+                verify(target, files)  # another process was faster, with the same content
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
@@ -155,7 +191,9 @@ class Objects:
     def written_at(self, folder: str) -> float | None:
         """When something was last written in a folder, seconds since the epoch; None where the store does not tell."""
         times: list[float] = []
-        for info in self._fs.find(self.path(folder), detail=True).values():
+        with self._guarded():
+            found = self._fs.find(self.path(folder), withdirs=True, detail=True)
+        for info in found.values():
             stamp = next((info[k] for k in ("mtime", "LastModified", "created") if k in info), None)
             if isinstance(stamp, dt.datetime):
                 times.append(stamp.timestamp())
@@ -166,8 +204,30 @@ class Objects:
     def discard(self, folder: str) -> None:
         """Deletes a folder, the listing first, so that what is half deleted is seen to be unfinished."""
         for name in (f"{folder}/{LISTING}", folder):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), self._guarded(missing_is_an_answer=True):
                 self._fs.rm(self.path(name), recursive=True)
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        try:
+            return self.read(name) == data
+        except (FileNotFoundError, BundleError):
+            return False
+
+    @contextlib.contextmanager
+    def _guarded(self, *, missing_is_an_answer: bool = False) -> Iterator[None]:
+        """Turns the store's trouble into BundleError."""
+        try:
+            yield
+        except ClassifierError:
+            raise
+        except Exception as error:  # each store has errors of its own, and not all are OSErrors
+            if missing_is_an_answer and isinstance(error, FileNotFoundError):
+                raise
+            said = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "it does not say why"
+            raise BundleError(
+                f"registry: {self.url}: the store failed ({type(error).__name__}: {said}); check the address and the "
+                "rights"
+            ) from error
 
 
 def verify(path: Path, files: Mapping[str, str]) -> None:
@@ -181,10 +241,23 @@ def verify(path: Path, files: Mapping[str, str]) -> None:
             found = _sha256(path / name)
         except FileNotFoundError:
             raise BundleCorrupt(f"{path}: {name} is missing; add the bundle again") from None
+        except OSError as error:
+            raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
         if found != stated:
             raise BundleCorrupt(
                 f"{path}: {name} has sha256 {found[:12]}…, the listing says {stated[:12]}…; add the bundle again"
             )
+
+
+def _taken(error: BaseException) -> bool:
+    """Whether a store said that the file is there already, or that another is writing it."""
+    # S3 answers 412, or 409 where two come at once. s3fs makes FileExistsError of it only where the server names the
+    # condition, as AWS does.
+    response = getattr(error.__cause__, "response", None) or {}
+    return isinstance(error, FileExistsError) or response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (
+        409,
+        412,
+    )
 
 
 def _create_file(path: Path, data: bytes) -> bool:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from classifier.bundle import MANIFEST, SHIPPED, read_bundle
-from classifier.errors import BundleError, BundleNotFound
+from classifier.errors import BundleError, BundleNotFound, SettingsError
 from classifier.objects import Objects, verify
 from classifier.settings import cache_folder
 
@@ -71,8 +71,11 @@ class Registry:
         by: who acts; by default user@host.
         clock: seconds since the epoch.
 
+    Every method raises BundleError where the store cannot be reached; those that write raise SettingsError where two
+    writers could overwrite each other.
+
     Raises:
-        SettingsError: the URL names no store that this can be safe on.
+        SettingsError: the URL names no store.
     """
 
     def __init__(
@@ -164,6 +167,7 @@ class Registry:
             BundleCorrupt: it is not what its manifest says.
         """
         version = read_bundle(path).version
+        self._objects.prove()
         folder = ""
         if version not in self.state().folders:
             folder = f"bundles/{version}-{secrets.token_hex(4)}"
@@ -240,7 +244,12 @@ class Registry:
 
         Returns:
             What is removed: versions, and folders of unfinished uploads.
+
+        Raises:
+            SettingsError: `older_than_days` is negative.
         """
+        if not older_than_days >= 0:
+            raise SettingsError(f"older_than_days: expected 0 or more, found {older_than_days:g}")
         before = self._clock() - older_than_days * 86_400
         earlier = self.state()
 
@@ -258,8 +267,8 @@ class Registry:
         # A folder that no event names was left by a crash, of a writer or of an earlier gc, unless it is being written.
         before = min(before, self._clock() - _UPLOAD_SECONDS)
         named = {*after.folders.values(), *removed.values()}
-        found = [f"bundles/{name}" for name in self._objects.names("bundles")]
-        orphans = [f for f in found if f not in named and (self._objects.written_at(f) or 0.0) <= before]
+        unnamed = [f for f in (f"bundles/{name}" for name in self._objects.names("bundles")) if f not in named]
+        orphans = [f for f in unnamed if (at := self._objects.written_at(f)) is not None and at <= before]
         if not dry_run:
             for folder in [*removed.values(), *orphans]:
                 self._objects.discard(folder)
@@ -281,6 +290,7 @@ class Registry:
 
     def _append(self, action: str, version: str, why: str, change: Callable[[Event], Event | None]) -> Event:
         """Applies `change` to the last state and appends the result, again if somebody was faster."""
+        self._objects.prove()
         for _ in range(_ATTEMPTS):
             state = self.state()
             changed = change(state)

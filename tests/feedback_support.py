@@ -66,10 +66,9 @@ class PostgreSQL:
         self._user = _unprivileged()
         self.folder.chmod(0o755)
         if self._user is not None:
-            shutil.chown(self.folder, self._user)
-        data = ["-D", str(self.folder / "data")]
-        initdb = [*data, "-U", "classifier", "--auth=trust", "--encoding=UTF8", "--no-locale"]
-        self._run("initdb", *initdb)
+            shutil.chown(self.folder, self._user.pw_name)
+        initdb = ["-D", self.folder / "data", "-U", "classifier", "--auth=trust", "--encoding=UTF8", "--no-locale"]
+        subprocess.run(self._command("initdb", *initdb), check=True, capture_output=True, cwd="/")
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -80,12 +79,9 @@ class PostgreSQL:
         end = time.monotonic() + 30
         while True:
             if self._process is None or self._process.poll() is not None:
+                command = self._command("postgres", "-D", self.folder / "data", "-k", self.folder)
                 self._process = subprocess.Popen(
-                    [self._bin / "postgres", "-D", self.folder / "data", "-k", self.folder, "-c", "listen_addresses="],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    user=self._user,
-                    cwd="/",
+                    [*command, "-c", "listen_addresses="], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
                 )
             try:
                 psycopg.connect(host=str(self.folder), user="classifier", dbname="postgres").close()
@@ -119,8 +115,17 @@ class PostgreSQL:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://classifier@/{name}?host={self.folder}"
 
-    def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run([self._bin / program, *arguments], check=True, capture_output=True, user=self._user, cwd="/")
+    def _command(self, program: str, *arguments: str | Path) -> list[str | Path]:
+        """One of PostgreSQL's programs as the unprivileged user.
+
+        `subprocess.run(user=…)` would fork, and beside gRPC's threads the child of a fork may crash before it gets to
+        run a program. setpriv becomes the program, so a signal to it reaches the program.
+        """
+        command = [self._bin / program, *arguments]
+        if self._user is None:
+            return command
+        user, group = f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}"
+        return ["setpriv", user, group, "--clear-groups", "--", *command]
 
 
 def quick_folder(prefix: str) -> Path:
@@ -144,12 +149,12 @@ def binaries() -> Path:
     pytest.skip(reason)
 
 
-def _unprivileged() -> str | None:
+def _unprivileged() -> pwd.struct_passwd | None:
     """A user that PostgreSQL agrees to run as; None where we are one ourselves."""
     if os.getuid() != 0:
         return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
+    users = {entry.pw_name: entry for entry in pwd.getpwall()}
+    return users.get("postgres", users["nobody"])
 
 
 @contextlib.contextmanager

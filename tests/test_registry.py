@@ -1,31 +1,33 @@
-"""Names for bundles: versions, aliases, history; several writers and readers; crashes at every step."""
+"""Names for bundles: versions, aliases, history; several writers and readers; crashes at every step.
+
+In a folder, in memory, and with `make test-s3` on two S3 servers.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
+import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
-from classifier import objects
 from classifier.bundle import SHIPPED, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.registry import Registry, resolve_bundle
+from tests import s3_support
 from tests.feedback_support import quick_folder
+from tests.registry_support import DAY, STEPS, crash_points
 from tests.tiny import tiny_bundle
-
-DAY = 86_400.0
-
-
-class Crash(BaseException):
-    """The process dies here."""
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +52,33 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-_memories = itertools.count()
+_numbers = itertools.count()
 
 
-@pytest.fixture(params=["folder", "memory"])
-def url(request):
+@pytest.fixture(scope="session")
+def seaweedfs():
+    """An S3 server."""
+    with s3_support.running("seaweedfs") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """An S3 server that words its errors as AWS does."""
+    with s3_support.running("moto") as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "memory", *s3_support.installed()])
+def url(request, monkeypatch):
     """A new registry's URL."""
     if request.param == "memory":
-        yield f"memory://registry-{next(_memories)}"
+        yield f"memory://registry-{next(_numbers)}"
+        return
+    if request.param != "folder":
+        server = request.getfixturevalue(request.param)
+        monkeypatch.setitem(fsspec.config.conf, "s3", server.options)
+        yield f"s3://{s3_support.BUCKET}/registry-{next(_numbers)}"
         return
     folder = quick_folder("classifier-registry-")
     yield str(folder / "registry")
@@ -68,6 +89,12 @@ def url(request):
 def registry(url, tmp_path):
     """A new registry."""
     return Registry(url, cache=tmp_path / "cache", by="tester")
+
+
+def stored(registry: Registry) -> set[str]:
+    """The folders with something in them; SeaweedFS lists the name of one that was emptied for a while."""
+    folders = [f"bundles/{name}" for name in registry._objects.names("bundles")]
+    return {folder for folder in folders if registry._objects.written_at(folder) is not None}
 
 
 def test_a_registry_starts_empty(registry):
@@ -172,7 +199,7 @@ def test_a_bundle_that_was_damaged_is_neither_served_nor_promoted(tmp_path, bund
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path, bundles, versions):
     """Of a remote registry a local copy is used while it is whole."""
-    registry = Registry(f"memory://registry-{next(_memories)}", cache=tmp_path / "cache")
+    registry = Registry(f"memory://registry-{next(_numbers)}", cache=tmp_path / "cache")
     registry.add(bundles[0])
     copy = registry.fetch(versions[0])
     (copy / "model.onnx").write_bytes(b"")
@@ -276,7 +303,7 @@ def test_writers_of_the_same_bundle_leave_one(url, tmp_path, bundles, versions):
         added = list(pool.map(lambda _: Registry(url, cache=tmp_path / "c").add(bundles[0]), range(6)))
     assert set(added) == {versions[0]}
     registry = Registry(url, cache=tmp_path / "cache")
-    assert [f"bundles/{n}" for n in registry._objects.names("bundles")] == list(registry.state().folders.values())
+    assert stored(registry) == set(registry.state().folders.values())
 
 
 def test_readers_meet_whole_bundles_while_writers_write(url, tmp_path, bundles, versions):
@@ -306,84 +333,6 @@ def test_readers_meet_whole_bundles_while_writers_write(url, tmp_path, bundles, 
     assert set(seen) <= set(versions)
 
 
-STEPS = ("add", "promote", "rollback", "gc")
-
-
-def crash_points(monkeypatch, action, url, tmp_path, bundles, versions, clock):
-    """Runs the action again and again on equal registries, dying at its 1st, 2nd, … touch of the store."""
-    for n in itertools.count():
-        where = f"{url}-{n}"
-        registry = Registry(where, cache=tmp_path / "cache", clock=lambda: clock[0])
-        registry.add(bundles[0])
-        registry.add(bundles[1])
-        registry.promote(versions[0])
-        registry.promote(versions[1])
-        registry.add(bundles[2]) if action != "add" else None
-        if action == "gc":
-            clock[0] += 100 * DAY
-        with monkeypatch.context() as patch:
-            died = die_at(patch, n)
-            try:
-                with contextlib.suppress(Crash):
-                    act(registry, action, bundles, versions)
-            finally:
-                finished = not died
-        yield n, Registry(where, cache=tmp_path / f"cache-{n}", clock=lambda: clock[0])
-        if finished:
-            assert n > 2, "the action touched nothing: the test tests nothing"
-            return
-
-
-def act(registry, action, bundles, versions):
-    if action == "add":
-        registry.add(bundles[2], candidate=True)
-    elif action == "promote":
-        registry.promote(versions[2])
-    elif action == "rollback":
-        registry.rollback()
-    else:
-        registry.gc(older_than_days=1)
-
-
-def die_at(patch, n: int) -> list[str]:
-    """Makes the n-th change of the store the process's last: before it, or half-way through it, it dies."""
-    died: list[str] = []
-    touched = itertools.count()
-    dead = threading.Event()
-
-    def dying(name, original, half=None):
-        def run(*args, **kwargs):
-            if dead.is_set():
-                raise Crash
-            if next(touched) == n:
-                died.append(name)
-                dead.set()
-                if half is not None:
-                    half(*args, **kwargs)
-                raise Crash
-            return original(*args, **kwargs)
-
-        return run
-
-    def half_a_file(source, target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-
-    for owner, name, half in (
-        (objects.os, "link", None),
-        (objects.os, "fsync", None),
-        (objects, "_copy_durably", half_a_file),
-        (objects.Objects, "create", None),
-        (objects.Objects, "copy", None),
-        (objects.Objects, "discard", None),
-    ):
-        patch.setattr(owner, name, dying(name, getattr(owner, name), half))
-    filesystem = MemoryFileSystem
-    for name in ("pipe_file", "put_file", "rm"):
-        patch.setattr(filesystem, name, dying(name, getattr(filesystem, name)))
-    return died
-
-
 @pytest.mark.parametrize("action", STEPS)
 def test_a_crash_at_any_step_leaves_one_valid_current(monkeypatch, action, url, tmp_path, bundles, versions):
     """Whatever dies where, the registry has one valid current, the old or the new, and goes on working."""
@@ -401,23 +350,117 @@ def test_a_crash_at_any_step_leaves_one_valid_current(monkeypatch, action, url, 
         assert survivor.resolve("current") == versions[2]
         clock[0] += 10_000 * DAY
         survivor.gc(older_than_days=1)
-        named = set(survivor.state().folders.values())
-        assert {f"bundles/{name}" for name in survivor._objects.names("bundles")} == named
+        assert stored(survivor) == set(survivor.state().folders.values())
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("url", ["folder", *s3_support.installed()], indirect=True)
+def test_promoters_that_are_killed_leave_one_valid_current(url, request, tmp_path, bundles, versions):
+    """Eight times two processes promote at once and one is killed: current is one of theirs, whole, and has a past."""
+    server = request.getfixturevalue(request.node.callspec.params["url"]) if url.startswith("s3:") else None
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "theirs"), **(server.environ if server else {})}
+    registry = Registry(url, cache=tmp_path / "ours")
+
+    def promote(bundle: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "classifier", "bundle", "promote", str(bundle), "--registry", url]
+        return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def ended(process: subprocess.Popen[bytes]) -> int:
+        print(process.communicate(timeout=60)[1].decode())
+        return process.returncode
+
+    begun = time.monotonic()
+    assert ended(promote(bundles[0])) == 0
+    usual, rng = time.monotonic() - begun, random.Random(0)
+    for n in range(8):
+        killed, spared = promote(bundles[(n + 1) % 3]), promote(bundles[(n + 2) % 3])
+        time.sleep(rng.uniform(0.3, 1.2) * usual)
+        killed.kill()
+        ended(killed)
+        assert ended(spared) == 0
+        assert registry.resolve("current") in versions
+        for version in registry.state().folders:
+            assert read_bundle(registry.fetch(version)).version == version
+        registry.gc(older_than_days=0)  # what has no name is uploaded anew the next time
+    promotions = [e for e in registry.history() if e.action == "promote"]
+    assert len(promotions) >= 8
+    for before, after in itertools.pairwise(promotions):
+        assert after.aliases["previous"] == before.aliases["current"] != after.aliases["current"]
 
 
 def test_an_upload_that_goes_on_is_not_taken_for_a_crash(registry, bundles, tmp_path):
     """A folder that no event names is left alone for a day, however eager gc is."""
     registry._objects.upload("bundles/unfinished-00000000", {"bundle": bundles[0]})
     assert registry.gc(older_than_days=0) == []
-    assert registry._objects.names("bundles") == ["unfinished-00000000"]
+    assert stored(registry) == {"bundles/unfinished-00000000"}
 
 
-def test_a_store_without_exclusive_creation_is_refused():
-    """Where two writers could overwrite each other there is no registry."""
-    with pytest.raises(SettingsError, match="two writers"):
-        Registry("data://x")
+def test_a_store_without_exclusive_creation_is_read_and_not_written(tmp_path, bundles, versions):
+    """Where two writers could overwrite each other a registry serves, and refuses every change."""
+    registry = Registry(tmp_path / "registry")
+    registry.add(bundles[0])
+    registry.promote(versions[0])
+    shutil.make_archive(str(tmp_path / "registry"), "zip", tmp_path, "registry")
+    zipped = Registry(f"zip://registry::{tmp_path}/registry.zip", cache=tmp_path / "cache")
+    assert zipped.resolve("current") == versions[0]
+    assert read_bundle(zipped.fetch("current")).version == versions[0]
+    for change in (
+        lambda: zipped.add(bundles[1]),
+        lambda: zipped.promote(versions[0]),
+        lambda: zipped.gc(older_than_days=0),
+    ):
+        with pytest.raises(SettingsError, match="two writers"):
+            change()
     with pytest.raises(SettingsError, match="cannot be used"):
         Registry("nosuchprotocol://x")
+
+
+def test_a_store_that_overwrites_after_all_is_refused(monkeypatch, tmp_path, bundles):
+    """A store, or a client of it, that ignores the condition is found out before anything is written there."""
+    registry = Registry(f"memory://registry-{next(_numbers)}", cache=tmp_path / "cache")
+    pipe = registry._objects._fs.pipe_file
+    monkeypatch.setattr(registry._objects._fs, "pipe_file", lambda path, data, mode="": pipe(path, data))
+    with pytest.raises(SettingsError, match="ignores If-None-Match"):
+        registry.add(bundles[0])
+    assert registry._objects.names("bundles") == registry._objects.names("events") == []
+
+
+def test_a_change_whose_answer_was_lost_is_not_made_again(monkeypatch, tmp_path, bundles, versions):
+    """Where the store wrote and the answer did not arrive, rolling back reports what it did and not a conflict."""
+    registry = Registry(f"memory://registry-{next(_numbers)}", cache=tmp_path / "cache")
+    for n in (0, 1):
+        registry.add(bundles[n])
+        registry.promote(versions[n])
+    pipe = registry._objects._fs.pipe_file
+
+    def written_and_lost(path, data, mode):
+        pipe(path, data, mode=mode)
+        raise FileExistsError  # what a client says that tried again by itself
+
+    monkeypatch.setattr(registry._objects._fs, "pipe_file", written_and_lost)
+    assert registry.rollback().aliases == {"current": versions[0], "previous": versions[1]}
+    assert [e.action for e in registry.history()][-2:] == ["promote", "rollback"]
+
+
+def test_a_store_that_fails_is_one_error_of_ours(monkeypatch, url, tmp_path, bundles, versions):
+    """Whatever a store raises, callers see that the registry cannot be used, and nobody a traceback."""
+    registry = Registry(url, cache=tmp_path / "cache")
+    registry.add(bundles[0])
+    registry.promote(versions[0])
+    fails = mock.Mock(side_effect=RuntimeError("no route to host"))
+    for name in ("ls", "cat_file", "pipe_file", "put_file", "find", "rm"):
+        monkeypatch.setattr(registry._objects._fs, name, fails)
+    for use in (registry.state, registry.history, registry.fetch, lambda: registry.promote(versions[0])):
+        with pytest.raises(BundleError, match=r"the store failed \(RuntimeError: no route to host\)"):
+            use()
+
+
+def test_a_registry_that_cannot_be_there_is_said(tmp_path, bundles):
+    """A path that leads through a file is an error that names the path."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BundleError, match=r"file: the store failed \(NotADirectoryError"):
+        Registry(tmp_path / "file").add(bundles[0])
 
 
 def test_an_event_that_is_none_is_named(tmp_path):
@@ -440,39 +483,3 @@ def test_what_a_server_starts_from(tmp_path, bundles, versions):
     assert read_bundle(resolve_bundle(versions[1], registry)).version == versions[1]
     with pytest.raises(BundleNotFound, match="no registry"):
         resolve_bundle("candidate", None)
-
-
-def test_on_an_s3_server(tmp_path, bundles, versions, checkpoint):
-    """The same holds on S3 over HTTP: add, promote, race, roll back, gc, pull."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    moto = pytest.importorskip("moto.server", reason="no S3 server: pip install 'moto[server]'")
-    import s3fs
-
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
-        s3fs.S3FileSystem(**options).mkdir("models")
-        objects.fsspec.config.conf["s3"] = options
-        url = "s3://models/registry"
-        registry = Registry(url, cache=tmp_path / "cache")
-        for bundle in bundles:
-            registry.add(bundle, checkpoint=checkpoint)
-        registry.promote(versions[0])
-
-        def promote(n: int) -> None:
-            Registry(url, cache=tmp_path / f"c{n}").promote(versions[n])
-
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(promote, (1, 2)))
-        aliases = registry.state().aliases
-        assert {aliases["current"], aliases["previous"]} == set(versions[1:])
-        assert registry.rollback().aliases["current"] == aliases["previous"]
-        assert read_bundle(registry.pull("current", tmp_path / "pulled")).version == aliases["previous"]
-        assert registry.checkpoint("current") is not None
-        assert not registry._objects.create("events/00000001.json", b"again")
-        assert registry.gc(older_than_days=0) == [versions[0]]
-    finally:
-        objects.fsspec.config.conf.pop("s3", None)
-        server.stop()
