@@ -61,7 +61,7 @@ def main() -> None:
     request = wire.request_to_proto(Request.from_text(PROMPT))
     body = json.dumps({"messages": [{"role": "user", "content": PROMPT}]})
     with contextlib.ExitStack() as held:
-        serve = ("serve", "--bundle", str(asked.bundle))
+        serve = ("serve", "--bundle", str(asked.bundle), "--store", "off")
         plain = held.enter_context(started(*serve))
         routed = held.enter_context(started(*serve, "--routes", str(ROUTES)))
         behind = held.enter_context(started(*serve))

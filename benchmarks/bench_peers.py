@@ -238,7 +238,8 @@ def main() -> None:
 
     port = free_port()
     command = [sys.executable, "-m", "classifier", "serve", "--listen", f"127.0.0.1:{port}", "--max-wait-seconds", "30"]
-    servers = [Over("ours", [*command, "--bundle", str(options.bundle)], port, over_grpc(f"127.0.0.1:{port}"))]
+    command += ["--bundle", str(options.bundle), "--store", "off"]
+    servers = [Over("ours", command, port, over_grpc(f"127.0.0.1:{port}"))]
     pythons = {name: f"{ENVIRONMENTS.get(name, '.venv-peers')}/bin/python" for name in PEERS}
     missing, failed = [name for name in PEERS if not installed(pythons[name], NEEDS[name])], []
     try:

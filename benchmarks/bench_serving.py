@@ -354,7 +354,7 @@ def main() -> None:
         return
     answer_bytes = wire.decision_to_proto(engine.classify(Request.from_text("hi"))).ByteSize() + 60
     serve = ("-m", "classifier", "serve", "--listen", "127.0.0.1:0", "--bundle", str(options.bundle))
-    serve += ("--queue-size", "256", "--max-wait-seconds", "10")
+    serve += ("--queue-size", "256", "--max-wait-seconds", "10", "--store", "off")
     ready, resident = [], []
     for _ in range(5):
         with process(*serve) as server:

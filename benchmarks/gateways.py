@@ -44,7 +44,8 @@ class Serving:
         self.address = f"127.0.0.1:{free_port()}"
         (folder / "routing.toml").write_text(TABLE)
         self.block = process(
-            [sys.executable, "-m", "classifier", "serve", "--listen", self.address], folder / "serve.log"
+            [sys.executable, "-m", "classifier", "serve", "--listen", self.address, "--store", "off"],
+            folder / "serve.log",
         )
 
     def __enter__(self) -> str:

@@ -37,6 +37,7 @@ class Database:
 
     Attributes:
         path: SQLite's file; None for PostgreSQL.
+        name: the URL without its password.
 
     Raises:
         SettingsError: the URL is not one of these.
@@ -46,7 +47,7 @@ class Database:
     def __init__(self, url: str) -> None:
         parsed = _parse(url)
         self.path = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
-        self._name = parsed.render_as_string(hide_password=True)
+        self.name = parsed.render_as_string(hide_password=True)
         self._inode: int | None = None
         self._migrated = False
         self._engine = _engine(parsed)
@@ -64,7 +65,7 @@ class Database:
         if self.path is not None:
             with self._guarded():
                 if self.path.stat().st_ino != self._inode:
-                    raise StoreUnavailable(f"{self._name}: the file was replaced while it was written; retry")
+                    raise StoreUnavailable(f"{self.name}: the file was replaced while it was written; retry")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -95,7 +96,7 @@ class Database:
             version = schema_version(connection)
         if version != len(MIGRATIONS):
             raise SettingsError(
-                f"{self._name}: schema version is {version}, expected {len(MIGRATIONS)}; "
+                f"{self.name}: schema version is {version}, expected {len(MIGRATIONS)}; "
                 "run 'classifier feedback migrate'"
             )
         self._migrated = True
@@ -163,7 +164,7 @@ class Database:
             origin = getattr(error, "orig", None) or error
             code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
             what = f"{type(origin).__name__} {code}" if code else type(origin).__name__
-            raise StoreUnavailable(f"{self._name}: the feedback store failed ({what}); retry later") from error
+            raise StoreUnavailable(f"{self.name}: the feedback store failed ({what}); retry later") from error
 
 
 def _parse(text: str) -> sa.URL:

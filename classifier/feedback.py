@@ -86,6 +86,7 @@ class FeedbackStore:
 
     Attributes:
         keep: what is kept of a request, "hash" or "text".
+        name: where it is, without a password.
         ledger: the rows, for those who read them.
     """
 
@@ -100,6 +101,7 @@ class FeedbackStore:
         clock: Callable[[], float],
     ) -> None:
         self.keep = keep
+        self.name = database.name
         self.ledger = Ledger(database, clock=clock)
         self._database = database
         self._hash_key = derive_key(key, "request")

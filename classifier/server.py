@@ -168,9 +168,10 @@ class Server:
 
     async def _load(self) -> None:
         settings, admission = self.settings, self.service.admission
-        if settings.feedback_url and settings.store != "off":
+        if _remembers(settings):
             self._feedback = await asyncio.to_thread(_open_store, settings, self._key)
             self.service.feedback = self._feedback
+            log.info("decisions are kept in %s (store: %s)", self._feedback.name, self._feedback.keep)
         self._watched = [Watched("bundle", self._source, self._take, self._metrics)]
         if settings.shadow:
             shadow = self._shadow = Shadow(settings.shadow_share, lambda: admission.waiting > 0, self._metrics)
@@ -309,9 +310,13 @@ def server_key(settings: ServerSettings) -> bytes:
     """The secret of decision ids: the settings' file, made if need be, or without feedback one for this process."""
     from classifier.decision_id import read_key
 
-    if settings.key_file or settings.feedback_url:
+    if settings.key_file or _remembers(settings):
         return read_key(settings.key_file or state_folder() / "server.key")
     return os.urandom(32)
+
+
+def _remembers(settings: ServerSettings) -> bool:
+    return bool(settings.feedback_url) and settings.store != "off"
 
 
 def _ids(key: bytes) -> Ids:

@@ -188,7 +188,7 @@ class Service:
     async def _report_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:  # noqa: ARG002
         message, _ = self._parse(pb.ReportOutcomeRequest, data)
         if self.feedback is None:
-            raise NotConfigured("this server keeps no feedback; start it with --feedback-url to report outcomes")
+            raise NotConfigured("this server keeps no feedback; start it without --store off to report outcomes")
         outcome = wire.outcome_from_proto(message, max_messages=self.limits.max_messages)
         self.ids.verify(outcome.decision_id, caller.principal)
         state = await self.feedback.report(outcome, caller.principal)

@@ -67,9 +67,15 @@ class ServerSettings:
     max_concurrent_calls: int = _setting(1024, "HTTP/2 streams open at once on one connection.", minimum=1)
     rate_limit: float = _setting(0.0, "Requests a second that one caller may send; 0 means no limit.", minimum=0)
     rate_limit_burst: int = _setting(100, "Requests that a caller may send at once before rate_limit holds.", minimum=1)
-    feedback_url: str = _setting("", "SQLAlchemy URL of the feedback store; without it outcomes are not taken.")
+    feedback_url: str = _setting(
+        "", "SQLAlchemy URL of the feedback store. Default: SQLite in $XDG_STATE_HOME/classifier; see store."
+    )
     retention_days: float = _setting(90.0, "Age at which decisions and outcomes are deleted, in days.", minimum=0.001)
-    store: str = _setting("hash", "What is kept of a recorded request.", choices=("off", "hash", "text"))
+    store: str = _setting(
+        "hash",
+        "What is kept of a recorded request; off keeps nothing and takes no outcomes.",
+        choices=("off", "hash", "text"),
+    )
     key_file: str = _setting("", "File with the key of decision ids, shared by replicas; made if it is not there.")
     routes: str = _setting("", "TOML file of the routing table (tier to model, price, place); read again on change.")
     tls_cert: str = _setting("", "PEM file of the server's certificate chain; read again when it changes.")
@@ -192,7 +198,13 @@ def resolve(
             values[name] = _parse(kind, environ[PREFIX + name.upper()], PREFIX + name.upper())
         if flags is not None and flags.get(name) not in (None, ()):
             values[name] = _parse(kind, flags[name], "--" + name.replace("_", "-"))
+    values["feedback_url"] = values.get("feedback_url") or default_feedback_url(environ)
     return ServerSettings(**values)
+
+
+def default_feedback_url(environ: Mapping[str, str] | None = None) -> str:
+    """Where decisions and outcomes are kept unless somebody says otherwise: SQLite in `state_folder`."""
+    return f"sqlite:///{state_folder(environ)}/feedback.db"
 
 
 def available_cores() -> int:

@@ -38,6 +38,8 @@ class ServerProcess:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
         # A machine that runs tests may stand still for a moment: nothing is refused for that.
         environ["CLASSIFIER_MAX_WAIT_SECONDS"] = "30"
+        if "--feedback-url" not in arguments:  # the default would be the user's own store
+            environ["CLASSIFIER_STORE"] = "off"
         self.process = subprocess.Popen(
             [sys.executable, "-m", *([module] if module else ["classifier", "serve"]), *arguments],
             stderr=subprocess.PIPE,

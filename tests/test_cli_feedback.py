@@ -7,11 +7,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from classifier import cli
+from classifier import Client, cli
 from classifier.database import Database
+from classifier.errors import ClassifierError
 from classifier.exports import read_export
 from classifier.feedback import open_store
-from tests.feedback_support import KEY, decision, mint, request, running_postgresql
+from tests.feedback_support import KEY, decision, mint, outcome, request, running_postgresql
+from tests.serving_support import server_process
 
 
 @pytest.fixture
@@ -98,6 +100,27 @@ def test_forget_by_id_for_machines(url):
     first, second = (json.loads(run(*arguments).stdout) for _ in range(2))
     assert (first["decisions"], second["decisions"]) == (1, 0)
     assert first["not_reached"]
+
+
+def test_what_a_server_keeps_by_default_is_what_the_commands_read(tiny_bundle_path, tmp_path, monkeypatch):
+    """Decisions go into the user's own SQLite, without text, and the commands look there; off keeps none."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    serve = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0"]
+    for store in ("off", "hash"):
+        with (
+            server_process(*serve, env={"CLASSIFIER_STORE": store}) as server,
+            Client(server.wait_ready()[0]) as client,
+        ):
+            answer = client.classify("my secret question", timeout_seconds=60)
+            if store == "off":
+                assert list(tmp_path.iterdir()) == []
+                with pytest.raises(ClassifierError, match="--store off"):
+                    client.report_outcome(outcome(answer.decision.decision_id), timeout_seconds=60)
+            else:
+                assert client.report_outcome(outcome(answer.decision.decision_id), timeout_seconds=60)
+    [row] = map(json.loads, run("export", "-o", "-").stdout.splitlines())
+    assert (row["decision_id"], row["request"], row["verdict"]) == (answer.decision.decision_id, None, "accepted")
+    assert {p.name for p in (tmp_path / "classifier").iterdir()} >= {"feedback.db", "server.key"}
 
 
 def test_migrate_makes_the_tables_once(tmp_path):

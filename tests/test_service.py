@@ -225,7 +225,7 @@ def test_outcomes_without_a_store_are_unimplemented(stub):
     with pytest.raises(grpc.RpcError) as refusal:
         stub.ReportOutcome(pb.ReportOutcomeRequest(decision_id="x", outcome_id="y"), timeout=60)
     assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "--feedback-url" in refusal.value.details()
+    assert "--store off" in refusal.value.details()
 
 
 def test_a_full_server_refuses_at_once_with_the_time_to_come_back(stub_of):

@@ -75,6 +75,14 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         resolve({}, {}, path)
 
 
+def test_feedback_is_kept_in_the_users_own_sqlite_unless_told_otherwise():
+    """The command's default is a file in the state folder; an empty variable is as good as none."""
+    home = {"XDG_STATE_HOME": "/state"}
+    assert resolve({}, home).feedback_url == "sqlite:////state/classifier/feedback.db"
+    assert resolve({}, {**home, "CLASSIFIER_FEEDBACK_URL": ""}) == resolve({}, home)
+    assert resolve({"feedback_url": "sqlite:////f.db"}, home).feedback_url == "sqlite:////f.db"
+
+
 @pytest.mark.parametrize("address", EXPOSED)
 def test_other_machines_are_served_only_with_tls_and_authentication(address):
     """A non-loopback address needs TLS and tokens or mTLS, or the word insecure; what is missing is named."""

@@ -34,7 +34,7 @@ from classifier.errors import Busy, ClassifierError, GateNotMet
 from classifier.exports import export_row
 from classifier.ledger import Ledger
 from classifier.registry import Event, Registry
-from classifier.settings import state_folder
+from classifier.settings import default_feedback_url, state_folder
 from training.retrain import OWN_DATA, RECIPES, Options, lock_path, retrain
 from training.sequential import SequentialTest
 from training.steps import only_one, receipts, unfinished, write_whole
@@ -175,7 +175,7 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
     given = (
         click.option("--registry", envvar="CLASSIFIER_REGISTRY", default=default, metavar="URL",
                      help="Folder or URL of the bundle registry [CLASSIFIER_REGISTRY]."),
-        click.option("--feedback-url", envvar="CLASSIFIER_FEEDBACK_URL", required=True, metavar="URL",
+        click.option("--feedback-url", envvar="CLASSIFIER_FEEDBACK_URL", default=default_feedback_url, metavar="URL",
                      help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]."),
         click.option("--work", type=click.Path(path_type=Path), default=Path("runs/loop"), show_default=True,
                      help="Folder of the rounds and their receipts."),

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from classifier.settings import default_feedback_url
+
 _CANNOT_REACH = (
     "Not reached: exports and backups made before; servers' logs; what servers have queued and not yet written "
     "(a second or so; run it again by --label then); PostgreSQL's dead rows, its log and its replicas until they are "
@@ -23,9 +25,9 @@ def _store_option(function: Callable[..., None]) -> Callable[..., None]:
         "--feedback-url",
         "url",
         envvar="CLASSIFIER_FEEDBACK_URL",
-        required=True,
+        default=default_feedback_url,
         metavar="URL",
-        help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]",
+        help="sqlite:///PATH or postgresql+psycopg://… Default: as for `classifier serve`. [CLASSIFIER_FEEDBACK_URL]",
     )(function)
 
 
