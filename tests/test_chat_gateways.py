@@ -37,7 +37,7 @@ def test_restricted_once_is_restricted(trusted: dict, asked: dict, header: str |
     """Whoever says `restricted`, nobody can take it back."""
     said = [trusted.get("data"), asked.get("data"), header]
     expected = any((value or "").strip().lower() == "restricted" for value in said)
-    assert is_restricted(labels_of(trusted, asked, header)) is expected
+    assert is_restricted(labels_of(asked, trusted, data=header)) is expected
 
 
 @pytest.mark.parametrize("loop", [OPENAI, ANTHROPIC], ids=["openai", "anthropic"])

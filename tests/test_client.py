@@ -94,6 +94,7 @@ def test_a_prompt_messages_or_a_request_are_classified(client_of, address):
     client_of(address).run(use)
 
 
+@pytest.mark.failure("down", "Python client")
 def test_an_unreachable_server_means_the_callers_tier_and_says_so(client_of, nowhere):
     """With a fallback tier nothing is raised; the answer says that it is one and why."""
 
@@ -126,6 +127,7 @@ def test_the_fallback_keeps_the_requests_own_bounds(client_of, nowhere):
     client_of(nowhere, fallback_tier=Tier.COMPLEX).run(use)
 
 
+@pytest.mark.failure("slow", "Python client")
 def test_a_late_server_means_the_fallback_within_the_deadline(client_of):
     """A call is over when its deadline is, also where the server would take for ever."""
     gate = threading.Event()
@@ -141,6 +143,7 @@ def test_a_late_server_means_the_fallback_within_the_deadline(client_of):
         gate.set()
 
 
+@pytest.mark.failure("bad input", "Python client")
 def test_a_request_that_the_server_refuses_falls_open_too(client_of, address):
     """A router must not be the outage: also an invalid request gets the fallback, with the reason."""
 
@@ -152,6 +155,7 @@ def test_a_request_that_the_server_refuses_falls_open_too(client_of, address):
     client_of(address, fallback_tier=Tier.STANDARD).run(use)
 
 
+@pytest.mark.failure("bad input", "Python client")
 def test_the_servers_fields_at_fault_reach_the_caller(client_of, address):
     """Without a fallback the violations of the server are in the error."""
 
@@ -203,6 +207,7 @@ def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowher
     client_of(nowhere, fallback_tier=Tier.SIMPLE).run(use_nowhere)
 
 
+@pytest.mark.failure("down", "Python client")
 def test_an_open_breaker_asks_nobody(client_of, nowhere):
     """After failures in a row the fallback comes at once, with CIRCUIT_OPEN."""
 
@@ -228,6 +233,7 @@ def test_a_breaker_lets_one_try_after_its_time():
     assert [breaker.allow(now=2.1), breaker.allow(now=2.1)] == [True, True]
 
 
+@pytest.mark.failure("overloaded", "Python client")
 def test_refusals_of_a_busy_server_do_not_open_the_breaker(client_of):
     """RESOURCE_EXHAUSTED is an answer: the server is asked again."""
     with fake_server(rate_limit=0.001, rate_limit_burst=1) as address:

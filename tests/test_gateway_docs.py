@@ -1,7 +1,8 @@
-"""The pages on routes, HTTP and explanations: their commands run as they stand."""
+"""The pages on gateways, routes, HTTP and explanations: commands run as they stand, every failure told has its test."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -17,6 +18,33 @@ from tests.serving_support import server_process
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="no bundle was shipped yet")
+
+
+def failures_tested():
+    """(row, column) of the table of failures that some test of this repository is marked with."""
+    calls = [
+        node
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.failure"
+    ]
+    marked = [[argument.value for argument in call.args] for call in calls]
+    return {(row, column) for row, *columns in marked for column in columns}
+
+
+def test_every_cell_of_the_table_of_failures_has_a_test():
+    """What a gateway does when something fails is told and tested; a dash means that nothing can fail so there."""
+    text = (ROOT / "docs" / "gateways.md").read_text(encoding="utf-8")
+    table = text.partition("## What happens when something fails\n")[2].partition("\n\n")[0]
+    head, _, *rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()]
+    told = {
+        (row[0].split("**")[1], column)
+        for row in rows
+        for column, cell in zip(head, row[1:], strict=True)
+        if cell != "—" and not cell.endswith("run two")  # advice, nothing that it does
+    }
+    assert {"slow", "down", "overloaded", "wrong tier"} <= {row for row, _ in told}
+    assert failures_tested() == told
 
 
 def blocks(page, language):

@@ -120,6 +120,7 @@ def test_the_answers_are_those_of_grpc(base, stub, count):
     assert (asked, different) == (count, 0)
 
 
+@pytest.mark.failure("wrong tier", "HTTP gateway")
 def test_batch_outcomes_and_info_are_those_of_grpc(base, stub):
     """A batch answers item by item, an outcome is joined, and info is the contract's."""
     status, _, found = ask(base, "/v1/classify/batch", {"requests": [HI, {}]})
@@ -147,6 +148,7 @@ def test_batch_outcomes_and_info_are_those_of_grpc(base, stub):
     ],
     ids=["empty", "fields", "policy", "bounds", "enum-number", "nul"],
 )
+@pytest.mark.failure("bad input", "HTTP gateway")
 def test_errors_are_those_of_grpc(base, stub, body):
     """The status's name, message and details are the server's."""
     with pytest.raises(grpc.RpcError) as refused:
@@ -199,6 +201,7 @@ def test_nested_fields_and_times_are_explained():
         assert str(refused.value).startswith(expected)
 
 
+@pytest.mark.failure("bad input", "HTTP gateway")
 def test_what_is_no_call_is_told(base):
     """Unknown paths, methods, types and bodies that are too large each have their status and a JSON body."""
     large = json.dumps({"messages": [{"role": "user", "content": "x" * (5 * 2**20)}]}).encode()
@@ -241,6 +244,7 @@ def test_tokens_are_passed_on_and_own_their_decisions(tmp_path):
         assert ask(own.wait_ready()[0], "/v1/classify", b"{")[0] == 401
 
 
+@pytest.mark.failure("overloaded", "HTTP gateway")
 def test_a_busy_server_is_429_with_the_time_to_wait():
     """Where the line is full the answer comes at once, and says when to come back."""
     go = threading.Event()
@@ -295,6 +299,7 @@ def test_nobody_works_for_a_caller_who_left():
         assert engine.runs == 2
 
 
+@pytest.mark.failure("slow", "HTTP gateway")
 def test_a_server_that_is_slow_is_504():
     """A request that takes longer than --timeout-seconds ends then, and not when the server is done."""
     go = threading.Event()
@@ -307,6 +312,7 @@ def test_a_server_that_is_slow_is_504():
     assert (code, body["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
 
 
+@pytest.mark.failure("down", "HTTP gateway")
 def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
     """Without a server every call is UNAVAILABLE and health says so; when it is back, so are the answers."""
     address = f"unix:{tmp_path}/c.sock"

@@ -84,6 +84,7 @@ def test_a_folder_wants_its_manifests_version(tiny_bundle_path, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["half", "altered"])
+@pytest.mark.failure("a bad bundle", "Python client", "LiteLLM hook", "LiteLLM plugin", "Envoy", "HTTP gateway")
 def test_bundles_change_under_load_without_a_failed_request(tiny_bundle_path, other_bundle_path, tmp_path, damage):
     """While requests are served a bad bundle changes nothing, and a good one takes over without a failed request."""
     served = tmp_path / "served"

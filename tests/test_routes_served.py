@@ -74,6 +74,7 @@ def test_a_restricted_request_is_moved_and_says_so(address):
     assert (found.reason, found.guaranteed) == (Reason.ROUTE, False)
 
 
+@pytest.mark.failure("no route", "Python client")
 def test_no_allowed_route_is_a_failed_precondition_with_its_reason(address):
     """Where the bounds leave no route that is allowed, the call fails and machines can tell why."""
     request = wire.request_to_proto(Request.from_text("x", floor=Tier.COMPLEX, labels=SECRET))
@@ -138,6 +139,7 @@ def test_the_table_is_read_again_when_it_changes_and_a_bad_one_is_not_taken(tabl
     assert routes.table.routes[Tier.STANDARD][0].model == "standard-new"
 
 
+@pytest.mark.failure("a bad routing table", "Python client")
 def test_a_running_server_takes_a_new_table_and_keeps_the_last_good_one(tmp_path):
     """Between two requests the new routes take over, and both events are counted."""
     path = tmp_path / "routing.toml"
@@ -181,6 +183,7 @@ def test_falling_back_a_restricted_request_stays_on_premises(client_of, nowhere,
 
 
 @pytest.mark.parametrize("routes", [CLOUD, None], ids=["cloud-only", "no-table"])
+@pytest.mark.failure("no route", "Python client")
 def test_falling_back_a_restricted_request_raises_rather_than_leave_the_premises(client_of, nowhere, routes):  # noqa: F811
     """Where the client knows no route on premises, a restricted request raises in every call; others fall back."""
 

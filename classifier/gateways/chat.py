@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from classifier.fallback import Answer
-from classifier.routing import DATA_LABEL, RESTRICTED, RoutingTable
+from classifier.routing import DATA_LABEL, RESTRICTED, RoutingTable, is_restricted
 from classifier.types import MAX_LABEL_CHARS, Cause, Tier
 
 T = TypeVar("T")
@@ -49,21 +49,22 @@ def is_off(value: Any) -> bool:
     return value is False or (isinstance(value, str) and value.strip().casefold() in {"off", "false", "0", "no"})
 
 
-def labels_of(trusted: Any, asked: Any, data: Any = None) -> dict[str, str]:
-    """The labels of a request: a caller may add to what the operator set for its key, and never undo it.
+def labels_of(*sources: Any, data: Any = None) -> dict[str, str]:
+    """The labels of a request: what was said later holds, but `data=restricted` cannot be taken back.
 
     Args:
-        trusted: the operator's labels, a mapping or None.
-        asked: the caller's labels, a mapping or None.
-        data: the caller's `data` label from a header. A caller can make its request restricted, never unrestricted.
+        sources: labels from several places, each a mapping or None; the operator's own last.
+        data: the caller's `data` label from a header, which holds less than all of them.
 
-    >>> labels_of({"data": "restricted"}, {"data": "public", "team": "a"})
+    >>> labels_of({"data": "public", "team": "a"}, {"data": "restricted"})
     {'data': 'restricted', 'team': 'a'}
+    >>> labels_of({"data": "public"}, data="restricted")
+    {'data': 'restricted'}
     """
     labels: dict[str, str] = {}
-    for source in (asked, {DATA_LABEL: data} if data else None, trusted):
+    for source in ({DATA_LABEL: data} if data else None, *sources):
         if isinstance(source, Mapping):
-            restricted = labels.get(DATA_LABEL, "").strip().casefold() == RESTRICTED
+            restricted = is_restricted(labels)
             labels |= {str(name): str(value)[:MAX_LABEL_CHARS] for name, value in source.items()}
             if restricted:
                 labels[DATA_LABEL] = RESTRICTED

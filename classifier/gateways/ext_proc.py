@@ -137,7 +137,7 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         Raises:
             NoAllowedRoute: the request is restricted and has no route on premises.
         """
-        labels = labels_of(None, None, headers.get(DATA_HEADER))
+        labels = labels_of(data=headers.get(DATA_HEADER))
         try:
             body = _parsed(raw, self._settings.max_request_bytes)
         except InvalidRequest:
@@ -219,7 +219,7 @@ def _is_chat(headers: Mapping[str, str]) -> bool:
 
 
 def _is_restricted(headers: Mapping[str, str]) -> bool:
-    return is_restricted(labels_of(None, None, headers.get(DATA_HEADER)))
+    return is_restricted(labels_of(data=headers.get(DATA_HEADER)))
 
 
 def _is_wanted(headers: Mapping[str, str]) -> bool:

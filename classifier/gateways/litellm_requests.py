@@ -63,14 +63,12 @@ def call_id(data: Mapping[str, Any]) -> str:
 
 def asked(key: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
     """(labels, whether the request opts out), by its key's metadata, its own and its headers."""
-    own: dict[str, Any] = {}
-    for name in ("metadata", "litellm_metadata"):
-        if isinstance(data.get(name), Mapping):
-            own |= data[name]
+    own = [data[name] for name in ("metadata", "litellm_metadata") if isinstance(data.get(name), Mapping)]
     sent = (data.get("proxy_server_request") or {}).get("headers") or {}
     headers = {str(name).lower(): value for name, value in sent.items()}
-    labels = labels_of(key.get("classifier_labels"), own.get("classifier_labels"), headers.get(DATA_HEADER))
-    return labels, any(map(is_off, (key.get("classifier"), own.get("classifier"), headers.get(SWITCH_HEADER))))
+    labels = labels_of(*(source.get("classifier_labels") for source in (*own, key)), data=headers.get(DATA_HEADER))
+    switches = [headers.get(SWITCH_HEADER), *(source.get("classifier") for source in (*own, key))]
+    return labels, any(map(is_off, switches))
 
 
 def confine(data: MutableMapping[str, Any]) -> None:

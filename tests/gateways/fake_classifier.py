@@ -1,13 +1,16 @@
 """The real server over a fake model, as a process: `python -m tests.gateways.fake_classifier FIELD=VALUE ...`.
 
-The model finds `prove` to be frontier, `refactor` complex, `email` standard, and all else simple.
+The model finds `prove` to be frontier, `refactor` complex, `email` standard, and all else simple; also a tool's result,
+whatever was asked for before it. Asked to be `slow`, `overloaded` or `broken`, it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import time
 
+from classifier.errors import Overloaded
 from classifier.reload import Fixed
 from classifier.server import Server, print_ready, serve
 from classifier.settings import resolve
@@ -18,8 +21,14 @@ WORDS = {"prove": Tier.FRONTIER, "refactor": Tier.COMPLEX, "email": Tier.STANDAR
 
 
 def tier_of(request: Request) -> Tier:
-    """By the first known word of the last user message."""
-    text = request.messages[request.last_user_index].content
+    """By the first known word of the last message."""
+    text = request.messages[-1].content
+    if "slow" in text:
+        time.sleep(5)
+    if "overloaded" in text:
+        raise Overloaded("as asked")
+    if "broken" in text:
+        raise RuntimeError
     return next((tier for word, tier in WORDS.items() if word in text), Tier.SIMPLE)
 
 

@@ -42,11 +42,25 @@ def free_port() -> int:
             return port
 
 
+STATUS_OF = {"unavailable": 503, "limited": 429, "too long": 400, "broken off": 200}
+"""What may be wrong with a model, and the status that it answers with then."""
+_MESSAGES = {
+    "unavailable": "out of order",
+    "limited": "slow down",
+    "too long": "This model's maximum context length is 10 tokens. Please reduce the length of the messages.",
+}
+
+
 class Upstream:
-    """An OpenAI- and Anthropic-like provider. `small` answers badly where a prompt holds `hard`; `down` models fail."""
+    """An OpenAI- and Anthropic-like provider, streams included. `small` answers badly where a prompt holds `hard`.
+
+    Attributes:
+        wrong: what is wrong with a model (a key of `STATUS_OF`), and for how many requests; None means all.
+        seen: every body that came, with its headers.
+    """
 
     def __init__(self) -> None:
-        self.down: set[str] = set()
+        self.wrong: dict[str, tuple[str, int | None]] = {}
         self.seen: list[dict[str, Any]] = []
         upstream = self
 
@@ -61,29 +75,39 @@ class Upstream:
                     body = {"model": "unreadable", "bytes": len(raw)}
                 upstream.seen.append(body | {"headers": {k.lower(): v for k, v in self.headers.items()}})
                 model = str(body.get("model"))
-                bad = model == "small" and "hard" in json.dumps(body.get("messages"))
-                answer: dict[str, Any] = {
-                    "id": "x",
-                    "object": "chat.completion",
-                    "created": 1,
-                    "model": model,
-                    "choices": [
-                        {
-                            "index": 0,
-                            "finish_reason": "stop",
-                            "message": {"role": "assistant", "content": BAD if bad else GOOD},
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
-                }
-                if model in upstream.down:
-                    answer = {"error": {"message": "out of order", "type": "server_error", "code": 503}}
+                wrong = upstream.what_is_wrong(model)
+                if body.get("stream") and STATUS_OF.get(wrong, 200) == 200:
+                    self._stream(model, BAD if _is_bad(body) else GOOD, broken=wrong == "broken off")
+                    return
+                shape = _response if self.path.endswith("/responses") else _answer
+                answer = shape(model, BAD if _is_bad(body) else GOOD)
+                if wrong in _MESSAGES:
+                    code = "context_length_exceeded" if wrong == "too long" else STATUS_OF[wrong]
+                    answer = {"error": {"message": _MESSAGES[wrong], "type": "server_error", "code": code}}
                 text = json.dumps(answer).encode()
-                self.send_response(503 if model in upstream.down else 200)
+                self.send_response(STATUS_OF.get(wrong, 200))
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
+
+            def _stream(self, model: str, text: str, *, broken: bool) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("connection", "close")
+                self.end_headers()
+                for word in text.split(" ")[: 2 if broken else None]:
+                    self._event(_chunk(model, {"role": "assistant", "content": word + " "}, None))
+                if not broken:
+                    self._event(_chunk(model, {}, "stop"))
+                    self.wfile.write(b"data: [DONE]\n\n")
+                else:
+                    self.wfile.write(b"data: {not json\n\n")
+                self.close_connection = True
+
+            def _event(self, chunk: dict[str, Any]) -> None:
+                self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+                self.wfile.flush()
 
             def _body(self) -> bytes:
                 if "chunked" not in self.headers.get("transfer-encoding", ""):
@@ -106,6 +130,24 @@ class Upstream:
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
+    def what_is_wrong(self, model: str) -> str:
+        """What is wrong with the model for the request that came; counts it."""
+        wrong, left = self.wrong.get(model, ("", None))
+        if left is not None:
+            self.wrong[model] = (wrong, left - 1)
+            if left < 1:
+                return ""
+        return wrong
+
+    @contextlib.contextmanager
+    def ill(self, what: str, *models: str, times: int | None = None) -> Iterator[None]:
+        """Something is wrong with the models inside the block, or for so many requests."""
+        self.wrong = dict.fromkeys(models, (what, times))
+        try:
+            yield
+        finally:
+            self.wrong = {}
+
     def models(self) -> list[str]:
         """The models that were asked, in order."""
         return [str(body.get("model")) for body in self.seen]
@@ -114,6 +156,41 @@ class Upstream:
         """Stops."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _is_bad(body: dict[str, Any]) -> bool:
+    return body.get("model") == "small" and "hard" in json.dumps(body.get("messages"))
+
+
+def _answer(model: str, text: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+    }
+
+
+def _response(model: str, text: str) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": text, "annotations": []}]
+    message = {"type": "message", "id": "m", "status": "completed", "role": "assistant", "content": content}
+    return {
+        "id": "x",
+        "object": "response",
+        "created_at": 1,
+        "status": "completed",
+        "model": model,
+        "output": [message],
+        "usage": {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15},
+    }
+
+
+def _chunk(model: str, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
 
 
 class Classifier:
@@ -142,6 +219,7 @@ class Classifier:
                 f"feedback_url=sqlite:///{self.store}",
                 f"key_file={self.folder / 'server.key'}",
                 "max_wait_seconds=30",
+                "cores=8",  # one that is slow keeps no other from its answer
             ],
             cwd=ROOT,
             stdout=log,
@@ -164,6 +242,14 @@ class Classifier:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait(30)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The store cannot be written inside the block: another holds its lock."""
+        with contextlib.closing(sqlite3.connect(self.store, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            other.execute("ROLLBACK")
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         """What the store holds."""

@@ -1,0 +1,131 @@
+"""The hook by itself: a restricted request never leaves the premises, and a bad table is no table."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from litellm.proxy.types_utils.utils import get_instance_fn
+
+from classifier import AsyncClient, wire
+from classifier.errors import SettingsError
+from classifier.gateways.litellm import ClassifierHook, Refused
+from classifier.routing import Route, RoutingTable
+from classifier.types import TIERS, Decision, Reason, Tier
+
+CODES = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL]
+WAYS = ["key", "metadata", "litellm_metadata", "header"]
+
+tables = st.fixed_dictionaries(dict.fromkeys(TIERS, st.lists(st.booleans(), max_size=2))).map(
+    lambda found: RoutingTable(
+        {
+            tier: tuple(
+                Route(tier, f"{tier.label}-{i}{'-home' if home else ''}", 1.0, on_premises=home)
+                for i, home in enumerate(homes)
+            )
+            for tier, homes in found.items()
+        }
+    )
+)
+
+
+def hook_of(table: RoutingTable, came: Any, **more: Any) -> ClassifierHook:
+    """A hook whose server decides, fails or has a fault."""
+
+    async def classify(message: Any, **_: Any) -> Any:
+        await asyncio.sleep(0)
+        if isinstance(came, grpc.StatusCode):
+            raise grpc.aio.AioRpcError(came, grpc.aio.Metadata(), grpc.aio.Metadata())
+        if isinstance(came, Exception):
+            raise came
+        tier = max(came, Tier(message.floor or Tier.SIMPLE))
+        decision = Decision(tier, (0.25,) * 4, tier, Reason.MODEL, "p", 0.5, True, route="elsewhere")
+        return wire.decision_to_proto(decision)
+
+    hook = ClassifierHook("unix:/nowhere", routes=table, sticky=True, on_premises=["embed-home"], **more)
+    hook.client = AsyncClient("unix:/nowhere", fallback_tier=hook._fallback_tier, routes=table)
+    hook.client._stub = SimpleNamespace(Classify=classify)
+    return hook
+
+
+def said(data: dict[str, Any], way: str, word: str) -> dict[str, Any]:
+    """Says `data=WORD` in the request, or in the key's metadata, which is returned."""
+    labels = {"classifier_labels": {"data": word}}
+    if way == "key":
+        return labels
+    if way == "header":
+        data["proxy_server_request"] = {"headers": {"X-Classifier-Data": word}}
+    else:
+        data[way] = labels
+    return {}
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    table=tables,
+    came=st.sampled_from([*Tier, *CODES, KeyError("x")]),
+    fallback=st.sampled_from(Tier),
+    way=st.sampled_from(WAYS),
+    other=st.sampled_from(WAYS),
+    off=st.booleans(),
+    named=st.sampled_from(["auto", "simple-0", "simple-0-home", "embed-home", "elsewhere"]),
+    models=st.sampled_from([None, ("auto",)]),
+    call=st.sampled_from(["acompletion", "aresponses", "anthropic_messages", "aembedding", "atext_completion"]),
+    before=st.none() | st.sampled_from(Tier),
+    body=st.sampled_from(["hi", "", "a\0b", None, 5]),
+)
+def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
+    table: RoutingTable, came: Any, fallback: Tier, way: str, other: str, off: bool, named: str, models: Any, call: str,
+    before: Tier | None, body: Any,
+) -> None:  # fmt: skip
+    """Any table, decision, failure, fallback, model, call, loop and way to say it, also beside a word against it."""
+    data: dict[str, Any] = {"model": named, "messages": [{"role": "user", "content": body}], "fallbacks": ["elsewhere"]}
+    key = said(data, other, "public")
+    key |= said(data, way, "restricted")
+    if off:
+        key["classifier"] = "off"
+    if before is not None:
+        data["messages"].append({"role": "tool", "content": "ok"})
+
+    async def run() -> dict[str, Any]:
+        hook = hook_of(table, came, models=models, fallback_tier=fallback)
+        if before is not None:
+            hook._loops.put(_loop_of(data), before)
+        try:
+            return await hook.async_pre_call_hook(SimpleNamespace(metadata=key, token="t"), None, data, call)
+        finally:
+            await hook.client.close()
+
+    homes = {route.model for route in table if route.on_premises} | {"embed-home"}
+    try:
+        found = asyncio.run(run())
+    except Refused:
+        assert named not in homes or named == "auto" or models is None
+        return
+    assert found["model"] in homes
+    assert found["disable_fallbacks"]
+    assert "fallbacks" not in found
+
+
+@pytest.mark.failure("a bad routing table", "LiteLLM hook")
+def test_the_proxy_does_not_start_with_a_bad_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook raises where the proxy makes it as it starts, and names the entry at fault."""
+    (tmp_path / "routing.toml").write_text("[routes.huge]\nmodel = 'x'")
+    (tmp_path / "bad_hook.py").write_text(
+        "from classifier.gateways.litellm import ClassifierHook\nhook = ClassifierHook(routes='routing.toml')"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"\[routes.huge\]: unknown tier"):
+        get_instance_fn("bad_hook.hook", config_file_path=str(tmp_path / "config.yaml"))
+
+
+def _loop_of(data: dict[str, Any]) -> str:
+    from classifier.gateways.chat import tool_loop
+
+    return tool_loop(data["messages"], "t")
