@@ -81,6 +81,11 @@ class Guarantee:
             raise ValueError("it is marked feasible, but names no method or no alpha between 0 and 1")
         object.__setattr__(self, "severity", tuple(float(x) for x in self.severity))
 
+    @property
+    def proved(self) -> bool:
+        """Whether it may be promised: feasible, and by a proof. Label shift is an estimate under an assumption."""
+        return self.feasible and self.method != "LABEL_SHIFT"
+
 
 UNPROVEN = Guarantee()
 
@@ -282,7 +287,7 @@ def decide(
     tier, reason = model_tier, Reason.MODEL
     if policy.top_tier_threshold and choose(probabilities, threshold) is not model_tier:
         reason = Reason.TOP_TIER
-    guaranteed = golden_ok and known and policy.guarantee.feasible and threshold <= 1.0
+    guaranteed = golden_ok and known and policy.guarantee.proved and threshold <= 1.0
     if floor is not None and tier < floor:
         tier, reason = floor, Reason.FLOOR
     if ceiling is not None and tier > ceiling:

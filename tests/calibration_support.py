@@ -61,3 +61,12 @@ def population(
     names = np.array([f"s{i % sources}" for i in range(n)])
     ids = np.array([str(i) for i in range(n)])
     return CalibrationSet(logits, soft(y), "RUBRIC", ids, ids, {"source": names})
+
+
+def mixed_sources(names: list[str], hard: str) -> CalibrationSet:
+    """500 rows a source, calibrated but for one on which labels are a tier higher than the model thinks."""
+    rows = population(500 * len(names), 3, sources=len(names))
+    source = np.array(names)[np.arange(len(rows)) % len(names)]
+    labels = rows.labels.argmax(axis=1)
+    labels[source == hard] = np.minimum(labels[source == hard] + 1, 3)
+    return CalibrationSet(rows.logits, np.eye(4)[labels], "RUBRIC", rows.ids, rows.groups, {"source": source})

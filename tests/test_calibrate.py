@@ -336,6 +336,27 @@ def test_an_unseen_group_gets_the_strictest_threshold():
     assert policy.threshold <= 1
 
 
+def test_the_bound_is_of_the_groups_that_are_promised_something():
+    """A group without a promise does not spoil the bound: where a policy is feasible it is at most alpha."""
+    guarantee = fitted(with_groups(1000), group_by="script")[0]["balanced"].guarantee
+    assert guarantee.feasible
+    assert guarantee.empirical_risk <= guarantee.bound <= 0.1
+
+
+def test_groups_may_come_from_a_gateways_label(tiny_bundle_path: Path, tmp_path: Path):
+    """Rows that carry a label of the gateway are grouped by it, and a served request by the label that it brings."""
+    easy = write_rows(tmp_path / "easy.jsonl", 150, seed=1, labels={"tenant": "acme"})
+    hard = write_rows(tmp_path / "hard.jsonl", 150, seed=2, labels={"tenant": "initech"}, tier="complex")
+    calibrate(tiny_bundle_path, [easy, hard], tmp_path / "out", policies=ALPHAS, group_by="tenant")
+    engine = Engine.from_pretrained(tmp_path / "out")
+    thresholds = engine.policies["economy"].group_thresholds
+    assert set(thresholds) == {"acme", "initech"}
+    assert thresholds["initech"] > thresholds["acme"]
+    for tenant, guaranteed in (("acme", True), ("umbrella", False)):
+        decision = engine.classify(Request.from_text("hi", policy="economy", labels={"tenant": tenant}))
+        assert (decision.guaranteed, decision.threshold == thresholds.get(tenant)) == (guaranteed, guaranteed)
+
+
 def test_thresholds_go_to_their_groups():
     """Offline, each row gets the threshold of its group."""
     rows = with_groups(1000)
@@ -417,6 +438,28 @@ def test_open_rows_bound_the_risk_and_fit_nothing(tiny_bundle_path: Path, rows_p
 
 
 # --- rows and targets that cannot be
+
+
+def test_rows_that_fitted_the_map_never_fit_thresholds_for_it(tiny_bundle_path: Path, tmp_path: Path):
+    """Where a recalibration keeps the bundle's map, rows that an earlier one fitted it on are left out, and said so."""
+    path = write_rows(tmp_path / "rows.jsonl", 400, seed=3)
+    first = calibrate(tiny_bundle_path, [path], tmp_path / "first", policies=ALPHAS)
+    lines = path.read_text().splitlines(keepends=True)
+    engine = Engine.from_pretrained(tmp_path / "first")
+    rows = read_set([path], engine)
+    fitted_map = rows.among(engine.bundle.manifest["map_rows"])
+    assert fitted_map.sum() == first["rows"]["map"] == 200
+    few_rows = tmp_path / "few.jsonl"
+    few_rows.write_text("".join(lines[:150]))
+    again = calibrate(tmp_path / "first", [few_rows], tmp_path / "second", policies=ALPHAS)
+    assert again["rows"]["thresholds"] == 150 - fitted_map[:150].sum()
+    assert any("rows were left out: the bundle's map" in note for note in again["notes"])
+    only = tmp_path / "only.jsonl"
+    only.write_text(
+        "".join(line for line, seen in zip(lines, fitted_map, strict=True) if seen)[:20_000].rpartition("\n")[0]
+    )
+    with pytest.raises(InputError, match="every row had fitted"):
+        calibrate(tmp_path / "first", [only], tmp_path / "third", policies=ALPHAS)
 
 
 def test_an_escalation_with_both_ends_is_closed(tiny_engine: Engine, tmp_path: Path):

@@ -11,9 +11,10 @@ import pytest
 from classifier.errors import InputError
 from tests.tiny import WORDS
 from training.build import Data, load_data, load_recipe, train
-from training.calibration_set import read_predictions
-from training.crossval import as_text, cross_validate, fold_data, summary
+from training.calibration_set import model_of, read_baselines, read_predictions
+from training.crossval import as_text, cross_validate, fold_data, probe_across, summary
 from training.distill import read_answers
+from training.probe import embed, probe
 
 pytestmark = pytest.mark.training
 
@@ -62,6 +63,27 @@ def test_predictions_are_a_calibration_set(data: Data, tmp_path):
     low, high = found["accuracy"][1:]
     assert low <= found["accuracy"][0] <= high
     assert "6 sources" in as_text(found)
+
+
+def test_a_probe_is_learnt_without_the_source_and_says_what_it_is(data: Data, tmp_path):
+    """A regression over the frozen base answers every row once, beside baselines of the same folds, under its name."""
+    path = probe_across(tmp_path, data, base="tiny", folds=3, say=lambda _: None)
+    rows = read_predictions(path)
+    assert sorted(zip(rows.sources, rows.groups, strict=True)) == sorted((r.source, r.group) for r in data.traffic)
+    assert model_of(path) == "linear probe of tiny"
+    for name, p in read_baselines(path).items():
+        np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-4, err_msg=name)
+    assert set(read_baselines(path)) == {"length", "tfidf_logistic_regression"}
+    assert "linear probe of tiny" in as_text(summary(path))
+
+
+def test_a_probe_knows_nothing_of_the_rows_that_it_answers(data: Data):
+    """Other labels on the held-out rows change no answer."""
+    rows = data.traffic
+    features = embed(rows, "tiny")
+    train, held = np.arange(0, 60), np.arange(60, 90)
+    other = [*rows[:60], *(replace(r, probabilities=(0.0, 0.0, 0.0, 1.0), stated_tier=None) for r in rows[60:])]
+    np.testing.assert_array_equal(probe(features, train, held, rows), probe(features, train, held, other))
 
 
 def test_answers_of_teachers_elsewhere_teach_a_student(data: Data, tmp_path):

@@ -176,14 +176,15 @@ def test_top_tier_is_the_reason_only_where_it_raised():
     [
         (Policy("p", 0.75), {}),
         (Policy("p", ALWAYS_FRONTIER, guarantee=Guarantee(0.01, 0, "CLOPPER_PEARSON", n=20)), {}),
+        (Policy("p", 0.75, guarantee=Guarantee(0.1, 0, "LABEL_SHIFT", n=500, bound=0.1, feasible=True)), {}),
         (PLAIN, {"golden_ok": False}),
         (Policy("p", 0.75, guarantee=PROVED, group_by="script", group_thresholds={"latin": 0.5}), {"group": "thai"}),
         (Policy("p", 0.75, guarantee=PROVED, group_by="script", group_thresholds={"latin": 0.5}), {"group": None}),
     ],
-    ids=["unproven", "infeasible", "golden inputs differ", "unseen group", "no group"],
+    ids=["unproven", "infeasible", "label shift", "golden inputs differ", "unseen group", "no group"],
 )
 def test_what_the_promise_does_not_cover_says_so(policy: Policy, options: dict):
-    """An unproved or infeasible policy, a failed golden replay and an unseen group are not guaranteed."""
+    """What is unproved, infeasible, estimated, or of an unseen group, and a failed golden replay, is not guaranteed."""
     assert not decide(ROW, policy, **options).guaranteed
 
 

@@ -121,13 +121,18 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
 @main.command("cross-validate")
 @_run_options
 @click.option("--folds", type=int, default=5, show_default=True, help="Sources are dealt to so many folds.")
+@click.option(
+    "--probe", is_flag=True, help="A regression over the frozen base instead of a student: weaker, in minutes."
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def cross_validate(
-    folds: int, as_json: bool, out: Path | None, teacher: Path | None, answers: Path | None, recipe: str, **options: Any
-) -> None:
+    folds: int, probe: bool, as_json: bool, out: Path | None, teacher: Path | None, answers: Path | None, recipe: str,
+    **options: Any,
+) -> None:  # fmt: skip
     """Train a student for each fold of sources and score it on sources that it has not seen.
 
-    What is left in OUT/predictions.npz goes to `build --cross-validated` or `calibrate --fit-data`.
+    What is left in OUT/predictions.npz goes to `build --cross-validated`, `calibrate --fit-data` or `guarantee
+    --predictions`.
 
     Example: python -m training cross-validate --recipe shipped --extra corpora/ --dev dev.jsonl.gz
     """
@@ -138,8 +143,12 @@ def cross_validate(
         raise click.UsageError(
             "--teacher, --answers: a teacher that saw the held-out sources would leak them; leave it out"
         )
-    settings, data, folder, _ = _prepare(recipe=recipe, out=out or Path("runs") / f"{recipe}-folds", **options)
-    path = crossval.cross_validate(settings, folder, data, building.train, folds=folds, say=_say)
+    default = Path("runs") / (f"{recipe}-probe" if probe else f"{recipe}-folds")
+    settings, data, folder, _ = _prepare(recipe=recipe, out=out or default, **options)
+    if probe:
+        path = crossval.probe_across(folder, data, base=settings["base"], folds=folds, say=_say)
+    else:
+        path = crossval.cross_validate(settings, folder, data, building.train, folds=folds, say=_say)
     found = crossval.summary(path)
     _say(json.dumps(found, indent=1) if as_json else f"{crossval.as_text(found)}\n{path}", err=False)
 

@@ -27,18 +27,17 @@ from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.types import Request
-from training.calibration_fit import FEWEST_ROWS, Comparison, compare, expected_scores
+from training.audit_set import AUDIT, read_rows
+from training.calibration_fit import Comparison, choose_map
 from training.calibration_plot import plot
 from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
-from training.calibration_set import CalibrationSet, read_set
+from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet, pack_rows
 from training.corpus import read_corpus
+from training.frozen import parse_audit
 from training.label_shift import shift_weights
 from training.policy_fit import Targets, fit_policies
 from training.step_losses import EVERY_MISS
 
-FEWEST_TO_SPLIT = 2 * FEWEST_ROWS
-MOST_FOR_MAP = 2000
-"""The map has few parameters; what is beyond goes to the thresholds."""
 CARD_START, CARD_END = "<!-- policies -->", "<!-- /policies -->"
 
 
@@ -60,13 +59,14 @@ def calibrate(
     default: str | None = None,
     prices: Sequence[float] = PRICES,
     methods: tuple[str, ...] = METHODS,
+    audit: tuple[str, str] = AUDIT,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Writes a bundle with the same weights, recalibrated, and says what changed.
 
     Args:
         bundle_path: the bundle to start from.
-        data_paths: labelled rows that it was not trained on, of one kind of label.
+        data_paths: labelled rows that it was not trained on, of one kind of label, or an export of the feedback store.
         out_path: folder of the new bundle; must not exist.
         policies: name → alpha.
         delta: None for promises on the expectation.
@@ -82,6 +82,7 @@ def calibrate(
         default: policy for requests that name none; by default the bundle's, where it still exists, else the first.
         prices: dollars a million tokens, cheapest tier first; only for the report.
         methods: maps that are compared; none of them keeps the bundle's, and every row goes to the thresholds.
+        audit: name and value of the label that marks audits in an export.
         seed: of the split, of drawn labels and of intervals.
 
     Returns:
@@ -106,18 +107,28 @@ def calibrate(
             "--prior-shift estimates and proves nothing, so it goes without --delta, --top-tier-miss and --group-by"
         )
     engine = Engine.from_pretrained(bundle_path)
-    rows = read_set(data_paths, engine, targets.group_by)
+    notes: list[str] = []
+    rows = read_rows(data_paths, engine, targets.group_by, audit=audit, notes=notes)
     if targets.delta or prior_shift:
         rows = rows.drawn(seed)  # a binomial bound, and a weight by label, take labels and not rates
-    notes: list[str] = []
-    fit_rows = read_set(fit_paths, engine) if fit_paths else None
-    calibration, threshold_rows, comparison = _fit_map(engine.bundle.calibration, rows, fit_rows, methods, seed, notes)
+    fit_rows = read_rows(fit_paths, engine, audit=audit) if fit_paths else None
+    calibration, threshold_rows, comparison = choose_map(
+        engine.bundle.calibration, rows, fit_rows, methods=methods, seed=seed, notes=notes
+    )
+    kept_map = calibration is engine.bundle.calibration
+    map_rows = (
+        str(engine.bundle.manifest.get(MAP_ROWS, ""))
+        if kept_map
+        else pack_rows(_fitted(rows, fit_rows, threshold_rows))
+    )
+    if kept_map:
+        threshold_rows = _without(threshold_rows, map_rows, notes)
     shift = None
     if prior_shift:
         traffic = np.array([engine.logits(row.request) for row in read_corpus(prior_shift)], dtype=np.float32)
         shift, note = shift_weights(calibration.apply(traffic), threshold_rows.labels)
         notes.append(note)
-    also = read_set(also_paths, engine) if also_paths else None
+    also = read_rows(also_paths, engine, audit=audit) if also_paths else None
     if also is not None and also.label != rows.label:
         raise InputError(f"--also carries {also.label} labels, --data {rows.label}; one promise takes one kind")
     if also is not None and (targets.delta or prior_shift):
@@ -130,59 +141,25 @@ def calibrate(
         raise SettingsError(f"default policy {chosen_default!r} is none of {sorted(targets.alphas)}")
     report = _report(engine.bundle, calibration, threshold_rows, fitted, details, comparison, prices, seed, notes)
     report["rows"]["map"] = calibration.n
-    bundle = _write(engine, Path(out_path), calibration, fitted, chosen_default, report)
+    known = {MAP_ROWS: map_rows, THRESHOLD_ROWS: pack_rows(threshold_rows.hashes)}
+    bundle = _write(engine, Path(out_path), calibration, fitted, chosen_default, report, known)
     return report | {"bundle": {"path": str(bundle.path), "version": bundle.version, "parent": engine.bundle_version}}
 
 
-def _fit_map(
-    current: Calibration,
-    rows: CalibrationSet,
-    fit_rows: CalibrationSet | None,
-    methods: tuple[str, ...],
-    seed: int,
-    notes: list[str],
-) -> tuple[Calibration, CalibrationSet, Comparison | None]:
-    """The calibration to use, the rows left for the thresholds, and how the methods compared."""
-    if fit_rows is not None:
-        if fit_rows.label != rows.label:
-            raise InputError(
-                f"the map's rows carry {fit_rows.label} labels, the thresholds' {rows.label}; use one kind"
-            )
-        rest = rows
-    elif not methods:
-        notes.append(f"The bundle's {current.method} map was kept, as no other was asked for.")
-        return current, rows, None
-    elif len(rows) < FEWEST_TO_SPLIT:
-        notes.append(
-            f"{len(rows)} rows are too few to fit probabilities and thresholds on different ones; it takes "
-            f"{FEWEST_TO_SPLIT}. The bundle's {current.method} map was kept and only the thresholds were fitted."
-        )
-        return current, rows, None
-    else:
-        first, second = rows.halves(seed)
-        if first.sum() > MOST_FOR_MAP:
-            surplus = np.flatnonzero(first)[MOST_FOR_MAP:]
-            first[surplus], second[surplus] = False, True
-        fit_rows, rest = rows.take(first), rows.take(second)
-    try:
-        comparison = compare(
-            fit_rows.logits,
-            fit_rows.labels,
-            sources=fit_rows.sources,
-            groups=fit_rows.groups,
-            label=rows.label,
-            methods=methods,
-        )
-    except ValueError as error:
-        notes.append(f"The bundle's {current.method} map was kept: {error}.")
-        return current, rest, None
-    notes += [f"{method} was left out: {why}." for method, why in comparison.skipped.items()]
-    score_now = float(expected_scores(current.apply(fit_rows.logits), fit_rows.labels).mean())
-    best = comparison.scores[comparison.calibration.method]
-    if current.label == rows.label and current.n and score_now <= best:
-        notes.append(f"The bundle's {current.method} map was kept: it predicts these rows as well as a new one.")
-        return current, rest, comparison
-    return comparison.calibration, rest, comparison
+def _fitted(rows: CalibrationSet, fit_rows: CalibrationSet | None, rest: CalibrationSet) -> list[str]:
+    """Hashes of the rows that a new map was fitted on: rows of its own, or those not left for the thresholds."""
+    return fit_rows.hashes if fit_rows is not None else sorted(set(rows.hashes) - set(rest.hashes))
+
+
+def _without(rows: CalibrationSet, map_rows: str, notes: list[str]) -> CalibrationSet:
+    """The rows that the map at hand was not fitted on: thresholds take its probabilities as given."""
+    seen = rows.among(map_rows)
+    if not seen.any():
+        return rows
+    notes.append(f"{seen.sum()} rows were left out: the bundle's map, which is kept, was fitted on them.")
+    if seen.all():
+        raise InputError("every row had fitted the bundle's probability map already; label rows that had not")
+    return rows.take(~seen)
 
 
 def _report(
@@ -240,6 +217,7 @@ def _write(
     policies: Sequence[Policy],
     default: str,
     report: Mapping[str, Any],
+    known: Mapping[str, str],
 ) -> Bundle:
     """The new bundle: same weights and tokeniser, golden inputs answered again by this machine."""
     old = engine.bundle
@@ -261,7 +239,7 @@ def _write(
             (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         card = staged / "README.md"
         card.write_text(with_policies(card.read_text(encoding="utf-8"), as_text(report)), encoding="utf-8")
-        facts = {"parent": old.version, "golden": golden, "calibration": dict(report["rows"])}
+        facts = {"parent": old.version, "golden": golden, "calibration": dict(report["rows"]), **known}
         return write_bundle(out, staged, {**old.manifest, **facts})
 
 
@@ -310,7 +288,10 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.command("calibrate")
 @click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The bundle to start from.")
 @click.option(
-    "--data", required=True, multiple=True, help="Labelled rows the bundle has not seen, or a .npz. Repeatable."
+    "--data",
+    required=True,
+    multiple=True,
+    help="Labelled rows the bundle has not seen; or one .npz, or one export of the feedback store. Repeatable.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
@@ -325,6 +306,9 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option("--exempt-label", "exempt_labels", multiple=True, metavar="NAME[=VALUE]",
               help="Requests with this label are never explored. Repeatable.")  # fmt: skip
 @click.option("--prior-shift", multiple=True, help="Unlabelled traffic: move the thresholds to its tier shares.")
+@click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
+              show_default=True, metavar="NAME=VALUE",
+              help="What marks audits in an export of the feedback store.")  # fmt: skip
 @click.option("--default", help="Policy for requests that name none.")
 @click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip

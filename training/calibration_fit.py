@@ -19,10 +19,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from classifier.calibration import METHODS, Calibration, log_odds
+from classifier.errors import InputError
 from classifier.types import TIERS
+from training.calibration_set import CalibrationSet
 
 FEWEST_ROWS = 100
 """Below it no map is fitted: the bundle's own is kept."""
+FEWEST_TO_SPLIT = 2 * FEWEST_ROWS
+MOST_FOR_MAP = 2000
+"""The map has few parameters; what is beyond goes to the thresholds."""
 FOLDS = 5
 
 _BOUNDARIES = len(TIERS) - 1
@@ -121,6 +126,70 @@ def compare(
         scores[method] = float(rows.mean())
     best = min(scores, key=lambda method: scores[method])
     return Comparison(fit_map(best, logits, labels, label), scores, skipped)
+
+
+def choose_map(
+    current: Calibration,
+    rows: CalibrationSet,
+    fit_rows: CalibrationSet | None,
+    *,
+    methods: tuple[str, ...] = METHODS,
+    seed: int = 0,
+    notes: list[str],
+) -> tuple[Calibration, CalibrationSet, Comparison | None]:
+    """The map to use, the rows left for the thresholds, and how the methods compared.
+
+    Args:
+        current: the map at hand; it is kept where no other predicts better.
+        rows: labelled rows. From `FEWEST_TO_SPLIT` on one half fits the map, unless it has rows of its own.
+        fit_rows: rows for the map, or None.
+        methods: maps that are compared; none of them keeps the one at hand, and every row goes to the thresholds.
+        seed: of the halving.
+        notes: sentences for the reader are appended here.
+
+    Raises:
+        InputError: `fit_rows` carries the other kind of label.
+    """
+    if fit_rows is not None:
+        if fit_rows.label != rows.label:
+            raise InputError(
+                f"the map's rows carry {fit_rows.label} labels, the thresholds' {rows.label}; use one kind"
+            )
+        rest = rows
+    elif not methods:
+        notes.append(f"The bundle's {current.method} map was kept, as no other was asked for.")
+        return current, rows, None
+    elif len(rows) < FEWEST_TO_SPLIT:
+        notes.append(
+            f"{len(rows)} rows are too few to fit probabilities and thresholds on different ones; it takes "
+            f"{FEWEST_TO_SPLIT}. The bundle's {current.method} map was kept and only the thresholds were fitted."
+        )
+        return current, rows, None
+    else:
+        first, second = rows.halves(seed)
+        if first.sum() > MOST_FOR_MAP:
+            surplus = np.flatnonzero(first)[MOST_FOR_MAP:]
+            first[surplus], second[surplus] = False, True
+        fit_rows, rest = rows.take(first), rows.take(second)
+    try:
+        comparison = compare(
+            fit_rows.logits,
+            fit_rows.labels,
+            sources=fit_rows.sources,
+            groups=fit_rows.groups,
+            label=rows.label,
+            methods=methods,
+        )
+    except ValueError as error:
+        notes.append(f"The bundle's {current.method} map was kept: {error}.")
+        return current, rest, None
+    notes += [f"{method} was left out: {why}." for method, why in comparison.skipped.items()]
+    score_now = float(expected_scores(current.apply(fit_rows.logits), fit_rows.labels).mean())
+    best = comparison.scores[comparison.calibration.method]
+    if current.label == rows.label and current.n and score_now <= best:
+        notes.append(f"The bundle's {current.method} map was kept: it predicts these rows as well as a new one.")
+        return current, rest, comparison
+    return comparison.calibration, rest, comparison
 
 
 def _log_loss(z: Array, labels: Array) -> float:

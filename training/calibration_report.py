@@ -48,17 +48,42 @@ def random_risk(shares: Sequence[float], labels: Array) -> float:
     return float(np.clip(np.asarray(shares) @ above, 0, 1))
 
 
-def constant_cost(risk: float, labels: Array, prices: Sequence[float]) -> float:
-    """Cost of the cheapest router that ignores the request and has at most this risk: it mixes at most two tiers."""
-    above, best = np.clip(1 - np.cumsum(labels.mean(axis=0)), 0, 1), float(prices[-1])
-    for low in range(len(TIERS)):
-        for high in range(low, len(TIERS)):
-            if above[high] > risk:
+def constant_mix(
+    risk: float, labels: Array, prices: Sequence[float], *, most_missed: float = 1.0
+) -> tuple[float, float]:
+    """The cheapest router that ignores the request and has at most this risk: a mix of constant tiers.
+
+    Args:
+        risk: P(chosen < label) at most.
+        labels: (n, 4), rows sum to 1.
+        prices: dollars a million tokens, cheapest tier first; as many as there are tiers to use.
+        most_missed: P(chosen < frontier, given label frontier) at most; NaN for no bound.
+
+    Returns:
+        Its cost, and the part of the frontier requests that it misses. Always the dearest tier where none has the risk.
+    """
+    above = np.clip(1 - np.cumsum(labels.mean(axis=0)), 0, 1)
+    # Whoever ignores the request misses as many frontier requests as all others: so many must go to frontier.
+    fixed = 0.0 if np.isnan(most_missed) or len(prices) < len(TIERS) else 1 - most_missed
+    if fixed >= 1:
+        return float(prices[-1]), 0.0
+    best, missed, left = float(prices[-1]), float(len(prices) < len(TIERS)), risk / (1 - fixed)
+    for low in range(len(prices)):  # an optimum mixes at most two tiers
+        for high in range(low, len(prices)):
+            if above[high] > left:
                 continue
             span = above[low] - above[high]
-            share = min(1.0, (risk - above[high]) / span) if span > 0 else 1.0
-            best = min(best, float(share * prices[low] + (1 - share) * prices[high]))
-    return best
+            share = min(1.0, (left - above[high]) / span) if span > 0 else 1.0
+            cost = fixed * prices[-1] + (1 - fixed) * (share * prices[low] + (1 - share) * prices[high])
+            if cost < best:
+                top = (share * (low == len(TIERS) - 1)) + ((1 - share) * (high == len(TIERS) - 1))
+                best, missed = float(cost), float((1 - fixed) * (1 - top))
+    return best, missed
+
+
+def constant_cost(risk: float, labels: Array, prices: Sequence[float]) -> float:
+    """Cost of `constant_mix`."""
+    return constant_mix(risk, labels, prices)[0]
 
 
 def measure_policy(

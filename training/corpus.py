@@ -2,7 +2,8 @@
 
 A line is `{"id", "messages" or "prompt"}` with a label: `tier`, or `probabilities` [4], or `at_least`/`at_most`, or
 `success_by_tier` (share of tries that satisfied at each tier, an OUTCOME label), or none (a transfer set). Optional:
-`source, language, kind, group, family, weight, licence, tools, attachments`. See data/GUIDELINES.md.
+`source, language, kind, group, family, weight, licence, tools, attachments`, and `labels`, the small facts that a
+gateway sends with a request. See data/GUIDELINES.md.
 
 Knows nothing of models, tokens or weights.
 """
@@ -132,6 +133,8 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
                 "source": row.source, "language": row.language, "kind": row.kind, "group": row.group,
                 "family": row.family, "weight": row.weight,
             }  # fmt: skip
+            if row.request.labels:
+                data["labels"] = dict(row.request.labels)
             if row.stated_tier is not None:
                 data["tier"] = row.stated_tier.label
             if row.eta is not None:
@@ -152,7 +155,10 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         InvalidRequest: the conversation is not valid.
         ValueError: the label or a field is not.
     """
-    request = Request.from_json(data)
+    labels = data.get("labels") or {}
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
+    request = Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()})
     probabilities, at_least, at_most, label = _label(data)
     digest = hashlib.sha256(
         json.dumps([[m.role, " ".join(m.content.split())] for m in request.messages]).encode()

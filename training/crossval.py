@@ -5,29 +5,35 @@ student answers them. One folder a fold, resumable as any run is. The answers to
 `calibrate` reads: a probability map fitted on them is honest for new traffic (DESIGN 4.5, Vovk 2015 on cross-conformal
 prediction), which one fitted on held-out rows of the same sources is not.
 
+Where hours are too long, `probe_across` learns only a regression over the frozen base for each fold: minutes.
+
 out/
 fold-0/ ... fold-4/   runs of `training.build.train`
-predictions.npz       logits (n, 4) float32, labels (n,) int64, sources, groups, kinds, languages, scripts, folds
+predictions.npz       logits (n, 4) float32, labels (n,) int64, sources, groups, kinds, languages, scripts, folds,
+                      model, and what baselines learnt on the same folds: baseline_NAME (n, 4) float32
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classifier.calibration import IDENTITY
 from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.metrics import bootstrap_interval
 from training import processes
+from training.calibration_set import BASELINE, model_of
 from training.corpus import RUBRIC, Row, source_folds, tiers
-from training.evaluate import statistics
+from training.evaluate import baselines, statistics
 from training.fit import predict
 from training.model import load_checkpoint, tokenizer_of
+from training.probe import embed, probe
 
 if TYPE_CHECKING:
     from training.build import Data
@@ -82,19 +88,55 @@ def cross_validate(
     Returns:
         The file of predictions.
     """
-    rows: list[Row] = []
-    logits, fold_of = [], []
-    for fold, (part, held) in enumerate(fold_data(data, folds)):
+    parts = fold_data(data, folds)
+    logits = []
+    for fold, (part, held) in enumerate(parts):
         folder = out / f"fold-{fold}"
         if not (folder / "student" / "done").is_file():
             say(f"fold {fold + 1} of {folds}: {len({r.source for r in held})} sources with {len(held)} rows held out")
             train(recipe, folder, part, say=say)
         student, fast = load_checkpoint(folder / "student" / "checkpoint")
         logits.append(predict(student, tokenizer_of(fast, int(recipe["max_tokens"])), held, name=f"fold {fold}"))
-        rows += held
-        fold_of += [fold] * len(held)
+    return _store(out, parts, logits, f"students of recipe {recipe['name']}")
+
+
+def probe_across(
+    out: Path, data: Data, *, base: str = "minilm", folds: int = FOLDS, say: Callable[[str], object] = print
+) -> Path:
+    """As `cross_validate`, with a linear probe of the frozen base instead of a student.
+
+    Args:
+        out: folder of the predictions.
+        data: from `training.build.load_data`.
+        base: as `training.model.load_base` takes it.
+        folds: number of folds.
+        say: where progress goes.
+
+    Returns:
+        The file of predictions.
+    """
+    parts = fold_data(data, folds)
+    rows = {r.sha256: r for r in [*data.traffic, *data.train] if r.label == RUBRIC}
+    at = {digest: i for i, digest in enumerate(rows)}
+    say(f"embedding {len(rows)} rows")
+    features = embed(list(rows.values()), base)
+    logits = []
+    for fold, (part, held) in enumerate(parts):
+        say(f"fold {fold + 1} of {folds}: {len({r.source for r in held})} sources with {len(held)} rows held out")
+        learnt = np.array([at[r.sha256] for r in part.train if r.sha256 in at])
+        logits.append(probe(features, learnt, np.array([at[r.sha256] for r in held]), list(rows.values())))
+    return _store(out, parts, logits, f"linear probe of {base}")
+
+
+def _store(
+    out: Path, parts: Sequence[tuple[Data, list[Row]]], logits: Sequence[NDArray[np.float32]], model: str
+) -> Path:
+    """Writes `out/predictions.npz`: what a model, and baselines fitted on the same rows, say of each fold's rows."""
+    rows = [r for _, held in parts for r in held]
     path = out / "predictions.npz"
     if processes.is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        rivals = [baselines([r for r in part.train if r.label == RUBRIC], held) for part, held in parts]
         np.savez_compressed(
             path,
             logits=np.concatenate(logits),
@@ -104,8 +146,14 @@ def cross_validate(
             kinds=np.array([r.kind for r in rows]),
             languages=np.array([r.language for r in rows]),
             scripts=np.array([render(r.request).script for r in rows]),
-            folds=np.array(fold_of),
+            folds=np.repeat(np.arange(len(parts)), [len(held) for _, held in parts]),
             label=np.array(RUBRIC),
+            model=np.array(model),
+            **{
+                f"{BASELINE}{name}": np.concatenate([fold[name] for fold in rivals])
+                for name in rivals[0]
+                if name != "majority"
+            },
         )
     processes.wait_for_all()
     return path
@@ -115,7 +163,7 @@ def summary(path: Path) -> dict[str, Any]:
     """The headline of a file of predictions: overall with intervals that resample whole sources, and by source.
 
     Returns:
-        `rows`, `sources`; `accuracy`, `quadratic_kappa`, `under_routing`, `auroc_above_simple`,
+        `model`, `rows`, `sources`; `accuracy`, `quadratic_kappa`, `under_routing`, `auroc_above_simple`,
         `auroc_above_standard`, each (estimate, low, high); `by_source`: (name, rows, accuracy), worst first, of
         sources with at least `FEWEST_OF_SOURCE` rows.
     """
@@ -129,6 +177,7 @@ def summary(path: Path) -> dict[str, Any]:
     ]
     numbers = statistics()
     return {
+        "model": model_of(path),
         "rows": len(labels),
         "sources": len(np.unique(sources)),
         **{
@@ -141,9 +190,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 def as_text(found: Mapping[str, Any], worst: int = 5) -> str:
     """The summary for a terminal."""
-    lines = [
-        f"{found['rows']} rows of {found['sources']} sources, each answered by a student that saw none of its source"
-    ]
+    lines = [f"{found['rows']} rows of {found['sources']} sources, each answered without its source ({found['model']})"]
     lines += [f"  {name:<22} {found[name][0]:.3f} ({found[name][1]:.3f} to {found[name][2]:.3f})" for name in HEADLINE]
     lines += [f"  worst sources with at least {FEWEST_OF_SOURCE} rows"]
     lines += [

@@ -1,9 +1,7 @@
-"""Does the promise hold? On your own labelled traffic, over random halves, and on sources that it was not fitted on.
+"""`python -m training guarantee`: does the promise hold, how far does it carry, what does it cost?
 
-- `check`: a bundle's policies as they stand, against labelled rows that it has not seen: a test that can refute them.
-- `half_splits`: thresholds fitted on one random half and judged on the other, many times: the promise itself.
-- `transfer`: thresholds fitted on all sources but one and judged on that one: what the promise does *not* cover, and
-  what a hundred labelled rows of the new source bring.
+Reads a bundle with labelled rows, or stored predictions, and prints the tables of `training.promise_test`,
+`training.transfer` and `training.cost_at_risk`.
 
 Knows nothing of how a bundle is written.
 """
@@ -11,261 +9,178 @@ Knows nothing of how a bundle is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from classifier.calibration import IDENTITY, Calibration
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.policy import choose_many
-from training.calibrate import parse_policies
-from training.calibration_report import under
-from training.calibration_set import CalibrationSet, read_predictions, read_set
+from training import cost_at_risk, promise_test, transfer
+from training.audit_set import AUDIT, read_rows
+from training.calibrate import numbers, parse_policies
+from training.calibration_report import PRICES
+from training.calibration_set import CalibrationSet, model_of, read_baselines, read_predictions
+from training.corpus import Row, read_corpus
+from training.frozen import parse_audit
 from training.policy_fit import thresholds_of
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
-FEWEST_IN_SOURCE = 50
-OWN_ROWS = (100, 300)
-SIGNIFICANCE = 0.05
-REPEATS = 20
+PROMISE, HALVES, TRANSFER, COST, CALIBRATION = TABLES = ("promise", "half-splits", "transfer", "cost", "calibration")
 
 
-def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, Any]:
-    """Each feasible policy's risk on the rows beside its promise, with an exact test.
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What the tables are made of.
 
-    A promise is *refuted* where so many misses would be seen with probability below 5 %, shared out over the policies,
-    if it held. Where it is not refuted, the interval says how much the rows could have shown.
-
-    Args:
-        engine: of the bundle to check.
-        rows: labelled, of the kind of label that the promises are about, not seen by the bundle. Soft labels are drawn.
-        seed: of those draws.
-
-    Raises:
-        InputError: no policy is feasible, or the labels are of the other kind.
-    """
-    promised = {name: p for name, p in engine.policies.items() if p.guarantee.feasible and not p.guarantee.severity}
-    if not promised:
-        raise InputError("the bundle promises nothing that can be checked; run 'python -m training calibrate' first")
-    labels = {p.guarantee.label for p in promised.values()}
-    if labels != {rows.label}:
-        raise InputError(f"the bundle promises about {sorted(labels)} labels, the rows carry {rows.label} labels")
-    probabilities, hard = engine.bundle.calibration.apply(rows.logits), rows.drawn(seed)
-    entries = []
-    for name, policy in promised.items():
-        chosen = choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
-        missed = int(under(chosen, hard.labels).sum())
-        # Exploration sends up to a share of epsilon lower on purpose: the thresholds left that room.
-        alpha = policy.guarantee.alpha - policy.epsilon
-        interval = stats.binomtest(missed, len(rows)).proportion_ci(0.95, "exact")
-        p_value = float(stats.binomtest(missed, len(rows), alpha, alternative="greater").pvalue)
-        entries.append(
-            {
-                "name": name,
-                "alpha": policy.guarantee.alpha,
-                "n": len(rows),
-                "risk": missed / len(rows),
-                "low": float(interval.low),
-                "high": float(interval.high),
-                "p_value": p_value,
-                "refuted": p_value < SIGNIFICANCE / len(promised),
-            }
-        )
-    return {"label": rows.label, "bundle_version": engine.bundle_version, "policies": entries}
-
-
-def half_splits(
-    rows: CalibrationSet,
-    alphas: Mapping[str, float],
-    *,
-    calibration: Calibration = IDENTITY,
-    delta: float = 0.0,
-    splits: int = 200,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Thresholds fitted on a random half and judged on the other, both ways: the mean risk, and how often it is above.
-
-    Judging both ways takes most of the luck of the split out of the mean: what one half has too much the other lacks.
-
-    Args:
-        rows: one population. Groups are not split.
+    Attributes:
+        rows: labelled rows with logits.
         alphas: policy → target.
-        calibration: probability map, fitted on other rows.
-        delta: as for `fit_threshold`.
-        splits: random splits.
-        seed: of the splits.
+        calibration: the map that comes with the logits.
+        chosen: policy → (n,) tier indices.
+        rivals: (n, 4) probabilities of other models on the same rows, by name.
+        prices: dollars a million tokens, cheapest tier first.
+        seed: of everything drawn.
     """
+
+    rows: CalibrationSet
+    alphas: Mapping[str, float]
+    chosen: Mapping[str, NDArray[np.int64]]
+    calibration: Calibration = IDENTITY
+    rivals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    prices: Sequence[float] = PRICES
+    seed: int = 0
+
+
+def study(asked: Study, tables: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The tables asked for, by name in snake case, and why one could not be made of these rows."""
+    rows, seed, calibration = asked.rows, asked.seed, asked.calibration
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
+        HALVES: lambda: transfer.half_splits(rows, asked.alphas, calibration=calibration, seed=seed),
+        TRANSFER: lambda: transfer.transfer(rows, asked.alphas, calibration=calibration, seed=seed),
+        COST: lambda: cost_at_risk.study(rows, asked.chosen, asked.rivals, asked.prices, seed=seed),
+        CALIBRATION: lambda: transfer.calibration_across(rows, current=calibration, seed=seed),
+    }
+    found: dict[str, Any] = {}
+    missing = []
+    for name, make in makers.items():
+        if name in tables:
+            try:
+                found[name.replace("-", "_")] = make()
+            except InputError as error:
+                missing.append(f"no {name} table: {error}")
+    return found, missing
+
+
+def of_predictions(path: Path, alphas: Mapping[str, float], prices: Sequence[float], seed: int) -> Study:
+    """The study of stored predictions: each policy's threshold is the conformal one of all the rows."""
+    rows = read_predictions(path)
+    probabilities, losses = IDENTITY.apply(rows.logits), routing_losses(IDENTITY.apply(rows.logits), rows.labels)
+    chosen = {name: choose_many(probabilities, fit_threshold(losses, a).threshold) for name, a in alphas.items()}
+    return Study(rows, alphas, chosen, rivals=read_baselines(path), prices=prices, seed=seed)
+
+
+def of_bundle(
+    engine: Engine, rows: CalibrationSet, rivals: Mapping[str, NDArray[np.float32]], prices: Sequence[float], seed: int
+) -> Study:
+    """The study of a bundle: its own thresholds, on rows that it has not seen."""
+    calibration, promised = engine.bundle.calibration, engine.policies
     probabilities = calibration.apply(rows.logits)
-    risks: dict[str, list[list[float]]] = {name: [] for name in alphas}
-    for i in range(splits):
-        sides = [routing_losses(probabilities[half], rows.labels[half]) for half in rows.halves(seed + i)]
-        for name, alpha in alphas.items():
-            fits = [(fit_threshold(side, alpha, delta=delta), other) for side, other in (sides, sides[::-1])]
-            risks[name].append([other.risk(fit.threshold) for fit, other in fits if fit.feasible])
-    table = {}
-    for name, found in risks.items():
-        single, means = np.concatenate(found), np.array([np.mean(pair) for pair in found if pair])
-        table[name] = {
-            "alpha": alphas[name],
-            "n": len(rows),
-            "splits": splits,
-            "halves": 2 * splits,
-            "feasible": len(single),
-            "mean_risk": float(single.mean()) if single.size else None,
-            "standard_error": float(means.std() / np.sqrt(means.size)) if single.size else None,
-            "above_alpha": float((single > alphas[name]).mean()) if single.size else None,
-        }
-    return table
+    chosen = {
+        name: choose_many(probabilities, thresholds_of(p, rows), p.top_tier_threshold) for name, p in promised.items()
+    }
+    alphas = {name: p.guarantee.alpha for name, p in promised.items() if p.guarantee.alpha}
+    return Study(rows, alphas, chosen, calibration, rivals, prices, seed)
 
 
-def transfer(
-    rows: CalibrationSet, alphas: Mapping[str, float], *, calibration: Calibration = IDENTITY, seed: int = 0
-) -> dict[str, Any]:
-    """Risk on each source when thresholds were fitted on the others, and when fitted on some of its own rows.
+def baselines_of(train: Sequence[Row], judged: Sequence[Row], rows: CalibrationSet) -> dict[str, NDArray[np.float32]]:
+    """Length and TF-IDF with logistic regression, learnt from `train` without the rows that are judged."""
+    from training.evaluate import baselines
 
-    Args:
-        rows: of several sources; the logits had best be predictions of models that did not train on the row's source.
-        alphas: policy → target.
-        calibration: probability map.
-        seed: of the draws of own rows; each number is a mean over `REPEATS` of them.
-
-    Returns:
-        For each policy: `sources` (n, risk, cheap share; with own rows where enough are left to judge on), and the
-        mean and worst risk over sources, all for sources with at least `FEWEST_IN_SOURCE` rows.
-
-    Raises:
-        InputError: no source is large enough, or there is only one.
-    """
-    names, counts = np.unique(rows.sources, return_counts=True)
-    large = [str(name) for name, count in zip(names, counts, strict=True) if count >= FEWEST_IN_SOURCE]
-    if not large or len(names) < 2:
-        raise InputError(
-            f"it takes two sources, one of them of {FEWEST_IN_SOURCE} rows; the largest of {len(names)} has "
-            f"{counts.max()}"
-        )
-    probabilities = calibration.apply(rows.logits)
-    table: dict[str, Any] = {}
-    for policy, alpha in alphas.items():
-        sources = {}
-        for name in large:
-            own = rows.sources == name
-            threshold = fit_threshold(routing_losses(probabilities[~own], rows.labels[~own]), alpha).threshold
-            p, y = probabilities[own], rows.labels[own]
-            chosen = choose_many(p, threshold)
-            entry = {
-                "n": int(own.sum()),
-                "risk": float(under(chosen, y).mean()),
-                "cheap_share": float((chosen <= 1).mean()),
-            }
-            for size in OWN_ROWS:
-                if own.sum() >= size + FEWEST_IN_SOURCE:
-                    entry[f"risk_with_{size}"], entry[f"cheap_share_with_{size}"] = _own_rows(p, y, alpha, size, seed)
-            sources[name] = entry
-        summary: dict[str, Any] = {"alpha": alpha, "sources": sources}
-        for key in ("risk", *(f"risk_with_{size}" for size in OWN_ROWS)):
-            risks = [entry[key] for entry in sources.values() if key in entry]
-            if risks:
-                summary[key] = {"mean": float(np.mean(risks)), "worst": float(np.max(risks)), "sources": len(risks)}
-                # The same sources before, so that the comparison is fair.
-                fair = [entry["risk"] for entry in sources.values() if key in entry]
-                summary[key] |= {"mean_without": float(np.mean(fair)), "worst_without": float(np.max(fair))}
-        table[policy] = summary
-    return table
+    by_hash = {row.sha256: row for row in judged}
+    closed = [by_hash[i] for i in rows.ids.tolist()]
+    rest = [row for row in train if row.sha256 not in by_hash]
+    if len({row.tier for row in rest}) < 2:
+        raise InputError("--baseline-data: baselines take rows of two tiers, besides those that are judged")
+    return {name: p for name, p in baselines(rest, closed).items() if name != "majority"}
 
 
-def _own_rows(
-    p: NDArray[np.float32], y: NDArray[np.float64], alpha: float, size: int, seed: int
-) -> tuple[float, float]:
-    rng, risks, cheap = np.random.default_rng(seed), [], []
-    for _ in range(REPEATS):
-        order = rng.permutation(len(p))
-        fit, held = order[:size], order[size:]
-        chosen = choose_many(p[held], fit_threshold(routing_losses(p[fit], y[fit]), alpha).threshold)
-        risks.append(float(under(chosen, y[held]).mean()))
-        cheap.append(float((chosen <= 1).mean()))
-    return float(np.mean(risks)), float(np.mean(cheap))
-
-
-def check_as_text(found: Mapping[str, Any]) -> str:
-    """A Markdown table of `check`."""
-    lines = ["| policy | promise | rows | risk seen | 95 % interval | verdict |", "|---|---:|---:|---:|---|---|"]
-    lines += [
-        f"| {e['name']} | <= {e['alpha']:g} | {e['n']} | {e['risk']:.3f} | {e['low']:.3f} to {e['high']:.3f} | "
-        f"{'refuted' if e['refuted'] else 'not refuted'} (p = {e['p_value']:.3f}) |"
-        for e in found["policies"]
-    ]
-    return "\n".join(lines)
-
-
-def study_as_text(found: Mapping[str, Any]) -> str:
-    """Markdown tables of `half_splits` and `transfer`."""
-    lines = [
-        "| policy | promise | mean risk on the other half | halves above | feasible |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, e in found["half_splits"].items():
-        seen = (
-            f"{e['mean_risk']:.4f} ± {e['standard_error']:.4f} | {e['above_alpha']:.0%}" if e["feasible"] else "- | -"
-        )
-        lines.append(f"| {name} | <= {e['alpha']:g} | {seen} | {e['feasible']} of {e['halves']} |")
-    if found["transfer"]:
-        lines += [
-            "",
-            "| policy | fitted on | sources | mean risk | worst risk | the same without own rows |",
-            "|---|---|---:|---:|---:|---|",
-        ]
-    for name, e in found["transfer"].items():
-        for key, what in (("risk", "other sources"), *((f"risk_with_{n}", f"{n} own rows") for n in OWN_ROWS)):
-            if key in e:
-                v = e[key]
-                same = "" if key == "risk" else f"{v['mean_without']:.3f} mean, {v['worst_without']:.3f} worst"
-                risks = f"{v['mean']:.3f} | {v['worst']:.3f} | {same}"
-                lines.append(f"| {name} ({e['alpha']:g}) | {what} | {v['sources']} | {risks} |")
-    return "\n".join(lines)
+def as_text(found: Mapping[str, Any]) -> str:
+    """Every table found, as Markdown."""
+    writers: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "half_splits": transfer.halves_as_text,
+        "transfer": transfer.transfer_as_text,
+        "cost": cost_at_risk.as_text,
+        "calibration": transfer.calibration_as_text,
+    }
+    head = [promise_test.as_text(found)] if "policies" in found else []
+    head += [f"Answers of: {found['model']}"] if "model" in found else []
+    return "\n\n".join([*head, *(write(found[name]) for name, write in writers.items() if name in found)])
 
 
 @click.command("guarantee")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Check this bundle's promises on --data.")
-@click.option("--data", multiple=True, help="Labelled rows that the bundle has not seen. Repeatable.")
-@click.option(
-    "--predictions", type=click.Path(path_type=Path), help="A .npz: half-splits and transfer between sources."
-)
+@click.option("--data", multiple=True, help="Labelled rows, or an export, that the bundle has not seen.")
+@click.option("--split", help="Of --data only the rows that state this split.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="A .npz, such as cross-validate leaves.")
+@click.option("--table", "tables", multiple=True, type=click.Choice(TABLES),
+              help="What to print. Repeatable. Default: promise for a bundle, the others for predictions.")  # fmt: skip
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", show_default=True,
               default=("economy=0.20", "balanced=0.10", "quality=0.05"), help="For --predictions.")  # fmt: skip
+@click.option("--baseline-data", multiple=True, help="Rows that the cost table's baselines learn from. Repeatable.")
+@click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,
+              metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the cost table.")  # fmt: skip
+@click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
+              show_default=True, metavar="NAME=VALUE", help="What marks audits in an export.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def command(
-    bundle: Path | None, data: tuple[str, ...], predictions: Path | None, policies: tuple[str, ...], seed: int,
-    as_json: bool,
+    bundle: Path | None, data: tuple[str, ...], split: str | None, predictions: Path | None, tables: tuple[str, ...],
+    policies: tuple[str, ...], baseline_data: tuple[str, ...], prices: tuple[float, ...],
+    audit: tuple[str, str], seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Check what a bundle promises on your own labelled traffic; exit with 3 where a promise is refuted.
 
-    Example: python -m training guarantee --bundle runs/base/bundle --data mine.jsonl
+    Examples: python -m training guarantee --bundle runs/base/bundle --data mine.jsonl
+
+    python -m training guarantee --bundle runs/base/bundle --data mine.jsonl --table cost --baseline-data older.jsonl
     """
     if (bundle is None) == (predictions is None) or (bundle is not None) != bool(data):
         raise click.UsageError("give --bundle with --data, or --predictions alone")
+    if predictions is not None and (split or baseline_data or PROMISE in tables):
+        raise click.UsageError("--split, --baseline-data and --table promise are about --data; leave them out")
+    if list(prices) != sorted(prices):
+        raise click.UsageError(f"--prices {prices}: give them from the cheapest tier to the dearest")
+    found: dict[str, Any] = {}
     if predictions is not None:
-        rows, alphas = read_predictions(predictions), parse_policies(policies)
-        found = {"half_splits": half_splits(rows, alphas, seed=seed), "transfer": {}}
-        try:
-            found["transfer"] = transfer(rows, alphas, seed=seed)
-        except InputError as error:
-            click.echo(f"no transfer table: {error}", err=True)
-        click.echo(json.dumps(found, indent=1) if as_json else study_as_text(found))
-        return
-    assert bundle is not None
-    engine = Engine.from_pretrained(bundle)
-    group_by = {p.group_by for p in engine.policies.values() if p.group_by}
-    found = check(engine, read_set(list(data), engine, next(iter(group_by), "")), seed=seed)
-    click.echo(json.dumps(found, indent=1) if as_json else check_as_text(found))
-    refuted = [e["name"] for e in found["policies"] if e["refuted"]]
+        tables = tables or (HALVES, TRANSFER, COST, CALIBRATION)
+        asked = of_predictions(predictions, parse_policies(policies), prices, seed)
+        found["model"] = model_of(predictions)
+    else:
+        assert bundle is not None
+        tables = tables or (PROMISE,)
+        engine = Engine.from_pretrained(bundle)
+        group_by = {p.group_by for p in engine.policies.values() if p.group_by}
+        rows = read_rows(list(data), engine, next(iter(group_by), ""), split=split, audit=audit)
+        if PROMISE in tables:
+            found |= promise_test.check(engine, rows, seed=seed)
+        rivals = baselines_of(read_corpus(baseline_data), read_corpus(data), rows) if baseline_data else {}
+        asked = of_bundle(engine, rows, rivals, prices, seed)
+    made, missing = study(asked, tables)
+    found |= made
+    for why in missing:
+        click.echo(why, err=True)
+    if missing and not made and "policies" not in found:
+        raise InputError("none of the tables could be made of these rows")
+    click.echo(json.dumps(found, indent=1) if as_json else as_text(found))
+    refuted = sorted({e["name"] for e in found.get("policies", []) if e["refuted"]})
     if refuted:
         raise GateNotMet(
             f"{', '.join(refuted)}: the promise does not hold on these rows; recalibrate on rows like them with "

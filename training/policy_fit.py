@@ -137,8 +137,9 @@ def fit_policies(
             )
         whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
         fits = list(groups.values()) if groups else [whole]
-        worst = max(fits, key=lambda f: (f.bound, f.empirical_risk))
         feasible = any(f.feasible for f in fits)
+        # An infeasible group goes to frontier, where nothing is lost: it says nothing of what is promised elsewhere.
+        worst = max((f for f in fits if f.feasible or not feasible), key=lambda f: (f.bound, f.empirical_risk))
         # An unseen group gets the strictest threshold that any seen one needed.
         threshold = max([whole.threshold, *(f.threshold for f in fits if f.feasible)]) if feasible else ALWAYS_FRONTIER
         _note_infeasible(name, alpha, whole, groups, notes)

@@ -250,4 +250,4 @@ def fit_top_tier(probabilities: ArrayLike, labels: ArrayLike, beta: float, *, de
     else:
         bound = 1.0 if missed >= size else float(stats.beta.ppf(1 - delta, missed + 1, size - missed))
     needed = rows_needed(beta, delta, method) if allowed < 0 else None
-    return ThresholdFit(threshold, threshold > 0, method, len(top), missed / size if size else 0.0, bound, needed)
+    return ThresholdFit(threshold, threshold > 0, method, round(size), missed / size if size else 0.0, bound, needed)

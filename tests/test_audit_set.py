@@ -1,0 +1,157 @@
+"""An export of decisions with outcomes as a calibration set: what of it may fit thresholds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from classifier.bundle import read_bundle
+from classifier.engine import Engine
+from classifier.errors import InputError
+from classifier.types import TIERS
+from tests.calibration_support import population
+from tests.feedback_set_support import export_row, silent
+from training.audit_set import is_export, read_rows
+from training.calibrate import calibrate
+
+AUDITED = {"labels": {"sample": "audit"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_bootstraps() -> Iterator[None]:
+    """Intervals of 40 samples: nothing here looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.calibration_report.BOOTSTRAPS", 40)
+        yield
+
+
+def audit(name: int | str, label: str, **changes: Any) -> dict[str, Any]:
+    """A request tried from simple up, satisfied at `label`."""
+    verdict = {"verdict": "accepted"} if label == "simple" else {"verdict": "escalated", "accepted_tier": label}
+    return export_row(name, **({**AUDITED, "served_tier": "simple"} | verdict | changes))
+
+
+def export(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_only_audits_have_closed_labels(tiny_engine: Engine, tmp_path: Path):
+    """Audits fit thresholds; an escalation that is known because of what was chosen does not, nor does silence."""
+    rows = [
+        audit(1, "simple"),
+        audit(2, "complex"),
+        export_row(3, verdict="escalated", accepted_tier="complex"),
+        silent(4, **AUDITED),
+        audit(5, "simple", cause="timeout"),
+    ]
+    notes: list[str] = []
+    found = read_rows([export(tmp_path / "e.jsonl", rows)], tiny_engine, notes=notes)
+    assert found.label == "OUTCOME"
+    assert found.labels.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
+    assert notes[0].startswith("Of e.jsonl: 2 closed audits, 0 open ones")
+
+
+def test_open_and_unserved_audits_fit_nothing(tiny_engine: Engine, tmp_path: Path):
+    """An audit that ended in a rejection below the top bounds the risk; satisfied nowhere is counted apart."""
+    rejected = {**AUDITED, "verdict": "rejected"}
+    rows = [
+        audit(1, "simple"),
+        export_row(2, served_tier="standard", **rejected),
+        export_row(3, served_tier="frontier", **rejected),
+        export_row(4, served_tier="complex", **AUDITED),
+    ]
+    notes: list[str] = []
+    found = read_rows([export(tmp_path / "e.jsonl", rows)], tiny_engine, notes=notes)
+    assert len(found) == 1
+    assert sorted(zip(found.open_rows.at_least.tolist(), found.open_rows.at_most.tolist(), strict=True)) == [
+        (0, 2),
+        (2, 3),
+    ]
+    assert "2 open ones" in notes[0]
+    assert "1 that no tier satisfied" in notes[0]
+
+
+def test_one_request_counts_once_with_its_latest_word(tiny_engine: Engine, tmp_path: Path):
+    """Of audits of one request the latest counts; superseded outcomes do not."""
+    rows = [
+        audit(1, "complex", text="same", decided_at=2.0),
+        audit(2, "simple", text="same", decided_at=1.0),
+        audit(3, "frontier", text="other", effective=False),
+        audit(3, "standard", text="other"),
+    ]
+    found = read_rows([export(tmp_path / "e.jsonl", rows)], tiny_engine)
+    assert found.labels.argmax(axis=1).tolist() == [2, 1]
+
+
+def test_without_texts_the_logits_that_the_bundle_gave_are_enough(tiny_engine: Engine, tmp_path: Path):
+    """Where the store keeps no text, rows that this bundle answered calibrate by their logits; others are counted."""
+    known = {"request": None, "bundle_version": tiny_engine.bundle_version, "signals": ["[turns=1]", "[script=han]"]}
+    rows = [
+        audit(1, "simple", logits=[1.0, 0.0, 0.0, 0.0], **known),
+        audit(2, "standard", logits=[0.0, 1.0, 0.0, 0.0], **(known | {"bundle_version": "another"})),
+        audit(3, "complex"),
+    ]
+    notes: list[str] = []
+    found = read_rows([export(tmp_path / "e.jsonl", rows)], tiny_engine, "script", notes=notes)
+    assert found.labels.argmax(axis=1).tolist() == [2, 0]
+    assert found.logits[1].tolist() == [1, 0, 0, 0]
+    assert found.facets["script"].tolist() == ["latin", "han"]
+    assert "1 without a text that another bundle answered" in notes[0]
+
+
+def test_an_export_gives_a_new_bundle(tiny_engine: Engine, tiny_bundle_path: Path, tmp_path: Path):
+    """Decisions with outcomes become a new version with the same weights, its parent, and a promise about outcomes."""
+    made = population(600, 3)
+    rows = [
+        audit(
+            i, TIERS[label].label, text=f"p{i}", request=None, bundle_version=tiny_engine.bundle_version,
+            logits=z.tolist(), signals=[],
+        )
+        for i, (label, z) in enumerate(zip(made.labels.argmax(axis=1), made.logits, strict=True))
+    ]  # fmt: skip
+    path = export(tmp_path / "feedback.jsonl", rows)
+    report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies={"balanced": 0.1})
+    new = read_bundle(tmp_path / "out")
+    assert new.manifest["parent"] == tiny_engine.bundle_version
+    assert (report["label"], report["rows"]["thresholds"]) == ("OUTCOME", 300)
+    assert new.policies["balanced"].guarantee.label == "OUTCOME"
+    assert new.policies["balanced"].guarantee.feasible
+    assert "600 closed audits" in report["notes"][0]
+
+
+def test_an_export_without_audits_promises_nothing(tiny_engine: Engine, tmp_path: Path):
+    """An export in which no request was drawn for an audit is a clear error that names the label to send."""
+    with pytest.raises(InputError, match="sample=audit"):
+        read_rows([export(tmp_path / "e.jsonl", [export_row(1), export_row(2)])], tiny_engine)
+    with pytest.raises(InputError, match="give it alone"):
+        path = export(tmp_path / "e.jsonl", [audit(1, "simple")])
+        read_rows([path, path], tiny_engine)
+
+
+def test_an_export_is_told_from_a_corpus(tmp_path: Path):
+    """A corpus file, an empty one and one that is no JSON are no exports."""
+    assert is_export(export(tmp_path / "e.jsonl", [export_row(1)]))
+    (tmp_path / "c.jsonl").write_text('{"prompt": "hi", "tier": "simple"}\n')
+    (tmp_path / "n.jsonl").write_text("")
+    (tmp_path / "x.jsonl").write_text("hello")
+    assert not any(is_export(tmp_path / name) for name in ("c.jsonl", "n.jsonl", "x.jsonl", "absent.jsonl"))
+
+
+def test_parquet_exports_are_read(tiny_engine: Engine, tmp_path: Path):
+    """The Parquet form of an export is the same calibration set."""
+    pytest.importorskip("pyarrow")
+    from classifier.exports import write_export
+
+    rows = [audit(i, TIERS[i % 4].label) for i in range(8)]
+    write_export(iter(rows), tmp_path / "e.parquet")
+    one, other = (
+        read_rows([path], tiny_engine) for path in (tmp_path / "e.parquet", export(tmp_path / "e.jsonl", rows))
+    )
+    np.testing.assert_array_equal(one.labels, other.labels)
+    np.testing.assert_array_equal(one.logits, other.logits)

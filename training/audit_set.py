@@ -1,0 +1,162 @@
+"""Labelled rows from wherever a user has them: corpus files, stored predictions, or an export of the feedback store.
+
+Of an export only *audits* have closed labels: requests that the gateway drew at random, tried from the cheapest tier up
+whatever it was told, and marked with a label. Every other closed label is known *because* of what the classifier chose,
+and would teach the thresholds to rise for ever (docs/feedback.md). A row needs no text where this very bundle answered
+it: the export has its logits.
+
+Knows nothing of thresholds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classifier.engine import Engine
+from classifier.errors import InputError
+from classifier.exports import read_export
+from classifier.types import TIERS, Tier
+from training.calibration_set import FACETS, CalibrationSet, OpenRows, no_open_rows, read_set, score_rows
+from training.corpus import OUTCOME, Row, parse_row
+from training.frozen import closed_label
+from training.step_losses import soft
+
+AUDIT = ("sample", "audit")
+"""Name and value of the label that marks audits, where nothing else is said."""
+
+
+def read_rows(
+    paths: Sequence[str | Path],
+    engine: Engine,
+    group_by: str = "",
+    *,
+    split: str | None = None,
+    audit: tuple[str, str] = AUDIT,
+    notes: list[str] | None = None,
+) -> CalibrationSet:
+    """The calibration set in one export of the feedback store, or what `read_set` reads.
+
+    Args:
+        paths: one export (`.jsonl`, `.parquet`), one file of predictions, or any number of corpus paths.
+        engine: scores rows that have a text.
+        group_by: a gateway label whose value becomes a facet.
+        split: only corpus rows that state this split.
+        audit: name and value of the label that marks audits in an export.
+        notes: sentences for the reader are appended here.
+
+    Raises:
+        InputError: a file or row that cannot be used, or an export without a closed audit.
+    """
+    exports = [path for path in paths if is_export(Path(path))]
+    if not exports:
+        return read_set(paths, engine, group_by, split=split)
+    if len(paths) > 1:
+        raise InputError("an export of the feedback store is a calibration set by itself; give it alone")
+    return _audits(Path(exports[0]), engine, group_by, audit, [] if notes is None else notes)
+
+
+def is_export(path: Path) -> bool:
+    """Whether the file is an export of the feedback store: Parquet, or lines with decisions and outcomes."""
+    if path.suffix == ".parquet":
+        return True
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            first = json.loads(file.readline() or "null")
+        except ValueError:
+            return False
+    return isinstance(first, dict) and {"decision_id", "outcome_id"} <= first.keys()
+
+
+def _audits(path: Path, engine: Engine, group_by: str, audit: tuple[str, str], notes: list[str]) -> CalibrationSet:
+    found: dict[str, dict[str, Any]] = {}
+    for row in read_export(path):
+        if row["effective"] and (row["labels"] or {}).get(audit[0]) == audit[1]:
+            key = str(row["request_hash"] or row["decision_id"])
+            if key not in found or row["decided_at"] >= found[key]["decided_at"]:
+                found[key] = row
+    counts: Counter[str] = Counter()
+    texts: list[Row] = []
+    stored: list[dict[str, Any]] = []
+    for row in found.values():
+        use = _use(row, engine.bundle_version)
+        counts[use] += 1
+        if use in ("closed", "open") and row["request"] is not None:
+            texts.append(parse_row(_as_corpus_row(row), "feedback"))
+        elif use == "closed":
+            stored.append(row)
+    if not counts["closed"]:
+        raise InputError(
+            f"{path}: no audit with a closed label (label {audit[0]}={audit[1]}, tried from {TIERS[0].label} up, "
+            "judged on quality); thresholds take nothing else of an export, see docs/feedback.md"
+        )
+    notes.append(
+        f"Of {path.name}: {counts['closed']} closed audits, {counts['open']} open ones that only bound the risk, "
+        f"{counts['unserved']} that no tier satisfied, {counts['not judged']} not judged on quality, "
+        f"{counts['no text']} without a text that another bundle answered."
+    )
+    parts = [score_rows(texts, engine, group_by)] if texts else []
+    return _joined([*parts, *([_stored(stored, group_by)] if stored else [])])
+
+
+def _use(row: Mapping[str, Any], version: str) -> str:
+    if row["cause"] != "quality" or row["served_tier"] is None:
+        return "not judged"
+    closed = closed_label(row) is not None
+    if not closed and row["verdict"] != "accepted" and row["served_tier"] == TIERS[-1].label:
+        return "unserved"
+    if row["request"] is None and (row["bundle_version"] != version or row["logits"] is None or not closed):
+        return "no text"
+    return "closed" if closed else "open"
+
+
+def _as_corpus_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    data = {**row["request"], "id": row["decision_id"], "label": OUTCOME, "source": "feedback"}
+    data |= {"labels": row["labels"] or {}, "group": row["request_hash"] or row["decision_id"]}
+    closed = closed_label(row)
+    if closed is not None:
+        return data | {"tier": closed}
+    served = Tier.parse(row["served_tier"])
+    if row["verdict"] == "accepted":  # not tried from the cheapest tier up, so a lower one may have done
+        return data | {"at_most": served.label}
+    return data | {"at_least": Tier(served + 1).label}
+
+
+def _stored(rows: Sequence[Mapping[str, Any]], group_by: str) -> CalibrationSet:
+    """Closed audits without a text, by the logits that this bundle gave them when they were served."""
+    n = len(rows)
+    ids = np.array([str(row["request_hash"] or row["decision_id"]) for row in rows])
+    facets = {name: np.full(n, "feedback" if name == "source" else "") for name in FACETS}
+    facets["script"] = np.array([_script(row["signals"] or []) for row in rows])
+    if group_by and group_by not in facets:
+        facets[group_by] = np.array([str((row["labels"] or {}).get(group_by, "")) for row in rows])
+    labels = soft([Tier.parse(str(closed_label(row))).index for row in rows])
+    return CalibrationSet(
+        np.array([row["logits"] for row in rows], dtype=np.float32), labels, OUTCOME, ids, ids, facets
+    )
+
+
+def _script(signals: Sequence[str]) -> str:
+    return next((s.strip("[]").partition("=")[2] for s in signals if s.startswith("[script=")), "")
+
+
+def _joined(parts: Sequence[CalibrationSet]) -> CalibrationSet:
+    if len(parts) == 1:
+        return parts[0]
+    opens = [part.open_rows for part in parts]
+    return CalibrationSet(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels")),
+        parts[0].label,
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "groups")),
+        {name: np.concatenate([part.facets[name] for part in parts]) for name in parts[0].facets},
+        OpenRows(*(np.concatenate([getattr(o, name) for o in opens]) for name in ("logits", "at_least", "at_most")))
+        if any(len(o.logits) for o in opens)
+        else no_open_rows(),
+    )

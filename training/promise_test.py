@@ -1,0 +1,156 @@
+"""Do fresh labelled rows refute what a bundle's policies promise? An exact test, and an interval for the risk itself.
+
+A promise on the expectation is about the calibration set and the next request *together*: the λ that was drawn with one
+calibration set may have a risk above α without breaking it. So a promise is tested as what it says: that fresh rows and
+calibration rows are alike. If c of n calibration rows may be lost, the risk of the λ that loses no more is at most
+Beta(c + 1, n - c) distributed, with ties less, so that the misses among m fresh rows are at most
+BetaBinomial(m, c + 1, n - c) distributed. With δ the same c follows from the binomial bound, and the same test holds.
+
+Knows nothing of files or commands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from classifier.engine import Engine
+from classifier.errors import InputError
+from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy, choose_many
+from classifier.types import TIERS
+from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet
+from training.policy_fit import thresholds_of
+from training.risk_control import SHIFTED, allowed_loss
+
+SIGNIFICANCE = 0.05
+
+
+def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, Any]:
+    """Each feasible promise of a bundle beside the misses on fresh rows.
+
+    A promise is *refuted* where so many misses would be seen with probability below 5 %, shared out over the
+    promises, if the rows were like the calibration set. Else the interval says how much they could have shown.
+
+    Args:
+        engine: of the bundle to check.
+        rows: labelled, of the kind of label that the promises are about, not seen by the bundle. Soft labels are drawn.
+        seed: of those draws.
+
+    Returns:
+        `policies`: for each promise its name, `what` ("risk" or "frontier misses"), alpha, n, not_covered (rows of
+        groups for which nothing is promised), risk with its exact 95 % interval, p_value and refuted; `left_out`: names
+        of policies whose promise is a weighted loss, which counting misses cannot test.
+
+    Raises:
+        InputError: no policy is feasible, the labels are of the other kind, no row is covered, or the bundle's map or
+            thresholds were fitted on some of the rows.
+    """
+    feasible = {name: p for name, p in engine.policies.items() if p.guarantee.feasible}
+    promised = {name: p for name, p in feasible.items() if not p.guarantee.severity}
+    if not promised:
+        raise InputError("the bundle promises nothing that can be checked; run 'python -m training calibrate' first")
+    labels = {p.guarantee.label for p in promised.values()}
+    if labels != {rows.label}:
+        raise InputError(f"the bundle promises about {sorted(labels)} labels, the rows carry {rows.label} labels")
+    if not len(rows):
+        raise InputError("no row has a closed label, so nothing can be checked; label some rows of your traffic")
+    manifest = engine.bundle.manifest
+    seen = rows.among(str(manifest.get(MAP_ROWS, ""))) | rows.among(str(manifest.get(THRESHOLD_ROWS, "")))
+    if seen.any():
+        raise InputError(
+            f"{seen.sum()} of {len(rows)} rows fitted the bundle's probabilities or thresholds; its promise can only "
+            "be checked on rows that it has not seen"
+        )
+    probabilities, truth = engine.bundle.calibration.apply(rows.logits), rows.drawn(seed).labels.argmax(axis=1)
+    entries = []
+    for name, policy in promised.items():
+        thresholds, kept = thresholds_of(policy, rows), covered(policy, rows)
+        chosen = choose_many(probabilities, thresholds, policy.top_tier_threshold)
+        entries.append(
+            _entry(name, "risk", policy.guarantee, policy.epsilon, (chosen < truth)[kept], int((~kept).sum()))
+        )
+        top = policy.top_tier_guarantee
+        if top is not None and top.feasible and policy.top_tier_threshold and (truth == len(TIERS) - 1).any():
+            missed = (chosen < truth)[truth == len(TIERS) - 1]
+            entries.append(_entry(name, "frontier misses", top, policy.epsilon, missed, 0))
+    if not any(entry["n"] for entry in entries):
+        raise InputError("no row is of a group that the bundle's policies promise something for; label rows that are")
+    for entry in entries:
+        entry["refuted"] = entry["p_value"] < SIGNIFICANCE / len(entries)
+    return {
+        "label": rows.label,
+        "bundle_version": engine.bundle_version,
+        "policies": entries,
+        "left_out": sorted(set(feasible) - set(promised)),
+    }
+
+
+def covered(policy: Policy, rows: CalibrationSet) -> NDArray[np.bool_]:
+    """Rows that the promise is about, (n,) bool: those of a group with a threshold of its own that is feasible."""
+    if not policy.group_by:
+        return np.ones(len(rows), dtype=bool)
+    known = [group for group, threshold in policy.group_thresholds.items() if threshold < ALWAYS_FRONTIER]
+    return np.isin(rows.facets[policy.group_by], known)
+
+
+def _entry(
+    name: str, what: str, promise: Guarantee, epsilon: float, missed: NDArray[np.bool_], not_covered: int
+) -> dict[str, Any]:
+    n, count = len(missed), int(missed.sum())
+    # Exploration sends up to a share of epsilon lower on purpose: the thresholds left that room.
+    alpha = promise.alpha - epsilon
+    if n:
+        interval, p_value = (
+            stats.binomtest(count, n).proportion_ci(0.95, "exact"),
+            promise_p_value(promise, alpha, n, count),
+        )
+    return {
+        "name": name,
+        "what": what,
+        "alpha": promise.alpha,
+        "n": n,
+        "not_covered": not_covered,
+        "risk": count / n if n else None,
+        "low": float(interval.low) if n else None,
+        "high": float(interval.high) if n else None,
+        "p_value": p_value if n else 1.0,
+    }
+
+
+def promise_p_value(promise: Guarantee, alpha: float, n: int, missed: int) -> float:
+    """Chance of at least `missed` misses among `n` fresh rows that are like the calibration set.
+
+    Label-weighted thresholds prove nothing, so they are tested as what they estimate: a risk of alpha.
+
+    >>> fit = Guarantee(0.1, 0.0, "CONFORMAL_RISK_CONTROL", "RUBRIC", 99, 0.09, 0.1, feasible=True)
+    >>> round(promise_p_value(fit, 0.1, 300, 45), 2), round(float(stats.binom.sf(44, 300, 0.1)), 3)
+    (0.09, 0.004)
+    """
+    if promise.method == SHIFTED:
+        return float(stats.binom.sf(missed - 1, n, alpha))
+    lost = max(0, math.floor(allowed_loss(promise.n, alpha, promise.delta, promise.method) + 1e-9))
+    return float(stats.betabinom.sf(missed - 1, n, lost + 1, max(promise.n - lost, 1)))
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """A Markdown table of `check`."""
+    lines = ["| policy | promise | rows | seen | 95 % interval | verdict |", "|---|---:|---:|---:|---|---|"]
+    for e in found["policies"]:
+        if not e["n"]:
+            lines.append(f"| {e['name']} | <= {e['alpha']:g} | 0 | - | - | no row is of a group that it covers |")
+            continue
+        what = "" if e["what"] == "risk" else f", {e['what']}"
+        lines.append(
+            f"| {e['name']}{what} | <= {e['alpha']:g} | {e['n']} | {e['risk']:.3f} | {e['low']:.3f} to {e['high']:.3f} "
+            f"| {'refuted' if e['refuted'] else 'not refuted'} (p = {e['p_value']:.3f}) |"
+        )
+    outside = max(e["not_covered"] for e in found["policies"])
+    notes = [f"{outside} rows are of groups for which nothing is promised."] if outside else []
+    if found["left_out"]:
+        notes.append(f"{', '.join(found['left_out'])}: a weighted loss is promised, which counting misses cannot test.")
+    return "\n".join([*lines, *([""] if notes else []), *notes])
