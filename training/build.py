@@ -26,9 +26,9 @@ from transformers import PreTrainedModel, set_seed
 
 from classifier.bundle import Bundle, sha256
 from classifier.drift import reference_distributions
+from classifier.durable import write_whole
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
-from classifier.pieces import write_atomically
 from training import processes
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
@@ -329,4 +329,4 @@ def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data) -> None:
                 f"{out}: holds a run of another recipe or of other data; choose another --out, or remove it"
             )
     elif processes.is_first():
-        write_atomically(stamp, json.dumps(this, indent=1).encode())
+        write_whole(stamp, json.dumps(this, indent=1).encode())

@@ -28,9 +28,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from classifier.durable import whole_file
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.pieces import whole_file
 from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
 from training import processes
