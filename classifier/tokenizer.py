@@ -66,6 +66,7 @@ class Tokenizer:
         self._ascii = _ascii_word_piece(fast)
         self._ids = ids
         self.max_tokens = max_tokens
+        self.pad_id = ids["[PAD]"]
         self.reserved_ids = frozenset(ids.values())
 
     @classmethod

@@ -39,6 +39,11 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--recipe", default="base", show_default=True, help="A name in training/recipes, or a file."),
         click.option("--base", help="minilm, tiny, a local checkpoint or a hub name; the recipe's otherwise."),
+        click.option("--student-base", help="The student starts from this one, not from the teacher's layers."),
+        click.option("--lora-r", type=int, help="Train the teachers through adapters of this rank."),
+        click.option(
+            "--lora-alpha", type=float, help="Their updates are multiplied by this / rank. Default: 2 × rank."
+        ),
         click.option("--extra", multiple=True, help="Corpus file, folder or glob besides data/. Repeatable."),
         click.option("--dev", multiple=True, help="Rows to evaluate on, kept out of training. Default: data/'s test."),
         click.option("--data", "own", type=click.Path(path_type=Path), help="Instead of data/."),
@@ -55,13 +60,16 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _prepare(
-    recipe: str, base: str | None, extra: tuple[str, ...], dev: tuple[str, ...], own: Path | None, seed: int | None,
-    out: Path | None,
+    recipe: str, base: str | None, student_base: str | None, lora_r: int | None, lora_alpha: float | None,
+    extra: tuple[str, ...], dev: tuple[str, ...], own: Path | None, seed: int | None, out: Path | None,
 ) -> tuple[dict[str, Any], Any, Path, Path]:  # fmt: skip
     """The recipe, the data, the run's folder, and where our own data lie."""
     from training import build as building
 
-    settings = building.load_recipe(recipe, base=base, seed=seed)
+    settings = building.load_recipe(
+        recipe, base=base, seed=seed, student={"base": student_base},
+        teacher={"lora_r": lora_r, "lora_alpha": lora_alpha},
+    )  # fmt: skip
     own = own or building.OWN_DATA
     data = building.load_data(extra, dev, own=own, most_rows=settings.get("most_rows"))
     return settings, data, out or Path("runs") / settings["name"], own

@@ -30,6 +30,7 @@ from classifier.durable import write_whole
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
 from training import processes
+from training.adapters import Lora
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
@@ -39,7 +40,7 @@ from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.fit import FitOptions
-from training.model import load_base, load_checkpoint
+from training.model import check_student, load_base, load_checkpoint
 from training.teacher import train_teachers
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -67,7 +68,7 @@ class Data:
 
 
 def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
-    """A recipe by name or path, with overrides that are not None.
+    """A recipe by name or path, with overrides that are not None, also within its tables.
 
     Raises:
         InputError: there is no such recipe, or it is not TOML.
@@ -80,7 +81,13 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
         raise InputError(f"--recipe {name}: no such recipe; there are {names}, or give a .toml file") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not TOML ({error})") from error
-    return {"name": path.stem, **recipe, **{k: v for k, v in overrides.items() if v is not None}}
+    recipe = {"name": path.stem, **recipe}
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            recipe[key] = {**recipe.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
+        elif value is not None:
+            recipe[key] = value
+    return recipe
 
 
 def load_data(
@@ -140,14 +147,14 @@ def train(
         data: from `load_data`.
         teacher: folder of finished teachers (`teacher-0` and so on) to distil from, instead of training them.
         answers: what teachers elsewhere said of the rows (`training.distill.read_answers`), instead of `teacher`; the
-            student then starts from the base itself.
+            student then starts from the base itself, as it does where the recipe names a base of its own for it.
         say: where progress goes.
 
     Returns:
         The student and its tokeniser.
 
     Raises:
-        InputError: `out` holds a run of another recipe or of other data.
+        InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed.
     """
     set_seed(int(recipe["seed"]))
     _check_same_run(out, recipe, data)
@@ -170,32 +177,55 @@ def _teach(
     recipe: Mapping[str, Any], out: Path, rows: Sequence[Row], *, teacher: Path | None, answers: Path | None, say: Say
 ) -> tuple[PreTrainedModel, FastTokenizer]:
     """Teachers and the student; see `train`."""
-    max_tokens = int(recipe["max_tokens"])
+    max_tokens, seed = int(recipe["max_tokens"]), int(recipe["seed"])
+    teaching, learning = dict(recipe["teacher"]), dict(recipe["student"])
+    seeds = [seed + int(s) for s in teaching.pop("seeds")]
+    lora = _lora(teaching.pop("lora_r", None), teaching.pop("lora_alpha", None))
+    own_base, layers = learning.pop("base", None), int(learning.pop("layers"))
+    teacher_options = _options("teacher", teaching)
+    student_options = _options("student", {"seed": seed, **learning})
+    # Looked at first: after hours of teaching it would be late to learn that the student cannot start from this.
+    start, fast = load_base(own_base or recipe["base"], max_tokens)
+    check_student(start, layers)
     if answers is None:
-        options = {k: v for k, v in recipe["teacher"].items() if k != "seeds"}
-        seeds = [int(recipe["seed"]) + int(s) for s in recipe["teacher"]["seeds"]]
-        folder = teacher or out / "teacher"
-        best, fast, logits = train_teachers(
-            rows, recipe["base"], seeds, FitOptions(**options), max_tokens=max_tokens, out=folder
+        best, its_fast, logits = train_teachers(
+            rows,
+            recipe["base"],
+            seeds,
+            teacher_options,
+            max_tokens=max_tokens,
+            out=teacher or out / "teacher",
+            lora=lora,
         )
+        start, fast = (start, fast) if own_base else (best, its_fast)
     else:
         logits = read_answers(answers, rows)
         known = [not np.isnan(a).any() or r.label != UNLABELLED for r, a in zip(rows, logits, strict=True)]
         rows, logits = [r for r, k in zip(rows, known, strict=True) if k], logits[known]
-        best, fast = load_base(recipe["base"], max_tokens)
     say("teacher ready")
-    options = {k: v for k, v in recipe["student"].items() if k != "layers"}
-    student = distill(
-        best,
-        fast,
-        rows,
-        logits,
-        int(recipe["student"]["layers"]),
-        FitOptions(seed=int(recipe["seed"]), **options),
-        max_tokens=max_tokens,
-        out=out / "student",
-    )
+    student = distill(start, fast, rows, logits, layers, student_options, max_tokens=max_tokens, out=out / "student")
     return student, fast
+
+
+def _lora(r: int | None, alpha: float | None) -> Lora | None:
+    """The adapters that a recipe asks for; alpha is twice the rank where it is not said."""
+    if r is None:
+        if alpha is not None:
+            raise InputError("lora_alpha without lora_r: give the rank, too, or neither")
+        return None
+    return Lora(int(r), float(2 * r if alpha is None else alpha))
+
+
+def _options(table: str, values: Mapping[str, Any]) -> FitOptions:
+    """A table of the recipe as options of training.
+
+    Raises:
+        InputError: it has a key that is none.
+    """
+    known = FitOptions.__dataclass_fields__
+    if unknown := sorted(set(values) - set(known)):
+        raise InputError(f"recipe: [{table}] has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
+    return FitOptions(**values)
 
 
 def build(

@@ -34,7 +34,8 @@ from classifier.types import TIERS
 from training.corpus import Row
 from training.graph import fuse
 from training.int8 import quantise
-from training.model import save_tokenizer, tokenizer_of
+from training.model import input_names, tokenizer_of
+from training.vocabulary import save_tokenizer
 
 FP32_TOLERANCE = 1e-4
 """Largest allowed difference of a logit between torch and ONNX, both in single precision."""
@@ -233,8 +234,8 @@ def _parity(model: PreTrainedModel, fast: FastTokenizer, out: Path, max_tokens: 
         logits8.append(small.run(*arrays)[0])
         if i < 64:
             with torch.inference_mode():
-                ids, mask, types = (torch.from_numpy(a) for a in arrays)
-                reference = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits.numpy()[0]
+                inputs = {name: torch.from_numpy(getattr(encoded, name)) for name in input_names(model)}
+                reference = model(**inputs).logits.numpy()[0]
             worst = max(worst, float(np.abs(reference - logits32[-1]).max()))
     a, b = np.array(logits32), np.array(logits8)
     spread = float(np.sqrt(((a - b) ** 2).mean()) / max(float(a.std()), 1e-9))

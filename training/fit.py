@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -38,7 +39,10 @@ from training.augment import augment
 from training.corpus import UNLABELLED, Row, soft_labels
 from training.int8 import simulated_int8
 from training.losses import distillation_loss, label_loss
+from training.model import input_names
 
+_LAYER = re.compile(r"\.(?:layers?|h|block)\.(\d+)\.")
+"""A layer's number in a parameter's name, as the families of encoders and decoders spell it."""
 STATE_SECONDS = 300.0
 """So much work a killed run loses at most, beside the end of an epoch, which is always kept."""
 
@@ -170,10 +174,7 @@ def fit(
         for batch in bar:
             torch.manual_seed(random.Random(f"{options.seed}/{epoch}/{progress.step}/{rank}").getrandbits(63))
             index, share = _my_rows(batch, weight, rank, world)
-            inputs = {
-                k: torch.from_numpy(v).to(accelerator.device)
-                for k, v in pad([sequences[i] for i in index.tolist()]).items()
-            }
+            inputs = _inputs(model, tokenizer, [sequences[i] for i in index.tolist()], accelerator.device)
             rounding = simulated_int8(model) if options.int8 else nullcontext()
             with rounding, torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits = wrapped(**inputs).logits.float()
@@ -217,21 +218,30 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
     model.to(device).eval()
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(device)):
         for chunk in tqdm(mine, desc=name, unit="batch", disable=None if accelerator.is_main_process else True):
-            inputs = {k: torch.from_numpy(v).to(device) for k, v in pad([sequences[i] for i in chunk]).items()}
+            inputs = _inputs(model, tokenizer, [sequences[i] for i in chunk], device)
             out[chunk] = model(**inputs).logits.float().cpu()
     answers: NDArray[np.float32] = accelerator.reduce(out.to(device), reduction="sum").cpu().numpy()
     return answers
 
 
+def _inputs(
+    model: PreTrainedModel, tokenizer: Tokenizer, sequences: Sequence[tuple[Sequence[int], int]], device: torch.device
+) -> dict[str, Tensor]:
+    """A padded batch as far as the model reads it: (batch, longest) int64 each."""
+    padded = pad(sequences, tokenizer.pad_id)
+    return {name: torch.from_numpy(padded[name]).to(device) for name in input_names(model)}
+
+
 def _parameter_groups(model: PreTrainedModel, options: FitOptions) -> list[dict[str, Any]]:
-    """The parameters by rate and decay: matrices shrink, biases and norms do not; lower layers move less."""
+    """What is trained by rate and decay: matrices shrink, biases and norms do not; lower layers move less."""
     top = model.config.num_hidden_layers + 1
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        _, inside, rest = name.partition(".layer.")
-        level = int(rest.split(".")[0]) + 1 if inside else 0 if "embeddings" in name else top
-        shrinks = parameter.ndim >= 2 and "LayerNorm" not in name
-        groups.setdefault((level, shrinks), []).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        inside = _LAYER.search(name)
+        level = int(inside[1]) + 1 if inside else 0 if "embed" in name else top
+        groups.setdefault((level, parameter.ndim >= 2), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -313,8 +323,9 @@ def _save_state(
     path: Path, model: PreTrainedModel, optimizer: Any, schedule: Any, progress: _Progress, processes: int
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     saved = {
-        "model": model.state_dict(),
+        "model": {name: value for name, value in model.state_dict().items() if name not in frozen},
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "progress": asdict(progress),
@@ -332,7 +343,7 @@ def _resume(path: Path, model: PreTrainedModel, optimizer: Any, schedule: Any, p
             f"{path}: was begun with {saved['processes']} processes and goes on with as many, not with {processes}; "
             "start as many, or remove it to begin again"
         )
-    model.load_state_dict(saved["model"])
+    model.load_state_dict(saved["model"], strict=False)  # what is frozen is as it was loaded
     optimizer.load_state_dict(saved["optimizer"])
     schedule.load_state_dict(saved["schedule"])
     return _Progress(**saved["progress"])

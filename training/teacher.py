@@ -14,13 +14,21 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel, set_seed
 
 from training import processes
+from training.adapters import Lora, merged, with_adapters
 from training.corpus import UNLABELLED, Row
 from training.fit import FitOptions, fit, predict
 from training.model import load_base, load_checkpoint, save_checkpoint, tokenizer_of
 
 
 def train_teachers(
-    rows: Sequence[Row], base: str, seeds: Sequence[int], options: FitOptions, *, max_tokens: int, out: Path
+    rows: Sequence[Row],
+    base: str,
+    seeds: Sequence[int],
+    options: FitOptions,
+    *,
+    max_tokens: int,
+    out: Path,
+    lora: Lora | None = None,
 ) -> tuple[PreTrainedModel, FastTokenizer, NDArray[np.float32]]:
     """Trains one teacher a seed on the labelled rows and asks all of them about every row.
 
@@ -33,6 +41,7 @@ def train_teachers(
         options: of training.
         max_tokens: longest sequence.
         out: folder that keeps each teacher's checkpoint and history.
+        lora: train adapters, which are merged before anything else happens; None trains every weight.
 
     Returns:
         The first teacher, its tokeniser, and the mean of the teachers' log-probabilities: (rows, 4) float32.
@@ -45,14 +54,17 @@ def train_teachers(
         if not (folder / "done").is_file():
             set_seed(seed)
             model, fast = load_base(base, max_tokens)
+            tokenizer = tokenizer_of(fast, max_tokens)
+            learner = model if lora is None else with_adapters(model, lora, tokenizer.reserved_ids)
             history = fit(
-                model,
-                tokenizer_of(fast, max_tokens),
+                learner,
+                tokenizer,
                 labelled,
                 replace(options, seed=seed),
                 name=f"teacher {seed}",
                 state=folder / "state",
             )
+            model = model if lora is None else merged(learner)
             keep(folder, model, fast, history, max_tokens=max_tokens, checkpoint=folder)
         model, fast = load_checkpoint(folder)
         logits = predict(model, tokenizer_of(fast, max_tokens), rows, name=f"teacher {seed} answers")
