@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,12 +49,21 @@ def draw(paint: Callable[[Any], None], *, height: float = SIZE_INCHES[1]) -> str
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("plots need matplotlib; install the extra 'report'") from error
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
-        paint(figure.subplots())
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+
+    def drawn(**style: Any) -> bytes:
+        with rc_context(_STYLE | style):
+            figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
+            paint(figure.subplots())
+            file = io.BytesIO()
+            figure.savefig(file, format="svg", metadata={"Date": None})
+        return file.getvalue()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        image = drawn()
+        if any("missing from font" in str(warning.message) for warning in caught):
+            image = drawn(**{"svg.fonttype": "none"})  # letters that only the reader's browser has
+    return "data:image/svg+xml;base64," + base64.b64encode(image).decode()
 
 
 def bars(
@@ -253,6 +263,8 @@ def _plain_powers(axis: Any) -> None:
 
 
 def _legend_above(axes: Any, columns: int) -> None:
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.2, columnspacing=1.0
-    )
+    """A legend over the whole width of the figure, for which the axes make room."""
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, borderaxespad=0.2,
+        handlelength=1.2, columnspacing=1.0,
+    )  # fmt: skip

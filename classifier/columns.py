@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from classifier import labels
 from classifier.errors import InputError
 
 CHARS_PER_TOKEN = 4.0
 """Of English prose; code and other scripts have fewer, so an estimate for them is low."""
 ROLES: Mapping[str, tuple[str, ...]] = {
     "time": ("startTime", "start_time", "timestamp", "@timestamp", "created_at", "created", "time", "ts", "date",
-             "startTimeUnixNano", "start_time_unix_nano"),
+             "decided_at", "startTimeUnixNano", "start_time_unix_nano"),
     "model": ("model", "gen_ai.request.model", "request_model", "model_name", "model_id", "gen_ai.response.model"),
     "tenant": ("tenant", "tenant_id", "team", "team_id", "user_api_key_team_alias", "user_api_key_team_id", "customer",
                "project", "app", "application", "service"),
@@ -26,8 +27,18 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "cost": ("response_cost", "cost_usd", "cost", "spend"),
     "id": ("id", "request_id", "custom_id", "call_id", "span_id", "spanId"),
     "response": ("response", "completion", "output", "choices"),
+    "label": ("tier",),
+    "at_least": ("at_least",),
+    "at_most": ("at_most",),
+    "verdict": ("verdict",),
+    "cause": ("cause",),
+    "served_tier": ("served_tier",),
+    "accepted_tier": ("accepted_tier",),
+    "drawn_as": ("sampled_for",),
 }  # fmt: skip
 """Names of the columns that hold a fact, the likeliest first."""
+TOP = frozenset({*labels.ROLES, "drawn_as"})
+"""Roles of columns that are found by their whole name only: nested ones of that name mean something else."""
 Place = tuple[str, ...]
 
 
@@ -76,11 +87,11 @@ def find_columns(
                 columns[role] = named[role]
             continue
         for candidate in candidates:
-            matches = [n for n in places if n == candidate or n.endswith(f".{candidate}")]
+            matches = [n for n in places if n == candidate or (role not in TOP and n.endswith(f".{candidate}"))]
             if matches:
                 columns[role] = min(matches, key=lambda n: (len(places[n]), n))
                 break
-    columns |= {f"by:{name}": name for name in by if name not in columns.values()}
+    columns |= {f"by:{name}": name for name in by if name not in (columns.get("model"), columns.get("tenant"))}
     for name in columns.values():
         if name not in places:
             raise InputError(f"{where}: has no column {name!r}; it has {', '.join(sorted(places)[:30])}")

@@ -2,7 +2,7 @@
 
 | format | a row |
 |---|---|
-| `corpus` | `messages` with texts, or `prompt`; optional `tools`, `attachments` (data/README.md) |
+| `corpus` | `messages` with texts, or `prompt`; optional `tools`, `attachments`; in a feedback export in `request` |
 | `prompt` | a column of texts, `prompt` or what `--text-field` says |
 | `openai` | a chat completions or responses body, or a batch file's line with one in `body` |
 | `anthropic` | a messages body, or a batch's line with one in `params` |
@@ -27,7 +27,8 @@ FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel")
 COLUMNS = frozenset({
     "prompt", "messages", "input", "system", "instructions", "tools", "functions", "attachments", "body", "params",
     "custom_id", "call_type", "model_parameters", "model_group", "proxy_server_request", "standard_logging_object",
-    "attributes", "events", "context", "span_id", "spanId", "trace_id", "traceId", "name", "max_tokens",
+    "request", "decision_id", "attributes", "events", "context", "span_id", "spanId", "trace_id", "traceId", "name",
+    "max_tokens",
 })  # fmt: skip
 """Columns that a format may look at, beside the text field."""
 
@@ -48,6 +49,8 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "otel"
     if row.get("standard_logging_object") or row.get("call_type"):
         return "litellm"
+    if row.get("request") and row.get("decision_id"):
+        return "corpus"
     if row.get("messages"):
         return "anthropic" if row.get("system") else "openai"
     if row.get("body"):
@@ -91,7 +94,7 @@ def _prompt(row: Mapping[str, Any], text_field: str, fields: Mapping[str, Any]) 
 
 
 def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
-    return Request.from_json(_opened(row, "messages", "tools"), **fields)
+    return Request.from_json(_opened(_inner(row, "request"), "messages", "tools"), **fields)
 
 
 def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:

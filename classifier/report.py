@@ -1,4 +1,4 @@
-"""What routing labelled traffic would cost and save, as JSON-ready data with the sentences that people read.
+"""What routing labelled traffic would cost and save, as JSON-ready data with the sentences of `wording`.
 
 Knows nothing of how traffic was labelled, of flags, or of pages.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier import wording
+from classifier.measured import FEWEST_LABELS, Measured, measure
 from classifier.metrics import Interval, bootstrap_interval, tier_shares
-from classifier.policy import Policy
 from classifier.prices import Price, Prices
+from classifier.resampling import units_of
 from classifier.savings import (
     RANDOM,
     ROUTED,
@@ -24,12 +26,10 @@ from classifier.savings import (
     Comparison,
     compare,
     concentration,
-    dollars,
     movers,
     recommend,
     strategies,
     tier_of_today,
-    units_of,
 )
 from classifier.traffic import Traffic, categories_of
 from classifier.types import TIERS, Tier
@@ -54,22 +54,25 @@ def analyse(traffic: Traffic, prices: Prices, *, top: int = 20) -> dict[str, Any
     compared = compare(found, traffic.probabilities, units)
     policy = traffic.policy
     promised = policy.guarantee.alpha if policy is not None and policy.guarantee.feasible else None
-    recommendation = recommend(compared, promised)
+    measured = measure({s.name: s.choices for s in found}, traffic.at_least, traffic.at_most, units)
+    enough = ROUTED in measured and measured[ROUTED].labels >= FEWEST_LABELS and not traffic.drawn_by_tier
+    recommendation = recommend(compared, promised, measured[ROUTED].band if enough else None)
     routed = found[0].costs
     by_name = {s.name: s for s in found}
     reference = by_name[TODAY] if TODAY in by_name else by_name[recommendation.tier]
     report: dict[str, Any] = {
         "rows": len(traffic),
         "errors": dict(traffic.errors),
+        "drawn_by_tier": traffic.drawn_by_tier,
         "truncated": traffic.truncated,
         "span": _span(traffic.times),
         "bundle_version": traffic.bundle_version,
-        "policy": _policy(traffic.policy_name, policy),
+        "policy": wording.policy_facts(traffic.policy_name, policy),
         "recommendation": asdict(recommendation),
-        "against_today": _against_today(compared),
+        "against_today": wording.against_today(compared),
         "intervals": unit,
         "tier_shares": list(tier_shares(traffic.tiers)),
-        "strategies": [_as_json(c) for c in compared],
+        "strategies": [_as_json(c) | {"measured": _measured(measured.get(c.name))} for c in compared],
         "reference": TITLES.get(reference.name, f"{reference.name} for all"),
         "over_time": _over_time(traffic, routed, reference.costs),
         "by": {
@@ -88,8 +91,9 @@ def analyse(traffic: Traffic, prices: Prices, *, top: int = 20) -> dict[str, Any
             "output_estimated_share": traffic.output_estimated,
         },
     }
-    report["assumptions"] = _assumptions(traffic, prices, report)
-    report["warnings"] = _warnings(report, unpriced)
+    report["risk_kinds"] = wording.risk_kinds(report, traffic)
+    report["assumptions"] = wording.assumptions(traffic, prices, report)
+    report["warnings"] = wording.warnings(report, unpriced)
     return report
 
 
@@ -114,46 +118,11 @@ def _today(traffic: Traffic, prices: Prices) -> tuple[NDArray[np.float64], NDArr
     return today, tiers, sorted(unpriced, key=lambda item: -item[1])
 
 
-def _policy(name: str, policy: Policy | None) -> dict[str, Any]:
-    if policy is None:
-        return {"name": name, "promise": "The file does not say what the policy promises."}  # fmt: skip
-    fit, top = policy.guarantee, policy.top_tier_guarantee
-    if not fit.feasible:
-        promise = f"Policy {name} promises nothing: it was not fitted, or no threshold keeps its bound."
-    else:
-        confidence = f", with confidence {1 - fit.delta:.0%}" if fit.delta else ", on average over calibration sets"
-        promise = (
-            f"Policy {name} (threshold {policy.threshold:.3f}) sends at most {fit.alpha:.0%} of requests to too small "
-            f"a tier{confidence}, on traffic like the {fit.n:,} {fit.label} labels that it was fitted on, where it was "
-            f"{fit.empirical_risk:.1%} ({fit.method.replace('_', ' ').lower()}). "
-        )
-        promise += (
-            f"At most {top.alpha:.0%} of frontier requests go below frontier."
-            if top is not None and top.feasible
-            else "It promises nothing about frontier requests as such."
-        )
-    return {
-        "name": name,
-        "threshold": policy.threshold,
-        "guarantee": asdict(fit),
-        "top_tier_guarantee": asdict(top) if top is not None else None,
-        "promise": promise,
-    }
-
-
-def _against_today(compared: Sequence[Comparison]) -> str:
-    today = next((c for c in compared if c.name == TODAY), None)
-    if today is None:
-        return ""
-    saving, low, high = today.saving
-    word = "saves" if saving >= 0 else "costs more than today by"
-    ends = sorted((abs(low), abs(high))) if low * high > 0 else (low, high)
-    span = f"{dollars(ends[0])} to {dollars(ends[1])}"
-    share = f"{abs(today.saving_share.estimate):.1%} of what they cost today"
-    return (
-        f"Against today routing {word} {dollars(abs(saving))} ({span}), {share}, on {today.requests:,} requests of "
-        "known cost."
-    )
+def _measured(measured: Measured | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    values = {name: getattr(measured, name) for name in (*measured.__slots__, "band")}
+    return {k: (v._asdict() if isinstance(v, Interval) else v) for k, v in values.items()}
 
 
 def _as_json(c: Comparison) -> dict[str, Any]:
@@ -218,17 +187,23 @@ def _slice(
 ) -> dict[str, Any]:
     tiers, probabilities = traffic.tiers[rows], traffic.probabilities[rows]
     under = 1 - np.cumsum(probabilities, axis=1)[np.arange(len(rows)), tiers]
-    known = np.isfinite(reference[rows])
-    saved = (reference[rows] - routed[rows])[known]
+    priced = np.isfinite(reference[rows])
+    saved = (reference[rows] - routed[rows])[priced]
     entry: dict[str, Any] = {
         "value": value,
         "rows": len(rows),
         "shares": list(tier_shares(tiers)),
-        "reference": float(reference[rows][known].sum()),
-        "routed": float(routed[rows][known].sum()),
+        "reference": float(reference[rows][priced].sum()),
+        "routed": float(routed[rows][priced].sum()),
         "risk": float(np.maximum(under, 0).mean()),
+        "measured": None,
         "saving": None,
     }
+    known = traffic.at_least[rows] >= 0
+    if known.any():
+        units, _ = units_of(len(rows))
+        found = measure({ROUTED: np.eye(len(TIERS))[tiers]}, traffic.at_least[rows], traffic.at_most[rows], units)
+        entry["measured"] = _measured(found[ROUTED])
     if len(saved):
         units, _ = units_of(len(saved))
         sums = np.bincount(units, weights=saved)
@@ -261,63 +236,3 @@ def _prices(prices: Prices) -> list[dict[str, Any]]:
         *(entry(f"tier {tier.label}", prices.tiers[tier]) for tier in TIERS),
         *(entry(f"model {name}", price) for name, price in prices.models.items()),
     ]
-
-
-def _assumptions(traffic: Traffic, prices: Prices, report: Mapping[str, Any]) -> list[str]:
-    tokens = report["tokens"]
-    lines = [
-        f"Prices of the tiers come from {prices.source}; --prices replaces them.",
-        f"Input tokens: {tokens['input']:,.0f}; "
-        + _counted(tokens["input_counted_share"], "estimated as a quarter of the conversation's characters"),
-        f"Output tokens: {tokens['output']:,.0f}; "
-        + _counted(
-            tokens["output_counted_share"],
-            "estimated as a quarter of the answer's characters"
-            if tokens["output_estimated_share"] > 0
-            else "assumed alike for every request, because the log neither counts nor holds the answers",
-        ),
-        "Every model is taken to write as much as was written: a larger model's longer answer would cost more.",
-    ]
-    if TODAY in (s["name"] for s in report["strategies"]):
-        known = next(s for s in report["strategies"] if s["name"] == TODAY)["requests"]
-        where = f"column {traffic.columns['cost']}" if "cost" in traffic.columns else "model prices"
-        lines.append(f"Today's cost is known for {known:,} of {len(traffic):,} requests, from the {where}.")
-    if report["errors"]:
-        lost = sum(report["errors"].values())
-        lines.append(f"{lost:,} rows that could not be labelled are left out of every number.")
-    if report["truncated"]:
-        lines.append(f"Of {report['truncated']:,} long requests the classifier read beginning and end only.")
-    used = ", ".join(f"{role} from {name}" for role, name in traffic.columns.items())
-    lines.append(f"Columns: {used or 'none beside ours'}.")
-    return lines
-
-
-def _counted(share: float, otherwise: str) -> str:
-    if share == 1:
-        return "counted by the log."
-    return f"{otherwise}." if share == 0 else f"counted by the log for {share:.1%}, the rest {otherwise}."
-
-
-def _warnings(report: Mapping[str, Any], unpriced: Sequence[tuple[str, int]]) -> list[str]:
-    warnings = []
-    if TODAY not in (s["name"] for s in report["strategies"]):
-        why = "no model in the log has a price" if unpriced else "the log names no model and no cost"
-        warnings.append(
-            f"What this traffic costs today is not known ({why}): give --prices with a [models] table, or --column "
-            "cost=NAME. Savings are against one model for all."
-        )
-    elif unpriced:
-        names = ", ".join(f"{name} ({rows:,})" for name, rows in unpriced[:5])
-        warnings.append(f"Requests of models without a price are left out of today's cost: {names}.")
-    promised = report["policy"].get("guarantee", {})
-    routed = report["strategies"][0]["risk"]
-    if promised.get("feasible") and routed["low"] > promised["alpha"]:
-        warnings.append(
-            f"The expected risk on this traffic, {routed['estimate']:.1%}, is above the promised "
-            f"{promised['alpha']:.0%}: it is unlike what the policy was calibrated on. Recalibrate on labelled "
-            "requests of your own (classifier sample, then python -m training calibrate)."
-        )
-    share = report["tokens"]["input_counted_share"]
-    if share < 0.5:
-        warnings.append("Most token counts are estimates: read dollars as rough, and shares as better.")
-    return warnings

@@ -21,17 +21,27 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines = [report["recommendation"]["sentence"], f"Because {report['recommendation']['reason']}"]
     lines += [report["against_today"]] if report["against_today"] else []
     lines += [f"! {warning}" for warning in report["warnings"]]
-    lines += ["", f"{'strategy':<32}{'cost':>12}{'routing saves':>15}{'':>20}{'risk':>8}{'frontier misses':>17}"]
+    known = report["strategies"][0]["measured"] is not None
+    head = f"{'strategy':<32}{'cost':>12}{'routing saves':>15}{'':>22}{'expected risk':>15}"
+    lines += ["", f"{head}{'measured':>16}{'frontier misses':>17}" if known else f"{head}{'frontier misses':>17}"]
     for s in report["strategies"]:
         saving = s["saving"]
         span = "" if s["name"] == ROUTED else f"({dollars(saving['low'])} to {dollars(saving['high'])})"
         lines.append(
             f"{_title(s['name']):<32}{dollars(s['cost']['estimate']):>12}"
             f"{'' if s['name'] == ROUTED else dollars(saving['estimate']):>15}{span:>22}"
-            f"{_share(s['risk']['estimate']):>7}{_share(s['frontier_misses']['estimate']):>12}"
+            f"{_share(s['risk']['estimate']):>15}{_band(s['measured']) if known else '':>{16 * known}}"
+            f"{_share(s['frontier_misses']['estimate']):>17}"
         )
     shares = ", ".join(f"{t.label} {s:.1%}" for t, s in zip(TIERS, report["tier_shares"], strict=True))
-    lines += ["", f"{report['rows']:,} requests: {shares}", "", report["policy"]["promise"], ""]
+    lines += [
+        "",
+        f"{report['rows']:,} requests: {shares}",
+        "",
+        "Risk of routing, the share of requests sent to too small a tier:",
+    ]
+    lines += [f"- {kind['name']}: {kind['says']}" for kind in report["risk_kinds"]]
+    lines += ["", "What this rests on:"]
     lines += [f"- {line}" for line in report["assumptions"]]
     return "\n".join(lines)
 
@@ -56,10 +66,12 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
         cards=_cards(report),
         charts=_charts(report),
         by=[_table(name, rows) for name, rows in report["by"].items()],
+        measured=report["strategies"][0]["measured"] is not None,
         movers=entries,
         many_files=len({m["file"] for m in report["movers"]}) > 1,
         movers_have_ids=any(m["id"] for m in report["movers"]),
         movers_have_models=any(m["model"] for m in report["movers"]),
+        mover_columns=8 + any(m["id"] for m in report["movers"]) + any(m["model"] for m in report["movers"]),
         show_text=bool(texts),
         concentration=f"The dearest 1% of requests carry {_share(one)} of all money that routing moves, either way, "
         f"and the dearest 10% carry {_share(ten)}; these are the largest.",
@@ -90,8 +102,38 @@ def _strategy(s: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]
         "saving": itself if routed else _cell(s["saving"], dollars),
         "share": itself if routed else _cell(s["saving_share"], _saved),
         "risk": risk,
-        "misses": _cell(s["frontier_misses"], _share),
+        "measured": _measured(s["measured"], (report["strategies"][0]["measured"] or {}).get("labels", -1)),
+        "misses": _cell(s["frontier_misses"], _share) if s["measured"] is None else _misses(s),
     }
+
+
+def _misses(s: Mapping[str, Any]) -> dict[str, Any]:
+    """Expected frontier misses with the measured ones below."""
+    cell, measured = _cell(s["frontier_misses"], _share), s["measured"]
+    if measured["frontier_labels"]:
+        found = measured["frontier_misses"]
+        cell["notes"] += [f"measured {_share(found['estimate'])}", _ends(found, _share)]
+    return cell
+
+
+def _measured(measured: Mapping[str, Any] | None, usual: int = -1) -> dict[str, Any]:
+    """The measured risk for the page: a number or a band, its interval, and the number of labels if not `usual`."""
+    if measured is None or not measured["labels"]:
+        return {"text": "not known", "notes": []}
+    notes = [_ends(measured["band"], _share)]
+    notes += [f"{measured['labels']:,} labels"] if measured["labels"] != usual else []
+    return {"text": _band(measured), "notes": notes}
+
+
+def _band(measured: Mapping[str, Any] | None) -> str:
+    if measured is None or not measured["labels"]:
+        return "–"
+    low, high = measured["risk"]["estimate"], measured["risk_at_most"]["estimate"]
+    return _share(low) if high <= low else f"{_share(low)} to {_share(high)}"
+
+
+def _ends(value: Mapping[str, float], form: Callable[[float], str]) -> str:
+    return f"{form(value['low'])} to {form(value['high'])}"
 
 
 def _cell(value: Mapping[str, float] | None, form: Callable[[float], str]) -> dict[str, Any]:
@@ -100,12 +142,13 @@ def _cell(value: Mapping[str, float] | None, form: Callable[[float], str]) -> di
         return {"text": "not known", "notes": []}
     if value["low"] == value["high"] or form(value["low"]).endswith("×"):
         return {"text": form(value["estimate"]), "notes": []}
-    return {"text": form(value["estimate"]), "notes": [f"{form(value['low'])} to {form(value['high'])}"]}
+    return {"text": form(value["estimate"]), "notes": [_ends(value, form)]}
 
 
 def _saved(value: float) -> str:
     """A saved share; from twice the cost on, how many times the cost: "costs 13 ×"."""
-    return f"costs {1 - value:,.0f} ×" if value <= -1 else _share(value)
+    times = 1 - value
+    return _share(value) if value > -1 else f"costs {times:,.1f} ×" if times < 10 else f"costs {times:,.0f} ×"
 
 
 def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -118,18 +161,29 @@ def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
         {"name": "routed", "value": dollars(routed["cost"]["estimate"]), "note": f"{report['rows']:,} requests"},
         {"name": report["reference"], "value": dollars(against["cost"]["estimate"]),
          "note": f"{against['requests']:,} requests"},
-        {"name": "routing saves", "value": dollars(against["saving"]["estimate"]),
-         "note": f"{dollars(against['saving']['low'])} to {dollars(against['saving']['high'])}"},
+        _saving_card("routing saves", "routing costs more", against["saving"]),
         {"name": "expected risk", "value": _share(routed["risk"]["estimate"]),
          "note": f"frontier misses {_share(routed['frontier_misses']['estimate'])}"},
     ]  # fmt: skip
+    fit, measured = report["policy"].get("guarantee", {}), routed["measured"]
+    if measured is not None:
+        cards.append({"name": "measured risk", "value": _band(measured), "note": _ends(measured["band"], _share)})
+    if fit.get("feasible"):
+        cards.append({"name": "promised risk", "value": _share(fit["alpha"]), "note": "at most"})
     span = report["span"]
     if span and span["days"] >= 7:
-        month = against["saving"]["estimate"] * 30 / span["days"]
-        cards.append(
-            {"name": "saved in 30 such days", "value": dollars(month), "note": f"from {span['days']:.0f} days"}
-        )
+        month = {name: value * 30 / span["days"] for name, value in against["saving"].items()}
+        card = _saving_card("saved in 30 days", "more in 30 days", month)
+        cards.append(card | {"note": f"as in these {span['days']:.0f}"})
     return cards
+
+
+def _saving_card(saved: str, lost: str, saving: Mapping[str, float]) -> dict[str, str]:
+    """What is saved, or what it costs more, as a positive number."""
+    if saving["estimate"] >= 0:
+        return {"name": saved, "value": dollars(saving["estimate"]), "note": _ends(saving, dollars)}
+    more = {"low": -saving["high"], "high": -saving["low"]}
+    return {"name": lost, "value": dollars(-saving["estimate"]), "note": _ends(more, dollars)}
 
 
 def _charts(report: Mapping[str, Any]) -> dict[str, str]:
@@ -176,6 +230,7 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "reference": dollars(r["reference"]),
                 "routed": dollars(r["routed"]),
                 "saving": _cell(r["saving"], dollars),
+                "measured": _measured(r["measured"]),
             }
             for r in rows
         ],

@@ -5,8 +5,7 @@ the policy's shares without looking. Its cost is counted from tokens and prices.
 *frontier misses*, P(chosen < frontier, given that the label is frontier), are expectations under the classifier's own
 probabilities on this very traffic: as good as its calibration is there. What a policy promises stands beside them.
 
-Intervals are bootstrap over whole days where there are at least `FEWEST_DAYS`, else over requests in blocks of random
-ones. They hold the luck of which requests came, not errors of the probabilities or changes of prices.
+Intervals (`resampling`) hold the luck of which requests came, not errors of the probabilities or changes of prices.
 
 Knows nothing of files, text or pages.
 """
@@ -20,12 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.metrics import Interval
+from classifier.resampling import DRAWS, Resampled
 from classifier.types import TIERS, Tier
 
-FEWEST_DAYS = 20
-MOST_BLOCKS = 5000
-DRAWS = 1000
-DAY_SECONDS = 86_400
 ROUTED, RANDOM, TODAY = "routed", "random", "today"
 Array = NDArray[np.float64]
 
@@ -36,12 +32,14 @@ class Strategy:
 
     Attributes:
         name: `routed`, `random`, `today`, or the label of the one tier that serves all.
+        choices: (n, 4) the chance with which it takes each tier, rows sum to 1; NaN where today's is not known.
         costs: (n,) dollars; NaN where today's is not known.
         risks: (n,) P(label > tier); NaN where today's tier is not known.
         missed: (n,) P(label = frontier) of requests that go below frontier; NaN as for risks.
     """
 
     name: str
+    choices: Array
     costs: Array
     risks: Array
     missed: Array
@@ -111,41 +109,18 @@ def strategies(
     risks[:, -1] = 0.0
     missed = np.repeat(probabilities[:, -1:], len(TIERS), axis=1)
     missed[:, -1] = 0.0
-    rows = np.arange(n)
-    shares = np.bincount(tiers, minlength=len(TIERS)) / n
+    one = np.eye(len(TIERS))
+    choices: dict[str, Array] = {ROUTED: one[tiers], RANDOM: np.broadcast_to(one[tiers].mean(axis=0), (n, len(TIERS)))}
+    choices |= {tier.label: np.broadcast_to(one[tier.index], (n, len(TIERS))) for tier in TIERS}
     found = [
-        Strategy(ROUTED, costs[rows, tiers], risks[rows, tiers], missed[rows, tiers]),
-        Strategy(RANDOM, costs @ shares, risks @ shares, missed @ shares),
-        *(Strategy(t.label, costs[:, t.index], risks[:, t.index], missed[:, t.index]) for t in TIERS),
+        Strategy(name, chosen, *((chosen * values).sum(axis=1) for values in (costs, risks, missed)))
+        for name, chosen in choices.items()
     ]
     if cost_today is not None and np.isfinite(cost_today).any():
         known = tiers_today if tiers_today is not None else np.full(n, -1)
-        told = known >= 0
-        found.append(
-            Strategy(
-                TODAY,
-                cost_today,
-                np.where(told, risks[rows, known], np.nan),
-                np.where(told, missed[rows, known], np.nan),
-            )
-        )
+        chosen = np.where(known[:, None] >= 0, one[known], np.nan)
+        found.append(Strategy(TODAY, chosen, cost_today, *((chosen * v).sum(axis=1) for v in (risks, missed))))
     return found
-
-
-def units_of(n: int, times: Array | None = None, seed: int = 0) -> tuple[NDArray[np.int64], str]:
-    """What the bootstrap resamples: a unit for each of n requests, (n,) int64 from 0, and what a unit is.
-
-    Requests of one day are alike, so whole days are resampled where there are enough. Else requests are; from
-    `MOST_BLOCKS` on in blocks of random ones, which gives sums the same variance and takes a fraction of the time.
-    """
-    if times is not None and np.isfinite(times).all():
-        _, days = np.unique(times // DAY_SECONDS, return_inverse=True)
-        if days.max() + 1 >= FEWEST_DAYS:
-            return days.astype(np.int64), "days"
-    blocks = min(n, MOST_BLOCKS)
-    units = np.arange(n) % blocks
-    np.random.default_rng(seed).shuffle(units)
-    return units.astype(np.int64), "requests"
 
 
 def compare(
@@ -167,26 +142,9 @@ def compare(
         level: of the intervals.
         seed: of the resampling.
     """
-    routed, count = found[0], int(units.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    weights = np.concatenate([np.ones((1, count)), drawn.astype(np.float64)])
+    routed, resampled = found[0], Resampled(units, draws=draws, level=level, seed=seed)
+    sums, interval, share = resampled.sums, resampled.interval, resampled.share
     frontier = probabilities[:, -1]
-
-    def sums(values: Array) -> Array:
-        """Sum over all requests, then over each bootstrap sample: (1 + draws,)."""
-        summed: Array = weights @ np.bincount(units, weights=values, minlength=count)
-        return summed
-
-    def interval(samples: Array) -> Interval:
-        finite = samples[1:][np.isfinite(samples[1:])]
-        if not len(finite):
-            return Interval(float(samples[0]), float("nan"), float("nan"))
-        low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(float(samples[0]), float(low), float(high))
-
-    def share(part: Array, whole: Array) -> Array:
-        shares: Array = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
-        return shares
 
     comparisons = []
     for strategy in found:
@@ -212,7 +170,9 @@ def compare(
     return comparisons
 
 
-def recommend(compared: Sequence[Comparison], promised: float | None) -> Recommendation:
+def recommend(
+    compared: Sequence[Comparison], promised: float | None, measured: Interval | None = None
+) -> Recommendation:
     """One model for all or routing: the cheaper of those that are safe enough.
 
     Safe enough is a risk no higher than the policy's promise, or than its own expected risk where it promises nothing.
@@ -222,6 +182,7 @@ def recommend(compared: Sequence[Comparison], promised: float | None) -> Recomme
     Args:
         compared: from `compare`.
         promised: the policy's alpha where it is feasible, else None.
+        measured: routing's risk as labels on this traffic measure it, where there are enough of them.
     """
     by_name = {c.name: c for c in compared}
     routed, random = by_name[ROUTED], by_name[RANDOM]
@@ -236,17 +197,18 @@ def recommend(compared: Sequence[Comparison], promised: float | None) -> Recomme
     saved = f"{_percent(one.saving_share)} less than {against}"
     price = (
         f" The price of one model is that {_percent(one.risk)} of requests need more than it, among them "
-        f"{one.frontier_misses.estimate:.0%} of those that need the frontier tier (routing misses "
-        f"{routed.frontier_misses.estimate:.0%} of these)."
+        f"{one.frontier_misses.estimate:.0%} of those that need the frontier tier (routing is expected "
+        f"to miss {routed.frontier_misses.estimate:.0%} of these)."
         if one.risk.estimate > 0
         else ""
     )
-    if promised is not None and routed.risk.low > promised:
+    told, risk = ("measured", measured) if measured is not None else ("expected", routed.risk)
+    if promised is not None and risk.low > promised:
         return Recommendation(
             routing=False,
             tier=one.name,
             sentence=f"Do not route with this policy yet; serve everything with {one.name}.",
-            reason=f"its expected risk on this traffic, {_percent(routed.risk)}, is above the {promised:.0%} that it "
+            reason=f"its {told} risk on this traffic, {_percent(risk)}, is above the {promised:.0%} that it "
             "promises on traffic like its calibration set: recalibrate on labelled requests of your own first.",
         )
     if random.risk_above_routed.low <= 0:
@@ -262,7 +224,8 @@ def recommend(compared: Sequence[Comparison], promised: float | None) -> Recomme
             routing=False,
             tier=one.name,
             sentence=f"Use one model: {one.name} for all.",
-            reason=f"routing costs {costs}, which is not surely less than {against}.{price}",
+            reason=f"it is the cheapest single tier with an expected risk within {bound}, and routing, at {costs}, is "
+            f"not surely cheaper.{price}",
         )
     return Recommendation(
         routing=True,

@@ -19,7 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.columns import CHARS_PER_TOKEN, Place, amount, count_chars, find_columns, places_of, seconds, value_at
+from classifier import labels, sampling
+from classifier.columns import (
+    CHARS_PER_TOKEN,
+    TOP,
+    Place,
+    amount,
+    count_chars,
+    find_columns,
+    places_of,
+    seconds,
+    value_at,
+)
 from classifier.errors import BundleCorrupt, InputError
 from classifier.labelled import COLUMNS, Labelled, open_labelled
 from classifier.policy import Policy
@@ -60,6 +71,9 @@ class Traffic:
         output_counted: share of rows whose output tokens the log counts.
         output_estimated: share of rows whose output tokens are estimated from the answer's text; the rest is assumed.
         cost_today: (n,) float64 dollars as the log has them, NaN where it has none.
+        at_least: (n,) int64, index of the lowest tier that the log's own label or outcome allows; -1 where it has none.
+        at_most: (n,) int64, index of the highest.
+        drawn_by_tier: requests with a label that `classifier sample` did not draw at random.
         categories: columns of few values by name; the model's, where there is one, under "model".
         ids: the log's id of each row, or empty.
         files: that the log was read from.
@@ -82,6 +96,9 @@ class Traffic:
     output_counted: float
     output_estimated: float
     cost_today: NDArray[np.float64]
+    at_least: NDArray[np.int64]
+    at_most: NDArray[np.int64]
+    drawn_by_tier: int
     categories: Mapping[str, Category]
     ids: Sequence[str]
     files: tuple[str, ...]
@@ -121,6 +138,10 @@ def read_traffic(
     names = [name for name in labelled.names if name not in COLUMNS or name in by]
     places = places_of(names, [{name: row.get(name) for name in names} for row in peek])
     columns = find_columns(places, named=named or {}, by=by, where=path)
+    if "label" in columns and "label" not in (named or {}):
+        said = (value_at(row.get(columns["label"]), ()) for row in peek)
+        if "verdict" in columns or not labels.are_tiers(said):  # a customer's tier, or the tier of a decision
+            del columns["label"]
     unread = {"response"} if "output_tokens" in columns else set()
     return _read(path, labelled, {r: places[c] for r, c in columns.items() if r not in unread}, columns,
                  assumed_output_tokens)  # fmt: skip
@@ -175,12 +196,14 @@ class _Collected:
     def __init__(self, places: Mapping[str, Place]) -> None:
         self.places = places
         codes = {"rows": "q", "tiers": "q", "shares": "f", "chars": "d", "files": "q", "lines": "q"}
-        codes |= {role: "d" if role in _NUMBERS else "q" for role in places if role != "id"}
+        codes |= {role: "d" if role in _NUMBERS else "q" for role in places if role not in {"id", *TOP}}
+        codes |= {"at_least": "q", "at_most": "q"}
         self.kept: dict[str, array[Any]] = {name: array(code) for name, code in codes.items()}
         self.ids: list[str] = []
         self.seen: dict[str, dict[str, int]] = {}
         self.errors: Counter[str] = Counter()
-        self.read = self.truncated = 0
+        self.read = self.truncated = self.drawn_by_tier = 0
+        self._labelling = {role: place for role, place in places.items() if role in TOP}
 
     def add(self, row: Mapping[str, Any]) -> None:
         position, self.read = self.read, self.read + 1
@@ -196,7 +219,10 @@ class _Collected:
         kept["chars"].append(row.get("classifier_characters") or 0)
         kept["files"].append(self._code("files", row.get("classifier_file")))
         kept["lines"].append(row.get("classifier_row") or 0)
+        self._add_label(row)
         for role, place in self.places.items():
+            if role in TOP:
+                continue
             value = value_at(row.get(place[0]), place[1:])
             if role == "id":
                 self.ids.append("" if value is None else str(value)[:64])
@@ -206,6 +232,13 @@ class _Collected:
                 kept[role].append(count_chars(value) / CHARS_PER_TOKEN)
             else:
                 kept[role].append(amount(value) if role in _NUMBERS else self._code(role, value))
+
+    def _add_label(self, row: Mapping[str, Any]) -> None:
+        said = {role: value_at(row.get(place[0]), place[1:]) for role, place in self._labelling.items()}
+        found = labels.interval_of(said)
+        self.kept["at_least"].append(-1 if found is None else found[0].index)
+        self.kept["at_most"].append(-1 if found is None else found[1].index)
+        self.drawn_by_tier += found is not None and said.get("drawn_as") not in (None, "", sampling.RANDOM)
 
     def _code(self, role: str, value: Any) -> int:
         """A number for a value of a column of few values."""
@@ -242,6 +275,9 @@ class _Collected:
             output_counted=float(np.mean(~np.isnan(counted_out))),
             output_estimated=float(np.mean(np.isnan(counted_out) & held)),
             cost_today=self._numbers("cost"),
+            at_least=np.array(self.kept["at_least"], dtype=np.int64),
+            at_most=np.array(self.kept["at_most"], dtype=np.int64),
+            drawn_by_tier=self.drawn_by_tier,
             categories=categories,
             ids=self.ids,
             files=tuple(self.seen["files"]),

@@ -210,6 +210,16 @@ def test_each_broken_row_is_kept_with_what_is_wrong(name, tmp_path):
         assert "secret" not in found
 
 
+def test_a_feedback_export_is_read_by_its_request():
+    """A row of `classifier feedback export` holds its request under `request`, in a table as JSON text."""
+    request = {"messages": [{"role": "user", "content": "hi"}], "tools": ["search"], "attachments": 1}
+    for held in (request, json.dumps(request)):
+        row = {"decision_id": "d", "tier": "simple", "request": held, "verdict": "accepted"}
+        assert told(request_of_row(row)) == ([("user", "hi")], ("search",), 1)
+    with pytest.raises(InvalidRequest, match="prompt: is not there"):
+        request_of_row({"decision_id": "d", "request": None})
+
+
 def test_a_named_format_takes_nothing_else():
     """A row of another format than the named one is a bad row."""
     for row_format in FORMATS[1:]:

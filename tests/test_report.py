@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from classifier import annotate, cli, columns, page, sampling, savings
+from classifier import annotate, cli, columns, labels, measured, page, sampling, savings
 from classifier import prices as prices_module
 from classifier.errors import InputError
 from classifier.policy import Policy
@@ -140,6 +140,77 @@ def test_a_column_that_is_named_wins(tmp_path):
     assert "model" not in found["columns"]
 
 
+def test_a_log_without_labels_says_that_the_risk_was_not_measured(labelled):
+    """Promised and expected stand in the text, each by its name, and how to measure the third."""
+    told = run(labelled).stdout
+    assert "- promised: Policy balanced" in told
+    assert "- expected: 2." in told
+    assert "- measured: Not known" in told
+    assert numbers(labelled)["strategies"][0]["measured"] is None
+
+
+def test_labels_in_the_log_measure_the_risk_beside_what_is_expected(tmp_path):
+    """A column of tiers is the label: every strategy's measured risk with its interval, and the contradiction said."""
+    rows = [row | {"tier": "frontier" if i % 4 == 0 else "simple"} for i, row in enumerate(traffic())]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    found = numbers(path)
+    by = {s["name"]: s["measured"] for s in found["strategies"]}
+    assert by["simple"]["risk"]["estimate"] == 0.25
+    assert by["frontier"]["risk"]["estimate"] == 0
+    assert by["routed"]["labels"] == 200
+    assert by["routed"]["risk"]["low"] < by["routed"]["risk"]["estimate"] < by["routed"]["risk"]["high"]
+    assert found["risk_kinds"][2]["says"].endswith(
+        "in the log (tier): that of the traffic, if they are a random part of it."
+    )
+    assert any("is above the expected one" in line for line in found["warnings"])
+    assert any("The measured risk on this traffic" in line for line in found["warnings"])
+    assert "its measured risk on this traffic" in found["recommendation"]["reason"]
+    page = tmp_path / "page.html"
+    run(path, "-o", page)
+    assert page.read_text().count("measured risk") > 7
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments"),
+    [
+        ({"tier": "gold"}, []),
+        ({"tier": "simple", "verdict": None}, []),
+        ({"meta": {"tier": "simple"}}, []),
+        ({"tier": "simple"}, ["--column", "label="]),
+    ],
+    ids=["a-customers", "a-decisions", "nested", "named-away"],
+)
+def test_a_tier_that_is_no_label_is_not_taken_for_one(tmp_path, columns, arguments):
+    """A customer's tier, a decision's beside its outcome, a nested one, or one that is named away measure nothing."""
+    path = write_labelled(tmp_path / "l.parquet", [row | columns for row in traffic(20)])
+    assert numbers(path, *arguments)["strategies"][0]["measured"] is None
+
+
+def test_outcomes_measure_the_risk_as_far_as_they_go(tmp_path):
+    """A feedback export that is labelled anew tells what its outcomes say of the tiers, and what they leave open."""
+    outcomes = [
+        {"verdict": "accepted", "served_tier": "simple", "cause": "quality"},
+        {"verdict": "rejected", "served_tier": "standard", "cause": "quality"},
+        {"verdict": "accepted", "served_tier": "complex", "cause": "quality"},
+        {"verdict": "rejected", "served_tier": "simple", "cause": "availability"},
+    ]
+    rows = [labelled_row("standard", 0.9, prompt="p") | {"tier": "simple"} | outcomes[i % 4] for i in range(80)]
+    found = numbers(write_labelled(tmp_path / "l.parquet", rows))
+    routed = found["strategies"][0]["measured"]
+    assert (routed["labels"], routed["open"]) == (60, 20)
+    assert (routed["risk"]["estimate"], routed["risk_at_most"]["estimate"]) == pytest.approx((1 / 3, 2 / 3))
+    assert found["risk_kinds"][2]["says"].startswith("33.3% to 66.7% (95% interval ")
+    assert "An outcome is one try" in found["risk_kinds"][2]["says"]
+
+
+def test_labels_that_were_not_drawn_at_random_do_not_decide(tmp_path):
+    """What `classifier sample --per-tier` drew is no picture of the traffic: it is said, and nothing rests on it."""
+    rows = [row | {"tier": "frontier", "sampled_for": "boundary"} for row in traffic()]
+    found = numbers(write_labelled(tmp_path / "l.parquet", rows))
+    assert any("were drawn by tier or near a threshold" in line for line in found["warnings"])
+    assert "measured" not in found["recommendation"]["reason"]
+
+
 def test_models_without_a_price_are_left_out_of_today_and_named(labelled, prices):
     """What today costs is known for the priced model only; the warning says how many requests are not counted."""
     found = numbers(labelled, "--prices", prices)
@@ -260,6 +331,26 @@ def test_the_text_begins_with_the_recommendation(labelled):
     assert run(labelled).stdout.startswith(found["recommendation"]["sentence"])
 
 
+def test_a_persons_labels_are_labelled_and_measure_the_risk(tiny_bundle_path, tmp_path):
+    """From a random sample over a person's answers, labelled again, to the measured risk: no file is touched."""
+    path = write_labelled(tmp_path / "l.parquet", [labelled_row("simple", prompt=f"hi {i}") for i in range(60)])
+    mine, out = tmp_path / "mine.jsonl", tmp_path / "mine.parquet"
+    sample = ["sample", str(path), "--random", "60", "--annotate", "-o", str(mine)]
+    CliRunner().invoke(cli.command, sample, input="1\n" * 45 + "4\n" * 15, catch_exceptions=False)
+    label = ["label", str(mine), "-o", str(out), "--bundle", str(tiny_bundle_path), "--processes", "1"]
+    assert CliRunner().invoke(cli.command, label, catch_exceptions=False).exit_code == 0
+    assert numbers(out)["strategies"][0]["measured"]["risk"]["estimate"] == 0.25
+
+
+def test_a_name_in_any_alphabet_is_drawn_without_a_word(tmp_path):
+    """Names that the plots' font lacks are left to the reader's browser; nothing is said on stderr."""
+    path = write_labelled(
+        tmp_path / "l.parquet", [row | {"tenant": "日本" if i % 2 else "ไทย"} for i, row in enumerate(traffic())]
+    )
+    done = run(path, "-o", tmp_path / "p.html")
+    assert done.stderr == f"page in {tmp_path / 'p.html'}\n"
+
+
 def test_what_label_writes_is_what_report_and_sample_read(tiny_bundle_path, tmp_path):
     """A log with a broken line, labelled by the command itself, ends as a report and as a sample."""
     words = ["hi", "explain", "debug", "prove"]
@@ -299,7 +390,7 @@ def test_every_command_of_the_documentation_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", [columns, page, prices_module, sampling, annotate, savings], ids=lambda m: m.__name__
+    "module", [columns, labels, measured, page, prices_module, sampling, annotate, savings], ids=lambda m: m.__name__
 )
 def test_examples_in_docstrings_are_true(module):
     """What the modules of the report show is what they return."""

@@ -8,6 +8,7 @@ import pytest
 from classifier.errors import SettingsError
 from classifier.metrics import Interval
 from classifier.prices import Prices, parse_prices, read_prices
+from classifier.resampling import units_of
 from classifier.savings import (
     Comparison,
     compare,
@@ -15,7 +16,6 @@ from classifier.savings import (
     movers,
     recommend,
     strategies,
-    units_of,
 )
 from classifier.types import TIERS, Tier
 
@@ -129,8 +129,8 @@ def test_routing_is_recommended_where_it_is_surely_cheaper_than_one_safe_model()
 @pytest.mark.parametrize(
     ("changes", "promised", "tier", "why"),
     [
-        ({"complex": fixed("complex", 3.2, 0.02, saving=(0.2, -0.1, 0.5))}, 0.10, "complex", "not surely less"),
-        ({}, 0.35, "standard", "not surely less"),
+        ({"complex": fixed("complex", 3.2, 0.02, saving=(0.2, -0.1, 0.5))}, 0.10, "complex", "not surely cheaper"),
+        ({}, 0.35, "standard", "not surely cheaper"),
         ({"random": fixed("random", 3.0, 0.05, above=(0.0, -0.01, 0.01))}, 0.10, "complex", "adds nothing"),
         ({"routed": fixed("routed", 3.0, 0.20)}, 0.10, "complex", "recalibrate"),
     ],

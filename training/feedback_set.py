@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.errors import InvalidRequest
+from classifier.labels import outcome_interval
 from classifier.policy import exploration
 from classifier.types import TIERS, Request, Tier
 from training.corpus import OUTCOME, Row, parse_row
@@ -329,13 +330,8 @@ def _evidence(row: ExportRow, principal: str, one_sided: set[str], now: float, o
 
 
 def _interval(row: ExportRow) -> tuple[Tier, Tier]:
-    served = Tier.parse(row["served_tier"])
-    if row["verdict"] == "accepted":
-        return TIERS[0], served
-    if served is TIERS[-1]:
-        return TIERS[-1], TIERS[-1]
-    high = TIERS[-1] if row["accepted_tier"] is None else Tier.parse(row["accepted_tier"])
-    return Tier(served + 1), high
+    accepted = None if row["accepted_tier"] is None else Tier.parse(row["accepted_tier"])
+    return outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), accepted)
 
 
 def _unserved(row: ExportRow) -> bool:

@@ -24,7 +24,7 @@ TEXT_CHARS = 400
     multiple=True,
     metavar="ROLE=COLUMN",
     help="Where a fact stands, if not found by itself: time, model, tenant, input_tokens, output_tokens, cost, id, "
-    "response. An empty COLUMN means nowhere.",
+    "response, label, at_least, at_most, verdict, cause, served_tier, accepted_tier. An empty COLUMN means nowhere.",
 )
 @click.option(
     "--assume-output-tokens", default=300.0, show_default=True, help="Of answers that the log neither counts nor holds."

@@ -1,0 +1,76 @@
+"""What a log itself says of the tier that a request needed: a label, or an outcome, as an interval of tiers.
+
+A label names the tier, or the lowest and highest that it may be. An outcome of quality at tier t says label <= t where
+it was accepted, label > t where it was not, and no more than the tier that was accepted in the end. Pure.
+
+Knows nothing of files, of who said it, or how often it is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from classifier.types import TIERS, Tier
+
+LABELS = ("label", "at_least", "at_most")
+OUTCOMES = ("verdict", "cause", "served_tier", "accepted_tier")
+ROLES = (*LABELS, *OUTCOMES)
+"""Roles of columns that `interval_of` looks at."""
+Interval = tuple[Tier, Tier]
+
+
+def outcome_interval(verdict: str, served: Tier, accepted: Tier | None) -> Interval:
+    """The lowest and the highest tier that the label may be, after an outcome of quality.
+
+    Rejected at the top tier is the top tier: nothing better is there.
+
+    >>> [t.label for t in outcome_interval("escalated", Tier.SIMPLE, Tier.COMPLEX)]
+    ['standard', 'complex']
+    """
+    if verdict == "accepted":
+        return TIERS[0], served
+    if served is TIERS[-1]:
+        return TIERS[-1], TIERS[-1]
+    return Tier(served + 1), TIERS[-1] if accepted is None else max(accepted, Tier(served + 1))
+
+
+def interval_of(values: Mapping[str, Any]) -> Interval | None:
+    """What a row says of the label; None where it says nothing.
+
+    Args:
+        values: of the row, by role.
+
+    >>> interval_of({"label": "complex"}), interval_of({"verdict": "accepted", "served_tier": "gold"})
+    ((<Tier.COMPLEX: 3>, <Tier.COMPLEX: 3>), None)
+    """
+    label = _tier(values.get("label"))
+    if label is not None:
+        return label, label
+    low, high = _tier(values.get("at_least")), _tier(values.get("at_most"))
+    if low is None and high is None:
+        served, verdict = _tier(values.get("served_tier")), values.get("verdict")
+        if served is None or verdict not in ("accepted", "rejected", "escalated"):
+            return None
+        if values.get("cause") not in (None, "quality"):
+            return None
+        low, high = outcome_interval(str(verdict), served, _tier(values.get("accepted_tier")))
+    low, high = low or TIERS[0], high or TIERS[-1]
+    return None if low > high or (low, high) == (TIERS[0], TIERS[-1]) else (low, high)
+
+
+def are_tiers(values: Iterable[Any]) -> bool:
+    """Whether all of a column's values that are there are names of tiers, and some is.
+
+    >>> are_tiers(["simple", None]), are_tiers(["simple", "gold"]), are_tiers([None])
+    (True, False, False)
+    """
+    there = [value for value in values if value is not None and value != ""]
+    return bool(there) and all(_tier(value) is not None for value in there)
+
+
+def _tier(value: Any) -> Tier | None:
+    try:
+        return Tier.parse(value) if isinstance(value, str) else None
+    except ValueError:
+        return None

@@ -1,0 +1,182 @@
+"""The sentences of a report: what is promised, expected and measured, what it rests on, what to beware of.
+
+Knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from classifier import labels
+from classifier.policy import Policy
+from classifier.prices import Prices
+from classifier.savings import TODAY, Comparison, dollars
+from classifier.traffic import Traffic
+
+
+def policy_facts(name: str, policy: Policy | None) -> dict[str, Any]:
+    """A policy and its promise, in numbers and in a sentence."""
+    if policy is None:
+        return {"name": name, "promise": "The file does not say what the policy promises."}
+    fit, top = policy.guarantee, policy.top_tier_guarantee
+    if not fit.feasible:
+        promise = f"Policy {name} promises nothing: it was not fitted, or no threshold keeps its bound."
+    else:
+        confidence = f", with confidence {1 - fit.delta:.0%}" if fit.delta else ", on average over calibration sets"
+        promise = (
+            f"Policy {name} (threshold {policy.threshold:.3f}) sends at most {fit.alpha:.0%} of requests to too small "
+            f"a tier{confidence}, on traffic like the {fit.n:,} {fit.label} labels that it was fitted on, where it was "
+            f"{fit.empirical_risk:.1%} ({fit.method.replace('_', ' ').lower()}). "
+        )
+        promise += (
+            f"At most {top.alpha:.0%} of frontier requests go below frontier."
+            if top is not None and top.feasible
+            else "It promises nothing about frontier requests as such."
+        )
+    return {
+        "name": name,
+        "threshold": policy.threshold,
+        "guarantee": asdict(fit),
+        "top_tier_guarantee": asdict(top) if top is not None else None,
+        "promise": promise,
+    }
+
+
+def risk_kinds(report: Mapping[str, Any], traffic: Traffic) -> list[dict[str, str]]:
+    """The three numbers for routing's risk, each with what it rests on: promised, expected, measured."""
+    expected, found = report["strategies"][0]["risk"], report["strategies"][0]["measured"]
+    told = {
+        "promised": report["policy"]["promise"],
+        "expected": f"{_range(expected)} by the classifier's own probabilities on this traffic: as good as its "
+        "calibration is here.",
+        "measured": "Not known: the log carries no labels and no outcomes. To measure it label a random sample "
+        "(classifier sample --random N --annotate).",
+    }
+    if found is not None:
+        what = "outcomes" if set(labels.OUTCOMES) & set(traffic.columns) else "labels"
+        names = ", ".join(traffic.columns[role] for role in labels.ROLES if role in traffic.columns)
+        told["measured"] = (
+            f"{_range(found['band'], found['risk_at_most']['estimate'])} by the {what} of {found['labels']:,} of "
+            f"{len(traffic):,} requests in the log ({names}): that of the traffic, if they are a random part of it."
+        )
+        if found["open"]:
+            told["measured"] += (
+                f" Of {found['open']:,} it is not known whether the tier was too small: the range is none to all."
+            )
+        if what == "outcomes":
+            told["measured"] += " An outcome is one try, and sometimes wrong about the tier."
+    return [{"name": name, "says": says} for name, says in told.items()]
+
+
+def _range(value: Mapping[str, float], at_most: float | None = None) -> str:
+    """An estimate, or the two ends of one, with its interval."""
+    estimate = f"{value['estimate']:.1%}"
+    if at_most is not None and at_most > value["estimate"]:
+        estimate += f" to {at_most:.1%}"
+    return f"{estimate} (95% interval {value['low']:.1%} to {value['high']:.1%})"
+
+
+def against_today(compared: Sequence[Comparison]) -> str:
+    """What routing saves against today, in a sentence; empty where today is not known."""
+    today = next((c for c in compared if c.name == TODAY), None)
+    if today is None:
+        return ""
+    saving, low, high = today.saving
+    sure = low * high > 0
+    ends = sorted((abs(low), abs(high))) if sure else (low, high)
+    span = f"{dollars(ends[0])} to {dollars(ends[1])}"
+    change = f"saves {dollars(saving)}" if saving >= 0 else f"costs {dollars(-saving)} more"
+    span = span if sure else f"saving {span}"
+    return (
+        f"Against today routing {change} ({span}), {abs(today.saving_share.estimate):.1%} of today's cost, on "
+        f"{today.requests:,} requests of known cost."
+    )
+
+
+def assumptions(traffic: Traffic, prices: Prices, report: Mapping[str, Any]) -> list[str]:
+    """What the numbers rest on, a line each."""
+    tokens = report["tokens"]
+    lines = [
+        f"Prices of the tiers come from {prices.source}; --prices replaces them.",
+        f"Input tokens: {tokens['input']:,.0f}; "
+        + _counted(tokens["input_counted_share"], "estimated as a quarter of the conversation's characters"),
+        f"Output tokens: {tokens['output']:,.0f}; "
+        + _counted(
+            tokens["output_counted_share"],
+            "estimated as a quarter of the answer's characters"
+            if tokens["output_estimated_share"] > 0
+            else "assumed alike for every request, because the log neither counts nor holds the answers",
+        ),
+        "Every model is taken to write as much as was written: a larger model's longer answer would cost more.",
+    ]
+    if TODAY in (s["name"] for s in report["strategies"]):
+        known = next(s for s in report["strategies"] if s["name"] == TODAY)["requests"]
+        where = f"column {traffic.columns['cost']}" if "cost" in traffic.columns else "model prices"
+        lines.append(f"Today's cost is known for {known:,} of {len(traffic):,} requests, from the {where}.")
+    if report["errors"]:
+        lost = sum(report["errors"].values())
+        lines.append(f"{lost:,} rows that could not be labelled are left out of every number.")
+    if report["truncated"]:
+        lines.append(f"Of {report['truncated']:,} long requests the classifier read beginning and end only.")
+    used = ", ".join(f"{role.replace('_', ' ')} from {name}" for role, name in traffic.columns.items())
+    lines.append(f"Columns: {used or 'none beside ours'}.")
+    return lines
+
+
+def _counted(share: float, otherwise: str) -> str:
+    if share == 1:
+        return "counted by the log."
+    return f"{otherwise}." if share == 0 else f"counted by the log for {share:.1%}, the rest {otherwise}."
+
+
+def warnings(report: Mapping[str, Any], unpriced: Sequence[tuple[str, int]]) -> list[str]:
+    """What to beware of, the gravest first.
+
+    Args:
+        report: the numbers.
+        unpriced: models without a price, with their requests.
+    """
+    found = []
+    if TODAY not in (s["name"] for s in report["strategies"]):
+        why = "no model in the log has a price" if unpriced else "the log names no model and no cost"
+        found.append(
+            f"What this traffic costs today is not known ({why}): give --prices with a [models] table, or --column "
+            "cost=NAME. Savings are against one model for all."
+        )
+    elif unpriced:
+        names = ", ".join(f"{name} ({rows:,})" for name, rows in unpriced[:5])
+        found.append(f"Requests of models without a price are left out of today's cost: {names}.")
+    found += _risk_warnings(report)
+    if report["tokens"]["input_counted_share"] < 0.5:
+        found.append("Most token counts are estimates: read dollars as rough, and shares as better.")
+    return found
+
+
+def _risk_warnings(report: Mapping[str, Any]) -> list[str]:
+    """Where two of the three numbers for risk contradict each other, and where labels are no picture of the traffic."""
+    promised, routed, found = report["policy"].get("guarantee", {}), report["strategies"][0], []
+    expected, measured = routed["risk"], routed["measured"]
+    kinds = {"expected": expected}
+    if report["drawn_by_tier"]:
+        found.append(
+            f"{report['drawn_by_tier']:,} of the labelled requests were drawn by tier or near a threshold, not at "
+            "random: the measured risk is theirs, not the traffic's, and the recommendation leaves it out."
+        )
+    elif measured is not None:
+        band = kinds["measured"] = measured["band"]
+        if band["low"] > expected["high"] or band["high"] < expected["low"]:
+            found.append(
+                f"The measured risk, {_range(band)}, is {'above' if band['low'] > expected['high'] else 'below'} the "
+                f"expected one, {expected['estimate']:.1%}: the probabilities are off on this traffic, and every "
+                "expected number with them; recalibrate, and go by what was measured."
+            )
+    for kind, risk in kinds.items():
+        if promised.get("feasible") and risk["low"] > promised["alpha"]:
+            found.append(
+                f"The {kind} risk on this traffic, {risk['estimate']:.1%}, is above the promised "
+                f"{promised['alpha']:.0%}: it is unlike what the policy was calibrated on. Recalibrate on labelled "
+                "requests of your own (classifier sample, then python -m training calibrate)."
+            )
+    return found
