@@ -91,7 +91,7 @@ def export(
     model = model.eval().float()
     model.config.max_tokens = max_tokens
     with tempfile.TemporaryDirectory() as folder:
-        _export_fp32(fuse(model), Path(folder))
+        export_fp32(fuse(model), Path(folder))
         quantise(Path(folder))
         shutil.copyfile(Path(folder) / "model.onnx", out / "model_fp32.onnx")
         shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")
@@ -214,7 +214,8 @@ def choose_golden(rows: Sequence[Row], count: int = GOLDEN_INPUTS) -> list[Row]:
     return chosen[:count]
 
 
-def _export_fp32(model: PreTrainedModel, folder: Path) -> None:
+def export_fp32(model: PreTrainedModel, folder: Path) -> None:
+    """`model.onnx` in `folder`: the graph of `model` in single precision, as optimum exports it."""
     from optimum.exporters.onnx import onnx_export_from_model
 
     logging.getLogger("optimum").setLevel(logging.ERROR)
