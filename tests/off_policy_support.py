@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from classifier.policy import choose_many, exploration
 from classifier.types import TIERS, Tier
-from training.feedback_set import Log
+from training.decision_log import Log
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What two bundles choose on the same rows, and which labels are fair."""
+"""What two bundles choose on the same rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from classifier.policy import Guarantee, Policy, choose_many
 from training.calibration_report import PRICES, under
 from training.calibration_set import CalibrationSet
 from training.choices import at_cost, out_of_fold, targets_of
-from training.frozen import Frozen, audit_rows
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses, soft
 
@@ -87,26 +86,3 @@ def test_equal_bundles_are_equal_at_one_cost():
     labels = soft(np.random.default_rng(2).integers(0, 4, 300))
     chosen = choose_many(shares, fit_threshold(routing_losses(shares, labels), ALPHA).threshold)
     assert np.array_equal(at_cost(shares, float(np.asarray(PRICES)[chosen].mean())), chosen)
-
-
-def export_row(i, **fields):
-    row = {
-        "decision_id": f"d{i}", "caller": "a", "labels": {}, "request_hash": f"h{i}", "outcome_id": "o",
-        "request": {"messages": [{"role": "user", "content": f"q{i}"}]},
-        "verdict": "accepted", "cause": "quality", "served_tier": "standard", "accepted_tier": None,
-    }  # fmt: skip
-    return {**row, **fields}
-
-
-def test_only_audits_are_closed_labels():
-    """An escalation closes a label only where the request was drawn at random: else labels would drift upwards."""
-    audit = {"labels": {"sample": "audit"}, "served_tier": "simple"}
-    rows = [
-        export_row(0, **audit),
-        export_row(1, verdict="escalated", accepted_tier="frontier", **audit),
-        export_row(2, verdict="escalated", **audit),
-        export_row(3, verdict="escalated", accepted_tier="complex"),
-    ]
-    found, counts = audit_rows(Frozen([], rows, ("sample", "audit")), rows)
-    assert [row.tier.name for row in found] == ["SIMPLE", "FRONTIER"]
-    assert counts == {"audits": 3, "closed": 2, "open": 1, "without_text": 0}

@@ -13,14 +13,14 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from classifier.bundle import Bundle, read_bundle
-from classifier.calibration import METHODS
+from classifier.calibration import METHODS, Calibration
 from classifier.drift import reference_distributions
 from classifier.engine import Engine
 from classifier.errors import InputError
@@ -31,11 +31,29 @@ from training.calibration_fit import FEWEST_ROWS
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, rows_among, write_predictions
 from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
+from training.principals import contradicting
 
 INT8_AGREEMENT = 0.97
 SMOOTH = tuple(name for name in METHODS if name != "cumulative_isotonic")
 """Maps for a few hundred labels: isotonic steps tie half of the scores there, and thresholds then jump over them."""
 _NOTHING: Mapping[str, Any] = {"schema_version": 1, "n": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibrated:
+    """A recalibrated bundle and what it stands on.
+
+    Attributes:
+        bundle: in `out/bundle`, a child of the one whose promises it keeps.
+        report: of `calibrate`.
+        rows: what the thresholds were fitted on.
+        left_out: principals whose audits contradict the others': misses and audits by name.
+    """
+
+    bundle: Bundle
+    report: dict[str, Any]
+    rows: CalibrationSet
+    left_out: dict[str, tuple[int, int]]
 
 
 def recalibrated(
@@ -46,20 +64,18 @@ def recalibrated(
     rows: CalibrationSet,
     promises: Bundle,
     traffic: Sequence[Request],
-) -> tuple[Bundle, dict[str, Any]]:
+) -> Recalibrated:
     """A bundle's weights with probabilities and thresholds fitted to recent labels.
 
     Args:
         parent: the bundle whose weights are kept.
         out: folder that gets `bundle/` and what it was fitted on.
-        map_rows: closed labels for the probability map; None or too few leave it as it is.
+        map_rows: closed labels for the probability map; None or too few leave it as it is. Their sources, and those of
+            `rows`, are principals: one that contradicts the others is left out.
         rows: closed labels for the thresholds; others than `map_rows`.
         promises: the bundle whose policies say what is promised, and how much is explored.
         traffic: recent requests, whatever became of them: what drift will be measured against. Empty keeps the
             parent's reference.
-
-    Returns:
-        The bundle in `out/bundle`, a child of `promises`, and `calibrate`'s report.
 
     Raises:
         InputError: there are no labels to fit on, or no policy promises anything.
@@ -74,31 +90,50 @@ def recalibrated(
             f"{promises.path}: its default policy promises nothing, so there is nothing to keep; "
             "run 'python -m training calibrate' on it first"
         )
-    write_predictions(out / "thresholds.npz", rows)
-    fit_paths = None
-    if map_rows is not None and len(map_rows) >= FEWEST_ROWS:
-        write_predictions(out / "map.npz", map_rows)
-        fit_paths = [out / "map.npz"]
     asked = targets_of((default, *promises.policies.values()))
-    report = calibrate(
-        parent,
-        [out / "thresholds.npz"],
-        out / "calibrated",
-        policies=asked.alphas,
-        delta=asked.delta,
-        severity=asked.severity,
-        top_tier_miss=asked.top_tier_miss,
-        group_by=asked.group_by,
-        epsilon=asked.epsilon,
-        exempt_labels=asked.exempt_labels,
-        fit_paths=fit_paths,
-        default=promises.default_policy,
-        methods=SMOOTH if fit_paths else (),
-    )
-    reference = _reference(Engine.from_pretrained(out / "calibrated"), traffic)
-    bundle = revise(out / "calibrated", out / "bundle", reference=reference, facts={"parent": promises.version})
-    shutil.rmtree(out / "calibrated")
-    return bundle, report
+
+    def consistent(rows: CalibrationSet, calibration: Calibration) -> tuple[CalibrationSet, dict[str, tuple[int, int]]]:
+        shares, alpha = calibration.apply(rows.logits), default.guarantee.alpha
+        against = contradicting(
+            shares, rows.labels, rows.sources, alpha=alpha, target=alpha - asked.epsilon, delta=asked.delta
+        )
+        return rows.take(~np.isin(rows.sources, list(against))), against
+
+    def fitted(weights: Path, rows: CalibrationSet, to: Path, map_path: Path | None) -> dict[str, Any]:
+        write_predictions(out / "thresholds.npz", rows)
+        return calibrate(
+            weights,
+            [out / "thresholds.npz"],
+            to,
+            policies=asked.alphas,
+            delta=asked.delta,
+            severity=asked.severity,
+            top_tier_miss=asked.top_tier_miss,
+            group_by=asked.group_by,
+            epsilon=asked.epsilon,
+            exempt_labels=asked.exempt_labels,
+            fit_paths=[map_path] if map_path else None,
+            default=promises.default_policy,
+            methods=SMOOTH if map_path else (),
+        )
+
+    map_path = None
+    if map_rows is not None:
+        map_rows, _ = consistent(map_rows, read_bundle(parent).calibration)
+        if len(map_rows) >= FEWEST_ROWS:
+            map_path = out / "map.npz"
+            write_predictions(map_path, map_rows)
+    done = out / "calibrated"
+    report = fitted(parent, rows, done, map_path)
+    kept, left_out = consistent(rows, read_bundle(done).calibration)
+    if left_out:
+        rows, done = kept, out / "consistent"
+        report = fitted(out / "calibrated", rows, done, None)
+    reference = _reference(Engine.from_pretrained(done), traffic)
+    bundle = revise(done, out / "bundle", reference=reference, facts={"parent": promises.version})
+    for path in {done, out / "calibrated"}:
+        shutil.rmtree(path)
+    return Recalibrated(bundle, report, rows, left_out)
 
 
 def retrained(

@@ -22,7 +22,7 @@ from classifier.types import Request
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, tiers
-from training.feedback_set import Log
+from training.decision_log import Log
 from training.gate import LabelledSet
 from training.off_policy import OffPolicy, estimate
 from training.policy_fit import Targets, fit_policies, thresholds_of

@@ -22,21 +22,17 @@ Knows nothing of models, stores or files.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from classifier.errors import InvalidRequest
-from classifier.labels import outcome_interval
-from classifier.policy import exploration
-from classifier.types import TIERS, Request, Tier
+from classifier.types import TIERS, Tier
 from training.corpus import OUTCOME, Row, parse_row
-from training.outcome_noise import error_rates, eta_of, reporting_chances
+from training.decision_log import Log, interval, is_quality, make_log
+from training.outcome_noise import error_rates, eta_of
+from training.principals import held_to_share, principal_of
 
 ExportRow = Mapping[str, Any]
 SOURCE = "feedback"
@@ -96,55 +92,6 @@ class Closed:
     row: Row
     decided_at: float
     principal: str
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """What evaluation needs of every decision, reported or not, oldest first. n rows.
-
-    Attributes:
-        requests: (n,) the request, or None where its text is not there.
-        probabilities: (n, 4) float32 of the bundle that decided.
-        chosen: (n,) int64, index of the tier that was decided.
-        base: (n,) int64, index of the tier before exploration.
-        propensities: (n, 4) float64: P(the log would have had this tier), rows sum to 1; 0 is no support.
-        reporting: (n,) float64, P(an outcome came in), by tier and caller.
-        observed: (n,) bool, an outcome of quality at the decided tier came in.
-        at_least: (n,) int64, index of the lowest tier that the label may be; 0 where not observed.
-        at_most: (n,) int64, index of the highest; 3 where not observed.
-        floors: (n,) int64, index of the request's floor; 0 without.
-        ceilings: (n,) int64, index of the request's ceiling; 3 without.
-        principals: (n,) str.
-        decided_at: (n,) float64, seconds since the epoch.
-    """
-
-    requests: tuple[Request | None, ...]
-    probabilities: NDArray[np.float32]
-    chosen: NDArray[np.int64]
-    base: NDArray[np.int64]
-    propensities: NDArray[np.float64]
-    reporting: NDArray[np.float64]
-    observed: NDArray[np.bool_]
-    at_least: NDArray[np.int64]
-    at_most: NDArray[np.int64]
-    floors: NDArray[np.int64]
-    ceilings: NDArray[np.int64]
-    principals: NDArray[np.str_]
-    decided_at: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    @property
-    def explored(self) -> bool:
-        """Whether any decision had a chance of another tier: else the log says nothing about other choices."""
-        return bool((self.propensities.max(axis=1, initial=0.0) < 1.0).any()) if len(self) else False
-
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Log:
-        """The given rows."""
-        index = np.arange(len(self))[rows]
-        values = {name: getattr(self, name)[index] for name in self.__slots__ if name != "requests"}
-        return Log(requests=tuple(self.requests[i] for i in index), **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,18 +158,20 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
         if row["decided_at"] is None:
             counts["no_decision"] += 1
             continue
-        if _is_quality(row):
+        if is_quality(row):
             judged.append(row)
         key = (row["caller"], row["decision_id"])
         if row["effective"] or key not in decisions:
             decisions[key] = row
     kept = sorted(decisions.values(), key=lambda r: (r["decided_at"], r["decision_id"]))
     now = now if now is not None else max((r["decided_at"] for r in kept), default=0.0)
-    principals = [_principal(row, options) for row in kept]
+    principals = [principal_of(row, options.principal_label) for row in kept]
     one_sided = _one_sided(kept, principals, options)
     counts["decisions"] = len(kept)
     counts["outcomes"] = sum(row["outcome_id"] is not None for row in kept)
-    rates = error_rates(*_verdicts([r for r in judged if _principal(r, options) not in one_sided], options))
+    rates = error_rates(
+        *_verdicts([r for r in judged if principal_of(r, options.principal_label) not in one_sided], options)
+    )
     evidence: dict[tuple[str, str, str], _Evidence] = {}
     for row, principal in zip(kept, principals, strict=True):
         found = _evidence(row, principal, one_sided, now, options)
@@ -244,7 +193,7 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
         trained.append((e, made))
         if not _unserved(e.source) and _closed_tier(e) is not None:
             closed.append(_closed(e, made))
-    log, table = _log(kept, principals)
+    log, table = make_log(kept, principals)
     counts.update({"rows": len(trained), "closed": len(closed), "log": len(log)})
     totals: dict[str, float] = defaultdict(float)
     for e, made in trained:
@@ -266,21 +215,10 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
     )
 
 
-def _is_quality(row: ExportRow) -> bool:
-    return row["outcome_id"] is not None and row["cause"] == "quality"
-
-
-def _principal(row: ExportRow, options: SetOptions) -> str:
-    caller = str(row["caller"] or "")
-    if not options.principal_label:
-        return caller
-    return f"{caller}/{(row['labels'] or {}).get(options.principal_label, '')}"
-
-
 def _one_sided(rows: Sequence[ExportRow], principals: Sequence[str], options: SetOptions) -> set[str]:
     told: dict[str, list[bool]] = defaultdict(list)
     for row, principal in zip(rows, principals, strict=True):
-        if _is_quality(row) and row["served_tier"] != TIERS[-1].label:
+        if is_quality(row) and row["served_tier"] != TIERS[-1].label:
             told[principal].append(row["verdict"] == "accepted")
     return {
         name
@@ -295,7 +233,9 @@ def _verdicts(rows: Sequence[ExportRow], options: SetOptions) -> tuple[list[str]
     for row in sorted(rows, key=lambda r: (r["occurred_at"], r["outcome_id"])):
         item = f"{row['request_hash'] or row['decision_id']}/{row['served_tier']}"
         # Two tries at one request are two words, though of one source; two reports of one try are one.
-        found[item, _principal(row, options), row["source"], f"{row['decision_id']}/{row['outcome_id']}"] = row
+        found[
+            item, principal_of(row, options.principal_label), row["source"], f"{row['decision_id']}/{row['outcome_id']}"
+        ] = row
     seen: Counter[tuple[str, str]] = Counter()
     items, tiers, sources, said = [], [], [], []
     for (item, principal, source, _), row in found.items():
@@ -316,68 +256,34 @@ _MOST_WORDS = 5
 def _evidence(row: ExportRow, principal: str, one_sided: set[str], now: float, options: SetOptions) -> _Evidence | str:
     if row["outcome_id"] is None:
         return "silent"
-    if not _is_quality(row):
+    if not is_quality(row):
         return "not_quality"
     if principal in one_sided:
         return "one_sided"
     if row["request"] is None:
         return "no_text"
-    low, high = _interval(row)
+    low, high = interval(row)
     if (low, high) == (TIERS[0], TIERS[-1]):
         return "says_nothing"
     age = max(0.0, now - float(row["decided_at"])) / _DAY
     return _Evidence(row, principal, low, high, 0.5 ** (age / options.half_life_days))
 
 
-def _interval(row: ExportRow) -> tuple[Tier, Tier]:
-    accepted = None if row["accepted_tier"] is None else Tier.parse(row["accepted_tier"])
-    return outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), accepted)
-
-
 def _unserved(row: ExportRow) -> bool:
-    return row["served_tier"] == TIERS[-1].label and row["verdict"] != "accepted"
+    return bool(row["served_tier"] == TIERS[-1].label and row["verdict"] != "accepted")
 
 
 def _capped(evidence: list[_Evidence], options: SetOptions) -> tuple[list[_Evidence], int]:
     """What is left once each principal is held to its share, and how many were left out."""
-    by: dict[str, list[_Evidence]] = defaultdict(list)
-    for e in evidence:
-        by[e.principal].append(e)
-    if len(by) < 2:
-        return evidence, 0
-    share = max(options.principal_share, 1 / len(by))
-    cap = _cap([sum(e.weight for e in mine) for mine in by.values()], share)
-    used: list[_Evidence] = []
-    for mine in by.values():
-        total = 0.0
-        for e in sorted(mine, key=lambda e: _position(str(e.source["decision_id"]))):
-            room = cap - total
-            if room <= cap * 1e-9:
-                break
-            used.append(replace(e, weight=min(e.weight, room)))  # the last one fills what is left
-            total += used[-1].weight
-    used.sort(key=lambda e: (e.source["decided_at"], e.source["decision_id"]))
-    return used, len(evidence) - len(used)
-
-
-def _cap(totals: Sequence[float], share: float) -> float:
-    """The largest c with c <= share * sum(min(total, c))."""
-    ordered = sorted(totals, reverse=True)
-    if ordered[0] <= share * sum(ordered):
-        return ordered[0]
-    for above in range(1, len(ordered) + 1):
-        # With the `above` largest held to c: c = share * (above * c + the rest).
-        rest, room = sum(ordered[above:]), 1 - share * above
-        if room <= 1e-12:
-            return ordered[above - 1]
-        c = share * rest / room
-        if above == len(ordered) or c >= ordered[above]:
-            return c
-    raise AssertionError("unreachable")
-
-
-def _position(name: str) -> bytes:
-    return hashlib.sha256(f"cap/{name}".encode()).digest()
+    used, left_out = held_to_share(
+        evidence,
+        options.principal_share,
+        principal=lambda e: e.principal,
+        name=lambda e: str(e.source["decision_id"]),
+        weight=lambda e: e.weight,
+        reweighted=lambda e, weight: replace(e, weight=weight),
+    )
+    return sorted(used, key=lambda e: (e.source["decided_at"], e.source["decision_id"])), left_out
 
 
 def _row(e: _Evidence, rates: Mapping[str, tuple[float, float]]) -> Row | None:
@@ -411,63 +317,3 @@ def _closed(e: _Evidence, row: Row) -> Closed:
     one_hot = tuple(1.0 if t is tier else 0.0 for t in TIERS)
     made = replace(row, probabilities=one_hot, at_least=tier, at_most=tier, eta=None, stated_tier=tier)  # type: ignore[arg-type]
     return Closed(made, float(e.source["decided_at"]), e.principal)
-
-
-def _log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log, dict[str, tuple[int, float]]]:
-    """The log of the decisions that the tier was served as decided, and the reporting shares by tier and caller."""
-    keep = [
-        (row, who)
-        for row, who in zip(rows, principals, strict=True)
-        # A route that moved the tier, or a gateway that served another, broke the known propensity.
-        if row["reason"] != "route" and row["served_tier"] in (None, row["tier"])
-    ]
-    kept, names = [row for row, _ in keep], [who for _, who in keep]
-    n = len(kept)
-    observed = np.array([_is_quality(row) for row in kept], dtype=bool)
-    cells = [f"{row['tier']}/{row['caller'] or ''}" for row in kept]
-    reporting = reporting_chances(cells, observed)
-    intervals = [_interval(row) if seen else (TIERS[0], TIERS[-1]) for row, seen in zip(kept, observed, strict=True)]
-    behaviour = [_behaviour(row) for row in kept]
-    floors = [0 if row["floor"] is None else Tier.parse(row["floor"]).index for row in kept]
-    ceilings = [len(TIERS) - 1 if row["ceiling"] is None else Tier.parse(row["ceiling"]).index for row in kept]
-    table: dict[str, list[bool]] = defaultdict(list)
-    for cell, seen in zip(cells, observed.tolist(), strict=True):
-        table[cell].append(seen)
-    return Log(
-        requests=tuple(_request(row) for row in kept),
-        probabilities=np.array([row["probabilities"] for row in kept], dtype=np.float32).reshape(n, len(TIERS)),
-        chosen=np.array([Tier.parse(row["tier"]).index for row in kept], dtype=np.int64),
-        base=np.array([base.index for base, _ in behaviour], dtype=np.int64),
-        propensities=np.array([p for _, p in behaviour], dtype=np.float64).reshape(n, len(TIERS)),
-        reporting=reporting,
-        observed=observed,
-        at_least=np.array([low.index for low, _ in intervals], dtype=np.int64),
-        at_most=np.array([high.index for _, high in intervals], dtype=np.int64),
-        floors=np.array(floors, dtype=np.int64),
-        ceilings=np.array(ceilings, dtype=np.int64),
-        principals=np.array(names, dtype=np.str_),
-        decided_at=np.array([row["decided_at"] for row in kept], dtype=np.float64),
-    ), {name: (len(seen), float(np.mean(seen))) for name, seen in sorted(table.items())}
-
-
-def _behaviour(row: ExportRow) -> tuple[Tier, list[float]]:
-    """The tier before exploration, and the chance of each tier, from the propensity of the one that was drawn."""
-    tier, propensity = Tier.parse(row["tier"]), float(row["propensity"])
-    ceiling = None if row["ceiling"] is None else Tier.parse(row["ceiling"])
-    base, epsilon = tier, 1.0 - propensity
-    if row["reason"] == "explored":
-        base = Tier.parse(row["model_tier"])
-        base = base if ceiling is None else min(base, ceiling)
-        share = exploration(base, 0.5, ceiling=ceiling).get(tier, 0.0) / 0.5
-        epsilon = propensity / share if share > 0 else 0.0
-    chances = exploration(base, min(epsilon, 1.0), ceiling=ceiling)
-    return base, [chances.get(t, 0.0) for t in TIERS]
-
-
-def _request(row: ExportRow) -> Request | None:
-    if row["request"] is None:
-        return None
-    try:
-        return Request.from_json(row["request"])
-    except InvalidRequest:
-        return None

@@ -1,10 +1,7 @@
 """What one retraining run sees of the feedback store: frozen at its beginning, split by time, deleted at its end.
 
 A run may be cut off and go on an hour later, and outcomes keep coming; so its rows are written down once. The *recent*
-part of the window calibrates and judges, the *earlier* part trains. Closed labels are taken from audits alone: requests
-that the gateway drew at random, tried from the cheapest tier up whatever it was told, and marked with a label. Their
-label is known whatever the classifier thought; all other closed labels are known *because* of what it chose, and would
-teach the thresholds to rise for ever.
+part of the window calibrates and judges, the *earlier* part trains.
 
 Knows nothing of models.
 """
@@ -14,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from classifier.database import Database
 from classifier.errors import InputError
 from classifier.exports import export_row, read_export, write_export
 from classifier.ledger import Ledger
-from classifier.types import TIERS, Request
-from training.corpus import OUTCOME, RUBRIC, Row, parse_row
+from classifier.types import Request
+from training.corpus import parse_row
 
 EXPORT = "feedback.jsonl"
 
@@ -117,86 +114,9 @@ def request_of(row: ExportRow) -> Request | None:
     return None if row["request"] is None else Request.from_json(row["request"])
 
 
-def closed_label(row: ExportRow) -> str | None:
-    """The cheapest tier that satisfied an audit; None where none did, or where quality was not judged."""
-    if row["cause"] != "quality" or row["served_tier"] != TIERS[0].label:
-        return None
-    if row["verdict"] == "accepted":
-        return TIERS[0].label
-    accepted: str | None = row["accepted_tier"]
-    return accepted
-
-
-def audit_rows(frozen: Frozen, rows: Iterable[ExportRow]) -> tuple[list[Row], dict[str, int]]:
-    """Audited requests with their labels, as corpus rows of the kind OUTCOME; one a conversation, the latest.
-
-    Returns:
-        The rows, and counts: audits, closed, open (nothing satisfied, or no outcome), without_text.
-    """
-    found: dict[str, Row] = {}
-    counts = {"audits": 0, "closed": 0, "open": 0, "without_text": 0}
-    for row in rows:
-        if not frozen.audited(row):
-            continue
-        counts["audits"] += 1
-        label = closed_label(row)
-        if label is None:
-            counts["open"] += 1
-        elif row["request"] is None:
-            counts["without_text"] += 1
-        else:
-            data = {**row["request"], "id": row["decision_id"], "tier": label, "label": OUTCOME, "source": "feedback"}
-            data["group"] = row["request_hash"]
-            parsed = parse_row(data, "feedback")
-            found[parsed.sha256] = parsed
-            counts["closed"] += 1
-    return list(found.values()), counts
-
-
 def conversations(rows: Iterable[ExportRow]) -> set[str]:
     """Hashes of the conversations whose text is there, as corpus rows have them."""
     return {parse_row(row["request"], "feedback").sha256 for row in rows if row["request"] is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Labelled rows of one run by their use; none was trained on by the bundle that serves.
-
-    Attributes:
-        recent: recent audits: thresholds are fitted on them, and candidates are judged on them out of fold.
-        earlier: audits from before, for the probability map.
-        golden: held-out rows of the base corpus, to judge on.
-        traffic: recent requests, whatever became of them.
-        counts: of recent audits.
-    """
-
-    recent: list[Row]
-    earlier: list[Row]
-    golden: list[Row]
-    traffic: list[Request]
-    counts: dict[str, int]
-
-
-def labels_of(frozen: Frozen, base: Sequence[Row], *, most: int) -> Labels:
-    """The labels of a run.
-
-    Args:
-        frozen: its rows.
-        base: the base corpus.
-        most: golden rows and requests of traffic are at most so many each, chosen by their hash and the latest.
-    """
-    recent, counts = audit_rows(frozen, frozen.recent)
-    known = {row.sha256 for row in recent}
-    earlier, _ = audit_rows(frozen, frozen.earlier)
-    golden = [row for row in base if row.label == RUBRIC and row.probabilities is not None and row.split == "test"]
-    requests = [request for row in frozen.recent if (request := request_of(row)) is not None]
-    return Labels(
-        recent,
-        [row for row in earlier if row.sha256 not in known],
-        sorted(golden, key=lambda row: row.sha256)[:most],
-        requests[-most:],
-        counts,
-    )
 
 
 def parse_audit(text: str) -> tuple[str, str]:

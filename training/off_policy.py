@@ -31,7 +31,7 @@ from scipy import stats
 from classifier.metrics import Interval
 from classifier.types import TIERS
 from training.calibration_report import PRICES
-from training.feedback_set import Log
+from training.decision_log import Log
 
 FEWEST_EFFECTIVE = 50.0
 """Effective rows below which nothing is estimated."""

@@ -20,7 +20,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
 from classifier.registry import Registry
 from training.calibration_set import CalibrationSet, score_rows
-from training.candidates import recalibrated, retrained, unseen
+from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
-from training.feedback_set import Log, build
-from training.frozen import Frozen, Labels, conversations, freeze, labels_of, melt, outcomes_since, parse_audit, thaw
+from training.decision_log import Log
+from training.feedback_set import SetOptions, build
+from training.frozen import Frozen, conversations, freeze, melt, outcomes_since, parse_audit, thaw
 from training.gate import FEWEST_ROWS, judge
+from training.held_out import HeldOut, hold_out
 from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
 from training.tracking import track
 
@@ -61,6 +63,8 @@ class Options:
         window_days: how far back decisions are taken.
         held_out: share of the window, the latest decisions, that calibrates and judges.
         audit_label: NAME=VALUE of the label of audited requests.
+        principal_share: highest share that one principal has in what trains, and in the audits; in (0, 1].
+        principal_label: a label, set by the gateway, that tells a caller's own clients apart; "" for none.
         data: base corpus: mixed in where its split is train, golden where it is test.
         recipe: file of the retraining recipe.
         promote: promote what the gate accepts.
@@ -75,6 +79,8 @@ class Options:
     window_days: float = 30.0
     held_out: float = 1 / 3
     audit_label: str = "sample=audit"
+    principal_share: float = 0.2
+    principal_label: str = ""
     data: tuple[str, ...] = (str(OWN_DATA),)
     recipe: Path = RECIPES / "retrain.toml"
     promote: bool = False
@@ -128,6 +134,7 @@ class Round:
         self._options, self._run, self._say, self._clock = options, run, say, clock
         self._registry = Registry(options.registry)
         self._audit = parse_audit(options.audit_label)
+        self._caps = SetOptions(options.principal_share, options.principal_label)
 
     def go(self, why: str) -> dict[str, Any]:
         """All steps that are left, and the receipt."""
@@ -174,7 +181,7 @@ class Round:
         else:
             run.step("train", self._train)
             raw = run.path("train") / "raw"
-            run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._labels()))
+            run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._held_out()))
             trained = run.step("judge-retrained", lambda out: self._judge(out, "calibrate-trained"))
             verdicts["calibrate-trained"], second = trained, trained["why"]
         both = f"recalibrated: {first['why']}; retrained: {second}"
@@ -186,11 +193,11 @@ class Round:
 
     def _recalibrate(self, out: Path) -> dict[str, Any]:
         """The current weights with probabilities and thresholds of now, where there are audits to fit them on."""
-        current, labels = self._current(), self._labels()
-        if len(labels.recent) < FEWEST_ROWS:
-            text = f"{len(labels.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
-            return {"done": False, "why": f"{text} and to judge", "labels": labels.counts}
-        return self._calibrated(out, current.path, labels) | {"done": True, "labels": labels.counts}
+        current, held = self._current(), self._held_out()
+        if len(held.recent) < FEWEST_ROWS:
+            text = f"{len(held.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
+            return {"done": False, "why": f"{text} and to judge", "audits": held.counts}
+        return self._calibrated(out, current.path, held) | {"done": True, "audits": held.counts}
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's checkpoint, trained on and exported, not yet calibrated."""
@@ -210,27 +217,26 @@ class Round:
         )
         return facts | {"feedback": counts}
 
-    def _calibrated(self, out: Path, weights: Path, labels: Labels) -> dict[str, Any]:
+    def _calibrated(self, out: Path, weights: Path, held: HeldOut) -> dict[str, Any]:
         """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
         engine = Engine.from_pretrained(weights, threads=2)
-        rows = self._scored(labels.recent, engine)
-        earlier = self._scored(labels.earlier, engine) if labels.earlier else None
-        bundle, report = recalibrated(
+        found = recalibrated(
             weights,
             out,
-            map_rows=earlier,
-            rows=rows,
+            map_rows=self._scored(held.earlier, engine) if held.earlier else None,
+            rows=self._scored(held.recent, engine),
             promises=self._current(),
-            traffic=labels.traffic,
+            traffic=held.traffic,
         )
         return {
-            "version": bundle.version,
-            "label": report["label"],
-            "rows": len(rows),
-            "map_rows": len(labels.earlier),
-            "rows_sha256": rows.sha256,
-            "thresholds": {name: policy.threshold for name, policy in bundle.policies.items()},
-            "notes": report["notes"],
+            "version": found.bundle.version,
+            "label": found.report["label"],
+            "rows": len(found.rows),
+            "map_rows": len(held.earlier),
+            "rows_sha256": found.rows.sha256,
+            "left_out": found.left_out,
+            "thresholds": {name: policy.threshold for name, policy in found.bundle.policies.items()},
+            "notes": found.report["notes"],
         }
 
     def _register(self, name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,11 +285,10 @@ class Round:
     def _frozen(self) -> Frozen:
         return thaw(self._run.path("snapshot"), self._snapshot["split"], self._audit)
 
-    def _labels(self) -> Labels:
-        base = unseen(read_corpus(self._options.data), self._current())
-        found = labels_of(self._frozen(), base, most=MOST_GOLDEN)
-        recent, earlier = (unseen(rows, self._current()) for rows in (found.recent, found.earlier))
-        return replace(found, recent=recent, earlier=earlier)
+    def _held_out(self) -> HeldOut:
+        return hold_out(
+            self._frozen(), read_corpus(self._options.data), self._current(), options=self._caps, most=MOST_GOLDEN
+        )
 
     def _scored(self, rows: Sequence[Row], engine: Engine) -> CalibrationSet:
         current = self._current()
@@ -291,22 +296,25 @@ class Round:
 
     def _feedback(self) -> tuple[list[Row], dict[str, Any]]:
         """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
-        frozen, labels = self._frozen(), self._labels()
-        kept = {row.sha256 for row in [*labels.recent, *labels.earlier, *labels.golden]} | conversations(frozen.recent)
-        found = build(row for row in frozen.earlier if not frozen.audited(row))
+        frozen, held = self._frozen(), self._held_out()
+        kept = {row.sha256 for row in [*held.recent, *held.earlier, *held.golden]} | conversations(frozen.recent)
+        found = build((row for row in frozen.earlier if not frozen.audited(row)), options=self._caps)
         fresh = [row for row in found.rows if row.sha256 not in kept]
         return fresh, found.as_json() | {"used": len(fresh), "kept_for_judging": len(found.rows) - len(fresh)}
 
     def _judge(self, _: Path, name: str) -> dict[str, Any]:
-        """The bundle of a step against the current one."""
-        labels = self._labels()
+        """The bundle of a step against the current one, without the audits that it was told to leave out."""
+        held = self._held_out()
+        left_out = json.loads((self._run.path(name) / RESULT).read_text(encoding="utf-8"))["left_out"]
+        audits = [row for row in held.recent if row.source not in left_out]
         current = Engine.from_pretrained(self._current().path, threads=2)
         candidate = Engine.from_pretrained(self._run.path(name) / "bundle", threads=2)
-        scored = self._scored(labels.recent, current), self._scored(labels.recent, candidate)
         verdict = judge(
             [
-                recent_set(current, candidate, scored, labels.traffic),
-                golden_set(current, candidate, labels.golden, risk_margin=GOLDEN_MARGIN),
+                recent_set(
+                    current, candidate, (self._scored(audits, current), self._scored(audits, candidate)), held.traffic
+                ),
+                golden_set(current, candidate, held.golden, risk_margin=GOLDEN_MARGIN),
             ],
             off_policy=off_policy_pair(current, candidate, self._log()),
         )
@@ -315,5 +323,5 @@ class Round:
     def _log(self) -> Log:
         """What was decided lately, audits left out: they were served another tier than the log says."""
         frozen = self._frozen()
-        log = build(row for row in frozen.recent if not frozen.audited(row)).log
+        log = build((row for row in frozen.recent if not frozen.audited(row)), options=self._caps).log
         return log.take(np.flatnonzero([request is not None for request in log.requests])[-MOST_LOGGED:])

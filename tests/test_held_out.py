@@ -1,0 +1,55 @@
+"""Which labels are fair: audits, and nothing that is known because of what was chosen."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.feedback_set_support import export_row, silent
+from training.feedback_set import SetOptions
+from training.held_out import audits
+
+ALL = SetOptions(principal_share=1.0)
+
+
+def test_only_what_was_tried_from_simple_up_is_closed():
+    """An audit is closed where a tier satisfied it; one that none did, that was silent or began higher stays open."""
+    rows = [
+        export_row(0, served_tier="simple"),
+        export_row(1, served_tier="simple", verdict="escalated", accepted_tier="frontier"),
+        export_row(2, served_tier="simple", verdict="escalated"),
+        export_row(3, served_tier="standard", verdict="escalated", accepted_tier="complex"),
+        silent(4),
+        export_row(5, served_tier="simple", request=None),
+    ]
+    found, counts = audits(rows, ALL)
+    assert {row.id: row.tier.name for row in found} == {"d0": "SIMPLE", "d1": "FRONTIER"}
+    assert counts == {"audits": 6, "closed": 2, "open": 3, "no_text": 1, "capped": 0}
+
+
+def test_the_latest_audit_of_a_conversation_counts():
+    """A request that was audited twice is one label, the later one."""
+    rows = [
+        export_row(0, text="a", served_tier="simple"),
+        export_row(1, text="a", served_tier="simple", verdict="escalated", accepted_tier="complex", decided_at=2e6),
+    ]
+    (row,), _ = audits(rows, ALL)
+    assert (row.id, row.tier.name) == ("d1", "COMPLEX")
+
+
+def test_a_caller_whose_requests_all_fail_is_believed():
+    """Audits report acceptances too, so a caller without any is not one-sided: its requests are hard."""
+    hard = {"served_tier": "simple", "verdict": "escalated", "accepted_tier": "complex"}
+    assert len(audits([export_row(i, **hard) for i in range(50)], ALL)[0]) == 50
+
+
+def test_a_flood_of_audits_has_no_more_than_its_share():
+    """10,000 audits of one caller are cut to a fifth of all, and say whose they are."""
+    rows = [export_row(f"{c}.{i}", caller=f"c{c}", served_tier="simple") for c in range(9) for i in range(20)]
+    rows += [export_row(f"l{i}", caller="liar", served_tier="simple", text=f"l{i}") for i in range(10_000)]
+    found, counts = audits(rows, SetOptions(principal_share=0.2))
+    mine = sum(row.source == "liar" for row in found)
+    assert mine <= 0.2 * len(found) + 1
+    assert len(found) - mine == 180
+    assert counts["capped"] == 10_000 - mine

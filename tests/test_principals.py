@@ -1,0 +1,106 @@
+"""What one principal can do to everybody else's thresholds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from training.principals import contradicting, held_to_share, most_unnoticed, others_alphas
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses, soft
+
+ALPHA, TARGET, SHARE = 0.1, 0.08, 0.2
+
+
+def population(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and one-hot labels that were drawn from them."""
+    p = rng.dirichlet((1.2, 1.5, 0.8, 0.4), n)
+    labels = (rng.random(n)[:, None] > np.cumsum(p, axis=1)[:, :-1]).sum(axis=1)
+    return p.astype(np.float32), soft(labels)
+
+
+def threshold(probabilities, labels, target: float = TARGET) -> float:
+    return 2.0 if target <= 0 else fit_threshold(routing_losses(probabilities, labels), target).threshold
+
+
+def with_liar(honest: int, callers: int, flood: int, lies: float, rng: np.random.Generator):
+    """Audits of honest callers, and a liar's: frontier is said of a share of its requests, and its share is held to."""
+    p, y = population(honest, rng)
+    liar_p, liar_y = population(flood, rng)
+    liar_y[rng.random(flood) < lies] = np.eye(4)[3]
+    names = np.append(rng.integers(callers, size=honest).astype(str), np.full(flood, "liar"))
+    items = list(range(honest + flood))
+    kept, _ = held_to_share(
+        items, SHARE, principal=lambda i: names[i], name=str, weight=lambda _: 1.0, reweighted=lambda i, _: i
+    )
+    return np.concatenate([p, liar_p])[kept], np.concatenate([y, liar_y])[kept], names[kept]
+
+
+@pytest.mark.parametrize("lies", [0.0, 0.05, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("honest", [200, 600])
+def test_ten_thousand_lies_move_the_others_threshold_within_the_bound(honest: int, lies: float):
+    """However many of 10,000 audits one principal calls frontier, the threshold stays within what is promised."""
+    for seed in range(10):
+        p, y, names = with_liar(honest, 7, 10_000, lies, np.random.default_rng(seed))
+        against = contradicting(p, y, names, alpha=ALPHA, target=TARGET)
+        kept = ~np.isin(names, list(against))
+        p, y, names = p[kept], y[kept], names[kept]
+        found, others = threshold(p, y), names != "liar"
+        n, mine = len(names), int((~others).sum())
+        lowest, highest = others_alphas(n, mine, ALPHA, TARGET, len(np.unique(names)))
+        assert threshold(p[others], y[others], highest) <= found <= threshold(p[others], y[others], lowest)
+        assert highest <= TARGET / (1 - SHARE) * (1 + 2 / n)
+        if lies == 1.0:
+            assert "liar" in against
+
+
+def test_the_worst_that_goes_unnoticed_stays_within_the_bound():
+    """A liar that tells as many lies as it can without being noticed moves the threshold within what is promised."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        p, y = population(500, rng)
+        names = np.arange(500) % 7
+        mine = names == 0
+        rest = threshold(p[~mine], y[~mine])
+        sent_below = np.flatnonzero(mine & (p[:, 3] <= 1 - rest))
+        y[mine] = np.eye(4)[0]
+        y[sent_below[: most_unnoticed(int(mine.sum()), ALPHA, 7)]] = np.eye(4)[3]
+        assert contradicting(p, y, names.astype(str), alpha=ALPHA, target=TARGET) == {}
+        lowest, _ = others_alphas(500, int(mine.sum()), ALPHA, TARGET, 7)
+        assert rest < threshold(p, y) <= threshold(p[~mine], y[~mine], lowest)
+        assert lowest > 0.05
+
+
+def test_honest_principals_are_hardly_ever_left_out():
+    """Of 300 rounds of eight honest principals at most one leaves somebody out: the chance is below .001 a round."""
+    left_out = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        p, y = population(160, rng)
+        left_out += bool(contradicting(p, y, (np.arange(160) % 8).astype(str), alpha=ALPHA, target=TARGET))
+    assert left_out <= 1
+
+
+def test_of_two_nobody_is_left_out():
+    """Two principals that contradict each other are both kept: nobody knows which one is right."""
+    p, y = population(200, np.random.default_rng(0))
+    names = (np.arange(200) % 2).astype(str)
+    y[names == "0"] = np.eye(4)[3]
+    assert contradicting(p, y, names, alpha=ALPHA, target=TARGET) == {}
+
+
+def test_shares_are_held_whatever_the_weights():
+    """No principal has more than its share of the weight that stays, nor an even share where they are few."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        items = [(str(rng.integers(6) if rng.random() < 0.5 else 0), i, float(rng.random() + 0.1)) for i in range(300)]
+        kept, left_out = held_to_share(
+            items, SHARE, principal=lambda t: t[0], name=lambda t: str(t[1]), weight=lambda t: t[2],
+            reweighted=lambda t, weight: (t[0], t[1], weight),
+        )  # fmt: skip
+        total = sum(weight for _, _, weight in kept)
+        for name in {t[0] for t in items}:
+            assert sum(weight for who, _, weight in kept if who == name) <= SHARE * total + 1e-9
+        assert len(kept) + left_out == len(items)

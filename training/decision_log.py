@@ -1,0 +1,153 @@
+"""The log of decisions that evaluation needs: what was chosen, how likely each tier was, and what came of it.
+
+It holds every decision, reported or not, but those whose known propensity was broken on the way: a route that moved the
+tier, or a gateway that served another. What an outcome says of the label is in `is_quality` and `interval`.
+
+Knows nothing of models, stores or training.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.errors import InvalidRequest
+from classifier.labels import outcome_interval
+from classifier.policy import exploration
+from classifier.types import TIERS, Request, Tier
+from training.outcome_noise import reporting_chances
+
+ExportRow = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What evaluation needs of every decision, reported or not, oldest first. n rows.
+
+    Attributes:
+        requests: (n,) the request, or None where its text is not there.
+        probabilities: (n, 4) float32 of the bundle that decided.
+        chosen: (n,) int64, index of the tier that was decided.
+        base: (n,) int64, index of the tier before exploration.
+        propensities: (n, 4) float64: P(the log would have had this tier), rows sum to 1; 0 is no support.
+        reporting: (n,) float64, P(an outcome came in), by tier and caller.
+        observed: (n,) bool, an outcome of quality at the decided tier came in.
+        at_least: (n,) int64, index of the lowest tier that the label may be; 0 where not observed.
+        at_most: (n,) int64, index of the highest; 3 where not observed.
+        floors: (n,) int64, index of the request's floor; 0 without.
+        ceilings: (n,) int64, index of the request's ceiling; 3 without.
+        principals: (n,) str.
+        decided_at: (n,) float64, seconds since the epoch.
+    """
+
+    requests: tuple[Request | None, ...]
+    probabilities: NDArray[np.float32]
+    chosen: NDArray[np.int64]
+    base: NDArray[np.int64]
+    propensities: NDArray[np.float64]
+    reporting: NDArray[np.float64]
+    observed: NDArray[np.bool_]
+    at_least: NDArray[np.int64]
+    at_most: NDArray[np.int64]
+    floors: NDArray[np.int64]
+    ceilings: NDArray[np.int64]
+    principals: NDArray[np.str_]
+    decided_at: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def explored(self) -> bool:
+        """Whether any decision had a chance of another tier: else the log says nothing about other choices."""
+        return bool((self.propensities.max(axis=1, initial=0.0) < 1.0).any()) if len(self) else False
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Log:
+        """The given rows."""
+        index = np.arange(len(self))[rows]
+        values = {name: getattr(self, name)[index] for name in self.__slots__ if name != "requests"}
+        return Log(requests=tuple(self.requests[i] for i in index), **values)
+
+
+def is_quality(row: ExportRow) -> bool:
+    """Whether an export row has an outcome that judges quality."""
+    return row["outcome_id"] is not None and row["cause"] == "quality"
+
+
+def interval(row: ExportRow) -> tuple[Tier, Tier]:
+    """Lowest and highest tier that the label may be, by an outcome of quality (DESIGN 4.4)."""
+    accepted = None if row["accepted_tier"] is None else Tier.parse(row["accepted_tier"])
+    return outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), accepted)
+
+
+def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log, dict[str, tuple[int, float]]]:
+    """The log of the decisions whose tier was served as decided.
+
+    Args:
+        rows: decisions with their effective outcomes, oldest first.
+        principals: who decided, one for each row.
+
+    Returns:
+        The log, and by "tier/caller" the decisions and the share of them with an outcome of quality.
+    """
+    keep = [
+        (row, who)
+        for row, who in zip(rows, principals, strict=True)
+        # A route that moved the tier, or a gateway that served another, broke the known propensity.
+        if row["reason"] != "route" and row["served_tier"] in (None, row["tier"])
+    ]
+    kept, names = [row for row, _ in keep], [who for _, who in keep]
+    n = len(kept)
+    observed = np.array([is_quality(row) for row in kept], dtype=bool)
+    cells = [f"{row['tier']}/{row['caller'] or ''}" for row in kept]
+    reporting = reporting_chances(cells, observed)
+    intervals = [interval(row) if seen else (TIERS[0], TIERS[-1]) for row, seen in zip(kept, observed, strict=True)]
+    behaviour = [_behaviour(row) for row in kept]
+    floors = [0 if row["floor"] is None else Tier.parse(row["floor"]).index for row in kept]
+    ceilings = [len(TIERS) - 1 if row["ceiling"] is None else Tier.parse(row["ceiling"]).index for row in kept]
+    table: dict[str, list[bool]] = defaultdict(list)
+    for cell, seen in zip(cells, observed.tolist(), strict=True):
+        table[cell].append(seen)
+    return Log(
+        requests=tuple(_request(row) for row in kept),
+        probabilities=np.array([row["probabilities"] for row in kept], dtype=np.float32).reshape(n, len(TIERS)),
+        chosen=np.array([Tier.parse(row["tier"]).index for row in kept], dtype=np.int64),
+        base=np.array([base.index for base, _ in behaviour], dtype=np.int64),
+        propensities=np.array([p for _, p in behaviour], dtype=np.float64).reshape(n, len(TIERS)),
+        reporting=reporting,
+        observed=observed,
+        at_least=np.array([low.index for low, _ in intervals], dtype=np.int64),
+        at_most=np.array([high.index for _, high in intervals], dtype=np.int64),
+        floors=np.array(floors, dtype=np.int64),
+        ceilings=np.array(ceilings, dtype=np.int64),
+        principals=np.array(names, dtype=np.str_),
+        decided_at=np.array([row["decided_at"] for row in kept], dtype=np.float64),
+    ), {name: (len(seen), float(np.mean(seen))) for name, seen in sorted(table.items())}
+
+
+def _behaviour(row: ExportRow) -> tuple[Tier, list[float]]:
+    """The tier before exploration, and the chance of each tier, from the propensity of the one that was drawn."""
+    tier, propensity = Tier.parse(row["tier"]), float(row["propensity"])
+    ceiling = None if row["ceiling"] is None else Tier.parse(row["ceiling"])
+    base, epsilon = tier, 1.0 - propensity
+    if row["reason"] == "explored":
+        base = Tier.parse(row["model_tier"])
+        base = base if ceiling is None else min(base, ceiling)
+        share = exploration(base, 0.5, ceiling=ceiling).get(tier, 0.0) / 0.5
+        epsilon = propensity / share if share > 0 else 0.0
+    chances = exploration(base, min(epsilon, 1.0), ceiling=ceiling)
+    return base, [chances.get(t, 0.0) for t in TIERS]
+
+
+def _request(row: ExportRow) -> Request | None:
+    if row["request"] is None:
+        return None
+    try:
+        return Request.from_json(row["request"])
+    except InvalidRequest:
+        return None

@@ -1,0 +1,88 @@
+"""What of a round is held out of training: audits that calibrate and judge, golden rows, and the traffic of now.
+
+Closed labels are taken from audits alone: requests that the gateway drew at random, tried from the cheapest tier up
+whatever it was told, and marked with a label. Their label is known whatever the classifier thought; all other closed
+labels are known *because* of what it chose, and would teach the thresholds to rise for ever.
+
+Knows nothing of models' scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from classifier.bundle import Bundle
+from classifier.types import TIERS, Request
+from training.candidates import unseen
+from training.corpus import RUBRIC, Row
+from training.feedback_set import SetOptions, build
+from training.frozen import Frozen, request_of
+
+ExportRow = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Labelled rows of one round by their use; none was trained on by the bundle that serves.
+
+    Attributes:
+        recent: recent audits: thresholds are fitted on them, and candidates are judged on them out of fold. Their
+            `source` is the principal.
+        earlier: audits from before, for the probability map.
+        golden: held-out rows of the base corpus, to judge on.
+        traffic: recent requests, whatever became of them.
+        counts: of recent audits, as `audits` has them.
+    """
+
+    recent: list[Row]
+    earlier: list[Row]
+    golden: list[Row]
+    traffic: list[Request]
+    counts: dict[str, int]
+
+
+def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: SetOptions, most: int) -> HeldOut:
+    """What is held out of a round.
+
+    Args:
+        frozen: its rows.
+        base: the base corpus.
+        serving: what serves: rows that it was trained on are left out.
+        options: caps of principals.
+        most: golden rows and requests of traffic are at most so many each, chosen by their hash and the latest.
+    """
+    recent, counts = audits(filter(frozen.audited, frozen.recent), options)
+    known = {row.sha256 for row in recent}
+    earlier, _ = audits(filter(frozen.audited, frozen.earlier), options)
+    golden = [row for row in base if row.label == RUBRIC and row.probabilities is not None and row.split == "test"]
+    requests = [request for row in frozen.recent if (request := request_of(row)) is not None]
+    return HeldOut(
+        unseen(recent, serving),
+        unseen([row for row in earlier if row.sha256 not in known], serving),
+        sorted(unseen(golden, serving), key=lambda row: row.sha256)[:most],
+        requests[-most:],
+        counts,
+    )
+
+
+def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], dict[str, int]]:
+    """Audited requests with their labels, as corpus rows of the kind OUTCOME; one a conversation, the latest.
+
+    Args:
+        rows: of audited requests, as exports spell them.
+        options: caps of principals. Audits of one window weigh alike, and a caller whose requests all fail at simple is
+            believed, because acceptances would have been reported.
+
+    Returns:
+        The rows, their source the principal; and counts: audits, closed, open (nothing satisfied, no outcome, or not
+        tried from the cheapest tier up), no_text, capped.
+    """
+    given = list(rows)
+    begun = [row for row in given if row["served_tier"] in (None, TIERS[0].label)]
+    found = build(begun, options=replace(options, fewest_accepted=0.0, half_life_days=math.inf))
+    labelled = {c.row.sha256: replace(c.row, source=c.principal) for c in found.closed}
+    counts = {name: found.counts[name] for name in ("closed", "no_text", "capped")}
+    return list(labelled.values()), {"audits": len(given), "open": len(given) - sum(counts.values())} | counts

@@ -1,0 +1,164 @@
+"""Who reports, and how much any one of them may move: shares, and who contradicts the others.
+
+A principal is a caller, or one of its clients where a label that the gateway sets tells them apart. Two limits:
+
+- *A share.* No principal has more than a share of the weight, or an even share where they are too few for that. What is
+  over is left out, chosen by a hash.
+- *A contradiction.* On audits, a principal that misses more at the threshold which the others' audits give than chance
+  would explain is left out, and named. It lies, or its requests are of another kind; either way a threshold for all of
+  them would be wrong for somebody.
+
+Together they bound what a liar among the audits does to everybody else (`others_alphas`), whatever it says. A flood is
+cut to the share, and a lie that goes unnoticed must be told so seldom that it looks like chance.
+
+Knows nothing of stores, text or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from classifier.policy import choose_many
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses
+
+ExportRow = Mapping[str, Any]
+T = TypeVar("T")
+
+FEWEST_PRINCIPALS = 3
+"""Of two that contradict each other nobody knows which one is right."""
+ERROR = 0.001
+"""Chance that any honest principal is said to contradict the others, in one round."""
+
+
+def principal_of(row: ExportRow, label: str = "") -> str:
+    """The caller of an export row, with the value of `label` where one tells a caller's clients apart."""
+    caller = str(row["caller"] or "")
+    return f"{caller}/{(row['labels'] or {}).get(label, '')}" if label else caller
+
+
+def held_to_share(
+    items: Sequence[T], share: float, *, principal: Callable[[T], str], name: Callable[[T], str],
+    weight: Callable[[T], float], reweighted: Callable[[T, float], T],
+) -> tuple[list[T], int]:  # fmt: skip
+    """What is left once no principal has more than `share` of the weight, and how many were left out.
+
+    Args:
+        items: in any order.
+        share: in (0, 1]; an even share takes its place where the principals are fewer than 1 / share.
+        principal: whose an item is.
+        name: what an item is called; its hash says which ones stay.
+        weight: of an item, above 0.
+        reweighted: the item with another weight: the last one that stays fills what is left.
+
+    Returns:
+        The items that stay, by principal.
+    """
+    by: dict[str, list[T]] = defaultdict(list)
+    for item in items:
+        by[principal(item)].append(item)
+    if len(by) < 2:
+        return list(items), 0
+    cap = _cap([sum(map(weight, mine)) for mine in by.values()], max(share, 1 / len(by)))
+    used: list[T] = []
+    for mine in by.values():
+        total = 0.0
+        for item in sorted(mine, key=lambda item: _position(name(item))):
+            room = cap - total
+            if room <= cap * 1e-9:
+                break
+            kept = min(weight(item), room)
+            used.append(reweighted(item, kept))
+            total += kept
+    return used, len(items) - len(used)
+
+
+def contradicting(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.float64],
+    principals: NDArray[np.str_],
+    *,
+    alpha: float,
+    target: float,
+    delta: float = 0.0,
+) -> dict[str, tuple[int, int]]:
+    """Principals that miss more at the threshold of the others than a risk of α explains.
+
+    Args:
+        probabilities: (n, 4) of the audits.
+        labels: (n, 4) one-hot.
+        principals: (n,) whose audit it is.
+        alpha: what is promised: the risk that is tested.
+        target: what thresholds are fitted to; at most alpha.
+        delta: as for `fit_threshold`.
+
+    Returns:
+        Misses and audits by principal. Empty where there are fewer than three principals.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    names = np.unique(principals)
+    if len(names) < FEWEST_PRINCIPALS:
+        return found
+    for name in names.tolist():
+        mine = principals == name
+        rest = fit_threshold(routing_losses(probabilities[~mine], labels[~mine]), target, delta=delta)
+        chosen = choose_many(probabilities[mine], rest.threshold)
+        misses, count = int((labels[mine].argmax(axis=1) > chosen).sum()), int(mine.sum())
+        if misses > most_unnoticed(count, alpha, len(names)):
+            found[name] = (misses, count)
+    return found
+
+
+def most_unnoticed(count: int, alpha: float, principals: int) -> int:
+    """The most misses among `count` audits that a risk of `alpha` explains: more has a chance below `ERROR` overall."""
+    return int(stats.binom.isf(ERROR / principals, count, alpha))
+
+
+def others_alphas(n: int, mine: int, alpha: float, target: float, principals: int) -> tuple[float, float]:
+    """What one principal can make of the target that everybody else's audits are held to: lowest and highest.
+
+    The threshold on n audits is the smallest λ with at most `target` (n + 1) - 1 misses. Whatever the principal says,
+    between none and `most_unnoticed` of these are its own at any λ from the others' threshold upwards, so the others'
+    audits are held to what is left.
+
+    Args:
+        n: audits.
+        mine: of these, the principal's.
+        alpha: as for `contradicting`.
+        target: as for `contradicting`.
+        principals: how many there are.
+
+    Returns:
+        The targets with which `fit_threshold` on the others' audits alone gives the highest and the lowest threshold
+        that the principal can bring about; below 0 where it can make the policy infeasible.
+    """
+    others = n - mine
+    allowed = target * (n + 1)
+    return (allowed - most_unnoticed(mine, alpha, principals)) / (others + 1), allowed / (others + 1)
+
+
+def _cap(totals: Sequence[float], share: float) -> float:
+    """The largest c with c <= share * sum(min(total, c))."""
+    ordered = sorted(totals, reverse=True)
+    if ordered[0] <= share * sum(ordered):
+        return ordered[0]
+    for above in range(1, len(ordered) + 1):
+        # With the `above` largest held to c: c = share * (above * c + the rest).
+        rest, room = sum(ordered[above:]), 1 - share * above
+        if room <= 1e-12:
+            return ordered[above - 1]
+        c = share * rest / room
+        if above == len(ordered) or c >= ordered[above]:
+            return c
+    raise AssertionError("unreachable")
+
+
+def _position(name: str) -> bytes:
+    return hashlib.sha256(f"cap/{name}".encode()).digest()
