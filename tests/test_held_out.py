@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("torch")
 
 from tests.feedback_set_support import export_row, silent
+from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.feedback_set import SetOptions
-from training.held_out import audits
+from training.frozen import Frozen
+from training.held_out import audits, hold_out
 
 ALL = SetOptions(principal_share=1.0)
+AUDIT = {"sample": "audit"}
 
 
 def test_only_what_was_tried_from_simple_up_is_closed():
@@ -53,3 +58,25 @@ def test_a_flood_of_audits_has_no_more_than_its_share():
     assert mine <= 0.2 * len(found) + 1
     assert len(found) - mine == 180
     assert counts["capped"] == 10_000 - mine
+
+
+def test_earlier_audits_teach_or_map_and_never_both():
+    """A half of the earlier audits teaches, the others fit maps; none came again lately, and recent ones do neither."""
+    early = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(300)]
+    late = [export_row(f"n{i}", text=f"prompt {i}", served_tier="simple", labels=AUDIT) for i in range(250, 350)]
+    serving = SimpleNamespace(manifest={TRAINING_ROWS: ""})
+    found = hold_out(Frozen(early, late, ("sample", "audit")), [], serving, options=ALL, most=10)
+    taught, mapped, recent = ({row.sha256 for row in rows} for rows in (found.taught, found.mapped, found.recent))
+    assert not taught & mapped | (taught | mapped) & recent
+    assert len(taught) + len(mapped) == 250
+    assert 90 < len(taught) < 160
+    assert len(found.traffic) == 10
+
+
+def test_what_the_bundle_was_trained_on_teaches_and_fits_no_map():
+    """Audits of prompts from the training set fit no map, whose probabilities would be too sure; they may teach."""
+    rows = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(50)]
+    packed = pack_rows(row.sha256 for row in audits(rows, ALL)[0])
+    serving = SimpleNamespace(manifest={TRAINING_ROWS: packed})
+    found = hold_out(Frozen(rows, [], ("sample", "audit")), [], serving, options=ALL, most=10)
+    assert (len(found.mapped), len(found.taught)) == (0, 50)

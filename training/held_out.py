@@ -1,5 +1,8 @@
 """What of a round is held out of training: audits that calibrate and judge, golden rows, and the traffic of now.
 
+Recent audits are never trained on. Of the earlier ones a half teaches, as no other label says as much, and a half fits
+the probability map of what was taught; for weights that were not, all of them do.
+
 Closed labels are taken from audits alone: requests that the gateway drew at random, tried from the cheapest tier up
 whatever it was told, and marked with a label. Their label is known whatever the classifier thought; all other closed
 labels are known *because* of what it chose, and would teach the thresholds to rise for ever.
@@ -9,6 +12,7 @@ Knows nothing of models' scores.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +26,8 @@ from training.feedback_set import SetOptions, build
 from training.frozen import Frozen, request_of
 
 ExportRow = Mapping[str, Any]
+TAUGHT = 0.5
+"""Share of the earlier audits that teaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +37,16 @@ class HeldOut:
     Attributes:
         recent: recent audits: thresholds are fitted on them, and candidates are judged on them out of fold. Their
             `source` is the principal.
-        earlier: audits from before, for the probability map.
+        mapped: audits from before that fit probability maps.
+        taught: audits from before that retraining learns from. The serving bundle may have been trained on some.
         golden: held-out rows of the base corpus, to judge on.
         traffic: recent requests, whatever became of them.
         counts: of recent audits, as `audits` has them.
     """
 
     recent: list[Row]
-    earlier: list[Row]
+    mapped: list[Row]
+    taught: list[Row]
     golden: list[Row]
     traffic: list[Request]
     counts: dict[str, int]
@@ -57,11 +65,15 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
     recent, counts = audits(filter(frozen.audited, frozen.recent), options)
     known = {row.sha256 for row in recent}
     earlier, _ = audits(filter(frozen.audited, frozen.earlier), options)
+    earlier = [row for row in earlier if row.sha256 not in known]
+    mapped = [row for row in unseen(earlier, serving) if _position(row.group) >= TAUGHT]
+    kept = {row.sha256 for row in mapped}
     golden = [row for row in base if row.label == RUBRIC and row.probabilities is not None and row.split == "test"]
     requests = [request for row in frozen.recent if (request := request_of(row)) is not None]
     return HeldOut(
         unseen(recent, serving),
-        unseen([row for row in earlier if row.sha256 not in known], serving),
+        mapped,
+        [row for row in earlier if row.sha256 not in kept],
         sorted(unseen(golden, serving), key=lambda row: row.sha256)[:most],
         requests[-most:],
         counts,
@@ -86,3 +98,7 @@ def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], d
     labelled = {c.row.sha256: replace(c.row, source=c.principal) for c in found.closed}
     counts = {name: found.counts[name] for name in ("closed", "no_text", "capped")}
     return list(labelled.values()), {"audits": len(given), "open": len(given) - sum(counts.values())} | counts
+
+
+def _position(group: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"taught/{group}".encode()).digest()[:8], "big") / 2**64

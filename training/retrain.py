@@ -30,7 +30,7 @@ from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
 from classifier.registry import Registry
 from training.calibration_set import CalibrationSet, score_rows
-from training.candidates import recalibrated, retrained
+from training.candidates import recalibrated, retrained, unseen
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import Log
@@ -181,7 +181,7 @@ class Round:
         else:
             run.step("train", self._train)
             raw = run.path("train") / "raw"
-            run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._held_out()))
+            run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._held_out(), taught=True))
             trained = run.step("judge-retrained", lambda out: self._judge(out, "calibrate-trained"))
             verdicts["calibrate-trained"], second = trained, trained["why"]
         both = f"recalibrated: {first['why']}; retrained: {second}"
@@ -197,7 +197,7 @@ class Round:
         if len(held.recent) < FEWEST_ROWS:
             text = f"{len(held.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
             return {"done": False, "why": f"{text} and to judge", "audits": held.counts}
-        return self._calibrated(out, current.path, held) | {"done": True, "audits": held.counts}
+        return self._calibrated(out, current.path, held, taught=False) | {"done": True, "audits": held.counts}
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's checkpoint, trained on and exported, not yet calibrated."""
@@ -217,13 +217,14 @@ class Round:
         )
         return facts | {"feedback": counts}
 
-    def _calibrated(self, out: Path, weights: Path, held: HeldOut) -> dict[str, Any]:
+    def _calibrated(self, out: Path, weights: Path, held: HeldOut, *, taught: bool) -> dict[str, Any]:
         """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
         engine = Engine.from_pretrained(weights, threads=2)
+        earlier = held.mapped if taught else unseen([*held.mapped, *held.taught], engine.bundle)
         found = recalibrated(
             weights,
             out,
-            map_rows=self._scored(held.earlier, engine) if held.earlier else None,
+            map_rows=self._scored(earlier, engine) if earlier else None,
             rows=self._scored(held.recent, engine),
             promises=self._current(),
             traffic=held.traffic,
@@ -232,7 +233,7 @@ class Round:
             "version": found.bundle.version,
             "label": found.report["label"],
             "rows": len(found.rows),
-            "map_rows": len(held.earlier),
+            "map_rows": len(earlier),
             "rows_sha256": found.rows.sha256,
             "left_out": found.left_out,
             "thresholds": {name: policy.threshold for name, policy in found.bundle.policies.items()},
@@ -297,10 +298,12 @@ class Round:
     def _feedback(self) -> tuple[list[Row], dict[str, Any]]:
         """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
         frozen, held = self._frozen(), self._held_out()
-        kept = {row.sha256 for row in [*held.recent, *held.earlier, *held.golden]} | conversations(frozen.recent)
+        kept = {row.sha256 for row in [*held.recent, *held.mapped, *held.golden]} | conversations(frozen.recent)
         found = build((row for row in frozen.earlier if not frozen.audited(row)), options=self._caps)
-        fresh = [row for row in found.rows if row.sha256 not in kept]
-        return fresh, found.as_json() | {"used": len(fresh), "kept_for_judging": len(found.rows) - len(fresh)}
+        rows = [*held.taught, *found.rows]
+        fresh = [row for row in rows if row.sha256 not in kept]
+        counts = {"used": len(fresh), "audits": len(held.taught), "kept_for_judging": len(rows) - len(fresh)}
+        return fresh, found.as_json() | counts
 
     def _judge(self, _: Path, name: str) -> dict[str, Any]:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""

@@ -6,7 +6,7 @@ traffic that nobody has seen is asked again. Run it with `make loop-demo`.
 
     make loop-demo                                                  a simulated world over data/
     make loop-demo ARGS="--environment outcomes/*.jsonl.gz"         the real success of real models
-    make loop-demo ARGS="--bundle runs/base/bundle --checkpoint runs/base/checkpoint"
+    make loop-demo ARGS="--bundle runs/base/bundle --checkpoint runs/base/checkpoint --seeds 3"
 
 Without a checkpoint there is nothing to retrain from, and recalibration alone is shown.
 """
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +38,63 @@ from classifier.types import TIERS
 from training.calibrate import calibrate
 from training.calibration_set import TRAINING_ROWS, rows_among
 
+BEFORE, SHIFTED, AFTER = "before the shift", "after the shift", "after the loop"
 ALPHAS = {"economy": 0.20, "balanced": 0.10}
 ROOT = Path(__file__).parents[3]
 READY_SECONDS = 60
 
 
+@dataclass(frozen=True, slots=True)
+class Went:
+    """How the loop went round once.
+
+    Attributes:
+        found: what was measured before the shift, after it, and after the loop.
+        old: the old scores at the risk that the loop ended with.
+        decision: of the receipt.
+    """
+
+    found: dict[str, Measured]
+    old: Measured
+    decision: str
+
+    @property
+    def less(self) -> float:
+        """By how much the excess over the oracle of equal risk fell, each against the oracle at its own risk."""
+        return 1 - self.found[AFTER].excess / self.found[SHIFTED].excess
+
+    @property
+    def less_at_equal_risk(self) -> float:
+        """By how much it fell against what the old scores would cost at the new risk."""
+        return 1 - self.found[AFTER].excess / self.old.excess if self.old.excess > 0 else 0.0
+
+
 def main() -> int:
     """Runs the demo; 0 when the loop went round, whatever it brought."""
     options = _options()
-    out = options.out
-    out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     world = outcome_world(options.environment) if options.environment else simulated_world(ROOT / "data")
+    print(world.origin)
+    if options.checkpoint is None:
+        print(
+            "  no --checkpoint: there are no weights to go on from, so only recalibration can be shown; "
+            "'make train' leaves one in runs/base/checkpoint"
+        )
     engine = Engine.from_pretrained(options.bundle)
-    base = engine.bundle
-    packed = str(base.manifest.get(TRAINING_ROWS, ""))
-    seen = {t.sha256 for t, known in zip(world.tasks, rows_among((t.sha256 for t in world.tasks), packed)) if known}  # noqa: B905 - an array beside a tuple of its length
+    went = [go_round(world, engine, options, options.seed + i) for i in range(options.seeds)]
+    _summarise(went)
+    title = f"{world.origin.split(':')[0]}; {options.requests} requests, {options.seeds} seeds"
+    draw(options.out / "loop.svg", [one.found for one in went], alpha=ALPHAS["balanced"], title=title)
+    print(f"\nfigure in {options.out / 'loop.svg'}, receipts beside it; {time.monotonic() - begun:.0f} s in all")
+    return 0
+
+
+def go_round(world: World, engine: Engine, options: argparse.Namespace, seed: int) -> Went:
+    """One round on an empty store, from the first request to what the promoted bundle does to later ones."""
+    packed = str(engine.bundle.manifest.get(TRAINING_ROWS, ""))
+    known = rows_among((task.sha256 for task in world.tasks), packed)
+    seen = {task.sha256 for task, is_known in zip(world.tasks, known, strict=True) if is_known}
     traffic = make_traffic(
         world,
         options.requests,
@@ -61,12 +103,14 @@ def main() -> int:
         scores=lambda task: engine.classify(task.request).probabilities,
         first=options.first,
         later=options.later,
-        seed=options.seed,
+        seed=seed,
     )
-    _print_head(world, traffic.notes, options)
+    print(f"\nseed {seed}")
+    for note in traffic.notes:
+        print(f"  {note}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        start = _calibrated(base.path, traffic.first, folder, options)
+        start = _calibrated(engine.bundle.path, traffic.first, folder, options, seed)
         registry = Registry(folder / "registry")
         registry.promote(registry.add(start, checkpoint=options.checkpoint), why="the demo begins")
         store = f"sqlite:///{folder}/feedback.sqlite"
@@ -77,28 +121,28 @@ def main() -> int:
         try:
             callers = connect(f"unix:{folder}/demo.sock", tokens)
             found: dict[str, Measured] = {}
-            found["before the shift"] = _measure(ask(callers, traffic.later_before), traffic.later_before)
+            found[BEFORE] = _measure(ask(callers, traffic.later_before), traffic.later_before)
             before = ask(callers, traffic.later)
-            found["after the shift"] = _measure(before, traffic.later)
+            found[SHIFTED] = _measure(before, traffic.later)
             start_replay = time.monotonic()
-            counts = replay(callers, traffic.stream, audits=options.audits, seed=options.seed)
-            print(f"\nreplayed in {time.monotonic() - start_replay:.0f} s: {_line(counts)}")
+            counts = replay(callers, traffic.stream, audits=options.audits, seed=seed)
+            print(f"replayed in {time.monotonic() - start_replay:.0f} s: {_line(counts)}")
             receipt = _retrain(folder, store)
-            (out / "receipt.json").write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+            path = options.out / f"receipt-{seed}.json"
+            path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
             version = registry.resolve("current")
             _wait_for(callers, version)
             after = ask(callers, traffic.later)
             assert {answer[2] for answer in after} == {version}
-            found["after the loop"] = _measure(after, traffic.later)
+            found[AFTER] = _measure(after, traffic.later)
             callers.close()
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(READY_SECONDS)
-    _report(found, before, traffic.later, receipt, options)
-    title = world.origin.split(":")[0] + f"; {options.requests} requests, {len(traffic.later)} later ones"
-    draw(out / "loop.svg", found, alpha=ALPHAS["balanced"], title=title)
-    print(f"\nfigure in {out / 'loop.svg'}, receipt in {out / 'receipt.json'}; {time.monotonic() - begun:.0f} s in all")
-    return 0
+    old = choices_at_risk(np.array([p for _, p, _ in before]), traffic.later, found[AFTER].risk)
+    went = Went(found, measure(old, traffic.later), str(receipt["decision"]))
+    _report(went, receipt, options)
+    return went
 
 
 def _options() -> argparse.Namespace:
@@ -113,24 +157,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--audits", type=float, default=0.3, help="share of requests tried from the cheapest tier up")
     parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="go round so often, with seeds from --seed on")
     parser.add_argument("--out", type=Path, default=Path("runs/loop-demo"))
     return parser.parse_args()
 
 
-def _print_head(world: World, notes: Sequence[str], options: argparse.Namespace) -> None:
-    print(world.origin)
-    for note in notes:
-        print(f"  {note}")
-    if options.checkpoint is None:
-        print(
-            "  no --checkpoint: there are no weights to go on from, so only recalibration can be shown; "
-            "'make train' leaves one in runs/base/checkpoint"
-        )
-
-
-def _calibrated(bundle: Path, first: Sequence[Task], folder: Path, options: argparse.Namespace) -> Path:
+def _calibrated(bundle: Path, first: Sequence[Task], folder: Path, options: argparse.Namespace, seed: int) -> Path:
     """The beginning: thresholds fitted on labelled requests from before the shift, with room to explore."""
-    rng = np.random.default_rng(options.seed + 1)
+    rng = np.random.default_rng(seed + 1)
     with (folder / "first.jsonl").open("w", encoding="utf-8") as file:
         for i, task in enumerate(first):
             luck = rng.random()
@@ -148,7 +182,7 @@ def _calibrated(bundle: Path, first: Sequence[Task], folder: Path, options: argp
         policies=ALPHAS,
         epsilon=options.epsilon,
         default="balanced",
-        seed=options.seed,
+        seed=seed,
     )
     return folder / "start"
 
@@ -199,28 +233,40 @@ def _measure(answers: Sequence[tuple[object, ...]], tasks: Sequence[Task]) -> Me
     return measure(np.array([tier.index for tier, *_ in answers]), tasks)  # type: ignore[attr-defined]
 
 
-def _report(
-    found: dict[str, Measured],
-    before: Sequence[tuple[object, ...]],
-    later: Sequence[Task],
-    receipt: dict[str, object],
-    options: argparse.Namespace,
-) -> None:
-    """The table, and the excess cost of the old scores at the new risk."""
-    after = found["after the loop"]
-    old = measure(choices_at_risk(np.array([p for _, p, _ in before]), later, after.risk), later)
-    print(f"\ndecision: {receipt['decision']}: {receipt['why']}")
+def _report(went: Went, receipt: dict[str, object], options: argparse.Namespace) -> None:
+    """The table of one round."""
+    print(f"decision: {receipt['decision']}: {receipt['why']}")
     head = "".join(f"{tier.label:>10}" for tier in TIERS)
     print(f"\n{'on held-out traffic':<34}{'risk':>7}{'cost':>8}{'oracle':>8}{'excess':>8}{head}")
-    rows = {**found, "old scores at the new risk": old}
-    for name, m in rows.items():
+    for name, m in {**went.found, "old scores at the new risk": went.old}.items():
         mix = "".join(f"{share:>10.3f}" for share in m.mix)
         print(f"{name:<34}{m.risk:>7.3f}{m.cost:>8.2f}{m.oracle:>8.2f}{m.excess:>8.2f}{mix}")
-    alpha = ALPHAS["balanced"]
-    print(f"\npromised: risk at most {alpha:g}, of which {options.epsilon:g} is kept for exploring")
+    after, alpha = went.found[AFTER], ALPHAS["balanced"]
+    print(f"promised: risk at most {alpha:g}, of which {options.epsilon:g} is kept for exploring")
+    print(f"no tier satisfies {after.unserved:.1%} of them: they have no label, and no share in the risk")
     print(f"risk within it after the loop: {'yes' if after.risk <= alpha else 'NO'}")
-    if old.excess > 0:
-        print(f"excess over the oracle of equal risk, at the new risk: {1 - after.excess / old.excess:+.0%} less")
+    print(
+        f"excess over the oracle of equal risk: {went.less:+.0%} less; at one risk {went.less_at_equal_risk:+.0%} less"
+    )
+
+
+def _summarise(went: Sequence[Went]) -> None:
+    """All rounds in a table, whatever they brought."""
+    print(
+        f"\n{'round':<8}{'risk before, shifted, after':>30}{'excess shifted, after':>26}{'less':>7}{'at one risk':>13}"
+    )
+    for i, one in enumerate(went):
+        risks = ", ".join(f"{one.found[name].risk:.3f}" for name in (BEFORE, SHIFTED, AFTER))
+        excesses = ", ".join(f"{one.found[name].excess:.2f}" for name in (SHIFTED, AFTER))
+        print(f"{i:<8}{risks:>30}{excesses:>26}{one.less:>7.0%}{one.less_at_equal_risk:>13.0%}  {one.decision}")
+    kept = sum(one.found[AFTER].risk <= ALPHAS["balanced"] for one in went)
+    less, equal = (
+        float(np.mean(values)) for values in zip(*((o.less, o.less_at_equal_risk) for o in went), strict=True)
+    )
+    risk = float(np.mean([one.found[AFTER].risk for one in went]))
+    print(
+        f"risk within the promise in {kept} of {len(went)}, mean {risk:.3f}; excess {less:+.0%} less, at one risk {equal:+.0%}"
+    )
 
 
 def _line(counts: dict[str, int]) -> str:

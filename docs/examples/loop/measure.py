@@ -1,8 +1,9 @@
 """What a router does to held-out traffic: risk, cost, mix, and how far it is from an oracle of equal risk.
 
-Risk is P(label > chosen): the chance that the chosen tier does not satisfy where some tier does. Cost is the mean price
-of the chosen tier, in dollars a million tokens. The oracle knows each request's success at each tier and pays the least
-that any router with the same risk could pay.
+Risk is P(label > chosen): the chance that the chosen tier does not satisfy, among tries that some tier satisfies. What
+satisfies nowhere has no label, for the promise as for calibration; its share is measured apart. Cost is the mean price
+of the chosen tier over all requests, in dollars a million tokens. The oracle knows each request's success at each tier
+and pays the least that any router with the same risk could pay.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class Measured:
         cost: mean price of the chosen tier.
         oracle: least cost of any router with this risk.
         mix: share of each tier, cheapest first.
+        unserved: P(no tier satisfies).
     """
 
     risk: float
     cost: float
     oracle: float
     mix: tuple[float, ...]
+    unserved: float
 
     @property
     def excess(self) -> float:
@@ -44,10 +47,13 @@ class Measured:
 
 
 def missed(tasks: Sequence[Task]) -> Array:
-    """P(label > tier) of each task and tier: (n, 4) float64. What satisfies nowhere counts as the top tier's."""
+    """What each task and tier adds to the risk: (n, 4) float64, mean over the tasks P(label > tier | some tier does).
+
+    One number drawn for a request decides all of its tries, so a tier misses where a higher one satisfies with the
+    difference of their chances.
+    """
     success = np.array([task.success for task in tasks])
-    success[:, -1] = 1.0
-    return 1.0 - success
+    return (success[:, -1:] - success) / success[:, -1].mean()
 
 
 def measure(chosen: NDArray[np.int64], tasks: Sequence[Task]) -> Measured:
@@ -60,7 +66,9 @@ def measure(chosen: NDArray[np.int64], tasks: Sequence[Task]) -> Measured:
     losses = missed(tasks)
     risk = float(losses[np.arange(len(chosen)), chosen].mean())
     mix = np.bincount(chosen, minlength=len(TIERS)) / len(chosen)
-    return Measured(risk, float(np.array(PRICES)[chosen].mean()), oracle_cost(losses, risk), tuple(mix.tolist()))
+    unserved = float(np.mean([1 - task.success[-1] for task in tasks]))
+    cost = float(np.array(PRICES)[chosen].mean())
+    return Measured(risk, cost, oracle_cost(losses, risk), tuple(mix.tolist()), unserved)
 
 
 def oracle_cost(losses: Array, risk: float) -> float:
