@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from classifier.bundle import read_bundle
 from classifier.engine import Engine
-from classifier.errors import BundleNotFound, Busy, InputError
+from classifier.errors import BundleNotFound, Busy, GateNotMet, InputError
 from classifier.registry import Registry
 from tests.loop_support import Crash, crash_at, fill_store, write_words
 from training.build import load_data, load_recipe, train
@@ -252,6 +252,21 @@ def test_cheaper_of_two_repairs_is_taken(options, done, monkeypatch, trained, ta
     )
     receipt = go(options)
     assert receipt["candidate"] == receipt["steps"][taken]["version"]
+
+
+def test_training_that_fails_leaves_what_recalibration_found(options, monkeypatch):
+    """Where the retrained graph fails its parity check, the round goes on with the recalibrated candidate."""
+
+    def fails(*_args, **_fields):
+        raise GateNotMet("int8 chooses the fp32 tier on 0.93 of 600 rows")
+
+    monkeypatch.setattr("training.retrain.retrained", fails)
+    monkeypatch.setattr(
+        Round, "_judge", lambda _r, _o, _name: {"accepted": False, "repairs": True, "cost": 1.0, "why": "mends"}
+    )
+    receipt = go(options)
+    assert (receipt["decision"], receipt["candidate"]) == ("promoted", receipt["steps"]["recalibrate"]["version"])
+    assert "0.93 of 600 rows" in receipt["why"]
 
 
 def test_round_without_audits_changes_nothing(options):

@@ -24,7 +24,7 @@ from classifier.exports import read_export
 from classifier.types import TIERS, Tier
 from training.calibration_set import FACETS, CalibrationSet, OpenRows, no_open_rows, read_set, score_rows
 from training.corpus import OUTCOME, Row, parse_row
-from training.frozen import closed_label
+from training.decision_log import closed_label
 from training.step_losses import soft
 
 AUDIT = ("sample", "audit")

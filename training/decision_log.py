@@ -85,6 +85,16 @@ def interval(row: ExportRow) -> tuple[Tier, Tier]:
     return outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), accepted)
 
 
+def closed_label(row: ExportRow) -> str | None:
+    """The cheapest tier that satisfied an audit; None where none did, or where quality was not judged."""
+    if not is_quality(row) or row["served_tier"] != TIERS[0].label:
+        return None
+    if row["verdict"] == "accepted":
+        return TIERS[0].label
+    accepted: str | None = row["accepted_tier"]
+    return accepted
+
+
 def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log, dict[str, tuple[int, float]]]:
     """The log of the decisions whose tier was served as decided.
 

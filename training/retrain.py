@@ -28,6 +28,7 @@ import numpy as np
 
 from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
+from classifier.errors import GateNotMet
 from classifier.registry import Registry
 from training.calibration_set import CalibrationSet, score_rows
 from training.candidates import recalibrated, retrained, unseen
@@ -174,22 +175,29 @@ class Round:
         first = verdicts["recalibrate"]
         if first["accepted"]:
             return "recalibrate", {**first, "why": f"recalibration is enough: {first['why']}"}
-        if self._options.recalibrate_only:
-            second = "retraining is off"
-        elif self._registry.checkpoint(self._snapshot["current"]) is None:
-            second = "no checkpoint lies beside the current bundle, so there is nothing to retrain from"
-        else:
-            run.step("train", self._train)
-            raw = run.path("train") / "raw"
-            run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._held_out(), taught=True))
-            trained = run.step("judge-retrained", lambda out: self._judge(out, "calibrate-trained"))
-            verdicts["calibrate-trained"], second = trained, trained["why"]
+        trained, second = self._try_training()
+        if trained is not None:
+            verdicts["calibrate-trained"] = trained
         both = f"recalibrated: {first['why']}; retrained: {second}"
         passed = {name: one["cost"] for name, one in verdicts.items() if one["accepted"] or one["repairs"]}
         if not passed:
             return None, {"why": both}
         name = min(passed, key=lambda name: passed[name])
         return name, {"why": f"{name} is taken: {both}"}
+
+    def _try_training(self) -> tuple[dict[str, Any] | None, str]:
+        """The verdict on a retrained candidate and its reasons; None where there is none."""
+        if self._options.recalibrate_only:
+            return None, "retraining is off"
+        if self._registry.checkpoint(self._snapshot["current"]) is None:
+            return None, "no checkpoint lies beside the current bundle, so there is nothing to retrain from"
+        taught = self._run.step("train", self._train)
+        if not taught["done"]:
+            return None, taught["why"]
+        raw = self._run.path("train") / "raw"
+        self._run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._held_out(), taught=True))
+        verdict = self._run.step("judge-retrained", lambda out: self._judge(out, "calibrate-trained"))
+        return verdict, verdict["why"]
 
     def _recalibrate(self, out: Path) -> dict[str, Any]:
         """The current weights with probabilities and thresholds of now, where there are audits to fit them on."""
@@ -200,22 +208,27 @@ class Round:
         return self._calibrated(out, current.path, held, taught=False) | {"done": True, "audits": held.counts}
 
     def _train(self, out: Path) -> dict[str, Any]:
-        """The current bundle's checkpoint, trained on and exported, not yet calibrated."""
+        """The current bundle's checkpoint, trained on and exported, not yet calibrated; not done where parity fails."""
         current, base = self._current(), read_corpus(self._options.data)
         checkpoint = self._registry.checkpoint(current.version)
         assert checkpoint is not None
         feedback, counts = self._feedback()
-        _, facts = retrained(
-            current.path,
-            checkpoint,
-            out,
-            recipe=tomllib.loads(self._options.recipe.read_text(encoding="utf-8")),
-            feedback=feedback,
-            base=[row for row in base if row.split == "train" and row.label == RUBRIC],
-            check=[row for row in base if row.split == "test"][:MOST_GOLDEN],
-            state=self._run.state("train"),
-        )
-        return facts | {"feedback": counts}
+        if not feedback:
+            return {"done": False, "why": "no outcome from before says anything to learn from", "feedback": counts}
+        try:
+            _, facts = retrained(
+                current.path,
+                checkpoint,
+                out,
+                recipe=tomllib.loads(self._options.recipe.read_text(encoding="utf-8")),
+                feedback=feedback,
+                base=[row for row in base if row.split == "train" and row.label == RUBRIC],
+                check=[row for row in base if row.split == "test"][:MOST_GOLDEN],
+                state=self._run.state("train"),
+            )
+        except GateNotMet as error:
+            return {"done": False, "why": f"{error}", "feedback": counts}
+        return facts | {"done": True, "feedback": counts}
 
     def _calibrated(self, out: Path, weights: Path, held: HeldOut, *, taught: bool) -> dict[str, Any]:
         """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
