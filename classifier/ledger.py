@@ -80,7 +80,12 @@ class Ledger:
                 )
             }
             if fresh:
-                connection.execute(self._insert(outcomes).on_conflict_do_nothing(), list(fresh.values()))
+                insert = self._insert(outcomes).on_conflict_do_nothing()
+                if self._shared:  # another replica may have written the same since we looked: one of us was first
+                    written = connection.execute(insert.returning(*key), list(fresh.values()))
+                    fresh = {k: fresh[k] for k in map(tuple, written)}
+                else:
+                    connection.execute(insert, list(fresh.values()))
         states = []
         for row in new_outcomes:
             name = (row["caller"], row["outcome_id"])

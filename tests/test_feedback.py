@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 import sqlite3
 import stat
 import threading
@@ -15,8 +14,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from classifier import migrations
 from classifier.database import Database
@@ -26,7 +23,7 @@ from classifier.feedback import FeedbackStore, open_store, request_hash
 from classifier.ledger import Ledger
 from classifier.recorder import Recorder
 from classifier.types import Message, OutcomeState, Request, Tier, Verdict
-from tests.feedback_support import KEY, PROMPT, decision, mint, outcome, quick_folder, request, running_postgresql
+from tests.feedback_support import KEY, PROMPT, decision, mint, outcome, request, running_postgresql
 
 JOINED, PENDING, DUPLICATE = OutcomeState
 
@@ -508,120 +505,6 @@ def test_replicas_that_start_together_migrate_once(tmp_path, postgresql):
         assert sorted(map(len, taken)) == [0, 0, 0, 0, 0, len(migrations.MIGRATIONS)]
         for database in databases:
             database.close()
-
-
-# The rules as a model in memory, against any sequence of what can happen.
-_IDS, _OUTCOMES, _TIMES = st.sampled_from("abc"), st.sampled_from("wxyz"), st.sampled_from([1.0, 2.0, 3.0])
-_STEP = st.one_of(
-    st.tuples(st.just("decide"), st.lists(st.tuples(_IDS, st.sampled_from([1, 2])), min_size=1, max_size=3)),
-    st.tuples(st.just("report"), st.lists(st.tuples(_IDS, _OUTCOMES, _TIMES, _TIMES), min_size=1, max_size=4)),
-    st.tuples(st.just("forget"), st.lists(_IDS, min_size=1, max_size=2)),
-    st.tuples(st.just("crash before the commit"), st.lists(_IDS, min_size=1, max_size=2)),
-    st.tuples(st.just("crash after the commit"), st.lists(_IDS, min_size=1, max_size=2)),
-)
-
-
-def check_sequence(url: str, steps: list) -> None:
-    """Runs the steps on a database and on the model, and compares what both end with."""
-    ledger = Ledger(database := Database(url))
-    decided: dict[str, int] = {}
-    reported: dict[str, tuple[str, float, float]] = {}
-    gone: set[str] = set()
-    for action, items in steps:
-        if action == "decide":
-            ledger.write([_decision_row(i, tier) for i, tier in items], [])
-            for i, tier in items:
-                if i not in gone:
-                    decided.setdefault(i, tier)
-        elif action == "report":
-            # What one write says of each outcome is known from the state before it.
-            expected, seen = [], set()
-            for i, o, _, _ in items:
-                new = o not in reported and o not in seen and i not in gone
-                seen.add(o) if new else None
-                expected.append((JOINED if i in decided else PENDING) if new else DUPLICATE)
-            assert ledger.write([], [_outcome_row(*item) for item in items]) == expected
-            for i, o, occurred, received in items:
-                if i not in gone:
-                    reported.setdefault(o, (i, occurred, received))
-        elif action == "forget":
-            ledger.forget(items)
-            gone |= set(items)
-            decided = {i: t for i, t in decided.items() if i not in gone}
-            reported = {o: r for o, r in reported.items() if r[0] not in gone}
-        elif action == "crash before the commit":
-            broken = {**_decision_row("d", 1), "caller": None}
-            with pytest.raises(sa.exc.IntegrityError):
-                ledger.write([*(_decision_row(i, 1) for i in items), broken], [])
-            database.close()
-            ledger = Ledger(database := Database(url))
-        else:
-            rows = [_decision_row(i, 2) for i in items]
-            ledger.write(rows, [])
-            database.close()
-            ledger = Ledger(database := Database(url))
-            ledger.write(rows, [])  # the answer was lost, so it is written again
-            for i in items:
-                if i not in gone:
-                    decided.setdefault(i, 2)
-    effective = {}
-    for i in decided:
-        mine = [(occurred, received, o) for o, (j, occurred, received) in reported.items() if i == j]
-        effective[i] = (decided[i], max(mine)[2] if mine else None, len(mine))
-    found = {r["decision_id"]: (r["tier"], r["outcome_id"], r["outcome_count"] or 0) for r in ledger.rows()}
-    assert found == effective
-    assert {r["outcome_id"] for r in ledger.rows(history=True)} - {None} == set(reported)
-    assert ledger.counts()["forgotten"] == len(gone)
-    database.close()
-
-
-def check_sequence_on_sqlite(steps: list) -> None:
-    folder = quick_folder("classifier-rules-")
-    try:
-        check_sequence(f"sqlite:///{folder}/feedback.db", steps)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _decision_row(decision_id: str, tier: int) -> dict:
-    numbers = {"decided_at": 1.0, "model_tier": 1, "reason": 1, "threshold": 0.5, "propensity": 1.0, "input_tokens": 1}
-    texts = dict.fromkeys(("policy", "bundle_version", "calibration_revision", "route", "request_hash"), "")
-    lists = dict.fromkeys(("probabilities", "logits", "signals"), "[]")
-    none = dict.fromkeys(("floor", "ceiling", "request"))
-    flags = {"guaranteed": True, "truncated": False, "labels": "{}"}
-    return {"decision_id": decision_id, "caller": "g", "tier": tier, **numbers, **texts, **lists, **none, **flags}
-
-
-def _outcome_row(decision_id: str, outcome_id: str, occurred_at: float, received_at: float) -> dict:
-    row = {"caller": "g", "outcome_id": outcome_id, "decision_id": decision_id, "verdict": 1, "cause": 1, "source": 1}
-    times = {"occurred_at": occurred_at, "received_at": received_at}
-    return {**row, **times, "served_tier": 1, "accepted_tier": None, "request_hash": None, "request": None}
-
-
-@settings(max_examples=60, deadline=None)
-@given(steps=st.lists(_STEP, max_size=12))
-def test_any_order_of_events_ends_as_the_rules_say(steps):
-    """Decisions, outcomes, duplicates, forgets and crashes in any order end in the state of a model of the rules."""
-    check_sequence_on_sqlite(steps)
-
-
-@pytest.mark.faults
-@settings(max_examples=1000, deadline=None)
-@given(steps=st.lists(_STEP, max_size=25))
-def test_any_order_of_events_ends_as_the_rules_say_at_length(steps):
-    """A thousand longer sequences on SQLite end as the model does."""
-    check_sequence_on_sqlite(steps)
-
-
-@pytest.mark.faults
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(_STEP, max_size=25))
-def test_any_order_of_events_ends_as_the_rules_say_on_postgresql(postgresql, steps):
-    """A hundred longer sequences on PostgreSQL end as the model does."""
-    url = postgresql.database()
-    with contextlib.closing(Database(url)) as database:
-        database.migrate()
-    check_sequence(url, steps)
 
 
 def test_outcomes_that_wait_together_are_written_together():
