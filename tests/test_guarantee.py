@@ -19,9 +19,12 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from tests.calibration_support import NAMES, mixed_sources, population, write_rows
+from tests.feedback_set_support import export_row
+from tests.tiny import tiny_bundle
 from training.calibrate import calibrate
 from training.calibrate import command as calibrate_command
-from training.calibration_set import CalibrationSet, read_set
+from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows, read_set
+from training.corpus import read_corpus
 from training.guarantee import command
 from training.promise_test import check, covered, promise_p_value
 from training.step_losses import routing_losses
@@ -163,7 +166,7 @@ def test_the_command_studies_stored_predictions(tmp_path: Path):
     found = json.loads(result.stdout)
     assert found["half_splits"]["balanced"]["splits"] == 200
     assert set(found["transfer"]["quality"]["sources"]) == {"a", "b", "odd"}
-    text = CliRunner().invoke(command, ["--predictions", str(tmp_path / "p.npz"), "--policy", "p=0.15"])
+    text = CliRunner().invoke(command, ["--predictions", str(tmp_path / "p.npz"), "--policy", "p=0.15", "--table", "transfer"])
     assert "| p (0.15) | 100 own rows | 3 |" in text.stdout
 
 
@@ -175,6 +178,92 @@ def test_predictions_of_small_sources_still_give_half_splits(tmp_path: Path):
     assert result.exit_code == 0
     assert "| economy | <= 0.2 |" in result.stdout
     assert "the largest of 4 has 30" in result.stderr
+
+
+def arrays(rows: CalibrationSet, **changes: np.ndarray) -> dict[str, np.ndarray]:
+    return {"logits": rows.logits, "labels": rows.labels.argmax(axis=1), "sources": rows.sources} | changes
+
+
+ROWS = population(300, 14)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (arrays(ROWS, logits=np.where(np.arange(300)[:, None] < 3, np.nan, ROWS.logits)), "3 of 300 rows"),
+        (arrays(ROWS.take(np.arange(0))), "holds no row"),
+        (arrays(ROWS, label=np.array("BOTH")), "expected RUBRIC or OUTCOME"),
+        (arrays(ROWS, baseline_x=np.zeros((5, 4))), "baseline_x has shape"),
+        (arrays(ROWS, labels=np.full(300, 7)), "not a usable file of predictions"),
+    ],
+    ids=["NaN", "no row", "no kind of label", "ragged baseline", "no tier"],
+)
+def test_predictions_that_cannot_carry_a_table_are_refused(content: dict, message: str, tmp_path: Path):
+    """NaN, no rows, mixed kinds of label, ragged arrays and labels that are no tiers are clear errors."""
+    np.savez(tmp_path / "p.npz", **content)
+    result = CliRunner().invoke(command, ["--predictions", str(tmp_path / "p.npz")])
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
+
+
+def test_an_absent_class_and_equal_scores_still_give_tables(tmp_path: Path):
+    """Without a frontier row nothing is said of frontier misses; a model that says nothing sends all to frontier."""
+    np.savez(tmp_path / "p.npz", **arrays(ROWS, labels=np.minimum(ROWS.labels.argmax(axis=1), 2)))
+    found = json.loads(CliRunner().invoke(command, ["--predictions", str(tmp_path / "p.npz"), "--json"]).stdout)
+    assert found["cost"]["balanced"]["frontier_misses"]["estimate"] is None
+    flat = arrays(ROWS, logits=np.zeros((300, 4)), labels=np.repeat([0, 3], 150))
+    np.savez(tmp_path / "p.npz", **flat)
+    found = json.loads(CliRunner().invoke(command, ["--predictions", str(tmp_path / "p.npz"), "--json"]).stdout)
+    assert found["half_splits"]["balanced"]["feasible"] == 0
+    assert found["cost"]["balanced"]["shares"] == [0, 0, 0, 1]
+
+
+def test_a_handful_of_rows_is_not_enough_and_says_for_what(tmp_path: Path):
+    """Each table that too few rows cannot give is named with what it takes; where none is left that is the error."""
+    np.savez(tmp_path / "p.npz", **arrays(ROWS.take(np.arange(5))))
+    ask = ["--predictions", str(tmp_path / "p.npz"), "--table", "half-splits", "--table", "calibration"]
+    result = CliRunner().invoke(command, ask)
+    assert isinstance(result.exception, InputError)
+    assert "no half-splits table: 5 rows" in result.stderr
+    assert "no calibration table: 5 rows" in result.stderr
+
+
+def test_rows_of_training_cannot_check_a_promise(promising: Path, tmp_path: Path):
+    """The command refuses rows that the bundle was trained on, rows of both kinds, and a split that no row states."""
+    rows = write_rows(tmp_path / "rows.jsonl", 60, seed=15)
+    hashes = [row.sha256 for row in read_corpus([rows])]
+    trained = tiny_bundle(tmp_path / "trained", manifest={TRAINING_ROWS: pack_rows(hashes[:7])})
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(rows.read_text() + '{"prompt": "hi", "success_by_tier": {"simple": 1.0}}\n')
+    for arguments, message in (
+        (["--bundle", str(trained.path), "--data", str(rows)], "7 of 60 rows were in the bundle's training set"),
+        (["--bundle", str(promising), "--data", str(mixed)], "OUTCOME', 'RUBRIC"),
+        (["--bundle", str(promising), "--data", str(rows), "--split", "dev"], "no row of the split 'dev'"),
+    ):
+        assert message in str(CliRunner().invoke(command, arguments).exception)
+
+
+def test_the_cost_table_of_a_bundle_stands_beside_baselines(promising: Path, tmp_path: Path):
+    """Length and TF-IDF learn from rows of their own, without those that are judged; a split can be chosen."""
+    fresh = write_rows(tmp_path / "fresh.jsonl", 200, seed=16, split="dev")
+    older = write_rows(tmp_path / "older.jsonl", 300, seed=17)
+    ask = ["--bundle", str(promising), "--data", str(fresh), "--split", "dev", "--table", "cost", "--json"]
+    result = CliRunner().invoke(command, [*ask, "--baseline-data", str(older), "--prices", "1,2,3,4"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert set(found) == {"cost"}
+    assert {"constant mix", "length", "tfidf_logistic_regression"} <= set(
+        found["cost"]["balanced"]["all tiers"]["beside"]
+    )
+    only = CliRunner().invoke(command, [*ask, "--baseline-data", str(fresh)])
+    assert "besides those that are judged" in str(only.exception)
+
+
+def test_prices_rise_from_tier_to_tier(promising: Path, tmp_path: Path):
+    """Prices in another order, and options of the other question, are usage errors."""
+    ask = ["--bundle", str(promising), "--data", "x.jsonl", "--prices", "4,3,2,1"]
+    assert CliRunner().invoke(command, ask).exit_code == 2
+    assert CliRunner().invoke(command, ["--predictions", "p.npz", "--table", "promise"]).exit_code == 2
 
 
 def test_the_command_takes_one_question_at_a_time(promising: Path):
@@ -193,16 +282,27 @@ def test_the_worked_example_holds():
     assert found.failed == 0
 
 
-def test_the_commands_on_the_page_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_on_the_page_run(
+    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Every command on the page runs, in its order, on files of the names that it uses."""
     shutil.copytree(tiny_bundle_path, tmp_path / "my-bundle")
     write_rows(tmp_path / "labelled.jsonl", 400, seed=5)
     write_rows(tmp_path / "fresh.jsonl", 200, seed=6)
+    write_rows(tmp_path / "older.jsonl", 200, seed=7)
+    audits = [
+        export_row(i, labels={"sample": "audit"}, served_tier="simple", text=f"hi {i}", logits=None) for i in range(40)
+    ]
+    (tmp_path / "feedback.jsonl").write_text("".join(json.dumps(row) + "\n" for row in audits))
+    (tmp_path / "across").mkdir()
+    np.savez(tmp_path / "across" / "predictions.npz", **arrays(ROWS))
     monkeypatch.chdir(tmp_path)
     verbs = {"calibrate": calibrate_command, "guarantee": command}
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("$ python -m training ")]
-    assert len(lines) == 3
-    for line in lines:
-        verb, *arguments = shlex.split(line)[4:]
-        result = CliRunner().invoke(verbs[verb], arguments)
-        assert result.exit_code == 0, result.output
+    words = [shlex.split(line)[4:] for line in lines]
+    assert [w[0] for w in words if w[0] not in verbs] == ["cross-validate"]  # tests/test_crossval.py runs it
+    assert len(words) == 8
+    for verb, *arguments in words:
+        if verb in verbs:
+            result = CliRunner().invoke(verbs[verb], arguments)
+            assert result.exit_code == 0, result.output

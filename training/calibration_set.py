@@ -229,6 +229,8 @@ def read_predictions(path: Path) -> CalibrationSet:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a usable file of predictions ({error})") from error
     n = len(logits)
+    if not n:
+        raise InputError(f"{path}: holds no row")
     ids = arrays.get("ids", np.array([f"{path.name}:{i}" for i in range(n)])).astype(str)
     unknown = np.full(n, "")
     facets = {"source": sources} | {name: arrays.get(f"{name}s", unknown).astype(str) for name in FACETS[1:]}

@@ -22,6 +22,7 @@ from classifier.calibration import IDENTITY, Calibration
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.policy import choose_many
+from classifier.report import as_json as plain
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import AUDIT, read_rows
 from training.calibrate import numbers, parse_policies
@@ -29,7 +30,7 @@ from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet, model_of, read_baselines, read_predictions
 from training.corpus import Row, read_corpus
 from training.frozen import parse_audit
-from training.policy_fit import thresholds_of
+from training.policy_fit import Targets, thresholds_of
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
@@ -161,7 +162,7 @@ def command(
     found: dict[str, Any] = {}
     if predictions is not None:
         tables = tables or (HALVES, TRANSFER, COST, CALIBRATION)
-        asked = of_predictions(predictions, parse_policies(policies), prices, seed)
+        asked = of_predictions(predictions, Targets(parse_policies(policies)).alphas, prices, seed)
         found["model"] = model_of(predictions)
     else:
         assert bundle is not None
@@ -179,7 +180,7 @@ def command(
         click.echo(why, err=True)
     if missing and not made and "policies" not in found:
         raise InputError("none of the tables could be made of these rows")
-    click.echo(json.dumps(found, indent=1) if as_json else as_text(found))
+    click.echo(json.dumps(plain(found), indent=1) if as_json else as_text(found))
     refuted = sorted({e["name"] for e in found.get("policies", []) if e["refuted"]})
     if refuted:
         raise GateNotMet(

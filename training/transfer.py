@@ -36,6 +36,7 @@ OWN_ROWS = (100, 300)
 SIGNIFICANCE = 0.05
 REPEATS = 20
 BOOTSTRAPS = 400
+_FITTED_ON = {"risk": "other sources"} | {f"risk_with_{n}": f"{n} own rows" for n in OWN_ROWS}
 
 
 def half_splits(
@@ -240,19 +241,36 @@ def halves_as_text(found: Mapping[str, Any]) -> str:
 
 
 def transfer_as_text(found: Mapping[str, Any]) -> str:
-    """A Markdown table of `transfer`."""
+    """Markdown tables of `transfer`: the summary, then every source, worst first."""
     lines = [
         "| policy | fitted on | sources | mean risk | worst risk | the same without own rows | above, beyond chance |",
         "|---|---|---:|---:|---:|---|---|",
     ]
     for name, e in found.items():
-        for key, what in (("risk", "other sources"), *((f"risk_with_{n}", f"{n} own rows") for n in OWN_ROWS)):
+        for key, what in _FITTED_ON.items():
             if key in e:
                 v, bare = e[key], key == "risk"
                 same = "" if bare else f"{v['mean_without']:.3f} mean, {v['worst_without']:.3f} worst"
                 above = f"{e['above']}, {e['surely_above']}" if bare else ""
                 risks = f"{v['mean']:.3f} | {v['worst']:.3f} | {same} | {above}"
                 lines.append(f"| {name} ({e['alpha']:g}) | {what} | {v['sources']} | {risks} |")
+    first = next(iter(found.values()))["sources"]
+    worst_first = sorted(first, key=lambda source: -sum(e["sources"][source]["risk"] for e in found.values()))
+    lines += [
+        "",
+        "Risk of each source: fitted on the others, on "
+        + " and on ".join(f"{n} of its own rows" for n in OWN_ROWS)
+        + " where it has as many and some to judge on.",
+        "",
+        "| source | rows | " + " | ".join(f"{name} ({e['alpha']:g})" for name, e in found.items()) + " |",
+        "|---|---:|" + "---:|" * len(found),
+    ]
+    for source in worst_first:
+        cells = [
+            " / ".join(f"{e['sources'][source][key]:.3f}" for key in _FITTED_ON if key in e["sources"][source])
+            for e in found.values()
+        ]
+        lines.append(f"| {source} | {first[source]['n']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
