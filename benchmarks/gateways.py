@@ -6,6 +6,9 @@
 Needs `make test-litellm` once for its environment. Rows of a file of outcomes hold a `prompt`, the `success_by_tier` of
 real models and perhaps a `split`, of which `dev` is taken. The prompts go through a real proxy process, in front of an
 upstream that answers at once; the model that was asked stands for its tier. Prices are the routing table's defaults.
+
+Beside every router stands chance, twice, at the same cost and without looking at the prompt: its own shares of the
+tiers drawn blindly, and the best mix of two. Points of success over them have intervals by bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -27,13 +30,19 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 sys.path.insert(0, str(ROOT))
 
-from classifier import AsyncClient, Tier  # noqa: E402
+import numpy as np  # noqa: E402
+
+from classifier import AsyncClient, Client, Tier  # noqa: E402
+from classifier.metrics import bootstrap_interval  # noqa: E402
 from classifier.routing import PRICES  # noqa: E402
 from classifier.types import TIERS  # noqa: E402
+from tests.gateways.litellm_proxy import LITELLM_ENVIRONMENT, litellm_command  # noqa: E402
 from tests.gateways.support import Upstream, chat, free_port, listens, post, process, until  # noqa: E402
 
 PROMPTS = 500
 ROUNDS = 2_000
+POLICIES = ("economy", "balanced", "quality")
+RIVALS = {"heuristic": "LiteLLM's rules", "heuristic_v2": "LiteLLM's heuristic_v2"}
 TABLE = "\n".join(f'[routes.{tier.label}]\nmodel = "{tier.label}"' for tier in TIERS)
 
 
@@ -41,16 +50,15 @@ class Serving:
     """`classifier serve` with the shipped bundle."""
 
     def __init__(self, folder: Path) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address, self._log = f"127.0.0.1:{free_port()}", folder / "serve.log"
         (folder / "routing.toml").write_text(TABLE)
         self.block = process(
-            [sys.executable, "-m", "classifier", "serve", "--listen", self.address, "--store", "off"],
-            folder / "serve.log",
+            [sys.executable, "-m", "classifier", "serve", "--listen", self.address, "--store", "off"], self._log
         )
 
     def __enter__(self) -> str:
         running = self.block.__enter__()
-        until(lambda: listens(int(self.address.rpartition(":")[2])) or running.poll() is not None)
+        until(lambda: "serving on" in self._log.read_text() or running.poll() is not None)
         return self.address
 
     def __exit__(self, *exc: object) -> None:
@@ -98,31 +106,32 @@ def rows_of(paths: list[str]) -> list[dict]:
     return in_turn[:PROMPTS]
 
 
-def route(rows: list[dict], address: str, folder: Path) -> None:
-    """Sends the rows through the proxy, once for each way of routing, and prints the table."""
+def route(rows: list[dict], address: str, folder: Path) -> dict[str, list[Tier]]:
+    """Sends the rows through the proxy, once for each way of routing; the tier that served each."""
     upstream, port, key = Upstream(), free_port(), f"sk-{secrets.token_hex(32)}"
     base = {"api_base": f"http://127.0.0.1:{upstream.port}/v1", "api_key": "none"}
-    models = [{"model_name": n, "litellm_params": {"model": f"openai/{n}", **base}} for n in [t.label for t in TIERS]]
-    models.append({"model_name": "auto", "litellm_params": {"model": "openai/auto", **base}})
+    names = [*(tier.label for tier in TIERS), *POLICIES]
+    models = [{"model_name": n, "litellm_params": {"model": f"openai/{n}", **base}} for n in names]
     tiers = dict(zip(("SIMPLE", "MEDIUM", "COMPLEX", "REASONING"), [t.label for t in TIERS], strict=True))
-    for kind in ("heuristic", "heuristic_v2"):
+    for kind in RIVALS:
         config = {"tiers": tiers, "classifier_type": kind}
         params = {"model": "auto_router/complexity_router", "complexity_router_config": config}
         models.append({"model_name": kind, "litellm_params": params})
-    settings = {"callbacks": "classifier_hook.hook", "num_retries": 0}
+    settings = {"callbacks": [f"classifier_hook.{name}" for name in POLICIES], "num_retries": 0}
     (folder / "config.yaml").write_text(json.dumps({"model_list": models, "litellm_settings": settings}))
-    (folder / "classifier_hook.py").write_text(
-        "from classifier.gateways.litellm import ClassifierHook\n"
-        f'hook = ClassifierHook("{address}", routes="{folder}/routing.toml", timeout_seconds=2)\n'
-    )
-    command = [str(Path(sys.executable).parent / "litellm"), "--config", str(folder / "config.yaml")]
-    more = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*"}
+    hooks = [
+        f'{name} = ClassifierHook("{address}", routes="{folder}/routing.toml", models=["{name}"], policy="{name}", '
+        "timeout_seconds=30)"
+        for name in POLICIES
+    ]
+    text = "\n".join(["from classifier.gateways.litellm import ClassifierHook", *hooks])
+    (folder / "classifier_hook.py").write_text(text)
+    more = LITELLM_ENVIRONMENT | {"LITELLM_MASTER_KEY": key}
     served: dict[str, list[Tier]] = {}
-    with process([*command, "--host", "127.0.0.1", "--port", str(port)], folder / "litellm.log", **more) as running:
+    with process(litellm_command(folder / "config.yaml", port), folder / "litellm.log", **more) as running:
         until(lambda: listens(port) or running.poll() is not None, 400)
-        for name in ("auto", "heuristic", "heuristic_v2"):
+        for name in (*POLICIES, *RIVALS):
             upstream.seen.clear()
-            fallbacks = []
             for row in rows:
                 status, headers, body = post(
                     f"http://127.0.0.1:{port}/v1/chat/completions",
@@ -130,33 +139,72 @@ def route(rows: list[dict], address: str, folder: Path) -> None:
                     authorization=f"Bearer {key}",
                 )
                 assert status == 200, body
-                fallbacks += [headers["x-classifier-fallback"]] if "x-classifier-fallback" in headers else []
+                assert "x-classifier-fallback" not in headers, headers
             served[name] = [Tier.parse(model) for model in upstream.models()]
             assert len(served[name]) == len(rows)
-            if fallbacks:
-                print(f"{name}: {len(fallbacks)} of {len(rows)} fell back: {', '.join(sorted(set(fallbacks)))}")
     upstream.close()
-    titles = {"auto": "this classifier", "heuristic": "LiteLLM rules", "heuristic_v2": "LiteLLM heuristic_v2"}
+    return served
+
+
+def best_mix(success: np.ndarray, cost: float) -> tuple[str, np.ndarray]:
+    """(the best mix of two tiers that costs so much, its expected success on each prompt).
+
+    Args:
+        success: (n, 4) of each prompt on each tier.
+        cost: dollars per million tokens, no less than those of the cheapest tier.
+    """
+    mixes = []
+    for low, high in itertools.combinations(TIERS, 2):
+        share = (cost - PRICES[low]) / (PRICES[high] - PRICES[low])
+        if 0 <= share <= 1:
+            expected = (1 - share) * success[:, low.index] + share * success[:, high.index]
+            mixes.append((expected.mean(), f"{share:.1%} {high.label}, else {low.label}", expected))
+    _, name, expected = max(mixes, key=lambda mix: mix[0])
+    return name, expected
+
+
+def points(differences: np.ndarray) -> str:
+    """Mean difference in percentage points with its interval."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in bootstrap_interval(np.mean, differences)))
+
+
+def print_table(rows: list[dict], served: dict[str, list[Tier]]) -> None:
+    """Prints shares, cost and success of every way of routing, and what they have over chance at the same cost."""
+    success = np.array([[row["success_by_tier"][tier.label] for tier in TIERS] for row in rows])
+    titles = RIVALS | {name: f"this classifier, `{name}`" for name in POLICIES}
     ways = {titles[name]: tiers for name, tiers in served.items()}
     ways |= {f"always {tier.label}": [tier] * len(rows) for tier in TIERS}
     print(f"{len(rows)} prompts, dollars per million tokens")
-    print("| routed by | simple | standard | complex | frontier | dollars | success |")
-    print("|---|---|---|---|---|---|---|")
-    for name, tiers_served in ways.items():
-        shares = " | ".join(f"{tiers_served.count(t) / len(rows):.1%}" for t in TIERS)
-        cost = statistics.fmean(PRICES[t] for t in tiers_served)
-        success = statistics.fmean(
-            row["success_by_tier"][tier.label] for row, tier in zip(rows, tiers_served, strict=True)
-        )
-        print(f"| {name} | {shares} | {cost:.2f} | {success:.1%} |")
+    columns = ["simple", "standard", "complex", "frontier", "dollars", "success", "over its shares, blindly"]
+    print(" | ".join(["| routed by", *columns, "over the best mix of that cost |"]))
+    print("|---|" + "---:|" * (len(columns) + 1))
+    for name, tiers in ways.items():
+        shares = np.array([tiers.count(tier) / len(rows) for tier in TIERS])
+        cost = statistics.fmean(PRICES[tier] for tier in tiers)
+        found = success[np.arange(len(rows)), [tier.index for tier in tiers]]
+        cells = [name, *(f"{share:.1%}" for share in shares), f"{cost:.2f}", f"{found.mean():.1%}", "", ""]
+        if not name.startswith("always"):
+            mix, expected = best_mix(success, cost)
+            cells[-2:] = [points(found - success @ shares), f"{points(found - expected)}: {mix}"]
+        print(f"| {' | '.join(cells)} |")
+
+
+def print_settings(address: str) -> None:
+    """Prints the bundle and its policies' thresholds."""
+    with Client(address) as client:
+        info = client.info(timeout_seconds=30)
+    found = ", ".join(f"{policy.name} {policy.threshold:.3f}" for policy in info.policies)
+    print(f"bundle {info.bundle_version}, thresholds {found}")
 
 
 def main() -> None:
     """Runs what the arguments ask for."""
     with tempfile.TemporaryDirectory() as name, Serving(Path(name)) as address:
+        print_settings(address)
         asyncio.run(time_hook(address, Path(name)))
         if sys.argv[1:]:
-            route(rows_of(sys.argv[1:]), address, Path(name))
+            rows = rows_of(sys.argv[1:])
+            print_table(rows, route(rows, address, Path(name)))
 
 
 if __name__ == "__main__":
