@@ -166,7 +166,9 @@ def test_the_command_studies_stored_predictions(tmp_path: Path):
     found = json.loads(result.stdout)
     assert found["half_splits"]["balanced"]["splits"] == 200
     assert set(found["transfer"]["quality"]["sources"]) == {"a", "b", "odd"}
-    text = CliRunner().invoke(command, ["--predictions", str(tmp_path / "p.npz"), "--policy", "p=0.15", "--table", "transfer"])
+    text = CliRunner().invoke(
+        command, ["--predictions", str(tmp_path / "p.npz"), "--policy", "p=0.15", "--table", "transfer"]
+    )
     assert "| p (0.15) | 100 own rows | 3 |" in text.stdout
 
 
@@ -282,9 +284,7 @@ def test_the_worked_example_holds():
     assert found.failed == 0
 
 
-def test_the_commands_on_the_page_run(
-    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_commands_on_the_page_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every command on the page runs, in its order, on files of the names that it uses."""
     shutil.copytree(tiny_bundle_path, tmp_path / "my-bundle")
     write_rows(tmp_path / "labelled.jsonl", 400, seed=5)

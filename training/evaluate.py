@@ -191,6 +191,7 @@ def evaluate(
             report["baselines"][name] = {
                 **summarise(q, y, draws=400),
                 "bundle_accuracy_minus_this": paired_bootstrap(metrics.accuracy, p.argmax(1), q.argmax(1), y),
+                "bundle_rps_minus_this": paired_bootstrap(metrics.ranked_probability_score, p, q, y),
             }
     return report
 
@@ -223,7 +224,9 @@ def as_text(report: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"  {name}: accuracy {_interval(numbers['accuracy'])}, kappa {_interval(numbers['quadratic_kappa'])}",
-            f"  {'':<{len(name)}}  bundle is better by {_interval(numbers['bundle_accuracy_minus_this'])} of accuracy",
+            f"  {'':<{len(name)}}  bundle minus this: accuracy {_interval(numbers['bundle_accuracy_minus_this'])}",
+            f"  {'':<{len(name)}}  ranked probability score (lower is better) "
+            + _interval(numbers["bundle_rps_minus_this"]),
         ]
     for what, members in report["slices"].items():
         if len(members) > 1:
