@@ -5,6 +5,7 @@
 A real server on SQLite, asked over gRPC by 32 callers at once: outcomes acknowledged a second, each on disk. Then one
 caller classifies in blocks that are recorded and blocks that are not, in turns, so that a busy machine slows both
 alike; what is compared is the CPU time of the whole server process per request, until a block's decisions are written.
+Then again in turns with the store free and locked by another process: what is compared is the time of a Classify.
 Prints a table on stderr and JSON on stdout.
 """
 
@@ -96,8 +97,34 @@ def block(address: str, pid: int, database: Path, *, record: bool) -> float:
     while record and written(database) < before + BLOCK:
         time.sleep(0.02)
     if not record:
-        time.sleep(0.4)  # as long as the last decisions of the other kind of block take, so that idling is paid alike
+        time.sleep(0.6)  # as long as the last decisions of the other kind of block take, so that idling is paid alike
     return (cpu_seconds(pid) - cpu) / BLOCK
+
+
+def latencies(address: str) -> list[float]:
+    """Seconds of each Classify of a block, sorted."""
+    with Client(address, timeout_seconds=5) as client:
+        client.classify(PROMPT)  # the connection
+        times = []
+        for n in range(BLOCK):
+            start = time.perf_counter()
+            client.classify(f"{PROMPT} {n}")
+            times.append(time.perf_counter() - start)
+    return sorted(times)
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Nobody else can write."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None, timeout=30)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median and 99th percentile, in milliseconds."""
+    return {f"p{percent}": 1e3 * sorted(seconds)[len(seconds) * percent // 100] for percent in (50, 99)}
 
 
 def main() -> None:
@@ -120,6 +147,11 @@ def main() -> None:
             for n in range(arguments.blocks):
                 for record in (True, False) if n % 2 else (False, True):
                     (recorded if record else plain).append(block(address, pid, database, record=record))
+            free, barred = [], []
+            for n in range(max(arguments.blocks // 3, 2)):
+                for lock in (True, False) if n % 2 else (False, True):
+                    with locked(database) if lock else contextlib.nullcontext():
+                        (barred if lock else free).extend(latencies(address))
     base, differences = statistics.median(plain), [r - p for r, p in zip(recorded, plain, strict=True)]
     added = statistics.median(differences)
     result = {
@@ -128,6 +160,7 @@ def main() -> None:
         "classify_cpu_ms": 1e3 * base,
         "recording_cpu_ms": 1e3 * added,
         "recording_share": added / base,
+        "classify_ms": {name: quantiles(times) for name, times in (("store_free", free), ("store_locked", barred))},
         "blocks": arguments.blocks,
         "requests_per_block": BLOCK,
         "bundle": str(arguments.bundle),
@@ -137,7 +170,11 @@ def main() -> None:
     }
     print(
         f"{result['outcomes_per_second']:,.0f} outcomes/s acknowledged to {CALLERS} callers, each on disk (SQLite)\n"
-        f"recording adds {1e6 * added:.0f} us CPU to {1e3 * base:.2f} ms a Classify: {100 * added / base:.1f} %",
+        f"recording adds {1e6 * added:.0f} us CPU to {1e3 * base:.2f} ms a Classify: {100 * added / base:.1f} %\n"
+        + "\n".join(
+            f"Classify, {name.replace('_', ' ')}: p50 {ms['p50']:.2f} ms, p99 {ms['p99']:.2f} ms"
+            for name, ms in result["classify_ms"].items()
+        ),
         file=sys.stderr,
     )
     text = json.dumps(result, indent=1)

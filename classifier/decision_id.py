@@ -104,23 +104,26 @@ def read_key(path: str | Path) -> bytes:
     try:
         if not path.exists():
             _make_key(path)
-        key = parse_key(path.read_text(encoding="ascii"))
+        return parse_key(path.read_text(encoding="utf-8", errors="replace"), str(path))
     except OSError as error:
-        raise SettingsError(f"{path}: no key can be read or made there ({error.strerror}); check the folder") from error
-    except ValueError:
-        raise SettingsError(f"{path}: expected a key of {2 * MIN_KEY_BYTES} or more hexadecimal digits") from None
-    return key
+        raise SettingsError(
+            f"{path}: no key can be read or made there ({error.strerror}); check the folder, or keep no feedback with "
+            "--store off"
+        ) from error
 
 
-def parse_key(text: str) -> bytes:
+def parse_key(text: str, where: str = "key") -> bytes:
     """The key that hexadecimal digits spell.
 
     Raises:
-        ValueError: they are not hexadecimal, or fewer than 32.
+        SettingsError: they are not hexadecimal, or fewer than 32; the message says where, and none of them.
     """
-    key = bytes.fromhex(text.strip())
+    try:
+        key = bytes.fromhex(text.strip())
+    except ValueError:
+        key = b""
     if len(key) < MIN_KEY_BYTES:
-        raise ValueError(f"expected {2 * MIN_KEY_BYTES} or more hexadecimal digits, found {2 * len(key)}")
+        raise SettingsError(f"{where}: expected a key of {2 * MIN_KEY_BYTES} or more hexadecimal digits")
     return key
 
 

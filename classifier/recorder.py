@@ -59,7 +59,7 @@ class Recorder:
         housekeep: Callable[[], bool] | None = None,
         *,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
-        linger_seconds: float = 0.25,
+        linger_seconds: float = 0.5,
         retry_seconds: float = 1.0,
     ) -> None:
         self.dropped = 0

@@ -307,9 +307,15 @@ def print_ready(addresses: Sequence[str]) -> None:
 
 
 def server_key(settings: ServerSettings) -> bytes:
-    """The secret of decision ids: the settings' file, made if need be, or without feedback one for this process."""
-    from classifier.decision_id import read_key
+    """The secret of decision ids: given, or a file's, which is made if need be; without feedback one for this process.
 
+    Raises:
+        SettingsError: it is no key, or its file can be neither read nor made.
+    """
+    from classifier.decision_id import parse_key, read_key
+
+    if settings.key:
+        return parse_key(settings.key)
     if settings.key_file or _remembers(settings):
         return read_key(settings.key_file or state_folder() / "server.key")
     return os.urandom(32)

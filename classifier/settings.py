@@ -20,9 +20,17 @@ PREFIX = "CLASSIFIER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 
-def _setting(default: Any, help_text: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
-    """A field whose metadata is its documentation, its flag's help and its check."""
-    return field(default=default, metadata={"help": help_text, "choices": choices, "minimum": minimum})
+def _setting(
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field whose metadata is its documentation, its flag's help and its check; a secret has no flag."""
+    metadata = {"help": help_text, "choices": choices, "minimum": minimum, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,9 @@ class ServerSettings:
         choices=("off", "hash", "text"),
     )
     key_file: str = _setting("", "File with the key of decision ids, shared by replicas; made if it is not there.")
+    key: str = _setting(
+        "", "The key itself, as hexadecimal digits, instead of a file; no flag, for others can read those.", secret=True
+    )
     routes: str = _setting("", "TOML file of the routing table (tier to model, price, place); read again on change.")
     tls_cert: str = _setting("", "PEM file of the server's certificate chain; read again when it changes.")
     tls_key: str = _setting("", "PEM file of the certificate's key.")
@@ -110,6 +121,8 @@ class ServerSettings:
             )
         if self.shadow_share > 1:
             raise SettingsError(f"shadow_share: expected a share between 0 and 1, found {self.shadow_share:g}")
+        if self.key and self.key_file:
+            raise SettingsError("key and key_file are both given; give the key or its file")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("tls_cert and tls_key go together; give both or neither")
         if self.tls_client_ca and not self.tls_cert:

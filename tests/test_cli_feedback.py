@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -121,6 +125,17 @@ def test_what_a_server_keeps_by_default_is_what_the_commands_read(tiny_bundle_pa
     [row] = map(json.loads, run("export", "-o", "-").stdout.splitlines())
     assert (row["decision_id"], row["request"], row["verdict"]) == (answer.decision.decision_id, None, "accepted")
     assert {p.name for p in (tmp_path / "classifier").iterdir()} >= {"feedback.db", "server.key"}
+
+
+def test_the_demo_reports_two_outcomes_and_shows_what_is_kept():
+    """`make demo`: both join, sent again they change nothing, and the store's export has them with their decisions."""
+    demo = Path(__file__).parent.parent / "docs" / "examples" / "demo.py"
+    done = subprocess.run([sys.executable, demo], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"JOINED +DUPLICATE", done.stdout)) == 2
+    kept = done.stdout.partition("without their text:\n")[2].splitlines()
+    assert [line.split()[2] for line in kept[1:3]] == ["accepted", "escalated"]
+    assert "exit code 0" in kept[-1]
 
 
 def test_migrate_makes_the_tables_once(tmp_path):

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from classifier.decision_id import DecisionIds, parse_key, read_key
 from classifier.errors import InvalidRequest, SettingsError
+from classifier.server import server_key
+from classifier.settings import resolve
 
 KEY = bytes(range(32))
 texts = st.text(max_size=40)
@@ -142,3 +144,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_keys_are_hexadecimal_with_any_space_around():
     """A key from a variable or a file may end with a newline."""
     assert parse_key("00" * 16 + "\n") == bytes(16)
+
+
+def test_a_server_takes_its_key_from_a_variable():
+    """CLASSIFIER_KEY is the key itself; nothing shows it, and a file beside it is refused."""
+    settings = resolve({}, {"CLASSIFIER_KEY": KEY.hex()})
+    assert server_key(settings) == KEY
+    assert KEY.hex() not in repr(settings)
+    with pytest.raises(SettingsError, match="expected a key of 32 or more") as refusal:
+        server_key(resolve({}, {"CLASSIFIER_KEY": "hunter2"}))
+    assert "hunter2" not in str(refusal.value)
+    with pytest.raises(SettingsError, match="both given"):
+        resolve({"key_file": "k"}, {"CLASSIFIER_KEY": KEY.hex()})

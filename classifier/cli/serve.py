@@ -12,8 +12,8 @@ from classifier.settings import PREFIX, ServerSettings
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
-    """A flag for every setting; what it means is said once, in `ServerSettings`."""
-    for f in reversed(fields(ServerSettings)):
+    """A flag for every setting that is no secret; what it means is said once, in `ServerSettings`."""
+    for f in reversed([f for f in fields(ServerSettings) if not f.metadata["secret"]]):
         flag = "--" + f.name.replace("_", "-")
         help_text = f"{f.metadata['help']} [{PREFIX}{f.name.upper()}]"
         default = ", ".join(f.default) if isinstance(f.default, tuple) else f.default

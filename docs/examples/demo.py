@@ -1,10 +1,11 @@
-"""Starts a server on the shipped bundle, sends it varied requests, reports two outcomes, prints tables, shuts down.
+"""Starts a server on the shipped bundle, sends it varied requests, reports two outcomes, shows what is kept of them.
 
 Run it with `make demo`. Everything goes over gRPC on loopback; the feedback store is a temporary file.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -81,11 +82,11 @@ REQUESTS: list[tuple[str, Request]] = [
 def main() -> int:
     """Runs the demo; 0 when every request was answered."""
     with tempfile.TemporaryDirectory() as folder:
-        socket = f"unix:{folder}/demo.sock"
+        socket, store = f"unix:{folder}/demo.sock", f"sqlite:///{folder}/feedback.db"
         server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "classifier", "serve", "--listen", socket),
-                *("--feedback-url", f"sqlite:///{folder}/feedback.sqlite"),
+                *("--feedback-url", store, "--key-file", f"{folder}/server.key"),
             ],
             stderr=subprocess.PIPE,
             text=True,
@@ -105,6 +106,7 @@ def main() -> int:
         finally:
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=READY_SECONDS)
+        show_kept(store)
     print(f"\nserver shut down with exit code {server.returncode}")
     return server.returncode
 
@@ -138,6 +140,18 @@ def report_two(client: Client) -> None:
         what = f"{name}: {verdict.name.lower()} at {served.label}"
         first, second = client.report_outcome(outcome), client.report_outcome(outcome)
         print(f"{what:<34}{first.name:<10}{second.name}")
+
+
+def show_kept(store: str) -> None:
+    """Prints what the store has of the two, as an export has it."""
+    command = [sys.executable, "-m", "classifier", "feedback", "export", "-o", "-", "--feedback-url", store]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    print(f"\nkept of {len(rows)} decisions, without their text:\n{'decision':<14}{'tier':<10}{'outcome':<11}at")
+    for row in rows:
+        if row["verdict"]:
+            at = f"{row['served_tier']}, accepted at {row['accepted_tier'] or row['served_tier']}"
+            print(f"{row['decision_id'][:8] + '…':<14}{row['tier']:<10}{row['verdict']:<11}{at}")
 
 
 def refuse_one(client: Client) -> None:
