@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -638,6 +639,7 @@ def test_the_command_writes_bundle_and_report(tiny_bundle_path: Path, rows_path:
     )
     assert result.exit_code == 0, result.output
     assert "| tight | risk <= 0.08 at 90% | hoeffding bentkus |" in result.stdout
+    assert re.search(r"\| [0-9.]+ \| [0-9/ ]+ % \| \d+% of \d+ \|", result.stdout)
     report = json.loads((tmp_path / "r.json").read_text())
     assert f"bundle {report['bundle']['version']}" in result.stdout
     assert read_bundle(tmp_path / "out").default_policy == "tight"

@@ -127,7 +127,9 @@ def calibrate(
     shift = None
     if prior_shift:
         traffic = np.array([engine.logits(row.request) for row in read_corpus(prior_shift)], dtype=np.float32)
-        shift, note = shift_weights(calibration.apply(traffic), threshold_rows.labels)
+        shift, note = shift_weights(
+            calibration.apply(traffic), calibration.apply(threshold_rows.logits), threshold_rows.labels
+        )
         notes.append(note)
     also = read_rows(also_paths, engine, audit=audit) if also_paths else None
     if also is not None and also.label != rows.label:

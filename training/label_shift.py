@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from classifier.types import TIERS
 
+VANISHED = 0.1
+"""A tier whose share falls below this part of what it was is told to the reader."""
 _TIERS = len(TIERS)
 Array = NDArray[np.float64]
 
@@ -47,26 +49,38 @@ def estimate_prior(
     return share
 
 
-def shift_weights(probabilities: ArrayLike, labels: Array) -> tuple[Array, str]:
+def shift_weights(traffic: ArrayLike, calibration: ArrayLike, labels: Array) -> tuple[Array, str]:
     """Weight of each calibration row under the tier shares of unlabelled traffic.
 
+    The old shares that EM starts from are the mean probabilities of the calibration rows, not their labels' shares:
+    where the two differ a little, EM carries the difference far (Alexandari et al. 2020, arXiv:1901.06852).
+
     Args:
-        probabilities: (m, 4) calibrated, of the unlabelled requests.
+        traffic: (m, 4) calibrated probabilities of the unlabelled requests.
+        calibration: (n, 4) calibrated probabilities of the calibration rows.
         labels: (n, 4) float64, P(label = tier) of the calibration rows.
 
     Returns:
-        (n,) float64 above 0, and a sentence for the reader: both shares, and what is assumed.
+        (n,) float64 above 0, and a note for the reader: both shares, what is assumed, and which tiers all but vanish.
     """
     prior = labels.mean(axis=0)
-    share = estimate_prior(probabilities, prior)
+    share = estimate_prior(traffic, np.asarray(calibration, dtype=np.float64).mean(axis=0))
+    share = np.where(prior > 0, share, 0.0)
+    share /= share.sum()
     ratio = np.divide(share, prior, out=np.zeros_like(share), where=prior > 0)
     note = (
         "Thresholds were refitted for the tier shares "
         + " / ".join(f"{100 * s:.1f}" for s in share)
-        + f" % estimated from {len(np.asarray(probabilities))} unlabelled requests, instead of "
+        + f" % estimated from {len(np.asarray(traffic))} unlabelled requests, instead of "
         + " / ".join(f"{100 * s:.1f}" for s in prior)
         + " %. This assumes that only the shares changed: that the requests of each tier are of the same sort as "
         "before. It is an estimate, not a proof."
     )
+    gone = [tier.label for tier in TIERS if prior[tier.index] > 0 and ratio[tier.index] < VANISHED]
+    if gone:
+        note += (
+            f" It says that {' and '.join(gone)} requests have all but vanished, so misses among them no longer count: "
+            "label some of the traffic before believing it."
+        )
     weights: Array = np.maximum(labels @ ratio, 1e-12)
     return weights, note
