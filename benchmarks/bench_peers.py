@@ -33,7 +33,7 @@ NEEDS = {
     "bentoml_onnx": ("bentoml",),
     "ray_onnx": ("ray", "starlette"),
 }
-ENVIRONMENTS = {"bentoml_onnx": ".venv-bentoml", "ray_onnx": ".venv-rayserve"}
+ENVIRONMENTS = {"bentoml_onnx": "bentoml", "ray_onnx": "rayserve"}
 TURNS = 5
 PATHS = {
     "fastapi_pipeline": "/classify",
@@ -229,6 +229,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=SHIPPED)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each turn of each server")
+    parser.add_argument(
+        "--environments", default=".venv-", metavar="PREFIX", help="what the paths of the peers' environments begin with"
+    )
     parser.add_argument("--peer", nargs=2, metavar=("NAME", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -240,7 +243,7 @@ def main() -> None:
     command = [sys.executable, "-m", "classifier", "serve", "--listen", f"127.0.0.1:{port}", "--max-wait-seconds", "30"]
     command += ["--bundle", str(options.bundle), "--store", "off"]
     servers = [Over("ours", command, port, over_grpc(f"127.0.0.1:{port}"))]
-    pythons = {name: f"{ENVIRONMENTS.get(name, '.venv-peers')}/bin/python" for name in PEERS}
+    pythons = {name: f"{options.environments}{ENVIRONMENTS.get(name, 'peers')}/bin/python" for name in PEERS}
     missing, failed = [name for name in PEERS if not installed(pythons[name], NEEDS[name])], []
     try:
         for name in PEERS:
