@@ -230,7 +230,10 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=SHIPPED)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each turn of each server")
     parser.add_argument(
-        "--environments", default=".venv-", metavar="PREFIX", help="what the paths of the peers' environments begin with"
+        "--environments",
+        default=".venv-",
+        metavar="PREFIX",
+        help="what the paths of their environments begin with",
     )
     parser.add_argument("--peer", nargs=2, metavar=("NAME", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()

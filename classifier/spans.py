@@ -76,7 +76,7 @@ def is_request(span: Mapping[str, Any]) -> bool:
     attributes = _attributes(span.get("attributes"))
     operation = attributes.get("gen_ai.operation.name")
     if operation is not None:
-        return operation in REQUESTS
+        return isinstance(operation, str) and operation in REQUESTS
     return any(str(key).startswith("gen_ai.") for key in attributes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,19 @@ def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_engine(tiny_bundle_path: Path) -> Engine:
     """The engine of the tiny bundle."""
     return Engine.from_pretrained(tiny_bundle_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MiB, and what gives it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("only root may mount a disk")
+
+    def resize(size):
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    yield folder, resize
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -141,22 +141,6 @@ def test_a_file_that_may_not_grow_is_said_and_survived(tiny_bundle_path, tmp_pat
     assert pq.read_table(out).num_rows == 3000
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MiB, and what gives it another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("only root may mount a disk")
-
-    def resize(size):
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-
-    yield folder, resize
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.parametrize(
     ("kind", "taken", "pieces"),
     [("parquet", 1020, 0), ("parquet", 700, 1), ("jsonl", 450, 3), ("csv", 450, 3)],

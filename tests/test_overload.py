@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -82,11 +83,13 @@ async def overload(address, capacity, seconds, deadline):
 
 @pytest.mark.parametrize(
     ("seconds", "run_seconds"),
-    # Runs slow enough that a busy machine can make and refuse the load; with 20 ms see docs/performance.md.
-    [pytest.param(3.0, 0.1, id="short"), pytest.param(20.0, 0.05, id="long", marks=pytest.mark.faults)],
+    [pytest.param(3.0, 0.1, id="short"), pytest.param(20.0, 0.02, id="long", marks=pytest.mark.faults)],
 )
 async def test_overload_is_refused_in_time_and_in_fair_shares(tmp_path, seconds, run_seconds):
     """At ten times the capacity all are answered or refused in time, goodput holds, the quiet caller is served."""
+    if os.getloadavg()[0] > 2 * CORES:
+        # With other work on the cores a thousand calls a second are not even read, and gRPC cancels some by itself.
+        run_seconds = max(run_seconds, 0.05)
     tokens = tmp_path / "tokens"
     tokens.write_text("".join(f"{name} {token}\n" for name, token in TOKENS.items()))
     max_wait = 25 * run_seconds
@@ -100,7 +103,8 @@ async def test_overload_is_refused_in_time_and_in_fair_shares(tmp_path, seconds,
         ran = json.loads(server.process.stdout.read())
     total = found["flood"] + found["quiet"]
     goodput = total["OK"] * ran["mean_run_seconds"] / (CORES * took)  # of what the cores could have run in that time
-    print(f"{dict(total)} in {took:.1f} s, goodput {goodput:.1%}, quiet {found['quiet']}, recovered {recovered:.3f} s")
+    print(f"runs of {run_seconds:g} s: {dict(total)} in {took:.1f} s, goodput {goodput:.1%}, quiet {found['quiet']}")
+    print(f"recovered {recovered:.3f} s")
     assert set(total) <= {"OK", "RESOURCE_EXHAUSTED"}, total
     assert total["OK"] == ran["runs"] - 1  # nothing was run for nobody; one came after the load
     assert goodput >= 0.8

@@ -359,6 +359,14 @@ def test_hostile_lines_are_bad_rows(line, error, tmp_path):
     assert tally.rows == 2
 
 
+def test_a_span_whose_operation_is_no_text_ends_nothing(tmp_path):
+    """In an export a span with an operation of another shape is no request, and the next line is read."""
+    operation = {"key": "gen_ai.operation.name", "value": {"kvlistValue": {"values": []}}}
+    export = {"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "chat", "attributes": [operation]}]}]}]}
+    log = write_lines(tmp_path / "a.jsonl", [export, {"prompt": "hi"}])
+    assert outcome(log, tmp_path)[0] == [None]
+
+
 class Endless(io.RawIOBase):
     """A line of so many bytes, and then a small one, made as they are read."""
 

@@ -19,8 +19,7 @@ from collections import Counter
 import grpc
 import pytest
 
-from classifier import Client, Request, Tier, errors, wire
-from classifier.inputs import render
+from classifier import Client, Request, Tier, errors
 from classifier.types import OutcomeState
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
@@ -194,54 +193,40 @@ def test_a_full_disk_refuses_outcomes_and_serves_on(tiny_bundle_path, tmp_path):
     assert set(acknowledged) <= kept
 
 
-@pytest.mark.parametrize("count", [pytest.param(3000, id="short"), pytest.param(120_000, id="long", marks=long)])
-def test_no_bytes_crash_the_wire_or_the_inputs(count):
-    """Messages with bytes flipped, cut, doubled and mixed are decoded and rendered, or refused as invalid."""
-    draw = random.Random(count)
-    chat = [
-        pb.Message(role=role, content=f"<system-reminder>{role}</system-reminder> é中🙂[SEP]")
-        for role in ("user", "tool")
-    ]
-    full = pb.ClassifyRequest(
-        messages=chat, tools=[pb.Tool(name="t")], attachments=2, floor=2, ceiling=3, record=False, labels={"a": "b"}
-    )
-    examples = [
-        REQUEST,
-        full,
-        pb.ClassifyBatchRequest(requests=[REQUEST, full]),
-        pb.ClassifyStreamRequest(request=full),
-        wire.outcome_to_proto(outcome("d", request=Request.from_text("x"))),
-    ]
-    seeds = [(type(example), example.SerializeToString()) for example in examples]
-    read, refused = 0, 0
-    for _ in range(count):
-        kind, seed = draw.choice(seeds)
-        data = bytearray(seed)
-        for _ in range(draw.randrange(1, 4)):
-            at, what = draw.randrange(len(data) + 1), draw.randrange(8)
-            if what <= 3 and data:  # a flip within a text leaves a message that is read
-                data[at % len(data)] ^= 1 << draw.randrange(8)
-            elif what == 4:
-                del data[at : at + draw.randrange(1, 9)]
-            elif what == 5:
-                data[at:at] = data[at : at + draw.randrange(1, 30)]
-            elif what == 6:
-                data[at:at] = draw.randbytes(draw.randrange(1, 9))
-            else:
-                data += draw.choice(seeds)[1]  # messages merge when they follow one another
-        try:
-            message = wire.parse(kind, bytes(data))
-            if isinstance(message, pb.ReportOutcomeRequest):
-                wire.outcome_from_proto(message)
-            for item in {pb.ClassifyRequest: lambda m: [m], pb.ClassifyBatchRequest: lambda m: m.requests}.get(
-                kind, lambda m: [m.request]
-            )(message):
-                render(wire.request_from_proto(item, max_messages=50))
-            read += 1
-        except errors.InvalidRequest:
-            refused += 1
-    assert read > count / 20
-    assert refused > count / 20
+@long
+def test_a_disk_that_fills_and_gets_room_again_loses_nothing_acknowledged(tiny_bundle_path, tmp_path, small_disk):
+    """On a real disk that is full time and again outcomes are refused, and taken as soon as there is room."""
+    disk, resize = small_disk
+    arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--key-file", str(tmp_path / "key")]
+    acknowledged, full = [], 0
+    with server_process(*arguments, "--feedback-url", f"sqlite:///{disk}/f.db") as server:
+        [address] = server.wait_ready()
+        with Client(address, timeout_seconds=60) as client:
+
+            def report(number):
+                decision = client.classify("prove the theorem", labels={"filler": "x" * 200}).decision
+                told = outcome(decision.decision_id, f"o{number}", request=Request.from_text("x" * 3000))
+                try:
+                    client.report_outcome(told, timeout_seconds=60)
+                except errors.StoreUnavailable:
+                    return False
+                acknowledged.append((f"o{number}",))
+                return True
+
+            number = 0
+            for size in (2, 3, 4, 5):
+                resize(f"{size}m")
+                until(lambda: report(f"again-{len(acknowledged)}"))
+                while report(number := number + 1):
+                    assert number < 20_000
+                full += 1
+            assert client.classify("prove the theorem").tier is Tier.FRONTIER
+    resize("16m")
+    with contextlib.closing(sqlite3.connect(disk / "f.db")) as connection:
+        kept = set(connection.execute("select outcome_id from outcomes").fetchall())
+        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+    assert full == 4
+    assert set(acknowledged) <= kept
 
 
 @pytest.mark.parametrize("count", [pytest.param(50, id="short"), pytest.param(1500, id="long", marks=long)])
@@ -260,33 +245,86 @@ def test_hostile_connections_do_not_stop_the_server(tiny_bundle_path, count):
         assert server.process.poll() is None
 
 
-def test_a_bundle_that_comes_while_it_drains_comes_too_late(tiny_bundle_path, tmp_path):
+@pytest.mark.parametrize("count", [pytest.param(1, id="short"), pytest.param(50, id="long", marks=long)])
+def test_a_bundle_that_comes_while_it_drains_comes_too_late(tiny_bundle_path, tmp_path, count):
     """A reload during the drain neither holds it up nor breaks what is still being answered."""
     served, fresh = tmp_path / "served", tiny_bundle(tmp_path / "fresh", scale=5.0).path
     shutil.copytree(tiny_bundle_path, served)
     arguments = ["--bundle", str(served), "--listen", "127.0.0.1:0", "--watch-seconds", "0.01"]
+    item = pb.ClassifyStreamRequest(request=REQUEST)
     with server_process(*arguments, "--drain-seconds", "60") as server:
         [address] = server.wait_ready()
         with grpc.insecure_channel(address) as channel:
-            sent: queue.Queue[pb.ClassifyStreamRequest | None] = queue.Queue()
-            stream = pb_grpc.ClassifierServiceStub(channel).ClassifyStream(iter(sent.get, None), timeout=60)
-            sent.put(pb.ClassifyStreamRequest(request=REQUEST))
-            before = next(stream).result.response
+            stub = pb_grpc.ClassifierServiceStub(channel)
+            sent: list[queue.Queue[pb.ClassifyStreamRequest | None]] = [queue.Queue() for _ in range(count)]
+            streams = [stub.ClassifyStream(iter(each.get, None), timeout=60) for each in sent]
+            for each in sent:
+                each.put(item)
+            versions = {next(stream).result.response.bundle_version for stream in streams}
             server.signal(signal.SIGTERM)
             server.wait_said("draining")
             served.rename(tmp_path / "old")
             fresh.rename(served)
             server.signal(signal.SIGHUP)
-            sent.put(pb.ClassifyStreamRequest(request=REQUEST))
-            after = next(stream).result.response
-            sent.put(None)
-            assert list(stream) == []
+            for each in sent:
+                each.put(item)
+            versions |= {next(stream).result.response.bundle_version for stream in streams}
+            for each in sent:
+                each.put(None)
+            assert [left for stream in streams for left in stream] == []
         assert server.wait() == 0
-        assert after.bundle_version == before.bundle_version
+        assert versions == {Folder(tiny_bundle_path).wanted()}
         assert not [line for line in server.lines if "Traceback" in line or "rror" in line]
 
 
-def test_a_certificate_is_replaced_while_calls_go_on(tiny_bundle_path, tmp_path):
+@pytest.mark.parametrize("count", [pytest.param(2, id="short"), pytest.param(25, id="long", marks=long)])
+@pytest.mark.timeout(600)
+def test_bundles_written_by_halves_change_nothing(tiny_bundle_path, tmp_path, count):
+    """A bundle that breaks off anywhere is refused while requests are served, and the whole one then taken over."""
+    other = tiny_bundle(tmp_path / "other", scale=5.0).path
+    served, draw = tmp_path / "served", random.Random(count)
+    shutil.copytree(tiny_bundle_path, served)
+    first, second = Folder(tiny_bundle_path).wanted(), Folder(other).wanted()
+    answers, stop = [], threading.Event()
+    arguments = ["--bundle", str(served), "--listen", "127.0.0.1:0", "--watch-seconds", "60"]
+    with server_process(*arguments) as server, contextlib.ExitStack() as ended:
+        [address] = server.wait_ready()
+        client = ended.enter_context(Client(address, timeout_seconds=60, fallback_tier=Tier.SIMPLE))
+
+        def ask():
+            while not stop.is_set():
+                answers.append(client.classify("prove the theorem"))
+
+        def replaced_by(folder, number):
+            served.rename(tmp_path / f"was{number}")
+            folder.rename(served)
+            server.signal(signal.SIGHUP)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        ended.callback(asking.join)
+        ended.callback(stop.set)
+        for number in range(count):
+            half = tmp_path / f"half{number}"
+            half.mkdir()
+            files = sorted(other.iterdir(), key=lambda path: path.name != "manifest.json")  # the manifest comes first
+            for path in files[: draw.randrange(1, len(files))]:
+                shutil.copy(path, half)
+            last = draw.choice(sorted(half.iterdir()))
+            last.write_bytes(last.read_bytes()[: draw.randrange(last.stat().st_size)])
+            replaced_by(half, number)
+            until(lambda wanted=number + 1: len([line for line in server.lines if "stays" in line]) >= wanted)
+        assert client.info(timeout_seconds=60).bundle_version == first
+        whole = tmp_path / "whole"
+        shutil.copytree(other, whole)
+        replaced_by(whole, count)
+        until(lambda: answers[-1].decision and answers[-1].decision.bundle_version == second)
+    assert {answer.fallback for answer in answers} == {""}
+    assert {answer.decision.bundle_version for answer in answers} == {first, second}
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(1, id="short"), pytest.param(20, id="long", marks=long)])
+def test_a_certificate_is_replaced_while_calls_go_on(tiny_bundle_path, tmp_path, rounds):
     """A new certificate is used for new connections, the old connection goes on, and a broken file changes nothing."""
     for authority in ("one", "two"):
         make_certificates(tmp_path / authority, "server")
@@ -302,12 +340,14 @@ def test_a_certificate_is_replaced_while_calls_go_on(tiny_bundle_path, tmp_path)
         target = "localhost:" + server.wait_ready()[0].rpartition(":")[2]
         with Client(target, tls_ca=tmp_path / "one" / "ca.pem", timeout_seconds=60) as old:
             old.classify("hi")
-            install("two")
-            for _ in range(2):
-                with Client(target, tls_ca=tmp_path / "two" / "ca.pem", timeout_seconds=60) as new:
-                    assert new.classify("prove the theorem").tier is Tier.FRONTIER
-                cert.write_text("broken")
-            assert old.classify("prove the theorem").tier is Tier.FRONTIER
+            for number in range(rounds):
+                authority = ("two", "one")[number % 2]
+                install(authority)
+                for _ in range(2):
+                    with Client(target, tls_ca=tmp_path / authority / "ca.pem", timeout_seconds=60) as new:
+                        assert new.classify("prove the theorem").tier is Tier.FRONTIER
+                    cert.write_text("broken")
+                assert old.classify("prove the theorem").tier is Tier.FRONTIER
         assert server.process.poll() is None
 
 
