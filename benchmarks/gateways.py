@@ -42,6 +42,11 @@ from tests.gateways.support import Upstream, chat, free_port, listens, post, pro
 PROMPTS = 500
 ROUNDS = 2_000
 POLICIES = ("economy", "balanced", "quality")
+HOOKS = {
+    f"{policy}{'_floored' if floor else ''}": f'policy="{policy}"' + floor
+    for floor in ("", ", floor=Tier.COMPLEX")
+    for policy in POLICIES
+}
 RIVALS = {"heuristic": "LiteLLM's rules", "heuristic_v2": "LiteLLM's heuristic_v2"}
 TABLE = "\n".join(f'[routes.{tier.label}]\nmodel = "{tier.label}"' for tier in TIERS)
 
@@ -110,27 +115,24 @@ def route(rows: list[dict], address: str, folder: Path) -> dict[str, list[Tier]]
     """Sends the rows through the proxy, once for each way of routing; the tier that served each."""
     upstream, port, key = Upstream(), free_port(), f"sk-{secrets.token_hex(32)}"
     base = {"api_base": f"http://127.0.0.1:{upstream.port}/v1", "api_key": "none"}
-    names = [*(tier.label for tier in TIERS), *POLICIES]
+    names = [*(tier.label for tier in TIERS), *HOOKS]
     models = [{"model_name": n, "litellm_params": {"model": f"openai/{n}", **base}} for n in names]
     tiers = dict(zip(("SIMPLE", "MEDIUM", "COMPLEX", "REASONING"), [t.label for t in TIERS], strict=True))
     for kind in RIVALS:
         config = {"tiers": tiers, "classifier_type": kind}
         params = {"model": "auto_router/complexity_router", "complexity_router_config": config}
         models.append({"model_name": kind, "litellm_params": params})
-    settings = {"callbacks": [f"classifier_hook.{name}" for name in POLICIES], "num_retries": 0}
+    settings = {"callbacks": [f"classifier_hook.{name}" for name in HOOKS], "num_retries": 0}
     (folder / "config.yaml").write_text(json.dumps({"model_list": models, "litellm_settings": settings}))
-    hooks = [
-        f'{name} = ClassifierHook("{address}", routes="{folder}/routing.toml", models=["{name}"], policy="{name}", '
-        "timeout_seconds=30)"
-        for name in POLICIES
-    ]
-    text = "\n".join(["from classifier.gateways.litellm import ClassifierHook", *hooks])
-    (folder / "classifier_hook.py").write_text(text)
+    told = f'"{address}", routes="{folder}/routing.toml", timeout_seconds=30'
+    hooks = [f'{name} = ClassifierHook({told}, models=["{name}"], {more})' for name, more in HOOKS.items()]
+    imports = ["from classifier import Tier", "from classifier.gateways.litellm import ClassifierHook"]
+    (folder / "classifier_hook.py").write_text("\n".join([*imports, *hooks]))
     more = LITELLM_ENVIRONMENT | {"LITELLM_MASTER_KEY": key}
     served: dict[str, list[Tier]] = {}
     with process(litellm_command(folder / "config.yaml", port), folder / "litellm.log", **more) as running:
         until(lambda: listens(port) or running.poll() is not None, 400)
-        for name in (*POLICIES, *RIVALS):
+        for name in (*HOOKS, *RIVALS):
             upstream.seen.clear()
             for row in rows:
                 status, headers, body = post(
@@ -171,7 +173,9 @@ def points(differences: np.ndarray) -> str:
 def print_table(rows: list[dict], served: dict[str, list[Tier]]) -> None:
     """Prints shares, cost and success of every way of routing, and what they have over chance at the same cost."""
     success = np.array([[row["success_by_tier"][tier.label] for tier in TIERS] for row in rows])
-    titles = RIVALS | {name: f"this classifier, `{name}`" for name in POLICIES}
+    titles = RIVALS | {
+        name: f"this classifier, {name.replace('_floored', ' above a floor of complex')}" for name in HOOKS
+    }
     ways = {titles[name]: tiers for name, tiers in served.items()}
     ways |= {f"always {tier.label}": [tier] * len(rows) for tier in TIERS}
     print(f"{len(rows)} prompts, dollars per million tokens")

@@ -67,6 +67,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         models: the names that are routed, such as `auto`; None routes every chat request.
         on_premises: more models that restricted requests may name, such as those for embeddings.
         policy: of the bundle; empty means its default.
+        floor: no request is routed cheaper, unless it is restricted and would have no route then. None explores freely.
         fallback_tier: where nothing comes back in time.
         timeout_seconds: deadline of one classification.
         sticky: inside a running tool loop a request is never routed cheaper than its loop was before.
@@ -83,6 +84,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         models: Collection[str] | None = ("auto",),
         on_premises: Collection[str] = (),
         policy: str = "",
+        floor: Tier | None = None,
         fallback_tier: Tier = Tier.COMPLEX,
         timeout_seconds: float = HOOK_SECONDS,
         sticky: bool = False,
@@ -95,7 +97,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self.counts: Counter[str] = Counter()
         self._models = None if models is None else frozenset(models)
         self._at_home = {route.model for route in self.table if route.on_premises} | set(on_premises)
-        self._fallback_tier, self._policy, self._sticky = fallback_tier, policy, sticky
+        self._fallback_tier, self._policy, self._floor, self._sticky = fallback_tier, policy, floor, sticky
         self._validators, self._judge = tuple(validators), judge
         self._options = options | {"target": target, "timeout_seconds": timeout_seconds}
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
@@ -157,7 +159,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         """The answer to a request; where the hook is sticky, not below what its tool loop had."""
         messages = data.get("messages") or data.get("input")
         running = tool_loop(messages, caller) if self._sticky else ""
-        floor = self._loops.get(running) if running else None
+        floor = max((tier for tier in (self._floor, self._loops.get(running)) if tier), default=None)
         fields = {"policy": self._policy, "request_id": call_id(data)[:256]}
         answer = await self._asker.ask(data, labels, floor=floor, **fields)
         if self._sticky and (name := loop_start(messages, caller)):

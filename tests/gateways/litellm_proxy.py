@@ -23,6 +23,7 @@ KEYS: dict[str, dict[str, Any]] = {
 HOOK = """
 import collections, json, pathlib
 from classifier.gateways.litellm import ClassifierHook, ComplexityClassifier
+from classifier.types import Tier
 
 def good_enough(data, response):
     text = response.choices[0].message.content
@@ -33,6 +34,8 @@ routes = "{folder}/routing.toml"
 hook = ClassifierHook("{address}", routes=routes, sticky=True, validators=[good_enough], timeout_seconds=10)
 quick = ClassifierHook("{address}", routes=routes, models=["quick"], timeout_seconds=0.25)
 forgetful = ClassifierHook("{address}", routes=routes, models=["forgetful"], timeout_seconds=10)
+floored = ClassifierHook("{address}", routes=routes, models=["floored"], floor=Tier.COMPLEX, policy="default",
+                         timeout_seconds=10)
 plugin = ComplexityClassifier("{address}", timeout_seconds=0.25)
 
 class Written(collections.Counter):
@@ -112,7 +115,7 @@ class Proxy:
 
     def _config(self) -> dict[str, Any]:
         base = {"api_base": f"http://127.0.0.1:{self.upstream.port}/v1", "api_key": "none"}
-        names = [*MODELS, "spare", "auto", "quick", "forgetful"]
+        names = [*MODELS, "spare", "auto", "quick", "forgetful", "floored"]
         models: list[dict[str, Any]] = [
             {"model_name": name, "litellm_params": {"model": f"openai/{name}", **base}} for name in names
         ]
@@ -132,7 +135,7 @@ class Proxy:
             }
             for kind, mode in (("Requests", "pre_call"), ("Answers", "post_call"))
         ]
-        hooks = [f"classifier_hook.{name}" for name in ("hook", "quick", "forgetful")]
+        hooks = [f"classifier_hook.{name}" for name in ("hook", "quick", "forgetful", "floored")]
         return {
             "model_list": models,
             "guardrails": guardrails,

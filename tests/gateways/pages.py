@@ -7,13 +7,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.gateways.support import ROOT, clean_environment
 
+needs_its_commands = pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("openssl")), reason="needs curl, openssl"
+)
 WAIT = """
 for port in {ports}; do
     until (exec 3<>/dev/tcp/127.0.0.1/$port) 2>/dev/null; do

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.gateways.pages import Page
+from tests.gateways.pages import Page, needs_its_commands
 from tests.gateways.support import ROOT, Upstream, free_port
 
 
+@needs_its_commands
 def test_the_page_runs(tmp_path: Path) -> None:
     """Envoy routes as the page says, with the configuration beside it."""
     upstream, classifier, processor, envoy = Upstream(), free_port(), free_port(), free_port()

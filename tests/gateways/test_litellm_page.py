@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.gateways.litellm_proxy import LITELLM_ENVIRONMENT
-from tests.gateways.pages import Page
+from tests.gateways.pages import Page, needs_its_commands
 from tests.gateways.support import Upstream, free_port
 
 BY_COMPLEXITY = """
@@ -14,6 +14,7 @@ curl -s --fail-with-body http://127.0.0.1:4000/v1/chat/completions -H "Authoriza
 """
 
 
+@needs_its_commands
 def test_the_page_runs(tmp_path: Path) -> None:
     """The hook routes as the page says, and its complexity router starts and answers."""
     upstream, classifier, proxy = Upstream(), free_port(), free_port()

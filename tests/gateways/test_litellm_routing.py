@@ -28,6 +28,13 @@ def test_a_request_goes_to_the_model_of_its_tier(proxy: Proxy, prompt: str, mode
     assert body["choices"][0]["message"]["content"] == GOOD
 
 
+@pytest.mark.parametrize(("prompt", "model"), [("hi", "large"), ("prove it", "huge")])
+def test_nothing_is_routed_below_the_hooks_floor(proxy: Proxy, prompt: str, model: str) -> None:
+    """A hook with a floor sends what is easier to the floor's model."""
+    proxy.ask(f"{prompt}, unjudged", model="floored")
+    assert proxy.upstream.models()[-1] == model
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
