@@ -15,7 +15,8 @@ from training.frozen import Frozen
 from training.held_out import audits, hold_out
 
 ALL = SetOptions(principal_share=1.0)
-AUDIT = {"sample": "audit"}
+SAMPLE = ("sample", "audit")
+AUDIT = dict([SAMPLE])
 
 
 def test_only_what_was_tried_from_simple_up_is_closed():
@@ -65,12 +66,14 @@ def test_earlier_audits_teach_or_map_and_never_both():
     early = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(300)]
     late = [export_row(f"n{i}", text=f"prompt {i}", served_tier="simple", labels=AUDIT) for i in range(250, 350)]
     serving = SimpleNamespace(manifest={TRAINING_ROWS: ""})
-    found = hold_out(Frozen(early, late, ("sample", "audit")), [], serving, options=ALL, most=10)
-    taught, mapped, recent = ({row.sha256 for row in rows} for rows in (found.taught, found.mapped, found.recent))
+    found = hold_out(Frozen(early, late, SAMPLE), [], serving, options=ALL, most=10)
+    left, judged = found.to_fit(retrained=True)
+    taught, mapped, recent = ({row.sha256 for row in rows} for rows in (found.taught, left, judged))
     assert not taught & mapped | (taught | mapped) & recent
     assert len(taught) + len(mapped) == 250
     assert 90 < len(taught) < 160
-    assert len(found.traffic) == 10
+    assert (len(found.earlier), len(found.recent), len(found.traffic)) == (250, 100, 10)
+    assert found.to_fit(retrained=False) == (found.earlier, found.recent)
 
 
 def test_what_the_bundle_was_trained_on_teaches_and_fits_no_map():
@@ -78,5 +81,16 @@ def test_what_the_bundle_was_trained_on_teaches_and_fits_no_map():
     rows = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(50)]
     packed = pack_rows(row.sha256 for row in audits(rows, ALL)[0])
     serving = SimpleNamespace(manifest={TRAINING_ROWS: packed})
-    found = hold_out(Frozen(rows, [], ("sample", "audit")), [], serving, options=ALL, most=10)
-    assert (len(found.mapped), len(found.taught)) == (0, 50)
+    found = hold_out(Frozen(rows, [], SAMPLE), [], serving, options=ALL, most=10)
+    assert (len(found.earlier), len(found.taught)) == (0, 50)
+
+
+def test_recent_audits_fit_the_map_of_what_was_taught_where_no_others_are_left():
+    """Without earlier audits a half of many recent ones fits the map, and the others the thresholds; of few, none."""
+    many, few = ([export_row(i, served_tier="simple", labels=AUDIT) for i in range(n)] for n in (300, 150))
+    serving = SimpleNamespace(manifest={TRAINING_ROWS: ""})
+    mapped, judged = hold_out(Frozen([], many, SAMPLE), [], serving, options=ALL, most=10).to_fit(retrained=True)
+    assert not {row.sha256 for row in mapped} & {row.sha256 for row in judged}
+    assert (len(mapped) + len(judged), len(mapped) > 100) == (300, True)
+    mapped, judged = hold_out(Frozen([], few, SAMPLE), [], serving, options=ALL, most=10).to_fit(retrained=True)
+    assert (len(mapped), len(judged)) == (0, 150)

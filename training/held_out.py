@@ -1,7 +1,8 @@
 """What of a round is held out of training: audits that calibrate and judge, golden rows, and the traffic of now.
 
 Recent audits are never trained on. Of the earlier ones a half teaches, as no other label says as much, and a half fits
-the probability map of what was taught; for weights that were not, all of them do.
+the probability map of what was taught; for weights that were not, all of them do. What was taught needs a map: noisy
+intervals teach the network to be surer than outcomes bear out (docs/design/0008-feedback.md).
 
 Closed labels are taken from audits alone: requests that the gateway drew at random, tried from the cheapest tier up
 whatever it was told, and marked with a label. Their label is known whatever the classifier thought; all other closed
@@ -20,6 +21,7 @@ from typing import Any
 
 from classifier.bundle import Bundle
 from classifier.types import TIERS, Request
+from training.calibration_fit import FEWEST_ROWS
 from training.candidates import unseen
 from training.corpus import RUBRIC, Row
 from training.feedback_set import SetOptions, build
@@ -37,19 +39,35 @@ class HeldOut:
     Attributes:
         recent: recent audits: thresholds are fitted on them, and candidates are judged on them out of fold. Their
             `source` is the principal.
-        mapped: audits from before that fit probability maps.
-        taught: audits from before that retraining learns from. The serving bundle may have been trained on some.
+        earlier: audits from before.
+        taught: audits from before that retraining learns from; they may be in the serving bundle's training set.
         golden: held-out rows of the base corpus, to judge on.
         traffic: recent requests, whatever became of them.
         counts: of recent audits, as `audits` has them.
     """
 
     recent: list[Row]
-    mapped: list[Row]
+    earlier: list[Row]
     taught: list[Row]
     golden: list[Row]
     traffic: list[Request]
     counts: dict[str, int]
+
+    def to_fit(self, *, retrained: bool) -> tuple[list[Row], list[Row]]:
+        """Audits for the probability map, and others for the thresholds and to judge on.
+
+        Args:
+            retrained: for weights that learnt from `taught`. Where the earlier audits that are left are too few for
+                their map, a half of the recent ones fits it, if those are enough for both.
+        """
+        if not retrained:
+            return self.earlier, self.recent
+        known = {row.sha256 for row in self.taught}
+        left = [row for row in self.earlier if row.sha256 not in known]
+        if len(left) >= FEWEST_ROWS or len(self.recent) < 2 * FEWEST_ROWS:
+            return left, self.recent
+        mapped = [row for row in self.recent if _position(row.group) < 0.5]
+        return [*left, *mapped], [row for row in self.recent if _position(row.group) >= 0.5]
 
 
 def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: SetOptions, most: int) -> HeldOut:
@@ -66,13 +84,13 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
     known = {row.sha256 for row in recent}
     earlier, _ = audits(filter(frozen.audited, frozen.earlier), options)
     earlier = [row for row in earlier if row.sha256 not in known]
-    mapped = [row for row in unseen(earlier, serving) if _position(row.group) >= TAUGHT]
-    kept = {row.sha256 for row in mapped}
+    fresh = unseen(earlier, serving)
+    kept = {row.sha256 for row in fresh if _position(row.group) >= TAUGHT}
     golden = [row for row in base if row.label == RUBRIC and row.probabilities is not None and row.split == "test"]
     requests = [request for row in frozen.recent if (request := request_of(row)) is not None]
     return HeldOut(
         unseen(recent, serving),
-        mapped,
+        fresh,
         [row for row in earlier if row.sha256 not in kept],
         sorted(unseen(golden, serving), key=lambda row: row.sha256)[:most],
         requests[-most:],

@@ -31,7 +31,7 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet
 from classifier.registry import Registry
 from training.calibration_set import CalibrationSet, score_rows
-from training.candidates import recalibrated, retrained, unseen
+from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import Log
@@ -46,6 +46,8 @@ RECIPES = Path(__file__).parent / "recipes"
 OWN_DATA = Path(__file__).parent.parent / "data"
 GOLDEN_MARGIN = 0.05
 """By how much the risk on golden rows may be worse at equal cost: what may be forgotten."""
+TRAINED = "calibrate-trained"
+"""The step whose bundle is the retrained candidate."""
 MOST_GOLDEN = 600
 MOST_LOGGED = 1000
 MOST_ATTEMPTS = 3
@@ -177,7 +179,7 @@ class Round:
             return "recalibrate", {**first, "why": f"recalibration is enough: {first['why']}"}
         trained, second = self._try_training()
         if trained is not None:
-            verdicts["calibrate-trained"] = trained
+            verdicts[TRAINED] = trained
         both = f"recalibrated: {first['why']}; retrained: {second}"
         passed = {name: one["cost"] for name, one in verdicts.items() if one["accepted"] or one["repairs"]}
         if not passed:
@@ -195,8 +197,8 @@ class Round:
         if not taught["done"]:
             return None, taught["why"]
         raw = self._run.path("train") / "raw"
-        self._run.step("calibrate-trained", lambda out: self._calibrated(out, raw, self._held_out(), taught=True))
-        verdict = self._run.step("judge-retrained", lambda out: self._judge(out, "calibrate-trained"))
+        self._run.step(TRAINED, lambda out: self._calibrated(out, raw, self._held_out(), retrained=True))
+        verdict = self._run.step("judge-retrained", lambda out: self._judge(out, TRAINED))
         return verdict, verdict["why"]
 
     def _recalibrate(self, out: Path) -> dict[str, Any]:
@@ -205,7 +207,7 @@ class Round:
         if len(held.recent) < FEWEST_ROWS:
             text = f"{len(held.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
             return {"done": False, "why": f"{text} and to judge", "audits": held.counts}
-        return self._calibrated(out, current.path, held, taught=False) | {"done": True, "audits": held.counts}
+        return self._calibrated(out, current.path, held, retrained=False) | {"done": True, "audits": held.counts}
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's checkpoint, trained on and exported, not yet calibrated; not done where parity fails."""
@@ -230,15 +232,15 @@ class Round:
             return {"done": False, "why": f"{error}", "feedback": counts}
         return facts | {"done": True, "feedback": counts}
 
-    def _calibrated(self, out: Path, weights: Path, held: HeldOut, *, taught: bool) -> dict[str, Any]:
+    def _calibrated(self, out: Path, weights: Path, held: HeldOut, *, retrained: bool) -> dict[str, Any]:
         """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
         engine = Engine.from_pretrained(weights, threads=2)
-        earlier = held.mapped if taught else unseen([*held.mapped, *held.taught], engine.bundle)
+        mapped, recent = held.to_fit(retrained=retrained)
         found = recalibrated(
             weights,
             out,
-            map_rows=self._scored(earlier, engine) if earlier else None,
-            rows=self._scored(held.recent, engine),
+            map_rows=self._scored(mapped, engine) if mapped else None,
+            rows=self._scored(recent, engine),
             promises=self._current(),
             traffic=held.traffic,
         )
@@ -246,7 +248,7 @@ class Round:
             "version": found.bundle.version,
             "label": found.report["label"],
             "rows": len(found.rows),
-            "map_rows": len(earlier),
+            "map_rows": len(mapped),
             "rows_sha256": found.rows.sha256,
             "left_out": found.left_out,
             "thresholds": {name: policy.threshold for name, policy in found.bundle.policies.items()},
@@ -258,7 +260,7 @@ class Round:
         trained = self._run.path("train") / "checkpoint"
         version = self._registry.add(
             self._run.path(name) / "bundle",
-            checkpoint=trained if name == "calibrate-trained" else checkpoint,
+            checkpoint=trained if name == TRAINED else checkpoint,
             candidate=True,
             why=f"round {self._run.name}: {verdict['why']}"[:500],
         )
@@ -311,7 +313,9 @@ class Round:
     def _feedback(self) -> tuple[list[Row], dict[str, Any]]:
         """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
         frozen, held = self._frozen(), self._held_out()
-        kept = {row.sha256 for row in [*held.recent, *held.mapped, *held.golden]} | conversations(frozen.recent)
+        taught = {row.sha256 for row in held.taught}
+        kept = {row.sha256 for row in held.earlier} - taught
+        kept |= {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent)
         found = build((row for row in frozen.earlier if not frozen.audited(row)), options=self._caps)
         rows = [*held.taught, *found.rows]
         fresh = [row for row in rows if row.sha256 not in kept]
@@ -322,7 +326,8 @@ class Round:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""
         held = self._held_out()
         left_out = json.loads((self._run.path(name) / RESULT).read_text(encoding="utf-8"))["left_out"]
-        audits = [row for row in held.recent if row.source not in left_out]
+        _, recent = held.to_fit(retrained=name == TRAINED)
+        audits = [row for row in recent if row.source not in left_out]
         current = Engine.from_pretrained(self._current().path, threads=2)
         candidate = Engine.from_pretrained(self._run.path(name) / "bundle", threads=2)
         verdict = judge(
