@@ -2,9 +2,9 @@
 
 Requests are two numbers, labels are drawn from an ordinal logit, and the classifier is one too, fitted by maximum
 likelihood with the loss of training. It starts from labels that overrate what the first number tells. Rows go through
-`training.feedback_set.build` as an export would.
+`training.feedback_set.build` as an export would; audits fit the probability map and the thresholds, as in the loop.
 
-    python benchmarks/feedback_rounds.py rounds.svg
+    python benchmarks/feedback_rounds.py rounds.svg 10
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from classifier.calibration import Calibration
 from classifier.exports import COLUMNS
 from classifier.policy import choose_many, exploration
 from classifier.types import TIERS, Tier
+from training.calibration_fit import fit_map
 from training.feedback_set import build
 from training.risk_control import fit_threshold
-from training.step_losses import routing_losses
+from training.step_losses import routing_losses, soft
 
 ALPHA = 0.1
 EPSILON = 0.05
@@ -87,6 +89,14 @@ def threshold(theta: Array, x: Array, labels: NDArray[np.int64], alpha: float) -
     return fit_threshold(routing_losses(probabilities(theta, x).astype(np.float32), labels), alpha).threshold
 
 
+def recalibrated(theta: Array, rows: Evidence, labels: NDArray[np.int64], group: Array) -> tuple[Calibration, float]:
+    """The map of a third of the audits, and λ on the others: (n,) `group` says which, uniform in [0, 1)."""
+    logits, mapped = np.log(probabilities(theta, rows.x)).astype(np.float32), group < 1 / 3
+    found = fit_map("cumulative_platt", logits[mapped], soft(labels[mapped]), "OUTCOME")
+    shares = found.apply(logits[~mapped])
+    return found, fit_threshold(routing_losses(shares, labels[~mapped]), ALPHA).threshold
+
+
 def export_rows(
     x: Array, labels: NDArray[np.int64], chosen: NDArray[np.int64], p: Array, rng: np.random.Generator,
     *, outages: float, audited: NDArray[np.bool_], name: str, when: float,
@@ -143,16 +153,18 @@ def run(loop: str, *, seed: int = 0, rounds: int = 5, n: int = 3000, outages: fl
     labels = [draw(truth(x), world) for x in streams]
     audits = [world.random(n) < AUDITS for _ in range(rounds)]
     later = world.normal(size=(20_000, 2))
-    rng = np.random.default_rng(seed + 1)
+    rng, groups = np.random.default_rng(seed + 1), np.random.default_rng(seed + 2)
+    calibration = Calibration("identity", "OUTCOME", 0, {})
     base = closed(base_x, base_y, 0.2)
     theta = fit(base, np.array([1.0, 1.0, 0.0, 0.0, 0.0]))
     limit = threshold(theta, base_x, base_y, ALPHA)
-    shares = [mix(theta, limit, later)]
+    shares = [mix(theta, calibration, limit, later)]
+    group: dict[str, float] = {}
     exported: list[dict[str, Any]] = []
     for k in range(rounds):
         x, y = streams[k], labels[k]
         p = probabilities(theta, x)
-        chosen = choose_many(p.astype(np.float32), limit)
+        chosen = choose_many(mapped(theta, calibration, x), limit)
         if loop == "ours":
             reach = np.zeros((n, 4))
             for t in range(4):
@@ -177,31 +189,48 @@ def run(loop: str, *, seed: int = 0, rounds: int = 5, n: int = 3000, outages: fl
             theta = fit(base + evidence_of(found.rows), theta)
             drawn = {r["decision_id"] for r in exported if r["labels"]}
             known = [c.row for c in found.closed if c.row.id in drawn]
-            rows = evidence_of(known)
-            limit = threshold(theta, rows.x, np.array([r.tier.index for r in known], dtype=np.int64), ALPHA)
-        shares.append(mix(theta, limit, later))
+            group |= {row.id: groups.random() for row in known if row.id not in group}
+            calibration, limit = recalibrated(
+                theta,
+                evidence_of(known),
+                np.array([row.tier.index for row in known], dtype=np.int64),
+                np.array([group[row.id] for row in known]),
+            )
+        shares.append(mix(theta, calibration, limit, later))
     return shares
 
 
-def mix(theta: Array, limit: float, x: Array) -> Array:
+def mapped(theta: Array, calibration: Calibration, x: Array) -> NDArray[np.float32]:
+    """What the classifier says: (n, 4)."""
+    return calibration.apply(np.log(probabilities(theta, x)).astype(np.float32))
+
+
+def mix(theta: Array, calibration: Calibration, limit: float, x: Array) -> Array:
     """Shares of the tiers: (4,)."""
-    chosen = choose_many(probabilities(theta, x).astype(np.float32), limit)
-    return np.bincount(chosen, minlength=4) / len(x)
+    return np.bincount(choose_many(mapped(theta, calibration, x), limit), minlength=4) / len(x)
 
 
 def main() -> None:
-    """Runs the three loops, prints their mixes and draws them."""
+    """Runs the three loops with several seeds, prints the cheap shares and draws them."""
     from matplotlib.figure import Figure
 
+    path, seeds = (*sys.argv[1:], *("rounds.svg", "3")[len(sys.argv) - 1 :])
+    styles = {"full": "k--", "ours": "C0-o", "naive": "C3-s"}
+    cheap = {loop: [[s[:2].sum() for s in run(loop, seed=seed)] for seed in range(int(seeds))] for loop in styles}
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for loop, style in (("full", "k--"), ("ours", "C0-o"), ("naive", "C3-s")):
-        cheap = [share[:2].sum() for share in run(loop)]
-        print(f"{loop:6}", " ".join(f"{v:.3f}" for v in cheap))
-        axes.plot(range(len(cheap)), cheap, style, label={"full": "every label known"}.get(loop, loop))
-    axes.set(xlabel="round", ylabel="share of simple + standard", ylim=(0, 1), title="Simulated, 20 % outages")
+    for loop, style in styles.items():
+        for seed, shares in enumerate(cheap[loop]):
+            print(f"{loop:6} seed {seed}", " ".join(f"{v:.3f}" for v in shares))
+            axes.plot(range(len(shares)), shares, style[:2].rstrip("-"), linewidth=0.6, alpha=0.35)
+        label = {"full": "every label known"}.get(loop, loop)
+        axes.plot(range(len(cheap[loop][0])), np.mean(cheap[loop], axis=0), style, label=label)
+    gaps = [ours[-1] - full[-1] for ours, full in zip(cheap["ours"], cheap["full"], strict=True)]
+    print(f"ours less full after the last round: mean {np.mean(gaps):+.3f}, largest {max(np.abs(gaps)):.3f}")
+    axes.set(xlabel="round", ylabel="share of simple + standard", ylim=(0, 1))
+    axes.set_title(f"Simulated, 20 % outages; {seeds} seeds and their mean", fontsize=10)
     axes.legend()
-    figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "rounds.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
