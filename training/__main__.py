@@ -15,6 +15,7 @@ from training.calibrate import command as calibrate
 from training.calibrate import numbers
 from training.calibration_report import PRICES
 from training.guarantee import command as guarantee
+from training.jury_command import command as jury
 from training.loop import loop_command, retrain_command
 
 
@@ -27,11 +28,17 @@ class _Group(click.Group):
         except ClassifierError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Build, evaluate and recalibrate bundles. Exit 0 done, 1 failed, 2 usage, 3 a gate was not met."""
+    """Label, build, evaluate and recalibrate.
+
+    Exit 0 done, 1 failed, 2 usage, 3 a gate was not met, 130 interrupted.
+    """
 
 
 def _run_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -250,6 +257,7 @@ def evaluate(
 
 main.add_command(calibrate)
 main.add_command(guarantee)
+main.add_command(jury)
 main.add_command(retrain_command)
 main.add_command(loop_command)
 

@@ -160,9 +160,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
     request = Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()})
     probabilities, at_least, at_most, label = _label(data)
-    digest = hashlib.sha256(
-        json.dumps([[m.role, " ".join(m.content.split())] for m in request.messages]).encode()
-    ).hexdigest()
+    digest = conversation_sha256(request)
     weight = float(data.get("weight", 1.0))
     if not (weight > 0 and math.isfinite(weight)):
         raise ValueError(f"weight is {weight}, expected a number above 0")
@@ -189,6 +187,12 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         stated_tier=Tier.parse(str(data["tier"])) if data.get("tier") is not None else None,
         eta=eta,
     )
+
+
+def conversation_sha256(request: Request) -> str:
+    """Names a conversation, whatever its white space: rows that share it are one."""
+    texts = [[m.role, " ".join(m.content.split())] for m in request.messages]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def split_of(group: str) -> str:

@@ -1,0 +1,266 @@
+"""An OpenAI-compatible chat-completions endpoint: paced, tried again where that may help, and patient when told to be.
+The home of `httpx`.
+
+What may pass by itself is tried again: no connection, a time-out, 408, 409, 425, 429 and 5xx; after 2^n seconds up to
+a minute, drawn from the upper half of that, and never before a `Retry-After`. A 429 or a `Retry-After` holds back every
+question, not only its own. What will not pass by itself ends the run (the key, the path, the model) or the question (a
+case too long, or not wanted).
+
+Knows nothing of rubrics, votes or files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import email.utils
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import httpx
+
+from classifier.errors import InputError, ServerUnreachable
+from training.jury_journal import Usage
+
+MOST_TRIES = 8
+LONGEST_BACKOFF = 60.0
+LONGEST_WAIT = 900.0
+"""Seconds; an endpoint that wants more time than this is asked another day."""
+_PASSING = frozenset({408, 409, 425, 429})
+_FINAL = {
+    401: "the key is not accepted; give the name of the variable that holds it with --api-key-env",
+    403: "the key may not do this",
+    404: "there is no such path or model; give --base-url up to /v1, and --model as the endpoint spells it",
+    405: "there is no such path; give --base-url up to /v1",
+}
+_SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class QuestionRefused(Exception):
+    """The endpoint will not answer this question, whoever asks again; the text says why and quotes nothing."""
+
+
+class NoAnswer(Exception):
+    """So many tries brought nothing; later may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What an endpoint answered.
+
+    Attributes:
+        content: the text of the answer.
+        usage: its tokens.
+        cut_off: it ended at its longest length.
+    """
+
+    content: str
+    usage: Usage
+    cut_off: bool
+
+
+class Pace:
+    """When the next question may be put: so many a minute at most, and none while the endpoint wants a rest.
+
+    Args:
+        a_minute: most questions a minute; None for no limit.
+        sleep: waits so many seconds.
+        clock: seconds, growing.
+    """
+
+    def __init__(
+        self, a_minute: float | None, *, sleep: Sleep = asyncio.sleep, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._apart = 60.0 / a_minute if a_minute else 0.0
+        self._sleep, self._clock = sleep, clock
+        self._next = self._rest_until = -math.inf
+
+    async def turn(self) -> None:
+        """Returns when this question may be put."""
+        while True:
+            now = self._clock()
+            at = max(now, self._next, self._rest_until)
+            self._next = at + self._apart
+            if at > now:
+                await self._sleep(at - now)
+            if self._rest_until <= self._clock():
+                return  # else a rest began meanwhile, and this question takes its place behind it
+
+    def rest(self, seconds: float) -> None:
+        """No question for so long."""
+        self._rest_until = max(self._rest_until, self._clock() + seconds)
+
+
+def checked_url(base_url: str) -> httpx.URL:
+    """The URL of an endpoint, up to `/v1`.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise InputError(f"--base-url: is no URL ({error})") from None
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo:
+        raise InputError("--base-url: expected http:// or https://, a host, and the path up to /v1, without a password")
+    return url
+
+
+class Endpoint:
+    """Asks one endpoint.
+
+    Args:
+        url: from `checked_url`.
+        key: sent as a bearer token; empty sends none.
+        body: further members of each request, such as `temperature`.
+        pace: when questions may be put.
+        timeout: seconds for one answer.
+        connections: at once.
+        sleep: waits so many seconds.
+        seed: of what is drawn: how long to wait.
+    """
+
+    def __init__(
+        self,
+        url: httpx.URL,
+        *,
+        key: str = "",
+        body: Mapping[str, Any] | None = None,
+        pace: Pace | None = None,
+        timeout: float = 120.0,
+        connections: int = 8,
+        sleep: Sleep = asyncio.sleep,
+        seed: int | None = None,
+    ) -> None:
+        self._url = url.copy_with(path=f"{url.path.rstrip('/')}/chat/completions")
+        self._body = {name: value for name, value in (body or {}).items() if value is not None}
+        self._pace = pace or Pace(None, sleep=sleep)
+        self._sleep = sleep
+        self._random = random.Random(seed)
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout, connect=min(10.0, timeout), pool=None),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            headers={"authorization": f"Bearer {key}"} if key else {},
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def ask(self, model: str, messages: Sequence[Mapping[str, str]]) -> Response:
+        """The answer to a conversation.
+
+        Raises:
+            QuestionRefused: not to this one, ever.
+            NoAnswer: not now.
+            InputError: not to anything: the key, the path or the model is not right.
+            ServerUnreachable: the endpoint wants a longer rest than anybody waits.
+        """
+        request = {"model": model, "messages": list(messages), **self._body}
+        problem = ""
+        for tried in range(MOST_TRIES):
+            wait = min(LONGEST_BACKOFF, 2.0**tried) * self._random.uniform(0.5, 1.0)
+            await self._pace.turn()
+            try:
+                response = await self._client.post(self._url, json=request)
+            except httpx.TimeoutException:
+                problem = "no answer in time"
+            except httpx.HTTPError as error:
+                problem = f"no connection ({type(error).__name__})"
+            else:
+                if response.status_code == httpx.codes.OK:
+                    return _response_of(response)
+                problem = self._problem(response, model)
+                told = self._told_to_wait(response)
+                if told or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                    self._pace.rest(max(wait, told))
+                    continue
+            if tried < MOST_TRIES - 1:
+                await self._sleep(wait)
+        raise NoAnswer(f"{self._url}: {problem}, {MOST_TRIES} times")
+
+    def _problem(self, response: httpx.Response, model: str) -> str:
+        """What is wrong, where it may pass.
+
+        Raises:
+            QuestionRefused: it will not, for this question.
+            InputError: it will not, for any.
+        """
+        status, code = response.status_code, _code_of(response)
+        told = f"HTTP {status}" + (f" ({code})" if code else "")
+        if code in _SPENT:
+            raise InputError(f"{self._url}: {told}: the account has no money left; what is answered is kept")
+        if status in _FINAL:
+            raise InputError(f"{self._url}: {told} for model {model}: {_FINAL[status]}")
+        if status in _PASSING or status >= 500:
+            return told
+        if 400 <= status < 500:
+            raise QuestionRefused(told)
+        raise InputError(f"{self._url}: {told}, expected 200; give --base-url as the endpoint has it, up to /v1")
+
+    def _told_to_wait(self, response: httpx.Response) -> float:
+        """Seconds that the endpoint asks for; 0 where it asks for none.
+
+        Raises:
+            ServerUnreachable: that is too long.
+        """
+        seconds = retry_after(response.headers, time.time())
+        if seconds > LONGEST_WAIT:
+            raise ServerUnreachable(
+                f"{self._url}: asks to come back in {seconds / 60:.0f} minutes; do, what is answered is kept"
+            )
+        return seconds
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float:
+    """Seconds that a response asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date; 0 for none.
+
+    >>> retry_after({"retry-after": "2"}, 0.0), retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:09 GMT"}, 4.0)
+    (2.0, 5.0)
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        try:
+            seconds = float(text) * unit
+        except ValueError:
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+    try:
+        moment = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except (ValueError, TypeError):
+        return 0.0
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return max(0.0, moment.timestamp() - now)
+
+
+def _response_of(response: httpx.Response) -> Response:
+    """The answer in a body. One without text is empty: it is no vote, and what it took is counted."""
+    try:
+        body = response.json()
+        usage = body.get("usage") or {}
+        choice = (body.get("choices") or [{}])[0]
+        content = (choice.get("message") or {}).get("content")
+        finish = choice.get("finish_reason")
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return Response("", Usage(None, None), cut_off=False)
+    counts = (usage.get(name) if isinstance(usage, dict) else None for name in Usage._fields)
+    usage = Usage(*(n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts))
+    return Response(content if isinstance(content, str) else "", usage, cut_off=finish == "length")
+
+
+def _code_of(response: httpx.Response) -> str:
+    """The short word by which an endpoint names an error; its sentences may quote the prompt."""
+    try:
+        error = response.json()["error"]
+        words = [error.get("code"), error.get("type")] if isinstance(error, dict) else []
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return next((w for w in words if isinstance(w, str) and 0 < len(w) <= 64 and w.replace("_", "").isalnum()), "")
