@@ -259,7 +259,8 @@ def as_text(report: Mapping[str, Any]) -> str:
         lines.append(
             f"| {entry['name']} | risk <= {fit['alpha']:g}{confidence} | {fit['method'].lower().replace('_', ' ')} | "
             + (f"{entry['threshold']:.4f}" if fit["feasible"] else "infeasible: always frontier")
-            + f" | {fit['empirical_risk']:.3f} | {fit['bound']:.3f} | {measured['random_router_risk']:.3f} | {shares} % | "
+            + f" | {fit['empirical_risk']:.3f} | {fit['bound']:.3f} | {measured['random_router_risk']:.3f} "
+            + f"| {shares} % | "
             + _missed(measured)
             + (f"{old['cost']:.2f}" if old else "-")
             + f" | {measured['cost']:.2f} | {saved['estimate']:.2f} ({saved['low']:.2f} to {saved['high']:.2f}) |"
