@@ -139,7 +139,9 @@ def main() -> None:
         folder = Path(name)
         with served(arguments.bundle, folder) as (address, pid):
             ids = DecisionIds(read_key(folder / "key"))
+            cpu = cpu_seconds(pid)
             count, seconds = asyncio.run(outcomes_per_second(address, ids, arguments.seconds))
+            cpu = cpu_seconds(pid) - cpu
             database = folder / "feedback.db"
             for record in (False, True):
                 block(address, pid, database, record=record)  # warm-up
@@ -156,6 +158,7 @@ def main() -> None:
     added = statistics.median(differences)
     result = {
         "outcomes_per_second": count / seconds,
+        "outcome_cpu_ms": 1e3 * cpu / count,
         "callers": CALLERS,
         "classify_cpu_ms": 1e3 * base,
         "recording_cpu_ms": 1e3 * added,
@@ -169,7 +172,8 @@ def main() -> None:
         "python": platform.python_version(),
     }
     print(
-        f"{result['outcomes_per_second']:,.0f} outcomes/s acknowledged to {CALLERS} callers, each on disk (SQLite)\n"
+        f"{result['outcomes_per_second']:,.0f} outcomes/s acknowledged to {CALLERS} callers, each on disk (SQLite), "
+        f"{1e6 * cpu / count:.0f} us CPU of the server each\n"
         f"recording adds {1e6 * added:.0f} us CPU to {1e3 * base:.2f} ms a Classify: {100 * added / base:.1f} %\n"
         + "\n".join(
             f"Classify, {name.replace('_', ' ')}: p50 {ms['p50']:.2f} ms, p99 {ms['p99']:.2f} ms"

@@ -22,9 +22,9 @@ from typing import Any
 from classifier.database import Database
 from classifier.decision_id import derive_key
 from classifier.errors import SettingsError, StoreUnavailable
-from classifier.ledger import Ledger
+from classifier.ledger import Ledger, Row
 from classifier.recorder import MAX_QUEUED_BYTES, Recorder
-from classifier.types import Decision, Outcome, OutcomeState, Request
+from classifier.types import Decision, Outcome, OutcomeState, Request, Tier
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class FeedbackStore:
         self._hash_key = derive_key(key, "request")
         self._retention_seconds = retention_days * 86_400
         self._clock = clock
-        self._recorder = Recorder(self.ledger.write, self._expire, max_queued_bytes=max_queued_bytes)
+        self._recorder = Recorder(self._write, self._expire, max_queued_bytes=max_queued_bytes)
 
     @property
     def dropped(self) -> int:
@@ -137,34 +137,16 @@ class FeedbackStore:
             signals: what the model was told beside the text.
             logits: the model's answer before calibration.
         """
+        # A run of the model sweeps the processor's caches, and this comes right after one: what can wait for the
+        # recorder's thread waits, where the rows of a batch are made one after the other.
         try:
             text = _text(request) if self.keep == "text" else None
-            row = {
-                "decision_id": decision.decision_id,
-                "caller": caller,
-                "decided_at": self._clock(),
-                "tier": int(decision.tier),
-                "model_tier": int(decision.model_tier),
-                "reason": int(decision.reason),
-                "policy": decision.policy,
-                "threshold": float(decision.threshold),
-                "guaranteed": decision.guaranteed,
-                "propensity": float(decision.propensity),
-                "probabilities": _floats(decision.probabilities),
-                "logits": _floats(logits),
-                "signals": _signals(tuple(signals)),
-                "bundle_version": decision.bundle_version,
-                "calibration_revision": decision.calibration_revision,
-                "truncated": decision.truncated,
-                "input_tokens": decision.input_tokens,
-                "floor": None if request.floor is None else int(request.floor),
-                "ceiling": None if request.ceiling is None else int(request.ceiling),
-                "route": decision.route,
-                "labels": json.dumps(dict(request.labels), separators=(",", ":")) if request.labels else "{}",
-                "request_hash": request_hash(request, self._hash_key),
-                "request": text,
-            }
-            self._recorder.add(row, _ROW_BYTES + len(text or ""))
+            hashed = request_hash(request, self._hash_key)
+            bounds = request.floor, request.ceiling
+            make = functools.partial(
+                _decision_row, decision, self._clock(), caller, signals, logits, bounds, request.labels, hashed, text
+            )
+            self._recorder.add(make, _ROW_BYTES + len(text or ""))
         except Exception:  # feedback is never worth an answer
             log.exception("a decision could not be recorded")
 
@@ -208,6 +190,9 @@ class FeedbackStore:
         self._recorder.close()
         self._database.close()
 
+    def _write(self, decisions: Sequence[Callable[[], Row]], outcomes: Sequence[Row]) -> list[OutcomeState]:
+        return self.ledger.write([make() for make in decisions], outcomes)
+
     def _expire(self) -> bool:
         return self.ledger.expire(self._clock() - self._retention_seconds)
 
@@ -217,13 +202,55 @@ def request_hash(request: Request, key: bytes) -> str:
 
     Equal requests have equal hashes under one key, and without the key a hash cannot be compared with a guess.
     """
-    mac = hmac.new(key, digestmod="sha256")
+    parts = []
     for message in request.messages:
         content = message.content.encode("utf-8", "surrogatepass")
-        mac.update(f"{message.role}\0{len(content)}\0".encode())
-        mac.update(content)
-    mac.update(json.dumps([list(request.tools), request.attachments]).encode())
-    return mac.hexdigest()[:32]
+        parts += [f"{message.role}\0{len(content)}\0".encode(), content]
+    beside = (
+        json.dumps([list(request.tools), request.attachments]) if request.tools or request.attachments else "[[], 0]"
+    )
+    parts.append(beside.encode())
+    return hmac.digest(key, b"".join(parts), "sha256").hex()[:32]
+
+
+def _decision_row(
+    decision: Decision,
+    decided_at: float,
+    caller: str,
+    signals: Sequence[str],
+    logits: Sequence[float],
+    bounds: tuple[Tier | None, Tier | None],
+    labels: Mapping[str, str],
+    hashed: str,
+    text: str | None,
+) -> Row:
+    """A decision as a row of its table."""
+    floor, ceiling = (None if bound is None else int(bound) for bound in bounds)
+    return {
+        "decision_id": decision.decision_id,
+        "caller": caller,
+        "decided_at": decided_at,
+        "tier": int(decision.tier),
+        "model_tier": int(decision.model_tier),
+        "reason": int(decision.reason),
+        "policy": decision.policy,
+        "threshold": float(decision.threshold),
+        "guaranteed": decision.guaranteed,
+        "propensity": float(decision.propensity),
+        "probabilities": _floats(decision.probabilities),
+        "logits": _floats(logits),
+        "signals": _signals(tuple(signals)),
+        "bundle_version": decision.bundle_version,
+        "calibration_revision": decision.calibration_revision,
+        "truncated": decision.truncated,
+        "input_tokens": decision.input_tokens,
+        "floor": floor,
+        "ceiling": ceiling,
+        "route": decision.route,
+        "labels": json.dumps(dict(labels), separators=(",", ":")) if labels else "{}",
+        "request_hash": hashed,
+        "request": text,
+    }
 
 
 def _text(request: Request) -> str:

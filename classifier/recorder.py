@@ -10,7 +10,7 @@ Where a write fails because the store is full, locked or gone, decisions stay qu
 `retry_seconds` further outcomes are refused at once; then the next one tries again. Where it fails for another reason,
 one row must be at fault: the rows are written one by one, and that one is refused alone.
 
-Knows nothing of SQL: `write` is a function.
+Knows nothing of SQL, nor of what a decision is: `write` is a function that takes what `add` was given.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from classifier.errors import StoreUnavailable
 from classifier.types import OutcomeState
 
 Row = dict[str, Any]
-Queued = tuple[Row, int]
+Queued = tuple[Any, int]
 Promised = tuple[Row, Future[OutcomeState]]
 Group = tuple[list[Queued], list[Promised]]
-Write = Callable[[Sequence[Row], Sequence[Row]], Sequence[OutcomeState]]
+Write = Callable[[Sequence[Any], Sequence[Row]], Sequence[OutcomeState]]
 log = logging.getLogger(__name__)
 
 MAX_QUEUED_BYTES = 64 * 2**20
@@ -86,7 +86,7 @@ class Recorder:
         """Decisions that wait to be written."""
         return len(self._decisions)
 
-    def add(self, decision: Row, size: int) -> bool:
+    def add(self, decision: Any, size: int) -> bool:
         """Queues a decision of about `size` bytes; False where it was dropped. Never waits for the store."""
         with self._changed:
             if self._closing or self._bytes + size > self._max_bytes:

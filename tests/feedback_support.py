@@ -80,13 +80,15 @@ class PostgreSQL:
         while True:
             if self._process is None or self._process.poll() is not None:
                 command = self._command("postgres", "-D", self.folder / "data", "-k", self.folder)
-                self._process = subprocess.Popen(
-                    [*command, "-c", "listen_addresses="], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
-                )
+                with (self.folder / "log").open("ab") as log:
+                    self._process = subprocess.Popen(
+                        [*command, "-c", "listen_addresses="], stdout=log, stderr=log, cwd="/"
+                    )
             try:
                 psycopg.connect(host=str(self.folder), user="classifier", dbname="postgres").close()
             except psycopg.OperationalError:
-                assert time.monotonic() < end, "PostgreSQL did not start in time"
+                said = (self.folder / "log").read_text(errors="replace")[-2000:]
+                assert time.monotonic() < end, f"PostgreSQL did not start in time: {said}"
                 time.sleep(0.02)
             else:
                 return

@@ -372,10 +372,18 @@ def test_a_row_that_cannot_be_stored_is_dropped_alone(store):
     assert store.dropped == 1
 
 
-def test_a_fault_of_ours_in_recording_is_logged_and_not_raised(store, caplog):
-    """Recording never fails a classification."""
-    store.record("no decision", request(), "gateway")
-    assert "could not be recorded" in caplog.text
+@pytest.mark.parametrize(
+    ("decided", "asked", "said"),
+    [("no decision", request(), "cannot be written"), (decision("d"), "no request", "could not be recorded")],
+    ids=["row", "request"],
+)
+def test_a_fault_of_ours_in_recording_is_logged_and_not_raised(store, caplog, decided, asked, said):
+    """Recording never fails a classification, nor the decisions beside it."""
+    store.record(decided, asked, "gateway")
+    store.record(decision("good"), request(), "gateway")
+    assert store.flush()
+    assert said in caplog.text
+    assert [row["decision_id"] for row in store.ledger.rows()] == ["good"]
 
 
 def test_reading_keeps_no_writer_waiting(store):
