@@ -111,6 +111,28 @@ def test_stopped_run_goes_on(run, corpus, tmp_path):
     assert bundle.manifest["files"]["model.onnx"] == read_bundle(run / "bundle").manifest["files"]["model.onnx"]
 
 
+@pytest.mark.parametrize("stopped_at", [3, 16, 20], ids=["in the teacher", "at the student", "in the student"])
+def test_run_stopped_while_it_trains_ends_as_one_that_was_not(run, corpus, tmp_path, monkeypatch, stopped_at):
+    """Wherever training is stopped, the run that goes on leaves the very checkpoint of one that was not stopped."""
+    from training import fit as fitting
+
+    calls, loss = iter(range(1000)), fitting._loss
+
+    def until_stopped(*arguments):
+        if next(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    data = load_data([], [], own=corpus)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fitting, "_loss", until_stopped)
+        train(load_recipe("tiny"), tmp_path, data, say=str)
+    assert not (tmp_path / "checkpoint").exists()
+    train(load_recipe("tiny"), tmp_path, data, say=str)
+    weights = "checkpoint/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (run / weights).read_bytes()
+
+
 def test_unknown_recipe_lists_those_there_are():
     """A recipe that does not exist is refused with the names of those that do."""
     with pytest.raises(InputError, match="base, retrain, shipped, tiny"):

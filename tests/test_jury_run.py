@@ -287,6 +287,7 @@ def test_cost_is_counted_and_estimated(log, tmp_path):
         sure = json.loads(run(log, "-o", out, *prices, "--dry-run", "--json", url=server.url).output)
     assert sure["models"]["m"]["questions"] == 4
     assert sure["models"]["m"]["completion_tokens"] == 80
+    assert sure["models"]["m"]["prompt_tokens"] == pytest.approx(400, rel=0.05)
     asked = server.asked[0].body["messages"]
     by_length = sum(len(m["content"].encode()) for m in asked) / 4
     assert guess["models"]["m"]["prompt_tokens"] == pytest.approx(6 * by_length, rel=0.05)

@@ -39,29 +39,32 @@ def estimate(
 
     What the journal's responses took is the measure, where there are some; else the length of the texts.
     """
+    lengths = {case.row: _tokens(jury, case) for case in cases}
     models = {}
     for model in jury.models:
-        asked = [(case, q) for case in cases for q in jury.open(case, journal) if q.model == model]
-        read = sum(_tokens(jury, case) for case, _ in asked)
+        questions = [q for case in cases for q in jury.open(case, journal) if q.model == model]
+        known = [lengths[q.row] for q in journal.votes if q.model == model and q.row in lengths]
         spent = journal.spent.get(model, Spent())
         counted = spent.responses - spent.uncounted
-        answer = spent.completion_tokens / counted if counted else ANSWER_TOKENS
+        # An endpoint's tokens are not ours: what it counted says how many there are to one of them.
+        factor = spent.prompt_tokens / counted / (sum(known) / len(known)) if counted and known else 1.0
+        read = factor * sum(lengths[q.row] for q in questions)
+        written = len(questions) * (spent.completion_tokens / counted if counted else ANSWER_TOKENS)
         price = prices.get(model)
-        written = len(asked) * answer
         models[model] = {
-            "questions": len(asked),
+            "questions": len(questions),
             "prompt_tokens": round(read),
             "completion_tokens": round(written),
             "cost": None if price is None else _cost(price, read, written),
         }
-    questions = sum(m["questions"] for m in models.values())
+    count = sum(m["questions"] for m in models.values())
     return {
         **_rows(cases, tally),
-        "questions": questions,
+        "questions": count,
         "answered_before": sum(q in journal.votes for case in cases for q in jury.questions(case)),
         "models": models,
         "cost": _sum(m["cost"] for m in models.values()),
-        "minutes_at_least": questions / a_minute if a_minute else None,
+        "minutes_at_least": count / a_minute if a_minute else None,
     }
 
 
