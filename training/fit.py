@@ -137,12 +137,8 @@ def fit(
     """
     accelerator = processes.accelerator()
     bf16 = _bfloat16(accelerator.device)
-    target = torch.from_numpy(soft_labels(rows))
-    inside = torch.tensor([[float(r.at_least <= t <= r.at_most) for t in TIERS] for r in rows])
-    eta = torch.tensor([options.eta if r.eta is None else r.eta for r in rows])
+    evidence = _Evidence.of(rows, teacher_logits, options.eta)
     weight = torch.from_numpy(row_weights(rows, options))
-    followed = None if teacher_logits is None else torch.from_numpy(np.ascontiguousarray(teacher_logits, np.float32))
-    labelled = torch.tensor([float(r.label != UNLABELLED) for r in rows])
     words = tokenizer.words()
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
     optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
@@ -178,7 +174,7 @@ def fit(
             rounding = simulated_int8(model) if options.int8 else nullcontext()
             with rounding, torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits = wrapped(**inputs).logits.float()
-            losses = _loss(logits, index, target, inside, eta, labelled, followed, options)
+            losses = _loss(logits, index, evidence, options)
             loss = (losses * share.to(losses.device)).sum()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
@@ -271,26 +267,56 @@ def row_weights(rows: Sequence[Row], options: FitOptions) -> NDArray[np.float32]
     return (weight / weight.mean()).astype(np.float32)
 
 
-def _loss(
-    logits: Tensor,
-    index: Tensor,
-    target: Tensor,
-    inside: Tensor,
-    eta: Tensor,
-    labelled: Tensor,
-    followed: Tensor | None,
-    options: FitOptions,
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What is known of each row's label, n rows.
+
+    Attributes:
+        target: (n, 4) float32, P(label = tier); NaN where it is not known.
+        inside: (n, 4) float32, 1 for the tiers that the label may be.
+        eta: (n,) float32, chance that `inside` is wrong.
+        labelled: (n,) bool.
+        followed: (n, 4) float32, the teacher's logits, NaN where it was not asked; None without a teacher.
+    """
+
+    target: Tensor
+    inside: Tensor
+    eta: Tensor
+    labelled: Tensor
+    followed: Tensor | None
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], teacher_logits: NDArray[np.float32] | None, eta: float) -> _Evidence:
+        return cls(
+            target=torch.from_numpy(soft_labels(rows)),
+            inside=torch.tensor([[float(r.at_least <= t <= r.at_most) for t in TIERS] for r in rows]),
+            eta=torch.tensor([eta if r.eta is None else r.eta for r in rows]),
+            labelled=torch.tensor([r.label != UNLABELLED for r in rows]),
+            followed=None
+            if teacher_logits is None
+            else torch.from_numpy(np.ascontiguousarray(teacher_logits, np.float32)),
+        )
+
+
+def _loss(logits: Tensor, index: Tensor, evidence: _Evidence, options: FitOptions) -> Tensor:
+    """Loss of each row of a step: (batch,) float32.
+
+    Args:
+        logits: (batch, 4) float32.
+        index: (batch,) int64, which rows they are of.
+        evidence: of all rows.
+        options: how labels and teacher weigh.
+    """
     device = logits.device
-    rows = (tensor[index].to(device) for tensor in (target, inside, eta))
-    by_label = label_loss(logits, *rows, rps_weight=options.rps_weight)
-    if followed is None:
+    known = (tensor[index].to(device) for tensor in (evidence.target, evidence.inside, evidence.eta))
+    by_label = label_loss(logits, *known, rps_weight=options.rps_weight)
+    if evidence.followed is None:
         return by_label
-    answers = followed[index].to(device)
+    answers = evidence.followed[index].to(device)
     answered = ~torch.isnan(answers).any(dim=-1)
     by_teacher = distillation_loss(logits, torch.nan_to_num(answers), temperature=options.temperature)
     # What has no label follows the teacher alone; what the teacher was not asked about follows its label alone.
-    share = torch.where(labelled[index].to(device) > 0, options.distill_weight, 1.0) * answered
+    share = torch.where(evidence.labelled[index].to(device), options.distill_weight, 1.0) * answered
     return (1 - share) * by_label + share * by_teacher
 
 
