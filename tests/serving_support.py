@@ -25,6 +25,14 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
+def limited(max_file_bytes: int | None) -> list[str]:
+    """What to put before a command so that its files cannot grow beyond that, as on a full disk.
+
+    Not `preexec_fn`, which forks: beside gRPC's threads the child of a fork may crash before it runs a program.
+    """
+    return [] if max_file_bytes is None else ["prlimit", f"--fsize={max_file_bytes}", "--"]
+
+
 class ServerProcess:
     """`classifier serve` with arguments, its stderr collected line by line."""
 
@@ -33,7 +41,7 @@ class ServerProcess:
         *arguments: str,
         env: dict[str, str] | None = None,
         module: str = "",
-        limit: Callable[[], None] | None = None,
+        max_file_bytes: int | None = None,
     ) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
         # A machine that runs tests may stand still for a moment: nothing is refused for that.
@@ -41,12 +49,11 @@ class ServerProcess:
         if "--feedback-url" not in arguments:  # the default would be the user's own store
             environ["CLASSIFIER_STORE"] = "off"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *([module] if module else ["classifier", "serve"]), *arguments],
+            [*limited(max_file_bytes), sys.executable, "-m", *(module or "classifier serve").split(), *arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environ | (env or {}),
-            preexec_fn=limit,  # noqa: PLW1509 - resource limits of the child, nothing else
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -105,7 +112,7 @@ def resident_bytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def server_process(
-    *arguments: str, env: dict[str, str] | None = None, module: str = "", limit: Callable[[], None] | None = None
+    *arguments: str, env: dict[str, str] | None = None, module: str = "", max_file_bytes: int | None = None
 ) -> Iterator[ServerProcess]:
     """A server process, ended when the block is left.
 
@@ -113,9 +120,9 @@ def server_process(
         arguments: of `classifier serve`, or of `module`.
         env: variables beside the environment's.
         module: run this instead.
-        limit: run in the child before it starts, to set resource limits.
+        max_file_bytes: every write beyond it fails, as on a full disk.
     """
-    server = ServerProcess(*arguments, env=env, module=module, limit=limit)
+    server = ServerProcess(*arguments, env=env, module=module, max_file_bytes=max_file_bytes)
     try:
         yield server
     finally:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,22 +26,21 @@ from classifier.labelled import open_labelled
 from classifier.runs import Options
 from tests.bulk_support import FakeMaker, prompts, write_lines
 from tests.labelled_support import traffic, write_labelled
-from tests.serving_support import until
+from tests.serving_support import limited, until
 
 LOGS = Path(__file__).parent / "logs"
 ONE = Options(processes=1)
 long = pytest.mark.faults
 
 
-def start(log, out, bundle, *, limit=None):
+def start(log, out, bundle, *, max_file_bytes=None):
     """The command as a process, the leader of a group of its own."""
     arguments = ["label", str(log), "-o", str(out), "--bundle", str(bundle), "--processes", "2"]
     return subprocess.Popen(
-        [sys.executable, "-m", "classifier", *arguments],
+        [*limited(max_file_bytes), sys.executable, "-m", "classifier", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=limit,  # noqa: PLW1509 - a resource limit of the child, nothing else
     )
 
 
@@ -132,7 +130,7 @@ def test_a_file_that_may_not_grow_is_said_and_survived(tiny_bundle_path, tmp_pat
     """Where a process may write no larger file the command says what to do; without that limit it goes on."""
     rows = [{"prompt": f"{text} {os.urandom(20).hex()}"} for text in prompts(3000)]
     log, out, limit = write_lines(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet", 20_000
-    full = start(log, out, tiny_bundle_path, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    full = start(log, out, tiny_bundle_path, max_file_bytes=limit)
     _, told = full.communicate(timeout=100)
     assert full.returncode == 1
     assert b"out.parquet: cannot be written (File too large); make space" in told

@@ -166,11 +166,8 @@ def test_a_full_disk_refuses_outcomes_and_serves_on(tiny_bundle_path, tmp_path):
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--key-file", str(tmp_path / "key")]
     arguments += ["--feedback-url", f"sqlite:///{database}"]
 
-    def small_files():  # every write beyond this fails, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
-
     acknowledged, refused = [], []
-    with server_process(*arguments, limit=small_files) as server:
+    with server_process(*arguments, max_file_bytes=400_000) as server:
         [address] = server.wait_ready()
         with Client(address, timeout_seconds=60) as client:
             for i in range(400):
