@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test test-ray test-s3 test-litellm test-envoy faults faults-gateways lint lint-deploy format proto train bench peers clean
+.PHONY: help setup setup-mlflow serve demo test test-ray test-s3 test-litellm test-envoy test-image faults faults-gateways lint lint-deploy format proto train bench peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -105,6 +105,9 @@ lint-deploy: .venv-deploy/.done  ## deploy/: the Dockerfile, the YAML, the manif
 	.venv-deploy/bin/yamllint --strict --config-file deploy/.yamllint deploy
 	.venv-deploy/bin/kubernetes-validate --kubernetes-version $(KUBERNETES) --strict \
 		deploy/kubernetes/classifier.yaml deploy/kubernetes/examples/autoscaler.yaml
+
+test-image: $(VENV)/.dev  ## the Dockerfile's steps without Docker: install, then serve as no root on a read-only root (as root)
+	CLASSIFIER_TEST_IMAGE=1 $(BIN)/python -m pytest tests/test_image.py
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

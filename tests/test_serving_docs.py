@@ -85,9 +85,26 @@ def test_a_node_client_is_answered_and_falls_back():
     assert (found["tier"], found["fallback"]) == ("TIER_COMPLEX", "UNAVAILABLE")
 
 
+# Debian's gRPC for Go (1.33) brings a codec from before the generated code's API: this one takes its place.
+CODEC = """package main
+
+import (
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/protobuf/proto"
+)
+
+type codec struct{}
+
+func (codec) Marshal(v interface{}) ([]byte, error)   { return proto.Marshal(v.(proto.Message)) }
+func (codec) Unmarshal(b []byte, v interface{}) error { return proto.Unmarshal(b, v.(proto.Message)) }
+func (codec) Name() string                            { return "proto" }
+func init()                                           { encoding.RegisterCodec(codec{}) }
+"""
+
+
 @pytest.mark.faults
-def test_the_go_example_compiles_with_what_the_proto_generates(tmp_path):
-    """The Go example type-checks and links; Debian's gRPC for Go is too old to be run with today's generated code."""
+def test_a_go_client_is_answered_and_falls_back(tmp_path):
+    """The Go example, built with what the proto generates, gets a server's decision, and its own tier from nobody."""
     system = Path("/usr/share/gocode")
     if shutil.which("go") is None or not (system / "src/google.golang.org/grpc/cmd/protoc-gen-go-grpc").is_dir():
         pytest.skip("needs Debian's golang-go, golang-google-grpc-dev and golang-google-protobuf-dev")
@@ -100,13 +117,25 @@ def test_the_go_example_compiles_with_what_the_proto_generates(tmp_path):
     def run(*command):
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def ask(address):
+        return json.loads(run(str(tmp_path / "example"), address, "hi", "60000"))
 
     for package in ("google.golang.org/protobuf/cmd/protoc-gen-go", "google.golang.org/grpc/cmd/protoc-gen-go-grpc"):
         run("go", "build", "-o", str(tmp_path / package.rpartition("/")[2]), package)
     run(str(example / "generate.sh"), str(module))
     shutil.copy(example / "main.go", module)
+    (module / "codec.go").write_text(CODEC)
     run("go", "vet", "classifier-example")
     run("go", "build", "-o", str(tmp_path / "example"), "classifier-example")
+    with fake_server() as address:
+        found = ask(address)
+    assert (found["tier"], found["fallback"], len(found["decision_id"])) == ("TIER_STANDARD", "", 43)
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        found = ask(f"127.0.0.1:{nobody.getsockname()[1]}")
+    assert (found["tier"], found["fallback"]) == ("TIER_COMPLEX", "Unavailable")
 
 
 if __name__ == "__main__":
