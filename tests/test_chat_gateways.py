@@ -55,9 +55,9 @@ def test_what_is_no_conversation_is_in_no_loop(messages: object) -> None:
     assert loop_start(messages) == ""
 
 
-def raised(name: str, status: int | None = None) -> Exception:
+def raised(name: str, status: int | None = None, base: type[Exception] = Exception) -> Exception:
     """An exception of that class's name, with a status where it has one."""
-    error = type(name, (Exception,), {})()
+    error = type(name, (base,), {})()
     if status:
         error.status_code = status
     return error
@@ -72,6 +72,7 @@ def raised(name: str, status: int | None = None) -> Exception:
         (raised("BadRequestError", 400), Cause.AVAILABILITY),
         (raised("HTTPException", 429), Cause.AVAILABILITY),
         (raised("HTTPException", 502), Cause.AVAILABILITY),
+        (raised("ProxyModelNotFoundError", 400, type(raised("HTTPException"))), Cause.AVAILABILITY),
         (raised("ContextWindowExceededError", 400), Cause.CONTEXT_WINDOW),
         (raised("ContentPolicyViolationError", 400), Cause.POLICY),
         (raised("HTTPException", 499), None),

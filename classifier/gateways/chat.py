@@ -161,7 +161,8 @@ def cause_of_exception(error: BaseException, *, answered: bool = False) -> Cause
     (<Cause.POLICY: 4>, <Cause.QUALITY: 1>)
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    status = getattr(error, "status_code", None) if "HTTPException" in names else None
+    # Subclasses are the proxy's own: a model that it does not have, a limit of its own.
+    status = getattr(error, "status_code", None) if type(error).__name__ == "HTTPException" else None
     if status == _GONE:
         return None
     # Guardrails also raise a plain ValueError: LiteLLM's own example does.
