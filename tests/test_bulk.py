@@ -16,9 +16,11 @@ from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
 from classifier.labelled import COLUMNS, manifest_path, open_labelled
+from classifier.labelling import EngineAnswers
 from classifier.readers import Selection
 from classifier.runs import Options
-from classifier.types import Request
+from classifier.testing import FakeEngine
+from classifier.types import Request, Tier
 from tests.bulk_support import FakeMaker, prompts, write_lines
 
 ONE = Options(processes=1)
@@ -113,6 +115,25 @@ def test_answers_are_the_engines_own(tiny_engine, tiny_bundle_path, tmp_path):
         assert row["classifier_probabilities"] == list(decision.probabilities)
         assert row["classifier_tier"] == decision.tier.label
         assert row["classifier_input_tokens"] == decision.input_tokens
+
+
+def tier_by_pandas(_):
+    """Frontier where pandas was imported in this process."""
+    return Tier.FRONTIER if "pandas" in sys.modules else Tier.SIMPLE
+
+
+class PandasMaker(FakeMaker):
+    """Makes answers that tell whether pandas was imported."""
+
+    def __call__(self):
+        return EngineAnswers(FakeEngine(tier_of=tier_by_pandas, bundle_version=self.version))
+
+
+def test_processes_start_without_what_no_row_needs(tmp_path):
+    """Pyarrow would import pandas where it is installed, which takes a third of the time until the first row."""
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in prompts(4000)])
+    tally = label([str(log)], str(tmp_path / "out.parquet"), PandasMaker(), Options(processes=2)).tally
+    assert tally.tiers == {"simple": 4000}
 
 
 def test_repeats_are_answered_once(tmp_path):
