@@ -33,9 +33,9 @@ from typing import Any
 from classifier.answering import EngineMaker
 from classifier.arrow import pyarrow
 from classifier.bundle import FILES, MANIFEST, read_bundle
-from classifier.durable import write_whole
+from classifier.durable import explained, write_whole
 from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, SettingsError
-from classifier.labelled import merge_pieces, output_schema
+from classifier.labelled import CLUSTER_MANIFEST, merge_pieces, output_schema
 from classifier.labelling import Labeller, Plan
 from classifier.pieces import as_json, check_same
 from classifier.progress import Progress, Tally
@@ -46,7 +46,9 @@ from classifier.sources import STDIN, Source, find_sources
 ACTOR_CPUS, READ_CPUS = 0.9, 0.1
 GROUP_BYTES = 64 * 2**20
 """Small files are read by one task up to about so many bytes."""
-_MANIFEST, _TALLIES = "_manifest.json", "_tallies"
+_TALLIES = "_tallies"
+_FAILED = -1
+"""In place of a chunk's number: what stands there says why its files cannot be read."""
 
 
 def label_on_ray(
@@ -69,7 +71,7 @@ def label_on_ray(
         told: called whenever a chunk is done.
 
     Raises:
-        InputError: the input is not there, or the output is another run's.
+        InputError: the input is not there, the output is another run's, or cannot be written.
         MissingExtra: Ray is not installed.
         ClassifierError: a chunk is missing in the end.
     """
@@ -83,7 +85,9 @@ def label_on_ray(
     head = list(islice(read_chunks(sources, row_format=options.row_format, selection=options.selection), HEAD_CHUNKS))
     manifest = target.manifest()
     if manifest is None and target.names():
-        raise InputError(f"{output}: is not empty, and no {_MANIFEST} in it says how it was made; choose another")
+        raise InputError(
+            f"{output}: is not empty, and no {CLUSTER_MANIFEST} in it says how it was made; choose another"
+        )
     if manifest is not None:
         check_same(output, manifest, stated)
         if manifest["complete"]:
@@ -93,7 +97,7 @@ def label_on_ray(
     else:
         schema = output_schema(input_schema(sources, head), identity.facts())
         text = base64.b64encode(schema.serialize().to_pybytes()).decode()
-        target.write(_MANIFEST, as_json({**stated, "schema": text, "complete": None}))
+        target.write(CLUSTER_MANIFEST, as_json({**stated, "schema": text, "complete": None}))
     plan = plan_of(options, identity, "parquet", schema)
     progress = Progress()
     started = not ray.is_initialized()
@@ -109,7 +113,7 @@ def label_on_ray(
     for _, tally in sorted(tallies.items()):
         progress.tally.add(tally)
     manifest = target.manifest() or {}
-    target.write(_MANIFEST, as_json({**manifest, "complete": progress.tally.to_json()}))
+    target.write(CLUSTER_MANIFEST, as_json({**manifest, "complete": progress.tally.to_json()}))
     target.discard(_TALLIES)
     return progress
 
@@ -151,6 +155,8 @@ def _run(
     ends: dict[int, int] = {}
     for row in labelled.iter_rows():
         group, chunk, told_of = int(row["group"]), int(row["chunk"]), json.loads(row["tally"])
+        if told_of is not None and "failed" in told_of:
+            raise InputError(told_of["failed"])
         if told_of is None:
             ends[group] = chunk
             continue
@@ -224,10 +230,13 @@ class _Reading:
             os.chdir(self.folder)
         group, sources = int(batch["group"][0]), pickle.loads(batch["sources"][0])  # noqa: S301 (our own bytes)
         count = 0
-        for count, chunk in enumerate(  # noqa: B007
-            read_chunks(sources, row_format=self.row_format, selection=self.selection), start=1
-        ):
-            yield {"group": [group], "chunk": [chunk.index], "rows": [pickle.dumps(chunk)]}
+        try:
+            for count, chunk in enumerate(  # noqa: B007
+                read_chunks(sources, row_format=self.row_format, selection=self.selection), start=1
+            ):
+                yield {"group": [group], "chunk": [chunk.index], "rows": [pickle.dumps(chunk)]}
+        except ClassifierError as error:
+            yield {"group": [group], "chunk": [_FAILED], "rows": [str(error).encode()]}
         yield {"group": [group], "chunk": [count], "rows": [b""]}
 
 
@@ -242,7 +251,11 @@ class _Labelling:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         group, index, rows = int(batch["group"][0]), int(batch["chunk"][0]), batch["rows"][0]
-        return {"group": [group], "chunk": [index], "tally": [json.dumps(self._told(group, index, rows))]}
+        try:
+            told = {"failed": rows.decode()} if index == _FAILED else self._told(group, index, rows)
+        except ClassifierError as error:  # what is raised here reaches the driver as text only
+            told = {"failed": str(error)}
+        return {"group": [group], "chunk": [index], "tally": [json.dumps(told)]}
 
     def _told(self, group: int, index: int, rows: bytes) -> dict[str, Any] | None:
         if not rows:
@@ -285,13 +298,18 @@ class Target:
         self.shared_url = str(self._fs.unstrip_protocol(self._root))
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file that appears whole."""
+        """Writes a file that appears whole.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         path = f"{self._root}/{name}"
-        if self._local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(path), data)
-        else:
-            self._fs.pipe_file(path, data)
+        with explained(self.url, "make space, then run the same command again: what is done is kept"):
+            if self._local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                write_whole(Path(path), data)
+            else:
+                self._fs.pipe_file(path, data)
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file; None where there is none."""
@@ -315,7 +333,7 @@ class Target:
 
     def manifest(self) -> dict[str, Any] | None:
         """What the run in this folder is about; None where there is none."""
-        found = self.read(_MANIFEST)
+        found = self.read(CLUSTER_MANIFEST)
         return None if found is None else dict(json.loads(found))
 
     def discard(self, name: str) -> None:

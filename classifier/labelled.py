@@ -48,6 +48,8 @@ FACTS = (
 """Facts of a run: texts; the definition is the policy with its guarantee, as policy.json has it."""
 
 LABEL_VERSION = "1"
+CLUSTER_MANIFEST = "_manifest.json"
+"""Manifest in the folder that a cluster writes."""
 KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 JSON_ENCODED = {b"classifier_encoding": b"json"}
 GROUP_ROWS = 32_768
@@ -251,6 +253,9 @@ def _open_parquet(path: Path) -> Labelled:
     file = min(path.glob("*.parquet"), default=None) if path.is_dir() else path
     if file is None:
         raise InputError(f"{path}: holds no Parquet file; 'classifier label --engine ray' fills such a folder")
+    manifest = path / CLUSTER_MANIFEST
+    if path.is_dir() and manifest.is_file() and not json.loads(manifest.read_text(encoding="utf-8")).get("complete"):
+        raise InputError(f"{path}: is not complete; run the same 'classifier label --engine ray' again to finish it")
     try:
         schema = pq.read_schema(file)
     except pa.ArrowException as error:

@@ -160,6 +160,26 @@ def test_the_command_labels_tables_on_a_cluster_of_its_own(tiny_bundle_path, tmp
     assert [row["prompt"] for row in open_labelled(tmp_path / "out").rows(["prompt"])] == prompts(1500)
 
 
+def test_a_full_disk_is_said_and_survived(two_nodes, tiny_bundle_path, tmp_path):
+    """Where a node cannot write, the run ends with one line that says what to do; with space it goes on to the end."""
+    del two_nodes
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        logs, out = write_logs(tmp_path / "logs", 3, 2500), str(disk / "out")
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); make space"):
+            label_on_ray([str(logs)], out, tiny_bundle_path, Options())
+        with pytest.raises(InputError, match="is not complete"):
+            open_labelled(out)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert label_on_ray([str(logs)], out, tiny_bundle_path, Options()).tally.rows == 7500
+        assert len({row["classifier_row"] for row in open_labelled(out).rows(["classifier_row"])}) == 2500
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
 def test_what_a_cluster_cannot_do_is_said(tmp_path, tiny_bundle_path):
     """Standard input and a limit are refused with what to use instead."""
     for inputs, options in ((["-"], Options()), ([str(tmp_path)], Options(selection=Selection(limit=5)))):

@@ -244,6 +244,9 @@ def test_a_folder_of_parts_is_one_traffic(tmp_path):
     for i in range(4):
         write_labelled(tmp_path / "parts" / f"part-{i}.parquet", rows[50 * i : 50 * i + 50])
     assert numbers(tmp_path / "parts")["strategies"] == whole["strategies"]
+    (tmp_path / "parts" / "_manifest.json").write_text('{"complete": null}')
+    with pytest.raises(InputError, match="is not complete; run the same"):
+        read_traffic(str(tmp_path / "parts"))
 
 
 @pytest.mark.parametrize(
