@@ -1,18 +1,23 @@
 """How fast are logs labelled, how soon does it begin, in how much memory? Each part is one command; ratios of one run.
 
-    python benchmarks/bench_bulk.py [rate|startup|memory|pipeline ...] [--rows 100000] [--bundle PATH] [--out bulk.json]
+    python benchmarks/bench_bulk.py [startup|rate|memory|pipeline|growth …] [--rows 100000] [--out bulk.json]
 
-Without a part all four run. Mixed traffic is made from `data/`: its prompts, each perturbed by a number at its end so
-that none repeats, as plain prompts, OpenAI and Anthropic bodies.
+Without a part all but *growth* run. Mixed traffic is made from `data/`: its prompts, each perturbed by a number at its
+end so that none repeats, as plain prompts, OpenAI and Anthropic bodies.
 
 - *rate*: `classifier label` over `--rows` with a process a core, against cores × the engine's own rate on one core,
   measured before and after the run, and against as many engines at once as there are cores, which tells what a core is
   worth beside busy neighbours; and the engine's part of a row's processor time.
 - *startup*: from the command to its end for one row, and to the first chunk of a run on all cores with its engines
   loaded; beside the first the processor time that it takes, which busy neighbours change little.
-- *memory*: the parent's peak with 10,000 rows and with `--memory-rows`, answers made by an engine that does nothing.
+- *memory*: the parent's peak with 10,000 rows and with `--memory-rows`, answers made by an engine that does nothing;
+  and the parent's processor time a row, reading and merging: what more cores do not make faster.
 - *pipeline*: a `transformers` pipeline loop over the fp32 teacher, all cores, against `classifier label`, in turns.
   `--teacher PATH` is a fine-tuned one; by default MiniLM-L6 with an untrained head, which takes the same time.
+
+- *growth*: the rate on 1, 2, 4… cores up to those there are, start-up subtracted, in turns; where Ray is installed
+  (the environment of `make test-ray`), of as many actors on a cluster of this machine, too; and of 1, 8 and 32
+  processes whose engine sleeps 10 ms a row, which shows where the parent, and not a core, would be the limit.
 
 Prints a table on stderr and JSON on stdout.
 """
@@ -20,6 +25,7 @@ Prints a table on stderr and JSON on stdout.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -56,9 +62,11 @@ class Nothing:
 
     Attributes:
         bundle: loaded and left, so that a start takes what it takes.
+        delay_seconds: that an answer takes, asleep.
     """
 
     bundle: str = ""
+    delay_seconds: float = 0.0
 
     def identity(self, policy: str) -> Identity:
         del policy
@@ -67,7 +75,7 @@ class Nothing:
     def __call__(self) -> EngineAnswers:
         if self.bundle:
             Engine.from_pretrained(self.bundle)
-        return EngineAnswers(FakeEngine())
+        return EngineAnswers(FakeEngine(delay_seconds=self.delay_seconds))
 
 
 def traffic(path: Path, count: int) -> list[dict]:
@@ -181,6 +189,7 @@ def fake_run(log: Path, bundle: str = "") -> dict[str, float]:
     script = log.with_suffix(".py")
     script.write_text(
         "import sys, json, time\n"
+        "from resource import RUSAGE_SELF, getrusage\n"
         "began = float(sys.argv[1]); sys.path.insert(0, sys.argv[4])\n"
         "from bench_bulk import Nothing, Watch, label, Options\n"
         "if __name__ == '__main__':\n"
@@ -189,7 +198,7 @@ def fake_run(log: Path, bundle: str = "") -> dict[str, float]:
         "        label([sys.argv[2]], sys.argv[3], Nothing(sys.argv[5]), Options(),\n"
         "              told=lambda _: told.append(time.time()))\n"
         "    print(json.dumps({'mb': max(watch.samples, default=0), 'whole': time.time() - began,\n"
-        "                      'first': told[0] - began}))\n"
+        "                      'first': told[0] - began, 'cpu': getrusage(RUSAGE_SELF).ru_utime}))\n"
     )
     output = log.with_suffix(f".{time.time_ns()}.parquet")
     arguments = [str(time.time()), str(log), str(output), str(Path(__file__).parent), bundle]
@@ -205,6 +214,7 @@ def memory(given: argparse.Namespace, folder: Path) -> dict[str, float]:
         traffic(log, rows)
         told = fake_run(log)
         found |= {f"parent_mb_{rows}": told["mb"], f"rate_without_model_{rows}": rows / told["whole"]}
+        found[f"parent_cpu_us_a_row_{rows}"] = 1e6 * told["cpu"] / rows
         log.unlink()
     return found
 
@@ -267,6 +277,59 @@ def pipeline(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
 
 
+def growth(given: argparse.Namespace, folder: Path, cores: int) -> dict[str, float]:
+    """The rate by number of cores, from the difference of a long and a short run; means of the turns."""
+    few, many = 2000, min(given.rows, 12_000)
+    logs = {count: folder / f"growth-{count}.jsonl" for count in (few, many)}
+    for count, log in logs.items():
+        traffic(log, count)
+    counts = [2**i for i in range(cores.bit_length()) if 2**i <= cores]
+    ways = [("local", label_here), *([("ray", label_there)] if importlib.util.find_spec("ray") else [])]
+    rates: dict[str, list[float]] = {}
+    for turn in range(given.turns):
+        for processes in counts:
+            for name, run in ways:
+                took = {}
+                for count, log in logs.items():
+                    start = time.perf_counter()
+                    run(log, folder / f"{name}-{processes}-{count}-{turn}", given.bundle, processes)
+                    took[count] = time.perf_counter() - start
+                rates.setdefault(f"{name}_rate_{processes}", []).append((many - few) / (took[many] - took[few]))
+    found = {name: statistics.mean(values) for name, values in rates.items()}
+    for name, _ in ways:
+        for processes in counts[1:]:
+            found[f"{name}_growth_{processes}"] = found[f"{name}_rate_{processes}"] / found[f"{name}_rate_1"]
+    for processes in (1, 8, 32):
+        took = []
+        for waves in (1, 3):
+            log = folder / f"asleep-{processes}-{waves}.jsonl"
+            traffic(log, 1000 * waves * processes)
+            start = time.perf_counter()
+            label([str(log)], f"{log}.parquet", Nothing(delay_seconds=0.01), Options(processes=processes))
+            took.append(time.perf_counter() - start)
+        found[f"asleep_rate_{processes}"] = 2000 * processes / (took[1] - took[0])
+        found[f"asleep_growth_{processes}"] = found[f"asleep_rate_{processes}"] / found["asleep_rate_1"]
+    return found
+
+
+def label_here(log: Path, output: Path, bundle: str, processes: int) -> None:
+    """A run on this machine."""
+    label([str(log)], f"{output}.parquet", EngineMaker(bundle), Options(processes=processes))
+
+
+def label_there(log: Path, output: Path, bundle: str, processes: int) -> None:
+    """A run on a Ray cluster of its own on this machine, the log in a file for each actor."""
+    from classifier.cluster import label_on_ray
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    folder = output.with_name(f"{output.name}-logs")
+    folder.mkdir()
+    lines = log.read_bytes().splitlines(keepends=True)
+    for i in range(processes):
+        (folder / f"{i:03}.jsonl").write_bytes(b"".join(lines[i::processes]))
+    label_on_ray([str(folder)], str(output), bundle, Options(processes=processes))
+
+
 def shown(found: dict[str, float]) -> Iterable[str]:
     """A line for each number."""
     return (f"{name:<34}{value:>14,.3f}" for name, value in found.items())
@@ -275,27 +338,31 @@ def shown(found: dict[str, float]) -> Iterable[str]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=("rate", "startup", "memory", "pipeline", []), metavar="PART")
+    parts = ("startup", "rate", "memory", "pipeline", "growth")
+    parser.add_argument("parts", nargs="*", choices=(*parts, []), metavar="PART", help=", ".join(parts))
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--memory-rows", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement of an engine or a pipeline")
+    parser.add_argument("--turns", type=int, default=2, help="of growth")
     parser.add_argument("--bundle", default=str(SHIPPED))
     parser.add_argument("--teacher", default="")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     cores, load = available_cores(), os.getloadavg()[0]
     found: dict[str, float] = {"cores": cores, "load_before": load}
-    parts = given.parts or ["startup", "rate", "memory", "pipeline"]
+    chosen = given.parts or parts[:-1]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if "startup" in parts:
+        if "startup" in chosen:
             found |= startup(given, folder)
-        if "rate" in parts:
+        if "rate" in chosen:
             found |= {"rows": given.rows, **rate(given, folder, cores)}
-        if "memory" in parts:
+        if "memory" in chosen:
             found |= memory(given, folder)
-        if "pipeline" in parts:
+        if "pipeline" in chosen:
             found |= pipeline(given, folder)
+        if "growth" in chosen:
+            found |= growth(given, folder, cores)
     print("\n".join(shown(found)), file=sys.stderr)
     print(json.dumps(found))
     if given.out:

@@ -103,7 +103,7 @@ def label_on_ray(
     started = not ray.is_initialized()
     if started:
         ray.init(address=ray_address, log_to_driver=False, logging_level="error")
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         tallies = _run(ray, sources, target, plan, bundle, options, progress, told)
     finally:
