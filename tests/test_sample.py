@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import sys
 
 import numpy as np
 import pytest
@@ -196,14 +200,35 @@ def test_an_unlabelled_file_is_not_gone_on_with(tmp_path):
         talk([{"id": "0", "prompt": "p"}], path, "1")
 
 
-def test_calibrate_accepts_the_labels_as_they_are(tmp_path):
-    """From labelled traffic over a person's answers to a recalibrated bundle, without touching the file."""
+def in_a_terminal(arguments, answers, end):
+    """Types an answer at each prompt of the command in a pseudo-terminal, then `end`; (what was shown, exit code)."""
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, [sys.executable, "-m", "classifier", *map(str, arguments)])
+    shown, waiting = b"", [*answers, end]
+    with contextlib.suppress(OSError):  # a terminal whose process ended
+        while data := os.read(terminal, 65536):
+            shown += data
+            if shown.endswith(b"> ") and waiting:
+                os.write(terminal, waiting.pop(0))
+    os.close(terminal)
+    return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_calibrate_accepts_the_labels_of_a_terminal_as_they_are(tmp_path):
+    """From labelled traffic over a person's answers, Ctrl-C and more answers, to a recalibrated bundle."""
     bundle = tiny_bundle(tmp_path / "tiny")
     words = ["hi", "explain", "debug", "prove"]
     rows = [labelled_row(TIERS[i % 4].label, prompt=f"{words[i % 4]} this {i}") for i in range(40)]
     path = write_labelled(tmp_path / "l.parquet", rows)
     out = tmp_path / "mine.jsonl"
-    run(path, "--random", "40", "--annotate", "-o", out, typed="".join(f"{1 + i % 4}\n" for i in range(40)))
+    sample = ["sample", path, "--random", "40", "--annotate", "-o", out]
+    shown, code = in_a_terminal(sample, [b"1\n", b"b\n", *(b"%d\n" % (1 + i % 4) for i in range(25))], b"\x03")
+    assert code == 130
+    assert "25 labelled, 15 to go" in shown
+    assert f"answers are in {out}; the same command goes on from there" in shown
+    shown, code = in_a_terminal(sample, [b"%d\n" % (1 + i % 4) for i in range(14)], b"\x04")
+    assert (code, "39 labelled" in shown, "1 are left" in shown) == (0, True, True)
     report = calibrate(bundle.path, [out], tmp_path / "again", policies={"balanced": 0.2})
-    assert report["rows"]["thresholds"] == 40
+    assert report["rows"]["thresholds"] == 39
     assert report["label"] == "RUBRIC"
