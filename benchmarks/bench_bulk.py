@@ -137,16 +137,16 @@ def rate(given: argparse.Namespace, folder: Path, cores: int) -> dict[str, float
     """`classifier label` against the engine on one core, and against engines on all of them."""
     log = folder / "log.jsonl"
     first = traffic(log, given.rows)
-    singles, alls = [], []
+    singles, all_at_once = [], []
     took = cpu = 0.0
     for turn in (0, 1):
         singles.append(engine_rate(given.bundle, first, given.seconds))
-        alls.append(together(given.bundle, first, given.seconds, cores))
+        all_at_once.append(together(given.bundle, first, given.seconds, cores))
         if not turn:
             start, start_cpu = time.perf_counter(), cpu_seconds()
             tally = label([str(log)], str(folder / "out.parquet"), EngineMaker(given.bundle), Options()).tally
             took, cpu = time.perf_counter() - start, cpu_seconds() - start_cpu
-    bulk, everywhere, cpu = given.rows / took, statistics.mean(alls), cpu / given.rows
+    bulk, everywhere, cpu = given.rows / took, statistics.mean(all_at_once), cpu / given.rows
     single, engine_cpu = (statistics.mean(values) for values in zip(*singles, strict=True))
     return {
         "bulk_rate": bulk,
