@@ -195,7 +195,7 @@ def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowher
 
     def use(client, call):
         assert call("info", timeout_seconds=60).default_policy == "default"
-        with pytest.raises(errors.ClassifierError, match="--feedback-url"):
+        with pytest.raises(errors.ClassifierError, match="--store off"):
             call("report_outcome", OUTCOME, timeout_seconds=60)
 
     client_of(address).run(use)
