@@ -126,8 +126,9 @@ train: $(VENV)/.dev  ## corpus to bundle with the base recipe: make train EXTRA_
 loop-demo: $(VENV)/.dev  ## the feedback loop end to end: make loop-demo ARGS="--checkpoint runs/base/checkpoint --environment …"
 	$(TRAIN_ENV) $(BIN)/python docs/examples/loop/demo.py $(ARGS)
 
-bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+BENCHES ?= bulk feedback http model peers serving
+bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run: make bench BENCHES="serving peers"
+	for name in $(BENCHES); do $(BIN)/python benchmarks/bench_$$name.py || exit 1; done
 
 # The servers that bench_peers.py compares with, each with the pins that it wants; the product's own code is not installed.
 RUNTIME := onnxruntime==1.24.1 tokenizers numpy
