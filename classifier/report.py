@@ -187,6 +187,7 @@ def _slice(
 ) -> dict[str, Any]:
     tiers, probabilities = traffic.tiers[rows], traffic.probabilities[rows]
     under = 1 - np.cumsum(probabilities, axis=1)[np.arange(len(rows)), tiers]
+    frontier = probabilities[:, -1]
     priced = np.isfinite(reference[rows])
     saved = (reference[rows] - routed[rows])[priced]
     entry: dict[str, Any] = {
@@ -196,6 +197,7 @@ def _slice(
         "reference": float(reference[rows][priced].sum()),
         "routed": float(routed[rows][priced].sum()),
         "risk": float(np.maximum(under, 0).mean()),
+        "frontier_misses": float(frontier[tiers < len(TIERS) - 1].sum() / max(frontier.sum(), 1e-12)),
         "measured": None,
         "saving": None,
     }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,11 +254,13 @@ def concentration(routed: Array, reference: Array, shares: Sequence[float] = (0.
 def dollars(value: float) -> str:
     """Money for people.
 
-    >>> dollars(1234567.0), dollars(12.3), dollars(0.0042), dollars(-5.0)
-    ('$1,234,567', '$12.30', '$0.0042', '-$5.00')
+    >>> dollars(1234567.0), dollars(12.3), dollars(0.0042), dollars(0.0000912), dollars(-5.0)
+    ('$1,234,567', '$12.30', '$0.0042', '$0.000091', '-$5.00')
     """
     size = abs(value)
-    text = f"{size:,.0f}" if size >= 1000 else f"{size:,.2f}" if size >= 0.1 or not size else f"{size:.2g}"
+    text = (
+        f"{size:,.0f}" if size >= 1000 else f"{size:,.2f}" if size >= 0.1 or not size else f"{Decimal(f'{size:.2g}'):f}"
+    )
     return f"{'-' if value < 0 else ''}${text}"
 
 

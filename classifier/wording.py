@@ -15,6 +15,8 @@ from classifier.prices import Prices
 from classifier.savings import TODAY, Comparison, dollars
 from classifier.traffic import Traffic
 
+FEWEST_REQUESTS = 100
+
 
 def policy_facts(name: str, policy: Policy | None) -> dict[str, Any]:
     """A policy and its promise, in numbers and in a sentence."""
@@ -148,6 +150,8 @@ def warnings(report: Mapping[str, Any], unpriced: Sequence[tuple[str, int]]) -> 
     elif unpriced:
         names = ", ".join(f"{name} ({rows:,})" for name, rows in unpriced[:5])
         found.append(f"Requests of models without a price are left out of today's cost: {names}.")
+    if report["rows"] < FEWEST_REQUESTS:
+        found.append(f"Only {report['rows']:,} requests: intervals of so few are narrower than they should be.")
     found += _risk_warnings(report)
     if report["tokens"]["input_counted_share"] < 0.5:
         found.append("Most token counts are estimates: read dollars as rough, and shares as better.")

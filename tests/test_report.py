@@ -226,6 +226,7 @@ def test_tier_mix_by_any_column(labelled):
     assert set(found["by"]) == {"model", "tenant", "prompt"}  # all have one reason: nothing to compare
     assert [sum(row["rows"] for row in rows) for rows in found["by"].values()] == [200, 200, 200]
     assert len(found["by"]["prompt"]) == 13
+    assert {"saving", "risk", "frontier_misses"} <= set(found["by"]["tenant"][0])
     assert found["by"]["prompt"][-1]["value"] == "(others)"
 
 
@@ -326,6 +327,12 @@ def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(labelled, tmp_pat
     done = run(labelled, "-o", tmp_path / "nowhere" / "r.html")
     assert done.exit_code == 2
     assert "there is no folder" in done.stderr
+
+
+def test_intervals_of_few_requests_are_not_trusted(tmp_path):
+    """A report on a handful of requests says so."""
+    few = numbers(write_labelled(tmp_path / "l.parquet", traffic(5)))
+    assert any("Only 5 requests" in line for line in few["warnings"])
 
 
 def test_the_text_begins_with_the_recommendation(labelled):
