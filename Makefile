@@ -53,11 +53,11 @@ test-ray: $(VENV)-ray/.ready  ## bulk labelling on a real Ray cluster of two nod
 .venv-s3/.ready: tests/s3.txt pyproject.toml
 	$(PYTHON) -m venv .venv-s3
 	.venv-s3/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	.venv-s3/bin/pip install --quiet --disable-pip-version-check --editable ".[s3]" -r $<
+	.venv-s3/bin/pip install --quiet --disable-pip-version-check --editable ".[s3,bulk]" -r $<
 	touch $@
 
-test-s3: .venv-s3/.ready  ## the registry on a real S3 server, and on one that words its errors as AWS does
-	CLASSIFIER_REQUIRE_S3=1 .venv-s3/bin/python -m pytest tests/test_registry.py \
+test-s3: .venv-s3/.ready  ## the registry and bulk labelling on a real S3 server, and on one that words its errors as AWS does
+	CLASSIFIER_REQUIRE_S3=1 .venv-s3/bin/python -m pytest tests/test_registry.py tests/test_bulk_s3.py \
 		-k "seaweedfs or (moto and not crash and not killed)" $(ARGS)
 
 # Gateways whose pins collide with ours, each in an environment of its own.

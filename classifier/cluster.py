@@ -33,7 +33,6 @@ from typing import Any
 from classifier.answering import EngineMaker
 from classifier.arrow import pyarrow
 from classifier.bundle import FILES, MANIFEST, read_bundle
-from classifier.durable import explained, write_whole
 from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, SettingsError
 from classifier.labelled import CLUSTER_MANIFEST, merge_pieces, output_schema
 from classifier.labelling import Labeller, Plan
@@ -42,6 +41,7 @@ from classifier.progress import Progress, Tally
 from classifier.readers import Selection, read_chunks
 from classifier.runs import HEAD_CHUNKS, Options, input_schema, plan_of, stated_of
 from classifier.sources import STDIN, Source, find_sources
+from classifier.target import Target
 
 ACTOR_CPUS, READ_CPUS = 0.9, 0.1
 GROUP_BYTES = 64 * 2**20
@@ -275,71 +275,6 @@ class _Labelling:
 def part_name(group: int, index: int) -> str:
     """Name of a piece: sorted by it, pieces are in the input's order."""
     return f"part-{group:06d}-{index:06d}"
-
-
-class Target:
-    """The folder that every node writes into: on a shared disk, or at an fsspec URL.
-
-    Attributes:
-        url: as given.
-        shared_url: the same for processes that run elsewhere.
-    """
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self.url = url
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"{url}: cannot be used ({error})") from error
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        self._local = "file" in protocols
-        self.shared_url = str(self._fs.unstrip_protocol(self._root))
-
-    def write(self, name: str, data: bytes) -> None:
-        """Writes a file that appears whole.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        path = f"{self._root}/{name}"
-        with explained(self.url, "make space, then run the same command again: what is done is kept"):
-            if self._local:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                write_whole(Path(path), data)
-            else:
-                self._fs.pipe_file(path, data)
-
-    def read(self, name: str) -> bytes | None:
-        """The bytes of a file; None where there is none."""
-        try:
-            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
-        except FileNotFoundError:
-            return None
-
-    def names(self) -> list[str]:
-        """Names in the folder."""
-        self._fs.invalidate_cache()
-        try:
-            return sorted(path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
-        except FileNotFoundError:
-            return []
-
-    def parts(self) -> set[tuple[int, int]]:
-        """The pieces that are there, by group and chunk."""
-        found = (name.removesuffix(".parquet").split("-") for name in self.names() if name.endswith(".parquet"))
-        return {(int(parts[1]), int(parts[2])) for parts in found if len(parts) == 3}
-
-    def manifest(self) -> dict[str, Any] | None:
-        """What the run in this folder is about; None where there is none."""
-        found = self.read(CLUSTER_MANIFEST)
-        return None if found is None else dict(json.loads(found))
-
-    def discard(self, name: str) -> None:
-        """Deletes a folder in it."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{self._root}/{name}", recursive=True)
 
 
 def _ray() -> Any:

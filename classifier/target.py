@@ -1,0 +1,93 @@
+"""The folder that a cluster's nodes write into, each for itself: on a shared disk, or in an object store.
+
+Knows nothing of what is labelled there, or of the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from classifier.durable import explained, write_whole
+from classifier.errors import ClassifierError, InputError
+from classifier.labelled import CLUSTER_MANIFEST
+
+
+class Target:
+    """The folder that every node writes into: on a shared disk, or at an fsspec URL.
+
+    Attributes:
+        url: as given.
+        shared_url: the same for processes that run elsewhere.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{url}: cannot be used ({error})") from error
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        self._local = "file" in protocols
+        self.shared_url = str(self._fs.unstrip_protocol(self._root))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file that appears whole.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = f"{self._root}/{name}"
+        with self._reached():
+            if self._local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                write_whole(Path(path), data)
+            else:
+                self._fs.pipe_file(path, data)
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; None where there is none."""
+        with self._reached(), contextlib.suppress(FileNotFoundError):
+            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+        return None
+
+    def names(self) -> list[str]:
+        """Names in the folder."""
+        self._fs.invalidate_cache()
+        with self._reached(), contextlib.suppress(FileNotFoundError):
+            return sorted(path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
+        return []
+
+    def parts(self) -> set[tuple[int, int]]:
+        """The pieces that are there, by group and chunk."""
+        found = (name.removesuffix(".parquet").split("-") for name in self.names() if name.endswith(".parquet"))
+        return {(int(parts[1]), int(parts[2])) for parts in found if len(parts) == 3}
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the run in this folder is about; None where there is none."""
+        found = self.read(CLUSTER_MANIFEST)
+        return None if found is None else dict(json.loads(found))
+
+    def discard(self, name: str) -> None:
+        """Deletes a folder in it."""
+        with self._reached(), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Says what to do where the folder cannot be reached or written; every store has errors of its own."""
+        try:
+            with explained(self.url, "make space, then run the same command again: what is done is kept"):
+                yield
+        except ClassifierError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{self.url}: cannot be reached ({type(error).__name__}: {str(error)[:120]}); run the same command "
+                "again to go on"
+            ) from error
