@@ -294,7 +294,9 @@ def growth(given: argparse.Namespace, folder: Path, cores: int) -> dict[str, flo
                     start = time.perf_counter()
                     run(log, folder / f"{name}-{processes}-{count}-{turn}", given.bundle, processes)
                     took[count] = time.perf_counter() - start
-                rates.setdefault(f"{name}_rate_{processes}", []).append((many - few) / (took[many] - took[few]))
+                rate = (many - few) / (took[many] - took[few])
+                print(f"{name}, {processes} at once: {rate:,.1f} rows a second", file=sys.stderr, flush=True)
+                rates.setdefault(f"{name}_rate_{processes}", []).append(rate)
     found = {name: statistics.mean(values) for name, values in rates.items()}
     for name, _ in ways:
         for processes in counts[1:]:
