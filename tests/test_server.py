@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -9,12 +10,14 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Client, Tier
+from classifier.server import run
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
 from tests.serving_support import port_nobody_is_given, server_process, until
@@ -35,6 +38,17 @@ def test_a_server_says_when_it_is_ready_and_answers(tiny_bundle_path, tmp_path):
         assert server.wait() == 0
         assert len(server.ready_lines) == 1
         assert server.process.stdout.read() == ""
+
+
+def test_the_event_loop_is_uvloop_where_it_is_installed():
+    """With the extra `fast` a server runs on uvloop, without it on asyncio's own loop."""
+    found = []
+
+    async def main():
+        found.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+
+    run(main())
+    assert found == ["uvloop" if find_spec("uvloop") else "asyncio"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
