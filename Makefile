@@ -128,7 +128,7 @@ loop-demo: $(VENV)/.dev  ## the feedback loop end to end: make loop-demo ARGS="-
 
 BENCHES ?= bulk feedback http model peers serving
 bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run: make bench BENCHES="serving peers"
-	for name in $(BENCHES); do $(BIN)/python benchmarks/bench_$$name.py || exit 1; done
+	for name in $(BENCHES); do PYTHONPATH=. $(BIN)/python benchmarks/bench_$$name.py || exit 1; done
 
 # The servers that bench_peers.py compares with, each with the pins that it wants; the product's own code is not installed.
 RUNTIME := onnxruntime==1.24.1 tokenizers numpy
