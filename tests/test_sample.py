@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
+import subprocess
 import sys
 
 import numpy as np
@@ -202,9 +202,11 @@ def test_an_unlabelled_file_is_not_gone_on_with(tmp_path):
 
 def in_a_terminal(arguments, answers, end):
     """Types an answer at each prompt of the command in a pseudo-terminal, then `end`; (what was shown, exit code)."""
-    process, terminal = pty.fork()
-    if not process:
-        os.execv(sys.executable, [sys.executable, "-m", "classifier", *map(str, arguments)])
+    terminal, theirs = os.openpty()
+    # setsid gives the child its terminal: pty.fork would fork beside gRPC's threads, which may hang the child.
+    command = ["setsid", "--ctty", sys.executable, "-m", "classifier", *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
     shown, waiting = b"", [*answers, end]
     with contextlib.suppress(OSError):  # a terminal whose process ended
         while data := os.read(terminal, 65536):
@@ -212,7 +214,7 @@ def in_a_terminal(arguments, answers, end):
             if shown.endswith(b"> ") and waiting:
                 os.write(terminal, waiting.pop(0))
     os.close(terminal)
-    return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return shown.decode(), process.wait()
 
 
 def test_calibrate_accepts_the_labels_of_a_terminal_as_they_are(tmp_path):
