@@ -154,6 +154,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--later", type=int, default=1000, help="held-out requests to measure on")
     parser.add_argument("--first", type=int, default=300, help="labelled requests to calibrate on at the beginning")
     parser.add_argument("--epsilon", type=float, default=0.02, help="share of requests that is explored")
+    parser.add_argument("--delta", type=float, default=0.0, help="promise with confidence 1 - DELTA; 0: on the mean")
     parser.add_argument("--audits", type=float, default=0.3, help="share of requests tried from the cheapest tier up")
     parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -180,6 +181,7 @@ def _calibrated(bundle: Path, first: Sequence[Task], folder: Path, options: argp
         [folder / "first.jsonl"],
         folder / "start",
         policies=ALPHAS,
+        delta=options.delta or None,
         epsilon=options.epsilon,
         default="balanced",
         seed=seed,
@@ -242,7 +244,8 @@ def _report(went: Went, receipt: dict[str, object], options: argparse.Namespace)
         mix = "".join(f"{share:>10.3f}" for share in m.mix)
         print(f"{name:<34}{m.risk:>7.3f}{m.cost:>8.2f}{m.oracle:>8.2f}{m.excess:>8.2f}{mix}")
     after, alpha = went.found[AFTER], ALPHAS["balanced"]
-    print(f"promised: risk at most {alpha:g}, of which {options.epsilon:g} is kept for exploring")
+    sure = f" with confidence {1 - options.delta:g}" if options.delta else " in the mean over calibration sets"
+    print(f"promised: risk at most {alpha:g}{sure}, of which {options.epsilon:g} is kept for exploring")
     print(f"no tier satisfies {after.unserved:.1%} of them: they have no label, and no share in the risk")
     print(f"risk within it after the loop: {'yes' if after.risk <= alpha else 'NO'}")
     print(
