@@ -181,8 +181,7 @@ def retrained(
     history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=state)
     save_checkpoint(model, fast, out / "checkpoint", max_tokens)
     model, fast = load_checkpoint(out / "checkpoint")
-    built = dict(manifest.get("recipe") or {})
-    agreement = float(recipe.get("int8_agreement", built.get("int8_agreement", INT8_AGREEMENT)))
+    agreement = float(dict(manifest.get("recipe") or {}).get("int8_agreement", INT8_AGREEMENT))
     parity = export(model, fast, out / "export", max_tokens=max_tokens, check=check, int8_agreement=agreement)
     facts: dict[str, Any] = {
         "parent": old.version,

@@ -106,7 +106,7 @@ def export(
     if parity.int8_agreement < int8_agreement:
         raise GateNotMet(
             f"{out}: int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} rows, wanted "
-            f"{int8_agreement}; set int8 = true in the recipe's [student]"
+            f"{int8_agreement}; train longer, or more gently"
         )
     return parity
 
