@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.calibration import Calibration
+from classifier.durable import fsync
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
 from classifier.policy import Policy
 from classifier.policy_file import policies_from_json
@@ -148,10 +148,10 @@ def write_bundle(path: str | Path, source: str | Path, manifest: Mapping[str, An
         (staging / MANIFEST).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         bundle = read_bundle(staging)
         for name in (*FILES, MANIFEST):
-            _fsync(staging / name)
+            fsync(staging / name)
         staging.chmod(0o755)
         staging.rename(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -191,11 +191,3 @@ def _json(path: Path, name: str) -> Any:
         return json.loads((path / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleCorrupt(f"{path}: {name} is not readable JSON ({type(error).__name__}); export it again") from error
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

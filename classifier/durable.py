@@ -38,11 +38,11 @@ def whole_file(path: Path, *, staged_in: Path | None = None) -> Iterator[IO[byte
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    fsync(path.parent)
 
 
-def fsync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
+def fsync(path: Path) -> None:
+    """Makes the bytes of a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

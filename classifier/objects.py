@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
-from classifier.durable import fsync_folder
+from classifier.durable import fsync
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError
 
 EXCLUSIVE = ("file", "memory", "s3")
@@ -273,7 +273,7 @@ def _create_file(path: Path, data: bytes) -> bool:
             os.link(staged, path)  # unlike a rename, it fails where there is one
         except FileExistsError:
             return False
-        fsync_folder(path.parent)
+        fsync(path.parent)
         return True
     finally:
         Path(staged).unlink()
@@ -285,7 +285,7 @@ def _copy_durably(source: Path, target: Path) -> None:
         shutil.copyfileobj(data, file)
         file.flush()
         os.fsync(file.fileno())
-    fsync_folder(target.parent)
+    fsync(target.parent)
 
 
 def _sha256(path: Path) -> str:

@@ -37,7 +37,7 @@ from classifier.registry import Event, Registry
 from classifier.settings import default_feedback_url, state_folder
 from training.retrain import OWN_DATA, RECIPES, Options, lock_path, retrain
 from training.sequential import SequentialTest
-from training.steps import only_one, receipts, unfinished, write_whole
+from training.steps import only_one, receipts, unfinished, write_json
 
 DRIFT_SHARE = 0.2
 """An alarm counts once this share of `min_outcomes` came in since the last round: recalibration takes labels, too."""
@@ -134,7 +134,7 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
             "closed_at": clock(),
         }
         options.work.mkdir(parents=True, exist_ok=True)
-        write_whole(options.work / f"rollback-{current}.json", receipt)
+        write_json(options.work / f"rollback-{current}.json", receipt)
         return receipt
 
 

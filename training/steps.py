@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from classifier.durable import fsync, write_whole
 from classifier.errors import Busy
 
 RESULT = "result.json"
@@ -71,10 +72,10 @@ class Run:
         part.mkdir()
         self._say(name)
         result = dict(work(part))
-        write_whole(part / RESULT, result)
+        write_json(part / RESULT, result)
         _flush(part)
         part.rename(done)
-        _fsync(self.folder)
+        fsync(self.folder)
         return result
 
     def path(self, name: str) -> Path:
@@ -87,7 +88,7 @@ class Run:
 
     def close(self, receipt: Mapping[str, Any]) -> dict[str, Any]:
         """Ends the run with its receipt; what was kept only to go on from is removed."""
-        write_whole(self.folder / RECEIPT, receipt)
+        write_json(self.folder / RECEIPT, receipt)
         shutil.rmtree(self.folder / "state", ignore_errors=True)
         for part in self.folder.glob(".*.part"):
             shutil.rmtree(part, ignore_errors=True)
@@ -97,9 +98,7 @@ class Run:
         """Counts a beginning of this run, and says which one it is: 1, 2, …"""
         path = self.folder / "attempts"
         count = (int(path.read_text()) if path.is_file() else 0) + 1
-        temporary = path.with_name(".attempts")
-        temporary.write_text(str(count))
-        temporary.replace(path)
+        write_whole(path, str(count).encode())
         return count
 
 
@@ -145,26 +144,12 @@ def only_one(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """JSON into a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync(path.parent)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fsync(path)
+    fsync(folder)
