@@ -63,6 +63,17 @@ def test_the_python_of_the_page_runs(block):
     assert done.returncode == 0, done.stderr
 
 
+def check_answered_and_falls_back(ask, unavailable):
+    """`ask(address)` gives what a client prints: a server's decision, and without one its own tier and the reason."""
+    with fake_server() as address:
+        found = ask(address)
+    assert (found["tier"], found["fallback"], len(found["decision_id"])) == ("TIER_STANDARD", "", 43)
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        found = ask(f"127.0.0.1:{nobody.getsockname()[1]}")
+    assert (found["tier"], found["fallback"]) == ("TIER_COMPLEX", unavailable)
+
+
 def test_a_node_client_is_answered_and_falls_back():
     """The TypeScript example, with types made from the proto, gets a decision from a server, its own from nobody."""
     folder = ROOT / "docs" / "examples" / "node"
@@ -76,13 +87,7 @@ def test_a_node_client_is_answered_and_falls_back():
         done = subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=folder, check=True)
         return json.loads(done.stdout)
 
-    with fake_server() as address:
-        found = ask(address)
-    assert (found["tier"], found["fallback"], len(found["decision_id"])) == ("TIER_STANDARD", "", 43)
-    with socket.socket() as nobody:  # bound, and not listening
-        nobody.bind(("127.0.0.1", 0))
-        found = ask(f"127.0.0.1:{nobody.getsockname()[1]}")
-    assert (found["tier"], found["fallback"]) == ("TIER_COMPLEX", "UNAVAILABLE")
+    check_answered_and_falls_back(ask, "UNAVAILABLE")
 
 
 # Debian's gRPC for Go (1.33) brings a codec from before the generated code's API: this one takes its place.
@@ -129,13 +134,7 @@ def test_a_go_client_is_answered_and_falls_back(tmp_path):
     (module / "codec.go").write_text(CODEC)
     run("go", "vet", "classifier-example")
     run("go", "build", "-o", str(tmp_path / "example"), "classifier-example")
-    with fake_server() as address:
-        found = ask(address)
-    assert (found["tier"], found["fallback"], len(found["decision_id"])) == ("TIER_STANDARD", "", 43)
-    with socket.socket() as nobody:  # bound, and not listening
-        nobody.bind(("127.0.0.1", 0))
-        found = ask(f"127.0.0.1:{nobody.getsockname()[1]}")
-    assert (found["tier"], found["fallback"]) == ("TIER_COMPLEX", "Unavailable")
+    check_answered_and_falls_back(ask, "Unavailable")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 from envoy.config.core.v3 import base_pb2 as core
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given, settings
@@ -16,19 +15,11 @@ from hypothesis import strategies as st
 
 from classifier import AsyncClient, wire
 from classifier.gateways.ext_proc import ExtProcSettings, Processor
-from classifier.routing import Route, RoutingTable
-from classifier.types import TIERS, Decision, Reason, Tier
+from classifier.routing import RoutingTable
+from classifier.types import Decision, Reason, Tier
+from tests.gateways.restricted import comings, tables, tier_of
 
-CODES = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL]
 CHAT = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
-tables = st.none() | st.fixed_dictionaries(dict.fromkeys(TIERS, st.lists(st.booleans(), max_size=2))).map(
-    lambda found: RoutingTable(
-        {
-            tier: tuple(Route(tier, f"{tier.label}-{i}-{home}", 1.0, on_premises=home) for i, home in enumerate(homes))
-            for tier, homes in found.items()
-        }
-    )
-)
 
 
 async def processed(table: RoutingTable | None, came: Any, fallback: Tier, sent: dict[str, str], body: bytes) -> Any:
@@ -36,11 +27,8 @@ async def processed(table: RoutingTable | None, came: Any, fallback: Tier, sent:
 
     async def classify(_: Any, **__: Any) -> Any:
         await asyncio.sleep(0)
-        if isinstance(came, grpc.StatusCode):
-            raise grpc.aio.AioRpcError(came, grpc.aio.Metadata(), grpc.aio.Metadata())
-        if isinstance(came, Exception):
-            raise came
-        return wire.decision_to_proto(Decision(came, (0.25,) * 4, came, Reason.MODEL, "p", 0.5, True))
+        tier = tier_of(came)
+        return wire.decision_to_proto(Decision(tier, (0.25,) * 4, tier, Reason.MODEL, "p", 0.5, True))
 
     headers = [core.HeaderValue(key=name, raw_value=value.encode()) for name, value in sent.items()]
 
@@ -60,8 +48,8 @@ async def processed(table: RoutingTable | None, came: Any, fallback: Tier, sent:
 
 @settings(deadline=None, max_examples=200)
 @given(
-    table=tables,
-    came=st.sampled_from([*Tier, *CODES, KeyError("x")]),
+    table=st.none() | tables,
+    came=comings,
     fallback=st.sampled_from(Tier),
     path=st.sampled_from(["/v1/chat/completions", "/v1/messages?beta=1", "/v1/embeddings", "/"]),
     word=st.sampled_from(["restricted", "Restricted "]),

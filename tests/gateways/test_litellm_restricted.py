@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,23 +15,11 @@ from litellm.proxy.types_utils.utils import get_instance_fn
 from classifier import AsyncClient, wire
 from classifier.errors import SettingsError
 from classifier.gateways.litellm import ClassifierHook, Refused
-from classifier.routing import Route, RoutingTable
-from classifier.types import TIERS, Decision, Reason, Tier
+from classifier.routing import RoutingTable
+from classifier.types import Decision, Reason, Tier
+from tests.gateways.restricted import comings, tables, tier_of
 
-CODES = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL]
 WAYS = ["key", "metadata", "litellm_metadata", "header"]
-
-tables = st.fixed_dictionaries(dict.fromkeys(TIERS, st.lists(st.booleans(), max_size=2))).map(
-    lambda found: RoutingTable(
-        {
-            tier: tuple(
-                Route(tier, f"{tier.label}-{i}{'-home' if home else ''}", 1.0, on_premises=home)
-                for i, home in enumerate(homes)
-            )
-            for tier, homes in found.items()
-        }
-    )
-)
 
 
 def hook_of(table: RoutingTable, came: Any, **more: Any) -> ClassifierHook:
@@ -40,11 +27,7 @@ def hook_of(table: RoutingTable, came: Any, **more: Any) -> ClassifierHook:
 
     async def classify(message: Any, **_: Any) -> Any:
         await asyncio.sleep(0)
-        if isinstance(came, grpc.StatusCode):
-            raise grpc.aio.AioRpcError(came, grpc.aio.Metadata(), grpc.aio.Metadata())
-        if isinstance(came, Exception):
-            raise came
-        tier = max(came, Tier(message.floor or Tier.SIMPLE))
+        tier = max(tier_of(came), Tier(message.floor or Tier.SIMPLE))
         decision = Decision(tier, (0.25,) * 4, tier, Reason.MODEL, "p", 0.5, True, route="elsewhere")
         return wire.decision_to_proto(decision)
 
@@ -69,7 +52,7 @@ def said(data: dict[str, Any], way: str, word: str) -> dict[str, Any]:
 @settings(deadline=None, max_examples=300)
 @given(
     table=tables,
-    came=st.sampled_from([*Tier, *CODES, KeyError("x")]),
+    came=comings,
     fallback=st.sampled_from(Tier),
     way=st.sampled_from(WAYS),
     other=st.sampled_from(WAYS),
