@@ -99,7 +99,10 @@ def _moto() -> Iterator[str]:
     server.start()
     try:
         host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
+        endpoint = f"http://{host}:{port}"
+        # Every one of them in a process answers from the same memory: without this, the next would find our bucket.
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=10).close()
+        yield endpoint
     finally:
         server.stop()
 
