@@ -123,8 +123,7 @@ class ServerSettings:
             raise SettingsError(f"shadow_share: expected a share between 0 and 1, found {self.shadow_share:g}")
         if self.key and self.key_file:
             raise SettingsError("key and key_file are both given; give the key or its file")
-        if bool(self.tls_cert) != bool(self.tls_key):
-            raise SettingsError("tls_cert and tls_key go together; give both or neither")
+        check_pair(self, "tls_cert", "tls_key")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("tls_client_ca asks clients for certificates, which needs tls_cert and tls_key")
         for address in (*self.listen, *([self.metrics_listen] if self.metrics_listen else [])):
@@ -163,6 +162,12 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise SettingsError(f"listen: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
+
+
+def check_pair(settings: object, one: str, other: str) -> None:
+    """Raises SettingsError where one of two files that go together is given alone."""
+    if bool(getattr(settings, one)) != bool(getattr(settings, other)):
+        raise SettingsError(f"{one} and {other} go together; give both or neither")
 
 
 def is_local(address: str) -> bool:

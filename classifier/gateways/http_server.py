@@ -20,9 +20,9 @@ import grpc
 from classifier.channels import aio_channel
 from classifier.credentials import Identity
 from classifier.errors import ClassifierError, MissingExtra, SettingsError
-from classifier.gateways.settings import GatewaySettings, check_pair
+from classifier.gateways.settings import GatewaySettings
 from classifier.listening import bound_socket, check_free
-from classifier.settings import is_local, is_unix
+from classifier.settings import check_pair, is_local, is_unix
 
 log = logging.getLogger(__name__)
 TOKENS_SECONDS = 5.0

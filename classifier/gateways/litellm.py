@@ -162,7 +162,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         floor = max((tier for tier in (self._floor, self._loops.get(running)) if tier), default=None)
         fields = {"policy": self._policy, "request_id": call_id(data)[:256]}
         answer = await self._asker.ask(data, labels, floor=floor, **fields)
-        if self._sticky and (name := loop_start(messages, caller)):
+        if self._sticky and (name := running or loop_start(messages, caller)):
             self._loops.put(name, answer.tier)
         return answer
 
@@ -309,11 +309,18 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         return self._routed.get(call_id(data))
 
     def _report_exception(
-        self, routed: Routed, data: Mapping[str, Any], error: BaseException, *, answered: bool = False, **fields: Any
+        self,
+        routed: Routed,
+        data: Mapping[str, Any],
+        error: BaseException,
+        *,
+        answered: bool = False,
+        verdict: Verdict = Verdict.REJECTED,
+        accepted_tier: Tier | None = None,
     ) -> None:
         cause = cause_of_exception(error, answered=answered)
         if cause is not None:
-            self._report(routed, data, fields.pop("verdict", Verdict.REJECTED), cause, **fields)
+            self._report(routed, data, verdict, cause, accepted_tier=accepted_tier)
 
     def _report(self, routed: Routed, data: Mapping[str, Any], verdict: Verdict, cause: Cause, **fields: Any) -> None:
         outcome = outcome_of(routed, data, verdict, cause, **fields)

@@ -11,7 +11,7 @@ import grpc
 
 from classifier.channels import credentials
 from classifier.errors import SettingsError
-from classifier.settings import check_address
+from classifier.settings import check_address, check_pair
 
 MIN_REQUEST_BYTES = 1024
 
@@ -65,9 +65,3 @@ class GatewaySettings:
             return credentials(self.server_ca, self.server_key, self.server_cert)
         except OSError as error:
             raise SettingsError(f"server TLS: {error.filename} cannot be read ({error.strerror})") from None
-
-
-def check_pair(settings: object, one: str, other: str) -> None:
-    """Raises SettingsError where one of two files that go together is given alone."""
-    if bool(getattr(settings, one)) != bool(getattr(settings, other)):
-        raise SettingsError(f"{one} and {other} go together; give both or neither")
