@@ -41,7 +41,7 @@ def base(tmp_path_factory) -> Path:
     words = write_words(folder / "data")
     data = load_data([], [], own=words)
     model, fast = train(load_recipe("tiny"), folder / "run", data, say=lambda _: None)
-    export(model, fast, folder / "export", max_tokens=64, check=data.dev[:20], int8_agreement=0.0)
+    export(model, fast, folder / "export", max_tokens=64, check=data.dev[:20], rounding=data.train, int8_agreement=0.0)
     facts = {"recipe": {"int8_agreement": 0.0}, "seed": 0, TRAINING_ROWS: pack_rows(r.sha256 for r in data.train)}
     golden = choose_golden(data.golden)
     assemble(folder / "export", folder / "raw", golden=golden, reference={"n": 0}, card="# tiny\n", facts=facts)

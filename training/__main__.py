@@ -179,13 +179,16 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
     """
     from dataclasses import asdict
 
+    from training.build import OWN_DATA
     from training.corpus import read_corpus
     from training.export import export as export_model
     from training.model import load_checkpoint
 
     model, fast = load_checkpoint(checkpoint)
     tokens = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
-    click.echo(json.dumps(asdict(export_model(model, fast, out, max_tokens=tokens, check=read_corpus(data)[:600]))))
+    rounding = [row for row in read_corpus([OWN_DATA]) if row.split == "train"]
+    parity = export_model(model, fast, out, max_tokens=tokens, check=read_corpus(data)[:600], rounding=rounding)
+    click.echo(json.dumps(asdict(parity)))
 
 
 @main.command()

@@ -269,6 +269,7 @@ def build(
         out / "export",
         max_tokens=int(recipe["max_tokens"]),
         check=[*data.dev, *data.calibration][:600],
+        rounding=data.train,
         int8_agreement=float(recipe["int8_agreement"]),
     )
     say(

@@ -182,7 +182,9 @@ def retrained(
     save_checkpoint(model, fast, out / "checkpoint", max_tokens)
     model, fast = load_checkpoint(out / "checkpoint")
     agreement = float(dict(manifest.get("recipe") or {}).get("int8_agreement", INT8_AGREEMENT))
-    parity = export(model, fast, out / "export", max_tokens=max_tokens, check=check, int8_agreement=agreement)
+    parity = export(
+        model, fast, out / "export", max_tokens=max_tokens, check=check, rounding=mixed, int8_agreement=agreement
+    )
     facts: dict[str, Any] = {
         "parent": old.version,
         "recipe": {**dict(manifest.get("recipe") or {}), "retrain": dict(recipe)},

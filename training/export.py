@@ -1,6 +1,6 @@
 """A trained model → the files of a bundle: ONNX through optimum, int8, parity checks, golden inputs.
 
-The graph is fused by `training.graph` and quantised by `training.int8`.
+The graph is fused by `training.graph`; `training.int8` rounds it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import random
 import shutil
 import tempfile
 import warnings
@@ -30,10 +31,11 @@ from classifier.inputs import INPUT_VERSION, render
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.session import Session
+from classifier.tokenizer import Tokenizer
 from classifier.types import TIERS
 from training.corpus import Row
 from training.graph import fuse
-from training.int8 import quantise
+from training.int8 import quantise, round_weights
 from training.model import input_names, tokenizer_of
 from training.vocabulary import save_tokenizer
 
@@ -44,6 +46,8 @@ INT8_AGREEMENT = 0.97
 GOLDEN_TOLERANCE = 0.02
 """Probabilities may differ this much on replay: other instruction sets round int8 products in another order."""
 GOLDEN_INPUTS = 12
+ROUNDING_ROWS = 256
+"""Requests whose activations say how to round; four times as many rounded no better (docs/LOG.md)."""
 UNPROVEN_THRESHOLDS = {"economy": 0.55, "balanced": 0.7, "quality": 0.85}
 """Of a bundle that was never calibrated: plausible, promised to nobody."""
 
@@ -72,6 +76,7 @@ def export(
     *,
     max_tokens: int,
     check: Sequence[Row],
+    rounding: Sequence[Row],
     int8_agreement: float = INT8_AGREEMENT,
 ) -> Parity:
     """Writes `config.json, tokenizer.json, tokenizer_config.json, model.onnx` (int8) and `model_fp32.onnx` into `out`.
@@ -82,6 +87,7 @@ def export(
         out: a folder, made if need be.
         max_tokens: the longest sequence the bundle will read.
         check: rows on which parity is measured; at least a few hundred, outside training.
+        rounding: other rows, such as those of training: `ROUNDING_ROWS` of them guide the rounding to int8.
         int8_agreement: smallest allowed share of rows on which int8 and fp32 choose the same tier.
 
     Raises:
@@ -90,14 +96,16 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     model = model.eval().float()
     model.config.max_tokens = max_tokens
+    fused, tokenizer, names = fuse(model), tokenizer_of(fast, max_tokens), input_names(model)
+    sample = random.Random(0).sample(list(rounding), min(ROUNDING_ROWS, len(rounding)))
     with tempfile.TemporaryDirectory() as folder:
-        export_fp32(fuse(model), Path(folder))
-        quantise(Path(folder))
+        export_fp32(fused, Path(folder))
+        quantise(Path(folder), round_weights(fused, (_tensors(tokenizer, row, names) for row in sample)))
         shutil.copyfile(Path(folder) / "model.onnx", out / "model_fp32.onnx")
         shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")
     model.config.save_pretrained(out)
     save_tokenizer(fast, out, max_tokens)
-    parity = _parity(model, fast, out, max_tokens, check)
+    parity = _parity(model, tokenizer, out, check)
     if parity.fp32_difference > FP32_TOLERANCE:
         raise GateNotMet(
             f"{out}: torch and ONNX fp32 logits differ by {parity.fp32_difference:.2e}, allowed {FP32_TOLERANCE:g}; "
@@ -224,8 +232,13 @@ def export_fp32(model: PreTrainedModel, folder: Path) -> None:
         onnx_export_from_model(model, folder, task="text-classification", do_validation=False, opset=17)
 
 
-def _parity(model: PreTrainedModel, fast: FastTokenizer, out: Path, max_tokens: int, rows: Sequence[Row]) -> Parity:
-    tokenizer = tokenizer_of(fast, max_tokens)
+def _tensors(tokenizer: Tokenizer, row: Row, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    encoded = tokenizer.encode(render(row.request))
+    return {name: torch.from_numpy(getattr(encoded, name)) for name in names}
+
+
+def _parity(model: PreTrainedModel, tokenizer: Tokenizer, out: Path, rows: Sequence[Row]) -> Parity:
+    names = input_names(model)
     full, small = Session(out / "model_fp32.onnx", threads=2), Session(out / "model.onnx", threads=2)
     logits32, logits8, worst = [], [], 0.0
     for i, row in enumerate(tqdm(rows, desc="parity", unit="row", disable=None)):
@@ -235,8 +248,7 @@ def _parity(model: PreTrainedModel, fast: FastTokenizer, out: Path, max_tokens: 
         logits8.append(small.run(*arrays)[0])
         if i < 64:
             with torch.inference_mode():
-                inputs = {name: torch.from_numpy(getattr(encoded, name)) for name in input_names(model)}
-                reference = model(**inputs).logits.numpy()[0]
+                reference = model(**_tensors(tokenizer, row, names)).logits.numpy()[0]
             worst = max(worst, float(np.abs(reference - logits32[-1]).max()))
     a, b = np.array(logits32), np.array(logits8)
     spread = float(np.sqrt(((a - b) ** 2).mean()) / max(float(a.std()), 1e-9))

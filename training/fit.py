@@ -17,7 +17,6 @@ import random
 import re
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from classifier.types import TIERS
 from training import processes
 from training.augment import augment
 from training.corpus import UNLABELLED, Row, soft_labels
-from training.int8 import simulated_int8
 from training.losses import distillation_loss, label_loss
 from training.model import input_names
 
@@ -66,7 +64,6 @@ class FitOptions:
         distill_weight: share of the loss that follows the teacher, in [0, 1].
         temperature: of distillation.
         outcome_weight: factor on the weight of OUTCOME rows.
-        int8: train under the rounding of the int8 graph (`training.int8`), for what will be served in it.
         seed: of everything random.
     """
 
@@ -83,7 +80,6 @@ class FitOptions:
     distill_weight: float = 0.0
     temperature: float = 1.0
     outcome_weight: float = 0.3
-    int8: bool = False
     seed: int = 0
 
 
@@ -171,8 +167,7 @@ def fit(
             torch.manual_seed(random.Random(f"{options.seed}/{epoch}/{progress.step}/{rank}").getrandbits(63))
             index, share = _my_rows(batch, weight, rank, world)
             inputs = _inputs(model, tokenizer, [sequences[i] for i in index.tolist()], accelerator.device)
-            rounding = simulated_int8(model) if options.int8 else nullcontext()
-            with rounding, torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
+            with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits = wrapped(**inputs).logits.float()
             losses = _loss(logits, index, evidence, options)
             loss = (losses * share.to(losses.device)).sum()

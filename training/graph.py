@@ -40,13 +40,15 @@ class _FusedAttention(nn.Module):
         batch, length, width = hidden_states.shape
         rows = hidden_states[:, :1] if self.query is not None else hidden_states
         parts = 2 if self.query is not None else 3
+        # One transposition for all; the key's other one becomes part of the product in onnxruntime.
         projected = self.projection(hidden_states).view(batch, length, parts, self.heads, self.size)
-        key, value = projected[:, :, parts - 2].permute(0, 2, 3, 1), projected[:, :, parts - 1].transpose(1, 2)
+        projected = projected.permute(2, 0, 3, 1, 4)
+        key, value = projected[parts - 2], projected[parts - 1]
         if self.query is not None:
             query = self.query(rows).view(batch, 1, self.heads, self.size).transpose(1, 2)
         else:
-            query = projected[:, :, 0].transpose(1, 2)
-        scores = torch.matmul(query, key)
+            query = projected[0]
+        scores = torch.matmul(query, key.transpose(-1, -2))
         if attention_mask is not None:
             # The mask may come expanded to a row for each query; they are all alike, and one broadcasts.
             scores = scores + attention_mask[:, :, :1]

@@ -1,36 +1,82 @@
-"""int8: the graph's weights and products in eight bits, and the same rounding while training.
+"""int8: the graph's weights and products in eight bits, rounded so that their products change least.
 
 The exported graph is quantised dynamically: signed int8 weights, a scale for each output channel, and activations in
-unsigned int8 with one scale for each request. docs/design/0003-graph.md has the measurements. A student that trained in
-single precision loses a little by it; one that trained under `simulated_int8` has learnt with the rounding that it will
-be served with (Jacob et al. 2018, arXiv 1712.05877, section 3).
+unsigned int8 with one scale for each request. docs/design/0003-graph.md has the measurements.
+
+Each weight rounded to its nearest step loses more than the activations do: activations share directions, and errors
+along those add up. So a weight's error is made up for by the weights of the same output that are rounded after it, as
+far as the inputs of a few hundred requests are alike (GPTQ: Frantar et al. 2023, arXiv 2210.17323, section 3 and
+algorithm 1, in order of falling activation). What is stored and how it runs stays the same.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
+STEPS = 127
+"""Largest step of a weight, either way."""
+_DAMPING = 0.01
+"""Of the mean second moment, added to each: what was seen of the inputs is a sample."""
+_BLOCK = 128
+"""Columns whose errors are handed on together: the same numbers in less time."""
 
-def quantise(folder: Path) -> None:
-    """`model.onnx` of `folder` → `model_quantized.onnx` beside it."""
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A linear layer's weight in int8.
+
+    Attributes:
+        weight: (out, in) float32, as it was.
+        steps: (out, in) int8, -127 to 127.
+        scale: (out,) float32; `steps` times it is the rounded weight.
+    """
+
+    weight: NDArray[np.float32]
+    steps: NDArray[np.int8]
+    scale: NDArray[np.float32]
+
+
+def round_weights(model: PreTrainedModel, inputs: Iterable[Mapping[str, Tensor]]) -> list[Rounded]:
+    """Every linear layer of `model` in int8.
+
+    Args:
+        model: what is exported; left as it is.
+        inputs: of a few hundred requests, one by one, without padding.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    rounded = []
+    with torch.inference_mode():
+        for layer, moments in zip(layers, _second_moments(model, layers, inputs), strict=True):
+            weight = layer.weight.detach().float()
+            scale = (weight.abs().amax(dim=1) / STEPS).clamp(min=1e-12)
+            steps = _steps(weight.double(), scale.double(), moments)
+            rounded.append(Rounded(weight.numpy(), steps.to(torch.int8).numpy(), scale.numpy()))
+    return rounded
+
+
+def quantise(folder: Path, rounded: Iterable[Rounded]) -> None:
+    """`model.onnx` of `folder` → `model_quantized.onnx` beside it, with weights as `round_weights` rounded them."""
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
-    graph = onnx.load(str(folder / "model.onnx")).graph
-    weights = {tensor.name for tensor in graph.initializer}
+    full = onnx.load(str(folder / "model.onnx")).graph
+    weights = {tensor.name for tensor in full.initializer}
     # Attention's products of two activations have no weights to shrink; in int8 they only cost time and accuracy.
-    plain = [n.name for n in graph.node if n.op_type == "MatMul" and not weights & set(n.input)]
+    plain = [n.name for n in full.node if n.op_type == "MatMul" and not weights & set(n.input)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantizer = ORTQuantizer.from_pretrained(folder, file_name="model.onnx")
@@ -41,72 +87,70 @@ def quantise(folder: Path) -> None:
             quantizer.quantize(save_dir=folder, quantization_config=config)
         finally:
             logging.disable(logging.NOTSET)
+    path = folder / "model_quantized.onnx"
+    small = onnx.load(str(path))
+    _replace_weights(full, small.graph, rounded)
+    onnx.save(small, str(path))
+
+
+def _second_moments(
+    model: PreTrainedModel, layers: list[nn.Linear], inputs: Iterable[Mapping[str, Tensor]]
+) -> list[Tensor]:
+    """Of what each layer multiplies: (in, in) float64, summed over tokens."""
+    moments = [torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64) for layer in layers]
+    with _hooked(layers, moments):
+        for each in inputs:
+            model(**each)
+    return moments
 
 
 @contextmanager
-def simulated_int8(model: PreTrainedModel) -> Iterator[None]:
-    """Within it every linear layer and embedding of `model` rounds as the int8 graph does.
+def _hooked(layers: list[nn.Linear], moments: list[Tensor]) -> Iterator[None]:
+    def add(moment: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].reshape(-1, moment.shape[0]).float()
+        moment.add_(rows.T @ rows)
 
-    Gradients pass the rounding as if it were not there (straight-through, Bengio et al. 2013, arXiv 1308.3432). The
-    parameters themselves stay in single precision, under their own names.
-    """
-    modules = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    alone = _cls_only(model)
-    for module in modules:
-        rule = _lookup if isinstance(module, nn.Embedding) else partial(_product, by_token=module in alone)
-        module.forward = partial(rule, module)  # type: ignore[method-assign]
+    hooks = [
+        layer.register_forward_pre_hook(partial(add, moment)) for layer, moment in zip(layers, moments, strict=True)
+    ]
     try:
         yield
     finally:
-        for module in modules:
-            del module.forward
+        for hook in hooks:
+            hook.remove()
 
 
-def _cls_only(model: PreTrainedModel) -> set[nn.Module]:
-    """Layers that the fused graph computes for `[CLS]` alone: the scale of their input is that of one token."""
-    if model.config.model_type != "bert":
-        return set()
-    last = model.base_model.encoder.layer[-1]
-    return {last.attention.self.query, last.attention.output.dense, last.intermediate.dense, last.output.dense}
+def _steps(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
+    """The whole steps of `scale` for (out, in) `weight`: float64, the same shape."""
+    moments = moments.clone()
+    diagonal = moments.diagonal()
+    diagonal[diagonal == 0] = 1  # what is always 0 may be rounded as it likes
+    order = diagonal.argsort(descending=True)
+    diagonal += _DAMPING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments[order][:, order]))
+    handed = torch.linalg.cholesky(inverse, upper=True)
+    left, steps = weight[:, order], torch.empty_like(weight)
+    for start in range(0, weight.shape[1], _BLOCK):
+        block = slice(start, min(start + _BLOCK, weight.shape[1]))
+        now, inside = left[:, block].clone(), handed[block, block]
+        errors = torch.empty_like(now)
+        for i in range(now.shape[1]):
+            column = (now[:, i] / scale).round().clamp(-STEPS, STEPS)
+            steps[:, order[start + i]] = column
+            errors[:, i] = (now[:, i] - column * scale) / inside[i, i]
+            now[:, i:] -= errors[:, i, None] * inside[i, i:]
+        left[:, block.stop :] -= errors @ handed[block, block.stop :]
+    return steps
 
 
-def _product(layer: nn.Linear, inputs: Tensor, *, by_token: bool) -> Tensor:
-    kept = inputs.ndim - 1 if by_token else 1
-    rounded = _Straight.apply(inputs, _unsigned(inputs, _range(inputs.flatten(kept), kept), kept))
-    return functional.linear(rounded, _Straight.apply(layer.weight, _signed(layer.weight)), layer.bias)
-
-
-def _lookup(layer: nn.Embedding, ids: Tensor) -> Tensor:
-    found = functional.embedding(ids, layer.weight, layer.padding_idx)
-    return _Straight.apply(found, _unsigned(found, _range(layer.weight.detach().flatten(), 0), 0))
-
-
-def _range(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    low, high = torch.aminmax(values.float(), dim=dim)
-    return low.clamp(max=0), high.clamp(min=0)
-
-
-def _unsigned(values: Tensor, ends: tuple[Tensor, Tensor], kept: int) -> Tensor:
-    """`values` on 256 steps between `ends`, each of the shape of the first `kept` dimensions; 0 is one of the steps."""
-    low, high = (end.reshape(end.shape[:kept] + (1,) * (values.ndim - kept)) for end in ends)
-    scale = ((high - low) / 255).clamp(min=1e-12)
-    zero = (-low / scale).round()
-    return ((values.float() / scale).round_() + zero).clamp_(0, 255).sub_(zero).mul_(scale)
-
-
-def _signed(weight: Tensor) -> Tensor:
-    """(out, in) on 255 steps around 0, a scale for each output."""
-    scale = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-12)
-    return (weight / scale).round_().clamp_(-127, 127).mul_(scale)
-
-
-class _Straight(torch.autograd.Function):
-    """The second argument, with the gradient of the first."""
-
-    @staticmethod
-    def forward(_: object, values: Tensor, rounded: Tensor) -> Tensor:
-        return rounded.to(values.dtype)
-
-    @staticmethod
-    def backward(_: object, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+def _replace_weights(full: onnx.GraphProto, small: onnx.GraphProto, rounded: Iterable[Rounded]) -> None:
+    """Puts rounded weights in the place of those that the quantiser rounded; the weight says which is which."""
+    matrices = {t.name: numpy_helper.to_array(t) for t in full.initializer if len(t.dims) == 2}
+    places = {t.name: t for t in small.initializer}
+    for layer in rounded:
+        found = (layer.weight, layer.weight.T)  # a product keeps it transposed, a Gemm as it is
+        for name, matrix in matrices.items():
+            if f"{name}_quantized" in places and any(np.array_equal(matrix, weight) for weight in found):
+                for part, value in (("quantized", layer.steps.T), ("scale", layer.scale)):
+                    place = places[f"{name}_{part}"]
+                    place.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), place.name))
