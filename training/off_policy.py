@@ -151,19 +151,18 @@ def estimate(
     found: dict[str, Interval | None] = dict.fromkeys(("risk_ips", "risk_dr", "cost_ips", "cost_dr"))
     if not refused:
         failed = (log.at_least > log.chosen).astype(np.float64)
-        rescue, asked = failed * price[log.at_most], price[chosen]
+        rescue = failed * price[log.at_most]
         above = model @ np.triu(np.ones((len(TIERS), len(TIERS))), 1).T
         rescued = (model * price) @ np.triu(np.ones((len(TIERS), len(TIERS))), 1).T
         share, rest = supported.mean(), ~supported
         for name, y, guess, known, low, high in (
             ("risk", failed, above[at, chosen], np.zeros(n), failed_low, failed_high),
-            ("cost", rescue, rescued[at, chosen], asked, cost_low, cost_high),
+            ("cost", rescue, rescued[at, chosen], price[chosen], cost_low, cost_high),
         ):
             bounds = (low[rest].sum() / n, high[rest].sum() / n)
-            inside = (values[supported] for values in (y, known, weights))
-            ips = _share(y, weights, level) if name == "risk" else _self_normalised(*inside, level)
-            dr = _doubly_robust(*(v[supported] for v in (y, guess, known, weights)), effective, level)
-            for kind, inside in (("ips", ips), ("dr", dr)):
+            seen = (y[supported], known[supported], weights[supported], effective, level)
+            ips = _share(y, weights, effective, level) if name == "risk" else _mean(*seen)
+            for kind, inside in (("ips", ips), ("dr", _mean(*seen, guess=guess[supported]))):
                 found[f"{name}_{kind}"] = _joined(inside, float(share), bounds, binary=name == "risk")
     return OffPolicy(
         n=n,
@@ -184,42 +183,32 @@ def _failure_bounds(log: Log, chosen: NDArray[np.int64]) -> tuple[Array, Array]:
     return (log.at_least > chosen).astype(np.float64), (log.at_most > chosen).astype(np.float64)
 
 
-def _share(failed: Array, weights: Array, level: float) -> Interval:
+def _share(failed: Array, weights: Array, effective: float, level: float) -> Interval:
     """The weighted share of failures: (n,) 0 or 1 each."""
     total = weights.sum()
     mean = float((weights * failed).sum() / total)
     variance = float((weights**2 * (failed - mean) ** 2).sum() / total**2)
-    kish = float(total**2 / (weights**2).sum())
     # The rows that a variance of this size amounts to, never more than Kish's count.
-    rows = min(kish, mean * (1 - mean) / variance) if variance > 0 and 0 < mean < 1 else kish
-    z = _t(kish, level)
+    rows = min(effective, mean * (1 - mean) / variance) if variance > 0 and 0 < mean < 1 else effective
+    z = _t(effective, level)
     centre = (mean + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(mean * (1 - mean) / rows + z * z / (4 * rows * rows))
     return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _self_normalised(y: Array, known: Array, weights: Array, level: float) -> Interval:
-    """The weighted mean of `y` and the plain mean of what is `known` of every row: (n,) each.
+def _mean(
+    y: Array, known: Array, weights: Array, effective: float, level: float, guess: Array | float = 0.0
+) -> Interval:
+    """The plain mean of what is known or guessed of every row, and the weighted mean of `y` less the guess: (n,) each.
 
-    The price of a choice is known whatever the log chose. Weighted along with the rest, a few heavy frontier rows were
-    most of the estimate.
+    Self-normalised, so that a misjudged chance of being reported cancels. The price of a choice is known whatever the
+    log chose: weighted along with the rest, a few heavy frontier rows were most of the estimate.
     """
     scale = len(y) / weights.sum()
-    mean = float((weights * y).sum() / weights.sum())
-    influence = known - known.mean() + scale * weights * (y - mean)
-    kish = float(weights.sum() ** 2 / (weights**2).sum())
-    half = _t(kish, level) * float(influence.std(ddof=1)) / math.sqrt(len(y))
-    estimate = mean + float(known.mean())
-    return Interval(estimate, estimate - half, estimate + half)
-
-
-def _doubly_robust(y: Array, guess: Array, known: Array, weights: Array, effective: float, level: float) -> Interval:
-    """Self-normalised in the correction, so that a misjudged chance of being reported cancels."""
-    scale = len(y) / weights.sum()
-    correction = float((weights * (y - guess)).sum() * scale / len(y))
-    guess_all = guess + known
-    estimate = float(guess_all.mean()) + correction
-    influence = guess_all - guess_all.mean() + scale * weights * (y - guess - correction)
+    correction = float((weights * (y - guess)).sum() / weights.sum())
+    plain = known + guess
+    estimate = float(plain.mean()) + correction
+    influence = plain - plain.mean() + scale * weights * (y - guess - correction)
     half = _t(effective, level) * float(influence.std(ddof=1)) / math.sqrt(len(y))
     return Interval(estimate, estimate - half, estimate + half)
 
