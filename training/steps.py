@@ -31,8 +31,6 @@ from classifier.errors import Busy
 
 RESULT = "result.json"
 RECEIPT = "receipt.json"
-MOST_ATTEMPTS = 3
-"""So often a run is begun again before it is given up: what fails each time would block the loop for ever."""
 
 
 class Run:
