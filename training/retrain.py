@@ -21,6 +21,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ TRAINED = "calibrate-trained"
 MOST_GOLDEN = 600
 MOST_LOGGED = 1000
 MOST_ATTEMPTS = 3
+"""So often a run is begun again before it is given up: what fails each time would block the loop for ever."""
 Say = Callable[[str], object]
 
 
@@ -197,13 +199,13 @@ class Round:
         if not taught["done"]:
             return None, taught["why"]
         raw = self._run.path("train") / "raw"
-        self._run.step(TRAINED, lambda out: self._calibrated(out, raw, self._held_out(), retrained=True))
+        self._run.step(TRAINED, lambda out: self._calibrated(out, raw, self._held_out, retrained=True))
         verdict = self._run.step("judge-retrained", lambda out: self._judge(out, TRAINED))
         return verdict, verdict["why"]
 
     def _recalibrate(self, out: Path) -> dict[str, Any]:
         """The current weights with probabilities and thresholds of now, where there are audits to fit them on."""
-        current, held = self._current(), self._held_out()
+        current, held = self._current, self._held_out
         if len(held.recent) < FEWEST_ROWS:
             text = f"{len(held.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
             return {"done": False, "why": f"{text} and to judge", "audits": held.counts}
@@ -211,7 +213,7 @@ class Round:
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's checkpoint, trained on and exported, not yet calibrated; not done where parity fails."""
-        current, base = self._current(), read_corpus(self._options.data)
+        current, base = self._current, read_corpus(self._options.data)
         checkpoint = self._registry.checkpoint(current.version)
         assert checkpoint is not None
         feedback, counts = self._feedback()
@@ -241,7 +243,7 @@ class Round:
             out,
             map_rows=self._scored(mapped, engine) if mapped else None,
             rows=self._scored(recent, engine),
-            promises=self._current(),
+            promises=self._current,
             traffic=held.traffic,
         )
         return {
@@ -295,24 +297,24 @@ class Round:
 
     # --- what the steps share
 
+    @cached_property
     def _current(self) -> Bundle:
         return read_bundle(self._registry.fetch(self._snapshot["current"]))
 
     def _frozen(self) -> Frozen:
         return thaw(self._run.path("snapshot"), self._snapshot["split"], self._audit)
 
+    @cached_property
     def _held_out(self) -> HeldOut:
-        return hold_out(
-            self._frozen(), read_corpus(self._options.data), self._current(), options=self._caps, most=MOST_GOLDEN
-        )
+        base = read_corpus(self._options.data)
+        return hold_out(self._frozen(), base, self._current, options=self._caps, most=MOST_GOLDEN)
 
     def _scored(self, rows: Sequence[Row], engine: Engine) -> CalibrationSet:
-        current = self._current()
-        return score_rows(rows, engine, current.policies[current.default_policy].group_by)
+        return score_rows(rows, engine, self._current.policies[self._current.default_policy].group_by)
 
     def _feedback(self) -> tuple[list[Row], dict[str, Any]]:
         """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
-        frozen, held = self._frozen(), self._held_out()
+        frozen, held = self._frozen(), self._held_out
         taught = {row.sha256 for row in held.taught}
         kept = {row.sha256 for row in held.earlier} - taught
         kept |= {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent)
@@ -324,11 +326,11 @@ class Round:
 
     def _judge(self, _: Path, name: str) -> dict[str, Any]:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""
-        held = self._held_out()
+        held = self._held_out
         left_out = json.loads((self._run.path(name) / RESULT).read_text(encoding="utf-8"))["left_out"]
         _, recent = held.to_fit(retrained=name == TRAINED)
         audits = [row for row in recent if row.source not in left_out]
-        current = Engine.from_pretrained(self._current().path, threads=2)
+        current = Engine.from_pretrained(self._current.path, threads=2)
         candidate = Engine.from_pretrained(self._run.path(name) / "bundle", threads=2)
         verdict = judge(
             [
