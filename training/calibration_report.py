@@ -30,6 +30,8 @@ PRICES = (0.10, 0.30, 2.40, 100.0)
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
 BOOTSTRAPS = 400
+FEWEST_SOURCES = 5
+"""From so many sources on whole sources are resampled."""
 
 Array = NDArray[np.float64]
 
@@ -40,6 +42,17 @@ def under(chosen: NDArray[np.int64], labels: Array) -> Array:
     tail = np.append(above[:, 1:], np.zeros((len(labels), 1)), axis=1)
     values: Array = tail[np.arange(len(chosen)), chosen]
     return values
+
+
+def frontier_misses(chosen: NDArray[np.int64], labels: Array) -> float:
+    """P(chosen < frontier, given label frontier); NaN where no label is."""
+    top = labels[:, -1].sum()
+    return float((labels[:, -1] * (chosen < len(TIERS) - 1)).sum() / top) if top else float("nan")
+
+
+def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
+    """What a bootstrap draws as a whole: (n,) the sources where there are some, else the groups."""
+    return rows.sources if len(np.unique(rows.sources)) >= FEWEST_SOURCES else rows.groups
 
 
 def random_risk(shares: Sequence[float], labels: Array) -> float:
@@ -97,23 +110,14 @@ def measure_policy(
 ) -> dict[str, Any]:
     """What the policy does on the rows, without floors, ceilings and exploration.
 
-    Intervals are 95 % bootstrap; whole sources are resampled where there are at least 5.
+    Intervals are 95 % bootstrap, over what `resampled` says.
     """
     chosen = choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
     labels, price = rows.labels, np.asarray(prices, dtype=np.float64)
-    units = rows.sources if len(np.unique(rows.sources)) >= 5 else rows.groups
-    risks = under(chosen, labels)
-    shares = tier_shares(chosen)
+    units, risks, shares = resampled(rows), under(chosen, labels), tier_shares(chosen)
 
     def interval(statistic: Callable[..., float], *arrays: NDArray[Any]) -> Interval:
         return bootstrap_interval(statistic, *arrays, groups=units, draws=BOOTSTRAPS, seed=seed)
-
-    def mean(values: Array) -> float:
-        return float(values.mean())
-
-    def misses(c: NDArray[np.int64], y: Array) -> float:
-        top = y[:, -1].sum()
-        return float((y[:, -1] * (c < len(TIERS) - 1)).sum() / top) if top else float("nan")
 
     def saving(c: NDArray[np.int64], y: Array) -> float:
         return constant_cost(float(under(c, y).mean()), y, prices) - float(price[c].mean())
@@ -121,23 +125,18 @@ def measure_policy(
     def advantage(c: NDArray[np.int64], y: Array) -> float:
         return random_risk(tier_shares(c), y) - float(under(c, y).mean())
 
-    risk, miss, gain, lead = (
-        interval(mean, risks),
-        interval(misses, chosen, labels),
-        interval(saving, chosen, labels),
-        interval(advantage, chosen, labels),
-    )
+    risk = interval(np.mean, risks)
     return {
         "risk": risk._asdict(),
-        "frontier_misses": miss._asdict(),
+        "frontier_misses": interval(frontier_misses, chosen, labels)._asdict(),
         "frontier_rows": float(labels[:, -1].sum()),
         "shares": list(shares),
         "cheap_share": shares[0] + shares[1],
         "cost": float(price[chosen].mean()),
         "random_router_risk": random_risk(shares, labels),
-        "risk_below_random_router": lead._asdict(),
+        "risk_below_random_router": interval(advantage, chosen, labels)._asdict(),
         "constant_router_cost": constant_cost(risk.estimate, labels, prices),
-        "saving_over_constant_router": gain._asdict(),
+        "saving_over_constant_router": interval(saving, chosen, labels)._asdict(),
         "open_rows": open_band(policy, rows.open_rows, open_probabilities, float(risks.sum()), len(rows)),
         "by": {name: _by(values, risks, chosen) for name, values in rows.facets.items() if len(np.unique(values)) > 1},
     }

@@ -27,12 +27,9 @@ from numpy.typing import NDArray
 from classifier.metrics import Interval, bootstrap_interval, tier_shares
 from classifier.policy import cumulative_probabilities
 from classifier.types import TIERS
-from training.calibration_report import constant_mix, random_risk, under
+from training.calibration_report import BOOTSTRAPS, constant_mix, frontier_misses, random_risk, resampled, under
 from training.calibration_set import CalibrationSet
 
-BOOTSTRAPS = 400
-FEWEST_SOURCES = 5
-"""From so many sources on whole sources are resampled."""
 CEILING = len(TIERS) - 2
 """Index of complex."""
 CONSTANT, CONSTANT_EQUAL_MISSES = "constant mix", "constant mix, equal frontier misses"
@@ -130,7 +127,7 @@ def costs(
         "shares": list(shares),
         "cheap_share": interval(lambda c, _y, _w: float((c <= 1).mean())),
         "frontier_rows": float(labels[:, -1].sum()),
-        "frontier_misses": interval(lambda c, y, _: _misses(c, y)),
+        "frontier_misses": interval(lambda c, y, _: frontier_misses(c, y)),
         "random_router_risk": interval(lambda c, y, _: random_risk(tier_shares(c), y)),
         "risk_below_random_router": interval(lambda c, y, _: random_risk(tier_shares(c), y) - _risk(c, y)),
         "all tiers": _beside(interval, chosen, labels, rivals, prices, len(TIERS) - 1),
@@ -146,8 +143,8 @@ def study(
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`costs` of each policy: whole sources are resampled where there are some, else whole groups."""
-    units = rows.sources if len(np.unique(rows.sources)) >= FEWEST_SOURCES else rows.groups
+    """`costs` of each policy."""
+    units = resampled(rows)
     return {name: costs(c, rows.labels, rivals, prices, units=units, seed=seed) for name, c in chosen.items()}
 
 
@@ -170,7 +167,7 @@ def _beside(
         return constant_mix(_risk(np.minimum(c, top), y), y, prices[: top + 1])
 
     def equal_misses(c: Indices, y: Array, _: Array) -> tuple[float, float]:
-        return constant_mix(_risk(c, y), y, prices, most_missed=_misses(c, y))
+        return constant_mix(_risk(c, y), y, prices, most_missed=frontier_misses(c, y))
 
     routers: dict[str, Callable[[Indices, Array, Array], tuple[float, float]]] = {CONSTANT: constant}
     if top == len(TIERS) - 1:
@@ -196,11 +193,6 @@ def _beside(
 
 def _risk(chosen: Indices, labels: Array) -> float:
     return float(under(chosen, labels).mean())
-
-
-def _misses(chosen: Indices, labels: Array) -> float:
-    top = labels[:, -1].sum()
-    return float((labels[:, -1] * (chosen < len(TIERS) - 1)).sum() / top) if top else float("nan")
 
 
 def as_text(found: Mapping[str, Any]) -> str:

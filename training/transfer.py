@@ -25,7 +25,7 @@ from classifier.metrics import bootstrap_interval, calibration_error
 from classifier.policy import choose_many
 from classifier.types import TIERS
 from training.calibration_fit import FEWEST_ROWS, FOLDS, compare, expected_scores
-from training.calibration_report import under
+from training.calibration_report import BOOTSTRAPS, under
 from training.calibration_set import CalibrationSet
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
@@ -35,7 +35,6 @@ FEWEST_IN_SOURCE = 50
 OWN_ROWS = (100, 300)
 SIGNIFICANCE = 0.05
 REPEATS = 20
-BOOTSTRAPS = 400
 _FITTED_ON = {"risk": "other sources"} | {f"risk_with_{n}": f"{n} own rows" for n in OWN_ROWS}
 
 
@@ -143,7 +142,7 @@ def transfer(
             "above": len(above),
             "surely_above": sum(_surely_above(entry, alpha, len(sources)) for entry in above),
         }
-        for key in ("risk", *(f"risk_with_{size}" for size in OWN_ROWS)):
+        for key in _FITTED_ON:
             risks = [entry[key] for entry in sources.values() if key in entry]
             if risks:
                 summary[key] = {"mean": float(np.mean(risks)), "worst": float(np.max(risks)), "sources": len(risks)}
@@ -215,7 +214,7 @@ def calibration_across(rows: CalibrationSet, *, current: Calibration = IDENTITY,
         }
 
     gained = expected_scores(before, rows.labels) - expected_scores(after, rows.labels)
-    gain = bootstrap_interval(lambda v: float(v.mean()), gained, groups=rows.sources, draws=BOOTSTRAPS, seed=seed)
+    gain = bootstrap_interval(np.mean, gained, groups=rows.sources, draws=BOOTSTRAPS, seed=seed)
     return {
         "n": len(rows),
         "sources": sources,
