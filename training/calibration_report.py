@@ -21,7 +21,7 @@ from classifier.policy import Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
-from training.policy_fit import thresholds_of
+from training.policy_fit import chosen_by
 from training.risk_control import CONFORMAL, fit_threshold, risk_bound
 from training.step_losses import routing_losses
 
@@ -112,7 +112,7 @@ def measure_policy(
 
     Intervals are 95 % bootstrap, over what `resampled` says.
     """
-    chosen = choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
+    chosen = chosen_by(policy, probabilities, rows)
     labels, price = rows.labels, np.asarray(prices, dtype=np.float64)
     units, risks, shares = resampled(rows), under(chosen, labels), tier_shares(chosen)
 
@@ -162,7 +162,7 @@ def open_band(
     """Risk over closed and open rows together, if every open label were as low, or as high, as it can be."""
     if not len(rows.logits):
         return None
-    chosen = choose_many(probabilities, policy.threshold, policy.top_tier_threshold)
+    chosen = chosen_by(policy, probabilities)
     total = n + len(chosen)
     return {
         "n": len(chosen),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.engine import Engine
-from classifier.policy import Policy, choose_many
+from classifier.policy import Policy, choose_many, cumulative_probabilities
 from classifier.types import Request
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
@@ -25,9 +25,9 @@ from training.corpus import Row, tiers
 from training.decision_log import Log
 from training.gate import LabelledSet
 from training.off_policy import OffPolicy, estimate
-from training.policy_fit import Targets, fit_policies, thresholds_of
+from training.policy_fit import Targets, chosen_by, fit_policies
 from training.risk_control import fit_threshold
-from training.step_losses import routing_losses, soft
+from training.step_losses import EVERY_MISS, routing_losses, soft
 
 FOLDS = 5
 
@@ -54,7 +54,7 @@ def recent_set(
     return LabelledSet(
         "recent",
         before.labels,
-        _chosen(promise, current.bundle.calibration.apply(before.logits), before),
+        chosen_by(promise, current.bundle.calibration.apply(before.logits), before),
         out_of_fold(candidate, after),
         groups=before.groups,
         alpha=promise.guarantee.alpha,
@@ -106,8 +106,7 @@ def on_requests(engine: Engine, requests: Sequence[Request]) -> Choices:
 
     Requests of a policy with groups get the fallback threshold, the strictest of all.
     """
-    policy = _default(engine)
-    return choose_many(probabilities(engine, requests), policy.threshold, policy.top_tier_threshold)
+    return chosen_by(_default(engine), probabilities(engine, requests))
 
 
 def out_of_fold(engine: Engine, rows: CalibrationSet, folds: int = FOLDS) -> Choices:
@@ -125,7 +124,7 @@ def out_of_fold(engine: Engine, rows: CalibrationSet, folds: int = FOLDS) -> Cho
     for k in np.unique(fold):
         mine = fold == k
         (fitted,), _ = fit_policies(calibration, rows.take(~mine), targets_of((policy,)))
-        chosen[mine] = _chosen(fitted, shares[mine], rows.take(mine))
+        chosen[mine] = chosen_by(fitted, shares[mine], rows.take(mine))
     return chosen
 
 
@@ -142,7 +141,7 @@ def targets_of(policies: Sequence[Policy]) -> Targets:
         first.guarantee.delta,
         top.alpha if top is not None else 0.0,
         first.group_by,
-        first.guarantee.severity or (1.0, 1.0, 1.0),
+        first.guarantee.severity or EVERY_MISS,
         first.epsilon,
         first.exempt_labels,
     )
@@ -152,7 +151,7 @@ def at_cost(shares: Probabilities, cost: float) -> Choices:
     """What the strictest threshold chooses whose mean price is at most `cost`: (n,) int64."""
     best = np.zeros(len(shares), dtype=np.int64)
     prices = np.asarray(PRICES)
-    for threshold in np.unique(np.cumsum(shares.astype(np.float64), axis=1)[:, :-1]):
+    for threshold in np.unique(cumulative_probabilities(shares)[:, :-1]):
         chosen = choose_many(shares, float(threshold))
         if prices[chosen].mean() > cost:
             break
@@ -162,10 +161,6 @@ def at_cost(shares: Probabilities, cost: float) -> Choices:
 
 def _default(engine: Engine) -> Policy:
     return engine.policies[engine.default_policy]
-
-
-def _chosen(policy: Policy, shares: Probabilities, rows: CalibrationSet) -> Choices:
-    return choose_many(shares, thresholds_of(policy, rows), policy.top_tier_threshold)
 
 
 def _position(group: str) -> int:

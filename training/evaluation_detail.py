@@ -21,6 +21,7 @@ from classifier.policy import Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_report import constant_cost, random_risk, reliability, under
 from training.corpus import Row
+from training.policy_fit import chosen_by
 from training.step_losses import soft
 
 Array = NDArray[np.float64]
@@ -88,7 +89,7 @@ def _sweep(
 def _policy(
     policy: Policy, labels: Indices, truth: Array, probabilities: NDArray[np.float32], prices: Sequence[float]
 ) -> dict[str, Any]:
-    chosen = choose_many(probabilities, policy.threshold, policy.top_tier_threshold)
+    chosen = chosen_by(policy, probabilities)
     fit = policy.guarantee
     risk = float(under(chosen, truth).mean())
     return _choice(chosen, labels, prices) | {
@@ -132,7 +133,7 @@ def _routers(
     routers: Mapping[str, Indices],
 ) -> dict[str, Any]:
     """Side by side: the policy, arg-max of each set of probabilities, other routers, the oracle, the blind one."""
-    chosen = choose_many(probabilities, policy.threshold, policy.top_tier_threshold)
+    chosen = chosen_by(policy, probabilities)
     table = {f"bundle, policy {policy.name}": _choice(chosen, labels, prices)}
     table |= {f"{name}, arg-max": _choice(p.argmax(axis=1), labels, prices) for name, p in whole.items()}
     table |= {name: _choice(tiers, labels, prices) for name, tiers in routers.items()}

@@ -30,7 +30,7 @@ from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet, model_of, read_baselines, read_predictions
 from training.corpus import Row, read_corpus
 from training.frozen import parse_audit
-from training.policy_fit import Targets, thresholds_of
+from training.policy_fit import Targets, chosen_by
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
@@ -83,7 +83,8 @@ def study(asked: Study, tables: Sequence[str]) -> tuple[dict[str, Any], list[str
 def of_predictions(path: Path, alphas: Mapping[str, float], prices: Sequence[float], seed: int) -> Study:
     """The study of stored predictions: each policy's threshold is the conformal one of all the rows."""
     rows = read_predictions(path)
-    probabilities, losses = IDENTITY.apply(rows.logits), routing_losses(IDENTITY.apply(rows.logits), rows.labels)
+    probabilities = IDENTITY.apply(rows.logits)
+    losses = routing_losses(probabilities, rows.labels)
     chosen = {name: choose_many(probabilities, fit_threshold(losses, a).threshold) for name, a in alphas.items()}
     return Study(rows, alphas, chosen, rivals=read_baselines(path), prices=prices, seed=seed)
 
@@ -94,9 +95,7 @@ def of_bundle(
     """The study of a bundle: its own thresholds, on rows that it has not seen."""
     calibration, promised = engine.bundle.calibration, engine.policies
     probabilities = calibration.apply(rows.logits)
-    chosen = {
-        name: choose_many(probabilities, thresholds_of(p, rows), p.top_tier_threshold) for name, p in promised.items()
-    }
+    chosen = {name: chosen_by(p, probabilities, rows) for name, p in promised.items()}
     alphas = {name: p.guarantee.alpha for name, p in promised.items() if p.guarantee.alpha}
     return Study(rows, alphas, chosen, calibration, rivals, prices, seed)
 

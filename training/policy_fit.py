@@ -76,6 +76,20 @@ def thresholds_of(policy: Policy, rows: CalibrationSet) -> NDArray[np.float64]:
     return np.array([policy.group_thresholds.get(g, policy.threshold) for g in rows.facets[policy.group_by].tolist()])
 
 
+def chosen_by(
+    policy: Policy, probabilities: NDArray[np.float32], rows: CalibrationSet | None = None
+) -> NDArray[np.int64]:
+    """What a policy chooses, without floors, ceilings and exploration: (n,) int64 tier indices.
+
+    Args:
+        policy: any.
+        probabilities: (n, 4) float32, calibrated.
+        rows: whose probabilities they are, for the thresholds of groups; without them every row gets the fallback.
+    """
+    thresholds = policy.threshold if rows is None else thresholds_of(policy, rows)
+    return choose_many(probabilities, thresholds, policy.top_tier_threshold)
+
+
 def fit_policies(
     calibration: Calibration,
     rows: CalibrationSet,
@@ -166,8 +180,7 @@ def fit_policies(
             epsilon=targets.epsilon,
             exempt_labels=targets.exempt_labels,
         )
-        chosen = choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
-        policies.append(replace(policy, tier_shares=tier_shares(chosen)))
+        policies.append(replace(policy, tier_shares=tier_shares(chosen_by(policy, probabilities, rows))))
         details[name] = {group: asdict(f) for group, f in groups.items()}
     return policies, details
 

@@ -21,10 +21,10 @@ from scipy import stats
 
 from classifier.engine import Engine
 from classifier.errors import InputError
-from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy, choose_many
+from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import TIERS
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet
-from training.policy_fit import thresholds_of
+from training.policy_fit import chosen_by
 from training.risk_control import SHIFTED, allowed_loss
 
 SIGNIFICANCE = 0.05
@@ -69,8 +69,7 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
     probabilities, truth = engine.bundle.calibration.apply(rows.logits), rows.drawn(seed).labels.argmax(axis=1)
     entries = []
     for name, policy in promised.items():
-        thresholds, kept = thresholds_of(policy, rows), covered(policy, rows)
-        chosen = choose_many(probabilities, thresholds, policy.top_tier_threshold)
+        chosen, kept = chosen_by(policy, probabilities, rows), covered(policy, rows)
         entries.append(
             _entry(name, "risk", policy.guarantee, policy.epsilon, (chosen < truth)[kept], int((~kept).sum()))
         )

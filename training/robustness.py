@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from tqdm import tqdm
 
 from classifier.engine import Engine
 from classifier.metrics import Interval, bootstrap_interval
-from classifier.policy import Policy, choose_many
+from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
 from classifier.types import TIERS, Message, Request, Tier
 from training.attack import RAISING, Attack, attack
 from training.corpus import Row, tiers
+from training.policy_fit import chosen_by
 
 Probabilities = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -177,8 +179,7 @@ def attack_rows(
         def pressure(prefix: str, request: Request = request, start: list[Tier] = start) -> tuple[Tier, float]:
             prepared = engine.prepare(with_text(request, lambda text: prefix + text))
             shares = engine.score(prepared).probabilities
-            index = int(choose_many([shares], policy.threshold, policy.top_tier_threshold)[0])
-            start.append(Tier.from_index(index))
+            start.append(choose(shares, policy.threshold, policy.top_tier_threshold))
             return start[-1], float(sum(shares[start[0].index + 1 :]))
 
         found.append(attack(pressure, words, random.Random(f"{seed}-{i}"), tries=tries))
@@ -211,10 +212,7 @@ def measure(
     chosen_policy = engine.policies[policy or engine.default_policy]
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     drawn = [rows[i] for i in sorted(order[:most_rows])]
-
-    def routed(p: Probabilities) -> Indices:
-        return choose_many(p, chosen_policy.threshold, chosen_policy.top_tier_threshold)
-
+    routed = partial(chosen_by, chosen_policy)
     before = score_requests(engine, [r.request for r in drawn], name="as they are")
     report: dict[str, Any] = {
         "policy": chosen_policy.name,
