@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.exports import read_export
 from classifier.types import TIERS, Tier
-from training.calibration_set import FACETS, CalibrationSet, OpenRows, no_open_rows, read_set, score_rows
+from training.calibration_set import FACETS, CalibrationSet, OpenRows, read_set, score_rows
 from training.corpus import OUTCOME, Row, parse_row
-from training.decision_log import closed_label
+from training.decision_log import ExportRow, closed_label, is_audit, is_unserved
 from training.step_losses import soft
 
 AUDIT = ("sample", "audit")
@@ -78,7 +78,7 @@ def is_export(path: Path) -> bool:
 def _audits(path: Path, engine: Engine, group_by: str, audit: tuple[str, str], notes: list[str]) -> CalibrationSet:
     found: dict[str, dict[str, Any]] = {}
     for row in read_export(path):
-        if row["effective"] and (row["labels"] or {}).get(audit[0]) == audit[1]:
+        if row["effective"] and is_audit(row, audit):
             key = str(row["request_hash"] or row["decision_id"])
             if key not in found or row["decided_at"] >= found[key]["decided_at"]:
                 found[key] = row
@@ -106,18 +106,18 @@ def _audits(path: Path, engine: Engine, group_by: str, audit: tuple[str, str], n
     return _joined([*parts, *([_stored(stored, group_by)] if stored else [])])
 
 
-def _use(row: Mapping[str, Any], version: str) -> str:
+def _use(row: ExportRow, version: str) -> str:
     if row["cause"] != "quality" or row["served_tier"] is None:
         return "not judged"
-    closed = closed_label(row) is not None
-    if not closed and row["verdict"] != "accepted" and row["served_tier"] == TIERS[-1].label:
+    if is_unserved(row):
         return "unserved"
+    closed = closed_label(row) is not None
     if row["request"] is None and (row["bundle_version"] != version or row["logits"] is None or not closed):
         return "no text"
     return "closed" if closed else "open"
 
 
-def _as_corpus_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _as_corpus_row(row: ExportRow) -> dict[str, Any]:
     data = {**row["request"], "id": row["decision_id"], "label": OUTCOME, "source": "feedback"}
     data |= {"labels": row["labels"] or {}, "group": row["request_hash"] or row["decision_id"]}
     closed = closed_label(row)
@@ -129,7 +129,7 @@ def _as_corpus_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return data | {"at_least": Tier(served + 1).label}
 
 
-def _stored(rows: Sequence[Mapping[str, Any]], group_by: str) -> CalibrationSet:
+def _stored(rows: Sequence[ExportRow], group_by: str) -> CalibrationSet:
     """Closed audits without a text, by the logits that this bundle gave them when they were served."""
     n = len(rows)
     ids = np.array([str(row["request_hash"] or row["decision_id"]) for row in rows])
@@ -148,15 +148,11 @@ def _script(signals: Sequence[str]) -> str:
 
 
 def _joined(parts: Sequence[CalibrationSet]) -> CalibrationSet:
-    if len(parts) == 1:
-        return parts[0]
     opens = [part.open_rows for part in parts]
     return CalibrationSet(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels")),
         parts[0].label,
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "groups")),
         {name: np.concatenate([part.facets[name] for part in parts]) for name in parts[0].facets},
-        OpenRows(*(np.concatenate([getattr(o, name) for o in opens]) for name in ("logits", "at_least", "at_most")))
-        if any(len(o.logits) for o in opens)
-        else no_open_rows(),
+        OpenRows(*(np.concatenate([getattr(o, name) for o in opens]) for name in ("logits", "at_least", "at_most"))),
     )

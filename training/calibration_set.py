@@ -56,8 +56,7 @@ class OpenRows:
     at_most: NDArray[np.int64]
 
 
-def no_open_rows() -> OpenRows:
-    """None of them."""
+def _no_open_rows() -> OpenRows:
     return OpenRows(np.empty((0, len(TIERS)), np.float32), np.empty(0, np.int64), np.empty(0, np.int64))
 
 
@@ -81,7 +80,7 @@ class CalibrationSet:
     ids: NDArray[np.str_]
     groups: NDArray[np.str_]
     facets: dict[str, NDArray[np.str_]]
-    open_rows: OpenRows = field(default_factory=no_open_rows)
+    open_rows: OpenRows = field(default_factory=_no_open_rows)
 
     def __post_init__(self) -> None:
         bad = int((~np.isfinite(self.logits).all(axis=1)).sum())

@@ -79,6 +79,16 @@ def is_quality(row: ExportRow) -> bool:
     return row["outcome_id"] is not None and row["cause"] == "quality"
 
 
+def is_audit(row: ExportRow, audit: tuple[str, str]) -> bool:
+    """Whether the gateway drew this request for an audit: by name and value of the label that marks them."""
+    return bool((row["labels"] or {}).get(audit[0]) == audit[1])
+
+
+def is_unserved(row: ExportRow) -> bool:
+    """Whether the top tier was tried last and did not satisfy."""
+    return bool(row["served_tier"] == TIERS[-1].label and row["verdict"] != "accepted")
+
+
 def interval(row: ExportRow) -> tuple[Tier, Tier]:
     """Lowest and highest tier that the label may be, by an outcome of quality (DESIGN 4.4)."""
     accepted = None if row["accepted_tier"] is None else Tier.parse(row["accepted_tier"])

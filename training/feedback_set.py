@@ -30,11 +30,10 @@ from typing import Any
 from classifier.errors import InvalidRequest
 from classifier.types import TIERS, Tier
 from training.corpus import OUTCOME, Row, parse_row
-from training.decision_log import Log, interval, is_quality, make_log
+from training.decision_log import ExportRow, Log, interval, is_quality, is_unserved, make_log
 from training.outcome_noise import error_rates, eta_of
 from training.principals import held_to_share, principal_of
 
-ExportRow = Mapping[str, Any]
 SOURCE = "feedback"
 _DAY = 86_400.0
 
@@ -182,7 +181,7 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
         earlier = evidence.pop(key3, None)
         counts["duplicate"] += earlier is not None
         evidence[key3] = found
-    counts["unserved"] = sum(_unserved(e.source) for e in evidence.values())
+    counts["unserved"] = sum(is_unserved(e.source) for e in evidence.values())
     used, counts["capped"] = _capped(list(evidence.values()), options)
     trained, closed = [], []
     for e in used:
@@ -191,7 +190,7 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
             counts["unusable"] += 1
             continue
         trained.append((e, made))
-        if not _unserved(e.source) and _closed_tier(e) is not None:
+        if not is_unserved(e.source) and _closed_tier(e) is not None:
             closed.append(_closed(e, made))
     log, table = make_log(kept, principals)
     counts.update({"rows": len(trained), "closed": len(closed), "log": len(log)})
@@ -267,10 +266,6 @@ def _evidence(row: ExportRow, principal: str, one_sided: set[str], now: float, o
         return "says_nothing"
     age = max(0.0, now - float(row["decided_at"])) / _DAY
     return _Evidence(row, principal, low, high, 0.5 ** (age / options.half_life_days))
-
-
-def _unserved(row: ExportRow) -> bool:
-    return bool(row["served_tier"] == TIERS[-1].label and row["verdict"] != "accepted")
 
 
 def _capped(evidence: list[_Evidence], options: SetOptions) -> tuple[list[_Evidence], int]:

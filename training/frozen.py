@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from classifier.exports import export_row, read_export, write_export
 from classifier.ledger import Ledger
 from classifier.types import Request
 from training.corpus import parse_row
+from training.decision_log import ExportRow, is_audit
 
 EXPORT = "feedback.jsonl"
-
-ExportRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Frozen:
 
     def audited(self, row: ExportRow) -> bool:
         """Whether the gateway drew this request for an audit."""
-        return bool(row["labels"] and row["labels"].get(self.audit[0]) == self.audit[1])
+        return is_audit(row, self.audit)
 
 
 def freeze(
@@ -81,7 +80,7 @@ def freeze(
         "outcomes": len(reported),
         "without_text": sum(row["request"] is None for row in reported),
         "explored": sum(row["reason"] == "explored" for row in reported),
-        "audits": sum(bool(row["labels"]) and row["labels"].get(audit[0]) == audit[1] for row in reported),
+        "audits": sum(is_audit(row, audit) for row in reported),
         "sha256": digest,
     }
 

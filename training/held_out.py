@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from classifier.bundle import Bundle
 from classifier.types import TIERS, Request
 from training.calibration_fit import FEWEST_ROWS
 from training.candidates import unseen
 from training.corpus import RUBRIC, Row
+from training.decision_log import ExportRow
 from training.feedback_set import SetOptions, build
 from training.frozen import Frozen, request_of
 
-ExportRow = Mapping[str, Any]
 TAUGHT = 0.5
 """Share of the earlier audits that teaches."""
 

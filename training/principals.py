@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from classifier.policy import choose_many
+from training.decision_log import ExportRow
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
-ExportRow = Mapping[str, Any]
 T = TypeVar("T")
 
 FEWEST_PRINCIPALS = 3
