@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,33 +106,29 @@ class CalibrationSet:
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> CalibrationSet:
         """The given rows, with all of the open ones."""
-        return CalibrationSet(
-            self.logits[rows],
-            self.labels[rows],
-            self.label,
-            self.ids[rows],
-            self.groups[rows],
-            {name: values[rows] for name, values in self.facets.items()},
-            self.open_rows,
-        )
+        taken = {name: getattr(self, name)[rows] for name in ("logits", "labels", "ids", "groups")}
+        return replace(self, **taken, facets={name: values[rows] for name, values in self.facets.items()})
 
     def drawn(self, seed: int) -> CalibrationSet:
         """The set with one label drawn from each distribution: what a binomial bound needs."""
         u = np.random.default_rng(seed).random(len(self))[:, None]
         labels = (u > np.cumsum(self.labels, axis=1)[:, :-1]).sum(axis=1)
-        return CalibrationSet(self.logits, soft(labels), self.label, self.ids, self.groups, self.facets, self.open_rows)
+        return replace(self, labels=soft(labels))
 
     @property
     def hashes(self) -> list[str]:
         """The ids that are hashes of conversations: those of rows that came with their text."""
-        return [i for i in self.ids.tolist() if len(i) == _HASH]
+        return [str(i) for i in self.ids[self._with_text]]
 
     def among(self, packed: str) -> NDArray[np.bool_]:
         """Which rows are among the packed ones, (n,) bool; a row without a text never is."""
         found = np.zeros(len(self), dtype=bool)
-        known = np.array([len(i) == _HASH for i in self.ids.tolist()], dtype=bool)
-        found[known] = rows_among(self.hashes, packed)
+        found[self._with_text] = rows_among(self.hashes, packed)
         return found
+
+    @property
+    def _with_text(self) -> NDArray[np.bool_]:
+        return np.array([len(i) == _HASH for i in self.ids.tolist()], dtype=bool)
 
     def halves(self, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Two random halves of the rows, (n,) bool each, that no group is split between."""
@@ -221,8 +217,7 @@ def read_predictions(path: Path) -> CalibrationSet:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        logits, labels = arrays["logits"].astype(np.float32), soft(arrays["labels"])
-        sources = arrays["sources"].astype(str)
+        logits, labels, _ = arrays["logits"].astype(np.float32), soft(arrays["labels"]), arrays["sources"]
     except KeyError as error:
         raise InputError(f"{path}: has no array {error.args[0]!r}; it takes logits, labels and sources") from error
     except (OSError, ValueError) as error:
@@ -231,9 +226,7 @@ def read_predictions(path: Path) -> CalibrationSet:
     if not n:
         raise InputError(f"{path}: holds no row")
     ids = arrays.get("ids", np.array([f"{path.name}:{i}" for i in range(n)])).astype(str)
-    unknown = np.full(n, "")
-    facets = {"source": sources} | {name: arrays.get(f"{name}s", unknown).astype(str) for name in FACETS[1:]}
-    facets |= {
+    facets = dict.fromkeys(FACETS, np.full(n, "")) | {
         name[:-1]: values.astype(str)
         for name, values in arrays.items()
         if name[-1] == "s" and name not in _OWN and not name.startswith(BASELINE)
