@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from classifier.metrics import Interval, bootstrap_interval, paired_bootstrap
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
+from training.risk_control import binomial_p_value
 
 FEWEST_ROWS = 60
 RISK_MARGIN = 0.03
@@ -194,7 +194,7 @@ def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level
     extra = f", within {rows.alpha:g} and the margin" if within else ""
     found.reasons.append(_told(rows.name, "risk", risk, rows.risk_margin, worse=found.worse) + extra)
     if rows.alpha:
-        broken, still = (_p_value(one, rows.alpha) for one in losses)
+        broken, still = (binomial_p_value(round(float(one.sum())), n, rows.alpha) for one in losses)
         found.numbers |= {"p_value_current": broken, "p_value_candidate": still}
         found.repairs = broken < BROKEN <= still and change.high < 0
         if found.repairs:
@@ -241,11 +241,6 @@ def _told(name: str, what: str, compared: _Compared, margin: float, *, worse: bo
         known = "worse" if change.low > 0 else "not shown to be no worse"
         return f"{text}, {known} by the margin of {margin:.3f}"
     return f"{text}, {'better' if change.high < 0 else 'no worse'}"
-
-
-def _p_value(losses: NDArray[np.float64], alpha: float) -> float:
-    """How likely so many misses would be if the promise held."""
-    return float(stats.binom.sf(round(float(losses.sum())) - 1, len(losses), alpha))
 
 
 def _contradicts(current: OffPolicy, candidate: OffPolicy, alpha: float) -> tuple[bool, list[str]]:

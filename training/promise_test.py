@@ -25,7 +25,7 @@ from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import TIERS
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet
 from training.policy_fit import chosen_by
-from training.risk_control import SHIFTED, allowed_loss
+from training.risk_control import SHIFTED, allowed_loss, binomial_p_value
 
 SIGNIFICANCE = 0.05
 
@@ -127,11 +127,11 @@ def promise_p_value(promise: Guarantee, alpha: float, n: int, missed: int) -> fl
     Label-weighted thresholds prove nothing, so they are tested as what they estimate: a risk of alpha.
 
     >>> fit = Guarantee(0.1, 0.0, "CONFORMAL_RISK_CONTROL", "RUBRIC", 99, 0.09, 0.1, feasible=True)
-    >>> round(promise_p_value(fit, 0.1, 300, 45), 2), round(float(stats.binom.sf(44, 300, 0.1)), 3)
+    >>> round(promise_p_value(fit, 0.1, 300, 45), 2), round(binomial_p_value(45, 300, 0.1), 3)
     (0.09, 0.004)
     """
     if promise.method == SHIFTED:
-        return float(stats.binom.sf(missed - 1, n, alpha))
+        return binomial_p_value(missed, n, alpha)
     lost = max(0, math.floor(allowed_loss(promise.n, alpha, promise.delta, promise.method) + 1e-9))
     return float(stats.betabinom.sf(missed - 1, n, lost + 1, max(promise.n - lost, 1)))
 

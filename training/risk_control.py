@@ -80,6 +80,15 @@ def method_for(losses: StepLosses, delta: float) -> str:
     return BINOMIAL if losses.binary else BOUNDED
 
 
+def binomial_p_value(missed: int, n: int, alpha: float) -> float:
+    """P-value of "the risk is at most alpha" when `missed` of `n` were missed: the exact one-sided test.
+
+    >>> round(binomial_p_value(45, 300, 0.1), 3)
+    0.004
+    """
+    return float(stats.binom.sf(missed - 1, n, alpha))
+
+
 def hoeffding_bentkus(risk: float, n: int, alpha: float) -> float:
     """P-value of "the mean of n losses in [0, 1] is above alpha" when `risk` was seen (arXiv:2110.01052, prop. 1)."""
     r = min(risk, alpha)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from sklearn.model_selection import GroupKFold
 
 from classifier.calibration import IDENTITY, Calibration
@@ -27,7 +26,7 @@ from classifier.types import TIERS
 from training.calibration_fit import FEWEST_ROWS, FOLDS, compare, expected_scores
 from training.calibration_report import BOOTSTRAPS, under
 from training.calibration_set import CalibrationSet
-from training.risk_control import fit_threshold
+from training.risk_control import binomial_p_value, fit_threshold
 from training.step_losses import routing_losses
 
 FEWEST_TO_HALVE = 20
@@ -167,8 +166,7 @@ def _own_rows(
 
 
 def _surely_above(entry: Mapping[str, Any], alpha: float, tests: int) -> bool:
-    missed = round(entry["n"] * entry["risk"])
-    return bool(stats.binomtest(missed, entry["n"], alpha, alternative="greater").pvalue < SIGNIFICANCE / tests)
+    return binomial_p_value(round(entry["n"] * entry["risk"]), entry["n"], alpha) < SIGNIFICANCE / tests
 
 
 def calibration_across(rows: CalibrationSet, *, current: Calibration = IDENTITY, seed: int = 0) -> dict[str, Any]:
