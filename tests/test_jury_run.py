@@ -308,6 +308,16 @@ def test_budget_ends_the_run_and_a_higher_one_goes_on(log, tmp_path):
     assert len(server.asked) == 6
 
 
+def test_question_that_waits_for_its_turn_is_not_put_once_the_budget_is_spent(log, tmp_path):
+    """A question that waits, by --rate, while the last of the budget is spent is not put."""
+    (tmp_path / "prices.toml").write_text(PRICES)
+    out = tmp_path / "out.jsonl"
+    given = ("--prices", tmp_path / "prices.toml", "--budget", 0.001, "--rate", 60, "--concurrency", 2)
+    with endpoint(honest) as server:
+        done = run(log, "-o", out, *given, url=server.url)
+    assert (done.exit_code, len(server.asked), len(lines_of(out))) == (3, 1, 1)
+
+
 def written_as(kind: str, folder: Path) -> Path:
     """Two prompts in a container that logs come in."""
     rows = [{"prompt": "hello"}, {"prompt": "write it"}]

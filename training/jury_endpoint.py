@@ -50,6 +50,10 @@ class NoAnswer(Exception):
     """So many tries brought nothing; later may."""
 
 
+class NotPut(Exception):
+    """No more questions were wanted when this one's turn came."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What an endpoint answered.
@@ -155,10 +159,18 @@ class Endpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def ask(self, model: str, messages: Sequence[Mapping[str, str]]) -> Response:
+    async def ask(
+        self, model: str, messages: Sequence[Mapping[str, str]], *, ended: Callable[[], bool] = lambda: False
+    ) -> Response:
         """The answer to a conversation.
 
+        Args:
+            model: as the endpoint names it.
+            messages: of the conversation.
+            ended: whether no more questions are to be put; asked when this one's turn has come.
+
         Raises:
+            NotPut: they are not.
             QuestionRefused: not to this one, ever.
             NoAnswer: not now.
             InputError: not to anything: the key, the path or the model is not right.
@@ -169,6 +181,8 @@ class Endpoint:
         for tried in range(MOST_TRIES):
             wait = min(LONGEST_BACKOFF, 2.0**tried) * self._random.uniform(0.5, 1.0)
             await self._pace.turn()
+            if ended():
+                raise NotPut
             try:
                 response = await self._client.post(self._url, json=request)
             except httpx.TimeoutException:

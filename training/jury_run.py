@@ -26,7 +26,7 @@ from classifier.items import answer_all
 from classifier.prices import Price
 from training.jury import MOST_CHARS, Vote, case_of, instructions, read_answer, response_format
 from training.jury_cases import Case, corpus_line
-from training.jury_endpoint import Endpoint, NoAnswer, QuestionRefused, Response
+from training.jury_endpoint import Endpoint, NoAnswer, NotPut, QuestionRefused, Response
 from training.jury_journal import Journal, Question
 
 MOST_REFUSED = 3
@@ -143,7 +143,7 @@ async def sit(
         journal: what is known, and where answers go.
         endpoint: answers.
         width: questions under way at once.
-        spent_up: whether the budget is spent; asked before each question.
+        spent_up: whether the budget is spent; asked before each question, and again when its turn has come.
         told: called after each question.
         say: told in words what is waited for.
 
@@ -154,15 +154,20 @@ async def sit(
     sitting = Sitting()
     vain_rows: set[str] = set()
 
+    def ended() -> bool:
+        sitting.ended = sitting.ended or ("budget" if spent_up() else "")
+        return bool(sitting.ended)
+
     async def put(item: tuple[Case, Question]) -> None:
         case, question = item
-        while not sitting.ended and question not in journal.votes and journal.refused[question] < MOST_REFUSED:
-            if spent_up():
-                sitting.ended = sitting.ended or "budget"
+        while question not in journal.votes and journal.refused[question] < MOST_REFUSED:
+            if ended():
                 return
             number = secrets.token_hex(4)
             try:
-                response = await endpoint.ask(question.model, jury.messages(case, number))
+                response = await endpoint.ask(question.model, jury.messages(case, number), ended=ended)
+            except NotPut:
+                return
             except (QuestionRefused, NoAnswer) as error:
                 sitting.in_vain[str(error)] += 1
                 vain_rows.add(question.row)
