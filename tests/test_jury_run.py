@@ -461,16 +461,32 @@ def test_answers_to_questions_put_otherwise_are_not_mixed(arguments, message, lo
     assert message in done.output
 
 
-def test_damaged_journal_is_named_by_its_line(log, tmp_path):
+def test_questions_may_be_put_otherwise_while_nothing_is_answered(log, tmp_path):
+    """A run that got no answer, as its endpoint knows no schema, is begun again with another answer format."""
+    out = tmp_path / "out.jsonl"
+    refused = (400, {}, {"error": {"code": "unknown_parameter"}})
+    with endpoint(lambda asked: refused if "response_format" in asked.body else honest(asked)) as server:
+        assert run(log, "-o", out, url=server.url).exit_code == 1
+        assert run(log, "-o", out, "--answer-format", "text", url=server.url).exit_code == 0
+        assert "put with another answer format;" in run(log, "-o", out, url=server.url).output
+    assert len(lines_of(out)) == 6
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged", "line"),
+    [(rb'"vote": 0', b'"vote": x', 2), (rb'"row": .*', b"", 2), (rb"\A.*", b"1", 1)],
+    ids=["a number", "half a line", "the first line"],
+)
+def test_damaged_journal_is_named_by_its_line(sound, damaged, line, log, tmp_path):
     """A line of the journal that cannot be read is named."""
     out = tmp_path / "out.jsonl"
     with endpoint(honest) as server:
         run(log, "-o", out, url=server.url)
     journal = out.with_name("out.jsonl.votes")
-    journal.write_bytes(journal.read_bytes().replace(b'"vote": 0', b'"vote": x', 1))
+    journal.write_bytes(re.sub(sound, damaged, journal.read_bytes(), count=1))
     done = run(log, "-o", out)
-    assert done.exit_code == 1
-    assert f"{journal}:2: is damaged" in done.output
+    assert (done.exit_code, "Traceback" in done.output) == (1, False)
+    assert f"{journal}:{line}: is damaged" in done.output
 
 
 def test_two_runs_never_write_one_journal(log, tmp_path):

@@ -119,22 +119,22 @@ class Journal:
         """Reads what a file holds, up to its last whole line.
 
         Raises:
-            InputError: a line is damaged, or the file is of other facts.
+            InputError: a line is damaged, or its answers are of other facts.
         """
         number = 1
         lines = data.splitlines()
         try:
             found = json.loads(lines[0])
+            differences = [name.replace("_", " ") for name, value in facts.items() if found.get(name) != value]
             for number, line in enumerate(lines[1:], 2):  # noqa: B007 - named in the error below
                 entry = json.loads(line)
                 question = Question(str(entry["row"]), str(entry["model"]), int(entry["vote"]))
                 self._count(question, _answer(entry), Usage(entry["prompt_tokens"], entry["completion_tokens"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path}:{number}: is damaged ({type(error).__name__}); remove that line, or choose another -o"
             ) from None
-        differences = [name.replace("_", " ") for name, value in facts.items() if found.get(name) != value]
-        if differences:
+        if differences and self.spent:
             raise InputError(
                 f"{path}: its questions were put with another {', another '.join(differences)}; one output never mixes "
                 "two: put them as before, or choose another -o"
@@ -155,8 +155,8 @@ def open_journal(output: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
         facts: how questions are put: texts and numbers by name.
 
     Raises:
-        InputError: the output is there and has no journal, or the journal is of other facts, damaged, or cannot be
-            written.
+        InputError: the output is there and has no journal, or the journal's answers are of other facts, or it is
+            damaged or cannot be written.
         Busy: another run has it.
     """
     path = journal_path(output)
@@ -171,11 +171,12 @@ def open_journal(output: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
         file.seek(0)
         data = file.read()
         whole = data.rfind(b"\n") + 1
-        file.truncate(whole)  # a process that died while it wrote left half a line
         journal = Journal(file)
         if whole:
             journal._replay(path, data[:whole], facts)
-        else:
+        # A process that died while it wrote left half a line; a first line without answers binds nobody.
+        file.truncate(whole if journal.spent else 0)
+        if not journal.spent:
             with explained(path):
                 journal._write({"jury": 1, **facts})
         yield journal
