@@ -35,7 +35,7 @@ from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
 from training import processes
 from training.augment import augment
-from training.corpus import UNLABELLED, Row, soft_labels
+from training.corpus import OUTCOME, UNLABELLED, Row, soft_labels
 from training.losses import distillation_loss, label_loss
 from training.model import input_names
 
@@ -257,7 +257,7 @@ def row_weights(rows: Sequence[Row], options: FitOptions) -> NDArray[np.float32]
         counts[row.source] = counts.get(row.source, 0) + 1
     by_source = np.array([counts[r.source] ** -options.source_power for r in rows])
     by_source = np.clip(by_source / by_source.mean(), 0.3, 3.0)
-    kind = np.array([options.outcome_weight if r.label == "OUTCOME" else 1.0 for r in rows])
+    kind = np.array([options.outcome_weight if r.label == OUTCOME else 1.0 for r in rows])
     weight = by_source * kind * np.array([r.weight for r in rows])
     return (weight / weight.mean()).astype(np.float32)
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,6 @@ def _object(text: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise click.UsageError(f"--body {text[:40]}: expected a JSON object")
-    reserved: Sequence[str] = ("messages", "model", "stream", "n")
-    if taken := [name for name in reserved if name in found]:
+    if taken := [name for name in ("messages", "model", "stream", "n") if name in found]:
         raise click.UsageError(f"--body: {taken[0]} is the jury's own; leave it out")
     return found

@@ -17,7 +17,7 @@ from classifier.types import TIERS, Tier
 from training.agreement import Agreement, between, overall, pairwise
 from training.jury_cases import Case
 from training.jury_journal import Journal, Spent
-from training.jury_run import Jury, Sitting, cost_of
+from training.jury_run import Jury, Sitting, cost_of, dollars
 
 BYTES_PER_TOKEN = 4.0
 """Of text in UTF-8, until an endpoint has counted some."""
@@ -55,7 +55,7 @@ def estimate(
             "questions": len(questions),
             "prompt_tokens": round(read),
             "completion_tokens": round(written),
-            "cost": None if price is None else _cost(price, read, written),
+            "cost": None if price is None else dollars(price, read, written),
         }
     count = sum(m["questions"] for m in models.values())
     return {
@@ -168,10 +168,6 @@ def _rows_text(found: Mapping[str, Any]) -> str:
 def _tokens(jury: Jury, case: Case) -> float:
     texts = (message["content"] for message in jury.messages(case, "00000000"))
     return sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN + MESSAGE_TOKENS
-
-
-def _cost(price: Price, read: float, written: float) -> float:
-    return float(price.cost(read, written))  # type: ignore[arg-type]
 
 
 def _sum(costs: Any) -> float | None:

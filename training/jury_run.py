@@ -115,10 +115,15 @@ class Sitting:
     ended: str = ""
 
 
+def dollars(price: Price, read: float, written: float) -> float:
+    """What so many tokens cost."""
+    return float(price.cost(read, written))  # type: ignore[arg-type]
+
+
 def cost_of(journal: Journal, prices: Mapping[str, Price]) -> float:
     """Dollars that the journal's responses took, as far as prices and tokens are known."""
     return sum(
-        float(prices[model].cost(spent.prompt_tokens, spent.completion_tokens))  # type: ignore[arg-type]
+        dollars(prices[model], spent.prompt_tokens, spent.completion_tokens)
         for model, spent in journal.spent.items()
         if model in prices
     )
