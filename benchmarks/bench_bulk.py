@@ -263,9 +263,7 @@ def pipeline(given: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     rates, bulk = [], []
     for turn in range(3):
-        rates.append(
-            per_second(lambda i: classify(texts[i % len(texts)], truncation=True, max_length=256), given.seconds)
-        )
+        rates.append(per_second(one_by_one, given.seconds))
         if turn < 2:
             start = time.perf_counter()
             label([str(log)], str(folder / f"turn-{turn}.parquet"), EngineMaker(given.bundle), Options())

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from classifier.calibration import IDENTITY
-from classifier.policy import cumulative_probabilities
+from classifier.policy import choose_many, cumulative_probabilities
 from training.calibration_report import PRICES, constant_cost, under
 from training.calibration_set import model_of, read_predictions
 
@@ -37,9 +37,7 @@ Rule = Callable[[np.ndarray, float], np.ndarray]
 
 def one_threshold(p: np.ndarray, dial: float, top: int = 3) -> np.ndarray:
     """The cheapest tier t with P(label <= t) >= dial, at most `top`; `top` for all at dial 1."""
-    if dial >= 1:
-        return np.full(len(p), top)
-    return np.minimum((cumulative_probabilities(p)[:, :-1] < dial).sum(axis=1), top)
+    return np.minimum(choose_many(p, dial if dial < 1 else np.inf), top)
 
 
 def price_weighted(p: np.ndarray, dial: float, prices: Sequence[float]) -> np.ndarray:
