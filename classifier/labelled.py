@@ -170,11 +170,11 @@ def json_text(value: Any) -> str:
     try:
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_text_of, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=False, default=_text_of)
+        text = json.dumps(finite(value), separators=(",", ":"), ensure_ascii=False, default=_text_of)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return json.dumps(_finite(value), separators=(",", ":"), default=_text_of)
+        return json.dumps(finite(value), separators=(",", ":"), default=_text_of)
     return text
 
 
@@ -182,12 +182,16 @@ def _text_of(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _finite(value: Any) -> Any:
-    """The value with None for what JSON has no number for: NaN and the infinities."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+def finite(value: Any) -> Any:
+    """The value with None for what JSON has no number for: NaN and the infinities; tuples become lists.
+
+    >>> finite({"risk": (0.5, float("nan"))})
+    {'risk': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -6,7 +6,6 @@ Knows nothing of how traffic was labelled, of flags, or of pages.
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -119,24 +118,12 @@ def _today(traffic: Traffic, prices: Prices) -> tuple[NDArray[np.float64], NDArr
 
 
 def _measured(measured: Measured | None) -> dict[str, Any] | None:
-    if measured is None:
-        return None
-    values = {name: getattr(measured, name) for name in (*measured.__slots__, "band")}
+    return None if measured is None else _as_json(measured) | {"band": measured.band._asdict()}
+
+
+def _as_json(found: Comparison | Measured) -> dict[str, Any]:
+    values = {name: getattr(found, name) for name in found.__slots__}
     return {k: (v._asdict() if isinstance(v, Interval) else v) for k, v in values.items()}
-
-
-def _as_json(c: Comparison) -> dict[str, Any]:
-    values = {name: getattr(c, name) for name in c.__slots__}
-    return {k: (v._asdict() if isinstance(v, Interval) else v) for k, v in values.items()}
-
-
-def as_json(report: Any) -> Any:
-    """The report as JSON knows it: None for what is not known."""
-    if isinstance(report, Mapping):
-        return {k: as_json(v) for k, v in report.items()}
-    if isinstance(report, list | tuple):
-        return [as_json(v) for v in report]
-    return None if isinstance(report, float) and not math.isfinite(report) else report
 
 
 def _span(times: NDArray[np.float64]) -> dict[str, Any] | None:

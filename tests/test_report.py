@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier import annotate, cli, columns, labels, measured, page, sampling, savings
+from classifier import labelled as labelled_module
 from classifier import prices as prices_module
 from classifier.errors import InputError
 from classifier.policy import Policy
@@ -400,7 +401,9 @@ def test_every_command_of_the_documentation_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", [columns, labels, measured, page, prices_module, sampling, annotate, savings], ids=lambda m: m.__name__
+    "module",
+    [columns, labelled_module, labels, measured, page, prices_module, sampling, annotate, savings],
+    ids=lambda m: m.__name__,
 )
 def test_examples_in_docstrings_are_true(module):
     """What the modules of the report show is what they return."""

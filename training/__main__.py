@@ -223,8 +223,8 @@ def evaluate(
     Example: python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76 --report report.html
     """
     from classifier.bundle import SHIPPED
+    from classifier.labelled import finite
     from classifier.page import write_page
-    from classifier.report import as_json as plain
     from training import evaluate as evaluation
     from training import outcome_curves
     from training import robustness as steadiness
@@ -252,7 +252,7 @@ def evaluate(
     texts = [evaluation.as_text(report)]
     texts += [steadiness.as_text(report["robustness"])] if "robustness" in report else []
     texts += [outcome_curves.as_text(report["outcomes"])] if "outcomes" in report else []
-    click.echo(json.dumps(plain(report), indent=1) if as_json else "\n\n".join(texts))
+    click.echo(json.dumps(finite(report), indent=1) if as_json else "\n\n".join(texts))
     failures = evaluation.failed_gates(report, gates)
     if failures:
         raise GateNotMet("; ".join(failures))

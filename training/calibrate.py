@@ -24,9 +24,9 @@ from classifier.bundle import FILES, Bundle, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
 from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError
+from classifier.labelled import finite
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
-from classifier.report import as_json as plain
 from classifier.types import Request
 from training.audit_set import AUDIT, read_rows
 from training.calibration_fit import Comparison, choose_map
@@ -338,7 +338,7 @@ def command(
         prior_shift=list(prior_shift) or None,
         **options,
     )
-    text = json.dumps(plain(found), indent=1)
+    text = json.dumps(finite(found), indent=1)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
     if figure is not None:

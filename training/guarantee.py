@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from classifier.calibration import IDENTITY, Calibration
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
+from classifier.labelled import finite
 from classifier.policy import choose_many
-from classifier.report import as_json as plain
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import AUDIT, read_rows
 from training.calibrate import numbers, parse_policies
@@ -179,7 +179,7 @@ def command(
         click.echo(why, err=True)
     if missing and not made and "policies" not in found:
         raise InputError("none of the tables could be made of these rows")
-    click.echo(json.dumps(plain(found), indent=1) if as_json else as_text(found))
+    click.echo(json.dumps(finite(found), indent=1) if as_json else as_text(found))
     refuted = sorted({e["name"] for e in found.get("policies", []) if e["refuted"]})
     if refuted:
         raise GateNotMet(

@@ -66,7 +66,7 @@ def command(
 
     Example: python -m training jury logs/ -o mine.jsonl --base-url http://localhost:8000/v1 --model qwen3-32b --votes 3
     """
-    from classifier.report import as_json as plain
+    from classifier.labelled import finite
     from training.jury_cases import read_cases
     from training.jury_journal import open_journal, read_journal
     from training.jury_report import estimate, estimate_as_text, summary, summary_as_text
@@ -91,7 +91,7 @@ def command(
         raise InputError(f"none of the {tally.rows} rows holds a request; see --format and --text-field")
     if dry_run:
         found = estimate(jury, cases, tally, read_journal(output, jury.facts), known, rate)
-        click.echo(json.dumps(plain(found)) if as_json else estimate_as_text(found))
+        click.echo(json.dumps(finite(found)) if as_json else estimate_as_text(found))
         return
     with open_journal(output, jury.facts) as journal:
         if again:
@@ -111,7 +111,7 @@ def command(
         found_rows = rated(jury, cases, journal)
         write_lines(output, [line for _, line in found_rows])
         found = summary(jury, cases, tally, journal, sitting, found_rows, known)
-    click.echo(json.dumps(plain(found)) if as_json else summary_as_text(found))
+    click.echo(json.dumps(finite(found)) if as_json else summary_as_text(found))
     if sitting.ended == "interrupted":
         raise KeyboardInterrupt
     if sitting.ended == "budget":

@@ -55,9 +55,10 @@ def command(
     classifier report labelled.parquet --prices prices.toml --by tenant -o report.html
     classifier report labelled.parquet --json | jq .recommendation
     """
+    from classifier.labelled import finite
     from classifier.page import write_page
     from classifier.prices import Prices, read_prices
-    from classifier.report import analyse, as_json
+    from classifier.report import analyse
     from classifier.report_page import as_text, page
     from classifier.traffic import read_traffic
 
@@ -70,7 +71,7 @@ def command(
         texts = _texts(labelled, [m["position"] for m in report["movers"]], text_field) if show_text else []
         write_page(output, page(report, texts))
         click.echo(f"page in {output}", err=True)
-    click.echo(json.dumps(as_json(report), allow_nan=False) if machine else as_text(report))
+    click.echo(json.dumps(finite(report), allow_nan=False) if machine else as_text(report))
 
 
 def named_columns(columns: Sequence[str]) -> dict[str, str]:
