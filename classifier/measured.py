@@ -4,7 +4,7 @@ Three numbers are told apart everywhere: what a policy *promises*, what the clas
 traffic, and what labels on this traffic *measure*. Where a label is only known to lie between two tiers, a tier between
 them may be too small or not: then the measured risk is a band from none of those to all of them.
 
-Intervals are the wider of the bootstrap's and Wilson's (1927), because none wrong of a few is no proof of none.
+Intervals are the wider of the bootstrap's and Wilson's, because none wrong of a few is no proof of none.
 
 Knows nothing of files or pages.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval
+from classifier.metrics import Interval, wilson
 from classifier.resampling import Array, Resampled
 from classifier.types import TIERS
 
@@ -101,7 +101,5 @@ def wider(interval: Interval, n: float) -> Interval:
     p = interval.estimate
     if not n or not np.isfinite(p):
         return Interval(p, float("nan"), float("nan"))
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * float(np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    _, low, high = wilson(p, n, _Z)
     return Interval(p, float(np.nanmin([interval.low, low])), float(np.nanmax([interval.high, high])))

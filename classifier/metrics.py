@@ -6,6 +6,7 @@ Knows nothing of bundles, policies or files. Tiers are column indices, int, 0 is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +22,7 @@ Indices = NDArray[np.int64]
 
 
 class Interval(NamedTuple):
-    """An estimate with its bootstrap interval, in the unit of the statistic."""
+    """An estimate with its interval, in the unit of the statistic."""
 
     estimate: float
     low: float
@@ -230,6 +231,24 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     # The mean rank of each tied block, from 1.
     ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[inverse]
     return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * (s.size - count)))
+
+
+def wilson(mean: float, n: float, z: float) -> Interval:
+    """Wilson's interval of a share, which stays within 0 and 1 and is not empty where none of n, or all, were seen.
+
+    Where rows are weighted n may be an effective sample size (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+
+    Args:
+        mean: the share seen, 0 to 1.
+        n: rows that it was seen on, above 0.
+        z: quantile of the normal distribution, such as 1.96 for 95 %.
+
+    >>> [round(x, 3) for x in wilson(0.0, 50, 1.96)]
+    [0.0, 0.0, 0.071]
+    """
+    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def bootstrap_interval(

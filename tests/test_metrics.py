@@ -6,6 +6,7 @@ import doctest
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as reference
 
 import classifier.metrics
@@ -149,6 +150,13 @@ def test_cluster_bootstrap_is_wider_when_rows_of_a_group_are_alike():
     plain = metrics.bootstrap_interval(np.mean, values, draws=500)
     clustered = metrics.bootstrap_interval(np.mean, values, groups=groups, draws=500)
     assert clustered.high - clustered.low > 3.5 * (plain.high - plain.low)
+
+
+@pytest.mark.parametrize("count", [0, 3, 25, 50])
+def test_wilsons_interval_is_the_reference(count: int):
+    """The interval of a share is scipy's, also where none or all were seen."""
+    expected = stats.binomtest(count, 50).proportion_ci(0.95, "wilson")
+    assert metrics.wilson(count / 50, 50, 1.959963984540054)[1:] == pytest.approx((expected.low, expected.high))
 
 
 def test_paired_bootstrap_leaves_shared_luck_out():

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from classifier.metrics import Interval
+from classifier.metrics import Interval, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES
 from training.decision_log import Log
@@ -190,10 +190,7 @@ def _share(failed: Array, weights: Array, effective: float, level: float) -> Int
     variance = float((weights**2 * (failed - mean) ** 2).sum() / total**2)
     # The rows that a variance of this size amounts to, never more than Kish's count.
     rows = min(effective, mean * (1 - mean) / variance) if variance > 0 and 0 < mean < 1 else effective
-    z = _t(effective, level)
-    centre = (mean + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(mean * (1 - mean) / rows + z * z / (4 * rows * rows))
-    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
+    return wilson(mean, rows, _t(effective, level))
 
 
 def _mean(
