@@ -164,7 +164,7 @@ class Labeller:
         """The rows of a table with those columns that a format may look at."""
         wanted = PAYLOAD_COLUMNS | {self.plan.text_field, self.plan.group_by}
         names = [name for name in chunk.batch.schema.names if name in wanted]
-        found = plain_rows(chunk.batch.select(names)) if names else [{}] * len(chunk)
+        found = plain_rows(chunk.batch.select(names))
         return [
             _Row(
                 chunk.source,

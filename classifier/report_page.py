@@ -57,6 +57,7 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
     entries = [m | _money(m) | {"text": t} for m, t in zip(report["movers"], texts or [""] * 1000, strict=False)]
+    ids, models = (any(m[column] for m in report["movers"]) for column in ("id", "model"))
     one, ten = (report["concentration"][key] for key in ("0.01", "0.1"))
     return render(
         "report.html",
@@ -69,9 +70,9 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
         measured=report["strategies"][0]["measured"] is not None,
         movers=entries,
         many_files=len({m["file"] for m in report["movers"]}) > 1,
-        movers_have_ids=any(m["id"] for m in report["movers"]),
-        movers_have_models=any(m["model"] for m in report["movers"]),
-        mover_columns=8 + any(m["id"] for m in report["movers"]) + any(m["model"] for m in report["movers"]),
+        movers_have_ids=ids,
+        movers_have_models=models,
+        mover_columns=8 + ids + models,
         show_text=bool(texts),
         concentration=f"The dearest 1% of requests carry {_share(one)} of all money that routing moves, either way, "
         f"and the dearest 10% carry {_share(ten)}; these are the largest.",

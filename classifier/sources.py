@@ -100,9 +100,8 @@ def _find(name: str, written: str) -> list[Source]:
     else:
         listed = [Path(p) for p in sorted(glob.glob(name, recursive=True))]
         missing = f"{name}: no such file or folder, and no file that this pattern matches"
-    paths = [
-        p for p in listed if p.is_file() and not _is_of(str(p.resolve()), written and str(Path(written).resolve()))
-    ]
+    output = written and str(Path(written).resolve())
+    paths = [p for p in listed if p.is_file() and not _is_of(str(p.resolve()), output)]
     if not paths:
         raise InputError(missing)
     return [_local(p) for p in paths]

@@ -194,16 +194,16 @@ class _Collected:
     """The arrays, row by row."""
 
     def __init__(self, places: Mapping[str, Place]) -> None:
-        self.places = places
+        self.labelling = {role: place for role, place in places.items() if role in TOP}
+        self.places = {role: place for role, place in places.items() if role not in TOP}
         codes = {"rows": "q", "tiers": "q", "shares": "f", "chars": "d", "files": "q", "lines": "q"}
-        codes |= {role: "d" if role in _NUMBERS else "q" for role in places if role not in {"id", *TOP}}
+        codes |= {role: "d" if role in _NUMBERS else "q" for role in self.places if role != "id"}
         codes |= {"at_least": "q", "at_most": "q"}
         self.kept: dict[str, array[Any]] = {name: array(code) for name, code in codes.items()}
         self.ids: list[str] = []
         self.seen: dict[str, dict[str, int]] = {}
         self.errors: Counter[str] = Counter()
         self.read = self.truncated = self.drawn_by_tier = 0
-        self._labelling = {role: place for role, place in places.items() if role in TOP}
 
     def add(self, row: Mapping[str, Any]) -> None:
         position, self.read = self.read, self.read + 1
@@ -221,8 +221,6 @@ class _Collected:
         kept["lines"].append(row.get("classifier_row") or 0)
         self._add_label(row)
         for role, place in self.places.items():
-            if role in TOP:
-                continue
             value = value_at(row.get(place[0]), place[1:])
             if role == "id":
                 self.ids.append("" if value is None else str(value)[:64])
@@ -234,7 +232,7 @@ class _Collected:
                 kept[role].append(amount(value) if role in _NUMBERS else self._code(role, value))
 
     def _add_label(self, row: Mapping[str, Any]) -> None:
-        said = {role: value_at(row.get(place[0]), place[1:]) for role, place in self._labelling.items()}
+        said = {role: value_at(row.get(place[0]), place[1:]) for role, place in self.labelling.items()}
         found = labels.interval_of(said)
         self.kept["at_least"].append(-1 if found is None else found[0].index)
         self.kept["at_most"].append(-1 if found is None else found[1].index)
