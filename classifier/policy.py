@@ -86,6 +86,11 @@ class Guarantee:
         """Whether it may be promised: feasible, and by a proof. Label shift is an estimate under an assumption."""
         return self.feasible and self.method != "LABEL_SHIFT"
 
+    @property
+    def promised_risk(self) -> float | None:
+        """What P(chosen tier < label) is promised to stay within; None where nothing is, or a weighted loss."""
+        return self.alpha if self.proved and not self.severity else None
+
 
 UNPROVEN = Guarantee()
 
@@ -162,6 +167,12 @@ class Policy:
         # A mapping proxy does not pickle, and bulk labelling hands policies to other processes.
         values = (getattr(self, name) for name in self.__slots__)
         return Policy, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
+
+
+def promised_risks(policies: Mapping[str, Policy]) -> dict[str, float]:
+    """By name what each policy promises that its risk stays within; one that promises no risk is left out."""
+    risks = {name: policy.guarantee.promised_risk for name, policy in policies.items()}
+    return {name: risk for name, risk in risks.items() if risk is not None}
 
 
 @dataclass(frozen=True, slots=True)

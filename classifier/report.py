@@ -52,7 +52,7 @@ def analyse(traffic: Traffic, prices: Prices, *, top: int = 20) -> dict[str, Any
     units, unit = units_of(len(traffic), traffic.times)
     compared = compare(found, traffic.probabilities, units)
     policy = traffic.policy
-    promised = policy.guarantee.alpha if policy is not None and policy.guarantee.feasible else None
+    promised = None if policy is None else policy.guarantee.promised_risk
     measured = measure({s.name: s.choices for s in found}, traffic.at_least, traffic.at_most, units)
     enough = ROUTED in measured and measured[ROUTED].labels >= FEWEST_LABELS and not traffic.drawn_by_tier
     recommendation = recommend(compared, promised, measured[ROUTED].band if enough else None)

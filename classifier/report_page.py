@@ -14,6 +14,7 @@ from classifier.page import render
 from classifier.report import TITLES
 from classifier.savings import RANDOM, ROUTED, TODAY, dollars
 from classifier.types import TIERS
+from classifier.wording import guarantee_of
 
 
 def as_text(report: Mapping[str, Any]) -> str:
@@ -90,10 +91,10 @@ def _money(m: Mapping[str, Any]) -> dict[str, str]:
 def _strategy(s: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     routed = s["name"] == ROUTED
     itself = {"text": "–", "notes": []}
-    fit = report["policy"].get("guarantee", {})
+    promised = guarantee_of(report).promised_risk
     risk = _cell(s["risk"], _share)
-    if routed and fit.get("feasible"):
-        risk["notes"].append(f"promised {fit['alpha']:.0%} at most")
+    if routed and promised is not None:
+        risk["notes"].append(f"promised {promised:.0%} at most")
     return {
         "name": s["name"],
         "title": _title(s["name"]),
@@ -166,11 +167,11 @@ def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
         {"name": "expected risk", "value": _share(routed["risk"]["estimate"]),
          "note": f"frontier misses {_share(routed['frontier_misses']['estimate'])}"},
     ]  # fmt: skip
-    fit, measured = report["policy"].get("guarantee", {}), routed["measured"]
+    promised, measured = guarantee_of(report).promised_risk, routed["measured"]
     if measured is not None:
         cards.append({"name": "measured risk", "value": _band(measured), "note": _ends(measured["band"], _share)})
-    if fit.get("feasible"):
-        cards.append({"name": "promised risk", "value": _share(fit["alpha"]), "note": "at most"})
+    if promised is not None:
+        cards.append({"name": "promised risk", "value": _share(promised), "note": "at most"})
     span = report["span"]
     if span and span["days"] >= 7:
         month = {name: value * 30 / span["days"] for name, value in against["saving"].items()}

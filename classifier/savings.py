@@ -182,7 +182,7 @@ def recommend(
 
     Args:
         compared: from `compare`.
-        promised: the policy's alpha where it is feasible, else None.
+        promised: the risk that the policy promises to stay within; None where it promises none.
         measured: routing's risk as labels on this traffic measure it, where there are enough of them.
     """
     by_name = {c.name: c for c in compared}

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from classifier import labels
-from classifier.policy import Policy
+from classifier.policy import Guarantee, Policy
 from classifier.prices import Prices
 from classifier.savings import TODAY, Comparison, dollars
 from classifier.traffic import Traffic
@@ -23,27 +23,45 @@ def policy_facts(name: str, policy: Policy | None) -> dict[str, Any]:
     if policy is None:
         return {"name": name, "promise": "The file does not say what the policy promises."}
     fit, top = policy.guarantee, policy.top_tier_guarantee
-    if not fit.feasible:
-        promise = f"Policy {name} promises nothing: it was not fitted, or no threshold keeps its bound."
-    else:
-        confidence = f", with confidence {1 - fit.delta:.0%}" if fit.delta else ", on average over calibration sets"
-        promise = (
-            f"Policy {name} (threshold {policy.threshold:.3f}) sends at most {fit.alpha:.0%} of requests to too small "
-            f"a tier{confidence}, on traffic like the {fit.n:,} {fit.label} labels that it was fitted on, where it was "
-            f"{fit.empirical_risk:.1%} ({fit.method.replace('_', ' ').lower()}). "
-        )
-        promise += (
-            f"At most {top.alpha:.0%} of frontier requests go below frontier."
-            if top is not None and top.feasible
-            else "It promises nothing about frontier requests as such."
-        )
     return {
         "name": name,
         "threshold": policy.threshold,
         "guarantee": asdict(fit),
         "top_tier_guarantee": asdict(top) if top is not None else None,
-        "promise": promise,
+        "promise": _promise(name, policy),
     }
+
+
+def guarantee_of(report: Mapping[str, Any]) -> Guarantee:
+    """The guarantee of a report's policy; an unproven one where the file does not say."""
+    return Guarantee(**report["policy"].get("guarantee", {}))
+
+
+def _promise(name: str, policy: Policy) -> str:
+    fit, top = policy.guarantee, policy.top_tier_guarantee
+    if not fit.feasible:
+        return f"Policy {name} promises nothing: it was not fitted, or no threshold keeps its bound."
+    bound = f"sends at most {fit.alpha:.0%} of requests to too small a tier"
+    if fit.severity:
+        losses = ", ".join(f"{loss:g}" for loss in fit.severity)
+        bound = f"keeps the mean loss within {fit.alpha:.0%}, where 1, 2, 3 tiers too low lose {losses}"
+    threshold, method = f"threshold {policy.threshold:.3f}", fit.method.replace("_", " ").lower()
+    labels = f"the {fit.n:,} {fit.label} labels that it was fitted on"
+    if not fit.proved:
+        return (
+            f"Policy {name} ({threshold}) promises nothing. By an estimate it {bound}, if requests of each tier are "
+            f"like {labels} and only the shares of the tiers are others: an assumption, and no proof ({method})."
+        )
+    confidence = f"with confidence {1 - fit.delta:.0%}" if fit.delta else "on average over calibration sets"
+    frontier = (
+        f"At most {top.alpha:.0%} of frontier requests go below frontier."
+        if top is not None and top.proved
+        else "It promises nothing about frontier requests as such."
+    )
+    return (
+        f"Policy {name} ({threshold}) {bound}, {confidence}, on traffic like {labels}, where it was "
+        f"{fit.empirical_risk:.1%} ({method}). {frontier}"
+    )
 
 
 def risk_kinds(report: Mapping[str, Any], traffic: Traffic) -> list[dict[str, str]]:
@@ -160,7 +178,7 @@ def warnings(report: Mapping[str, Any], unpriced: Sequence[tuple[str, int]]) -> 
 
 def _risk_warnings(report: Mapping[str, Any]) -> list[str]:
     """Where two of the three numbers for risk contradict each other, and where labels are no picture of the traffic."""
-    promised, routed, found = report["policy"].get("guarantee", {}), report["strategies"][0], []
+    fit, routed, found = guarantee_of(report), report["strategies"][0], []
     expected, measured = routed["risk"], routed["measured"]
     kinds = {"expected": expected}
     if report["drawn_by_tier"]:
@@ -177,10 +195,14 @@ def _risk_warnings(report: Mapping[str, Any]) -> list[str]:
                 "expected number with them; recalibrate, and go by what was measured."
             )
     for kind, risk in kinds.items():
-        if promised.get("feasible") and risk["low"] > promised["alpha"]:
+        if fit.feasible and not fit.severity and risk["low"] > fit.alpha:
+            said, why = (
+                ("promised", "it is unlike what the policy was calibrated on")
+                if fit.proved
+                else ("estimated", "more has changed than the shares of the tiers")
+            )
             found.append(
-                f"The {kind} risk on this traffic, {risk['estimate']:.1%}, is above the promised "
-                f"{promised['alpha']:.0%}: it is unlike what the policy was calibrated on. Recalibrate on labelled "
-                "requests of your own (classifier sample, then python -m training calibrate)."
+                f"The {kind} risk on this traffic, {risk['estimate']:.1%}, is above the {said} {fit.alpha:.0%}: {why}. "
+                "Recalibrate on labelled requests of your own (classifier sample, then python -m training calibrate)."
             )
     return found

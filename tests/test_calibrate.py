@@ -408,7 +408,7 @@ def test_a_top_tier_that_takes_too_much_traffic_is_infeasible_in_practice():
 
 
 def test_a_prior_shift_is_an_estimate_and_says_so(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
-    """Unlabelled traffic moves the thresholds under a printed assumption, and the method says LABEL_SHIFT."""
+    """Unlabelled traffic moves the thresholds under a printed assumption; method and card say what they are."""
     hard = [
         row | {"tier": None} for row in map(json.loads, rows_path.read_text().splitlines()) if row["tier"] in NAMES[2:]
     ]
@@ -417,6 +417,9 @@ def test_a_prior_shift_is_an_estimate_and_says_so(tiny_bundle_path: Path, rows_p
     moved = calibrate(tiny_bundle_path, [rows_path], tmp_path / "moved", policies=ALPHAS, prior_shift=[traffic])
     assert {p["guarantee"]["method"] for p in moved["policies"]} == {"LABEL_SHIFT"}
     assert any("not a proof" in note for note in moved["notes"])
+    card = (tmp_path / "moved" / "README.md").read_text(encoding="utf-8")
+    assert "| balanced | none; risk <= 0.1 is an estimate, if only the tier shares changed | label shift |" in card
+    assert "| balanced | risk <= 0.1 |" in (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
     for before, after in zip(plain["policies"], moved["policies"], strict=True):
         assert after["threshold"] > before["threshold"]
 
@@ -638,7 +641,7 @@ def test_the_command_writes_bundle_and_report(tiny_bundle_path: Path, rows_path:
         ],
     )
     assert result.exit_code == 0, result.output
-    assert "| tight | risk <= 0.08 at 90% | hoeffding bentkus |" in result.stdout
+    assert "| tight | weighted loss <= 0.08 at 90% | hoeffding bentkus |" in result.stdout
     assert re.search(r"\| [0-9.]+ \| [0-9/ ]+ % \| \d+% of \d+ \|", result.stdout)
     report = json.loads((tmp_path / "r.json").read_text())
     assert f"bundle {report['bundle']['version']}" in result.stdout

@@ -91,14 +91,19 @@ def test_a_broken_promise_is_told_from_bad_luck():
     assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
 
 
+PROMISE = Guarantee(alpha=0.1, method="CONFORMAL_RISK_CONTROL", n=500, bound=0.1, feasible=True)
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """A bundle with a reference of 500 rows and a promise of .1."""
-    promise = Guarantee(alpha=0.1, method="CONFORMAL_RISK_CONTROL", n=500, bound=0.1, feasible=True)
-    made = tiny_bundle(
-        tmp_path_factory.mktemp("drift") / "b",
-        policies=(Policy(name="balanced", threshold=0.7, guarantee=promise),),
-    )
+    return referenced(tmp_path_factory.mktemp("drift"), PROMISE)
+
+
+def referenced(folder, guarantee):
+    """A bundle with a reference of 500 rows and a policy with this guarantee."""
+    policy = Policy(name="balanced", threshold=0.7, guarantee=guarantee)
+    made = tiny_bundle(folder / "b", policies=(policy,))
     reference = reference_distributions(*traffic(np.random.default_rng(4), 500))
     staged = made.path.parent / "staged"
     staged.mkdir()
@@ -158,6 +163,15 @@ async def test_the_command_raises_an_alarm(bundle, tmp_path, capsys, failures, c
         cli.main(["feedback", "drift", "--feedback-url", url, "--bundle", str(bundle.path)])
     assert ended.value.code == 3
     assert alarm in capsys.readouterr().err
+
+
+async def test_an_estimate_is_no_promise_that_could_be_broken(tmp_path):
+    """A policy by estimated tier shares raises no alarm about a promise, however many failures are reported."""
+    url = f"sqlite:///{tmp_path}/f.db"
+    estimated = referenced(tmp_path, dataclasses.replace(PROMISE, method="LABEL_SHIFT"))
+    await filled(url, estimated, failures=90)
+    done = run(url, estimated, "--json")
+    assert (done.exit_code, json.loads(done.stdout)["failures"]) == (0, {})
 
 
 def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier import charts
-from classifier.policy import Policy
+from classifier.policy import Guarantee, Policy
 from classifier.types import Request, Tier
 from tests.tiny import WORDS, tiny_bundle
 from training import evaluation_run, rivals
@@ -151,6 +151,30 @@ def test_routers_side_by_side():
     assert blind["cost"][0] == pytest.approx(ours["cost"][0])
     assert blind["risk"][0] > ours["risk"][0]
     assert blind["risk"][0] == pytest.approx(found["policies"]["p"]["random_router_risk"], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alpha", "told"),
+    [
+        ({}, 0.1, "10.0%"),
+        ({"method": "LABEL_SHIFT"}, None, "none; 10.0% is an estimate, if only the tier shares changed"),
+        ({"severity": (0.5, 1, 1)}, None, "10.0% of a weighted loss"),
+        ({"feasible": False}, None, "none"),
+    ],
+    ids=["proved", "estimated", "weighted", "infeasible"],
+)
+def test_the_table_of_policies_says_what_is_promised(report, monkeypatch, changes, alpha, told):
+    """Only a proved share of requests is a promised risk that rows can break; the page tells an estimate from one."""
+    monkeypatch.setattr(charts, "draw", lambda *_, **__: "data:,")
+    fit = {"alpha": 0.1, "method": "CONFORMAL_RISK_CONTROL", "n": 300, "bound": 0.1, "feasible": True, **changes}
+    policy = Policy(name="p", threshold=0.01, guarantee=Guarantee(**fit))
+    rows = [parse_row({"prompt": f"p{i}", "tier": "frontier"}, "s") for i in range(40)]
+    shares = np.tile(np.array([0.7, 0.1, 0.1, 0.1], dtype=np.float32), (40, 1))
+    found = detail(rows, np.full(40, 3), shares, {"p": policy}, "p", prices=PRICES)
+    assert found["policies"]["p"]["alpha"] == alpha
+    text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
+    assert f">{told}<" in text
+    assert ("Policy p promises a risk of at most 10.0%" in text) is (alpha is not None)
 
 
 def test_risk_falls_and_cost_rises_with_the_threshold(report):

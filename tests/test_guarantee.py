@@ -115,6 +115,18 @@ def test_an_estimate_is_tested_as_an_estimate():
     assert promise_p_value(shifted, 0.1, 300, 45) == pytest.approx(stats.binom.sf(44, 300, 0.1))
 
 
+def test_a_refuted_estimate_is_no_broken_promise(tiny_bundle_path: Path, tmp_path: Path):
+    """Thresholds by --prior-shift are tested on fresh rows like the others, and told to be an estimate throughout."""
+    rows = write_rows(tmp_path / "rows.jsonl", 800, seed=1)
+    calibrate(tiny_bundle_path, [rows], tmp_path / "moved", policies={"balanced": 0.1}, prior_shift=[rows])
+    hard = harder(tmp_path / "hard.jsonl", 400)
+    done = CliRunner().invoke(command, ["--bundle", str(tmp_path / "moved"), "--data", str(hard)])
+    assert "| balanced | none; estimated <= 0.1 | 400 |" in done.stdout
+    assert "balanced: an estimate that assumes that only the tier shares changed, no promise." in done.stdout
+    assert isinstance(done.exception, GateNotMet)
+    assert "balanced: the estimate does not hold on these rows" in str(done.exception)
+
+
 def test_the_top_tiers_promise_is_checked_too(tiny_bundle_path: Path, tmp_path: Path):
     """A promise about frontier requests has a line of its own, counted on frontier rows alone."""
     rows = write_rows(tmp_path / "rows.jsonl", 1600, seed=11)

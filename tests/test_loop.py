@@ -28,7 +28,12 @@ PROMISE = Guarantee(alpha=0.1, method="CONFORMAL_RISK_CONTROL", n=200, bound=0.1
 @pytest.fixture
 def options(tmp_path) -> Options:
     """A registry whose current bundle a round promoted, and no store yet."""
-    policies = (Policy("balanced", 0.7, guarantee=PROMISE),)
+    return promoted(tmp_path, PROMISE)
+
+
+def promoted(tmp_path: Path, guarantee: Guarantee) -> Options:
+    """The same, where the policy has this guarantee."""
+    policies = (Policy("balanced", 0.7, guarantee=guarantee),)
     registry = Registry(tmp_path / "registry", clock=lambda: 500.0)
     for i, scale in enumerate((6.0, 5.0)):
         tiny_bundle(tmp_path / f"bundle-{i}", scale=scale, policies=policies)
@@ -72,6 +77,13 @@ def test_bundle_that_keeps_its_promise_stays(options, fields, promote):
     fill(options, 300, **{"audits": 0.0, **fields})
     assert tick(replace(options, promote=promote, min_outcomes=1000))["decision"] == "wait"
     assert Registry(options.registry).resolve("current") == before
+
+
+def test_bundle_by_an_estimate_has_no_promise_to_break(tmp_path):
+    """No rollback for failures where the thresholds are an estimate under an assumption."""
+    options = promoted(tmp_path, replace(PROMISE, method="LABEL_SHIFT"))
+    fill(options, 300, audits=0.0, failing=0.5)
+    assert tick(replace(options, min_outcomes=1000))["decision"] == "wait"
 
 
 def test_what_a_person_promoted_is_not_rolled_back(options, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from classifier.policy import (
     decide,
     exploration,
     float32_up,
+    promised_risks,
 )
 from classifier.policy_file import policies_from_json, policies_to_json
 from classifier.types import TIERS, Reason, Tier
@@ -341,6 +343,18 @@ def test_a_guarantee_out_of_range_cannot_be_made(fields: dict):
     """A guarantee names a known method and numbers in range; a feasible one is proved and has an alpha."""
     with pytest.raises(ValueError, match=r"expected|feasible"):
         Guarantee(**fields)
+
+
+def test_a_risk_is_promised_by_a_proof_about_shares_of_requests_only():
+    """No risk is promised by an estimate, by what is infeasible or was never fitted, or where a loss is weighted."""
+    others = {
+        "estimated": Guarantee(0.1, 0, "LABEL_SHIFT", n=500, bound=0.1, feasible=True),
+        "infeasible": Guarantee(0.01, 0, "CLOPPER_PEARSON", n=20),
+        "never fitted": Guarantee(),
+        "weighted": replace(PROVED, severity=(0.5, 1, 1)),
+    }
+    policies = {name: Policy(name, 0.7, guarantee=guarantee) for name, guarantee in others.items()}
+    assert promised_risks(policies | {"balanced": Policy("balanced", 0.7, guarantee=PROVED)}) == {"balanced": 0.1}
 
 
 def test_two_policies_of_one_name_cannot_be_written():

@@ -19,7 +19,7 @@ from classifier import annotate, cli, columns, labels, measured, page, sampling,
 from classifier import labelled as labelled_module
 from classifier import prices as prices_module
 from classifier.errors import InputError
-from classifier.policy import Policy
+from classifier.policy import Guarantee, Policy
 from classifier.traffic import read_traffic
 from tests.labelled_support import labelled_row, traffic, write_labelled
 
@@ -84,6 +84,34 @@ def test_a_policy_without_a_guarantee_promises_nothing(tmp_path):
     """It is said, and the recommendation rests on what is expected here."""
     path = write_labelled(tmp_path / "l.parquet", traffic(), policy=Policy(name="mine", threshold=0.7))
     assert numbers(path)["policy"]["promise"].startswith("Policy mine promises nothing")
+
+
+def test_an_estimate_is_told_from_a_promise(tmp_path):
+    """Thresholds by estimated tier shares promise nothing: text, page, warnings and recommendation say so."""
+    shifted = Guarantee(0.1, 0.0, "LABEL_SHIFT", "RUBRIC", 948, 0.098, 0.099, feasible=True)
+    rows = [row | {"tier": "frontier" if i % 4 == 0 else "simple"} for i, row in enumerate(traffic())]
+    path = write_labelled(tmp_path / "l.parquet", rows, policy=Policy("moved", 0.7, guarantee=shifted))
+    found, page = numbers(path), tmp_path / "page.html"
+    says = found["policy"]["promise"]
+    assert says.startswith("Policy moved (threshold 0.700) promises nothing. By an estimate it sends at most 10% of")
+    assert says.endswith("only the shares of the tiers are others: an assumption, and no proof (label shift).")
+    assert any("above the estimated 10%: more has changed than the shares" in line for line in found["warnings"])
+    assert "promise" not in json.dumps(found["recommendation"])
+    run(path, "-o", page)
+    assert "promises nothing. By an estimate" in page.read_text()
+    assert not re.search(r"promised risk|promised 10%", page.read_text())
+
+
+def test_a_weighted_loss_is_told_from_a_risk(tmp_path):
+    """Where misses are weighted by severity the sentence says what is bounded, and no share is judged by it."""
+    fit = Guarantee(0.1, n=948, method="CONFORMAL_RISK_CONTROL", bound=0.1, feasible=True, severity=(0.5, 1, 1))
+    rows = [row | {"tier": "frontier" if i % 4 == 0 else "simple"} for i, row in enumerate(traffic())]
+    path = write_labelled(tmp_path / "l.parquet", rows, policy=Policy("mild", 0.7, guarantee=fit))
+    found = numbers(path)
+    says = found["policy"]["promise"]
+    assert "keeps the mean loss within 10%, where 1, 2, 3 tiers too low lose 0.5, 1, 1, on average" in says
+    assert not any("is above the promised" in line for line in found["warnings"])
+    assert "promise" not in json.dumps(found["recommendation"])
 
 
 def test_lines_and_tables_give_the_same_report(tmp_path):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from classifier.calibration import Calibration
 from classifier.metrics import Interval, bootstrap_interval, calibration_error, tier_shares
-from classifier.policy import Policy, choose_many
+from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
@@ -251,14 +251,13 @@ def as_text(report: Mapping[str, Any]) -> str:
         "|---|---|---|---:|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
     for entry in report["policies"]:
-        fit, measured, old = entry["guarantee"], entry["measured"], entry["before"]
-        confidence = f" at {1 - fit['delta']:.0%}" if fit["delta"] else ""
+        fit, measured, old = Guarantee(**entry["guarantee"]), entry["measured"], entry["before"]
         shares = " / ".join(f"{100 * s:.0f}" for s in measured["shares"])
         saved = measured["saving_over_constant_router"]
         lines.append(
-            f"| {entry['name']} | risk <= {fit['alpha']:g}{confidence} | {fit['method'].lower().replace('_', ' ')} | "
-            + (f"{entry['threshold']:.4f}" if fit["feasible"] else "infeasible: always frontier")
-            + f" | {fit['empirical_risk']:.3f} | {fit['bound']:.3f} | {measured['random_router_risk']:.3f} "
+            f"| {entry['name']} | {_promise(fit)} | {fit.method.lower().replace('_', ' ')} | "
+            + (f"{entry['threshold']:.4f}" if fit.feasible else "infeasible: always frontier")
+            + f" | {fit.empirical_risk:.3f} | {fit.bound:.3f} | {measured['random_router_risk']:.3f} "
             + f"| {shares} % | "
             + _missed(measured)
             + (f"{old['cost']:.2f}" if old else "-")
@@ -272,6 +271,13 @@ def as_text(report: Mapping[str, Any]) -> str:
         ]
     lines += ["", *(f"- {note}" for note in report["notes"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _promise(fit: Guarantee) -> str:
+    bound = f"{'weighted loss' if fit.severity else 'risk'} <= {fit.alpha:g}"
+    bound += f" at {1 - fit.delta:.0%}" if fit.delta else ""
+    estimated = fit.feasible and not fit.proved
+    return f"none; {bound} is an estimate, if only the tier shares changed" if estimated else bound
 
 
 def _missed(measured: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.metrics import bootstrap_interval, tier_shares
-from classifier.policy import Policy, choose_many
+from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_report import constant_cost, random_risk, reliability, under
 from training.corpus import Row
@@ -94,12 +94,21 @@ def _policy(
     risk = float(under(chosen, truth).mean())
     return _choice(chosen, labels, prices) | {
         "threshold": policy.threshold,
-        "alpha": fit.alpha if fit.feasible else None,
+        "alpha": fit.promised_risk,
+        "promise": _promise(fit),
         "grouped": policy.group_by,
         "shares": list(tier_shares(chosen)),
         "random_router_risk": random_risk(tier_shares(chosen), truth),
         "constant_router_cost": constant_cost(risk, truth, prices),
     }
+
+
+def _promise(fit: Guarantee) -> str:
+    """What is promised of the risk, for a table's cell."""
+    if not fit.feasible:
+        return "none"
+    bound = f"{fit.alpha:.1%}" + (" of a weighted loss" if fit.severity else "")
+    return bound if fit.proved else f"none; {bound} is an estimate, if only the tier shares changed"
 
 
 def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _router(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
 def _policy(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return _router(name, row) | {
         "threshold": f"{row['threshold']:.4f}",
-        "promise": "none" if row["alpha"] is None else _percent(row["alpha"]),
+        "promise": row["promise"],
         "broken": row["alpha"] is not None and row["risk"][1] > row["alpha"],
         "shares": " / ".join(f"{100 * share:.0f}" for share in row["shares"]),
         "random": _percent(row["random_router_risk"]),

@@ -180,9 +180,10 @@ def command(
     if missing and not made and "policies" not in found:
         raise InputError("none of the tables could be made of these rows")
     click.echo(json.dumps(finite(found), indent=1) if as_json else as_text(found))
-    refuted = sorted({e["name"] for e in found.get("policies", []) if e["refuted"]})
+    refuted = [e for e in found.get("policies", []) if e["refuted"]]
     if refuted:
+        estimated = all(e["what"] == promise_test.ESTIMATED for e in refuted)
         raise GateNotMet(
-            f"{', '.join(refuted)}: the promise does not hold on these rows; recalibrate on rows like them with "
-            "'python -m training calibrate'"
+            f"{', '.join(sorted({e['name'] for e in refuted}))}: the {'estimate' if estimated else 'promise'} does not "
+            "hold on these rows; recalibrate on rows like them with 'python -m training calibrate'"
         )

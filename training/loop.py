@@ -33,6 +33,7 @@ from classifier.drift import MAX_INDEX, drift_report
 from classifier.errors import Busy, ClassifierError, GateNotMet
 from classifier.exports import export_row
 from classifier.ledger import Ledger
+from classifier.policy import promised_risks
 from classifier.registry import Event, Registry
 from classifier.settings import default_feedback_url, state_folder
 from training.retrain import OWN_DATA, RECIPES, Options, lock_path, retrain
@@ -84,7 +85,7 @@ def drift_alarms(options: Options) -> list[str]:
     bundle = read_bundle(registry.fetch("current"))
     if not bundle.reference.get("n"):
         return []
-    promised = {name: p.guarantee.alpha for name, p in bundle.policies.items() if not p.guarantee.severity}
+    promised = promised_risks(bundle.policies)
     rows = decisions_of(options, bundle.version, took_over(registry, bundle.version).at)
     alarms: list[str] = drift_report(rows, bundle.reference, promised, max_index=MAX_INDEX)["alarms"]
     return alarms
@@ -110,11 +111,7 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         return None
     with only_one(lock_path(options)):
         bundle = read_bundle(registry.fetch(current))
-        tests = {
-            name: SequentialTest(policy.guarantee.alpha)
-            for name, policy in bundle.policies.items()
-            if policy.guarantee.feasible and not policy.guarantee.severity
-        }
+        tests = {name: SequentialTest(risk) for name, risk in promised_risks(bundle.policies).items()}
         for row in decisions_of(options, current, took_over(registry, current).at):
             if not row["guaranteed"] or row["policy"] not in tests or row["served_tier"] not in (None, row["tier"]):
                 continue

@@ -28,13 +28,15 @@ from training.policy_fit import chosen_by
 from training.risk_control import SHIFTED, allowed_loss, binomial_p_value
 
 SIGNIFICANCE = 0.05
+ESTIMATED = "estimated risk"
+"""What is tested of a policy that promises nothing, but has a threshold by an estimate of the new tier shares."""
 
 
 def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, Any]:
-    """Each feasible promise of a bundle beside the misses on fresh rows.
+    """Each promise of a bundle, and each estimate that promises nothing, beside the misses on fresh rows.
 
-    A promise is *refuted* where so many misses would be seen with probability below 5 %, shared out over the
-    promises, if the rows were like the calibration set. Else the interval says how much they could have shown.
+    One is *refuted* where so many misses would be seen with probability below 5 %, shared out over all of them, if the
+    rows were like the calibration set. Else the interval says how much they could have shown.
 
     Args:
         engine: of the bundle to check.
@@ -42,19 +44,19 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         seed: of those draws.
 
     Returns:
-        `policies`: for each promise its name, `what` ("risk" or "frontier misses"), alpha, n, not_covered (rows of
-        groups for which nothing is promised), risk with its exact 95 % interval, p_value and refuted; `left_out`: names
-        of policies whose promise is a weighted loss, which counting misses cannot test.
+        `policies`: for each its name, `what` ("risk", "frontier misses", or `ESTIMATED`), alpha, n, not_covered (rows
+        of groups for which nothing is promised), risk with its exact 95 % interval, p_value and refuted; `left_out`:
+        names of policies whose alpha bounds a weighted loss, which counting misses cannot test.
 
     Raises:
         InputError: no policy is feasible, the labels are of the other kind, no row is covered, or the bundle's map or
             thresholds were fitted on some of the rows.
     """
     feasible = {name: p for name, p in engine.policies.items() if p.guarantee.feasible}
-    promised = {name: p for name, p in feasible.items() if not p.guarantee.severity}
-    if not promised:
+    counted = {name: p for name, p in feasible.items() if not p.guarantee.severity}
+    if not counted:
         raise InputError("the bundle promises nothing that can be checked; run 'python -m training calibrate' first")
-    labels = {p.guarantee.label for p in promised.values()}
+    labels = {p.guarantee.label for p in counted.values()}
     if labels != {rows.label}:
         raise InputError(f"the bundle promises about {sorted(labels)} labels, the rows carry {rows.label} labels")
     if not len(rows):
@@ -68,13 +70,12 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         )
     probabilities, truth = engine.bundle.calibration.apply(rows.logits), rows.drawn(seed).labels.argmax(axis=1)
     entries = []
-    for name, policy in promised.items():
+    for name, policy in counted.items():
         chosen, kept = chosen_by(policy, probabilities, rows), covered(policy, rows)
-        entries.append(
-            _entry(name, "risk", policy.guarantee, policy.epsilon, (chosen < truth)[kept], int((~kept).sum()))
-        )
+        what = "risk" if policy.guarantee.proved else ESTIMATED
+        entries.append(_entry(name, what, policy.guarantee, policy.epsilon, (chosen < truth)[kept], int((~kept).sum())))
         top = policy.top_tier_guarantee
-        if top is not None and top.feasible and policy.top_tier_threshold and (truth == len(TIERS) - 1).any():
+        if top is not None and top.proved and policy.top_tier_threshold and (truth == len(TIERS) - 1).any():
             missed = (chosen < truth)[truth == len(TIERS) - 1]
             entries.append(_entry(name, "frontier misses", top, policy.epsilon, missed, 0))
     if not any(entry["n"] for entry in entries):
@@ -85,7 +86,7 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         "label": rows.label,
         "bundle_version": engine.bundle_version,
         "policies": entries,
-        "left_out": sorted(set(feasible) - set(promised)),
+        "left_out": sorted(set(feasible) - set(counted)),
     }
 
 
@@ -140,16 +141,20 @@ def as_text(found: Mapping[str, Any]) -> str:
     """A Markdown table of `check`."""
     lines = ["| policy | promise | rows | seen | 95 % interval | verdict |", "|---|---:|---:|---:|---|---|"]
     for e in found["policies"]:
+        promise = f"{'none; estimated ' if e['what'] == ESTIMATED else ''}<= {e['alpha']:g}"
         if not e["n"]:
-            lines.append(f"| {e['name']} | <= {e['alpha']:g} | 0 | - | - | no row is of a group that it covers |")
+            lines.append(f"| {e['name']} | {promise} | 0 | - | - | no row is of a group that it covers |")
             continue
-        what = "" if e["what"] == "risk" else f", {e['what']}"
+        what = f", {e['what']}" if e["what"] == "frontier misses" else ""
         lines.append(
-            f"| {e['name']}{what} | <= {e['alpha']:g} | {e['n']} | {e['risk']:.3f} | {e['low']:.3f} to {e['high']:.3f} "
+            f"| {e['name']}{what} | {promise} | {e['n']} | {e['risk']:.3f} | {e['low']:.3f} to {e['high']:.3f} "
             f"| {'refuted' if e['refuted'] else 'not refuted'} (p = {e['p_value']:.3f}) |"
         )
     outside = max(e["not_covered"] for e in found["policies"])
     notes = [f"{outside} rows are of groups for which nothing is promised."] if outside else []
     if found["left_out"]:
-        notes.append(f"{', '.join(found['left_out'])}: a weighted loss is promised, which counting misses cannot test.")
+        names = ", ".join(found["left_out"])
+        notes.append(f"{names}: what is bounded is a weighted loss, which counting misses cannot test.")
+    if estimated := [e["name"] for e in found["policies"] if e["what"] == ESTIMATED]:
+        notes.append(f"{', '.join(estimated)}: an estimate that assumes that only the tier shares changed, no promise.")
     return "\n".join([*lines, *([""] if notes else []), *notes])

@@ -139,18 +139,17 @@ def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_in
     from classifier.errors import GateNotMet, InputError
     from classifier.exports import export_row
     from classifier.ledger import Ledger
+    from classifier.policy import promised_risks
 
     read = read_bundle(bundle or SHIPPED)
     if not read.reference.get("n"):
         raise InputError(
             f"{read.path}: its reference.json is empty, so there is nothing to compare with; export it again"
         )
-    # Where misses are weighted by severity, alpha bounds a loss and not a share of failures.
-    promised = {name: p.guarantee.alpha for name, p in read.policies.items() if not p.guarantee.severity}
     with contextlib.closing(Database(url)) as database:
         rows = Ledger(database).rows(_moment(since, 0.0), _moment(until, float("inf")))
         mine = (export_row(row) for row in rows if row["bundle_version"] == read.version)
-        found = drift_report(mine, read.reference, promised, max_index=max_index)
+        found = drift_report(mine, read.reference, promised_risks(read.policies), max_index=max_index)
     if not found["n"]:
         raise InputError(f"no decisions of bundle {read.version} in that time; choose another --since or --bundle")
     if as_json:
