@@ -19,7 +19,7 @@ from classifier.labelled import COLUMNS, manifest_path, open_labelled
 from classifier.labelling import EngineAnswers
 from classifier.readers import Selection
 from classifier.runs import Options
-from classifier.testing import FakeEngine
+from classifier.testing import FakeEngine, fake_server
 from classifier.types import Request, Tier
 from tests.bulk_support import FakeMaker, prompts, write_lines
 
@@ -319,6 +319,17 @@ def test_a_dry_run_writes_nothing(log, tiny_bundle_path, tmp_path):
         1000,
     )
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_variables_of_other_commands_contradict_nothing(log, tiny_bundle_path, tmp_path, monkeypatch):
+    """CLASSIFIER_TOKEN without --address and CLASSIFIER_BUNDLE beside it are left alone: only flags contradict."""
+    monkeypatch.setenv("CLASSIFIER_TOKEN", "x" * 20)
+    monkeypatch.setenv("CLASSIFIER_BUNDLE", str(tiny_bundle_path))
+    done = run(log, "-o", tmp_path / "out.parquet", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    with fake_server() as address:
+        done = run(log, "-o", tmp_path / "out.parquet", "--dry-run", "--json", "--address", address)
+    assert json.loads(done.stdout)["bundle_version"] == "fake000000000000"
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,13 @@ def test_a_whole_request_is_read_from_a_file_and_routed(tiny_bundle_path, tmp_pa
     assert (kept["tier"], kept["route"], kept["reason"], kept["guaranteed"]) == ("complex", "home", "ROUTE", False)
 
 
+def test_a_request_that_is_nested_too_deeply_is_told(tmp_path):
+    """A file that no reader can open is an error of one line, no traceback."""
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    done = run("--request", tmp_path / "deep.json")
+    assert "deep.json: is not JSON (RecursionError)" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -87,7 +87,7 @@ def _request(text: str | None, path: str | None, fields: dict[str, Any]) -> Requ
         row = json.loads(Path(path).read_bytes() if read is None else read)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a file with one JSON object") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({type(error).__name__}); give one object with messages") from None
     if not isinstance(row, dict):
         raise InputError(f"{path}: expected one JSON object with messages, found a {type(row).__name__}")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from classifier.answering import Maker
@@ -85,9 +86,12 @@ def command(
 
     if not 0 < share <= 1:
         raise click.UsageError(f"--sample: expected a share above 0 and at most 1, found {share:g}")
-    if address and bundle:
+    # Their variables may stand in the environment for other commands, and contradict nothing.
+    source = click.get_current_context().get_parameter_source
+    given_bundle, given_token = (source(name) is ParameterSource.COMMANDLINE for name in ("bundle", "token"))
+    if address and given_bundle:
         raise click.UsageError("--bundle runs the model here and --address asks a server; give one of them")
-    if not address and (token or tls_ca):
+    if not address and (given_token or tls_ca):
         raise click.UsageError("--token and --tls-ca go with --address")
     if engine == "ray" and (address or dry_run):
         raise click.UsageError("--engine ray goes without --address and --dry-run")
