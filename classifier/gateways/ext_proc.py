@@ -168,7 +168,7 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         response = _common(told)
         response.clear_route_cache = True
         if self._settings.rewrite_body and answer.route and body is not None:
-            text = json.dumps({**body, "model": answer.route}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            text = _encoded({**body, "model": answer.route})
             response.body_mutation.body = text
             response.header_mutation.set_headers.append(_header("content-length", str(len(text))))
         return pb.ProcessingResponse(request_body=pb.BodyResponse(response=response))
@@ -204,6 +204,14 @@ def _parsed(raw: bytes, limit: int) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("body", "is not an object")
     return body
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """A body as JSON; all but ASCII is escaped where it holds half a character, which UTF-8 cannot."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(body).encode()
 
 
 def _headers(message: Any) -> dict[str, str]:
@@ -301,6 +309,9 @@ def run(settings: ExtProcSettings) -> None:
     if settings.server_token_file:
         try:
             token = Path(settings.server_token_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(f"--server-token-file {error.filename}: {error.strerror}; give its file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "is no text"
+            raise SettingsError(f"--server-token-file {settings.server_token_file}: {why}; give its file") from None
+        if not token:
+            raise SettingsError(f"--server-token-file {settings.server_token_file}: holds no token")
     asyncio.run(_serve(settings, table, token))

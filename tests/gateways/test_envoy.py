@@ -7,10 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from classifier import Client, Outcome
+from classifier.errors import SettingsError
+from classifier.fallback import Answer
+from classifier.gateways.ext_proc import ExtProcSettings, Processor, run
 from classifier.types import Cause, Source, Tier, Verdict
 from tests.gateways.support import (
     ROOT,
@@ -144,6 +148,26 @@ def test_a_body_of_anthropic_is_read(gateway: Gateway) -> None:
     body = {"model": "auto", "system": "Be brief.", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
     _, headers, _ = gateway.ask(body, "/v1/messages")
     assert headers["x-classifier-tier"] == "frontier"
+
+
+def test_a_body_that_is_rewritten_stays_readable() -> None:
+    """Half a character, which JSON can escape and UTF-8 cannot hold, reaches the upstream as the caller wrote it."""
+    told = ExtProcSettings(routes="routing.toml", rewrite_body=True)
+    processor = Processor(SimpleNamespace(report_outcome=None), told, None)
+    body = {"model": "auto", "messages": [{"role": "user", "content": "é \ud83d"}]}
+    mutation = processor._routed(Answer(Tier.SIMPLE, None, "", "small"), body).request_body.response.body_mutation
+    assert json.loads(mutation.body.decode("utf-8")) == body | {"model": "small"}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"\xff", "is no text"), (b" \n", "holds no token"), (None, "No such file")]
+)
+def test_a_token_file_that_holds_none_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+    """It is said at the start: else the server would turn every request down, and each would fall back."""
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
+    with pytest.raises(SettingsError, match=f"token: {why}"):
+        run(ExtProcSettings(server_token_file=str(tmp_path / "token")))
 
 
 def test_forged_headers_are_removed(gateway: Gateway) -> None:
