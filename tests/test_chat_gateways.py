@@ -21,6 +21,7 @@ from classifier.types import Cause, Tier
 
 ASKED = [{"role": "user", "content": "refactor it"}]
 OPENAI = [*ASKED, {"role": "assistant", "content": None}, {"role": "tool", "content": "ok"}]
+RESPONSES = [*ASKED, {"type": "function_call", "name": "f"}, {"type": "function_call_output", "output": "ok"}]
 ANTHROPIC = [*ASKED, {"role": "user", "content": [{"type": "tool_result", "content": "ok"}]}]
 
 
@@ -40,7 +41,7 @@ def test_restricted_once_is_restricted(trusted: dict, asked: dict, header: str |
     assert is_restricted(labels_of(asked, trusted, data=header)) is expected
 
 
-@pytest.mark.parametrize("loop", [OPENAI, ANTHROPIC], ids=["openai", "anthropic"])
+@pytest.mark.parametrize("loop", [OPENAI, ANTHROPIC, RESPONSES], ids=["openai", "anthropic", "responses"])
 def test_a_tool_loop_is_recognised_by_what_began_it(loop: list) -> None:
     """Every request of a loop has the name of the one that began it; other callers and other words have another."""
     assert tool_loop(loop, "key") == loop_start(ASKED, "key") != ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from classifier.gateways.judging import Escalated, escalate, judged
@@ -29,6 +30,12 @@ async def test_one_no_is_a_no_and_silence_is_no_verdict(said, verdict, awaited):
     """False wins over True, True over no opinion; validators may be coroutines."""
     validators = [lambda data, answer, v=v: later(v) if awaited else v for v in said]
     assert await judged(validators, {}, "an answer") is verdict
+
+
+async def test_a_comparison_of_numpys_scores_is_a_verdict():
+    """A score of numpy's above or below a limit is a yes or a no like Python's own."""
+    assert await judged([lambda *_: np.float64(0.2) > 0.5], {}, "x") is False
+    assert await judged([lambda *_: np.float64(0.7) > 0.5], {}, "x") is True
 
 
 async def test_a_validator_that_fails_has_no_opinion():

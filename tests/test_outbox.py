@@ -57,6 +57,16 @@ async def test_what_is_refused_is_not_sent_again(error):
     assert box.counts == {"outcomes_refused": 1, "outcomes_sent": 1}
 
 
+async def test_a_fault_in_sending_loses_one_outcome_and_not_the_line():
+    """What nobody expected to be raised costs the outcome that it was raised for, and is counted."""
+    server = Server(RuntimeError("a fault"))
+    box = server.outbox()
+    box.put(outcome(0))
+    box.put(outcome(1))
+    await box.drain(60)
+    assert (server.taken, box.counts) == (["o1"], {"outcomes_lost": 1, "outcomes_sent": 1})
+
+
 async def test_a_long_outage_loses_outcomes_one_by_one_and_counts_them():
     """After about a minute one is given up; the next is tried as often."""
     server = Server(*[ServerUnreachable("x")] * ATTEMPTS)

@@ -110,6 +110,8 @@ def _is_result(message: Any) -> bool:
         return False
     if message.get("role") in {"tool", "function"}:
         return True
+    if message.get("role") is None and str(message.get("type", "")).endswith(("_output", "_result")):
+        return True  # an item of OpenAI's responses
     return any(isinstance(p, Mapping) and str(p.get("type", "")).endswith("tool_result") for p in _parts(message))
 
 

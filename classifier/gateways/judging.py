@@ -48,12 +48,13 @@ async def judged(validators: Sequence[Validator], data: Mapping[str, Any], answe
         try:
             said = validator(data, answer)
             said = await said if inspect.isawaitable(said) else said
+            opinion = None if said is None else bool(said)  # numpy's bool is what a comparison of its scores gives
         except Exception:
             _log.exception("a validator failed; it has no opinion")
             continue
-        if said is False:
+        if opinion is False:
             return False
-        verdict = True if said else verdict
+        verdict = True if opinion else verdict
     return verdict
 
 

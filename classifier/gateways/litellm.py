@@ -4,7 +4,8 @@
     hook = ClassifierHook("127.0.0.1:50051", routes="routing.toml")
 
 Before a call the hook asks for the tier and writes the table's model into the request. After it, validators may judge
-the answer: one that is not good enough is asked again a tier higher, but for a stream, which its caller has already.
+the answer: a chat completion that is not good enough is asked again a tier higher, but for a stream, which its caller
+has already.
 What judges say is QUALITY; what follows an exception is AVAILABILITY, CONTEXT_WINDOW or POLICY; a plain success is no
 verdict. Outcomes are sent behind the request's back.
 
@@ -44,6 +45,8 @@ from classifier.types import Cause, Outcome, Source, Tier, Verdict
 __all__ = ["ClassifierHook", "ComplexityClassifier", "Refused"]
 
 CALLS = frozenset({"completion", "acompletion", "anthropic_messages", "aresponses", "responses"})
+_CHATS = frozenset({"completion", "acompletion"})
+"""Calls whose answers are chat completions, the shape of what is asked for again."""
 REMEMBERED = 10_000
 DRAIN_SECONDS = 60.0
 _ASKED_AGAIN = frozenset(
@@ -151,7 +154,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             raise Refused(str(error)) from error
         data["model"] = answer.route or model
         if name := call_id(data):
-            self._routed.put(name, Routed(answer, restricted))
+            self._routed.put(name, Routed(answer, restricted, chat=call_type in _CHATS))
         self.counts["classified" if answer.classified else answer.fallback] += 1
         return data
 
@@ -196,7 +199,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         user_api_key_dict: Any,
         response: Any,
     ) -> Any:
-        """Has the answer judged; where it is not good enough, asks again higher up and gives that answer."""
+        """Has the answer judged; where a chat completion is not good enough, asks again higher up and gives that."""
         routed = self._of(data)
         if routed is None or routed.escalating or not self._validators:
             return response
@@ -204,8 +207,9 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         verdict = await judged(self._validators, data, response)
         if verdict is None:
             return response
-        if verdict:
-            self._report(routed, data, Verdict.ACCEPTED, Cause.QUALITY, source=self._judge)
+        if verdict or not routed.chat:
+            said = Verdict.ACCEPTED if verdict else Verdict.REJECTED
+            self._report(routed, data, said, Cause.QUALITY, source=self._judge)
             return response
 
         async def ask(route: Route) -> Any:

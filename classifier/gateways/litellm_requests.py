@@ -24,12 +24,14 @@ class Routed:
     Attributes:
         answer: what was answered.
         restricted: whether it may not leave the premises.
+        chat: whether it is a chat completion, whose answer may be one of another model, asked for again.
         answered: whether a model answered or began to, so that a guardrail's no is about the answer.
         escalating: whether a higher tier's answer is on its way through the proxy's guardrails.
     """
 
     answer: Answer
     restricted: bool = False
+    chat: bool = True
     answered: bool = False
     escalating: bool = False
 

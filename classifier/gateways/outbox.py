@@ -72,6 +72,9 @@ class Outbox:
                     _log.warning("an outcome was not taken: %s", error)
                     return "outcomes_refused"
                 await self._pause(min(LONGEST_WAIT_SECONDS, 0.25 * 2**attempt))
+            except Exception:  # else the line would stand still, and closing would raise
+                _log.exception("an outcome could not be sent")
+                return "outcomes_lost"
             else:
                 return "outcomes_sent"
         return "outcomes_lost"

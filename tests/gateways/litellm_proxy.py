@@ -26,8 +26,7 @@ from classifier.gateways.litellm import ClassifierHook, ComplexityClassifier
 from classifier.types import Tier
 
 def good_enough(data, response):
-    text = response.choices[0].message.content
-    return None if "unjudged" in str(data["messages"]) else "not sure" not in text
+    return None if "unjudged" in str(data["messages"]) else "not sure" not in str(response)
 
 routes = "{folder}/routing.toml"
 # On a machine that runs tests nothing is late: but for `quick`, which the tests of failures use.

@@ -159,7 +159,7 @@ class Upstream:
 
 
 def _is_bad(body: dict[str, Any]) -> bool:
-    return body.get("model") == "small" and "hard" in json.dumps(body.get("messages"))
+    return body.get("model") == "small" and "hard" in json.dumps([body.get("messages"), body.get("input")])
 
 
 def _answer(model: str, text: str) -> dict[str, Any]:

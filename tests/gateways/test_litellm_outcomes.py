@@ -31,6 +31,16 @@ def test_a_validators_yes_is_accepted(proxy: Proxy) -> None:
     assert proxy.outcomes(headers[ID]) == [(Verdict.ACCEPTED, Cause.QUALITY, Tier.STANDARD, None)]
 
 
+def test_an_answer_of_another_shape_is_judged_and_not_asked_again(proxy: Proxy) -> None:
+    """A caller of Anthropic's messages gets a message, never the chat completion of a higher tier."""
+    seen = len(proxy.upstream.seen)
+    body = {"model": "auto", "max_tokens": 9, "messages": [{"role": "user", "content": "a hard one"}]}
+    status, headers, answer = proxy.send(body, "/v1/messages")
+    assert (status, answer["type"], answer["content"][0]["text"]) == (200, "message", BAD)
+    assert proxy.upstream.models()[seen:] == ["small"]
+    assert proxy.outcomes(headers[ID]) == [(Verdict.REJECTED, Cause.QUALITY, Tier.SIMPLE, None)]
+
+
 def test_a_plain_success_is_no_verdict(proxy: Proxy) -> None:
     """Where no judge has an opinion, nothing is reported; a bad answer then stays as it is."""
     _, headers, body = proxy.ask("an unjudged hard one")
