@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +14,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from classifier.session import INPUTS, Session
 from tests.tiny import WORDS
+from training import int8
 from training.export import export_fp32
 from training.graph import fuse
 from training.int8 import STEPS, quantise, round_weights
@@ -105,3 +109,22 @@ def test_the_graph_holds_the_rounded_weights(model, inputs, tmp_path):
             steps.shape == layer.steps.T.shape and (steps == layer.steps.T).all() and (scale == layer.scale).all()
             for steps, scale in found
         )
+
+
+def test_each_row_of_a_large_table_has_its_own_scale(model, inputs, tmp_path, monkeypatch):
+    """One large embedding does not coarsen the others: a graph with it answers requests without it as before."""
+    monkeypatch.setattr(int8, "LARGE_TABLE", 100)
+    outlier = copy.deepcopy(model)
+    unused = outlier.base_model.embeddings.word_embeddings.weight[1]
+    with torch.no_grad():
+        unused[0] = 500.0
+    answers = []
+    for name, each in (("plain", model), ("outlier", outlier)):
+        (tmp_path / name).mkdir()
+        export_fp32(each, tmp_path / name)
+        quantise(tmp_path / name, round_weights(each, inputs))
+        graph = Session(tmp_path / name / "model_quantized.onnx")
+        answers.append([graph.run(*(i[k].numpy() for k in INPUTS)) for i in inputs])
+        held = onnx.load(str(tmp_path / name / "model_quantized.onnx")).graph.initializer
+        assert "bert.embeddings.word_embeddings.weight_quantized" in {t.name for t in held}
+    np.testing.assert_array_equal(*answers)

@@ -11,6 +11,7 @@ algorithm 1, in order of falling activation). What is stored and how it runs sta
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,8 @@ from transformers import PreTrainedModel
 
 STEPS = 127
 """Largest step of a weight, either way."""
+LARGE_TABLE = 1000
+"""Rows from which on a table of embeddings is rounded; smaller ones, as of positions, stay in float."""
 _DAMPING = 0.01
 """Of the mean second moment, added to each: what was seen of the inputs is a sample."""
 _BLOCK = 128
@@ -75,8 +78,10 @@ def quantise(folder: Path, rounded: Iterable[Rounded]) -> None:
 
     full = onnx.load(str(folder / "model.onnx")).graph
     weights = {tensor.name for tensor in full.initializer}
-    # Attention's products of two activations have no weights to shrink; in int8 they only cost time and accuracy.
+    # Attention's products of two activations have no weights to shrink; in int8 they only cost time and accuracy. And
+    # one scale for all embeddings would be that of the largest.
     plain = [n.name for n in full.node if n.op_type == "MatMul" and not weights & set(n.input)]
+    plain += [n.name for n in full.node if n.op_type == "Gather"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantizer = ORTQuantizer.from_pretrained(folder, file_name="model.onnx")
@@ -90,6 +95,7 @@ def quantise(folder: Path, rounded: Iterable[Rounded]) -> None:
     path = folder / "model_quantized.onnx"
     small = onnx.load(str(path))
     _replace_weights(full, small.graph, rounded)
+    _round_tables(small.graph)
     onnx.save(small, str(path))
 
 
@@ -154,3 +160,31 @@ def _replace_weights(full: onnx.GraphProto, small: onnx.GraphProto, rounded: Ite
                 for part, value in (("quantized", layer.steps.T), ("scale", layer.scale)):
                     place = places[f"{name}_{part}"]
                     place.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), place.name))
+
+
+def _round_tables(graph: onnx.GraphProto) -> None:
+    """Large tables of embeddings in int8, with a scale for each row that is looked up along with it."""
+    looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    tables = [t for t in graph.initializer if t.name in looked_up and len(t.dims) == 2 and t.dims[0] >= LARGE_TABLE]
+    for table in tables:
+        rows = numpy_helper.to_array(table)
+        scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / STEPS, 1e-12)
+        for part, value in (("quantized", np.round(rows / scale).astype(np.int8)), ("scale", scale)):
+            graph.initializer.append(numpy_helper.from_array(value, f"{table.name}_{part}"))
+        graph.initializer.remove(table)
+    rounded = {table.name: table.data_type for table in tables}
+    nodes = []
+    for node in map(copy.deepcopy, graph.node):
+        if node.op_type != "Gather" or node.input[0] not in rounded:
+            nodes.append(node)
+            continue
+        table, ids, found = node.input[0], node.input[1], node.output[0]
+        steps, cast, scale = (f"{found}_{part}" for part in ("quantized", "cast", "scale"))
+        nodes += [
+            onnx.helper.make_node("Gather", [f"{table}_quantized", ids], [steps], steps),
+            onnx.helper.make_node("Cast", [steps], [cast], cast, to=rounded[table]),
+            onnx.helper.make_node("Gather", [f"{table}_scale", ids], [scale], scale),
+            onnx.helper.make_node("Mul", [cast, scale], [found], node.name),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
