@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from classifier.fallback import Answer
@@ -33,12 +35,16 @@ def test_headers_tell_the_tier_and_why_it_is_a_fallback() -> None:
 
 @pytest.mark.parametrize("trusted", [{}, {"data": "restricted"}, {"data": "public"}], ids=str)
 @pytest.mark.parametrize("asked", [{}, {"data": "restricted"}, {"data": "public"}], ids=str)
-@pytest.mark.parametrize("header", [None, "restricted", "Restricted ", "public"], ids=str)
-def test_restricted_once_is_restricted(trusted: dict, asked: dict, header: str | None) -> None:
-    """Whoever says `restricted`, nobody can take it back."""
-    said = [trusted.get("data"), asked.get("data"), header]
-    expected = any((value or "").strip().lower() == "restricted" for value in said)
-    assert is_restricted(labels_of(asked, trusted, data=header)) is expected
+@pytest.mark.parametrize("header", ["", "restricted", "Restricted ", "public"], ids=str)
+@pytest.mark.parametrize("again", ["", "restricted", "public"], ids=str)
+@pytest.mark.parametrize(
+    "sent", [lambda *values: values, lambda *values: (", ".join(values),)], ids=["twice", "joined"]
+)
+def test_restricted_once_is_restricted(trusted: dict, asked: dict, header: str, again: str, sent: Callable) -> None:
+    """Whoever says `restricted`, nobody can take it back: not a header that is sent again, nor one that is joined."""
+    said = [trusted.get("data", ""), asked.get("data", ""), header, again]
+    expected = any(value.strip().lower() == "restricted" for value in said)
+    assert is_restricted(labels_of(asked, trusted, sent=sent(header, again))) is expected
 
 
 @pytest.mark.parametrize("loop", [OPENAI, ANTHROPIC, RESPONSES], ids=["openai", "anthropic", "responses"])

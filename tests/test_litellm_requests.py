@@ -27,9 +27,13 @@ def test_every_attempt_has_the_id_of_its_request():
         ({"classifier_labels": {"team": "a"}}, {"litellm_metadata": {"classifier_labels": {"team": "b", "app": "c"}}},
          {"team": "a", "app": "c"}, False),
         ({}, {"proxy_server_request": {"headers": {"X-Classifier-Data": "restricted"}}}, {"data": "restricted"}, False),
-        ({}, {"metadata": "text", "proxy_server_request": None}, {}, False),
+        ({}, {"secret_fields": {"raw_headers": {"x-classifier-data": "restricted"}},
+              "proxy_server_request": {"headers": {"x-classifier-data": "public"}}}, {"data": "restricted"}, False),
+        ({}, {"secret_fields": {"raw_headers": {"x-classifier-data": "public"}},
+              "proxy_server_request": {"headers": {"x-classifier-data": "restricted"}}}, {"data": "restricted"}, False),
+        ({}, {"metadata": "text", "proxy_server_request": None, "secret_fields": "text"}, {}, False),
     ],
-    ids=["nothing", "key", "metadata", "header", "labels", "restricted", "odd"],
+    ids=["nothing", "key", "metadata", "header", "labels", "restricted", "first of two", "last of two", "odd"],
 )  # fmt: skip
 def test_key_metadata_and_headers_are_read(key, data, labels, off):
     """A key, the request's metadata and its headers opt out and label; the key's word holds."""

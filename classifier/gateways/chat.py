@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from classifier.fallback import Answer
@@ -23,7 +23,7 @@ FALLBACK_HEADER = "x-classifier-fallback"
 SWITCH_HEADER = "x-classifier"
 """A caller sends `x-classifier: off` to have its request left alone."""
 DATA_HEADER = "x-classifier-data"
-"""A caller sends `x-classifier-data: restricted` to keep its request on premises."""
+"""A caller sends `x-classifier-data: restricted` to keep its request on premises; beside other values it holds too."""
 
 
 def headers_of(answer: Answer) -> dict[str, str]:
@@ -49,20 +49,22 @@ def is_off(value: Any) -> bool:
     return value is False or (isinstance(value, str) and value.strip().casefold() in {"off", "false", "0", "no"})
 
 
-def labels_of(*sources: Any, data: Any = None) -> dict[str, str]:
+def labels_of(*sources: Any, sent: Iterable[Any] = ()) -> dict[str, str]:
     """The labels of a request: what was said later holds, but `data=restricted` cannot be taken back.
 
     Args:
         sources: labels from several places, each a mapping or None; the operator's own last.
-        data: the caller's `data` label from a header, which holds less than all of them.
+        sent: every value of the caller's `DATA_HEADER`, which holds less than all of them. A header that is sent
+            twice is the same as one with a comma (RFC 9110, 5.3), which proxies make of it.
 
     >>> labels_of({"data": "public", "team": "a"}, {"data": "restricted"})
     {'data': 'restricted', 'team': 'a'}
-    >>> labels_of({"data": "public"}, data="restricted")
-    {'data': 'restricted'}
+    >>> labels_of({"data": "public"}, sent=["restricted"]), labels_of(sent=["restricted, eu", "public"])
+    ({'data': 'restricted'}, {'data': 'restricted'})
     """
+    words = (word.strip() for value in sent if value for word in str(value).split(","))
     labels: dict[str, str] = {}
-    for source in ({DATA_LABEL: data} if data else None, *sources):
+    for source in (*({DATA_LABEL: word} for word in words if word), *sources):
         if isinstance(source, Mapping):
             restricted = is_restricted(labels)
             labels |= {str(name): str(value)[:MAX_LABEL_CHARS] for name, value in source.items()}

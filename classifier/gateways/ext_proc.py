@@ -105,19 +105,20 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         """One HTTP request: an answer to each of its parts that Envoy sends."""
         del context
         headers: Mapping[str, str] = {}
+        labels: Mapping[str, str] = {}
         answer: Answer | None = None
         async for message in request_iterator:
             part = message.WhichOneof("request")
             if part == "request_headers":
-                headers = _headers(message.request_headers)
+                headers, labels = _headers(message.request_headers), _labels(message.request_headers)
                 has_body = not message.request_headers.end_of_stream
-                if has_body and _is_restricted(headers) and not _is_chat(headers):
+                if has_body and is_restricted(labels) and not _is_chat(headers):
                     yield _refusal(NoAllowedRoute("data=restricted: only chat requests have routes on premises"))
                     return
-                yield self._clean(read_body=has_body and _is_wanted(headers))
+                yield self._clean(read_body=has_body and _is_wanted(headers, labels))
             elif part == "request_body":
                 try:
-                    answer, body = await self._answer(headers, message.request_body.body)
+                    answer, body = await self._answer(headers, labels, message.request_body.body)
                 except NoAllowedRoute as error:
                     yield _refusal(error)
                     return
@@ -131,13 +132,14 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
             else:
                 yield _untouched(part)
 
-    async def _answer(self, headers: Mapping[str, str], raw: bytes) -> tuple[Answer, dict[str, Any] | None]:
+    async def _answer(
+        self, headers: Mapping[str, str], labels: Mapping[str, str], raw: bytes
+    ) -> tuple[Answer, dict[str, Any] | None]:
         """(answer, the body where it could be read).
 
         Raises:
             NoAllowedRoute: the request is restricted and has no route on premises.
         """
-        labels = labels_of(data=headers.get(DATA_HEADER))
         try:
             body = _parsed(raw, self._settings.max_request_bytes)
         except InvalidRequest:
@@ -215,10 +217,16 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
 
 
 def _headers(message: Any) -> dict[str, str]:
-    return {
-        h.key.lower(): h.raw_value.decode("utf-8", "replace") if h.raw_value else h.value
-        for h in message.headers.headers
-    }
+    """By name in lower case; of one that came several times the last."""
+    return {header.key.lower(): _value(header) for header in message.headers.headers}
+
+
+def _labels(message: Any) -> dict[str, str]:
+    return labels_of(sent=[_value(header) for header in message.headers.headers if header.key.lower() == DATA_HEADER])
+
+
+def _value(header: Any) -> str:
+    return str(header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value)
 
 
 def _is_chat(headers: Mapping[str, str]) -> bool:
@@ -226,13 +234,9 @@ def _is_chat(headers: Mapping[str, str]) -> bool:
     return headers.get(":method") == "POST" and path.endswith(PATHS)
 
 
-def _is_restricted(headers: Mapping[str, str]) -> bool:
-    return is_restricted(labels_of(data=headers.get(DATA_HEADER)))
-
-
-def _is_wanted(headers: Mapping[str, str]) -> bool:
+def _is_wanted(headers: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     """Whether a request goes to a chat API and did not opt out; a restricted one cannot."""
-    return _is_chat(headers) and (_is_restricted(headers) or not is_off(headers.get(SWITCH_HEADER)))
+    return _is_chat(headers) and (is_restricted(labels) or not is_off(headers.get(SWITCH_HEADER)))
 
 
 def _header(name: str, value: str) -> Any:

@@ -66,11 +66,19 @@ def call_id(data: Mapping[str, Any]) -> str:
 def asked(key: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
     """(labels, whether the request opts out), by its key's metadata, its own and its headers."""
     own = [data[name] for name in ("metadata", "litellm_metadata") if isinstance(data.get(name), Mapping)]
-    sent = (data.get("proxy_server_request") or {}).get("headers") or {}
-    headers = {str(name).lower(): value for name, value in sent.items()}
-    labels = labels_of(*(source.get("classifier_labels") for source in (*own, key)), data=headers.get(DATA_HEADER))
+    headers = _headers(data, "proxy_server_request", "headers")
+    # Of a header that came several times LiteLLM keeps the last value there, and the first here.
+    sent = [_headers(data, "secret_fields", "raw_headers").get(DATA_HEADER), headers.get(DATA_HEADER)]
+    labels = labels_of(*(source.get("classifier_labels") for source in (*own, key)), sent=sent)
     switches = [headers.get(SWITCH_HEADER), *(source.get("classifier") for source in (*own, key))]
     return labels, any(map(is_off, switches))
+
+
+def _headers(data: Mapping[str, Any], place: str, name: str) -> dict[str, Any]:
+    """The headers there, by name in lower case; empty where they are not."""
+    found = data.get(place)
+    found = found.get(name) if isinstance(found, Mapping) else None
+    return {str(key).lower(): value for key, value in found.items()} if isinstance(found, Mapping) else {}
 
 
 def confine(data: MutableMapping[str, Any]) -> None:

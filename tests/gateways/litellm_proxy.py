@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.gateways.support import Classifier, Upstream, chat, free_port, listens, post, process, until
+from tests.gateways.support import Classifier, Upstream, chat, free_port, listens, post, post_each, process, until
 
 MODELS = {"small": "simple", "medium": "standard", "large": "complex", "huge": "frontier"}
 """The model of each tier; `large` is on premises."""
@@ -159,6 +160,11 @@ class Proxy:
         """(status, headers, body) of a request."""
         url = f"http://127.0.0.1:{self.port}{path}"
         return post(url, body, authorization=f"Bearer {self._keys[key]}", **headers)
+
+    def send_each(self, body: dict[str, Any], headers: Iterable[tuple[str, str]]) -> int:
+        """Status of a chat request that sends each header as often as it is listed."""
+        authorization = ("authorization", f"Bearer {self._keys['plain']}")
+        return post_each(f"http://127.0.0.1:{self.port}/v1/chat/completions", body, [authorization, *headers])
 
     def outcomes(self, decision_id: str) -> list[tuple[Any, ...]]:
         """(verdict, cause, served tier, accepted tier) of the decision's outcomes, once there are any."""

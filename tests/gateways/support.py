@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -14,8 +15,9 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -301,6 +303,18 @@ def post(url: str, body: Any, **headers: str) -> tuple[int, dict[str, str], Any]
             return response.status, {k.lower(): v for k, v in response.headers.items()}, _read(response.read())
     except urllib.error.HTTPError as error:
         return error.code, {k.lower(): v for k, v in error.headers.items()}, _read(error.read())
+
+
+def post_each(url: str, body: Any, headers: Iterable[tuple[str, str]]) -> int:
+    """Status of a POST that sends each header as often as it is listed, which `post` cannot."""
+    parts = urllib.parse.urlsplit(url)
+    data = json.dumps(body).encode()
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=60)) as connection:
+        connection.putrequest("POST", parts.path)
+        for name, value in (("content-type", "application/json"), ("content-length", str(len(data))), *headers):
+            connection.putheader(name, value)
+        connection.endheaders(data)
+        return connection.getresponse().status
 
 
 def _read(raw: bytes) -> Any:

@@ -25,6 +25,7 @@ from tests.gateways.support import (
     free_port,
     listens,
     post,
+    post_each,
     process,
     until,
 )
@@ -218,6 +219,15 @@ def test_a_restricted_request_stays_on_premises(gateway: Gateway) -> None:
     """`x-classifier-data: restricted` gets the one model on premises, and cannot opt out."""
     gateway.ask(chat("hi"), **RESTRICTED, **{"x-classifier": "off"})
     assert gateway.dear.seen[-1]["model"] == "large"
+
+
+@pytest.mark.parametrize("words", [("restricted", "public"), ("public", "restricted", "public")])
+def test_a_header_that_is_sent_again_takes_nothing_back(gateway: Gateway, words: tuple[str, ...]) -> None:
+    """Restricted in one of its lines is restricted, wherever that stands."""
+    seen = len(gateway.cheap.seen)
+    sent = [("x-classifier-data", word) for word in words]
+    status = post_each(f"http://127.0.0.1:{gateway.port}/v1/chat/completions", chat("hi"), sent)
+    assert (status, gateway.dear.seen[-1]["model"], len(gateway.cheap.seen)) == (200, "large", seen)
 
 
 @pytest.mark.failure("no route", "Envoy")

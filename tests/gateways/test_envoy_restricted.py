@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +22,9 @@ from tests.gateways.restricted import comings, tables, tier_of
 CHAT = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
 
 
-async def processed(table: RoutingTable | None, came: Any, fallback: Tier, sent: dict[str, str], body: bytes) -> Any:
+async def processed(
+    table: RoutingTable | None, came: Any, fallback: Tier, sent: Sequence[tuple[str, str]], body: bytes
+) -> Any:
     """What the processor answers to the parts of a request, the last one."""
 
     async def classify(_: Any, **__: Any) -> Any:
@@ -30,7 +32,7 @@ async def processed(table: RoutingTable | None, came: Any, fallback: Tier, sent:
         tier = tier_of(came)
         return wire.decision_to_proto(Decision(tier, (0.25,) * 4, tier, Reason.MODEL, "p", 0.5, True))
 
-    headers = [core.HeaderValue(key=name, raw_value=value.encode()) for name, value in sent.items()]
+    headers = [core.HeaderValue(key=name, raw_value=value.encode()) for name, value in sent]
 
     async def parts() -> AsyncIterator[Any]:
         yield pb.ProcessingRequest(
@@ -52,15 +54,24 @@ async def processed(table: RoutingTable | None, came: Any, fallback: Tier, sent:
     came=comings,
     fallback=st.sampled_from(Tier),
     path=st.sampled_from(["/v1/chat/completions", "/v1/messages?beta=1", "/v1/embeddings", "/"]),
-    word=st.sampled_from(["restricted", "Restricted "]),
+    words=st.sampled_from(
+        [("restricted",), ("Restricted ",), ("restricted", "public"), ("public", "restricted"), ("public, restricted",)]
+    ),
     switch=st.sampled_from(["off", "on"]),
     body=st.sampled_from([CHAT, b"{not json", b"[]", CHAT[:-1] + b" " * 2000 + b"}"]),
 )
 def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
-    table: RoutingTable | None, came: Any, fallback: Tier, path: str, word: str, switch: str, body: bytes
+    table: RoutingTable | None,
+    came: Any,
+    fallback: Tier,
+    path: str,
+    words: Sequence[str],
+    switch: str,
+    body: bytes,
 ) -> None:
-    """Any table or none, decision, failure, fallback tier, path and body, also beside a word to leave it alone."""
-    sent = {":method": "POST", ":path": path, "x-classifier-data": word, "x-classifier": switch}
+    """Any table or none, decision, failure, fallback tier, path and body, also beside words that say otherwise."""
+    sent = [(":method", "POST"), (":path", path), ("x-classifier", switch)]
+    sent += [("x-classifier-data", word) for word in words]
     answer = asyncio.run(processed(table, came, fallback, sent, body))
     if answer.WhichOneof("response") == "immediate_response":
         assert answer.immediate_response.status.code == 403
@@ -71,7 +82,7 @@ def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
 
 def test_a_request_without_a_body_passes() -> None:
     """There is nothing in it that could leave: it is let through, restricted or not."""
-    sent = {":method": "GET", ":path": "/v1/models", "x-classifier-data": "restricted"}
+    sent = [(":method", "GET"), (":path", "/v1/models"), ("x-classifier-data", "restricted")]
     answer = asyncio.run(processed(None, Tier.SIMPLE, Tier.COMPLEX, sent, b""))
     assert answer.WhichOneof("response") == "request_headers"
 

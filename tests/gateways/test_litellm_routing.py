@@ -106,6 +106,13 @@ def test_a_restricted_request_stays_on_premises(proxy: Proxy, asked: dict[str, A
     assert (status, proxy.upstream.models()[-1]) == (200, "large")
 
 
+@pytest.mark.parametrize("words", [("restricted", "public"), ("public", "restricted"), ("public, restricted",)])
+def test_a_header_that_is_sent_again_takes_nothing_back(proxy: Proxy, words: tuple[str, ...]) -> None:
+    """Restricted in its first or last line, or in a list that a proxy made of them, is restricted."""
+    sent = [("x-classifier-data", word) for word in words]
+    assert (proxy.send_each(chat("hi, unjudged"), sent), proxy.upstream.models()[-1]) == (200, "large")
+
+
 @pytest.mark.parametrize("what", ["unavailable", "limited", "too long"])
 def test_a_restricted_request_does_not_leave_in_an_outage(proxy: Proxy, what: str) -> None:
     """The proxy's fallbacks, those for full contexts and those that the caller sends are off for it."""
