@@ -40,7 +40,16 @@ def test_killed_at_every_step(base, tmp_path):  # noqa: F811
     arguments = command(base, tmp_path / "work", "retrain", "--promote")
     run = tmp_path / "work" / "000001"
     killed = []
-    for step in ("snapshot", "recalibrate", "judge-recalibrated", "train", "calibrate-trained", "judge-retrained"):
+    for step in (
+        "snapshot",
+        "recalibrate",
+        "judge-recalibrated",
+        "thresholds",
+        "judge-thresholds",
+        "train",
+        "calibrate-trained",
+        "judge-retrained",
+    ):
         process = start(arguments)
         part, done = run / f".{step}.part", run / step
         until(lambda p=process, a=part, b=done: a.exists() or b.exists() or p.poll() is not None, 120)

@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest
 
 NOW = 2000.0
 STEPS = (
-    "snapshot", "recalibrate", "judge-recalibrated", "train", "calibrate-trained", "judge-retrained", "register",
-    "promote",
+    "snapshot", "recalibrate", "judge-recalibrated", "thresholds", "judge-thresholds", "train", "calibrate-trained",
+    "judge-retrained", "register", "promote",
 )  # fmt: skip
 
 
@@ -239,6 +239,32 @@ def test_audit_label_must_be_a_pair(options):
     """A label that is no NAME=VALUE is refused with an example."""
     with pytest.raises(InputError, match="sample=audit"):
         go(replace(options, audit_label="audit"))
+
+
+def test_thresholds_alone_are_tried_where_a_new_map_does_harm(options, done, monkeypatch):
+    """Where the gate refuses new probabilities, the old ones get new thresholds, and are taken where those pass."""
+    cut_off(options, done, "judge-recalibrated")
+    monkeypatch.setattr(
+        Round,
+        "_judge",
+        lambda _r, _o, name: {
+            "accepted": name == "thresholds",
+            "repairs": False,
+            "cost": 1.0,
+            "why": f"said of {name}",
+        },
+    )
+    for step in ("judge-recalibrated", "judge-thresholds"):
+        shutil.rmtree(options.work / "000001" / step, ignore_errors=True)
+    receipt = go(options)
+    assert receipt["candidate"] == receipt["steps"]["thresholds"]["version"]
+    assert all(f"said of {name}" in receipt["why"] for name in ("recalibrate", "thresholds"))
+    before, after = (
+        Engine.from_pretrained(Registry(options.registry).fetch(version)).bundle
+        for version in (receipt["current"], receipt["candidate"])
+    )
+    assert after.calibration == before.calibration
+    assert after.policies["balanced"].threshold == receipt["steps"]["thresholds"]["thresholds"]["balanced"]
 
 
 @pytest.mark.parametrize(("trained", "taken"), [(9.0, "recalibrate"), (7.0, "calibrate-trained")])

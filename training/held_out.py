@@ -17,15 +17,18 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from classifier.bundle import Bundle
 from classifier.types import TIERS, Request
 from training.calibration_fit import FEWEST_ROWS
 from training.candidates import unseen
 from training.corpus import RUBRIC, Row
-from training.decision_log import ExportRow
+from training.decision_log import ExportRow, Log
 from training.feedback_set import SetOptions, build
-from training.frozen import Frozen, request_of
+from training.frozen import Frozen, conversations, request_of
 
 TAUGHT = 0.5
 """Share of the earlier audits that teaches."""
@@ -95,6 +98,24 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
         requests[-most:],
         counts,
     )
+
+
+def feedback_rows(frozen: Frozen, held: HeldOut, options: SetOptions) -> tuple[list[Row], dict[str, Any]]:
+    """Rows to train on and their counts: earlier ones, none of a conversation that calibrates, judges or came again."""
+    taught = {row.sha256 for row in held.taught}
+    kept = {row.sha256 for row in held.earlier} - taught
+    kept |= {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent)
+    found = build((row for row in frozen.earlier if not frozen.audited(row)), options=options)
+    rows = [*held.taught, *found.rows]
+    fresh = [row for row in rows if row.sha256 not in kept]
+    counts = {"used": len(fresh), "audits": len(held.taught), "kept_for_judging": len(rows) - len(fresh)}
+    return fresh, found.as_json() | counts
+
+
+def recent_log(frozen: Frozen, options: SetOptions, most: int) -> Log:
+    """The latest decisions with a text, at most so many; no audits, which were served another tier than it says."""
+    log = build((row for row in frozen.recent if not frozen.audited(row)), options=options).log
+    return log.take(np.flatnonzero([request is not None for request in log.requests])[-most:])
 
 
 def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], dict[str, int]]:

@@ -1,14 +1,16 @@
 """One round of the feedback loop: what was learnt becomes a candidate, is judged, and perhaps promoted.
 
-    snapshot → recalibrate → judge ┬ enough ─────────────────────────────┐
-                                   └ train → calibrate → judge → choose ─┴ register → promote → receipt
+    snapshot → recalibrate → judge ┬ enough ────────────────────────────────────────────────────┐
+                                   └ thresholds → judge → train → calibrate → judge → choose ───┴ register → promote
 
 Every step is kept in the run's folder and skipped where it is there, so a run that was cut off anywhere goes on where
 it was (`training.steps`). Registering and promoting may be repeated: the registry stores the same version once, and
 promotes only where the bundle that was compared with is still current.
 
-Recalibration alone is tried first, in seconds, and kept where it is enough: where the gate accepts it. Where it only
-repairs the promise at a higher price, retraining is tried; of two that the gate lets pass the cheaper one is taken.
+Recalibration alone is tried first, in seconds, and kept where it is enough: where the gate accepts it. Where the gate
+finds a new probability map harmful elsewhere, thresholds alone are fitted, which leave the order of all requests as it
+is. Where that only repairs the promise at a higher price, retraining is tried; of those that the gate lets pass the
+cheapest one is taken.
 Where recent audits are too few to fit thresholds and to judge on, nothing is tried.
 
 Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two bundles are compared (`gate`).
@@ -21,25 +23,23 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
 from classifier.errors import GateNotMet
 from classifier.registry import Registry
+from classifier.types import Request
 from training.calibration_set import CalibrationSet, score_rows
 from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
-from training.decision_log import Log
-from training.feedback_set import SetOptions, build
-from training.frozen import Frozen, conversations, freeze, melt, outcomes_since, parse_audit, thaw
+from training.feedback_set import SetOptions
+from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, thaw
 from training.gate import FEWEST_ROWS, judge
-from training.held_out import HeldOut, hold_out
+from training.held_out import HeldOut, feedback_rows, hold_out, recent_log
 from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
 from training.tracking import track
 
@@ -47,6 +47,8 @@ RECIPES = Path(__file__).parent / "recipes"
 OWN_DATA = Path(__file__).parent.parent / "data"
 GOLDEN_MARGIN = 0.05
 """By how much the risk on golden rows may be worse at equal cost: what may be forgotten."""
+THRESHOLDS = "thresholds"
+"""The step whose bundle has new thresholds and the serving bundle's probabilities."""
 TRAINED = "calibrate-trained"
 """The step whose bundle is the retrained candidate."""
 MOST_GOLDEN = 600
@@ -172,17 +174,24 @@ class Round:
     def _choose(self) -> tuple[str | None, dict[str, Any]]:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
         run = self._run
-        fitted = run.step("recalibrate", self._recalibrate)
-        if not fitted["done"]:
-            return None, fitted
-        verdicts = {"recalibrate": run.step("judge-recalibrated", lambda out: self._judge(out, "recalibrate"))}
-        first = verdicts["recalibrate"]
-        if first["accepted"]:
-            return "recalibrate", {**first, "why": f"recalibration is enough: {first['why']}"}
+        verdicts, told = {}, []
+        for name, judged, what in (
+            ("recalibrate", "judge-recalibrated", "recalibrated"),
+            (THRESHOLDS, "judge-thresholds", "thresholds alone"),
+        ):
+            fitted = run.step(name, partial(self._recalibrate, fit_map=name != THRESHOLDS))
+            if not fitted["done"]:
+                return None, fitted
+            verdict = verdicts[name] = run.step(judged, lambda out, name=name: self._judge(out, name))  # type: ignore[misc]
+            told.append(f"{what}: {verdict['why']}")
+            if verdict["accepted"]:
+                return name, {**verdict, "why": f"recalibration is enough: {'; '.join(told)}"}
+            if verdict["repairs"] or not fitted["map_rows"]:
+                break
         trained, second = self._try_training()
         if trained is not None:
             verdicts[TRAINED] = trained
-        both = f"recalibrated: {first['why']}; retrained: {second}"
+        both = "; ".join([*told, f"retrained: {second}"])
         passed = {name: one["cost"] for name, one in verdicts.items() if one["accepted"] or one["repairs"]}
         if not passed:
             return None, {"why": both}
@@ -198,25 +207,27 @@ class Round:
         taught = self._run.step("train", self._train)
         if not taught["done"]:
             return None, taught["why"]
-        raw = self._run.path("train") / "raw"
-        self._run.step(TRAINED, lambda out: self._calibrated(out, raw, self._held_out, retrained=True))
+        raw, held = self._run.path("train") / "raw", self._held_out
+        self._run.step(TRAINED, lambda out: self._calibrated(out, raw, *held.to_fit(retrained=True), held.traffic))
         verdict = self._run.step("judge-retrained", lambda out: self._judge(out, TRAINED))
         return verdict, verdict["why"]
 
-    def _recalibrate(self, out: Path) -> dict[str, Any]:
-        """The current weights with probabilities and thresholds of now, where there are audits to fit them on."""
+    def _recalibrate(self, out: Path, *, fit_map: bool) -> dict[str, Any]:
+        """The current weights with thresholds of now, where there are audits for them, and probabilities of now."""
         current, held = self._current, self._held_out
         if len(held.recent) < FEWEST_ROWS:
             text = f"{len(held.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
             return {"done": False, "why": f"{text} and to judge", "audits": held.counts}
-        return self._calibrated(out, current.path, held, retrained=False) | {"done": True, "audits": held.counts}
+        mapped, recent = held.to_fit(retrained=False)
+        found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
+        return found | {"done": True, "audits": held.counts}
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's checkpoint, trained on and exported, not yet calibrated; not done where parity fails."""
         current, base = self._current, read_corpus(self._options.data)
         checkpoint = self._registry.checkpoint(current.version)
         assert checkpoint is not None
-        feedback, counts = self._feedback()
+        feedback, counts = feedback_rows(self._frozen(), self._held_out, self._caps)
         if not feedback:
             return {"done": False, "why": "no outcome from before says anything to learn from", "feedback": counts}
         try:
@@ -234,17 +245,18 @@ class Round:
             return {"done": False, "why": f"{error}", "feedback": counts}
         return facts | {"done": True, "feedback": counts}
 
-    def _calibrated(self, out: Path, weights: Path, held: HeldOut, *, retrained: bool) -> dict[str, Any]:
+    def _calibrated(
+        self, out: Path, weights: Path, mapped: Sequence[Row], recent: Sequence[Row], traffic: Sequence[Request]
+    ) -> dict[str, Any]:
         """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
         engine = Engine.from_pretrained(weights, threads=2)
-        mapped, recent = held.to_fit(retrained=retrained)
         found = recalibrated(
             weights,
             out,
             map_rows=self._scored(mapped, engine) if mapped else None,
             rows=self._scored(recent, engine),
             promises=self._current,
-            traffic=held.traffic,
+            traffic=traffic,
         )
         return {
             "version": found.bundle.version,
@@ -312,18 +324,6 @@ class Round:
     def _scored(self, rows: Sequence[Row], engine: Engine) -> CalibrationSet:
         return score_rows(rows, engine, self._current.policies[self._current.default_policy].group_by)
 
-    def _feedback(self) -> tuple[list[Row], dict[str, Any]]:
-        """Rows to train on: earlier ones, none of a conversation that calibrates, judges or came again since."""
-        frozen, held = self._frozen(), self._held_out
-        taught = {row.sha256 for row in held.taught}
-        kept = {row.sha256 for row in held.earlier} - taught
-        kept |= {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent)
-        found = build((row for row in frozen.earlier if not frozen.audited(row)), options=self._caps)
-        rows = [*held.taught, *found.rows]
-        fresh = [row for row in rows if row.sha256 not in kept]
-        counts = {"used": len(fresh), "audits": len(held.taught), "kept_for_judging": len(rows) - len(fresh)}
-        return fresh, found.as_json() | counts
-
     def _judge(self, _: Path, name: str) -> dict[str, Any]:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""
         held = self._held_out
@@ -339,12 +339,6 @@ class Round:
                 ),
                 golden_set(current, candidate, held.golden, risk_margin=GOLDEN_MARGIN),
             ],
-            off_policy=off_policy_pair(current, candidate, self._log()),
+            off_policy=off_policy_pair(current, candidate, recent_log(self._frozen(), self._caps, MOST_LOGGED)),
         )
         return verdict.as_json()
-
-    def _log(self) -> Log:
-        """What was decided lately, audits left out: they were served another tier than the log says."""
-        frozen = self._frozen()
-        log = build((row for row in frozen.recent if not frozen.audited(row)), options=self._caps).log
-        return log.take(np.flatnonzero([request is not None for request in log.requests])[-MOST_LOGGED:])
