@@ -59,7 +59,10 @@ def error_of(status: status_pb2.Status) -> ClassifierError:
     for detail in status.details:
         for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
             found = kind()
-            if not detail.Unpack(found):
+            try:
+                if not detail.Unpack(found):
+                    continue
+            except DecodeError:  # damaged: the code and the text hold
                 continue
             if isinstance(found, error_details_pb2.ErrorInfo):
                 reason = found.reason

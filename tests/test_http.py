@@ -15,18 +15,18 @@ from urllib.parse import urlsplit
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
+from google.protobuf import any_pb2, descriptor_pb2
 
 from classifier import Request, Tier, wire
 from classifier.bundle import MANIFEST, SHIPPED
 from classifier.engine import Engine
-from classifier.errors import InvalidRequest, MissingExtra, SettingsError
-from classifier.gateways.http import as_json, parse
+from classifier.errors import InvalidRequest, MissingExtra, Overloaded, SettingsError
+from classifier.gateways.http import as_json, error_response, parse
 from classifier.gateways.http_server import HttpSettings, run
 from classifier.gateways.openapi import OPERATIONS, document
 from classifier.gateways.openapi_page import page
 from classifier.seams import Observer
-from classifier.statuses import status_of_call
+from classifier.statuses import status_of, status_of_call
 from classifier.testing import FakeEngine, fake_server
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
@@ -157,6 +157,24 @@ def test_errors_are_those_of_grpc(base, stub, body):
     code, _, found = ask(base, "/v1/classify", body)
     assert (code, found["error"]["status"], found["error"]["message"]) == (400, "INVALID_ARGUMENT", expected.message)
     assert [d["@type"].rpartition(".")[2] for d in found["error"]["details"]] == ["ErrorInfo", "BadRequest"]
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        any_pb2.Any(type_url="type.googleapis.com/mesh.Unheard", value=b"x"),
+        any_pb2.Any(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff"),
+    ],
+    ids=["unknown", "damaged"],
+)
+def test_a_detail_that_cannot_be_read_hides_no_error(strange):
+    """The status is answered with the details that are known; a proxy on the way may have added one of its own."""
+    status = status_of(Overloaded("busy", 2.0))
+    status.details.insert(0, strange)
+    response = error_response(status)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+    details = json.loads(response.body)["error"]["details"]
+    assert [d["@type"].rpartition(".")[2] for d in details] == ["ErrorInfo", "RetryInfo"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ Knows nothing of tiers, policies or bundles.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -25,7 +26,7 @@ from typing import Any
 import grpc
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from starlette.applications import Starlette
@@ -273,16 +274,24 @@ def _expected(found: FieldDescriptor) -> str:
 
 
 def error_response(status: status_pb2.Status) -> Response:
-    """A status as HTTP: its code, its text, its details."""
+    """A status as HTTP: its code, its text, those of its details that are known here."""
     name = code_name(status.code)
-    details = json_format.MessageToDict(status, preserving_proto_field_name=True).get("details", [])
-    response = _refusal(HTTP_STATUS.get(name, 500), name, status.message, details)
+    response = _refusal(HTTP_STATUS.get(name, 500), name, status.message, _details(status))
     retry = getattr(error_of(status), "retry_after_seconds", None)
     if retry is not None:
         response.headers["Retry-After"] = str(max(1, round(retry)))
     if response.status_code == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _details(status: status_pb2.Status) -> list[Any]:
+    """As JSON, without those of an unknown kind, as a proxy on the way may add, and damaged ones."""
+    found = []
+    for detail in status.details:
+        with contextlib.suppress(TypeError, DecodeError):
+            found.append(json_format.MessageToDict(detail, preserving_proto_field_name=True))
+    return found
 
 
 def _refusal(code: int, status: str, message: str, details: list[Any] | None = None) -> JSONResponse:
