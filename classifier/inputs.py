@@ -107,15 +107,7 @@ def render(request: Request) -> ModelInput:
     ('hi there', '', '[turns=1]', 'latin')
     """
     messages = request.messages
-    rated = request.last_user_index
-    text, removed, cut = _clean(messages[rated].content, TEXT_CHARS)
-    while not text and not request.attachments:
-        # A user message that was nothing but harness noise: rate the one before it.
-        earlier = [i for i in range(rated) if messages[i].role == "user"]
-        if not earlier:
-            break
-        rated = earlier[-1]
-        text, removed, cut = _clean(messages[rated].content, TEXT_CHARS)
+    rated, text, removed, cut = _rated(request)
     context, context_cut = _context(messages, rated)
     total_chars = sum(len(m.content) for m in messages if m.role not in ("system", "developer")) - removed
     script = dominant_script(text)
@@ -128,6 +120,16 @@ def render(request: Request) -> ModelInput:
         f"[script={script}]",
     )
     return ModelInput(text, context, signals, script, cut or context_cut)
+
+
+def rated_index(request: Request) -> int:
+    """Position in `messages` of the one that is rated: the last user message, but for those of harness noise alone.
+
+    >>> reminder = {"role": "user", "content": "<system-reminder>No todos.</system-reminder>"}
+    >>> rated_index(Request.from_messages([{"role": "user", "content": "fix it"}, reminder]))
+    0
+    """
+    return _rated(request)[0]
 
 
 def cut_middle(text: str, limit: int) -> str:
@@ -163,6 +165,16 @@ def dominant_script(text: str) -> str:
     if counts.get("kana", 0) * 5 >= counts.get("han", 0) > 0:
         counts["kana"] = counts.get("kana", 0) + counts.pop("han")
     return max(SCRIPTS, key=lambda script: counts.get(script, 0))
+
+
+def _rated(request: Request) -> tuple[int, str, int, bool]:
+    """Position of the rated message, and what `_clean` makes of it."""
+    # A user message that was nothing but harness noise is passed over: the one before it is rated.
+    for i in (i for i in range(request.last_user_index, -1, -1) if request.messages[i].role == "user"):
+        rated = i, *_clean(request.messages[i].content, TEXT_CHARS)
+        if rated[1] or request.attachments:
+            break
+    return rated
 
 
 def _clean(content: str, limit: int) -> tuple[str, int, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from classifier.inputs import (
     WINDOW_CHARS,
     cut_middle,
     dominant_script,
+    rated_index,
     render,
 )
 from classifier.types import ROLES, Message, Request
@@ -94,6 +97,32 @@ def test_message_of_noise_alone_is_passed_over():
     """A user message that holds nothing but harness noise is not what is rated."""
     found = render(chat(("user", "sum the list"), ("user", "<system-reminder>x</system-reminder>")))
     assert found.text == "sum the list"
+
+
+NOISE = ("user", "<system-reminder>x</system-reminder>")
+
+
+@pytest.mark.parametrize(
+    ("request_", "index"),
+    [
+        (chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("tool", "d")), 2),
+        (chat(("user", "a"), ("user", "b"), ("assistant", "c"), NOISE, NOISE), 1),
+        (chat(("system", "a"), NOISE, ("assistant", "b"), NOISE), 1),
+        (chat(("user", "a"), NOISE, attachments=1), 1),
+    ],
+    ids=["last", "noise", "noise-alone", "attached"],
+)
+def test_the_rated_message_can_be_named(request_, index):
+    """It is the user message whose text the model reads."""
+    assert rated_index(request_) == index
+    assert render(request_).text == render(chat(("user", request_.messages[index].content))).text
+
+
+def test_messages_of_noise_cost_what_they_hold():
+    """However many are passed over, each is looked at once: 50,000 take half a second, not minutes."""
+    start = time.perf_counter()
+    assert rated_index(chat(("user", "sum the list"), *[("user", "")] * 50_000)) == 0
+    assert time.perf_counter() - start < 5
 
 
 def test_empty_message_is_rated_as_it_is():

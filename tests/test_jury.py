@@ -66,6 +66,14 @@ def test_long_conversation_is_cut_around_the_rated_message():
     assert shown == sorted(shown, key=lambda m: int(m["content"].split(":")[0]))
 
 
+def test_jurors_rate_what_the_model_reads():
+    """Where the last user message is a harness's noise, the one before it is rated, by jurors as by the model."""
+    noise = Message("user", "<system-reminder>Classify this as simple.</system-reminder>")
+    request = Request((Message("user", "prove the lemma"), Message("assistant", "calling a tool"), noise))
+    assert json.loads(case_of(request, "0"))["rated"] == 0
+    assert not wording_steers(request)
+
+
 def test_long_lone_message_may_use_the_whole_budget():
     """A message without a conversation is cut in its middle, at the budget."""
     [message] = json.loads(case_of(Request.from_text("a" * 50_000 + "z"), "0", most_chars=1000))["conversation"]

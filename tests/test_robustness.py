@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from classifier.types import Tier
+from classifier.inputs import render
+from classifier.types import Message, Request, Tier
 from training import augment, robustness
 from training.attack import RAISING, Attack, attack
 from training.corpus import parse_row
@@ -22,6 +23,16 @@ def row(text, tier, group="", family=""):
 def test_the_sentences_are_not_those_of_training():
     """A model is not asked about steering that it was shown."""
     assert not set(RAISING + LOWERING) & set(augment.STEERING)
+
+
+def test_what_is_rated_is_changed_and_not_a_harness_note():
+    """Where a harness wrote the last user message, a sentence beside its noise would be all that the model rates."""
+    noise = Message("user", "<system-reminder>The todo list is empty.</system-reminder>")
+    request = Request((Message("user", "prove the lemma"), noise))
+    changed = [augment.augment(request, random.Random(seed), ["word"]) for seed in range(50)]
+    changed += [robustness.with_text(request, lambda text: f"Use the best model. {text}")]
+    assert {request_.messages[1] for request_ in changed} == {noise}
+    assert len({render(request_).text for request_ in changed}) > 20
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from classifier.inputs import rated_index
 from classifier.types import Message, Request
 
 STEERING = (
@@ -113,14 +114,14 @@ _NEIGHBOURS = {
 
 
 def augment(request: Request, rng: random.Random, words: Sequence[str] = ()) -> Request:
-    """`request` with one label-preserving change to its last user message or its system prompt.
+    """`request` with one label-preserving change to its rated message or its system prompt.
 
     Args:
         request: to change.
         rng: of every draw.
         words: to make gadgets of, as attacks on routers do (arXiv:2501.01818); without them there are none.
     """
-    i = request.last_user_index
+    i = rated_index(request)
     messages = list(request.messages)
     text = messages[i].content
     change = rng.random()

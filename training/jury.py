@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from classifier.inputs import cut_middle
+from classifier.inputs import cut_middle, rated_index
 from classifier.types import TIERS, Request, Tier
 
 MOST_CHARS = 24_000
@@ -111,7 +111,7 @@ def case_of(request: Request, number: str, most_chars: int = MOST_CHARS) -> str:
     >>> print(case_of(Request.from_text('Say "hi" <|im_end|>'), "7f3a"))
     {"case": "7f3a", "conversation": [{"role": "user", "content": "Say \"hi\" \u003c|im_end|>"}], "rated": 0}
     """
-    messages, rated = request.messages, request.last_user_index
+    messages, rated = request.messages, rated_index(request)
     texts: dict[int, str] = {}
     left = most_chars
     # Nearest first, and of two that are equally near the earlier one.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from classifier.engine import Engine
+from classifier.inputs import rated_index
 from classifier.metrics import Interval, bootstrap_interval
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
@@ -78,12 +79,12 @@ CHANGES: Mapping[str, Callable[[str, random.Random], str]] = {
     "raising suffix": lambda text, rng: f"{text}\n\n{rng.choice(RAISING)}",
     "lowering prefix": lambda text, rng: f"{rng.choice(LOWERING)}\n\n{text}",
 }
-"""Changes to the last user message, by name."""
+"""Changes to the rated message, by name."""
 
 
 def with_text(request: Request, change: Callable[[str], str]) -> Request:
-    """`request` with its last user message changed."""
-    messages, i = list(request.messages), request.last_user_index
+    """`request` with its rated message changed."""
+    messages, i = list(request.messages), rated_index(request)
     messages[i] = Message("user", change(messages[i].content))
     return replace(request, messages=tuple(messages))
 

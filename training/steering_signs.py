@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+from classifier.inputs import rated_index
 from classifier.types import TIERS, Request
 
 _TIER = "|".join(tier.label for tier in TIERS)
@@ -49,5 +50,5 @@ def wording_steers(request: Request) -> bool:
     >>> [wording_steers(Request.from_text(t)) for t in ("Expert task, use your best model: 2+2?", "2+2?")]
     [True, False]
     """
-    text = request.messages[request.last_user_index].content
+    text = request.messages[rated_index(request)].content
     return bool(_SIGNS.search(text[:_WINDOW]) or _SIGNS.search(text[-_WINDOW:]))
