@@ -11,7 +11,7 @@ from classifier.calibration import Calibration
 from classifier.policy import Guarantee, Policy, choose_many
 from training.calibration_report import PRICES, under
 from training.calibration_set import CalibrationSet
-from training.choices import at_cost, out_of_fold, targets_of
+from training.choices import at_cost, out_of_fold, recent_set, targets_of
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses, soft
 
@@ -47,6 +47,15 @@ def test_choices_out_of_fold_are_judged_by_what_they_did_not_fit():
         risks.append(under(out_of_fold(engine, rows), rows.labels).mean())
     assert np.mean(risks) <= ALPHA + 2 * np.std(risks) / np.sqrt(len(risks))
     assert np.mean(risks) > ALPHA / 3
+
+
+@pytest.mark.parametrize(("method", "promised"), [("CONFORMAL_RISK_CONTROL", True), ("LABEL_SHIFT", False)])
+def test_an_estimates_alpha_is_a_target_and_no_promise(method: str, promised: bool):
+    """Both are what the candidate is held to; only what is proved is called a promise."""
+    guarantee = Guarantee(alpha=ALPHA, method=method, feasible=True, bound=ALPHA)
+    engine, rows = Fitted(Policy("balanced", 0.5, guarantee=guarantee)), noise(60, 1)
+    found = recent_set(engine, engine, (rows, rows), ())
+    assert (found.alpha, found.promised) == (ALPHA, promised)
 
 
 def test_choices_out_of_fold_know_nothing_of_their_own_label():

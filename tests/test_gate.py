@@ -114,6 +114,14 @@ def test_a_broken_promise_that_the_candidate_keeps_is_a_repair(current, candidat
     assert (verdict.accepted, verdict.repairs) == (False, repairs)
 
 
+@pytest.mark.parametrize(("promised", "word"), [(True, "promise"), (False, "target")])
+def test_a_target_is_kept_like_a_promise_and_not_called_one(promised: bool, word: str):
+    """What is only aimed at may be mended like what is proved; the reason says which it was."""
+    verdict = judge([labelled(CURRENT, chooser(0.02, 0.7, 5), alpha=0.06, promised=promised)], draws=200)
+    assert verdict.repairs
+    assert [w for w in ("promise", "target") if w in verdict.why] == [word]
+
+
 def test_without_exploration_it_says_what_it_went_by():
     """At epsilon 0 labelled sets alone decide, and the verdict says so."""
     assert "labelled sets alone" in judge([labelled(CURRENT, chooser(0, 0, 1))], draws=200).why

@@ -41,7 +41,7 @@ def recent_set(
     scored: tuple[CalibrationSet, CalibrationSet],
     traffic: Sequence[Request],
 ) -> LabelledSet:
-    """The recent audits, with the default policy's promise, and the costs on recent traffic.
+    """The recent audits, with what the default policy promises or only aims at, and the costs on recent traffic.
 
     Args:
         current: what serves.
@@ -50,14 +50,15 @@ def recent_set(
         traffic: recent requests, labelled or not; empty compares costs on the audits.
     """
     before, after = scored
-    promise = _default(current)
+    serving = _default(current)
     return LabelledSet(
         "recent",
         before.labels,
-        chosen_by(promise, current.bundle.calibration.apply(before.logits), before),
+        chosen_by(serving, current.bundle.calibration.apply(before.logits), before),
         out_of_fold(candidate, after),
         groups=before.groups,
-        alpha=promise.guarantee.alpha,
+        alpha=serving.guarantee.alpha,
+        promised=serving.guarantee.promised_risk is not None,
         traffic=None if not traffic else (on_requests(current, traffic), on_requests(candidate, traffic)),
     )
 

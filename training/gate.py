@@ -9,7 +9,8 @@ within α and the margin is no worse, however safe the serving bundle was, and s
 
 *Repairs* is said apart: the serving bundle breaks its promise (exact binomial test, 5 %), the candidate is safer with
 95 % confidence and does not break it, and every other set finds it no worse. Keeping a promise may cost more than
-breaking it, so the cost on that set does not count.
+breaking it, so the cost on that set does not count. A target that nothing proves, such as that of thresholds for
+estimated tier shares, counts like a promise and is not called one.
 
 Where the log was explored, off-policy estimates of risk and cost must not contradict the labels: a candidate that the
 log finds worse beyond chance and margin is refused whatever the labels say.
@@ -48,7 +49,8 @@ class LabelledSet:
         current: (n,) int64, index of the tier that the serving bundle chooses.
         candidate: (n,) int64, the same of the candidate.
         groups: (n,) str; rows of one group are resampled together. None where each is its own.
-        alpha: what the policy promises on this set: P(chosen < label) at most; 0 where it promises nothing here.
+        alpha: what the policy aims at on this set: P(chosen < label) at most; 0 where it aims at nothing here.
+        promised: that much is promised as well; else it is a target, such as that of an estimate.
         equal_cost: the choices were brought to one cost, so that risk alone is compared.
         traffic: what the serving bundle and the candidate choose on (m,) further requests of the same kind, labelled or
             not; cost is then compared on those.
@@ -66,6 +68,7 @@ class LabelledSet:
     candidate: NDArray[np.int64]
     groups: NDArray[np.str_] | None = None
     alpha: float = 0.0
+    promised: bool = True
     equal_cost: bool = False
     traffic: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     risk_margin: float = RISK_MARGIN
@@ -198,7 +201,9 @@ def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level
         found.numbers |= {"p_value_current": broken, "p_value_candidate": still}
         found.repairs = broken < BROKEN <= still and change.high < 0
         if found.repairs:
-            found.reasons.append(f"{rows.name}: it keeps the promise of {rows.alpha:g} that the serving bundle breaks")
+            kept = "keeps the promise" if rows.promised else "meets the target"
+            missed = "breaks" if rows.promised else "misses"
+            found.reasons.append(f"{rows.name}: it {kept} of {rows.alpha:g} that the serving bundle {missed}")
     if rows.equal_cost:
         return found
     chosen = (rows.current, rows.candidate) if rows.traffic is None else rows.traffic
