@@ -104,9 +104,10 @@ def test_cost_is_compared_on_traffic_where_it_is_given():
     [
         (CURRENT, chooser(0.02, 0.7, 5), True),
         (chooser(0.04, 0.2, 6), chooser(0.02, 0.7, 5), False),
+        (chooser(0.115, 0.2, 6), chooser(0.02, 0.7, 5), True),
         (CURRENT, chooser(0.13, 0.7, 5), False),
     ],
-    ids=["mends", "whole already", "mends too little"],
+    ids=["mends", "whole already", "more likely broken than not", "mends too little"],
 )
 def test_a_broken_promise_that_the_candidate_keeps_is_a_repair(current, candidate, repairs: bool):
     """Where what serves exceeds its α and the candidate does not, the verdict says so, also at a higher cost."""

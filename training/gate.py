@@ -7,10 +7,10 @@ the margin. *Better* means that the whole interval lies below 0. Too few rows, a
 Where a set has a promise, a risk of at most α, risk counts from the promise on: a candidate whose risk is shown to be
 within α and the margin is no worse, however safe the serving bundle was, and safer than promised is not better.
 
-*Repairs* is said apart: the serving bundle breaks its promise (exact binomial test, 5 %), the candidate is safer with
-95 % confidence and does not break it, and every other set finds it no worse. Keeping a promise may cost more than
-breaking it, so the cost on that set does not count. A target that nothing proves, such as that of thresholds for
-estimated tier shares, counts like a promise and is not called one.
+*Repairs* is said apart: the serving bundle's risk is above its α, the candidate's is not and is lower with 95 %
+confidence, and every other set finds it no worse. Keeping a promise may cost more than breaking it, so the cost on that
+set does not count; and one that is more likely broken than kept does not stand until that is certain. A target that
+nothing proves, such as that of thresholds for estimated tier shares, counts like a promise and is not called one.
 
 Where the log was explored, off-policy estimates of risk and cost must not contradict the labels: a candidate that the
 log finds worse beyond chance and margin is refused whatever the labels say.
@@ -35,8 +35,6 @@ from training.risk_control import binomial_p_value
 FEWEST_ROWS = 60
 RISK_MARGIN = 0.03
 COST_MARGIN = 0.10
-BROKEN = 0.05
-"""P-value below which a promise is called broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +195,9 @@ def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level
     extra = f", within {rows.alpha:g} and the margin" if within else ""
     found.reasons.append(_told(rows.name, "risk", risk, rows.risk_margin, worse=found.worse) + extra)
     if rows.alpha:
-        broken, still = (binomial_p_value(round(float(one.sum())), n, rows.alpha) for one in losses)
-        found.numbers |= {"p_value_current": broken, "p_value_candidate": still}
-        found.repairs = broken < BROKEN <= still and change.high < 0
+        p_values = (binomial_p_value(round(float(one.sum())), n, rows.alpha) for one in losses)
+        found.numbers |= dict(zip(("p_value_current", "p_value_candidate"), p_values, strict=True))
+        found.repairs = after.estimate <= rows.alpha < before.estimate and change.high < 0
         if found.repairs:
             kept = "keeps the promise" if rows.promised else "meets the target"
             missed = "breaks" if rows.promised else "misses"
