@@ -9,6 +9,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -245,6 +247,40 @@ def test_interrupted_run_waits_for_what_is_paid(log, tmp_path):
     assert "waiting for the answers that are under way" in stderr
     assert "Traceback" not in stderr
     assert len(lines_of(out)) == len(server.asked) <= 3
+
+
+def test_interrupted_run_does_not_wait_for_a_rest(log, tmp_path):
+    """A question that rests until the endpoint takes it again is not under way: Ctrl-C leaves it to the next run."""
+    out, processes = tmp_path / "out.jsonl", []
+
+    def resting(asked):
+        if asked.count != 1:
+            return honest(asked)
+        threading.Timer(1.0, processes[0].send_signal, (signal.SIGINT,)).start()
+        return 429, {"retry-after": "600"}, {}
+
+    with endpoint(resting) as server:
+        processes.append(start(log, out, server.url, "--concurrency", 1))
+        _, stderr = processes[0].communicate(timeout=60)
+        assert (processes[0].returncode, len(lines_of(out)), "Traceback" in stderr) == (130, 1, False), stderr
+        assert run(log, "-o", out, url=server.url).exit_code == 0
+    assert (len(server.asked), len(lines_of(out))) == (6 + 1, 6)
+
+
+def test_budget_that_is_spent_does_not_wait_for_a_rest(log, tmp_path):
+    """What rests while another answer spends the budget is left to the next run at once."""
+    (tmp_path / "prices.toml").write_text(PRICES)
+    out, given = tmp_path / "out.jsonl", ("--prices", tmp_path / "prices.toml", "--concurrency", 2)
+
+    def resting(asked):
+        if asked.count == 0:
+            return 429, {"retry-after": "600"}, {}
+        time.sleep(0.5)
+        return honest(asked)
+
+    with endpoint(resting) as server:
+        done = run(log, "-o", out, *given, "--budget", 0.001, url=server.url)
+    assert (done.exit_code, len(server.asked), len(lines_of(out))) == (3, 2, 1), done.output
 
 
 def test_busy_endpoint_is_asked_again(log, tmp_path):

@@ -147,6 +147,7 @@ class Endpoint:
         self._pace = pace or Pace(None, sleep=sleep)
         self._sleep = sleep
         self._random = random.Random(seed)
+        self._stopped = asyncio.Event()
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, connect=min(10.0, timeout), pool=None),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -159,18 +160,19 @@ class Endpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def ask(
-        self, model: str, messages: Sequence[Mapping[str, str]], *, ended: Callable[[], bool] = lambda: False
-    ) -> Response:
+    def stop(self) -> None:
+        """No more questions are put: those that wait for their turn, however long a rest is, end now."""
+        self._stopped.set()
+
+    async def ask(self, model: str, messages: Sequence[Mapping[str, str]]) -> Response:
         """The answer to a conversation.
 
         Args:
             model: as the endpoint names it.
             messages: of the conversation.
-            ended: whether no more questions are to be put; asked when this one's turn has come.
 
         Raises:
-            NotPut: they are not.
+            NotPut: `stop` was called before its turn came.
             QuestionRefused: not to this one, ever.
             NoAnswer: not now.
             InputError: not to anything: the key, the path or the model is not right.
@@ -180,9 +182,7 @@ class Endpoint:
         problem = ""
         for tried in range(MOST_TRIES):
             wait = min(LONGEST_BACKOFF, 2.0**tried) * self._random.uniform(0.5, 1.0)
-            await self._pace.turn()
-            if ended():
-                raise NotPut
+            await self._unless_stopped(self._pace.turn())
             try:
                 response = await self._client.post(self._url, json=request)
             except httpx.TimeoutException:
@@ -198,8 +198,20 @@ class Endpoint:
                     self._pace.rest(max(wait, told))
                     continue
             if tried < MOST_TRIES - 1:
-                await self._sleep(wait)
+                await self._unless_stopped(self._sleep(wait))
         raise NoAnswer(f"{self._url}: {problem}, {MOST_TRIES} times")
+
+    async def _unless_stopped(self, waiting: Awaitable[None]) -> None:
+        """Waits for it, or raises NotPut as soon as no more questions are put."""
+        tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self._stopped.is_set():
+            raise NotPut
+        await tasks[0]
 
     def _problem(self, response: httpx.Response, model: str) -> str:
         """What is wrong, where it may pass.

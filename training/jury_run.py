@@ -1,7 +1,8 @@
 """A sitting of a jury: every question that is not answered yet is put, and every answer kept as it comes.
 
 Questions go row by row, so that a sitting which ends early leaves whole rows. One that is interrupted, or whose budget
-is spent, puts no further question and waits for the answers that are under way: they are paid for.
+is spent, puts no further question and waits for the answers that are under way: they are paid for. A question that only
+rests until it may be put again is not waited for.
 
 Knows nothing of how answers are reported.
 """
@@ -148,7 +149,7 @@ async def sit(
         journal: what is known, and where answers go.
         endpoint: answers.
         width: questions under way at once.
-        spent_up: whether the budget is spent; asked before each question, and again when its turn has come.
+        spent_up: whether the budget is spent; asked before each question, and after each answer.
         told: called after each question.
         say: told in words what is waited for.
 
@@ -170,8 +171,9 @@ async def sit(
                 return
             number = secrets.token_hex(4)
             try:
-                response = await endpoint.ask(question.model, jury.messages(case, number), ended=ended)
+                response = await endpoint.ask(question.model, jury.messages(case, number))
             except NotPut:
+                ended()
                 return
             except (QuestionRefused, NoAnswer) as error:
                 sitting.in_vain[str(error)] += 1
@@ -189,10 +191,12 @@ async def sit(
             vain_rows.clear()
             sitting.answered += 1
             journal.add(question, _heard(response, number), response.usage)
+            if spent_up():
+                endpoint.stop()
         told()
 
     items = [(case, question) for case in cases for question in jury.open(case, journal)]
-    with _interruptible(sitting, say):
+    with _interruptible(sitting, endpoint, say):
         await answer_all(items, put, width=width)
     return sitting
 
@@ -225,12 +229,13 @@ def _heard(response: Response, number: str) -> Vote | str:
 
 
 @contextlib.contextmanager
-def _interruptible(sitting: Sitting, say: Callable[[str], object]) -> Iterator[None]:
+def _interruptible(sitting: Sitting, endpoint: Endpoint, say: Callable[[str], object]) -> Iterator[None]:
     """A first Ctrl-C ends the sitting when the answers under way are here, a second one at once."""
     loop = asyncio.get_running_loop()
 
     def end() -> None:
         sitting.ended = "interrupted"
+        endpoint.stop()
         say("stopping: waiting for the answers that are under way and paid for; once more leaves without them")
         loop.remove_signal_handler(signal.SIGINT)
 
