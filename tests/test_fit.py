@@ -99,6 +99,13 @@ def test_diverging_run_says_so_and_keeps_what_was_good(tmp_path, monkeypatch):
     assert kept == [1, 2]
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_outcomes_cannot_weigh_nothing(weight):
+    """A step of such rows alone would be divided by nothing: it is said before anything is trained."""
+    with pytest.raises(InputError, match=r"outcome_weight is .*, expected a number above 0; .*leave their rows out"):
+        replace(OPTIONS, outcome_weight=weight)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_processes_share_the_rows_of_a_step(world):
     """The processes' rows of a step are the step's rows, each once, and their shares sum to the number of processes."""

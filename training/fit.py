@@ -63,8 +63,11 @@ class FitOptions:
         eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
         distill_weight: share of the loss that follows the teacher, in [0, 1].
         temperature: of distillation.
-        outcome_weight: factor on the weight of OUTCOME rows.
+        outcome_weight: factor on the weight of OUTCOME rows, above 0: a step of rows without weight has no mean.
         seed: of everything random.
+
+    Raises:
+        InputError: `outcome_weight` is not above 0.
     """
 
     epochs: int = 3
@@ -81,6 +84,13 @@ class FitOptions:
     temperature: float = 1.0
     outcome_weight: float = 0.3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.outcome_weight > 0:
+            raise InputError(
+                f"recipe: outcome_weight is {self.outcome_weight:g}, expected a number above 0; to learn nothing from "
+                "outcomes, leave their rows out"
+            )
 
 
 @dataclass(slots=True)
