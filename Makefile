@@ -124,7 +124,7 @@ train: $(VENV)/.dev  ## corpus to bundle with the base recipe: make train EXTRA_
 
 .PHONY: loop-demo
 loop-demo: $(VENV)/.dev  ## the feedback loop end to end: make loop-demo ARGS="--checkpoint runs/base/checkpoint --environment …"
-	$(TRAIN_ENV) $(BIN)/python docs/examples/loop/demo.py $(ARGS)
+	$(TRAIN_ENV) PYTHONPATH=. $(BIN)/python docs/examples/loop/demo.py $(ARGS)
 
 BENCHES ?= bulk feedback http model peers serving
 bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run: make bench BENCHES="serving peers"
