@@ -1,6 +1,6 @@
 """How long does one run of the graph take, by depth and length, beside a plain int8 export of MiniLM-L6? One run.
 
-    python benchmarks/bench_model.py [--bundle PATH] [--rounds 60] [--out model.json]
+    python -m benchmarks.bench_model [--bundle PATH] [--rounds 60] [--out model.json]
 
 Graphs of 2, 3, 4 and 6 of MiniLM's layers are exported as `training.export` does, and six layers once more as optimum
 alone does; a time does not depend on what the weights have learnt. One thread, one request a run, all graphs in turns,

@@ -4,7 +4,7 @@ Requests are two numbers, labels are drawn from an ordinal logit, and the classi
 likelihood with the loss of training. It starts from labels that overrate what the first number tells. Rows go through
 `training.feedback_set.build` as an export would; audits fit the probability map and the thresholds, as in the loop.
 
-    python benchmarks/feedback_rounds.py rounds.svg 10
+    python -m benchmarks.feedback_rounds rounds.svg 10
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Would another rule than one threshold on P(label <= t) be cheaper at the same promise? Measured on held-out halves.
 
-    python benchmarks/policy_rules.py --predictions predictions.npz [--splits 100] [--prices 0.1,0.3,2.4,100]
+    python -m benchmarks.policy_rules --predictions predictions.npz [--splits 100] [--prices 0.1,0.3,2.4,100]
 
 Each rule has one dial whose risk can only fall as it is turned up, so that conformal risk control fits all of them to
 the same promise on one half; risk, cost and frontier misses are measured on the other, both ways, over random halves:

@@ -347,7 +347,8 @@ def resolve_bundle(name: str, registry: Registry | None) -> Path:
 def _resolve(state: Event, name: str, where: str) -> str:
     version = state.aliases.get(name, name)
     if version not in state.folders:
-        known = ", ".join(sorted({*state.aliases, *state.folders})) or "nothing yet"
+        nothing = "nothing yet; add one with 'classifier bundle promote FOLDER'"
+        known = ", ".join(sorted({*state.aliases, *state.folders})) or nothing
         raise BundleNotFound(f"{where}: no bundle {name!r} there; it has {known}")
     return version
 
