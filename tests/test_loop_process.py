@@ -26,7 +26,7 @@ def command(base: Path, work: Path, *verb: str) -> list[str]:  # noqa: F811
     return [
         *(sys.executable, "-W", "ignore", "-m", "training", *verb, "--registry", str(base / "registry")),
         *("--feedback-url", f"sqlite:///{base}/feedback.db", "--work", str(work), "--data", str(base / "data")),
-        *("--held-out", "0.5", "--window-days", "40000", "--json"),
+        *("--recipe", str(base / "recipe.toml"), "--held-out", "0.5", "--window-days", "40000", "--json"),
     ]
 
 

@@ -42,7 +42,7 @@ def base(tmp_path_factory) -> Path:
     data = load_data([], [], own=words)
     model, fast = train(load_recipe("tiny"), folder / "run", data, say=lambda _: None)
     export(model, fast, folder / "export", max_tokens=64, check=data.dev[:20], rounding=data.train, int8_agreement=0.0)
-    facts = {"recipe": {"int8_agreement": 0.0}, "seed": 0, TRAINING_ROWS: pack_rows(r.sha256 for r in data.train)}
+    facts = {"seed": 0, TRAINING_ROWS: pack_rows(r.sha256 for r in data.train)}
     golden = choose_golden(data.golden)
     assemble(folder / "export", folder / "raw", golden=golden, reference={"n": 0}, card="# tiny\n", facts=facts)
     write_corpus(folder / "held.jsonl", data.calibration)
@@ -50,6 +50,7 @@ def base(tmp_path_factory) -> Path:
     registry = Registry(folder / "registry")
     registry.promote(registry.add(folder / "bundle", checkpoint=folder / "run" / "checkpoint"))
     fill_store(f"sqlite:///{folder}/feedback.db", folder / "bundle", 400, audits=0.6)
+    (folder / "recipe.toml").write_text("base_rows_share = 1.0\nint8_agreement = 0.0\nepochs = 1\n")
     return folder
 
 
@@ -65,6 +66,7 @@ def options(base, tmp_path) -> Options:
         min_outcomes=100,
         held_out=0.5,
         data=(str(base / "data"),),
+        recipe=base / "recipe.toml",
         promote=True,
     )
 
@@ -91,7 +93,7 @@ def done(base, tmp_path_factory) -> Path:
     shutil.copytree(base / "registry", folder / "before")
     given = Options(
         registry=str(folder / "registry"), feedback_url=f"sqlite:///{base}/feedback.db", work=folder / "work",
-        min_outcomes=100, held_out=0.5, data=(str(base / "data"),), promote=True,
+        min_outcomes=100, held_out=0.5, data=(str(base / "data"),), recipe=base / "recipe.toml", promote=True,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Round, "_judge", judge)
@@ -233,6 +235,22 @@ def test_registry_without_a_current_bundle_is_named(options, tmp_path):
     """There must be something to improve on."""
     with pytest.raises(BundleNotFound, match="no bundle 'current'"):
         go(replace(options, registry=str(tmp_path / "empty")))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base_rows_share = 1.0\nint8_agreement = 0.9\nepoch = 2", "unknown key 'epoch'"),
+        ("base_rows_share = 1.0", "lacks the key 'int8_agreement'"),
+        ("epochs: 2", "cannot be read as TOML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused_before_anything_is_done(options, tmp_path, text, told):
+    """A misspelt, missing or unreadable setting is named, and no round is begun."""
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=told):
+        go(replace(options, recipe=tmp_path / "mine.toml"))
+    assert not any(options.work.glob("*/snapshot"))
 
 
 def test_audit_label_must_be_a_pair(options):

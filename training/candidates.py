@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,6 @@ from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
 from training.principals import contradicting
 
-INT8_AGREEMENT = 0.97
 SMOOTH = tuple(name for name in METHODS if name != "cumulative_isotonic")
 """Maps for a few hundred labels: isotonic steps tie half of the scores there, and thresholds then jump over them."""
 _NOTHING: Mapping[str, Any] = {"schema_version": 1, "n": 0}
@@ -153,7 +153,7 @@ def retrained(
         parent: the bundle that the checkpoint belongs to.
         checkpoint: its weights.
         out: an empty folder.
-        recipe: from `recipes/retrain.toml`.
+        recipe: from `read_recipe`.
         feedback: rows from the feedback store.
         base: rows of the base corpus to draw from.
         check: rows on which the export's parity is measured.
@@ -177,14 +177,14 @@ def retrained(
     set_seed(seed)
     mixed = mix(feedback, base, float(recipe["base_rows_share"]), seed)
     model, fast = load_checkpoint(checkpoint)
-    options = FitOptions(seed=seed, **{k: v for k, v in recipe.items() if k in FitOptions.__slots__})
+    options = FitOptions(seed=seed, **{k: v for k, v in recipe.items() if k in FitOptions.__dataclass_fields__})
     history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=state)
     save_checkpoint(model, fast, out / "checkpoint", max_tokens)
     model, fast = load_checkpoint(out / "checkpoint")
-    agreement = float(dict(manifest.get("recipe") or {}).get("int8_agreement", INT8_AGREEMENT))
     parity = export(
-        model, fast, out / "export", max_tokens=max_tokens, check=check, rounding=mixed, int8_agreement=agreement
-    )
+        model, fast, out / "export", max_tokens=max_tokens, check=check, rounding=mixed,
+        int8_agreement=float(recipe["int8_agreement"]),
+    )  # fmt: skip
     facts: dict[str, Any] = {
         "parent": old.version,
         "recipe": {**dict(manifest.get("recipe") or {}), "retrain": dict(recipe)},
@@ -209,6 +209,28 @@ def retrained(
         "history": history,
         "parity": asdict(parity),
     }
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """How a round trains: `base_rows_share`, `int8_agreement`, and options of `training.fit`.
+
+    Raises:
+        InputError: it cannot be read, lacks a key, or has one that is none.
+    """
+    from training.fit import FitOptions
+
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--recipe {path}: cannot be read as TOML ({error}); see training/recipes/retrain.toml"
+        ) from None
+    own = {"base_rows_share", "int8_agreement"}
+    known = own | set(FitOptions.__dataclass_fields__) - {"seed"}
+    if wrong := sorted(set(recipe) - known) or sorted(own - set(recipe)):
+        what = "has the unknown key" if wrong[0] in recipe else "lacks the key"
+        raise InputError(f"--recipe {path}: {what} {wrong[0]!r}; there are {', '.join(sorted(known))}")
+    return recipe
 
 
 def mix(feedback: Sequence[Row], base: Sequence[Row], share: float, seed: int) -> list[Row]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -33,7 +32,7 @@ from classifier.errors import GateNotMet
 from classifier.registry import Registry
 from classifier.types import Request
 from training.calibration_set import CalibrationSet, score_rows
-from training.candidates import recalibrated, retrained
+from training.candidates import read_recipe, recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.feedback_set import SetOptions
@@ -141,6 +140,7 @@ class Round:
         self._options, self._run, self._say, self._clock = options, run, say, clock
         self._registry = Registry(options.registry)
         self._audit = parse_audit(options.audit_label)
+        self._recipe = read_recipe(options.recipe)
         self._caps = SetOptions(options.principal_share, options.principal_label)
 
     def go(self, why: str) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class Round:
                 current.path,
                 checkpoint,
                 out,
-                recipe=tomllib.loads(self._options.recipe.read_text(encoding="utf-8")),
+                recipe=self._recipe,
                 feedback=feedback,
                 base=[row for row in base if row.split == "train" and row.label == RUBRIC],
                 check=[row for row in base if row.split == "test"][:MOST_GOLDEN],
