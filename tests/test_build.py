@@ -11,13 +11,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from classifier.bundle import read_bundle
+from classifier.bundle import SHIPPED, read_bundle
 from classifier.engine import Engine
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
 from classifier.types import Request
 from tests.tiny import WORDS
 from training.build import build, load_data, load_recipe, train
+from training.card import OWN_ALONE
 from training.corpus import read_corpus
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 
@@ -45,6 +46,7 @@ def run(corpus, tmp_path_factory) -> Path:
     said: list[str] = []
     build(load_recipe("tiny"), out, load_data([], [], own=corpus), licences={"own-test": "CC0"}, say=said.append)
     assert any("int8 chooses the fp32 tier" in line for line in said)
+    assert OWN_ALONE in said
     return out
 
 
@@ -54,6 +56,12 @@ def test_built_bundle_serves(run):
     assert engine.golden_ok
     assert len(engine.bundle.manifest["golden"]) == 12
     assert sum(engine.classify(Request.from_text("hi")).probabilities) == pytest.approx(1, abs=1e-6)
+
+
+def test_card_says_what_it_costs_to_leave_real_traffic_out(run):
+    """A bundle made of our own prompts alone says so, with what that lost where it was measured."""
+    assert OWN_ALONE in (run / "bundle" / "README.md").read_text()
+    assert OWN_ALONE not in (SHIPPED / "README.md").read_text()
 
 
 def test_manifest_says_what_it_was_made_of(run):

@@ -105,9 +105,10 @@ def build(
     Example: python -m training build --recipe base --extra corpora/ --dev dev.jsonl.gz
     """
     from training import build as building
+    from training.card import licences_of
 
     recipe, data, out, own = _prepare(extra=extra, **options)
-    licences = building.licences_of([str(own), *extra])
+    licences = licences_of([str(own), *extra])
     bundle = building.build(
         recipe,
         out,

@@ -10,7 +10,6 @@ report.json           what `evaluate` found on the development rows
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import tomllib
@@ -34,8 +33,8 @@ from training.adapters import Lora
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
-from training.card import render_card
-from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, expand, read_corpus, write_corpus
+from training.card import own_alone, render_card
+from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, read_corpus, write_corpus
 from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
@@ -321,21 +320,10 @@ def build(
     )
     for stage in (raw, calibrated):
         shutil.rmtree(stage)
+    for line in own_alone(data.train):
+        say(line)
     say(f"bundle {bundle.version} in {out / 'bundle'}")
     return bundle
-
-
-def licences_of(paths: Sequence[str]) -> dict[str, str]:
-    """The licence that corpus files state for each source."""
-    found: dict[str, str] = {}
-    for path in expand(paths):
-        opener = gzip.open if path.name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                if row.get("licence"):
-                    found.setdefault(str(row.get("source")), str(row["licence"]))
-    return found
 
 
 def _notes(parity: Parity, data: Data) -> list[str]:
@@ -346,6 +334,7 @@ def _notes(parity: Parity, data: Data) -> list[str]:
         f"int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} held-out rows; torch and ONNX "
         f"fp32 differ by {parity.fp32_difference:.1e}.",
         "What the policies below promise, and what breaks the promise: docs/guarantee.md.",
+        *own_alone(data.train),
     ]
 
 
