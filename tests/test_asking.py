@@ -110,7 +110,7 @@ def test_whatever_happens_a_restricted_request_stays_on_premises(
 
     A request that is not restricted always gets an answer.
     """
-    labels = labels_of(asked, key, data=header)
+    labels = labels_of(asked, key, sent=[header])
     choice = decide(p, Policy(name="p", threshold=threshold, epsilon=0.5), floor=floor, draw=draw)
     served = Decision(choice.tier, tuple(p), choice.model_tier, choice.reason, "p", choice.threshold, choice.guaranteed)
     came = failure or wire.decision_to_proto(served)

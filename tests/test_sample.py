@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 
@@ -205,16 +206,29 @@ def in_a_terminal(arguments, answers, end):
     terminal, theirs = os.openpty()
     # setsid gives the child its terminal: pty.fork would fork beside gRPC's threads, which may hang the child.
     command = ["setsid", "--ctty", sys.executable, "-m", "classifier", *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
     shown, waiting = b"", [*answers, end]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        try:
+            while data := typed_out(terminal, b"" if waiting else end):
+                shown += data
+                if shown.endswith(b"> ") and waiting:
+                    os.write(terminal, waiting.pop(0))
+        finally:
+            os.close(terminal)  # a process that is still there is hung up on
+    return shown.decode(), process.returncode
+
+
+def typed_out(terminal, again):
+    """What comes next from the terminal, b"" at its end; `again` is typed where nothing comes for a while.
+
+    Python does not notice a Ctrl-C between its prompt and its read: a person presses once more, and so does this.
+    """
+    while not select.select([terminal], [], [], 5)[0]:
+        os.write(terminal, again)
     with contextlib.suppress(OSError):  # a terminal whose process ended
-        while data := os.read(terminal, 65536):
-            shown += data
-            if shown.endswith(b"> ") and waiting:
-                os.write(terminal, waiting.pop(0))
-    os.close(terminal)
-    return shown.decode(), process.wait()
+        return os.read(terminal, 65536)
+    return b""
 
 
 def test_calibrate_accepts_the_labels_of_a_terminal_as_they_are(tmp_path):
