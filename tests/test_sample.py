@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
 
@@ -204,31 +203,22 @@ def test_an_unlabelled_file_is_not_gone_on_with(tmp_path):
 def in_a_terminal(arguments, answers, end):
     """Types an answer at each prompt of the command in a pseudo-terminal, then `end`; (what was shown, exit code)."""
     terminal, theirs = os.openpty()
-    # setsid gives the child its terminal: pty.fork would fork beside gRPC's threads, which may hang the child.
-    command = ["setsid", "--ctty", sys.executable, "-m", "classifier", *map(str, arguments)]
+    # setsid gives the child its terminal: pty.fork would fork beside gRPC's threads, which may hang the child. And a
+    # shell has what it runs in the background ignore Ctrl-C, down to the last child.
+    command = ["env", "--default-signal=INT", "setsid", "--ctty", sys.executable, "-m", "classifier"]
+    command += map(str, arguments)
     shown, waiting = b"", [*answers, end]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         try:
-            while data := typed_out(terminal, b"" if waiting else end):
-                shown += data
-                if shown.endswith(b"> ") and waiting:
-                    os.write(terminal, waiting.pop(0))
+            with contextlib.suppress(OSError):  # a terminal whose process ended
+                while data := os.read(terminal, 65536):
+                    shown += data
+                    if shown.endswith(b"> ") and waiting:
+                        os.write(terminal, waiting.pop(0))
         finally:
             os.close(terminal)  # a process that is still there is hung up on
     return shown.decode(), process.returncode
-
-
-def typed_out(terminal, again):
-    """What comes next from the terminal, b"" at its end; `again` is typed where nothing comes for a while.
-
-    Python does not notice a Ctrl-C between its prompt and its read: a person presses once more, and so does this.
-    """
-    while not select.select([terminal], [], [], 5)[0]:
-        os.write(terminal, again)
-    with contextlib.suppress(OSError):  # a terminal whose process ended
-        return os.read(terminal, 65536)
-    return b""
 
 
 def test_calibrate_accepts_the_labels_of_a_terminal_as_they_are(tmp_path):
