@@ -117,22 +117,13 @@ def pool_of(processes: int, maker: Maker, plan: Plan) -> Iterator[Executor]:
     try:
         yield pool
     except BrokenProcessPool:
-        _stop(pool)
         raise ClassifierError(
             "a labelling process died (killed by the system, perhaps for memory); run the same command again to go "
             "on, with fewer --processes if it happens again"
         ) from None
     except BaseException:
-        _stop(pool)  # what they are at would only be made again
+        for process in list((pool._processes or {}).values()):  # what they are at would only be made again
+            process.terminate()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """Ends its processes, and gives up what is on its way to them."""
-    for process in list((pool._processes or {}).values()):
-        process.terminate()
-    # Python 3.11.2, and others without the remedy of python/cpython#94777, would wait for ever for a process that is
-    # gone to take a chunk larger than a pipe; nobody can where the pipe's other end is closed.
-    pool._call_queue._reader.close()  # type: ignore[attr-defined]
