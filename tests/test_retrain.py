@@ -76,7 +76,7 @@ def judge(_round, _out, name):
     return {"accepted": name == "calibrate-trained", "repairs": False, "cost": 1.0, "why": f"said of {name}"}
 
 
-def refuse(_round, _out, _name):
+def refuse(_round, _out, **_fields):
     """A gate that refuses everything."""
     return {"accepted": False, "repairs": False, "cost": 1.0, "why": "no better"}
 
@@ -306,7 +306,7 @@ def test_training_that_fails_leaves_what_recalibration_found(options, monkeypatc
 
     monkeypatch.setattr("training.retrain.retrained", fails)
     monkeypatch.setattr(
-        Round, "_judge", lambda _r, _o, _name: {"accepted": False, "repairs": True, "cost": 1.0, "why": "mends"}
+        Round, "_judge", lambda _r, _o, **_fields: {"accepted": False, "repairs": True, "cost": 1.0, "why": "mends"}
     )
     receipt = go(options)
     assert (receipt["decision"], receipt["candidate"]) == ("promoted", receipt["steps"]["recalibrate"]["version"])

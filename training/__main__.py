@@ -105,7 +105,7 @@ def build(
     Example: python -m training build --recipe base --extra corpora/ --dev dev.jsonl.gz
     """
     from training import build as building
-    from training.card import licences_of
+    from training.corpus import licences_of
 
     recipe, data, out, own = _prepare(extra=extra, **options)
     licences = licences_of([str(own), *extra])

@@ -276,8 +276,12 @@ def as_text(report: Mapping[str, Any]) -> str:
 def _promise(fit: Guarantee) -> str:
     bound = f"{'weighted loss' if fit.severity else 'risk'} <= {fit.alpha:g}"
     bound += f" at {1 - fit.delta:.0%}" if fit.delta else ""
-    estimated = fit.feasible and not fit.proved
-    return f"none; {bound} is an estimate, if only the tier shares changed" if estimated else bound
+    return bound if not fit.feasible else promised_or_estimated(bound, fit)
+
+
+def promised_or_estimated(bound: str, fit: Guarantee) -> str:
+    """What a table says of the bound of a threshold that was found."""
+    return bound if fit.proved else f"none; {bound} is an estimate, if only the tier shares changed"
 
 
 def _missed(measured: Mapping[str, Any]) -> str:

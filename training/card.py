@@ -1,14 +1,12 @@
-"""The model card, rendered from the report and the recipe; never typed."""
+"""The model card, rendered from the report and the recipe; what was measured once and for all is dated."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from classifier.types import TIERS
-from training.corpus import Row, expand
+from training.corpus import Row
 
 OWN_ALONE = (
     "Trained on data/ alone, without real traffic, which costs much. Measured on 2026-11-26, on 300 real requests that "
@@ -119,16 +117,3 @@ def _metrics(report: Mapping[str, Any]) -> str:
 def own_alone(rows: Sequence[Row]) -> list[str]:
     """`OWN_ALONE` where all that was trained on are prompts of data/, else nothing."""
     return [OWN_ALONE] * all(row.source.startswith("own-") for row in rows)
-
-
-def licences_of(paths: Sequence[str]) -> dict[str, str]:
-    """The licence that corpus files state for each source."""
-    found: dict[str, str] = {}
-    for path in expand(paths):
-        opener = gzip.open if path.name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                if row.get("licence"):
-                    found.setdefault(str(row.get("source")), str(row["licence"]))
-    return found

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,23 @@ def expand(paths: Iterable[str | Path]) -> list[Path]:
         if not files:
             raise InputError(f"{given}: no corpus file there; give a .jsonl or .jsonl.gz file, a folder, or a glob")
         found.extend(files)
+    return found
+
+
+def open_lines(path: Path) -> IO[str]:
+    """A corpus file's text, of a compressed one too."""
+    return gzip.open(path, "rt", encoding="utf-8") if path.name.endswith(".gz") else path.open(encoding="utf-8")
+
+
+def licences_of(paths: Iterable[str]) -> dict[str, str]:
+    """The licence that corpus files state for each source."""
+    found: dict[str, str] = {}
+    for path in expand(paths):
+        with open_lines(path) as lines:
+            for line in lines:
+                row = json.loads(line)
+                if row.get("licence"):
+                    found.setdefault(str(row.get("source")), str(row["licence"]))
     return found
 
 
@@ -257,11 +274,10 @@ def _stated_split(data: Mapping[str, Any]) -> str:
 
 
 def _read_file(path: Path) -> Iterator[Row]:
-    opener = gzip.open if path.name.endswith(".gz") else open
     default_source = path.name.split(".")[0]
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with open_lines(path) as lines:
             for number, line in enumerate(lines, 1):  # noqa: B007 - named in the errors below
                 if line.strip():
                     yield parse_row(json.loads(line), default_source)

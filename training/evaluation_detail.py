@@ -19,7 +19,7 @@ from classifier import metrics
 from classifier.metrics import bootstrap_interval, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
-from training.calibration_report import constant_cost, random_risk, reliability, under
+from training.calibration_report import constant_cost, promised_or_estimated, random_risk, reliability, under
 from training.corpus import Row
 from training.policy_fit import chosen_by
 from training.step_losses import soft
@@ -108,7 +108,7 @@ def _promise(fit: Guarantee) -> str:
     if not fit.feasible:
         return "none"
     bound = f"{fit.alpha:.1%}" + (" of a weighted loss" if fit.severity else "")
-    return bound if fit.proved else f"none; {bound} is an estimate, if only the tier shares changed"
+    return promised_or_estimated(bound, fit)
 
 
 def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:

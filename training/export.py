@@ -31,7 +31,7 @@ from classifier.inputs import INPUT_VERSION, render
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.session import Session
-from classifier.tokenizer import Tokenizer
+from classifier.tokenizer import Encoded, Tokenizer
 from classifier.types import TIERS
 from training.corpus import Row
 from training.graph import fuse
@@ -47,7 +47,7 @@ GOLDEN_TOLERANCE = 0.02
 """Probabilities may differ this much on replay: other instruction sets round int8 products in another order."""
 GOLDEN_INPUTS = 12
 ROUNDING_ROWS = 256
-"""Requests whose activations say how to round; four times as many rounded no better (docs/LOG.md)."""
+"""Requests whose activations say how to round; four times as many rounded no better (docs/design/0003-graph.md)."""
 UNPROVEN_THRESHOLDS = {"economy": 0.55, "balanced": 0.7, "quality": 0.85}
 """Of a bundle that was never calibrated: plausible, promised to nobody."""
 
@@ -100,7 +100,8 @@ def export(
     sample = random.Random(0).sample(list(rounding), min(ROUNDING_ROWS, len(rounding)))
     with tempfile.TemporaryDirectory() as folder:
         export_fp32(fused, Path(folder))
-        quantise(Path(folder), round_weights(fused, (_tensors(tokenizer, row, names) for row in sample)))
+        inputs = (_tensors(tokenizer.encode(render(row.request)), names) for row in sample)
+        quantise(Path(folder), round_weights(fused, inputs))
         shutil.copyfile(Path(folder) / "model.onnx", out / "model_fp32.onnx")
         shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")
     model.config.save_pretrained(out)
@@ -232,8 +233,7 @@ def export_fp32(model: PreTrainedModel, folder: Path) -> None:
         onnx_export_from_model(model, folder, task="text-classification", do_validation=False, opset=17)
 
 
-def _tensors(tokenizer: Tokenizer, row: Row, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    encoded = tokenizer.encode(render(row.request))
+def _tensors(encoded: Encoded, names: Sequence[str]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(getattr(encoded, name)) for name in names}
 
 
@@ -248,7 +248,7 @@ def _parity(model: PreTrainedModel, tokenizer: Tokenizer, out: Path, rows: Seque
         logits8.append(small.run(*arrays)[0])
         if i < 64:
             with torch.inference_mode():
-                reference = model(**_tensors(tokenizer, row, names)).logits.numpy()[0]
+                reference = model(**_tensors(encoded, names)).logits.numpy()[0]
             worst = max(worst, float(np.abs(reference - logits32[-1]).max()))
     a, b = np.array(logits32), np.array(logits8)
     spread = float(np.sqrt(((a - b) ** 2).mean()) / max(float(a.std()), 1e-9))

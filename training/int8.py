@@ -14,8 +14,8 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,26 +104,17 @@ def _second_moments(
 ) -> list[Tensor]:
     """Of what each layer multiplies: (in, in) float64, summed over tokens."""
     moments = [torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64) for layer in layers]
-    with _hooked(layers, moments):
+    with ExitStack() as hooks:
+        for layer, moment in zip(layers, moments, strict=True):
+            hooks.enter_context(layer.register_forward_pre_hook(partial(_add, moment)))
         for each in inputs:
             model(**each)
     return moments
 
 
-@contextmanager
-def _hooked(layers: list[nn.Linear], moments: list[Tensor]) -> Iterator[None]:
-    def add(moment: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].reshape(-1, moment.shape[0]).float()
-        moment.add_(rows.T @ rows)
-
-    hooks = [
-        layer.register_forward_pre_hook(partial(add, moment)) for layer, moment in zip(layers, moments, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _add(moment: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    rows = inputs[0].reshape(-1, moment.shape[0]).float()
+    moment.add_(rows.T @ rows)
 
 
 def _steps(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ Knows nothing of models or measures.
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request, Tier
-from training.corpus import expand
+from training.corpus import expand, open_lines
 
 Array = NDArray[np.float64]
 
@@ -69,10 +68,9 @@ def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Out
     """
     requests, success, sources = [], [], []
     for path in expand(paths):
-        opener = gzip.open if path.name.endswith(".gz") else open
         number = 0
         try:
-            with opener(path, "rt", encoding="utf-8") as lines:
+            with open_lines(path) as lines:
                 for number, line in enumerate(lines, 1):  # noqa: B007 - named in the error below
                     row = json.loads(line)
                     if split is not None and row.get("split", split) != split:

@@ -182,7 +182,7 @@ class Round:
             fitted = run.step(name, partial(self._recalibrate, fit_map=name != THRESHOLDS))
             if not fitted["done"]:
                 return None, fitted
-            verdict = verdicts[name] = run.step(judged, lambda out, name=name: self._judge(out, name))  # type: ignore[misc]
+            verdict = verdicts[name] = run.step(judged, partial(self._judge, name=name))
             told.append(f"{what}: {verdict['why']}")
             if verdict["accepted"]:
                 return name, {**verdict, "why": f"recalibration is enough: {'; '.join(told)}"}
@@ -209,7 +209,7 @@ class Round:
             return None, taught["why"]
         raw, held = self._run.path("train") / "raw", self._held_out
         self._run.step(TRAINED, lambda out: self._calibrated(out, raw, *held.to_fit(retrained=True), held.traffic))
-        verdict = self._run.step("judge-retrained", lambda out: self._judge(out, TRAINED))
+        verdict = self._run.step("judge-retrained", partial(self._judge, name=TRAINED))
         return verdict, verdict["why"]
 
     def _recalibrate(self, out: Path, *, fit_map: bool) -> dict[str, Any]:
@@ -324,7 +324,7 @@ class Round:
     def _scored(self, rows: Sequence[Row], engine: Engine) -> CalibrationSet:
         return score_rows(rows, engine, self._current.policies[self._current.default_policy].group_by)
 
-    def _judge(self, _: Path, name: str) -> dict[str, Any]:
+    def _judge(self, _: Path, *, name: str) -> dict[str, Any]:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""
         held = self._held_out
         left_out = json.loads((self._run.path(name) / RESULT).read_text(encoding="utf-8"))["left_out"]
