@@ -125,10 +125,10 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
                 yield self._routed(answer, body)
             elif part == "response_headers":
                 status = _headers(message.response_headers).get(":status", "")
+                if answer is not None and is_outage(status):
+                    self._report_outage(answer)  # first: Envoy ends the stream as soon as it has the last answer
                 told = headers_of(answer) if answer else {}
                 yield pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=_common(told)))
-                if answer is not None and is_outage(status):
-                    self._report_outage(answer)
             else:
                 yield _untouched(part)
 

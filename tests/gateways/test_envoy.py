@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from classifier import Client, Outcome
+from classifier import Client, Decision, Outcome
 from classifier.errors import SettingsError
 from classifier.fallback import Answer
-from classifier.gateways.ext_proc import ExtProcSettings, Processor, run
-from classifier.types import Cause, Source, Tier, Verdict
+from classifier.gateways.ext_proc import ExtProcSettings, Processor, core, pb, run
+from classifier.types import Cause, Reason, Source, Tier, Verdict
 from tests.gateways.support import (
     ROOT,
     Classifier,
@@ -246,6 +247,38 @@ def test_an_outage_of_the_upstream_is_availability(gateway: Gateway) -> None:
         status, headers, _ = gateway.ask(chat("hi"))
     until(lambda: gateway.causes(headers[ID]))
     assert (status, gateway.causes(headers[ID])) == (503, [Cause.AVAILABILITY])
+
+
+def test_an_outage_is_reported_before_envoy_has_its_last_answer() -> None:
+    """Envoy ends the stream once it has that, and what stands behind the answer may then never run."""
+    decision = Decision(Tier.SIMPLE, (1, 0, 0, 0), Tier.SIMPLE, Reason.MODEL, "balanced", 0.5, False, decision_id="d")
+    reported: list[Outcome] = []
+
+    async def classify(_: object) -> Answer:
+        return Answer(Tier.SIMPLE, decision)
+
+    async def report_outcome(outcome: Outcome) -> None:
+        reported.append(outcome)
+
+    async def parts() -> AsyncIterator[pb.ProcessingRequest]:
+        path = core.HeaderValue(key=":path", value="/v1/chat/completions")
+        sent = core.HeaderMap(headers=[path, core.HeaderValue(key=":method", value="POST")])
+        yield pb.ProcessingRequest(request_headers=pb.HttpHeaders(headers=sent))
+        yield pb.ProcessingRequest(request_body=pb.HttpBody(body=json.dumps(chat("hi")).encode(), end_of_stream=True))
+        status = core.HeaderMap(headers=[core.HeaderValue(key=":status", value="503")])
+        yield pb.ProcessingRequest(response_headers=pb.HttpHeaders(headers=status))
+
+    async def leave_early() -> None:
+        client = SimpleNamespace(classify=classify, report_outcome=report_outcome)
+        processor = Processor(client, ExtProcSettings(), None)
+        answers = processor.Process(parts(), None)
+        for _ in range(3):
+            await anext(answers)
+        await answers.aclose()
+        await processor.outbox.drain(10)
+
+    asyncio.run(leave_early())
+    assert [(outcome.decision_id, outcome.cause) for outcome in reported] == [("d", Cause.AVAILABILITY)]
 
 
 @pytest.mark.failure("no feedback store", "Envoy")
