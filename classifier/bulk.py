@@ -31,7 +31,7 @@ from classifier.errors import InputError
 from classifier.labelled import kind_of, manifest_path, merge_pieces, output_schema
 from classifier.labelling import Labeller
 from classifier.pieces import SPACE, as_json, check_same, read_manifest, read_piece, read_tally
-from classifier.processes import make_part, pool_of
+from classifier.processes import processes_of
 from classifier.progress import Position, Progress, Tally
 from classifier.readers import Chunk, read_chunks
 from classifier.runs import HEAD_CHUNKS, Options, input_schema, plan_of, stated_of
@@ -163,7 +163,7 @@ class Run:
                 progress.tally.add(found)
             told(progress)
 
-        with pool_of(processes, maker, plan) as pool:
+        with processes_of(processes, maker, plan) as submit:
             for chunk in self._chunks:
                 self._count += 1
                 part = self._part(chunk.index)
@@ -173,7 +173,7 @@ class Run:
                     progress.tally.add(found)
                     tally.add(chunk.index, found)
                     continue
-                pending[pool.submit(make_part, chunk, part)] = chunk.index
+                pending[submit(chunk, part)] = chunk.index
                 while len(pending) >= _WAITING * processes:
                     collect()
             while pending:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from importlib.abc import MetaPathFinder
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from classifier.answering import Maker
 from classifier.arrow import pyarrow
@@ -26,23 +28,11 @@ from classifier.labelling import Labeller, Plan
 from classifier.pieces import write_piece
 from classifier.readers import Chunk
 
-T = TypeVar("T")
+Submit = Callable[[Chunk, Path], Future[dict[str, Any]]]
+"""Hands over a chunk and the path of its piece; the future holds the tally, as JSON."""
 
 _labeller: Labeller | None = None
 _problem: Exception | None = None
-
-
-class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """A future that is done."""
-        future: Future[T] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 def _make(maker: Maker, plan: Plan) -> None:
@@ -92,7 +82,7 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def make_part(chunk: Chunk, path: Path) -> dict[str, Any]:
+def _make_part(chunk: Chunk, path: Path) -> dict[str, Any]:
     """Labels a chunk into its piece; returns the tally."""
     if _labeller is None:
         raise _problem or ClassifierError("this process was not started to label")
@@ -101,21 +91,48 @@ def make_part(chunk: Chunk, path: Path) -> dict[str, Any]:
     return tally.to_json()
 
 
+def _make_part_here(chunk: Chunk, path: Path) -> Future[dict[str, Any]]:
+    """As a process would, at once and in this one."""
+    future: Future[dict[str, Any]] = Future()
+    try:
+        future.set_result(_make_part(chunk, path))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def _hand_over(pool: Executor, chunk: Chunk, path: Path) -> Future[dict[str, Any]]:
+    """Hands over a chunk as a file beside its piece.
+
+    A pool's pipe takes 64 kB. Where a chunk is larger and a process ends before it has read it, Pythons without the fix
+    of python/cpython#94777 wait for ever for the rest to be read.
+    """
+    handed = path.with_suffix(".chunk")
+    handed.write_bytes(pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL))
+    return pool.submit(_make_handed, handed, path)
+
+
+def _make_handed(handed: Path, path: Path) -> dict[str, Any]:
+    chunk = pickle.loads(handed.read_bytes())  # noqa: S301 (ours, of a moment ago)
+    handed.unlink()
+    return _make_part(chunk, path)
+
+
 @contextlib.contextmanager
-def pool_of(processes: int, maker: Maker, plan: Plan) -> Iterator[Executor]:
-    """A pool whose processes can `make_part`; left early, it stops them at once. A single one is this process itself.
+def processes_of(count: int, maker: Maker, plan: Plan) -> Iterator[Submit]:
+    """Processes that make pieces of chunks; left early, it stops them at once. A single one is this process itself.
 
     Raises:
         ClassifierError: a process died.
     """
-    if processes == 1:
+    if count == 1:
         _make(maker, plan)
-        yield _Here()
+        yield _make_part_here
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start, (maker, plan))
+    pool = ProcessPoolExecutor(count, context, _start, (maker, plan))
     try:
-        yield pool
+        yield partial(_hand_over, pool)
     except BrokenProcessPool:
         raise ClassifierError(
             "a labelling process died (killed by the system, perhaps for memory); run the same command again to go "

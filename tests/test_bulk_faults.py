@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ from click.testing import CliRunner
 
 from classifier import bulk, cli
 from classifier.bulk import label
-from classifier.errors import InputError
+from classifier.errors import ClassifierError, InputError
 from classifier.labelled import open_labelled
 from classifier.runs import Options
 from tests.bulk_support import FakeMaker, prompts, write_lines
@@ -123,6 +124,26 @@ def test_kills_at_the_worst_moments_leave_no_trace(tmp_path, monkeypatch, moment
     label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
     assert digest(tmp_path / "out.parquet") == digest(tmp_path / "whole.parquet")
     assert not (tmp_path / "out.parquet.parts").exists()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT], ids=["a process is killed", "ctrl-c"])
+def test_a_run_with_chunks_that_wait_ends_at_once(tmp_path, signal_number):
+    """Chunks of more than a pipe holds, which nobody will read any more, keep no run from ending; the next goes on."""
+    rows = [{"prompt": f"{number} {'x' * 60_000}"} for number in range(800)]
+    log, out = write_lines(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet"
+
+    def told(progress):
+        if progress.tally.rows and signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if progress.tally.rows:
+            os.kill(multiprocessing.active_children()[0].pid, signal_number)
+
+    error = KeyboardInterrupt if signal_number == signal.SIGINT else ClassifierError
+    with pytest.raises(error):
+        label([str(log)], str(out), FakeMaker(delay_seconds=0.005), Options(processes=2), told=told)
+    assert not multiprocessing.active_children()
+    assert label([str(log)], str(out), FakeMaker(), Options(processes=2)).tally.rows == 800
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.parquet", "out.parquet.manifest.json"]
 
 
 @long
