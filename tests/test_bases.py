@@ -22,10 +22,11 @@ from classifier.types import Request
 from tests.fit_support import OPTIONS, tiny_rows
 from training.__main__ import main
 from training.adapters import Lora, merged, with_adapters
-from training.build import load_data, load_recipe, train
+from training.build import load_data, train
 from training.export import export
 from training.fit import fit, predict
 from training.model import load_base, load_checkpoint, most_tokens, save_checkpoint, student_from, tokenizer_of
+from training.recipe import load_recipe
 from training.vocabulary import RESERVED
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]

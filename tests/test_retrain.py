@@ -17,11 +17,12 @@ from classifier.engine import Engine
 from classifier.errors import BundleNotFound, Busy, GateNotMet, InputError
 from classifier.registry import Registry
 from tests.loop_support import Crash, crash_at, fill_store, write_words
-from training.build import load_data, load_recipe, train
+from training.build import load_data, train
 from training.calibrate import calibrate
 from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.corpus import write_corpus
 from training.export import assemble, choose_golden, export
+from training.recipe import load_recipe
 from training.retrain import Options, Round, lock_path, retrain
 from training.steps import only_one, unfinished
 

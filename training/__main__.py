@@ -72,12 +72,14 @@ def _prepare(
 ) -> tuple[dict[str, Any], Any, Path, Path]:  # fmt: skip
     """The recipe, the data, the run's folder, and where our own data lie."""
     from training import build as building
+    from training.corpus import OWN_DATA
+    from training.recipe import load_recipe
 
-    settings = building.load_recipe(
+    settings = load_recipe(
         recipe, base=base, seed=seed, student={"base": student_base},
         teacher={"lora_r": lora_r, "lora_alpha": lora_alpha},
     )  # fmt: skip
-    own = own or building.OWN_DATA
+    own = own or OWN_DATA
     data = building.load_data(extra, dev, own=own, most_rows=settings.get("most_rows"))
     return settings, data, out or Path("runs") / settings["name"], own
 
@@ -180,8 +182,7 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
     """
     from dataclasses import asdict
 
-    from training.build import OWN_DATA
-    from training.corpus import read_corpus
+    from training.corpus import OWN_DATA, read_corpus
     from training.export import export as export_model
     from training.model import load_checkpoint
 

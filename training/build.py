@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,16 +33,14 @@ from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.card import own_alone, render_card
-from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, read_corpus, write_corpus
+from training.corpus import OUTCOME, OWN_DATA, RUBRIC, UNLABELLED, Row, data_sha256, read_corpus, write_corpus
 from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
-from training.fit import FitOptions
 from training.model import check_student, load_base, load_checkpoint
+from training.recipe import fit_options
 from training.teacher import train_teachers
 
-RECIPES = Path(__file__).parent / "recipes"
-OWN_DATA = Path(__file__).parent.parent / "data"
 Say = Callable[[str], object]
 
 
@@ -64,29 +61,6 @@ class Data:
     dev: list[Row]
     golden: list[Row]
     traffic: list[Row]
-
-
-def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
-    """A recipe by name or path, with overrides that are not None, also within its tables.
-
-    Raises:
-        InputError: there is no such recipe, or it is not TOML.
-    """
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise InputError(f"--recipe {name}: no such recipe; there are {names}, or give a .toml file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not TOML ({error})") from error
-    recipe = {"name": path.stem, **recipe}
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            recipe[key] = {**recipe.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
-        elif value is not None:
-            recipe[key] = value
-    return recipe
 
 
 def load_data(
@@ -141,7 +115,7 @@ def train(
     """Teacher and student, as far as `out` does not already have them; leaves `out/checkpoint`.
 
     Args:
-        recipe: from `load_recipe`.
+        recipe: from `training.recipe.load_recipe`.
         out: the run's folder.
         data: from `load_data`.
         teacher: folder of finished teachers (`teacher-0` and so on) to distil from, instead of training them.
@@ -181,8 +155,8 @@ def _teach(
     seeds = [seed + int(s) for s in teaching.pop("seeds")]
     lora = _lora(teaching.pop("lora_r", None), teaching.pop("lora_alpha", None))
     own_base, layers = learning.pop("base", None), int(learning.pop("layers"))
-    teacher_options = _options("teacher", teaching)
-    student_options = _options("student", {"seed": seed, **learning})
+    teacher_options = fit_options(teaching, "recipe: [teacher]")
+    student_options = fit_options({"seed": seed, **learning}, "recipe: [student]")
     # Looked at first: after hours of teaching it would be late to learn that the student cannot start from this.
     start, fast = load_base(own_base or recipe["base"], max_tokens)
     check_student(start, layers)
@@ -215,18 +189,6 @@ def _lora(r: int | None, alpha: float | None) -> Lora | None:
     return Lora(int(r), float(2 * r if alpha is None else alpha))
 
 
-def _options(table: str, values: Mapping[str, Any]) -> FitOptions:
-    """A table of the recipe as options of training.
-
-    Raises:
-        InputError: it has a key that is none.
-    """
-    known = FitOptions.__dataclass_fields__
-    if unknown := sorted(set(values) - set(known)):
-        raise InputError(f"recipe: [{table}] has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    return FitOptions(**values)
-
-
 def build(
     recipe: Mapping[str, Any],
     out: Path,
@@ -243,7 +205,7 @@ def build(
     Of several processes the first one goes on after training; the others return None.
 
     Args:
-        recipe: from `load_recipe`.
+        recipe: from `training.recipe.load_recipe`.
         out: the run's folder.
         data: from `load_data`.
         licences: of each source, for the card.

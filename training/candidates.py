@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, 
 from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
 from training.principals import contradicting
+from training.recipe import training_of_a_round
 
 SMOOTH = tuple(name for name in METHODS if name != "cumulative_isotonic")
 """Maps for a few hundred labels: isotonic steps tie half of the scores there, and thresholds then jump over them."""
@@ -153,7 +153,7 @@ def retrained(
         parent: the bundle that the checkpoint belongs to.
         checkpoint: its weights.
         out: an empty folder.
-        recipe: from `read_recipe`.
+        recipe: from `training.recipe.load_retraining`.
         feedback: rows from the feedback store.
         base: rows of the base corpus to draw from.
         check: rows on which the export's parity is measured.
@@ -168,7 +168,7 @@ def retrained(
     from transformers import set_seed
 
     from training.export import assemble, export
-    from training.fit import FitOptions, fit
+    from training.fit import fit
     from training.model import load_checkpoint, save_checkpoint, tokenizer_of
 
     old = read_bundle(parent)
@@ -177,7 +177,7 @@ def retrained(
     set_seed(seed)
     mixed = mix(feedback, base, float(recipe["base_rows_share"]), seed)
     model, fast = load_checkpoint(checkpoint)
-    options = FitOptions(seed=seed, **{k: v for k, v in recipe.items() if k in FitOptions.__dataclass_fields__})
+    options = training_of_a_round(recipe, seed=seed)
     history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=state)
     save_checkpoint(model, fast, out / "checkpoint", max_tokens)
     model, fast = load_checkpoint(out / "checkpoint")
@@ -209,28 +209,6 @@ def retrained(
         "history": history,
         "parity": asdict(parity),
     }
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """How a round trains: `base_rows_share`, `int8_agreement`, and options of `training.fit`.
-
-    Raises:
-        InputError: it cannot be read, lacks a key, or has one that is none.
-    """
-    from training.fit import FitOptions
-
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--recipe {path}: cannot be read as TOML ({error}); see training/recipes/retrain.toml"
-        ) from None
-    own = {"base_rows_share", "int8_agreement"}
-    known = own | set(FitOptions.__dataclass_fields__) - {"seed"}
-    if wrong := sorted(set(recipe) - known) or sorted(own - set(recipe)):
-        what = "has the unknown key" if wrong[0] in recipe else "lacks the key"
-        raise InputError(f"--recipe {path}: {what} {wrong[0]!r}; there are {', '.join(sorted(known))}")
-    return recipe
 
 
 def mix(feedback: Sequence[Row], base: Sequence[Row], share: float, seed: int) -> list[Row]:

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request, Tier
 
+OWN_DATA = Path(__file__).parent.parent / "data"
+"""The corpus written for this project."""
 RUBRIC, OUTCOME, UNLABELLED = "RUBRIC", "OUTCOME", "UNLABELLED"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))

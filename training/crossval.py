@@ -78,7 +78,7 @@ def cross_validate(
     """Trains a student a fold, as far as `out` does not already have them, and stores what each says of its fold.
 
     Args:
-        recipe: from `training.build.load_recipe`.
+        recipe: from `training.recipe.load_recipe`.
         out: folder of the runs and of the predictions.
         data: from `training.build.load_data`.
         train: `training.build.train`.

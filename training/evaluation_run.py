@@ -15,13 +15,11 @@ import numpy as np
 from training import outcome_curves, robustness
 from training.calibration_report import PRICES
 from training.calibration_set import TRAINING_ROWS, rows_seen
-from training.corpus import UNLABELLED, Row, read_corpus
+from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus
 from training.evaluate import baselines, evaluate, load_engine, score
 from training.evaluation_detail import detail, histories
 from training.outcomes import read_outcomes
 from training.rivals import litellm_tiers
-
-OWN_DATA = Path(__file__).parent.parent / "data"
 
 
 @dataclass(frozen=True, slots=True)

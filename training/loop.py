@@ -36,7 +36,9 @@ from classifier.ledger import Ledger
 from classifier.policy import promised_risks
 from classifier.registry import Event, Registry
 from classifier.settings import default_feedback_url, state_folder
-from training.retrain import OWN_DATA, RECIPES, Options, lock_path, retrain
+from training.corpus import OWN_DATA
+from training.recipe import RETRAINING
+from training.retrain import Options, lock_path, retrain
 from training.sequential import SequentialTest
 from training.steps import only_one, receipts, unfinished, write_json
 
@@ -185,7 +187,7 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--principal-label", default="", metavar="NAME",
                      help="Label, set by the gateway, that tells a caller's own clients apart."),
         click.option("--data", multiple=True, default=(str(OWN_DATA),), help="Base corpus. Default: data/."),
-        click.option("--recipe", type=click.Path(path_type=Path, exists=True), default=RECIPES / "retrain.toml",
+        click.option("--recipe", type=click.Path(path_type=Path, exists=True), default=RETRAINING,
                      help="Retraining recipe. Default: training/recipes/retrain.toml."),
         click.option("--promote", is_flag=True, help="Promote what the gate accepts, and watch it."),
         click.option("--recalibrate-only", is_flag=True, help="Never train."),

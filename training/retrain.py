@@ -32,18 +32,17 @@ from classifier.errors import GateNotMet
 from classifier.registry import Registry
 from classifier.types import Request
 from training.calibration_set import CalibrationSet, score_rows
-from training.candidates import read_recipe, recalibrated, retrained
+from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
-from training.corpus import RUBRIC, Row, read_corpus
+from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, recent_log
+from training.recipe import RETRAINING, load_retraining
 from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
 from training.tracking import track
 
-RECIPES = Path(__file__).parent / "recipes"
-OWN_DATA = Path(__file__).parent.parent / "data"
 GOLDEN_MARGIN = 0.05
 """By how much the risk on golden rows may be worse at equal cost: what may be forgotten."""
 THRESHOLDS = "thresholds"
@@ -88,7 +87,7 @@ class Options:
     principal_share: float = 0.2
     principal_label: str = ""
     data: tuple[str, ...] = (str(OWN_DATA),)
-    recipe: Path = RECIPES / "retrain.toml"
+    recipe: Path = RETRAINING
     promote: bool = False
     recalibrate_only: bool = False
     mlflow_uri: str = ""
@@ -140,7 +139,7 @@ class Round:
         self._options, self._run, self._say, self._clock = options, run, say, clock
         self._registry = Registry(options.registry)
         self._audit = parse_audit(options.audit_label)
-        self._recipe = read_recipe(options.recipe)
+        self._recipe = load_retraining(options.recipe)
         self._caps = SetOptions(options.principal_share, options.principal_label)
 
     def go(self, why: str) -> dict[str, Any]:
