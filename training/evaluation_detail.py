@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier import metrics
+from classifier.inputs import rated_index
 from classifier.metrics import bootstrap_interval, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
@@ -181,7 +182,7 @@ def worst_errors(
         labels: (n,) tier indices of them.
         probabilities: (n, 4).
         most: how many.
-        show_text: with the beginning of the last user message; else without any text.
+        show_text: with the beginning of the rated message; else without any text.
     """
     scores = metrics.ranked_probability_scores(probabilities, labels)
     predicted = probabilities.argmax(axis=1)
@@ -201,7 +202,7 @@ def worst_errors(
             "characters": sum(len(m.content) for m in row.request.messages),
         }
         if show_text:
-            entry["text"] = row.request.messages[row.request.last_user_index].content[:400]
+            entry["text"] = row.request.messages[rated_index(row.request)].content[:400]
         listed.append(entry)
     return listed
 

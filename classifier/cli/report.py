@@ -31,7 +31,7 @@ TEXT_CHARS = 400
 )
 @click.option("--top", default=20, show_default=True, type=click.IntRange(0, 500), help="Requests to list by money.")
 @click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="Column of the prompts.")
-@click.option("--show-text", is_flag=True, help="Show the beginning of those requests' last messages on the page.")
+@click.option("--show-text", is_flag=True, help="Show the beginning of those requests' rated messages on the page.")
 def command(
     *,
     labelled: str,
@@ -92,15 +92,16 @@ def named_columns(columns: Sequence[str]) -> dict[str, str]:
 def _texts(path: str, positions: Sequence[int], text_field: str) -> list[str]:
     from classifier.traffic import read_rows
 
-    return [_last_message(row, text_field)[:TEXT_CHARS] for row in read_rows(path, positions)]
+    return [_rated_message(row, text_field)[:TEXT_CHARS] for row in read_rows(path, positions)]
 
 
-def _last_message(row: dict[str, Any], text_field: str) -> str:
+def _rated_message(row: dict[str, Any], text_field: str) -> str:
     from classifier.errors import InvalidRequest
+    from classifier.inputs import rated_index
     from classifier.payloads import request_of_row
 
     try:
         request = request_of_row(row, text_field=text_field)
     except InvalidRequest:
         return ""
-    return request.messages[request.last_user_index].content
+    return request.messages[rated_index(request)].content
