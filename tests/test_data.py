@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from classifier.types import ROLES, TIERS
-from training.corpus import Row, read_corpus, split_of
-from training.datasheet import BIGGEST_LANGUAGES, DATA, END, START, agentic, chars, counts, read_rows, turns
+from training.corpus import OWN_DATA, Row, read_corpus, split_of
+from training.datasheet import BIGGEST_LANGUAGES, END, START, agentic, chars, counts, read_rows, turns
 
 KINDS = {
     "chat", "factual", "creative", "rewrite", "summarise", "translate", "extract", "classify", "support",
@@ -52,7 +52,7 @@ def test_every_row_has_the_stated_form(rows):
 
 def test_rows_are_usable_for_training(rows):
     """The training reader takes every line; none is a duplicate of another."""
-    read = read_corpus([DATA])
+    read = read_corpus([OWN_DATA])
     assert len(read) == len(rows) == len({r["id"] for r in rows})
 
 
@@ -68,7 +68,7 @@ def test_soft_labels_follow_the_votes(rows):
 
 def test_datasheet_states_the_counts(rows):
     """The counts in data/README.md are those of the files: run `python -m training.datasheet` after a change."""
-    page = (DATA / "README.md").read_text(encoding="utf-8")
+    page = (OWN_DATA / "README.md").read_text(encoding="utf-8")
     assert page[page.index(START) : page.index(END) + len(END)] == counts(rows)
 
 
@@ -183,7 +183,7 @@ def test_near_duplicates_share_a_group(rows):
 def test_no_group_is_split(rows):
     """Every group lies in one of train, dev and test, and each has its share of rows."""
     sides = defaultdict(set)
-    for row in read_corpus([DATA]):
+    for row in read_corpus([OWN_DATA]):
         sides[row.group].add(row.split)
     assert all(len(found) == 1 for found in sides.values())
     shares = Counter(split_of(r["group"]) for r in rows)
@@ -211,7 +211,7 @@ def test_no_personal_data(rows, what, pattern):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no other corpora beside the project to compare with")
 def test_nothing_is_copied_from_other_corpora():
     """No row of ours is a row of the corpora beside the project, nor shares a run of twenty words with one."""
-    ours = [r for r in read_corpus([DATA]) if sum(len(m.content) for m in r.request.messages) > 40]
+    ours = [r for r in read_corpus([OWN_DATA]) if sum(len(m.content) for m in r.request.messages) > 40]
     theirs = read_corpus([SHARED])
     whole = {r.sha256 for r in theirs}
     assert [r.id for r in ours if r.sha256 in whole] == []
@@ -229,7 +229,7 @@ def _runs(row: Row, step: int, length: int = 16) -> Iterator[int]:
 def test_load_dataset_works_as_documented(rows, tmp_path):
     """`datasets.load_dataset("json", data_files=...)` reads the corpus as the datasheet says."""
     datasets = pytest.importorskip("datasets")
-    loaded = datasets.load_dataset("json", data_files=str(DATA / "*.jsonl"), split="train", cache_dir=tmp_path)
+    loaded = datasets.load_dataset("json", data_files=str(OWN_DATA / "*.jsonl"), split="train", cache_dir=tmp_path)
     assert sorted(loaded["id"]) == sorted(r["id"] for r in rows)
     assert set(loaded.column_names) == set(rows[0])
     train = loaded.filter(lambda row: split_of(row["group"]) == "train", load_from_cache_file=False)

@@ -241,7 +241,8 @@ def test_registry_without_a_current_bundle_is_named(options, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("base_rows_share = 1.0\nint8_agreement = 0.9\nepoch = 2", "unknown key 'epoch'"),
+        ("base_rows_share = 1.0\nint8_agreement = 0.9\nepoch = 2", "unknown key 'epoch'; there are base_rows_share, "),
+        ("base_row_share = 1.0\nint8_agreement = 0.9", "unknown key 'base_row_share'; there are base_rows_share, "),
         ("base_rows_share = 1.0", "lacks the key 'int8_agreement'"),
         ("epochs: 2", "cannot be read as TOML"),
     ],

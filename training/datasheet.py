@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.types import TIERS, Tier
-from training.corpus import split_of
+from training.corpus import OWN_DATA, split_of
 
-DATA = Path(__file__).parent.parent / "data"
 START, END = "<!-- counts -->", "<!-- /counts -->"
 LONG_CHARS = 4000
 BIGGEST_LANGUAGES = 6
 
 
-def read_rows(folder: Path = DATA) -> list[dict[str, Any]]:
+def read_rows(folder: Path = OWN_DATA) -> list[dict[str, Any]]:
     """Every line of the corpus files as it stands, in file order."""
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -149,5 +148,5 @@ def with_counts(datasheet: str, section: str) -> str:
 
 
 if __name__ == "__main__":
-    page = DATA / "README.md"
+    page = OWN_DATA / "README.md"
     page.write_text(with_counts(page.read_text(encoding="utf-8"), counts(read_rows())), encoding="utf-8")

@@ -17,9 +17,10 @@ from classifier.errors import GateNotMet, InputError
 from classifier.payloads import FORMATS
 from classifier.prices import Price, read_prices
 from classifier.readers import Selection
+from training.corpus import OWN_DATA
 from training.jury import ANSWER_FORMATS, MOST_CHARS
 
-GUIDELINES = Path(__file__).parent.parent / "data" / "GUIDELINES.md"
+GUIDELINES = OWN_DATA / "GUIDELINES.md"
 
 
 @click.command(name="jury")

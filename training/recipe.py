@@ -6,7 +6,7 @@ A recipe that cannot be followed is refused before anything is trained. Knows no
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 RETRAINING = RECIPES / "retrain.toml"
-_OF_A_ROUND = frozenset({"base_rows_share", "int8_agreement"})
+_OF_A_ROUND = ("base_rows_share", "int8_agreement")
+"""Keys of a round that are no options of training."""
 
 
 def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
@@ -46,9 +47,9 @@ def load_retraining(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, lacks a key, or has one that is none.
     """
     recipe = _read(path)
-    if missing := sorted(_OF_A_ROUND - set(recipe)):
-        raise InputError(f"--recipe {path} lacks the key {missing[0]!r}; see training/recipes/retrain.toml")
     training_of_a_round(recipe, seed=0, where=f"--recipe {path}")
+    if missing := [name for name in _OF_A_ROUND if name not in recipe]:
+        raise InputError(f"--recipe {path} lacks the key {missing[0]!r}; see training/recipes/retrain.toml")
     return recipe
 
 
@@ -58,26 +59,27 @@ def training_of_a_round(recipe: Mapping[str, Any], *, seed: int, where: str = "r
     Raises:
         InputError: a key is no option.
     """
-    return fit_options({key: value for key, value in recipe.items() if key not in _OF_A_ROUND}, where, seed=seed)
+    return fit_options(recipe, where, beside=_OF_A_ROUND, seed=seed)
 
 
-def fit_options(values: Mapping[str, Any], where: str, **more: Any) -> FitOptions:
+def fit_options(values: Mapping[str, Any], where: str, *, beside: Sequence[str] = (), **more: Any) -> FitOptions:
     """Keys of a recipe as options of training.
 
     Args:
         values: the keys.
         where: what an error names.
+        beside: further keys that may be there.
         more: options that are no keys here.
 
     Raises:
-        InputError: a key is no option.
+        InputError: a key is neither.
     """
     from training.fit import FitOptions
 
-    known = [name for name in FitOptions.__dataclass_fields__ if name not in more]
+    known = [*beside, *(name for name in FitOptions.__dataclass_fields__ if name not in more)]
     if unknown := sorted(set(values) - set(known)):
         raise InputError(f"{where} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    return FitOptions(**{**values, **more})
+    return FitOptions(**{key: value for key, value in values.items() if key not in beside}, **more)
 
 
 def _read(path: Path) -> dict[str, Any]:

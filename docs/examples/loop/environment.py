@@ -15,7 +15,6 @@ traffic moves to where the bundle is wrong, which is the shift that breaks a pro
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections import defaultdict
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError
 from classifier.types import TIERS, Request
-from training.corpus import RUBRIC, expand, parse_row, read_corpus
+from training.corpus import RUBRIC, expand, open_lines, parse_row, read_corpus
 
 NEAR = {-3: 0.02, -2: 0.10, -1: 0.40, 0: 0.95, 1: 0.98, 2: 0.99, 3: 0.99}
 """P(a try satisfies) by how far the tried tier lies above what the request needs."""
@@ -97,8 +96,7 @@ def outcome_world(paths: Sequence[str]) -> World:
     """
     tasks, rows = [], 0
     for path in expand(paths):
-        opener = gzip.open if path.name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with open_lines(path) as lines:
             for line in lines:
                 data = json.loads(line)
                 rows += 1
