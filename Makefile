@@ -43,7 +43,7 @@ $(VENV)-ray/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-ray
 	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(VENV)-ray/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]" \
-		onnx pytest pytest-asyncio pytest-randomly pytest-timeout
+		onnx hypothesis pytest pytest-asyncio pytest-randomly pytest-timeout
 	touch $@
 
 test-ray: $(VENV)-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes, one of them killed

@@ -7,12 +7,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from classifier.engine import Engine
 from tests.tiny import tiny_bundle
 
 # The tests' models are too small to share; beside other work, threads that wait for one another took 30 times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example may take its time on a busy machine: what is timed is in benchmarks/.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def test_store_off_keeps_nothing_and_takes_no_outcomes(tmp_path):
 def test_only_what_is_kept_is_explored(tmp_path):
     """A policy's exploration moves recorded decisions alone, the same way for the same request_id."""
     engine = FakeEngine()
-    policy = dataclasses.replace(engine.policies["default"], epsilon=0.9)
+    policy = dataclasses.replace(engine.policies["default"], epsilon=0.5)
     engine = FakeEngine(policies={"default": policy})
     settings = {"feedback_url": f"sqlite:///{tmp_path}/f.db", "key_file": str(tmp_path / "key")}
     with fake_server(engine=engine, **settings) as address, Client(address, timeout_seconds=60) as client:

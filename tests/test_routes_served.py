@@ -109,7 +109,7 @@ def test_an_explored_tier_that_is_moved_has_the_propensity_of_where_it_ends(tmp_
     feedback = f"sqlite:///{tmp_path}/f.db"
     with fake_server(engine=engine, routes=str(only), feedback_url=feedback) as at, Client(at) as client:
         found = [client.classify("x", labels=SECRET, timeout_seconds=10).decision for _ in range(12)]
-        free = [client.classify("x", timeout_seconds=10).decision for _ in range(12)]
+        free = [client.classify("x", timeout_seconds=10).decision for _ in range(40)]
     assert {(d.tier, round(d.propensity, 6)) for d in found} == {(Tier.SIMPLE, 1.0)}
     # From standard: half stays; of the other half .7/.85 goes to simple and the rest to complex, which has no route.
     expected = {Tier.STANDARD: 0.5, Tier.SIMPLE: 0.5 * 0.7 / 0.85, Tier.FRONTIER: 0.5 * 0.15 / 0.85}
