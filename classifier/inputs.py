@@ -132,6 +132,11 @@ def rated_index(request: Request) -> int:
     return _rated(request)[0]
 
 
+def rated_text(request: Request) -> str:
+    """The message at `rated_index`, as the caller wrote it: what a person wants to see of a request."""
+    return request.messages[rated_index(request)].content
+
+
 def cut_middle(text: str, limit: int) -> str:
     """`text` in at most `limit` characters and a gap sign, its middle left out.
 

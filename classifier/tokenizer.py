@@ -102,11 +102,11 @@ class Tokenizer:
         token_type_ids[0, first:] = 1
         return Encoded(input_ids, np.ones(input_ids.shape, dtype=np.int64), token_type_ids, truncated)
 
-    def words(self) -> list[str]:
-        """Whole words of the vocabulary, of three letters and more, sorted."""
-        names = self._fast.get_vocab(with_added_tokens=False)
-        words = {name.lstrip("Ġ▁") for name in names if not name.startswith("##")}
-        return sorted(word for word in words if len(word) > 2 and word.isalpha())
+    def words(self) -> dict[str, int]:
+        """Whole words of the vocabulary, of three letters and more, sorted, with their ids."""
+        vocabulary = self._fast.get_vocab(with_added_tokens=False)
+        words = {name.lstrip("Ġ▁"): id_ for name, id_ in vocabulary.items() if not name.startswith("##")}
+        return {word: id_ for word, id_ in sorted(words.items()) if len(word) > 2 and word.isalpha()}
 
     def _encode(self, text: str) -> list[int]:
         if self._ascii is not None and text.isascii():

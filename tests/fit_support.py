@@ -8,8 +8,8 @@ import torch
 from tests.tiny import WORDS
 from training import fit as fitting
 from training.corpus import Row, parse_row
-from training.fit import FitOptions
 from training.model import load_base, tokenizer_of
+from training.recipe import FitOptions
 
 OPTIONS = FitOptions(epochs=2, batch_size=8, learning_rate=1e-3, augment=0.5, seed=3)
 MAX_TOKENS = 64

@@ -26,9 +26,10 @@ from training.model import load_base, tokenizer_of
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent
 SCRIPT = "tests/fit_process.py"
+SEARCHING = replace(OPTIONS, worst_of=3)
 
 
-def trained(options=OPTIONS, **arguments):
+def trained(options=SEARCHING, **arguments):
     """Weights of the tiny model after a run, dropout and all."""
     torch.manual_seed(0)
     model, fast = load_base("tiny", MAX_TOKENS)
@@ -61,10 +62,10 @@ def test_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, stopped_
         calls += 1
         if calls == stopped_at:
             raise KeyboardInterrupt
-        return loss(*arguments)
+        return rows_of_a_step(*arguments)
 
-    loss = fitting._loss
-    monkeypatch.setattr(fitting, "_loss", until_stopped)
+    rows_of_a_step = fitting._my_rows
+    monkeypatch.setattr(fitting, "_my_rows", until_stopped)
     with pytest.raises(KeyboardInterrupt):
         trained(state=tmp_path, state_seconds=0)
     again = trained(state=tmp_path, state_seconds=0)
@@ -76,7 +77,7 @@ def test_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, stopped_
 def test_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     """Started again, a finished run gives back its weights and takes no step."""
     once = trained(state=tmp_path)
-    monkeypatch.setattr(fitting, "_loss", None)
+    monkeypatch.setattr(fitting, "losses_of", None)
     assert same(once, trained(state=tmp_path))
 
 
@@ -90,10 +91,10 @@ def test_state_within_an_epoch_is_written_by_the_clock(tmp_path, monkeypatch):
 
 def test_diverging_run_says_so_and_keeps_what_was_good(tmp_path, monkeypatch):
     """A loss that is not finite ends the run with the reason; the state stays that of the last sound step."""
-    loss = fitting._loss
+    loss = fitting.losses_of
     monkeypatch.setattr(fitting, "_save_state", lambda *a: kept.append(a[4].step))
     kept: list[int] = []
-    monkeypatch.setattr(fitting, "_loss", lambda *a: loss(*a) * (float("nan") if len(kept) == 2 else 1.0))
+    monkeypatch.setattr(fitting, "losses_of", lambda *a: loss(*a) * (float("nan") if len(kept) == 2 else 1.0))
     with pytest.raises(InputError, match="training diverged, the loss of epoch 1 is nan; lower the learning rate"):
         trained(state=tmp_path, state_seconds=0)
     assert kept == [1, 2]

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from classifier.errors import InputError
 from classifier.types import TIERS
 from training.corpus import Row
-from training.fit import FitOptions, fit
+from training.fit import fit
 from training.model import load_checkpoint, student_from, tokenizer_of
+from training.recipe import FitOptions
 from training.teacher import keep
 
 

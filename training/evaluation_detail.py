@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier import metrics
-from classifier.inputs import rated_index
+from classifier.inputs import rated_text
 from classifier.metrics import bootstrap_interval, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
@@ -202,7 +202,7 @@ def worst_errors(
             "characters": sum(len(m.content) for m in row.request.messages),
         }
         if show_text:
-            entry["text"] = row.request.messages[rated_index(row.request)].content[:400]
+            entry["text"] = rated_text(row.request)[:400]
         listed.append(entry)
     return listed
 

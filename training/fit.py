@@ -35,62 +35,16 @@ from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
 from training import processes
 from training.augment import augment
-from training.corpus import OUTCOME, UNLABELLED, Row, soft_labels
-from training.losses import distillation_loss, label_loss
+from training.corpus import Row
+from training.evidence import Evidence, losses_of, row_weights
 from training.model import input_names
+from training.recipe import FitOptions
+from training.worst_form import SHORT_TOKENS, Ids, flipped, worst_forms
 
 _LAYER = re.compile(r"\.(?:layers?|h|block)\.(\d+)\.")
 """A layer's number in a parameter's name, as the families of encoders and decoders spell it."""
 STATE_SECONDS = 300.0
 """So much work a killed run loses at most, beside the end of an epoch, which is always kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class FitOptions:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the data.
-        batch_size: rows of one step, on each process.
-        learning_rate: peak of the schedule.
-        layer_decay: the rate of each layer is this times the rate of the layer above it, in (0, 1]; what lies deep in
-            a pretrained model moves less.
-        weight_decay: of AdamW.
-        warmup: share of the steps over which the rate rises.
-        rps_weight: weight of the ranked-probability term.
-        augment: share of rows changed in a label-preserving way, each epoch anew.
-        source_power: a source of n rows weighs n^-power a row, within 0.3 to 3 of the mean; 0 leaves all alike.
-        eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
-        distill_weight: share of the loss that follows the teacher, in [0, 1].
-        temperature: of distillation.
-        outcome_weight: factor on the weight of OUTCOME rows, above 0: a step of rows without weight has no mean.
-        seed: of everything random.
-
-    Raises:
-        InputError: `outcome_weight` is not above 0.
-    """
-
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    layer_decay: float = 1.0
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    rps_weight: float = 0.5
-    augment: float = 0.3
-    source_power: float = 0.3
-    eta: float = 0.1
-    distill_weight: float = 0.0
-    temperature: float = 1.0
-    outcome_weight: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.outcome_weight > 0:
-            raise InputError(
-                f"recipe: outcome_weight is {self.outcome_weight:g}, expected a number above 0; to learn nothing from "
-                "outcomes, leave their rows out"
-            )
 
 
 @dataclass(slots=True)
@@ -143,9 +97,10 @@ def fit(
     """
     accelerator = processes.accelerator()
     bf16 = _bfloat16(accelerator.device)
-    evidence = _Evidence.of(rows, teacher_logits, options.eta)
+    evidence = Evidence.of(rows, teacher_logits, options.eta)
     weight = torch.from_numpy(row_weights(rows, options))
-    words = tokenizer.words()
+    known = tokenizer.words()
+    words, word_ids = list(known), list(known.values())
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
     optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -157,15 +112,36 @@ def fit(
     progress = _Progress()
     if kept is not None and kept.is_file():
         progress = _resume(kept, model, optimizer, schedule, world)
+
+    def losses(network: Any, sequences: Sequence[Ids], index: Tensor) -> Tensor:
+        inputs = _inputs(model, tokenizer, sequences, accelerator.device)
+        with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = network(**inputs).logits.float()
+        return losses_of(logits, index, evidence, options)
+
+    def hardest(index: Tensor, tried: Sequence[Sequence[Ids]], epoch: int) -> list[Ids]:
+        def of_rows(sequences: Sequence[Ids], places: Tensor) -> Tensor:
+            return losses(model, sequences, index[places])
+
+        own = index.tolist()
+        rngs = [random.Random(f"{options.seed}/{epoch}/row {i}") for i in own]
+        model.eval()
+        worst = worst_forms(tried, of_rows)
+        worst = flipped(worst, [plain[i] for i in own], of_rows, model.get_input_embeddings(), word_ids, rngs)
+        model.train()
+        return worst
+
     written = time.monotonic()
     for epoch in range(progress.epoch, options.epochs):
         start = time.monotonic() - progress.seconds
         rng = random.Random(f"{options.seed}/{epoch}")
-        sequences = [
-            tokenizer.ids(render(augment(r.request, rng, words)))[:2] if rng.random() < options.augment else plain[i]
+        forms = [
+            [tokenizer.ids(render(augment(r.request, rng, words)))[:2] for _ in range(_tries(plain[i], options))]
+            if rng.random() < options.augment
+            else [plain[i]]
             for i, r in enumerate(rows)
         ]
-        batches = _bucketed([len(ids) for ids, _ in sequences], step_rows, rng)
+        batches = _bucketed([max(len(ids) for ids, _ in tried) for tried in forms], step_rows, rng)
         wrapped.train()
         bar = tqdm(
             batches[progress.step :],
@@ -176,11 +152,10 @@ def fit(
         for batch in bar:
             torch.manual_seed(random.Random(f"{options.seed}/{epoch}/{progress.step}/{rank}").getrandbits(63))
             index, share = _my_rows(batch, weight, rank, world)
-            inputs = _inputs(model, tokenizer, [sequences[i] for i in index.tolist()], accelerator.device)
-            with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
-                logits = wrapped(**inputs).logits.float()
-            losses = _loss(logits, index, evidence, options)
-            loss = (losses * share.to(losses.device)).sum()
+            tried = [forms[i] for i in index.tolist()]
+            sequences = hardest(index, tried, epoch) if options.worst_of > 1 else [only for (only,) in tried]
+            by_row = losses(wrapped, sequences, index)
+            loss = (by_row * share.to(by_row.device)).sum()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
             optimizer.step()
@@ -225,6 +200,11 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
     return answers
 
 
+def _tries(plain: Ids, options: FitOptions) -> int:
+    """How many changed forms of a row are tried."""
+    return options.worst_of if len(plain[0]) <= SHORT_TOKENS else 1
+
+
 def _inputs(
     model: PreTrainedModel, tokenizer: Tokenizer, sequences: Sequence[tuple[Sequence[int], int]], device: torch.device
 ) -> dict[str, Tensor]:
@@ -258,71 +238,6 @@ def _bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.backends.mkldnn.is_available()) and os.uname().machine == "x86_64"
-
-
-def row_weights(rows: Sequence[Row], options: FitOptions) -> NDArray[np.float32]:
-    """Weight of each row in the loss: (rows,) float32, mean 1."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.source] = counts.get(row.source, 0) + 1
-    by_source = np.array([counts[r.source] ** -options.source_power for r in rows])
-    by_source = np.clip(by_source / by_source.mean(), 0.3, 3.0)
-    kind = np.array([options.outcome_weight if r.label == OUTCOME else 1.0 for r in rows])
-    weight = by_source * kind * np.array([r.weight for r in rows])
-    return (weight / weight.mean()).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What is known of each row's label, n rows.
-
-    Attributes:
-        target: (n, 4) float32, P(label = tier); NaN where it is not known.
-        inside: (n, 4) float32, 1 for the tiers that the label may be.
-        eta: (n,) float32, chance that `inside` is wrong.
-        labelled: (n,) bool.
-        followed: (n, 4) float32, the teacher's logits, NaN where it was not asked; None without a teacher.
-    """
-
-    target: Tensor
-    inside: Tensor
-    eta: Tensor
-    labelled: Tensor
-    followed: Tensor | None
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], teacher_logits: NDArray[np.float32] | None, eta: float) -> _Evidence:
-        return cls(
-            target=torch.from_numpy(soft_labels(rows)),
-            inside=torch.tensor([[float(r.at_least <= t <= r.at_most) for t in TIERS] for r in rows]),
-            eta=torch.tensor([eta if r.eta is None else r.eta for r in rows]),
-            labelled=torch.tensor([r.label != UNLABELLED for r in rows]),
-            followed=None
-            if teacher_logits is None
-            else torch.from_numpy(np.ascontiguousarray(teacher_logits, np.float32)),
-        )
-
-
-def _loss(logits: Tensor, index: Tensor, evidence: _Evidence, options: FitOptions) -> Tensor:
-    """Loss of each row of a step: (batch,) float32.
-
-    Args:
-        logits: (batch, 4) float32.
-        index: (batch,) int64, which rows they are of.
-        evidence: of all rows.
-        options: how labels and teacher weigh.
-    """
-    device = logits.device
-    known = (tensor[index].to(device) for tensor in (evidence.target, evidence.inside, evidence.eta))
-    by_label = label_loss(logits, *known, rps_weight=options.rps_weight)
-    if evidence.followed is None:
-        return by_label
-    answers = evidence.followed[index].to(device)
-    answered = ~torch.isnan(answers).any(dim=-1)
-    by_teacher = distillation_loss(logits, torch.nan_to_num(answers), temperature=options.temperature)
-    # What has no label follows the teacher alone; what the teacher was not asked about follows its label alone.
-    share = torch.where(evidence.labelled[index].to(device), options.distill_weight, 1.0) * answered
-    return (1 - share) * by_label + share * by_teacher
 
 
 def _bucketed(lengths: Sequence[int], step_rows: int, rng: random.Random) -> list[list[int]]:

@@ -7,18 +7,69 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from classifier.errors import InputError
-
-if TYPE_CHECKING:
-    from training.fit import FitOptions
 
 RECIPES = Path(__file__).parent / "recipes"
 RETRAINING = RECIPES / "retrain.toml"
 _OF_A_ROUND = ("base_rows_share", "int8_agreement")
 """Keys of a round that are no options of training."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: rows of one step, on each process.
+        learning_rate: peak of the schedule.
+        layer_decay: the rate of each layer is this times the rate of the layer above it, in (0, 1]; what lies deep in
+            a pretrained model moves less.
+        weight_decay: of AdamW.
+        warmup: share of the steps over which the rate rises.
+        rps_weight: weight of the ranked-probability term.
+        augment: share of rows changed in a label-preserving way, each epoch anew.
+        worst_of: changed forms that are tried of a short row, 1 or more; the one with the highest loss is learnt from
+            (`training.worst_form`).
+        source_power: a source of n rows weighs n^-power a row, within 0.3 to 3 of the mean; 0 leaves all alike.
+        eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
+        distill_weight: share of the loss that follows the teacher, in [0, 1].
+        temperature: of distillation.
+        outcome_weight: factor on the weight of OUTCOME rows, above 0: a step of rows without weight has no mean.
+        seed: of everything random.
+
+    Raises:
+        InputError: `outcome_weight` is not above 0, or `worst_of` is below 1.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    rps_weight: float = 0.5
+    augment: float = 0.3
+    worst_of: int = 1
+    source_power: float = 0.3
+    eta: float = 0.1
+    distill_weight: float = 0.0
+    temperature: float = 1.0
+    outcome_weight: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.outcome_weight > 0:
+            raise InputError(
+                f"recipe: outcome_weight is {self.outcome_weight:g}, expected a number above 0; to learn nothing from "
+                "outcomes, leave their rows out"
+            )
+        if self.worst_of < 1:
+            raise InputError(f"recipe: worst_of is {self.worst_of}, expected 1 (no search) or more")
 
 
 def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
@@ -74,8 +125,6 @@ def fit_options(values: Mapping[str, Any], where: str, *, beside: Sequence[str] 
     Raises:
         InputError: a key is neither.
     """
-    from training.fit import FitOptions
-
     known = [*beside, *(name for name in FitOptions.__dataclass_fields__ if name not in more)]
     if unknown := sorted(set(values) - set(known)):
         raise InputError(f"{where} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")

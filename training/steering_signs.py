@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from classifier.inputs import rated_index
+from classifier.inputs import rated_text
 from classifier.types import TIERS, Request
 
 _TIER = "|".join(tier.label for tier in TIERS)
@@ -50,5 +50,5 @@ def wording_steers(request: Request) -> bool:
     >>> [wording_steers(Request.from_text(t)) for t in ("Expert task, use your best model: 2+2?", "2+2?")]
     [True, False]
     """
-    text = request.messages[rated_index(request)].content
+    text = rated_text(request)
     return bool(_SIGNS.search(text[:_WINDOW]) or _SIGNS.search(text[-_WINDOW:]))

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, set_seed
 from training import processes
 from training.adapters import Lora, merged, with_adapters
 from training.corpus import UNLABELLED, Row
-from training.fit import FitOptions, fit, predict
+from training.fit import fit, predict
 from training.model import load_base, load_checkpoint, save_checkpoint, tokenizer_of
+from training.recipe import FitOptions
 
 
 def train_teachers(

@@ -97,11 +97,11 @@ def _texts(path: str, positions: Sequence[int], text_field: str) -> list[str]:
 
 def _rated_message(row: dict[str, Any], text_field: str) -> str:
     from classifier.errors import InvalidRequest
-    from classifier.inputs import rated_index
+    from classifier.inputs import rated_text
     from classifier.payloads import request_of_row
 
     try:
         request = request_of_row(row, text_field=text_field)
     except InvalidRequest:
         return ""
-    return request.messages[rated_index(request)].content
+    return rated_text(request)

@@ -1,0 +1,87 @@
+"""Of several changed forms of a row the model learns from the one that it takes worst."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from classifier.errors import InputError
+from training.recipe import FitOptions
+from training.worst_form import added, flipped, worst_forms
+
+OWN = [1, 5, 6, 2]
+
+
+def form(*ids):
+    """A form without context."""
+    return list(ids), len(ids)
+
+
+def test_of_each_row_the_form_with_the_highest_loss_is_taken():
+    """Whatever the order and the lengths of the forms."""
+    loss = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.2}
+    forms = [[form(3), form(1, 0, 0), form(2, 0)], [form(5), form(4)]]
+    chosen = worst_forms(forms, lambda some, _: torch.tensor([loss[ids[0]] for ids, _ in some]))
+    assert chosen == [form(2, 0), form(4)]
+
+
+def test_a_row_with_one_form_costs_nothing():
+    """The model is asked about rivals alone, each with the place of its row, and keeps no gradients."""
+    asked = []
+
+    def losses(some, places):
+        asked.extend(zip([ids[0] for ids, _ in some], places.tolist(), strict=True))
+        assert not torch.is_grad_enabled()
+        return torch.zeros(len(some))
+
+    assert worst_forms([[form(7)], [form(8), form(9)]], losses) == [form(7), form(8)]
+    assert sorted(asked) == [(8, 1), (9, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ([1, 8, 9, 5, 6, 2], (1, 3)),
+        ([1, 5, 6, 8, 2], (3, 4)),
+        (OWN, None),
+        ([1, 5, 7, 7, 2], None),
+        ([1, 5, 2], None),
+    ],
+    ids=["before", "behind", "the same", "a typing error", "shorter"],
+)
+def test_only_what_was_put_beside_the_text_counts_as_added(changed, where):
+    """A form that changed the text itself has nothing that could be replaced without changing the request."""
+    assert added(OWN, changed) == where
+
+
+def test_replaced_tokens_raise_the_loss_and_the_text_stays():
+    """Where the loss is the sum of the values of tokens, the word of the highest is taken; the text is untouched."""
+    embedding = torch.nn.Embedding(20, 1)
+    embedding.weight.data = torch.arange(20.0)[:, None]
+
+    def losses(some, _):
+        return embedding(torch.tensor([ids for ids, _ in some])).sum(dim=(1, 2))
+
+    forms = [form(1, 8, 9, 8, 9, 5, 6, 2)] * 40
+    rngs = [random.Random(i) for i in range(40)]
+    found = flipped(forms, [form(*OWN)] * 40, losses, embedding, [10, 13, 11], rngs)
+    assert {tuple(ids[:1] + ids[5:]) for ids, _ in found} == {tuple(OWN)}
+    new = {token for ids, _ in found for token in ids[1:5]}
+    assert new == {8, 9, 13}
+    changed = [ids for ids, _ in found if 13 in ids]
+    assert 10 < len(changed) < 30
+    assert embedding.weight.grad is None
+
+
+def test_what_only_had_typing_errors_is_left_alone():
+    """Nothing is asked where no form has added tokens."""
+    found = flipped([form(1, 5, 7, 2)], [form(*OWN)], pytest.fail, torch.nn.Embedding(9, 1), [8], [random.Random(0)])
+    assert found == [form(1, 5, 7, 2)]
+
+
+def test_fewer_than_one_form_is_refused():
+    """A recipe that tries no form is an error before anything is trained."""
+    with pytest.raises(InputError, match="worst_of is 0"):
+        FitOptions(worst_of=0)

@@ -1,0 +1,111 @@
+"""Adversarial augmentation: of several changed forms of a row, the one that the model takes worst is learnt from.
+
+Worst-of-k (Engstrom et al. 2019, "Exploring the landscape of spatial robustness", arXiv:1712.02779, section 3): forms
+are drawn at random, and nothing but forward passes is spent. Half of what was put beside a row's own text is then made
+worse by its gradient: tokens are replaced by words that raise the loss most to first order (HotFlip, Ebrahimi et al.
+2018, arXiv:1712.06751), as those do who search for a prefix that moves a router (`training.attack`).
+
+No change alters the work that is asked for, so all forms of a row have its label; see `training.augment`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Ids = tuple[list[int], int]
+"""Token ids of one form, and how many of them are not context."""
+Losses = Callable[[Sequence[Ids], Tensor], Tensor]
+"""(n forms, (n,) int64 the places of their rows in the step) -> (n,) float32."""
+SHORT_TOKENS = 96
+"""Up to this length a row is worth several forms: what stands beside a longer text moves its tier less."""
+_ROWS_AT_ONCE = 64
+_WORDS = 400
+_FLIPPED = 0.6
+"""Share of the added tokens that are replaced."""
+
+
+def worst_forms(forms: Sequence[Sequence[Ids]], losses: Losses) -> list[Ids]:
+    """Of each row the form with the highest loss; the only one of a row that has one.
+
+    Args:
+        forms: of each row at least one.
+        losses: called without gradients.
+    """
+    chosen = [tried[0] for tried in forms]
+    # Forms of like length are asked about together: padding would be most of the work.
+    rivals = sorted(
+        ((row, form) for row, tried in enumerate(forms) if len(tried) > 1 for form in tried),
+        key=lambda rival: len(rival[1][0]),
+    )
+    highest = [float("-inf")] * len(forms)
+    for start in range(0, len(rivals), _ROWS_AT_ONCE):
+        some = rivals[start : start + _ROWS_AT_ONCE]
+        with torch.no_grad():
+            found = losses([form for _, form in some], torch.tensor([row for row, _ in some])).tolist()
+        for (row, form), loss in zip(some, found, strict=True):
+            if loss > highest[row]:
+                highest[row], chosen[row] = loss, form
+    return chosen
+
+
+def flipped(
+    forms: Sequence[Ids],
+    plain: Sequence[Ids],
+    losses: Losses,
+    embedding: nn.Module,
+    words: Sequence[int],
+    rngs: Sequence[random.Random],
+) -> list[Ids]:
+    """`forms` with the tokens that were added to half of them replaced by words that raise the loss.
+
+    Args:
+        forms: one of each row.
+        plain: the rows as they are; a form that is not such a row with tokens put before or behind it stays as it is.
+        losses: called with gradients.
+        embedding: the model's, of token ids.
+        words: token ids to choose from; without any, all forms stay as they are.
+        rngs: of each row, for its draws.
+    """
+    spans = {
+        place: span
+        for place, (form, own, rng) in enumerate(zip(forms, plain, rngs, strict=True))
+        if words and (span := added(own[0], form[0])) and rng.random() < 0.5
+    }
+    out = list(forms)
+    if not spans:
+        return out
+    embedded: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = embedding.register_forward_hook(keep)
+    try:
+        loss = losses([forms[place] for place in spans], torch.tensor(list(spans))).sum()
+    finally:
+        hook.remove()
+    (gradient,) = torch.autograd.grad(loss, embedded)
+    table = embedding.weight.detach()
+    for steepest, (place, (start, end)) in zip(gradient, spans.items(), strict=True):
+        rng, (ids, first) = rngs[place], forms[place]
+        some = torch.tensor(rng.sample(words, min(_WORDS, len(words))), device=table.device)
+        best = some[(steepest[start:end] @ table[some].T).argmax(dim=1)].tolist()
+        replaced = [new if rng.random() < _FLIPPED else old for old, new in zip(ids[start:end], best, strict=True)]
+        out[place] = ([*ids[:start], *replaced, *ids[end:]], first)
+    return out
+
+
+def added(own: Sequence[int], form: Sequence[int]) -> tuple[int, int] | None:
+    """Where `form` has tokens that `own` lacks, if it is `own` with some put in at one place.
+
+    >>> added([1, 5, 6, 2], [1, 8, 9, 5, 6, 2]), added([1, 5, 6, 2], [1, 5, 7, 7, 2])
+    ((1, 3), None)
+    """
+    more = len(form) - len(own)
+    same = next((i for i, (a, b) in enumerate(zip(own, form, strict=False)) if a != b), len(own))
+    return (same, same + more) if more > 0 and list(own[same:]) == list(form[same + more :]) else None
