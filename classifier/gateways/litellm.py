@@ -37,7 +37,7 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.judging import Validator, escalate, judged
 from classifier.gateways.litellm_plugin import HOOK_SECONDS, ComplexityClassifier
-from classifier.gateways.litellm_requests import Routed, asked, call_id, confine, outcome_of
+from classifier.gateways.litellm_requests import BY_MODEL, Routed, asked, call_id, confine, outcome_of
 from classifier.gateways.outbox import Outbox
 from classifier.routing import Route, RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
@@ -137,11 +137,11 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         wanted = call_type in CALLS and (self._models is None or model in self._models)
         if restricted:
             confine(data)
-            if not wanted and model in self._at_home:
+            if not wanted and call_type in BY_MODEL and model in self._at_home:
                 return data
             if call_type not in CALLS:
                 self.counts["refused"] += 1
-                raise Refused(f"data=restricted: {model!r} is not known to be on premises, and no chat to be routed")
+                raise Refused(f"data=restricted: {call_type} for {model!r} is not known to stay on premises")
         elif not wanted:
             return data
         elif off:

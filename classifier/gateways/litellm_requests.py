@@ -13,6 +13,25 @@ from classifier.fallback import Answer
 from classifier.gateways.chat import DATA_HEADER, SWITCH_HEADER, is_off, labels_of
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
+BY_MODEL = frozenset({"_arealtime", "anthropic_messages"}) | {
+    prefix + call
+    for prefix in ("", "a")
+    for call in (
+        *(
+            "completion",
+            "text_completion",
+            "responses",
+            "compact_responses",
+            "embedding",
+            "rerank",
+            "moderation",
+            "ocr",
+        ),
+        *("generate_content", "generate_content_stream", "image_generation", "image_edit", "speech", "transcription"),
+    )
+}
+"""Calls that go where the router's model is. All others, such as those that are passed through to a provider, may name
+any model and go elsewhere."""
 _WAYS_OUT = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "user_config", "api_base", "base_url")
 """What a caller may send to be served by another model or place than the table's."""
 

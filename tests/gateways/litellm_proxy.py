@@ -106,6 +106,7 @@ class Proxy:
         (folder / "classifier_auth.py").write_text(AUTH.format(keys=keys))
         (folder / "classifier_guardrails.py").write_text(GUARDRAILS)
         environment = LITELLM_ENVIRONMENT | {"LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}"}
+        environment |= {"ANTHROPIC_API_BASE": f"http://127.0.0.1:{self.upstream.port}", "ANTHROPIC_API_KEY": "none"}
         self._process = process(
             litellm_command(folder / "config.yaml", self.port), folder / "litellm.log", **environment
         )

@@ -139,6 +139,15 @@ def test_what_cannot_be_routed_is_refused_when_restricted(proxy: Proxy) -> None:
     assert (status, len(proxy.upstream.seen)) == (403, seen)
 
 
+@pytest.mark.parametrize(("key", "status"), [("restricted", 403), ("plain", 200)])
+def test_what_is_passed_through_to_a_provider_is_refused_when_restricted(proxy: Proxy, key: str, status: int) -> None:
+    """The provider's own path goes to the provider, also where it names a model on premises: 403 for a key's label."""
+    seen = len(proxy.upstream.seen)
+    body = {"model": "large", "max_tokens": 9, "messages": [{"role": "user", "content": "our own numbers"}]}
+    found, _, _ = proxy.send(body, "/anthropic/v1/messages", key)
+    assert (found, len(proxy.upstream.seen) - seen) == (status, 1 if status == 200 else 0)
+
+
 def _loop(text: str) -> list[dict[str, Any]]:
     return [
         {"role": "user", "content": text},
