@@ -21,6 +21,7 @@ from classifier.channels import SERVICE_CONFIG, aio_channel, channel, credential
 from classifier.errors import ClassifierError, NoAllowedRoute
 from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic, Plan, stream_request
 from classifier.routing import RoutingTable, read_table
+from classifier.statuses import error_of, status_of_call
 from classifier.types import Outcome, OutcomeState, Tier
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
@@ -188,7 +189,7 @@ class Client(_Base):
                 wire.outcome_to_proto(outcome), timeout=timeout_seconds, metadata=self._logic.metadata()
             )
         except grpc.RpcError as error:
-            raise self._logic.understood(error)[0] from None
+            raise error_of(status_of_call(error)) from None  # the breaker is told of classifications alone
         return wire.outcome_state(response)
 
     def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
@@ -202,7 +203,7 @@ class Client(_Base):
                 pb.GetInfoRequest(), timeout=timeout_seconds, metadata=self._logic.metadata()
             )
         except grpc.RpcError as error:
-            raise self._logic.understood(error)[0] from None
+            raise error_of(status_of_call(error)) from None
         return response
 
     def close(self) -> None:
@@ -294,7 +295,7 @@ class AsyncClient(_Base):
                 wire.outcome_to_proto(outcome), timeout=timeout_seconds, metadata=self._logic.metadata()
             )
         except grpc.RpcError as error:
-            raise self._logic.understood(error)[0] from None
+            raise error_of(status_of_call(error)) from None
         return wire.outcome_state(response)
 
     async def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
@@ -304,7 +305,7 @@ class AsyncClient(_Base):
                 pb.GetInfoRequest(), timeout=timeout_seconds, metadata=self._logic.metadata()
             )
         except grpc.RpcError as error:
-            raise self._logic.understood(error)[0] from None
+            raise error_of(status_of_call(error)) from None
         return response
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 
 import pytest
 
@@ -216,6 +217,28 @@ def test_an_open_breaker_asks_nobody(client_of, nowhere):
         assert found == ["UNAVAILABLE", "UNAVAILABLE", "CIRCUIT_OPEN", "CIRCUIT_OPEN"]
 
     client_of(nowhere, fallback_tier=Tier.SIMPLE, breaker=Breaker(failures=2, open_seconds=60)).run(use)
+
+
+def test_outcomes_and_info_do_not_move_the_breaker(client_of, nowhere, address):
+    """A feedback store that is down opens nothing, and a server that answers them is not yet one that classifies."""
+
+    def use_nowhere(client, call):
+        for name, *arguments in (("report_outcome", OUTCOME), ("info",)):
+            with pytest.raises(errors.ServerUnreachable):
+                call(name, *arguments, timeout_seconds=60)
+        assert call("classify", "x", timeout_seconds=60).fallback == "UNAVAILABLE"
+
+    client_of(nowhere, fallback_tier=Tier.SIMPLE, breaker=Breaker(failures=1, open_seconds=60)).run(use_nowhere)
+    breaker = Breaker(failures=1, open_seconds=60)
+
+    def use(client, call):
+        breaker.failed(time.monotonic())
+        call("info", timeout_seconds=60)
+        with pytest.raises(errors.ClassifierError, match="--store off"):
+            call("report_outcome", OUTCOME, timeout_seconds=60)
+        assert call("classify", "x", timeout_seconds=60).fallback == "CIRCUIT_OPEN"
+
+    client_of(address, fallback_tier=Tier.SIMPLE, breaker=breaker).run(use)
 
 
 def test_a_breaker_lets_one_try_after_its_time():
