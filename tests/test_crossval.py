@@ -52,14 +52,17 @@ def test_fewer_sources_than_folds_are_refused(data: Data):
 
 
 def test_predictions_are_a_calibration_set(data: Data, tmp_path):
-    """What cross-validation leaves can be calibrated on, is not trained again, and has a headline with intervals."""
+    """What cross-validation leaves can be calibrated on, is trained again for no other data, and has a headline."""
     path = cross_validate(load_recipe("tiny"), tmp_path, data, train, folds=2, say=lambda _: None)
     rows = read_predictions(path)
     assert len(rows) == len(data.traffic)
     assert set(rows.sources) == {r.source for r in data.traffic}
     said: list[str] = []
     assert cross_validate(load_recipe("tiny"), tmp_path, data, train, folds=2, say=said.append) == path
-    assert said == []
+    assert "teacher ready" not in said
+    fewer = replace(data, train=data.train[1:])
+    with pytest.raises(InputError, match="another recipe or of other data"):
+        cross_validate(load_recipe("tiny"), tmp_path, fewer, train, folds=2, say=said.append)
     found = summary(path)
     low, high = found["accuracy"][1:]
     assert low <= found["accuracy"][0] <= high

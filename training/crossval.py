@@ -87,14 +87,16 @@ def cross_validate(
 
     Returns:
         The file of predictions.
+
+    Raises:
+        InputError: there are fewer sources than folds, or a fold's folder holds a run of another recipe or other data.
     """
     parts = fold_data(data, folds)
     logits = []
     for fold, (part, held) in enumerate(parts):
         folder = out / f"fold-{fold}"
-        if not (folder / "student" / "done").is_file():
-            say(f"fold {fold + 1} of {folds}: {len({r.source for r in held})} sources with {len(held)} rows held out")
-            train(recipe, folder, part, say=say)
+        say(f"fold {fold + 1} of {folds}: {len({r.source for r in held})} sources with {len(held)} rows held out")
+        train(recipe, folder, part, say=say)
         student, fast = load_checkpoint(folder / "student" / "checkpoint")
         logits.append(predict(student, tokenizer_of(fast, int(recipe["max_tokens"])), held, name=f"fold {fold}"))
     return _store(out, parts, logits, f"students of recipe {recipe['name']}")
