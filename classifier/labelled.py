@@ -11,7 +11,6 @@ Knows nothing of engines, requests or how the pieces are made. The home of `pyar
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -147,11 +146,20 @@ def _write_group(writer: Any, tables: list[Any]) -> None:
 
 def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
     """Rows as CSV: None is empty, an object is its JSON."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator=lines.END)
     for row in rows:
         writer.writerow([as_text(value) for value in row])
-    return text.getvalue().encode("utf-8", "replace")
+    return "".join(lines).encode("utf-8", "replace")
+
+
+class _Lines(list[str]):
+    r"""Lines of CSV, each ending in \n. The writer ends them in \r\n, for in Python 3.11 it quotes no \r otherwise."""
+
+    END = "\r\n"
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix(self.END) + "\n")
 
 
 def as_text(value: Any) -> Any:

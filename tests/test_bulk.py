@@ -190,6 +190,15 @@ def test_csv_comes_out_as_it_was(tmp_path):
     assert tally.bad == 1
 
 
+def test_a_lone_carriage_return_comes_back_from_csv(tmp_path):
+    """A text that holds a carriage return alone comes out of a CSV output as it went in, a row a row."""
+    texts = ["hi\rthere", "hi\r", "hi\r\nthere", "hi"]
+    write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in texts])
+    label([str(tmp_path / "log.jsonl")], str(tmp_path / "out.csv"), FakeMaker(), ONE)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["prompt"] for row in csv.DictReader(file)] == texts
+
+
 def interrupt_after(chunks):
     """Progress that stops a run after so many chunks."""
     seen = []
