@@ -34,6 +34,7 @@ class Database:
 
     Args:
         url: `sqlite:///PATH` or `postgresql+psycopg://…`; nothing is connected to yet.
+        make: make a SQLite file where there is none; else `check` refuses one that is no feedback store.
 
     Attributes:
         path: SQLite's file; None for PostgreSQL.
@@ -44,10 +45,11 @@ class Database:
         MissingExtra: PostgreSQL's driver is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, make: bool = True) -> None:
         parsed = _parse(url)
         self.path = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         self.name = parsed.render_as_string(hide_password=True)
+        self._make = make
         self._inode: int | None = None
         self._migrated = False
         self._engine = _engine(parsed)
@@ -83,17 +85,20 @@ class Database:
 
         Raises:
             SettingsError: it was not migrated, or by a later package.
-            StoreUnavailable: the database is locked or gone.
+            StoreUnavailable: the database is locked, gone or, where none may be made, not there.
         """
         if self.path is not None:
+            if not self._make and not self.path.is_file():
+                raise self._not_there()
             self._follow(self.path)
         if self._migrated:
             return
         if self.path is not None:
+            if not self._make and not self._version():
+                raise self._not_there()
             self.migrate()
             return
-        with self._guarded(), self._engine.connect() as connection:
-            version = schema_version(connection)
+        version = self._version()
         if version != len(MIGRATIONS):
             raise SettingsError(
                 f"{self.name}: schema version is {version}, expected {len(MIGRATIONS)}; "
@@ -129,6 +134,13 @@ class Database:
     def close(self) -> None:
         """Closes the connections."""
         self._engine.dispose()
+
+    def _version(self) -> int:
+        with self._guarded(), self._engine.connect() as connection:
+            return schema_version(connection)
+
+    def _not_there(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self.name}: no feedback store there; give --feedback-url, as the server has it")
 
     def _prepare(self) -> None:
         try:

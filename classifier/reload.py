@@ -24,7 +24,7 @@ from classifier.credentials import stamp
 from classifier.errors import BundleNotFound, ClassifierError
 from classifier.routing import RoutingTable, read_table
 from classifier.seams import Classifies
-from classifier.settings import state_folder
+from classifier.settings import own_registry
 from classifier.types import Decision
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def source_of(name: str, registry: str) -> Source:
     if name and ((Path(name) / "manifest.json").is_file() or _is_path(name)):
         return Folder(name)
     if registry or name:
-        return Named(registry or str(state_folder() / "registry"), name or "current")
+        return Named(registry or own_registry(), name or "current")
     return Folder(SHIPPED)
 
 

@@ -203,26 +203,33 @@ def resolve(
     >>> resolve({"store": "text"}, {"CLASSIFIER_QUEUE_SIZE": "8", "CLASSIFIER_STORE": "off"}).queue_size
     8
     """
-    environ = os.environ if environ is None else environ
-    config = config or environ.get(CONFIG_VARIABLE) or None
-    types = get_type_hints(ServerSettings)
-    values: dict[str, Any] = {}
-    for name, value in (read_toml(config, "the settings") if config else {}).items():
-        if name not in types:
-            raise SettingsError(f"{config}: unknown key {name!r}; the keys are the flags with underscores")
-        values[name] = _parse(types[name], value, f"{config}: {name}")
-    for name, kind in types.items():
-        if PREFIX + name.upper() in environ:
-            values[name] = _parse(kind, environ[PREFIX + name.upper()], PREFIX + name.upper())
-        if flags is not None and flags.get(name) not in (None, ()):
-            values[name] = _parse(kind, flags[name], "--" + name.replace("_", "-"))
-    values["feedback_url"] = values.get("feedback_url") or default_feedback_url(environ)
+    values = _told(get_type_hints(ServerSettings), flags or {}, environ, config)
+    values["feedback_url"] = values.get("feedback_url") or _own_store(environ)
     return ServerSettings(**values)
 
 
-def default_feedback_url(environ: Mapping[str, str] | None = None) -> str:
-    """Where decisions and outcomes are kept unless somebody says otherwise: SQLite in `state_folder`."""
-    return f"sqlite:///{state_folder(environ)}/feedback.db"
+def feedback_url(flag: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+    """The feedback store of commands beside the server: what `resolve` would tell one, whatever else it would refuse.
+
+    Raises:
+        SettingsError: the file of settings cannot be read.
+    """
+    told = _told({"feedback_url": str}, {"feedback_url": flag}, environ)
+    return told.get("feedback_url") or _own_store(environ)
+
+
+def registry_url(flag: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+    """The registry of commands beside the server: the one it is told of, else the user's own.
+
+    Raises:
+        SettingsError: the file of settings cannot be read.
+    """
+    return _told({"registry": str}, {"registry": flag}, environ).get("registry") or own_registry(environ)
+
+
+def own_registry(environ: Mapping[str, str] | None = None) -> str:
+    """The user's own registry of bundles, a folder in `state_folder`."""
+    return str(state_folder(environ) / "registry")
 
 
 def available_cores() -> int:
@@ -242,6 +249,33 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".cache")
     return Path(base) / "classifier"
+
+
+def _told(
+    kinds: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] | None,
+    config: str | Path | None = None,
+) -> dict[str, Any]:
+    """The fields in `kinds` (name to type) that anybody gave, in the order of `resolve`."""
+    environ = os.environ if environ is None else environ
+    config = config or environ.get(CONFIG_VARIABLE) or None
+    values: dict[str, Any] = {}
+    for name, value in (read_toml(config, "the settings") if config else {}).items():
+        if name not in ServerSettings.__slots__:
+            raise SettingsError(f"{config}: unknown key {name!r}; the keys are the flags with underscores")
+        if name in kinds:
+            values[name] = _parse(kinds[name], value, f"{config}: {name}")
+    for name, kind in kinds.items():
+        if PREFIX + name.upper() in environ:
+            values[name] = _parse(kind, environ[PREFIX + name.upper()], PREFIX + name.upper())
+        if flags.get(name) not in (None, ()):
+            values[name] = _parse(kind, flags[name], "--" + name.replace("_", "-"))
+    return values
+
+
+def _own_store(environ: Mapping[str, str] | None) -> str:
+    return f"sqlite:///{state_folder(environ)}/feedback.db"
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

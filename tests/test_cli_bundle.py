@@ -126,6 +126,15 @@ def test_what_cannot_be_done_is_said(registry, arguments, code, message, capsys)
     assert message in capsys.readouterr().err
 
 
+def test_the_registry_of_the_servers_file_is_the_commands_registry(registry, bundles, monkeypatch, tmp_path):
+    """What CLASSIFIER_CONFIG says serves the commands, too."""
+    run(registry, "promote", bundles[0])
+    (tmp_path / "server.toml").write_text(f'registry = "{registry}"\n')
+    monkeypatch.setenv("CLASSIFIER_CONFIG", str(tmp_path / "server.toml"))
+    monkeypatch.delenv("CLASSIFIER_REGISTRY", raising=False)
+    assert CliRunner().invoke(cli.command, ["bundle", "list"]).stdout.startswith(version(bundles[0]))
+
+
 def test_the_users_own_registry_is_the_default(monkeypatch, tmp_path, bundles):
     """Without --registry the state folder's is used."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +88,36 @@ def test_what_cannot_be_done_is_said(url, arguments, code, message, capsys):
         cli.main(["feedback", *arguments, "--feedback-url", url])
     assert ended.value.code == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", ["nothing", "another database"])
+@pytest.mark.parametrize("command", [["export", "-o", "-"], ["forget", "--label", "tenant=acme"], ["drift"]])
+def test_a_store_that_is_not_there_is_not_made(tmp_path, command, there, capsys):
+    """Who reads or forgets at a wrong address is told so, and finds there what was there before."""
+    path = tmp_path / "folder" / "feedback.db"
+    if there != "nothing":
+        path.parent.mkdir()
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE decisions (x)")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["feedback", *command, "--feedback-url", f"sqlite:///{path}"])
+    assert ended.value.code == 1
+    assert "no feedback store there; give --feedback-url, as the server has it" in capsys.readouterr().err
+    if there == "nothing":
+        assert list(tmp_path.iterdir()) == []
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("decisions",)]
+
+
+def test_the_store_of_the_servers_file_is_the_commands_store(url, tmp_path, monkeypatch):
+    """A flag comes before its variable, that before CLASSIFIER_CONFIG's file; its other settings do not matter."""
+    (tmp_path / "server.toml").write_text(f'feedback_url = "{url}"\nlisten = ["0.0.0.0:50051"]\n')
+    monkeypatch.setenv("CLASSIFIER_CONFIG", str(tmp_path / "server.toml"))
+    assert len(run("export", "-o", "-").stdout.splitlines()) == 3
+    monkeypatch.setenv("CLASSIFIER_FEEDBACK_URL", f"sqlite:///{tmp_path}/elsewhere.db")
+    assert run("export", "-o", "-").exit_code == 1
+    assert len(run("export", "-o", "-", "--feedback-url", url).stdout.splitlines()) == 3
 
 
 def test_forget_by_label_says_what_it_did_and_what_it_cannot_reach(url, tmp_path):

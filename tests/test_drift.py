@@ -177,6 +177,7 @@ async def test_an_estimate_is_no_promise_that_could_be_broken(tmp_path):
 def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
     """An empty reference and an empty store are each named."""
     url = f"sqlite:///{tmp_path}/f.db"
+    open_store(url, key=KEY).close()
     for path, message in ((tiny_bundle_path, "reference.json is empty"), (bundle.path, "no decisions of bundle")):
         with pytest.raises(SystemExit) as ended:
             cli.main(["feedback", "drift", "--feedback-url", url, "--bundle", str(path)])

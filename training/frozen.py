@@ -64,7 +64,7 @@ def freeze(
     """
     path = out / EXPORT
     path.touch(mode=0o600)
-    with contextlib.closing(Database(url)) as database:
+    with contextlib.closing(Database(url, make=False)) as database:
         count = write_export(map(export_row, Ledger(database).rows(since, until)), path)
     path.chmod(0o600)
     times = [float(row["decided_at"]) for row in read_export(path)]
@@ -104,7 +104,7 @@ def melt(folder: Path) -> None:
 
 def outcomes_since(url: str, since: float) -> int:
     """Decisions made since a moment that have an outcome."""
-    with contextlib.closing(Database(url)) as database:
+    with contextlib.closing(Database(url, make=False)) as database:
         return sum(row["outcome_id"] is not None for row in Ledger(database).rows(since))
 
 

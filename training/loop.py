@@ -35,7 +35,7 @@ from classifier.exports import export_row
 from classifier.ledger import Ledger
 from classifier.policy import promised_risks
 from classifier.registry import Event, Registry
-from classifier.settings import default_feedback_url, state_folder
+from classifier.settings import feedback_url, registry_url
 from training.corpus import OWN_DATA
 from training.recipe import RETRAINING
 from training.retrain import Options, lock_path, retrain
@@ -75,7 +75,7 @@ def tick(options: Options, *, say: Say = lambda _: None, clock: Clock = time.tim
 
 def decisions_of(options: Options, version: str, since: float) -> Iterator[dict[str, Any]]:
     """Decisions that a bundle made since a moment, with their outcomes, as exports spell them, oldest first."""
-    with contextlib.closing(Database(options.feedback_url)) as database:
+    with contextlib.closing(Database(options.feedback_url, make=False)) as database:
         for row in Ledger(database).rows(since):
             if row["bundle_version"] == version:
                 yield export_row(row)
@@ -170,11 +170,10 @@ def seconds(text: str) -> float:
 
 def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
     """The options that `retrain` and `loop` share."""
-    default = str(state_folder() / "registry")
     given = (
-        click.option("--registry", envvar="CLASSIFIER_REGISTRY", default=default, metavar="URL",
+        click.option("--registry", metavar="URL", callback=lambda _context, _option, value: registry_url(value),
                      help="Folder or URL of the bundle registry [CLASSIFIER_REGISTRY]."),
-        click.option("--feedback-url", envvar="CLASSIFIER_FEEDBACK_URL", default=default_feedback_url, metavar="URL",
+        click.option("--feedback-url", metavar="URL", callback=lambda _context, _option, value: feedback_url(value),
                      help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]."),
         click.option("--work", type=click.Path(path_type=Path), default=Path("runs/loop"), show_default=True,
                      help="Folder of the rounds and their receipts."),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from classifier.settings import registry_url
+
 if TYPE_CHECKING:
     from classifier.registry import Registry
 
@@ -17,17 +19,16 @@ def _registry_option(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--registry",
         "url",
-        envvar="CLASSIFIER_REGISTRY",
+        callback=lambda _context, _option, value: registry_url(value),
         metavar="URL",
-        help="Folder or fsspec URL. Default: the user's own. [CLASSIFIER_REGISTRY]",
+        help="Folder or fsspec URL. Default: as for `classifier serve`, else the user's own. [CLASSIFIER_REGISTRY]",
     )(function)
 
 
-def _registry(url: str | None) -> Registry:
+def _registry(url: str) -> Registry:
     from classifier.registry import Registry
-    from classifier.settings import state_folder
 
-    return Registry(url or state_folder() / "registry")
+    return Registry(url)
 
 
 @click.group(name="bundle")
@@ -45,7 +46,7 @@ def command() -> None:
 @_registry_option
 @click.option("--history", is_flag=True, help="Every change, oldest first, instead of what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def list_(*, url: str | None, history: bool, as_json: bool) -> None:
+def list_(*, url: str, history: bool, as_json: bool) -> None:
     r"""Lists the versions with their aliases, or what happened.
 
     \b
@@ -71,7 +72,7 @@ def list_(*, url: str | None, history: bool, as_json: bool) -> None:
 @command.command(name="verify")
 @click.argument("name")
 @_registry_option
-def verify(*, name: str, url: str | None) -> None:
+def verify(*, name: str, url: str) -> None:
     r"""Checks every file of a bundle: NAME is a folder, an alias or a version. Exit code 1 where one is not right.
 
     \b
@@ -90,7 +91,7 @@ def verify(*, name: str, url: str | None) -> None:
 @click.option("--why", default="", metavar="TEXT", help="Kept in the history.")
 @click.option("--checkpoint", metavar="PATH", help="With a folder as NAME: weights to keep beside it, for retraining.")
 @_registry_option
-def promote(*, name: str, why: str, checkpoint: str | None, url: str | None) -> None:
+def promote(*, name: str, why: str, checkpoint: str | None, url: str) -> None:
     r"""Makes a bundle the current one: NAME is an alias, a version, or a folder that is added first.
 
     Servers that watch the registry load it within seconds.
@@ -115,7 +116,7 @@ def promote(*, name: str, why: str, checkpoint: str | None, url: str | None) -> 
 @command.command(name="rollback")
 @click.option("--why", default="", metavar="TEXT", help="Kept in the history.")
 @_registry_option
-def rollback(*, why: str, url: str | None) -> None:
+def rollback(*, why: str, url: str) -> None:
     r"""Makes the previous bundle the current one; again undoes it.
 
     \b
@@ -129,7 +130,7 @@ def rollback(*, why: str, url: str | None) -> None:
 @click.argument("name")
 @click.argument("target")
 @_registry_option
-def pull(*, name: str, target: str, url: str | None) -> None:
+def pull(*, name: str, target: str, url: str) -> None:
     r"""Copies a bundle, verified, into the new folder TARGET.
 
     \b
@@ -142,7 +143,7 @@ def pull(*, name: str, target: str, url: str | None) -> None:
 @click.option("--older-than-days", default=30.0, show_default=True, metavar="DAYS", help="Time without an alias.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @_registry_option
-def gc(*, older_than_days: float, dry_run: bool, url: str | None) -> None:
+def gc(*, older_than_days: float, dry_run: bool, url: str) -> None:
     r"""Removes versions that have had no alias for a while, and what crashes left.
 
     \b

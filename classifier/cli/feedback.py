@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from classifier.settings import default_feedback_url
+from classifier.settings import feedback_url
 
 _CANNOT_REACH = (
     "Not reached: exports and backups made before; models that were trained on them; servers' logs; what servers have "
@@ -24,8 +24,7 @@ def _store_option(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--feedback-url",
         "url",
-        envvar="CLASSIFIER_FEEDBACK_URL",
-        default=default_feedback_url,
+        callback=lambda _context, _option, value: feedback_url(value),
         metavar="URL",
         help="sqlite:///PATH or postgresql+psycopg://… Default: as for `classifier serve`. [CLASSIFIER_FEEDBACK_URL]",
     )(function)
@@ -78,7 +77,7 @@ def export(*, url: str, output: str, since: str | None, until: str | None, histo
     from classifier.ledger import Ledger
 
     first, last = _moment(since, 0.0), _moment(until, float("inf"))
-    with contextlib.closing(Database(url)) as database:
+    with contextlib.closing(Database(url, make=False)) as database:
         ledger = Ledger(database)
         rows = map(export_row, ledger.rows(first, last, history=history))
         count = write_lines(rows, sys.stdout.buffer) if output == "-" else write_export(rows, Path(output))
@@ -107,7 +106,7 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
     pairs = [label.partition("=") for label in labels]
     if wrong := [label for label, (_, found, _) in zip(labels, pairs, strict=True) if not found]:
         raise click.UsageError(f"--label: expected NAME=VALUE, found {wrong[0]!r}")
-    with contextlib.closing(Database(url)) as database:
+    with contextlib.closing(Database(url, make=False)) as database:
         ledger = Ledger(database)
         ids = set(decision_ids).union(*(ledger.labelled(name, value) for name, _, value in pairs))
         decisions, outcomes = ledger.forget(ids)
@@ -146,7 +145,7 @@ def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_in
         raise InputError(
             f"{read.path}: its reference.json is empty, so there is nothing to compare with; export it again"
         )
-    with contextlib.closing(Database(url)) as database:
+    with contextlib.closing(Database(url, make=False)) as database:
         rows = Ledger(database).rows(_moment(since, 0.0), _moment(until, float("inf")))
         mine = (export_row(row) for row in rows if row["bundle_version"] == read.version)
         found = drift_report(mine, read.reference, promised_risks(read.policies), max_index=max_index)
