@@ -13,6 +13,7 @@ import pytest
 
 from classifier.calibration import IDENTITY
 from tests.calibration_support import population
+from training.label_shift import shift_weights
 from training.risk_control import fit_threshold, fit_top_tier
 from training.step_losses import StepLosses, routing_losses, soft
 
@@ -146,6 +147,28 @@ def shifted(draws: int, n: int) -> np.ndarray:
         losses = StepLosses(everything.scores[rows], everything.steps[rows], weights[rows])
         thresholds.append(fit_threshold(losses, ALPHA).threshold)
     return everything.total(np.array(thresholds)) / weights.sum()
+
+
+def estimated_shift(draws: int, n: int, ratio: tuple[float, ...]) -> np.ndarray:
+    """As `shifted`, of a model that is too modest about high tiers, with the weights estimated from the traffic."""
+    p, y = truth("calibrated")
+    p = p * np.float32([1.0, 1.0, 0.7, 0.7])
+    p /= p.sum(axis=1, keepdims=True)
+    true = np.array(ratio)[y]
+    everything, rng = routing_losses(p, y, weights=true), np.random.default_rng(3)
+    thresholds = []
+    for _ in range(draws):
+        rows, traffic = rng.integers(0, TRUTH, n), rng.choice(TRUTH, n, p=true / true.sum())
+        weights, _ = shift_weights(p[traffic], p[rows], np.eye(4)[y[rows]])
+        losses = StepLosses(everything.scores[rows], everything.steps[rows], weights)
+        thresholds.append(fit_threshold(losses, ALPHA).threshold)
+    return everything.total(np.array(thresholds)) / true.sum()
+
+
+@pytest.mark.parametrize("ratio", [(1.0, 1.0, 1.0, 1.0), (2.0, 1.0, 0.5, 0.2)], ids=["no shift", "easier"])
+def test_estimated_shares_come_close_to_alpha(ratio: tuple[float, ...]):
+    """Weights estimated from traffic, which prove nothing, keep alpha to within a tenth, for a biased model as well."""
+    assert estimated_shift(10, 2000, ratio).mean() == pytest.approx(ALPHA, rel=0.1)
 
 
 def top_tier(draws: int, n: int, delta: float) -> np.ndarray:

@@ -255,6 +255,15 @@ def test_a_model_that_is_a_little_off_does_not_carry_the_shares_away():
     assert "vanished" not in note
 
 
+def test_traffic_like_the_calibration_rows_weighs_all_alike():
+    """Where nothing changed every weight is 1, also for a model whose probabilities are off."""
+    p, y = population(2000, 6)
+    biased = p * np.float32([1.0, 1.0, 0.7, 0.7])
+    biased /= biased.sum(axis=1, keepdims=True)
+    weights, _ = shift_weights(biased, biased, np.eye(4)[y])
+    np.testing.assert_allclose(weights, 1.0, rtol=1e-4)
+
+
 def test_a_tier_that_vanishes_is_told():
     """Where the estimate leaves next to nothing of a tier, the note names it and says what to do."""
     p, y = population(4000, 11)

@@ -53,7 +53,9 @@ def shift_weights(traffic: ArrayLike, calibration: ArrayLike, labels: Array) -> 
     """Weight of each calibration row under the tier shares of unlabelled traffic.
 
     The old shares that EM starts from are the mean probabilities of the calibration rows, not their labels' shares:
-    where the two differ a little, EM carries the difference far (Alexandari et al. 2020, arXiv:1901.06852).
+    where the two differ a little, EM carries the difference far (Alexandari et al. 2020, arXiv:1901.06852). What it
+    finds is on the model's scale as well, so a weight is the quotient of the two, and the new shares of labels are the
+    old ones times it.
 
     Args:
         traffic: (m, 4) calibrated probabilities of the unlabelled requests.
@@ -63,11 +65,10 @@ def shift_weights(traffic: ArrayLike, calibration: ArrayLike, labels: Array) -> 
     Returns:
         (n,) float64 above 0, and a note for the reader: both shares, what is assumed, and which tiers all but vanish.
     """
-    prior = labels.mean(axis=0)
-    share = estimate_prior(traffic, np.asarray(calibration, dtype=np.float64).mean(axis=0))
-    share = np.where(prior > 0, share, 0.0)
+    prior, start = labels.mean(axis=0), np.asarray(calibration, dtype=np.float64).mean(axis=0)
+    ratio = np.divide(estimate_prior(traffic, start), start, out=np.zeros_like(start), where=start > 0)
+    share = prior * ratio
     share /= share.sum()
-    ratio = np.divide(share, prior, out=np.zeros_like(share), where=prior > 0)
     note = (
         "Thresholds were refitted for the tier shares "
         + " / ".join(f"{100 * s:.1f}" for s in share)
