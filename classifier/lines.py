@@ -65,7 +65,10 @@ def _spans(line: bytes) -> Iterator[bytes]:
     except (ValueError, RecursionError):
         yield line  # whoever parses it says what is wrong
         return
-    for span in spans_of(export if isinstance(export, dict) else {}):
+    if not isinstance(export, dict) or not isinstance(export.get("resourceSpans"), list):
+        yield line  # no export: the word stands elsewhere in it
+        return
+    for span in spans_of(export):
         yield json.dumps(span).encode()
 
 

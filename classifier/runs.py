@@ -16,7 +16,7 @@ from classifier.errors import InputError
 from classifier.labelled import LABEL_VERSION
 from classifier.labelling import Plan
 from classifier.lines import MAX_ROW_BYTES, parse_line
-from classifier.readers import ALL, CHUNK_BYTES, CHUNK_ROWS, Chunk, Selection, csv_header, parquet_schema
+from classifier.readers import ALL, CHUNK_BYTES, CHUNK_ROWS, CUTS, Chunk, Selection, csv_header, parquet_schema
 from classifier.sources import Source
 from classifier.tables import infer_schema
 
@@ -55,7 +55,7 @@ def stated_of(sources: Sequence[Source], identity: Identity, options: Options) -
         "text_field": options.text_field,
         "share": options.selection.share,
         "limit": options.selection.limit,
-        "chunks": [CHUNK_ROWS, CHUNK_BYTES, MAX_ROW_BYTES],
+        "chunks": [CHUNK_ROWS, CHUNK_BYTES, MAX_ROW_BYTES, CUTS],
         "onnxruntime": onnxruntime_version(),
     }
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from classifier import runs
 from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
@@ -234,8 +235,8 @@ def test_a_complete_run_is_not_made_again(log, tmp_path):
     assert again.resumed_rows == 2500
 
 
-def test_one_output_never_mixes_two_bundles_policies_or_inputs(log, tmp_path):
-    """A run with another bundle, another policy or a changed input is refused, and what differs is named."""
+def test_one_output_never_mixes_two_bundles_policies_or_inputs(log, tmp_path, monkeypatch):
+    """A run with another bundle, policy, input or way to cut it is refused, and what differs is named."""
     out = str(tmp_path / "out.parquet")
     with pytest.raises(KeyboardInterrupt):
         label([str(log)], out, FakeMaker(), ONE, told=interrupt_after(1))
@@ -243,6 +244,9 @@ def test_one_output_never_mixes_two_bundles_policies_or_inputs(log, tmp_path):
         label([str(log)], out, FakeMaker("other"), ONE)
     with pytest.raises(InputError, match="text field 'prompt', now 'x'"):
         label([str(log)], out, FakeMaker(), Options(text_field="x", processes=1))
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"chunks \[1000, .*\], now \[1000, .*, 99\]"):
+        patch.setattr(runs, "CUTS", 99)
+        label([str(log)], out, FakeMaker(), ONE)
     with log.open("ab") as file:
         file.write(b'{"prompt": "hi"}\n')
     with pytest.raises(InputError, match="files that changed since"):

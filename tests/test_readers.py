@@ -359,6 +359,22 @@ def test_hostile_lines_are_bad_rows(line, error, tmp_path):
     assert tally.rows == 2
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": "hi", "meta": {"resourceSpans": 3}},
+        {"prompt": "hi", "kind": "resourceSpans"},
+        [{"resourceSpans": []}],
+        {"resourceSpans": {"spans": []}},
+    ],
+    ids=["inside", "a-value", "in-a-list", "no-list"],
+)
+def test_a_line_that_is_no_export_is_never_lost(line, tmp_path):
+    """A line that holds the word resourceSpans, and is no export of spans, is a row, labelled or with an error."""
+    errors, _ = outcome(write_lines(tmp_path / "a.jsonl", [line, {"prompt": "hi"}]), tmp_path)
+    assert [error is None for error in errors] == ["prompt" in line, True]
+
+
 def test_a_span_whose_operation_is_no_text_ends_nothing(tmp_path):
     """In an export a span with an operation of another shape is no request, and the next line is read."""
     operation = {"key": "gen_ai.operation.name", "value": {"kvlistValue": {"values": []}}}
