@@ -1,4 +1,4 @@
-"""The loop unattended: it rolls back, resumes, recalibrates on drift, retrains or waits, and outlives its errors."""
+"""The loop unattended: it rolls back, resumes, retrains, recalibrates on drift or waits, and outlives its errors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
 
 import training.loop
+import training.retrain
 from classifier.drift import reference_distributions
 from classifier.errors import StoreUnavailable
 from classifier.policy import Guarantee, Policy
@@ -95,13 +97,14 @@ def test_what_a_person_promoted_is_not_rolled_back(options, tmp_path):
     assert tick(replace(options, min_outcomes=1000))["decision"] == "wait"
 
 
-def calls_of_retrain(monkeypatch) -> list[dict]:
-    """What the loop asks of a round; it answers that it did something."""
+def calls_of_retrain(monkeypatch, *, waiting: bool = False) -> list[dict]:
+    """What the loop asks of a round; it answers that it did something, or, but for recalibration, that it waits."""
     calls: list[dict] = []
 
     def retrain(options, **fields):
         calls.append({"recalibrate_only": options.recalibrate_only, "why": fields.get("why", "")})
-        return {"decision": "candidate", "why": "test"}
+        waits = waiting and not options.recalibrate_only
+        return {"decision": "wait" if waits else "candidate", "why": "test"}
 
     monkeypatch.setattr(training.loop, "retrain", retrain)
     return calls
@@ -125,10 +128,28 @@ def test_drift_calls_for_recalibration(options, tmp_path, monkeypatch):
     with_reference(options, tmp_path, [[0.97, 0.01, 0.01, 0.01]] * 300)
     fill(options, 300, audits=0.0)
     assert any("drifted" in alarm for alarm in drift_alarms(options))
-    calls = calls_of_retrain(monkeypatch)
+    calls = calls_of_retrain(monkeypatch, waiting=True)
     tick(options)
-    assert calls[0]["recalibrate_only"]
-    assert calls[0]["why"].startswith("drift: ")
+    assert [call["recalibrate_only"] for call in calls] == [False, True]
+    assert calls[1]["why"].startswith("drift: ")
+
+
+def test_drift_that_stays_puts_off_no_retraining(options, monkeypatch):
+    """Under an alarm that never ends outcomes add up over recalibrations until there are enough of them to train."""
+    rounds: list[bool] = []
+
+    def go(self, _why):
+        rounds.append(self._options.recalibrate_only)
+        receipt = {"decision": "keep", "until": self._clock(), "options": {"recalibrate_only": str(rounds[-1])}}
+        return self._run.close(receipt)
+
+    monkeypatch.setattr(training.retrain.Round, "go", go)
+    monkeypatch.setattr(training.loop, "drift_alarms", lambda _: ["drifted"])
+    monkeypatch.setattr(training.retrain, "outcomes_since", lambda _url, since: int(now - max(since, 1000.0)))
+    for now in np.arange(1000.0, 2200.0, 100.0):
+        tick(replace(options, promote=False, min_outcomes=500), clock=lambda now=now: now)
+    assert rounds.count(False) == 2
+    assert rounds.count(True) > rounds.count(False)
 
 
 def test_cut_off_round_goes_first(options, monkeypatch):

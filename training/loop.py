@@ -5,8 +5,8 @@ One `tick` does at most one of these, in this order, and says which:
 1. *roll back* the bundle that a round promoted, where its reported failures exceed its promise (a sequential test that
    may be looked at as often as one likes);
 2. *resume* a round that was cut off;
-3. *recalibrate*, where traffic or outcomes have drifted from what the bundle was calibrated on;
-4. *retrain*, where enough outcomes came in since the last round;
+3. *retrain*, where enough outcomes came in since the last round that might train;
+4. *recalibrate*, where traffic or outcomes have drifted from what the bundle was calibrated on;
 5. *wait*.
 
 Knows nothing of how a round works.
@@ -64,13 +64,13 @@ def tick(options: Options, *, say: Say = lambda _: None, clock: Clock = time.tim
         return rolled
     if unfinished(options.work) is not None:
         return retrain(options, say=say, clock=clock)
-    drifted = drift_alarms(options)
-    if drifted:
+    # An alarm may stay on for ever: it does not come before the round that could end it.
+    found = retrain(options, why="enough outcomes", say=say, clock=clock)
+    if found["decision"] == "wait" and (drifted := drift_alarms(options)):
         few = replace(options, recalibrate_only=True, min_outcomes=round(DRIFT_SHARE * options.min_outcomes))
-        found = retrain(few, why=f"drift: {'; '.join(drifted)}", say=say, clock=clock)
-        if found["decision"] != "wait":
-            return found
-    return retrain(options, why="enough outcomes", say=say, clock=clock)
+        recalibrated = retrain(few, why=f"drift: {'; '.join(drifted)}", say=say, clock=clock)
+        return found if recalibrated["decision"] == "wait" else recalibrated
+    return found
 
 
 def decisions_of(options: Options, version: str, since: float) -> Iterator[dict[str, Any]]:
@@ -221,7 +221,7 @@ def retrain_command(*, as_json: bool, **given: Any) -> None:
 @click.option("--min-outcomes", default=500, show_default=True, help="New outcomes that a round waits for.")
 @click.option("--once", is_flag=True, help="One look, then exit: for cron and Kubernetes.")
 def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None:
-    """Runs the loop unattended: rolls back, resumes, recalibrates on drift, retrains. SIGTERM ends it after the round.
+    """Runs the loop unattended: rolls back, resumes, retrains, recalibrates on drift. SIGTERM ends it after the round.
 
     One at a time: a second one on the same registry waits its turn. A round that is killed goes on at the next start.
 

@@ -114,8 +114,7 @@ def retrain(
     with only_one(lock_path(options)):
         folder = unfinished(options.work)
         if folder is None:
-            since = max((float(r["until"]) for r in receipts(options.work) if "until" in r), default=0.0)
-            count = outcomes_since(options.feedback_url, since)
+            count = outcomes_since(options.feedback_url, _last_round(options))
             if count < options.min_outcomes:
                 text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted"
                 return {"decision": "wait", "why": text, "outcomes": count}
@@ -123,6 +122,14 @@ def retrain(
         else:
             say(f"{folder}: goes on where it was cut off")
         return Round(options, Run(folder, say=say), say, clock).go(why)
+
+
+def _last_round(options: Options) -> float:
+    """When the last round took its snapshot: of rounds that may train the last such one, else of all; 0 for none."""
+    past = [r for r in receipts(options.work) if "until" in r]
+    if not options.recalibrate_only:
+        past = [r for r in past if r.get("options", {}).get("recalibrate_only") != str(True)]
+    return max((float(r["until"]) for r in past), default=0.0)
 
 
 class Round:
