@@ -19,12 +19,12 @@ from classifier.registry import Registry
 from tests.loop_support import Crash, crash_at, fill_store, write_words
 from training.build import load_data, train
 from training.calibrate import calibrate
-from training.calibration_set import TRAINING_ROWS, pack_rows
+from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.corpus import write_corpus
 from training.export import assemble, choose_golden, export
 from training.recipe import load_recipe
 from training.retrain import Options, Round, lock_path, retrain
-from training.steps import only_one, unfinished
+from training.steps import Run, only_one, unfinished
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
@@ -313,6 +313,32 @@ def test_training_that_fails_leaves_what_recalibration_found(options, monkeypatc
     receipt = go(options)
     assert (receipt["decision"], receipt["candidate"]) == ("promoted", receipt["steps"]["recalibrate"]["version"])
     assert "0.93 of 600 rows" in receipt["why"]
+
+
+def test_base_row_that_is_an_audit_is_not_trained_on(options, base, tmp_path, monkeypatch):
+    """A prompt of the base corpus that a user sent as an audit judges, and the round that it is in comes to its end."""
+    frozen = Round(options, Run(tmp_path / "look"), print, lambda: NOW)
+    frozen._snapshot = frozen._run.step("snapshot", lambda out: frozen._freeze(out, "look"))
+    audits = frozen._held_out.recent
+    more = "".join(
+        json.dumps({"prompt": r.request.messages[-1].content, "tier": r.tier.label, "split": "train"}) + "\n"
+        for r in audits[:40]
+    )
+    (tmp_path / "more.jsonl").write_text(more)
+    (tmp_path / "recipe.toml").write_text("base_rows_share = 9.0\nint8_agreement = 0.0\nepochs = 1\n")
+    monkeypatch.setattr(Round, "_judge", judge)
+    data = (*options.data, str(tmp_path / "more.jsonl"))
+    receipt = go(replace(options, data=data, recipe=tmp_path / "recipe.toml"))
+    assert receipt["decision"] == "promoted"
+    trained_on = read_bundle(Registry(options.registry).fetch("current")).manifest[TRAINING_ROWS]
+    assert not rows_among((r.sha256 for r in audits), trained_on).any()
+
+
+def test_base_corpus_without_unseen_test_rows_is_refused(options, tmp_path):
+    """Files without test rows to judge on are refused in a line, before anything is fitted."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "hello", "tier": "simple", "split": "train"}\n')
+    with pytest.raises(InputError, match="no unseen test rows in --data"):
+        go(replace(options, data=(str(tmp_path / "rows.jsonl"),)))
 
 
 def test_round_without_audits_changes_nothing(options):

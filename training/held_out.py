@@ -101,15 +101,19 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
 
 
 def feedback_rows(frozen: Frozen, held: HeldOut, options: SetOptions) -> tuple[list[Row], dict[str, Any]]:
-    """Rows to train on and their counts: earlier ones, none of a conversation that calibrates, judges or came again."""
-    taught = {row.sha256 for row in held.taught}
-    kept = {row.sha256 for row in held.earlier} - taught
-    kept |= {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent)
+    """Rows to train on and their counts: earlier ones, none that is `kept_for_judging`."""
+    kept = kept_for_judging(frozen, held)
     found = build((row for row in frozen.earlier if not frozen.audited(row)), options=options)
     rows = [*held.taught, *found.rows]
     fresh = [row for row in rows if row.sha256 not in kept]
     counts = {"used": len(fresh), "audits": len(held.taught), "kept_for_judging": len(rows) - len(fresh)}
     return fresh, found.as_json() | counts
+
+
+def kept_for_judging(frozen: Frozen, held: HeldOut) -> set[str]:
+    """Hashes of the conversations that calibrate, judge or came again: nothing trains on them, whoever brings them."""
+    kept = {row.sha256 for row in held.earlier} - {row.sha256 for row in held.taught}
+    return kept | {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent)
 
 
 def recent_log(frozen: Frozen, options: SetOptions, most: int) -> Log:

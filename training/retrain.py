@@ -28,7 +28,7 @@ from typing import Any
 
 from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
-from classifier.errors import GateNotMet
+from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
 from training.calibration_set import CalibrationSet, score_rows
@@ -38,7 +38,7 @@ from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, thaw
 from training.gate import FEWEST_ROWS, judge
-from training.held_out import HeldOut, feedback_rows, hold_out, recent_log
+from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import RETRAINING, load_retraining
 from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
 from training.tracking import track
@@ -234,6 +234,7 @@ class Round:
         checkpoint = self._registry.checkpoint(current.version)
         assert checkpoint is not None
         feedback, counts = feedback_rows(self._frozen(), self._held_out, self._caps)
+        kept = kept_for_judging(self._frozen(), self._held_out)
         if not feedback:
             return {"done": False, "why": "no outcome from before says anything to learn from", "feedback": counts}
         try:
@@ -243,7 +244,7 @@ class Round:
                 out,
                 recipe=self._recipe,
                 feedback=feedback,
-                base=[row for row in base if row.split == "train" and row.label == RUBRIC],
+                base=[row for row in base if row.split == "train" and row.label == RUBRIC and row.sha256 not in kept],
                 check=[row for row in base if row.split == "test"][:MOST_GOLDEN],
                 state=self._run.state("train"),
             )
@@ -325,7 +326,13 @@ class Round:
     @cached_property
     def _held_out(self) -> HeldOut:
         base = read_corpus(self._options.data)
-        return hold_out(self._frozen(), base, self._current, options=self._caps, most=MOST_GOLDEN)
+        found = hold_out(self._frozen(), base, self._current, options=self._caps, most=MOST_GOLDEN)
+        if not found.golden:
+            raise InputError(
+                f"no unseen test rows in --data {' '.join(self._options.data)}: what a round may forget is judged on "
+                "rubric rows of the test split that the bundle was not trained on; add some"
+            )
+        return found
 
     def _scored(self, rows: Sequence[Row], engine: Engine) -> CalibrationSet:
         return score_rows(rows, engine, self._current.policies[self._current.default_policy].group_by)
