@@ -16,10 +16,13 @@ from typing import IO, Any, NamedTuple
 from classifier.spans import spans_of
 
 MAX_ROW_BYTES = 16 * 2**20
+MAX_ROW_LINES = 100_000
+"""Lines of one row of CSV."""
 KEPT_CHARS = 1000
 """Characters that are kept of a line that is too long."""
 _BLOCK = 2**20
 _UTF_16, _CONVERT = (b"\xff\xfe", b"\xfe\xff"), "is UTF-16; convert the file with iconv -t UTF-8"
+_NEVER_CLOSED = "has a quote that is not closed before a comma or the end of a line"
 
 
 class RawRow(NamedTuple):
@@ -28,7 +31,8 @@ class RawRow(NamedTuple):
     Attributes:
         source: the file's name.
         number: its line in the file, or its number there, from 1; grows within a file.
-        payload: a line of JSON, or a CSV row's columns; None where there is only an error.
+        payload: a line of JSON, or a CSV row's columns; with an error the text of the line; None where there is
+            nothing but an error.
         error: empty, or what is wrong with it.
     """
 
@@ -118,28 +122,9 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
 
 def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
     """Rows of CSV, a header first. Bytes that are not UTF-8 make their row a bad one."""
-    csv.field_size_limit(MAX_ROW_BYTES)
-    at, too_long = 0, ""
-
-    def text() -> Iterator[str]:
-        nonlocal at, too_long
-        for number, line, error in _csv_text(file):
-            at, too_long = number, error or too_long
-            yield line
-
-    reader = csv.reader(text())
     header: list[str] | None = None
-    last = 0
-    while True:
-        error = ""
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as problem:
-            fields, error = [], f"is not CSV ({problem})"
-        number = last = max(last + 1, at)
-        error, too_long = too_long or error, ""
+    for lines, fields, problem in _records(_csv_lines(file)):
+        number, error = lines[-1].number, problem
         if not fields and not error:
             continue
         if header is None:
@@ -147,6 +132,9 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
                 yield RawRow(name, number, None, f"the header {error}")
                 return
             header = _unique(fields)
+            continue
+        if not fields:
+            yield RawRow(name, number, lines[0].text.encode("utf-8", "surrogateescape"), error)
             continue
         values = dict(zip(header, fields, strict=False))
         if not error and len(fields) != len(header):
@@ -160,20 +148,73 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
 
 def header_of(file: IO[bytes]) -> list[str]:
     """Names of the columns of CSV; empty where there are none, or `csv_rows` calls the header a bad one."""
-    csv.field_size_limit(MAX_ROW_BYTES)
-    try:
-        return next((_unique(fields) for fields in csv.reader(line for _, line, _ in _csv_text(file)) if fields), [])
-    except csv.Error:
-        return []
+    records = ((fields, error) for _, fields, error in _records(_csv_lines(file)))
+    fields, error = next((found for found in records if any(found)), ([], ""))
+    return [] if error else _unique(fields)
 
 
-def _csv_text(file: IO[bytes]) -> Iterator[tuple[int, str, str]]:
-    """(number, line, error) of every line: csv wants a line for a line, so one that cannot be used is empty."""
+class _Line(NamedTuple):
+    """A line of CSV: its number, its text (of one with an error the head), and what is wrong with it."""
+
+    number: int
+    text: str
+    error: str
+
+
+def _csv_lines(file: IO[bytes]) -> Iterator[_Line]:
     for number, line, error in _bounded_lines(file):
         if number == 1 and line.startswith(_UTF_16):
-            yield number, "\n", _CONVERT
+            yield _Line(number, "", _CONVERT)
             return
-        yield number, "\n" if error else line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"), error
+        yield _Line(number, line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"), error)
+
+
+def _records(lines: Iterator[_Line]) -> Iterator[tuple[list[_Line], list[str], str]]:
+    """(lines, fields, error) of every row; where there are no fields it is one line, empty or with an error.
+
+    A quote that is never closed would swallow all rows up to the next quote, which then stands before a letter, or up
+    to the end of the file. So a row of several lines has to be strictly right. If it is not, each of them is read
+    alone, but for the last, where it went wrong: there a row begins anew. So no line is read more than three times.
+    """
+    csv.field_size_limit(MAX_ROW_BYTES)
+    taken: list[_Line] = []
+
+    def texts(first: list[_Line]) -> Iterator[str]:
+        size = 0
+        for line in itertools.chain(first, lines):
+            size = len(line.text) if not taken else size + len(line.text)
+            taken.append(line)
+            if size > MAX_ROW_BYTES or len(taken) > MAX_ROW_LINES:
+                raise csv.Error
+            yield "\n" if line.error else line.text  # csv wants a line for a line
+
+    reader = csv.reader(texts([]), strict=True)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            alone, again = (taken[:-1], taken[-1:]) if len(taken) > 1 else (taken[:], [])
+            for line in alone:
+                fields, error = _alone(line)
+                yield [line], fields, error
+            reader = csv.reader(texts(again), strict=True)
+        else:
+            yield taken, fields, next((line.error for line in taken if line.error), "")
+        taken.clear()
+
+
+def _alone(line: _Line) -> tuple[list[str], str]:
+    """(fields, error) of a line that is no part of a longer row; quotes need not be right within it."""
+    if line.error:
+        return [], line.error
+    reader = csv.reader([line.text, '"\n'])  # the second ends what the first leaves open
+    try:
+        fields = next(reader)
+    except csv.Error as problem:
+        return [], f"is not CSV ({problem})"
+    return ([], _NEVER_CLOSED) if reader.line_num > 1 else (fields, "")
 
 
 def _unique(names: list[str]) -> list[str]:

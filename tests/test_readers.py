@@ -21,7 +21,7 @@ from classifier import readers
 from classifier.bulk import label
 from classifier.errors import InputError, InvalidRequest
 from classifier.labelled import open_labelled
-from classifier.lines import MAX_ROW_BYTES
+from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows
 from classifier.payloads import FORMATS, request_of_row
 from classifier.readers import read_chunks
 from classifier.runs import Options
@@ -192,7 +192,7 @@ BROKEN = {
         "has 1 fields, the header has 2",
         "is not UTF-8",
         "has 4 fields, the header has 2",
-        "",
+        "has a quote that is not closed",
     ],
 }
 
@@ -412,6 +412,53 @@ def test_a_line_of_200_mb_is_passed_over(monkeypatch):
     assert long.payload == b"x" * 1000
     assert json.loads(short.payload) == {"prompt": "hi"}
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 5 * MAX_ROW_BYTES
+
+
+OPEN = "has a quote that is not closed before a comma or the end of a line"
+COUNT = "has 1 fields, the header has 2"
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (['"hi,1', "ho,2", "hu,3"], [('"hi,1', OPEN), ("ho", ""), ("hu", "")]),
+        (['"hi,1', "ho,2", '"a, b",3', '"x\ny",4'], [('"hi,1', OPEN), ("ho", ""), ("a, b", ""), ("x\ny", "")]),
+        (["hi,1", '"ho,2', '"hu",3'], [("hi", ""), ('"ho,2', OPEN), ("hu", "")]),
+        (['"hi', '"hi', '"hi" x,2'], [('"hi', OPEN), ('"hi', OPEN), ("hi x", "")]),
+        (['"a\nb\r\n""c""",1', "hi,2"], [('a\nb\r\n"c"', ""), ("hi", "")]),
+        (["hi,1", "ho\ra,2", "hu,3"], [("hi", ""), ("ho\ra,2", "is not CSV"), ("hu", "")]),
+        (['a",",'] * 3, [('a",",', OPEN)] * 3),
+        (['"a', "b", "", 'c",1', "hi"], [("a\nb\n\nc", ""), ("hi", COUNT)]),
+    ],
+    ids=["to-the-end", "to-a-quote", "to-a-quote-at-the-start", "twice", "right", "return", "each-opens", "blank"],
+)
+def test_a_quote_that_is_never_closed_costs_its_line(lines, found):
+    """Where a quote in CSV is not closed, its line is a bad row with its text, and the rows after it are read."""
+    rows = list(csv_rows(io.BytesIO("\n".join(["prompt,id", *lines]).encode()), "a.csv"))
+    texts = [row.payload.decode().rstrip() if isinstance(row.payload, bytes) else row.payload["prompt"] for row in rows]
+    assert texts == [text for text, _ in found]
+    for row, (_, error) in zip(rows, found, strict=True):
+        assert row.error.startswith(error)
+        assert bool(row.error) == bool(error)
+    assert [row.number for row in rows] == sorted({row.number for row in rows})
+
+
+@pytest.mark.parametrize("line", ['"open,1', 'a",",', 'x"y,"', "x,1"], ids=["open", "strict", "lenient", "rows"])
+def test_a_quote_that_is_never_closed_takes_no_time_and_memory(line):
+    """Behind a quote that is never closed each line is read a few times at most, and not all are held at once."""
+    count = MAX_ROW_LINES + 10
+    head = b'prompt,id\n"never closed,0\n'
+    rows = csv_rows(io.BytesIO(head + f"{line}\n".encode() * count), "a.csv")
+    assert sum(row.number > 0 for row in rows) == count + 1
+
+
+def test_a_line_of_csv_that_is_too_long_keeps_its_head(tmp_path):
+    """A line of CSV over the limit is a bad row with its head, and the next one is labelled."""
+    (tmp_path / "a.csv").write_bytes(b"prompt\n" + b"x" * (MAX_ROW_BYTES + 10) + b"\nhi\n")
+    errors, _ = outcome(tmp_path / "a.csv", tmp_path)
+    assert errors == ["is 16 MiB long, the limit is 16 MiB; only its head is kept", None]
+    rows = list(open_labelled(tmp_path / "a.csv.jsonl").rows(["classifier_extra"]))
+    assert rows[0]["classifier_extra"] == {"line": "x" * 1000}
 
 
 def test_random_bytes_are_bad_rows_whatever_the_name(tmp_path):
