@@ -102,12 +102,14 @@ def shown(row: Mapping[str, Any], *, whole: bool = False) -> str:
 
 
 def printable(text: str) -> str:
-    r"""The text without what a terminal would obey: control characters become signs, as do those that turn direction.
+    r"""The text without what a terminal would obey or not take: control characters and lone surrogates become signs.
+
+    So do characters that turn direction.
 
     >>> printable("red \x1b[31m")
     'red ␛[31m'
     """
-    return "".join(_sign(c) if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf") else c for c in text)
+    return "".join(_sign(c) if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
 
 
 def _sign(character: str) -> str:
@@ -144,4 +146,5 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """All rows, at once or not at all."""
     with explained(path, "make space, then give the same command again: every answer before this one is kept"):
-        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(path, lines.encode("utf-8", "replace"))

@@ -34,7 +34,7 @@ from classifier.answering import EngineMaker
 from classifier.arrow import pyarrow
 from classifier.bundle import FILES, MANIFEST, read_bundle
 from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, SettingsError
-from classifier.labelled import CLUSTER_MANIFEST, merge_pieces, output_schema
+from classifier.labelled import CLUSTER_MANIFEST, merge_pieces, output_schema, schema_of
 from classifier.labelling import Labeller, Plan
 from classifier.pieces import as_json, check_same
 from classifier.progress import Progress, Tally
@@ -93,7 +93,7 @@ def label_on_ray(
         if manifest["complete"]:
             tally = Tally.from_json(manifest["complete"])
             return Progress(tally, tally.rows)
-        schema = pyarrow()[0].ipc.read_schema(pyarrow()[0].py_buffer(base64.b64decode(manifest["schema"])))
+        schema = schema_of(manifest)
     else:
         schema = output_schema(input_schema(sources, head), identity.facts())
         text = base64.b64encode(schema.serialize().to_pybytes()).decode()

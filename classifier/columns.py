@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from classifier import labels
 from classifier.errors import InputError
@@ -39,37 +40,52 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 """Names of the columns that hold a fact, the likeliest first."""
 TOP = frozenset({*labels.ROLES, "drawn_as"})
 """Roles of columns that are found by their whole name only: nested ones of that name mean something else."""
-Place = tuple[str, ...]
+MAX_DEPTH = 5
+Path = tuple[str, ...]
 
 
-def places_of(names: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> dict[str, Place]:
-    """Every place that may hold a fact: its dotted name → the path to it, nested columns and JSON text opened.
+class Place(NamedTuple):
+    """Where a fact may stand.
+
+    Attributes:
+        path: to it: the column, and the keys below.
+        rows: how many of the rows that were looked at have a value there.
+    """
+
+    path: Path
+    rows: int
+
+
+def places_of(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> dict[str, Place]:
+    """Every place that may hold a fact, by its dotted name; nested columns and JSON text are opened.
 
     Args:
         names: the columns.
-        examples: some rows, by which nested columns are opened.
+        rows: some rows, by which nested columns are opened; what is in them and no column is a place, too.
 
-    >>> places_of(["usage"], [{"usage": '{"prompt_tokens": 3}'}])
-    {'usage': ('usage',), 'usage.prompt_tokens': ('usage', 'prompt_tokens')}
+    >>> places_of(["usage"], [{"usage": '{"prompt_tokens": 3}'}, {"usage": None}])["usage.prompt_tokens"]
+    Place(path=('usage', 'prompt_tokens'), rows=1)
     """
-    places: dict[str, Place] = {}
-    for name in names:
-        places[name] = (name,)
-        example = next((v for v in (opened(row[name]) for row in examples) if isinstance(v, dict)), None)
-        stack: list[tuple[Place, Mapping[str, Any]]] = [((name,), example)] if example else []
+    paths: dict[str, Path] = {name: (name,) for name in names}
+    filled: Counter[str] = Counter()
+    for row in rows:
+        stack: list[tuple[Path, Any]] = [((name,), opened(value)) for name, value in row.items()]
         while stack:
             path, value = stack.pop()
-            for key, inner in value.items():
-                places.setdefault(".".join((*path, key)), (*path, key))
-                if isinstance(inner, dict) and len(path) < 4:
-                    stack.append(((*path, key), inner))
-    return places
+            name = ".".join(map(str, path))
+            paths.setdefault(name, path)
+            filled[name] += value not in (None, "")
+            if isinstance(value, dict) and len(path) < MAX_DEPTH:
+                stack += [((*path, key), inner) for key, inner in value.items()]
+    return {name: Place(path, filled[name]) for name, path in paths.items()}
 
 
 def find_columns(
     places: Mapping[str, Place], *, named: Mapping[str, str], by: Sequence[str], where: str
 ) -> dict[str, str]:
     """The column of each role, and of each `by` as "by:COLUMN".
+
+    Of several usual names the likeliest is taken that has values in at least half as many rows as any of them.
 
     Args:
         places: from `places_of`.
@@ -86,11 +102,13 @@ def find_columns(
             if named[role]:
                 columns[role] = named[role]
             continue
+        found: list[str] = []
         for candidate in candidates:
             matches = [n for n in places if n == candidate or (role not in TOP and n.endswith(f".{candidate}"))]
-            if matches:
-                columns[role] = min(matches, key=lambda n: (len(places[n]), n))
-                break
+            found += sorted(matches, key=lambda n: (len(places[n].path), n))
+        if found:
+            most = max(places[name].rows for name in found)
+            columns[role] = next(name for name in found if 2 * places[name].rows >= most)
     columns |= {f"by:{name}": name for name in by if name not in (columns.get("model"), columns.get("tenant"))}
     for name in columns.values():
         if name not in places:

@@ -2,14 +2,15 @@
 
 `COLUMNS` are ours. `classifier_file` and `classifier_row` are the order key. What stands in a text column whose field
 says `classifier_encoding: json` is JSON (nested values of JSON lines); what did not fit its column is in
-`classifier_extra`, an object. Facts of the run (`FACTS`) are in the Parquet file's metadata, for the other two in the
-manifest beside them. docs/bulk.md is the page for users.
+`classifier_extra`, an object, and is put back when rows are read. Facts of the run (`FACTS`) are in the Parquet file's
+metadata, for the other two in the manifest beside them. docs/bulk.md is the page for users.
 
 Knows nothing of engines, requests or how the pieces are made. The home of `pyarrow` for labelled files.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
@@ -54,6 +55,8 @@ JSON_ENCODED = {b"classifier_encoding": b"json"}
 GROUP_ROWS = 32_768
 GROUP_BYTES = 64 * 2**20
 """A row group of the output holds at most so many rows and about so many bytes of Arrow memory."""
+THIN_FROM, THIN_STEP = 1000, 100
+"""Of a thinned file every row before the one is read, and after it those whose position the other divides."""
 
 
 def kind_of(path: str) -> str:
@@ -211,7 +214,7 @@ class Labelled:
         path: the file, or the folder of a cluster's run.
         kind: parquet, jsonl or csv.
         facts: of the run, by `FACTS` without their prefix, such as "bundle_version" and "policy".
-        names: the columns.
+        names: the columns, and what else its manifest says that values were moved from.
     """
 
     path: Path
@@ -224,19 +227,37 @@ class Labelled:
         """The files, in the order of the input."""
         return sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Every row, in the order of the input, with nested values opened; memory does not grow with the file.
+    def rows(self, columns: Sequence[str] | None = None, *, thinned: bool = False) -> Iterator[dict[str, Any]]:
+        """Every row, in the order of the input, with nested values opened and each value in its column.
+
+        Memory does not grow with the file.
 
         Args:
             columns: those to read; None means all. One that is not there is left out.
+            thinned: read `THIN_FROM` rows of each file and a part of the others: enough to learn what is in it.
         """
         wanted = None if columns is None else set(columns)
+        read = None if wanted is None else wanted | {"classifier_error", "classifier_extra"}
         for file in self.files:
             if self.kind == "parquet":
-                yield from _parquet_rows(file, wanted)
+                rows = _parquet_rows(file, read, thinned)
             else:
-                for row in (_json_rows if self.kind == "jsonl" else _csv_rows)(file):
-                    yield row if wanted is None else {name: row[name] for name in row if name in wanted}
+                rows = (_json_rows if self.kind == "jsonl" else _csv_rows)(file, thinned)
+            for row in map(restored, rows):
+                yield row if wanted is None else {name: row[name] for name in row if name in wanted}
+
+
+def restored(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what did not fit its column back in it; of a bad row it stays beside.
+
+    >>> restored({"n": None, "classifier_error": None, "classifier_extra": {"n": "x"}})["n"]
+    'x'
+    """
+    extra = row.get("classifier_extra")
+    if not extra or row.get("classifier_error") is not None:
+        return row
+    empty = {name for name in extra if not name.startswith(PREFIX) and row.get(name) in (None, "")}
+    return {**row, **{name: extra[name] for name in empty}}
 
 
 def open_labelled(path: str | Path) -> Labelled:
@@ -250,14 +271,27 @@ def open_labelled(path: str | Path) -> Labelled:
         if path.is_dir() or path.suffix == ".parquet":
             return _open_parquet(path)
         kind = kind_of(str(path))
-        facts = json.loads(manifest_path(path).read_text(encoding="utf-8"))["facts"]
-        first = next((_json_rows if kind == "jsonl" else _csv_rows)(path), {})
+        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        facts, names = manifest["facts"], _names(schema_of(manifest), manifest)
+        path.open("rb").close()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read as labelled rows ({type(error).__name__}: {str(error)[:120]}); 'classifier label' "
             f"makes it, and for .jsonl and .csv the manifest {manifest_path(path).name} beside it"
         ) from error
-    return Labelled(path, kind, {name.removeprefix(PREFIX): str(facts[name]) for name in facts}, tuple(first))
+    return Labelled(path, kind, {name.removeprefix(PREFIX): str(facts[name]) for name in facts}, names)
+
+
+def schema_of(manifest: Mapping[str, Any]) -> Any:
+    """The output's Arrow schema, as its manifest holds it."""
+    pa, _ = pyarrow()
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(manifest["schema"])))
+
+
+def _names(schema: Any, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns, and those from which values were moved because they are no columns."""
+    moved = (manifest.get("complete") or {}).get("moved", ())
+    return tuple(dict.fromkeys([*schema.names, *(name for name in moved if not name.startswith(PREFIX))]))
 
 
 def _open_parquet(path: Path) -> Labelled:
@@ -265,8 +299,9 @@ def _open_parquet(path: Path) -> Labelled:
     file = min(path.glob("*.parquet"), default=None) if path.is_dir() else path
     if file is None:
         raise InputError(f"{path}: holds no Parquet file; 'classifier label --engine ray' fills such a folder")
-    manifest = path / CLUSTER_MANIFEST
-    if path.is_dir() and manifest.is_file() and not json.loads(manifest.read_text(encoding="utf-8")).get("complete"):
+    beside = path / CLUSTER_MANIFEST if path.is_dir() else manifest_path(path)
+    manifest = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    if path.is_dir() and beside.is_file() and not manifest.get("complete"):
         raise InputError(f"{path}: is not complete; run the same 'classifier label --engine ray' again to finish it")
     try:
         schema = pq.read_schema(file)
@@ -276,7 +311,7 @@ def _open_parquet(path: Path) -> Labelled:
     if metadata.get("classifier_label_version") != LABEL_VERSION:
         raise InputError(f"{file}: is no output of 'classifier label' (version {LABEL_VERSION}); label it first")
     facts = {name.removeprefix(PREFIX): value for name, value in metadata.items()}
-    return Labelled(path, "parquet", facts, tuple(schema.names))
+    return Labelled(path, "parquet", facts, _names(schema, manifest))
 
 
 def json_encoded(schema: Any) -> set[str]:
@@ -284,22 +319,36 @@ def json_encoded(schema: Any) -> set[str]:
     return {field.name for field in schema if (field.metadata or {}).get(b"classifier_encoding") == b"json"}
 
 
-def _parquet_rows(path: Path, wanted: set[str] | None) -> Iterator[dict[str, Any]]:
-    _, pq = pyarrow()
+def opened_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a record batch of an output, with its JSON opened."""
+    encoded = (json_encoded(batch.schema) | {"classifier_extra"}) & set(batch.schema.names)
+    for row in plain_rows(batch):
+        for name in encoded:
+            row[name] = None if row[name] is None else json.loads(row[name])
+        yield row
+
+
+def _parquet_rows(path: Path, wanted: set[str] | None, thinned: bool) -> Iterator[dict[str, Any]]:
+    pa, pq = pyarrow()
+    position = 0
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        encoded = json_encoded(file.schema_arrow) | {"classifier_extra"}
         names = None if wanted is None else [name for name in file.schema_arrow.names if name in wanted]
         for batch in file.iter_batches(1000, columns=names, use_threads=False):
-            for row in plain_rows(batch):
-                for name in encoded & row.keys():
-                    row[name] = None if row[name] is None else json.loads(row[name])
-                yield row
+            picked = [i for i in range(batch.num_rows) if not thinned or _picked(position + i)]
+            position += batch.num_rows
+            yield from opened_rows(batch.take(pa.array(picked, pa.int64())) if thinned else batch)
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _picked(position: int) -> bool:
+    """Whether a row is read of a thinned file."""
+    return position < THIN_FROM or position % THIN_STEP == 0
+
+
+def _json_rows(path: Path, thinned: bool) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
-        for line in file:
-            yield json.loads(line)
+        for position, line in enumerate(file):
+            if not thinned or _picked(position):
+                yield json.loads(line)
 
 
 _CSV_KINDS: Mapping[str, Callable[[str], Any]] = {
@@ -310,10 +359,12 @@ _CSV_KINDS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, thinned: bool) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        for position, row in enumerate(csv.DictReader(file)):
+            if thinned and not _picked(position):
+                continue
             values: dict[str, Any] = dict(row)
             for name, kind in COLUMNS.items():
                 text = row.get(name)

@@ -12,16 +12,27 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from classifier.arrow import pyarrow
 from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import Labelled, csv_lines, json_text, manifest_path, open_labelled, with_facts
+from classifier.labelled import (
+    Labelled,
+    csv_lines,
+    json_text,
+    manifest_path,
+    open_labelled,
+    opened_rows,
+    restored,
+    with_facts,
+)
 from classifier.pieces import as_json, read_manifest
 from classifier.policy import Policy, decide
 from classifier.progress import Tally
+from classifier.types import MAX_LABEL_CHARS
 
 Decide = Callable[[list[float], str | None], tuple[str, str]]
 
@@ -91,15 +102,15 @@ def _decider(policy: Policy, tiers: Counter[str]) -> Decide:
     return again
 
 
-def _decided(row: Mapping[str, Any], again: Decide, group_by: str) -> dict[str, Any]:
+def _decided(row: dict[str, Any], again: Decide, group_by: str) -> dict[str, Any]:
     """Tier and reason of a row that has probabilities; nothing for a bad one."""
     probabilities = row.get("classifier_probabilities")
     if not probabilities:
         return {}
     if isinstance(probabilities, str):
         probabilities = json.loads(probabilities)
-    group = row.get(group_by) if group_by else None
-    tier, reason = again(probabilities, None if group is None else str(group))
+    group = restored(row).get(group_by) if group_by else None
+    tier, reason = again(probabilities, None if group is None else str(group)[:MAX_LABEL_CHARS])
     return {"classifier_tier": tier, "classifier_reason": reason}
 
 
@@ -107,11 +118,13 @@ def _write_parquet(path: Path, file: IO[bytes], again: Decide, group_by: str, fa
     pa, pq = pyarrow()
     with pq.ParquetFile(path, pre_buffer=False) as source:
         schema = with_facts(source.schema_arrow, facts)
-        wanted = ["classifier_probabilities", *([group_by] if group_by else [])]
+        needed = ("classifier_probabilities", "classifier_error", "classifier_extra", group_by)
+        wanted = [name for name in needed if name in schema.names]
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for i in range(source.num_row_groups):
                 table = source.read_row_group(i, use_threads=False)
-                found = [_decided(row, again, group_by) for row in table.select(wanted).to_pylist()]
+                rows = chain.from_iterable(map(opened_rows, table.select(wanted).to_batches()))
+                found = [_decided(row, again, group_by) for row in rows]
                 for name in ("classifier_tier", "classifier_reason"):
                     values = pa.array([row.get(name) for row in found], pa.string())
                     table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
@@ -135,7 +148,9 @@ def _write_csv(path: Path, file: IO[bytes], again: Decide, group_by: str, facts:
         file.write(csv_lines([names]))
         for fields in reader:
             row = dict(zip(names, fields, strict=True))
-            file.write(csv_lines([list({**row, **_decided(row, again, group_by)}.values())]))
+            extra = json.loads(row["classifier_extra"] or "null")
+            decided = _decided({**row, "classifier_error": None, "classifier_extra": extra}, again, group_by)
+            file.write(csv_lines([list({**row, **decided}.values())]))
 
 
 _WRITERS: Mapping[str, Callable[[Path, IO[bytes], Decide, str, Mapping[str, str]], None]] = {

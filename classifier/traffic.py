@@ -23,7 +23,7 @@ from classifier import labels, sampling
 from classifier.columns import (
     CHARS_PER_TOKEN,
     TOP,
-    Place,
+    Path,
     amount,
     count_chars,
     find_columns,
@@ -37,7 +37,6 @@ from classifier.policy import Policy
 from classifier.policy_file import SCHEMA_VERSION, policies_from_json
 from classifier.types import TIERS, Tier
 
-PEEK_ROWS = 64
 _NUMBERS = frozenset({"time", "input_tokens", "output_tokens", "cost", "response"})
 OURS = ("classifier_tier", "classifier_probabilities", "classifier_truncated", "classifier_error",
         "classifier_characters", "classifier_file", "classifier_row")  # fmt: skip
@@ -134,16 +133,16 @@ def read_traffic(
         MissingExtra: pyarrow is not installed.
     """
     labelled = open_labelled(path)
-    peek = list(itertools.islice(labelled.rows(), PEEK_ROWS))
-    names = [name for name in labelled.names if name not in COLUMNS or name in by]
-    places = places_of(names, [{name: row.get(name) for name in names} for row in peek])
+    left_out = COLUMNS.keys() - set(by)
+    peek = ({n: row[n] for n in row.keys() - left_out} for row in labelled.rows(thinned=True))
+    places = places_of([name for name in labelled.names if name not in left_out], peek)
     columns = find_columns(places, named=named or {}, by=by, where=path)
     if "label" in columns and "label" not in (named or {}):
-        said = (value_at(row.get(columns["label"]), ()) for row in peek)
+        said = (row.get(columns["label"]) for row in labelled.rows([columns["label"]]))
         if "verdict" in columns or not labels.are_tiers(said):  # a customer's tier, or the tier of a decision
             del columns["label"]
     unread = {"response"} if "output_tokens" in columns else set()
-    return _read(path, labelled, {r: places[c] for r, c in columns.items() if r not in unread}, columns,
+    return _read(path, labelled, {r: places[c].path for r, c in columns.items() if r not in unread}, columns,
                  assumed_output_tokens)  # fmt: skip
 
 
@@ -165,7 +164,7 @@ def read_rows(path: str, rows: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _read(
-    path: str, labelled: Labelled, places: Mapping[str, Place], columns: Mapping[str, str], assumed: float
+    path: str, labelled: Labelled, places: Mapping[str, Path], columns: Mapping[str, str], assumed: float
 ) -> Traffic:
     collected = _Collected(places)
     for row in labelled.rows([*OURS, *{place[0] for place in places.values()}]):
@@ -193,7 +192,7 @@ def _mean(values: NDArray[np.float64], otherwise: float) -> float:
 class _Collected:
     """The arrays, row by row."""
 
-    def __init__(self, places: Mapping[str, Place]) -> None:
+    def __init__(self, places: Mapping[str, Path]) -> None:
         self.labelling = {role: place for role, place in places.items() if role in TOP}
         self.places = {role: place for role, place in places.items() if role not in TOP}
         codes = {"rows": "q", "tiers": "q", "shares": "f", "chars": "d", "files": "q", "lines": "q"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,12 +46,13 @@ def write_labelled(path: Path, rows: Sequence[dict[str, Any]], *, policy: Policy
     """The rows as `classifier label` writes them, by the extension."""
     facts = identity_of("0123456789abcdef", "fake", policy).facts()
     rows = [{"classifier_file": "log.jsonl", "classifier_row": i + 1, **row} for i, row in enumerate(rows)]
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        manifest_path(path).write_text(json.dumps({"facts": facts}))
-        return path
     own = pa.Table.from_pylist([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in rows])
     schema = output_schema(own.schema, facts)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = base64.b64encode(schema.serialize().to_pybytes()).decode()
+        manifest_path(path).write_text(json.dumps({"facts": facts, "schema": text}))
+        return path
     ours = pa.Table.from_pylist(rows, schema=pa.schema(our_fields()))
     columns = [*own.columns, *(ours.column(name) for name in COLUMNS)]
     path.parent.mkdir(parents=True, exist_ok=True)

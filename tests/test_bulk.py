@@ -74,14 +74,16 @@ def test_bad_rows_are_kept_with_their_error_and_counted(log, tmp_path):
 
 
 def test_what_does_not_fit_its_column_is_kept_beside_it(log, tmp_path):
-    """A value of another type than the column's, or of no column, is kept whole in classifier_extra."""
+    """A value of another type than the column's, or of no column, is whole in classifier_extra, and read as before."""
     write_lines(
         tmp_path / "odd.jsonl",
         [*({"prompt": "hi", "n": i} for i in range(10_000)), {"prompt": "hi", "n": "x", "new": [1]}],
     )
     label([str(tmp_path / "odd.jsonl")], str(tmp_path / "odd.parquet"), FakeMaker(), ONE)
+    assert pq.read_table(tmp_path / "odd.parquet")["n"].to_pylist()[-1] is None
     last = list(open_labelled(tmp_path / "odd.parquet").rows())[-1]
-    assert (last["n"], last["classifier_extra"]) == (None, {"n": "x", "new": [1]})
+    assert (last["n"], last["new"], last["classifier_extra"]) == ("x", [1], {"n": "x", "new": [1]})
+    assert open_labelled(tmp_path / "odd.parquet").names == ("prompt", "n", *COLUMNS, "new")
     label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
     odd = list(open_labelled(tmp_path / "out.parquet").rows())[2400]
     assert (odd["prompt"], odd["classifier_extra"], odd["n"]) == ("hi ?", {"prompt": "hi \ud800"}, 2400)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
-from classifier import cli
+from classifier import bulk, cli
 from classifier.answering import EngineMaker, identity_of
 from classifier.bulk import label
 from classifier.bundle import read_bundle
 from classifier.errors import InputError, SettingsError
 from classifier.labelled import manifest_path, open_labelled
+from classifier.policy import ALWAYS_FRONTIER
 from classifier.relabelling import relabel
 from classifier.runs import Options
 from tests.bulk_support import prompts, write_lines
@@ -75,3 +77,16 @@ def test_a_file_that_was_not_labelled_is_refused(labelled, tiny_bundle_path):
     bundle = read_bundle(tiny_bundle_path)
     with pytest.raises(InputError, match="classifier label"):
         relabel(labelled / "log.jsonl", bundle.policies["quality"], facts_of(bundle, "quality"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_group_that_did_not_fit_its_column_is_read(tiny_bundle_path, tmp_path, monkeypatch, kind):
+    """The policy's group is looked for where `classifier label` put what came when the columns were decided."""
+    monkeypatch.setattr(bulk, "HEAD_CHUNKS", 1)
+    bundle, out = read_bundle(tiny_bundle_path), tmp_path / f"out.{kind}"
+    rows = [*({"prompt": text} for text in prompts(1000)), *({"prompt": "hi", "team": "strict"} for _ in range(3))]
+    log = write_lines(tmp_path / "log.jsonl", rows)
+    label([str(log)], str(out), EngineMaker(tiny_bundle_path), Options(policy="quality", processes=1))
+    strict = replace(bundle.policies["quality"], group_by="team", group_thresholds={"strict": ALWAYS_FRONTIER})
+    relabel(out, strict, facts_of(bundle, "quality"))
+    assert [row["classifier_tier"] for row in open_labelled(out).rows()][-3:] == ["frontier"] * 3

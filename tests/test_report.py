@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from classifier import annotate, cli, columns, labels, measured, page, sampling, savings
+from classifier import annotate, bulk, cli, columns, labels, measured, page, sampling, savings
 from classifier import labelled as labelled_module
 from classifier import prices as prices_module
 from classifier.errors import InputError
 from classifier.policy import Guarantee, Policy
+from classifier.runs import Options
 from classifier.traffic import read_traffic
+from tests.bulk_support import FakeMaker, prompts, write_lines
 from tests.labelled_support import labelled_row, traffic, write_labelled
 
 DOCS = Path(__file__).parent.parent / "docs" / "report.md"
@@ -118,6 +120,62 @@ def test_lines_and_tables_give_the_same_report(tmp_path):
     """What `classifier label` wrote as JSON lines reads like its Parquet."""
     table, lines = (write_labelled(tmp_path / f"l.{kind}", traffic(50)) for kind in ("parquet", "jsonl"))
     assert numbers(table) == numbers(lines)
+
+
+@pytest.fixture
+def two_logs(tmp_path, monkeypatch):
+    """A log of conversations that cost nothing, and after it one of texts whose columns come too late to be columns."""
+    monkeypatch.setattr(bulk, "HEAD_CHUNKS", 1)
+    messages = [{"messages": [{"role": "user", "content": text}], "cost": 0} for text in prompts(1100)]
+    texts = [
+        {"prompt": f"{text} again", "model": "big", "usage": {"prompt_tokens": 7}, "tenant": "acme", "cost": 0.5}
+        for text in prompts(1100)
+    ]
+    logs = [write_lines(tmp_path / "a.jsonl", messages), write_lines(tmp_path / "b.jsonl", texts)]
+    return [str(log) for log in logs]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_columns_that_the_log_has_later_are_found(two_logs, tmp_path, kind):
+    """What did not fit a column, or came when the columns were decided, counts like everything else."""
+    out = tmp_path / f"out.{kind}"
+    bulk.label(two_logs, str(out), FakeMaker(), Options(processes=1))
+    found = numbers(out)
+    assert set(found["columns"]) == {"cost", "model", "tenant", "input_tokens"}
+    assert next(s for s in found["strategies"] if s["name"] == "today")["cost"]["estimate"] == 550
+    assert found["tokens"]["input_counted_share"] == 0.5
+    assert {row["value"]: row["rows"] for row in found["by"]["tenant"]} == {"acme": 1100, "(none)": 1100}
+
+
+def test_a_bad_first_row_hides_no_column(tmp_path):
+    """A log that begins with a broken line has the columns of its good ones."""
+    log = write_lines(tmp_path / "log.jsonl", [b"{broken", *({"prompt": p, "model": "big"} for p in prompts(300))])
+    bulk.label([str(log)], str(tmp_path / "out.jsonl"), FakeMaker(), Options(processes=1))
+    assert numbers(tmp_path / "out.jsonl")["columns"] == {"model": "model"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_nested_fact_that_comes_late_is_found(tmp_path, kind):
+    """A column that is empty in many rows before it holds something is opened all the same."""
+    usage = [*[None] * 1070, *[{"prompt_tokens": 7}] * 2000]
+    rows = [labelled_row("simple", prompt="p", usage=value) for value in usage]
+    path = write_labelled(tmp_path / f"l.{kind}", rows)
+    assert numbers(path)["columns"]["input_tokens"] == "usage.prompt_tokens"
+    named = numbers(path, "--column", "input_tokens=usage.prompt_tokens")
+    assert named["tokens"]["input_counted_share"] == pytest.approx(2000 / 3070)
+
+
+def test_a_name_that_stands_in_few_rows_does_not_hide_the_one_that_stands_in_most(tmp_path):
+    """One row of another gateway does not take the tokens from all the others; of equals the likeliest is taken."""
+    rows = [row | {"other": {"input_tokens": 1} if i == 150 else None} for i, row in enumerate(traffic())]
+    found = numbers(write_labelled(tmp_path / "l.parquet", [row | {"created": 1_767_225_600} for row in rows]))
+    assert (found["columns"]["input_tokens"], found["columns"]["time"]) == ("usage.prompt_tokens", "timestamp")
+
+
+def test_labels_of_few_rows_far_down_are_found(tmp_path):
+    """A column of tiers is the label wherever its first value stands."""
+    rows = [row | {"tier": "simple" if i > 1920 else None} for i, row in enumerate(traffic(2000))]
+    assert numbers(write_labelled(tmp_path / "l.parquet", rows))["strategies"][0]["measured"]["labels"] == 79
 
 
 def test_tokens_are_estimated_from_text_where_the_log_does_not_count(tmp_path):

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from classifier import cli
+from classifier import bulk, cli
 from classifier.annotate import annotate, printable, shown
 from classifier.errors import InputError
+from classifier.runs import Options
 from classifier.sampling import distance_to_boundary, draw_by_tier, draw_random
 from classifier.types import TIERS
+from tests.bulk_support import FakeMaker, prompts, write_lines
 from tests.labelled_support import labelled_row, traffic, write_labelled
 from tests.tiny import tiny_bundle
 from training.calibrate import calibrate
@@ -103,6 +105,31 @@ def test_a_conversation_is_drawn_once(tmp_path):
     rows = [labelled_row("simple", prompt="the same") for _ in range(10)]
     done = run(write_labelled(tmp_path / "l.parquet", rows), "--random", "10", "-o", "-")
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_rows_whose_columns_came_late_are_drawn(tmp_path, monkeypatch):
+    """A second log, whose texts are in a column that the first has not, is drawn from like the first."""
+    monkeypatch.setattr(bulk, "HEAD_CHUNKS", 1)
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in prompts(1100)]
+    rows += [{"prompt": f"\ud800 {text} again"} for text in prompts(1100)]
+    out = tmp_path / "out.parquet"
+    log = write_lines(tmp_path / "log.jsonl", rows)
+    bulk.label([str(log)], str(out), FakeMaker(), Options(processes=1))
+    done = run(out, "--random", "2200", "-o", "-")
+    texts = [json.loads(line)["messages"][0]["content"] for line in done.stdout.splitlines()]
+    assert (len(texts), sum(text.endswith("again") for text in texts)) == (2200, 1100)
+    assert done.stderr == "2200 rows to label\n"
+
+
+def test_rows_that_hold_no_request_are_counted(tmp_path):
+    """What the command cannot read is said, and what its absence does to a random draw."""
+    rows = [labelled_row("simple", prompt=f"p{i}") | ({} if i % 4 else {"prompt": None}) for i in range(40)]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    done = run(path, "--random", "40", "-o", "-")
+    assert len(done.stdout.splitlines()) == 30
+    assert "10 of 40 rows drawn hold no request" in done.stderr
+    assert "this is no random draw" in done.stderr
+    assert "no random draw" not in run(path, "--per-tier", "40", "-o", "-").stderr
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,12 @@ def command(
     if annotate:
         _annotate(rows, Path(output))
         return
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace")
     if output == "-":
-        sys.stdout.writelines(lines)
+        click.echo(lines, nl=False)
     else:
         with explained(output):
-            write_whole(Path(output), "".join(lines).encode())
+            write_whole(Path(output), lines)
     click.echo(f"{len(rows)} rows to label", err=True)
 
 
@@ -102,14 +102,27 @@ def _draw(
         drawn = draw_by_tier(traffic.tiers, int(per_tier or 0), distances=distances, seed=seed)
     places = [int(traffic.rows[d.position]) for d in drawn]
     lines: dict[str, dict[str, Any]] = {}
+    unread = 0
     for d, place, row in zip(drawn, places, read_rows(path, places), strict=True):
         line = corpus_line(row, place, text_field)
+        unread += line is None
         if line is not None:
             facts = {"source": source, "sampled_for": d.reason, "sampled_share": round(d.share, 9)}
             lines.setdefault(json.dumps(line["messages"]), line | facts)
     if not lines:
         raise InputError(f"{path}: no row drawn holds a request (messages, a body, or {text_field}); see --text-field")
+    if unread:
+        click.echo(_left_out(unread, len(drawn), text_field, at_random=most is not None), err=True)
     return list(lines.values())
+
+
+def _left_out(unread: int, drawn: int, text_field: str, *, at_random: bool) -> str:
+    """What is said of rows drawn that hold no request."""
+    harm = "; without them this is no random draw, and thresholds that are fitted on it keep no promise"
+    return (
+        f"left out: {unread:,} of {drawn:,} rows drawn hold no request (messages, a body, or {text_field}); name their "
+        f"column with --text-field{harm if at_random else ''}"
+    )
 
 
 def corpus_line(row: dict[str, Any], place: int, text_field: str) -> dict[str, Any] | None:
