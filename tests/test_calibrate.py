@@ -580,17 +580,6 @@ def test_a_prior_shift_goes_alone(tiny_bundle_path: Path, rows_path: Path, tmp_p
         calibrate(tiny_bundle_path, [rows_path], tmp_path / "o", policies=ALPHAS, delta=0.1, prior_shift=[rows_path])
 
 
-def test_halves_never_split_a_group():
-    """The rows of a group are on one side, and the sides are about equal."""
-    rows = population(501, 20)
-    groups = np.array([f"g{i // 3}" for i in range(501)])
-    grouped = CalibrationSet(rows.logits, rows.labels, "RUBRIC", rows.ids, groups, rows.facets)
-    first, second = grouped.halves(0)
-    assert (first ^ second).all()
-    assert not set(grouped.groups[first]) & set(grouped.groups[second])
-    assert abs(int(first.sum()) - 250) <= 3
-
-
 def test_predictions_that_cannot_be_read_are_refused(tmp_path: Path):
     """A file of predictions without sources, or with ragged arrays, is a clear error."""
     rows = population(30, 21)

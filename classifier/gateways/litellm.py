@@ -14,6 +14,7 @@ The hook never fails a request, but one: a restricted request that has no route 
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
@@ -37,7 +38,7 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.judging import Validator, escalate, judged
 from classifier.gateways.litellm_plugin import HOOK_SECONDS, ComplexityClassifier
-from classifier.gateways.litellm_requests import BY_MODEL, Routed, asked, call_id, confine, outcome_of
+from classifier.gateways.litellm_requests import BY_MODEL, Routed, asked, confine, mark, marks, outcome_of
 from classifier.gateways.outbox import Outbox
 from classifier.routing import Route, RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
@@ -147,24 +148,24 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         elif off:
             self.counts["opted_out"] += 1
             return data
+        name = uuid.uuid4().hex
         try:
-            answer = await self._answer(data, labels, str(getattr(user_api_key_dict, "token", "") or ""))
+            answer = await self._answer(data, labels, name, str(getattr(user_api_key_dict, "token", "") or ""))
         except NoAllowedRoute as error:
             self.counts["refused"] += 1
             raise Refused(str(error)) from error
         data["model"] = answer.route or model
-        if name := call_id(data):
-            self._routed.put(name, Routed(answer, restricted, chat=call_type in _CHATS))
+        mark(data, name)
+        self._routed.put(name, Routed(answer, restricted, chat=call_type in _CHATS))
         self.counts["classified" if answer.classified else answer.fallback] += 1
         return data
 
-    async def _answer(self, data: Mapping[str, Any], labels: Mapping[str, str], caller: str) -> Answer:
+    async def _answer(self, data: Mapping[str, Any], labels: Mapping[str, str], request_id: str, caller: str) -> Answer:
         """The answer to a request; where the hook is sticky, not below what its tool loop had."""
         messages = data.get("messages") or data.get("input")
         running = tool_loop(messages, caller) if self._sticky else ""
         floor = max((tier for tier in (self._floor, self._loops.get(running)) if tier), default=None)
-        fields = {"policy": self._policy, "request_id": call_id(data)[:256]}
-        answer = await self._asker.ask(data, labels, floor=floor, **fields)
+        answer = await self._asker.ask(data, labels, floor=floor, policy=self._policy, request_id=request_id)
         if self._sticky and (name := running or loop_start(messages, caller)):
             self._loops.put(name, answer.tier)
         return answer
@@ -209,7 +210,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             return response
         if verdict or not routed.chat:
             said = Verdict.ACCEPTED if verdict else Verdict.REJECTED
-            self._report(routed, data, said, Cause.QUALITY, source=self._judge)
+            self._report(routed, said, Cause.QUALITY, source=self._judge)
             return response
 
         async def ask(route: Route) -> Any:
@@ -219,9 +220,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             return await judged(self._validators, data, answer)
 
         higher = await escalate(self.table, routed.answer.tier, ask, good_enough, restricted=routed.restricted)
-        self._report(
-            routed, data, higher.verdict, Cause.QUALITY, source=self._judge, accepted_tier=higher.accepted_tier
-        )
+        self._report(routed, higher.verdict, Cause.QUALITY, source=self._judge, accepted_tier=higher.accepted_tier)
         return response if higher.answer is None else higher.answer
 
     async def _ask_again(self, route: Route, routed: Routed, data: dict[str, Any], key: Any) -> Any:
@@ -251,7 +250,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         verdict = await judged(self._validators, kwargs, answer)
         if verdict is not None:
             said = Verdict.ACCEPTED if verdict else Verdict.REJECTED
-            self._report(routed, kwargs, said, Cause.QUALITY, source=self._judge)
+            self._report(routed, said, Cause.QUALITY, source=self._judge)
 
     async def async_post_call_failure_hook(
         self,
@@ -264,7 +263,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         routed = self._of(request_data)
         if routed is None or isinstance(original_exception, Refused):
             return
-        self._report_exception(routed, request_data, original_exception, answered=routed.answered)
+        self._report_exception(routed, original_exception, answered=routed.answered)
 
     async def async_log_failure_event(
         self,
@@ -276,7 +275,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         """An attempt followed an exception, also one that a retry mends."""
         routed, error = self._of(kwargs), kwargs.get("exception")
         if routed is not None and isinstance(error, Exception) and not routed.answered:
-            self._report_exception(routed, kwargs, error)
+            self._report_exception(routed, error)
 
     async def log_success_fallback_event(
         self, original_model_group: str, kwargs: dict[str, Any], original_exception: Exception
@@ -288,7 +287,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         other = tier_of_model(self.table, str(kwargs.get("model")))
         higher = other if other is not None and other > routed.answer.tier else None
         verdict = Verdict.ESCALATED if higher else Verdict.REJECTED
-        self._report_exception(routed, kwargs, original_exception, verdict=verdict, accepted_tier=higher)
+        self._report_exception(routed, original_exception, verdict=verdict, accepted_tier=higher)
 
     async def log_failure_fallback_event(
         self,
@@ -299,7 +298,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         """The proxy fell back after an exception, and the other model failed too."""
         routed = self._of(kwargs)
         if routed is not None and original_model_group == routed.answer.route:
-            self._report_exception(routed, kwargs, original_exception)
+            self._report_exception(routed, original_exception)
 
     def feedback(
         self, decision_id: str, tier: Tier, *, accepted: bool, source: Source = Source.USER, outcome_id: str = ""
@@ -310,12 +309,11 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self.outbox.put(Outcome(decision_id, name, verdict, Cause.QUALITY, source, tier))
 
     def _of(self, data: Mapping[str, Any]) -> Routed | None:
-        return self._routed.get(call_id(data))
+        return next((routed for name in marks(data) if (routed := self._routed.get(name))), None)
 
     def _report_exception(
         self,
         routed: Routed,
-        data: Mapping[str, Any],
         error: BaseException,
         *,
         answered: bool = False,
@@ -324,10 +322,10 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     ) -> None:
         cause = cause_of_exception(error, answered=answered)
         if cause is not None:
-            self._report(routed, data, verdict, cause, accepted_tier=accepted_tier)
+            self._report(routed, verdict, cause, accepted_tier=accepted_tier)
 
-    def _report(self, routed: Routed, data: Mapping[str, Any], verdict: Verdict, cause: Cause, **fields: Any) -> None:
-        outcome = outcome_of(routed, data, verdict, cause, **fields)
+    def _report(self, routed: Routed, verdict: Verdict, cause: Cause, **fields: Any) -> None:
+        outcome = outcome_of(routed, verdict, cause, **fields)
         if outcome is not None:
             self.outbox.put(outcome)
 

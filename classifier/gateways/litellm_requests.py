@@ -57,7 +57,6 @@ class Routed:
 
 def outcome_of(
     routed: Routed,
-    data: Mapping[str, Any],
     verdict: Verdict,
     cause: Cause,
     *,
@@ -71,15 +70,31 @@ def outcome_of(
     decision = routed.answer.decision
     if decision is None or not decision.decision_id:
         return None
-    name = f"{(call_id(data) or decision.decision_id)[:128]}:{cause.name.lower()}"
+    name = f"{decision.decision_id}:{cause.name.lower()}"
     return Outcome(decision.decision_id, name, verdict, cause, source, routed.answer.tier, accepted_tier)
 
 
-def call_id(data: Mapping[str, Any]) -> str:
-    """LiteLLM's id of a request, the same for all its attempts; empty where there is none."""
-    params = data.get("litellm_params")
-    nested = params.get("litellm_call_id") if isinstance(params, Mapping) else None
-    return str(data.get("litellm_call_id") or nested or "")
+_METADATA = ("litellm_metadata", "metadata")
+"""Where LiteLLM keeps what it knows of a request; beside the first, the second is the caller's own."""
+_MARK = "classifier_request"
+
+
+def mark(data: MutableMapping[str, Any], name: str) -> None:
+    """Names the request, so that every event of it, its retries' and fallbacks' too, tells which one it is of.
+
+    LiteLLM's own `litellm_call_id` does not: a caller may choose it, and give it twice.
+    """
+    held = next((data[place] for place in _METADATA if isinstance(data.get(place), MutableMapping)), None)
+    if held is None:
+        held = data[_METADATA[-1]] = {}
+    held[_MARK] = name
+
+
+def marks(data: Mapping[str, Any]) -> list[str]:
+    """The names that a request, or an event of it, may have by `mark`; a caller's own inventions among them."""
+    sources = [source for source in (data.get("litellm_params"), data) if isinstance(source, Mapping)]
+    places = [source.get(place) for source in sources for place in _METADATA]
+    return [str(place[_MARK]) for place in places if isinstance(place, Mapping) and _MARK in place]
 
 
 def asked(key: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
