@@ -224,7 +224,7 @@ class Labeller:
         if batch is None:
             arrays = fill_columns([row.values for row in rows], self._inputs, extras, tally.moved)
         else:
-            arrays = [_column(batch, f) for f in self._inputs]
+            arrays = [_column(batch, f, extras, tally.moved) for f in self._inputs]
         ours = [_encodable(row) for row in rows]
         for name, f in zip(COLUMNS, list(self._schema)[-len(COLUMNS) :], strict=True):
             arrays.append(pa.array([values[name] for values in ours], type=f.type))
@@ -249,13 +249,35 @@ class Labeller:
         return objects
 
 
-def _column(batch: Any, wanted: Any) -> Any:
-    """A column of a batch in the output's type; nulls where the file has none."""
+def _column(batch: Any, wanted: Any, extras: list[dict[str, Any]], moved: dict[str, int]) -> Any:
+    """A column of a batch in the output's type; nulls where the file has none, or where a value does not fit it.
+
+    Args:
+        batch: of one file.
+        wanted: the output's field, of the type that all files fit into.
+        extras: one a row: what does not fit is put there.
+        moved: told how many values of which column did not fit.
+    """
     pa, _ = pyarrow()
     if wanted.name not in batch.schema.names:
         return pa.nulls(batch.num_rows, wanted.type)
     column = batch.column(wanted.name)
-    return column if column.type == wanted.type else column.cast(wanted.type)
+    if column.type == wanted.type:
+        return column
+    try:
+        return column.cast(wanted.type)
+    except pa.ArrowException:
+        cells = [column.slice(i, 1) for i in range(len(column))]
+    for i, cell in enumerate(cells):
+        try:
+            cells[i] = cell.cast(wanted.type)
+        except pa.ArrowException:
+            cells[i] = pa.nulls(1, wanted.type)
+            if cell.null_count:
+                continue
+            [extras[i][wanted.name]] = plain_rows(pa.RecordBatch.from_arrays([cell], [wanted.name]))[0].values()
+            moved[wanted.name] = moved.get(wanted.name, 0) + 1
+    return pa.concat_arrays(cells)
 
 
 def _encodable(row: _Row) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,6 +172,39 @@ def test_a_parquet_table_keeps_its_types(tmp_path):
     found = pq.read_table(tmp_path / "out.parquet")
     assert found.select(["messages", "day", "n"]).equals(table)
     assert found["classifier_tier"].to_pylist()[:4] == ["simple", "standard", "complex", "frontier"]
+
+
+def test_a_cell_of_a_table_that_does_not_fit_the_other_files_is_kept_beside_it(tmp_path):
+    """Tables whose columns share a type, and one value of them does not fit it: that one is in classifier_extra."""
+    (tmp_path / "in").mkdir()
+    late, early = datetime(2500, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
+    first = {
+        "id": pa.array([1, 2**60 + 1, None], pa.int64()),
+        "at": pa.array([late, early, None], pa.timestamp("us", "UTC")),
+    }
+    second = {"id": pa.array([0.5, None]), "at": pa.array([early, None], pa.timestamp("ns", "UTC"))}
+    for name, columns in (("a", first), ("b", second)):
+        table = pa.table({"prompt": ["hi"] * len(columns["id"]), **columns})
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    tally = label([str(tmp_path / "in")], str(tmp_path / "out.parquet"), FakeMaker(), ONE).tally
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == [1.0, None, None, 0.5, None]
+    assert [at and at.year for at in table["at"].to_pylist()] == [None, 2026, None, 2026, None]
+    extras = [json.loads(extra or "{}") for extra in table["classifier_extra"].to_pylist()]
+    assert extras == [{"at": "2500-01-01 00:00:00+00:00"}, {"id": 2**60 + 1}, {}, {}, {}]
+    assert (tally.moved, tally.bad) == ({"id": 1, "at": 1}, 0)
+
+
+def test_tables_with_whole_and_with_decimal_numbers_go_into_one(tmp_path):
+    """Where no value of a table fits the column that it shares with another, each that is there is kept beside it."""
+    (tmp_path / "in").mkdir()
+    for name, kind in (("a", pa.decimal128(10, 2)), ("b", pa.int64())):
+        table = pa.table({"prompt": ["hi", "hi"], "cost": pa.array([7, None], kind)})
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    assert label([str(tmp_path / "in")], str(tmp_path / "out.parquet"), FakeMaker(), ONE).tally.moved == {"cost": 1}
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["cost"].to_pylist() == [7, None, None, None]
+    assert table["classifier_extra"].to_pylist() == [None, None, '{"cost":7}', None]
 
 
 def test_what_is_no_number_is_null_in_lines(tmp_path):
