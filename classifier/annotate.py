@@ -131,15 +131,18 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
     if not path.exists():
         return {}
     found: dict[str, Mapping[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            found[row["id"]] = row
-            complete = row.get("tier") is not None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}:{number}: not a labelled corpus line; choose another -o") from error
-        if not complete:
-            raise InputError(f"{path}:{number}: has no tier: it is a sample, not labels; choose another -o for these")
+    with path.open("rb") as file:  # lines of bytes end at \n alone; those of text also at U+2028, which JSON leaves be
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                found[row["id"]] = row
+                complete = row.get("tier") is not None
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(f"{path}:{number}: not a labelled corpus line; choose another -o") from error
+            if not complete:
+                raise InputError(
+                    f"{path}:{number}: has no tier: it is a sample, not labels; choose another -o for these"
+                )
     return found
 
 

@@ -66,6 +66,12 @@ def test_soft_labels_follow_the_votes(rows):
         assert all(row["probabilities"][names.index(vote)] > 0 for vote in row["votes"]), row["id"]
 
 
+def test_a_separator_in_a_text_ends_no_line(tmp_path):
+    """What text calls a line break, and JSON does not, stands in a prompt like every other sign."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a\u2028b\x85c"}\n', encoding="utf-8")
+    assert read_rows(tmp_path) == [{"prompt": "a\u2028b\x85c"}]
+
+
 def test_datasheet_states_the_counts(rows):
     """The counts in data/README.md are those of the files: run `python -m training.datasheet` after a change."""
     page = (OWN_DATA / "README.md").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ def labelled(tmp_path):
 
 def lines(path):
     """The rows of a corpus file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def test_per_tier_draws_as_many_of_each(labelled, tmp_path):
@@ -197,6 +197,16 @@ def test_back_takes_the_last_answer_back(tmp_path):
     assert [(r["id"], r["tier"]) for r in lines(tmp_path / "m.jsonl")] == [("0", "standard"), ("2", "complex")]
     assert "nothing to go back to" in said
     assert "not a key: 'five'" in said
+
+
+def test_any_separator_in_a_text_leaves_the_labels_readable(tmp_path):
+    """What text calls a line break, and JSON does not, ends no line: the same command goes on from such labels."""
+    rows = [{"id": str(i), "prompt": f"a{sign}b"} for i, sign in enumerate("\u2028\u2029\x85\x0b\x0c\r\n\ud800")]
+    talk(rows, tmp_path / "m.jsonl", *"1111q")
+    said = talk(rows, tmp_path / "m.jsonl", *"1111q")
+    assert "4 labelled, 4 to go" in said
+    assert [row["tier"] for row in lines(tmp_path / "m.jsonl")] == ["simple"] * 8
+    printable(said).encode()
 
 
 def test_the_classifiers_answer_is_not_shown(labelled, tmp_path):
