@@ -5,16 +5,21 @@ from __future__ import annotations
 import pytest
 
 from classifier.fallback import Answer
-from classifier.gateways.litellm_requests import Routed, asked, call_id, confine, outcome_of
+from classifier.gateways.litellm_requests import Routed, asked, confine, mark, marks, outcome_of
 from classifier.types import Cause, Decision, Reason, Tier, Verdict
 
 DECIDED = Decision(Tier.SIMPLE, (0.25,) * 4, Tier.SIMPLE, Reason.MODEL, "p", 0.5, True, decision_id="id-1")
 
 
-def test_every_attempt_has_the_id_of_its_request():
-    """The id stands in the request, and in an attempt's parameters."""
-    found = [call_id(d) for d in ({"litellm_call_id": "a"}, {"litellm_params": {"litellm_call_id": "a"}}, {})]
-    assert found == ["a", "a", ""]
+@pytest.mark.parametrize(
+    "data", [{}, {"metadata": None}, {"metadata": {"a": 1}}, {"litellm_metadata": {}, "metadata": {"user_id": "u"}}]
+)
+def test_every_event_has_the_mark_of_its_request(data):
+    """The mark stands in a request, and in an event's parameters; what a provider is sent is left alone."""
+    sent = data.get("metadata") if "litellm_metadata" in data else None
+    mark(data, "a")
+    assert (marks(data), marks({"litellm_params": data}), marks({})) == (["a"], ["a"], [])
+    assert sent is None or data["metadata"] == sent == {"user_id": "u"}
 
 
 @pytest.mark.parametrize(
@@ -50,9 +55,7 @@ def test_a_confined_request_has_no_way_out():
 def test_an_outcome_counts_once_a_request_and_cause():
     """Attempts of one request share the outcome's id; without a decision there is no outcome."""
     routed = Routed(Answer(Tier.SIMPLE, DECIDED))
-    data = {"litellm_call_id": "a"}
-    first = outcome_of(routed, data, Verdict.REJECTED, Cause.AVAILABILITY)
-    again = outcome_of(routed, {"litellm_params": data}, Verdict.REJECTED, Cause.AVAILABILITY)
+    first, again = (outcome_of(routed, Verdict.REJECTED, Cause.AVAILABILITY) for _ in range(2))
     assert first == again
-    assert (first.decision_id, first.outcome_id, first.served_tier) == ("id-1", "a:availability", Tier.SIMPLE)
-    assert outcome_of(Routed(Answer(Tier.COMPLEX, None, "UNAVAILABLE")), data, Verdict.REJECTED, Cause.QUALITY) is None
+    assert (first.decision_id, first.outcome_id, first.served_tier) == ("id-1", "id-1:availability", Tier.SIMPLE)
+    assert outcome_of(Routed(Answer(Tier.COMPLEX, None, "UNAVAILABLE")), Verdict.REJECTED, Cause.QUALITY) is None

@@ -41,6 +41,14 @@ def test_an_answer_of_another_shape_is_judged_and_not_asked_again(proxy: Proxy) 
     assert proxy.outcomes(headers[ID]) == [(Verdict.REJECTED, Cause.QUALITY, Tier.SIMPLE, None)]
 
 
+def test_a_call_id_that_is_given_twice_is_two_requests(proxy: Proxy) -> None:
+    """A caller may choose LiteLLM's call id, and twice the same: each request has its own decision and outcome."""
+    asked = [proxy.ask("an email", headers={"x-litellm-call-id": "same"})[1][ID] for _ in range(2)]
+    assert len(set(asked)) == 2
+    for decision_id in asked:
+        assert proxy.outcomes(decision_id) == [(Verdict.ACCEPTED, Cause.QUALITY, Tier.STANDARD, None)]
+
+
 def test_a_plain_success_is_no_verdict(proxy: Proxy) -> None:
     """Where no judge has an opinion, nothing is reported; a bad answer then stays as it is."""
     _, headers, body = proxy.ask("an unjudged hard one")

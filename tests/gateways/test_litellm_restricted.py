@@ -15,13 +15,16 @@ from litellm.proxy.types_utils.utils import get_instance_fn
 from classifier import AsyncClient, wire
 from classifier.errors import SettingsError
 from classifier.gateways.litellm import ClassifierHook, Refused
-from classifier.routing import RoutingTable
-from classifier.types import Decision, Reason, Tier
+from classifier.routing import Route, RoutingTable
+from classifier.types import TIERS, Decision, Reason, Tier
 from tests.gateways.restricted import comings, tables, tier_of
 
 CALLS = ["acompletion", "aresponses", "anthropic_messages", "aembedding", "atext_completion"]
 PASSED = ["pass_through_endpoint", "allm_passthrough_route", "_aresponses_websocket", "acreate_file"]
 """Calls that go to a provider, whatever model they name."""
+HOME_IS_COMPLEX = RoutingTable(
+    {tier: (Route(tier, tier.label, 1.0, on_premises=tier is Tier.COMPLEX),) for tier in TIERS}
+)
 WAYS = ["key", "metadata", "litellm_metadata", "header"]
 
 
@@ -98,6 +101,30 @@ def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
     assert found["model"] in homes
     assert found["disable_fallbacks"]
     assert "fallbacks" not in found
+
+
+@pytest.mark.parametrize("restricted_first", [True, False])
+def test_a_call_id_that_is_given_twice_frees_no_restricted_request(restricted_first: bool) -> None:
+    """A caller chooses its call id: another's request with the same one does not let a restricted answer escalate."""
+    asked: list[str] = []
+
+    async def again(route: Route, *_: Any) -> None:
+        asked.append(route.model)
+
+    async def run() -> None:
+        hook = hook_of(HOME_IS_COMPLEX, Tier.SIMPLE, validators=[lambda *_: False])
+        hook._ask_again = again  # type: ignore[method-assign]
+        key = SimpleNamespace(metadata={}, token="t")
+        body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}], "litellm_call_id": "same"}
+        restricted = body | {"metadata": {"classifier_labels": {"data": "restricted"}}}
+        sent = [restricted, body] if restricted_first else [body, restricted]
+        for data in sent:
+            await hook.async_pre_call_hook(key, None, data, "acompletion")
+        await hook.async_post_call_success_hook(restricted, key, "bad")
+        await hook.close()
+
+    asyncio.run(run())
+    assert asked == []
 
 
 @pytest.mark.failure("a bad routing table", "LiteLLM hook")
