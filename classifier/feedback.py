@@ -161,6 +161,9 @@ class FeedbackStore:
             StoreUnavailable: the store is full, locked, gone or too slow; retrying is safe.
         """
         now = self._clock()
+        sent = outcome.request
+        if sent is not None and sent.record is False:  # the verdict is kept, and nothing of what was asked
+            sent = None
         row = {
             "caller": caller,
             "outcome_id": outcome.outcome_id,
@@ -172,8 +175,8 @@ class FeedbackStore:
             "accepted_tier": None if outcome.accepted_tier is None else int(outcome.accepted_tier),
             "occurred_at": now if outcome.occurred_at is None else min(outcome.occurred_at, now),
             "received_at": now,
-            "request_hash": None if outcome.request is None else request_hash(outcome.request, self._hash_key),
-            "request": None if outcome.request is None else _text(outcome.request),
+            "request_hash": None if sent is None else request_hash(sent, self._hash_key),
+            "request": None if sent is None else _text(sent),
         }
         written = asyncio.wrap_future(self._recorder.submit(row))
         try:

@@ -202,6 +202,13 @@ async def test_text_that_comes_with_an_outcome_counts_where_it_is_what_was_decid
     assert (row["request"] and row["request"]["messages"][0]["content"]) == kept
 
 
+async def test_a_request_that_is_not_to_be_recorded_leaves_its_outcome_alone(store):
+    """Of a request with record=False neither the text nor its hash is kept, and the verdict is."""
+    assert await store.report(outcome(mint(), request=request(record=False, labels={"a": "b"})), "gateway") is PENDING
+    [row] = store.ledger.rows(history=True)
+    assert (row["verdict"], row["outcome_request"], row["outcome_request_hash"]) == (int(Verdict.ACCEPTED), None, None)
+
+
 async def test_a_forgotten_decision_does_not_come_back(store):
     """After forget neither a late write, nor a retry of the request, nor an outcome brings anything back."""
     i, other = mint(), mint()
