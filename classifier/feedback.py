@@ -15,8 +15,10 @@ import functools
 import hmac
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from classifier.database import Database
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 RETENTION_DAYS = 90.0
 REPORT_SECONDS = 5.0
 """The longest that `report` waits for the disk."""
-_ROW_BYTES = 2000  # what a row without text takes in memory, measured generously
+_ROW_BYTES = 2000  # what a row without text and labels takes in memory, measured generously
 
 
 def open_store(
@@ -52,7 +54,8 @@ def open_store(
         key: secret of the hashes, shared by the replicas; `classifier.decision_id.read_key` has it.
         keep: what is kept of a request, "hash" or "text".
         retention_days: decisions and outcomes older than this are deleted, some every ten minutes.
-        max_queued_bytes: memory for decisions that wait to be written; more are dropped and counted.
+        max_queued_bytes: memory for decisions that wait to be written, more are dropped and counted; and as much for
+            outcomes, more are refused.
         clock: seconds since the epoch.
 
     Raises:
@@ -146,7 +149,7 @@ class FeedbackStore:
             make = functools.partial(
                 _decision_row, decision, self._clock(), caller, signals, logits, bounds, request.labels, hashed, text
             )
-            self._recorder.add(make, _ROW_BYTES + len(text or ""))
+            self._recorder.add(make, _size(text, request.labels))
         except Exception:  # feedback is never worth an answer
             log.exception("a decision could not be recorded")
 
@@ -164,6 +167,7 @@ class FeedbackStore:
         sent = outcome.request
         if sent is not None and sent.record is False:  # the verdict is kept, and nothing of what was asked
             sent = None
+        text = None if sent is None else _text(sent)
         row = {
             "caller": caller,
             "outcome_id": outcome.outcome_id,
@@ -176,9 +180,9 @@ class FeedbackStore:
             "occurred_at": now if outcome.occurred_at is None else min(outcome.occurred_at, now),
             "received_at": now,
             "request_hash": None if sent is None else request_hash(sent, self._hash_key),
-            "request": None if sent is None else _text(sent),
+            "request": text,
         }
-        written = asyncio.wrap_future(self._recorder.submit(row))
+        written = asyncio.wrap_future(self._recorder.submit(row, _size(text)))
         try:
             return await asyncio.wait_for(written, REPORT_SECONDS)
         except TimeoutError:
@@ -266,6 +270,11 @@ def _text(request: Request) -> str:
     }
     whole = {**body, **{name: value for name, value in optional.items() if value}}
     return json.dumps(whole, separators=(",", ":"))
+
+
+def _size(text: str | None, labels: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Bytes that a row takes in memory, rather too many; a character of a label has one to four."""
+    return _ROW_BYTES + len(text or "") + sum(100 + sys.getsizeof(k) + sys.getsizeof(v) for k, v in labels.items())
 
 
 def _floats(values: Sequence[float]) -> str:

@@ -1,10 +1,11 @@
 """One thread that writes what many tell it: decisions in batches, outcomes at once and together.
 
 Theory of operation. Decisions go into a bounded queue and never make anybody wait: where it is full they are counted
-and dropped. Outcomes are promises: each caller holds a future that ends when its row is on disk. The thread takes all
-that has gathered and writes it in one transaction, decisions first; while it waits for the disk the next group gathers,
-so the number of commits does not grow with the number of callers (group commit). A lone decision waits
-`linger_seconds` for company.
+and dropped. Outcomes are promises: each caller holds a future that ends when its row is on disk; where too many wait
+one more is refused, and one whose caller has left by its turn is not written. The thread takes all that has gathered
+and writes it in one transaction, decisions first; while it waits for the disk the next group gathers, so the number of
+commits does not grow with the number of callers (group commit). A lone decision waits `linger_seconds` for company.
+What is being written counts as queued until it is.
 
 Where a write fails because the store is full, locked or gone, decisions stay queued, outcomes are refused, and for
 `retry_seconds` further outcomes are refused at once; then the next one tries again. Where it fails for another reason,
@@ -19,7 +20,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -28,7 +29,7 @@ from classifier.types import OutcomeState
 
 Row = dict[str, Any]
 Queued = tuple[Any, int]
-Promised = tuple[Row, Future[OutcomeState]]
+Promised = tuple[Row, int, Future[OutcomeState]]
 Group = tuple[list[Queued], list[Promised]]
 Write = Callable[[Sequence[Any], Sequence[Row]], Sequence[OutcomeState]]
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class Recorder:
     Args:
         write: writes decisions and outcomes, all or none, and returns the outcomes' states; raises StoreUnavailable.
         housekeep: called about every ten minutes on the thread; returns whether there is more to do at once.
-        max_queued_bytes: decisions beyond it are dropped, by the sizes that `add` was told.
+        max_queued_bytes: decisions beyond it are dropped, by the sizes that `add` was told; outcomes beyond as much
+            again are refused.
         linger_seconds: how long a decision may wait for others.
         retry_seconds: how long a failed store is left alone.
 
@@ -70,7 +72,7 @@ class Recorder:
         self._retry = retry_seconds
         self._decisions: deque[Queued] = deque()
         self._outcomes: deque[Promised] = deque()
-        self._bytes = 0
+        self._decision_bytes = self._outcome_bytes = 0
         self._down_until = 0.0
         self._failing = False
         self._writing = False
@@ -89,17 +91,17 @@ class Recorder:
     def add(self, decision: Any, size: int) -> bool:
         """Queues a decision of about `size` bytes; False where it was dropped. Never waits for the store."""
         with self._changed:
-            if self._closing or self._bytes + size > self._max_bytes:
+            if self._closing or self._decision_bytes + size > self._max_bytes:
                 self.dropped += 1
                 return False
             self._decisions.append((decision, size))
-            self._bytes += size
+            self._decision_bytes += size
             if len(self._decisions) in (1, BATCH):
                 self._changed.notify()
             return True
 
-    def submit(self, outcome: Row) -> Future[OutcomeState]:
-        """A future that ends when the outcome is on disk, or with StoreUnavailable."""
+    def submit(self, outcome: Row, size: int) -> Future[OutcomeState]:
+        """A future that ends when the outcome, of about `size` bytes, is on disk, or with StoreUnavailable."""
         future: Future[OutcomeState] = Future()
         with self._changed:
             down = self._down_until - time.monotonic()
@@ -107,10 +109,11 @@ class Recorder:
                 future.set_exception(StoreUnavailable("the feedback store is being closed; retry at another replica"))
             elif down > 0:
                 future.set_exception(StoreUnavailable("the feedback store cannot be written; retry later", down))
-            elif len(self._outcomes) >= MAX_QUEUED_OUTCOMES:
+            elif len(self._outcomes) >= MAX_QUEUED_OUTCOMES or self._outcome_bytes + size > self._max_bytes:
                 future.set_exception(StoreUnavailable("too many outcomes wait for the feedback store; retry later"))
             else:
-                self._outcomes.append((outcome, future))
+                self._outcomes.append((outcome, size, future))
+                self._outcome_bytes += size
                 self._changed.notify()
         return future
 
@@ -136,7 +139,7 @@ class Recorder:
             left = len(self._decisions)
             self.dropped += left
             self._decisions.clear()
-            waiting = [future for _, future in self._outcomes]
+            waiting = [future for *_, future in self._outcomes]
             self._outcomes.clear()
         for future in waiting:
             _end(future, StoreUnavailable("the feedback store was closed; retry at another replica"))
@@ -148,9 +151,9 @@ class Recorder:
             decisions, outcomes = group
             if decisions or outcomes:
                 self._write_all(decisions, outcomes)
-                with self._changed:
-                    self._writing = False
-                    self._changed.notify_all()
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
             self._keep_house()
 
     def _gather(self) -> Group | None:
@@ -187,15 +190,17 @@ class Recorder:
     def _take(self) -> Group:
         if self._down() and not self._outcomes:
             return [], []
-        decisions = [self._decisions.popleft() for _ in range(min(len(self._decisions), 2 * BATCH))]
-        outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), BATCH))]
-        self._bytes -= sum(size for _, size in decisions)
+        # Rows may become three times as large when they are made: an eighth of the memory at a time.
+        decisions = _first(self._decisions, 2 * BATCH, self._max_bytes // 8)
+        taken = _first(self._outcomes, BATCH, self._max_bytes // 8)
+        outcomes = [promised for promised in taken if not promised[2].cancelled()]
+        self._outcome_bytes -= _size(taken) - _size(outcomes)
         self._writing = bool(decisions or outcomes)
         return decisions, outcomes
 
     def _write_all(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
         try:
-            states = self._write([row for row, _ in decisions], [row for row, _ in outcomes])
+            states = self._write([row for row, _ in decisions], [row for row, *_ in outcomes])
         except StoreUnavailable as error:
             self._fail(decisions, outcomes, error)
         except Exception as error:
@@ -206,15 +211,18 @@ class Recorder:
                     self._write_all([], [outcome])
             elif decisions:
                 log.warning("a decision cannot be written (%s) and is dropped", type(error).__name__)
+                self._let_go(decisions, [])
                 with self._changed:
                     self.dropped += 1
             else:
-                _end(outcomes[0][1], error)
+                self._let_go([], outcomes)
+                _end(outcomes[0][2], error)
         else:
+            self._let_go(decisions, outcomes)
             if self._failing:
                 self._failing = False
                 log.warning("the feedback store is written again")
-            for (_, future), state in zip(outcomes, states, strict=True):
+            for (*_, future), state in zip(outcomes, states, strict=True):
                 _end(future, state)
 
     def _fail(
@@ -229,14 +237,17 @@ class Recorder:
                 log.warning("%s; %d decisions wait", error, len(decisions) + len(self._decisions))
             self._down_until = time.monotonic() + self._retry
             self._decisions.extendleft(reversed(decisions))
-            self._bytes += sum(size for _, size in decisions)
-            while self._bytes > self._max_bytes:  # others came while these were away
-                self._bytes -= self._decisions.pop()[1]
-                self.dropped += 1
             outcomes += self._outcomes
             self._outcomes.clear()
-        for _, future in outcomes:
+        self._let_go([], outcomes)
+        for *_, future in outcomes:
             _end(future, error)
+
+    def _let_go(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
+        """Gives their memory to others."""
+        with self._changed:
+            self._decision_bytes -= _size(decisions)
+            self._outcome_bytes -= _size(outcomes)
 
     def _keep_house(self) -> None:
         if self._housekeep is None or time.monotonic() < self._next_housekeeping:
@@ -249,6 +260,20 @@ class Recorder:
             log.exception("housekeeping of the feedback store failed")
             again = False
         self._next_housekeeping = time.monotonic() + (0.0 if again else HOUSEKEEPING_SECONDS)
+
+
+def _first(queue: deque[Any], most: int, max_bytes: int) -> list[Any]:
+    """Takes rows off a queue until they are so many, or so large."""
+    rows: list[Any] = []
+    size = 0
+    while queue and len(rows) < most and size <= max_bytes:
+        rows.append(queue.popleft())
+        size += rows[-1][1]
+    return rows
+
+
+def _size(rows: Iterable[Queued | Promised]) -> int:
+    return sum(row[1] for row in rows)
 
 
 def _end(future: Future[OutcomeState], result: OutcomeState | BaseException) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
 import sqlite3
 import stat
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -532,7 +534,7 @@ def test_outcomes_that_wait_together_are_written_together():
         return [PENDING] * len(outcomes)
 
     recorder = Recorder(write)
-    futures = [recorder.submit({"n": n}) for n in range(100)]
+    futures = [recorder.submit({"n": n}, 1) for n in range(100)]
     gate.set()
     assert [f.result(10) for f in futures] == [PENDING] * 100
     assert sum(groups) == 100
@@ -551,9 +553,87 @@ def test_decisions_wait_for_company_and_outcomes_do_not():
     recorder = Recorder(write, linger_seconds=30)
     for n in range(10):
         recorder.add({"n": n}, 1)
-    assert recorder.submit({}).result(10) is PENDING
+    assert recorder.submit({}, 1).result(10) is PENDING
     assert batches == [(10, 1)]
     recorder.close()
+
+
+@contextlib.contextmanager
+def hanging(monkeypatch):
+    """A ledger whose writes neither succeed nor fail until the block ends; told what they were given."""
+    written, begun, gate = [], threading.Event(), threading.Event()
+    write = Ledger.write
+
+    def hang(self, decisions, outcomes):
+        written.extend(row["outcome_id"] for row in outcomes)
+        begun.set()
+        gate.wait(30)
+        return write(self, decisions, outcomes)
+
+    monkeypatch.setattr(Ledger, "write", hang)
+    try:
+        yield written, begun
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("what", ["labels", "outcomes"])
+async def test_what_waits_takes_no_more_memory_than_it_may(sqlite_url, monkeypatch, what):
+    """Whatever makes rows large, labels or texts that come with outcomes, what a store holds in memory is bounded."""
+    budget = 8 * 2**20
+    store = open_store(sqlite_url, key=KEY, max_queued_bytes=budget)
+    tasks, i, sent = [], mint(), request("x" * 20_000)
+
+    async def report(n):
+        try:
+            return await store.report(outcome(i, f"o{n}", request=sent), "gateway")
+        except StoreUnavailable as error:
+            return str(error)
+
+    with hanging(monkeypatch):
+        tracemalloc.start()
+        for n in range(1500):
+            if what == "labels":
+                store.record(
+                    decision(i),
+                    request(labels={f"{k:03}" + "😀" * 250: f"{n}" + "😀" * 250 for k in range(16)}),
+                    "gateway",
+                )
+            else:
+                tasks.append(asyncio.create_task(report(n)))
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        gc.collect()  # those that were refused are gone
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    states = await asyncio.gather(*tasks)
+    store.close()
+    assert budget / 4 < held < budget * 1.5
+    if what == "labels":
+        assert store.dropped > 0
+    else:
+        assert {PENDING, "too many outcomes wait for the feedback store; retry later"} <= set(states)
+
+
+async def test_an_outcome_whose_caller_left_is_not_written(sqlite_url, monkeypatch):
+    """Retries while a store hangs do not pile up: of those who gave up nothing is written, and memory is free again."""
+    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 0.05)
+    store = open_store(sqlite_url, key=KEY)
+    i = mint()
+    with hanging(monkeypatch) as (written, begun):
+        first = asyncio.create_task(store.report(outcome(i, "first"), "gateway"))
+        await asyncio.to_thread(begun.wait, 10)
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable, match="too slow"):
+                await store.report(outcome(i, "again"), "gateway")
+        with pytest.raises(StoreUnavailable, match="too slow"):
+            await first
+        assert len(store._recorder._outcomes) == 20
+    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 10.0)
+    assert await store.report(outcome(i, "last"), "gateway") is PENDING
+    assert written == ["first", "last"]
+    assert store._recorder._outcome_bytes == 0
+    store.close()
 
 
 def test_a_closed_recorder_refuses(caplog):
@@ -562,7 +642,7 @@ def test_a_closed_recorder_refuses(caplog):
     recorder.close()
     assert not recorder.add({}, 1)
     with pytest.raises(StoreUnavailable):
-        recorder.submit({}).result(1)
+        recorder.submit({}, 1).result(1)
     assert recorder.dropped == 1
 
 
