@@ -24,7 +24,7 @@ from tests.tiny import WORDS, tiny_bundle
 from training.calibrate import CARD_END, CARD_START, calibrate, command, with_policies
 from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
-from training.calibration_report import constant_cost, random_risk, under
+from training.calibration_report import as_text, constant_cost, random_risk, under
 from training.calibration_set import (
     TRAINING_ROWS,
     CalibrationSet,
@@ -487,6 +487,19 @@ def test_outcome_rates_are_soft_labels(tiny_engine: Engine, tmp_path: Path):
     np.testing.assert_allclose(found.labels, [[0.5, 0.25, 0.0, 0.25]])
     assert found.label == "OUTCOME"
     assert set(found.drawn(0).labels[0].tolist()) == {0.0, 1.0}
+
+
+def test_what_no_tier_satisfied_calibrates_nothing(tiny_bundle_path: Path, tmp_path: Path):
+    """Rows that no tier satisfied fit no threshold, are counted in the report, and alone are refused."""
+    unserved = [{"prompt": f"do {i}", "success_by_tier": {"simple": 0, "frontier": 0}} for i in range(5)]
+    served = [{"prompt": f"hi {i}", "success_by_tier": {"simple": 1, "frontier": 1}} for i in range(200)]
+    path = few(tmp_path / "r.jsonl", unserved + served)
+    report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies=ALPHAS)
+    rows = report["rows"]
+    assert (rows["thresholds"] + rows["map"], rows["unserved"]) == (200, 5)
+    assert "5 that no tier satisfied are left out" in as_text(report)
+    with pytest.raises(InputError, match="no tier satisfied any of the 5 rows"):
+        calibrate(tiny_bundle_path, [few(tmp_path / "r.jsonl", unserved)], tmp_path / "no", policies=ALPHAS)
 
 
 @pytest.mark.parametrize(

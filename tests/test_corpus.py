@@ -58,6 +58,21 @@ def test_success_rates_are_made_non_decreasing():
     assert row.label == OUTCOME
 
 
+def test_what_satisfied_nowhere_is_unserved():
+    """Where no tier that was tried satisfied, the label is frontier and flagged; tiers are named in any case."""
+    for success in ({"simple": 0, "frontier": 0}, {"standard": 0}):
+        row = parse_row({"prompt": "hi", "success_by_tier": success}, "mine")
+        assert (row.tier, row.unserved) == (Tier.FRONTIER, True)
+    served = parse_row({"prompt": "hi", "success_by_tier": {"Simple": 1}}, "mine")
+    assert (served.tier, served.unserved) == (Tier.SIMPLE, False)
+
+
+def test_a_tier_in_the_wrong_field_is_told_from_no_label():
+    """A tier as the label's kind is refused with where it belongs, not read as a row without a label."""
+    with pytest.raises(ValueError, match="RUBRIC, OUTCOME, UNLABELLED; a tier goes into 'tier'"):
+        parse_row({"prompt": "hi", "label": "complex"}, "mine")
+
+
 def test_row_without_a_label_is_for_transfer():
     """A row without any label is unlabelled, not wrong."""
     assert parse_row({"prompt": "hi"}, "mine").label == UNLABELLED
@@ -75,8 +90,17 @@ def test_row_without_a_label_is_for_transfer():
         '{"prompt": "hi", "at_least": "frontier", "at_most": "simple"}',
         '{"prompt": "hi", "tier": "simple", "weight": 0}',
         '{"messages": [{"role": "robot", "content": "x"}], "tier": "simple"}',
+        '{"prompt": "hi", "label": "complex"}',
+        '{"prompt": "hi", "label": "rubric", "tier": "simple"}',
+        '{"prompt": "hi", "probabilities": [NaN, 0, 0, 1]}',
+        '{"prompt": "hi", "success_by_tier": {}}',
+        '{"prompt": "hi", "success_by_tier": {"simple": null}}',
+        '{"prompt": "hi", "success_by_tier": {"small": 1}}',
+        '{"prompt": "hi", "success_by_tier": {"simple": 20, "standard": 60, "complex": 90}}',
+        '{"prompt": "hi", "success_by_tier": {"simple": NaN}}',
+        '{"prompt": "hi", "success_by_tier": {"simple": -1}}',
+        '{"prompt": "hi", "success_by_tier": 0.5}',
     ],
-    ids=["json", "text", "prompt", "tier", "length", "negative", "interval", "weight", "role"],
 )
 def test_unusable_line_is_named(tmp_path, line):
     """A line that cannot be used stops reading, with its file and number."""
@@ -147,13 +171,16 @@ def test_written_rows_read_back(tmp_path):
             {"prompt": "c", "at_least": "standard"},
             {"prompt": "d"},
             {"prompt": "e", "success_by_tier": {"simple": 0.25}},
+            {"prompt": "f", "success_by_tier": {"simple": 0.0, "frontier": 0.0}},
+            {"prompt": "g", "tier": "simple", "probabilities": [1, 0, 0, 0], "split": "dev", "eta": 0.1},
+            {"prompt": "h", "probabilities": [0.1, 0.6, 0.304, 0], "tier": "standard"},
+            {"prompt": "i", "probabilities": [0.07, 0.13, 0.79, 0.01], "label": "OUTCOME"},
         )
     ]
     write_corpus(tmp_path / "out.jsonl", rows)
     again = read_corpus([tmp_path / "out.jsonl"])
-    assert [(r.sha256, r.probabilities, r.label, r.group, r.weight) for r in again] == [
-        (r.sha256, r.probabilities, r.label, r.group, r.weight) for r in rows
-    ]
+    assert again == rows
+    assert data_sha256(again) == data_sha256(rows)
 
 
 def test_data_hash_ignores_order_only():

@@ -152,6 +152,8 @@ def test_only_the_asked_split_is_read(tmp_path):
     [
         ({"prompt": "p"}, ":1: not an outcome row .*success_by_tier"),
         ({"success_by_tier": {"simple": 1}}, ":1: not an outcome row"),
+        ({"prompt": "p", "success_by_tier": {}}, ":1: not an outcome row .*the share of no tier"),
+        ({"prompt": "p", "success_by_tier": {"simple": 20}}, ":1: not an outcome row .*simple is 20"),
         ({"prompt": "p", "split": "train", "success_by_tier": {"simple": 1}}, "no row of the split 'dev'"),
     ],
 )

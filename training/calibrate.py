@@ -201,7 +201,7 @@ def _report(
         )
     return {
         "label": rows.label,
-        "rows": {"thresholds": len(rows), "open": len(empty), "set_sha256": rows.sha256},
+        "rows": {"thresholds": len(rows), "open": len(empty), "unserved": rows.unserved, "set_sha256": rows.sha256},
         "calibration": {
             "before": measure_calibration(old.calibration, rows, seed=seed),
             "after": measure_calibration(calibration, rows, seed=seed),

@@ -230,7 +230,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     rows, before, after = report["rows"], report["calibration"]["before"], report["calibration"]["after"]
     lines = [
         f"Thresholds fitted on {rows['thresholds']} {report['label']} rows, the probability map on {rows['map']}; "
-        f"{rows['open']} open rows only bound the risk.",
+        f"{rows['open']} open rows only bound the risk"
+        + (f"; {rows['unserved']} that no tier satisfied are left out." if rows["unserved"] else "."),
         "",
         "| probabilities | method | ranked probability score |",
         "|---|---|---:|",

@@ -72,6 +72,7 @@ class CalibrationSet:
         groups: (n,) str; rows of one group are alike and never split.
         facets: name of a fact → (n,) str, its value in each row; "" where unknown. `FACETS`, and a gateway's label.
         open_rows: the rows that are not closed.
+        unserved: rows that no tier satisfied; they are left out.
     """
 
     logits: NDArray[np.float32]
@@ -81,6 +82,7 @@ class CalibrationSet:
     groups: NDArray[np.str_]
     facets: dict[str, NDArray[np.str_]]
     open_rows: OpenRows = field(default_factory=_no_open_rows)
+    unserved: int = 0
 
     def __post_init__(self) -> None:
         bad = int((~np.isfinite(self.logits).all(axis=1)).sum())
@@ -167,12 +169,16 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
     """The calibration set of labelled rows, scored through `engine`.
 
     A RUBRIC row's label is its tier. An OUTCOME row's is its distribution; an escalation of which both ends are known
-    and which is not closed counts with its upper end: the tier that satisfied.
+    and which is not closed counts with its upper end: the tier that satisfied. A row that no tier satisfied is left out
+    and counted.
 
     Raises:
-        InputError: mixed or missing labels, or rows that the bundle was trained on.
+        InputError: mixed or missing labels, no row that a tier satisfied, or rows that the bundle was trained on.
     """
-    label = _one_kind(rows)
+    label, given = _one_kind(rows), len(rows)
+    rows = [row for row in rows if not row.unserved]
+    if given and not rows:
+        raise InputError(f"no tier satisfied any of the {given} rows, so they say nothing of which one to choose")
     seen = rows_seen((row.sha256 for row in rows), str(engine.bundle.manifest.get(TRAINING_ROWS, "")))
     if seen:
         raise InputError(
@@ -205,6 +211,7 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
             np.array([row.at_least.index for row in rows], dtype=np.int64)[~closed],
             np.array([row.at_most.index for row in rows], dtype=np.int64)[~closed],
         ),
+        given - len(rows),
     )
 
 

@@ -2,8 +2,8 @@
 
 A line is `{"id", "messages" or "prompt"}` with a label: `tier`, or `probabilities` [4], or `at_least`/`at_most`, or
 `success_by_tier` (share of tries that satisfied at each tier, an OUTCOME label), or none (a transfer set). Optional:
-`source, language, kind, group, family, weight, licence, tools, attachments`, and `labels`, the small facts that a
-gateway sends with a request. See data/GUIDELINES.md.
+`label`, its kind; `source, language, kind, group, family, weight, licence, tools, attachments`, and `labels`, the small
+facts that a gateway sends with a request. See data/GUIDELINES.md.
 
 Knows nothing of models, tokens or weights.
 """
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request, Tier
+from training.label_fields import KINDS, one_hot, stated_label
 
 OWN_DATA = Path(__file__).parent.parent / "data"
 """The corpus written for this project."""
-RUBRIC, OUTCOME, UNLABELLED = "RUBRIC", "OUTCOME", "UNLABELLED"
+RUBRIC, OUTCOME, UNLABELLED = KINDS
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
 
@@ -54,6 +55,7 @@ class Row:
         stated_split: the file's own split, or "".
         stated_tier: the file's own tier; beside `probabilities` it is what the readers settled on.
         eta: chance that the interval is wrong, in [0, 0.5); None where training's own setting holds.
+        unserved: no tier that was tried satisfied. It trains as frontier, and calibrates nothing.
     """
 
     id: str
@@ -72,6 +74,7 @@ class Row:
     stated_split: str = ""
     stated_tier: Tier | None = None
     eta: float | None = None
+    unserved: bool = False
 
     @property
     def tier(self) -> Tier:
@@ -160,8 +163,11 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
                 data["eta"] = row.eta
             if row.stated_split:
                 data["split"] = row.stated_split
+            if row.unserved:
+                data["unserved"] = True
             if row.probabilities is not None:
-                data["probabilities"] = list(row.probabilities)
+                if not _is_plain(row):
+                    data["probabilities"] = list(row.probabilities)
             elif row.label != UNLABELLED:
                 data |= {"at_least": row.at_least.label, "at_most": row.at_most.label}
             file.write(json.dumps(data, ensure_ascii=False) + "\n")
@@ -178,7 +184,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
     request = Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()})
-    probabilities, at_least, at_most, label = _label(data)
+    known = stated_label(data)
     digest = conversation_sha256(request)
     weight = float(data.get("weight", 1.0))
     if not (weight > 0 and math.isfinite(weight)):
@@ -191,10 +197,10 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
     return Row(
         id=identity,
         request=request,
-        probabilities=probabilities,
-        at_least=at_least,
-        at_most=at_most,
-        label=label,
+        probabilities=known.probabilities,
+        at_least=known.at_least,
+        at_most=known.at_most,
+        label=known.label,
         source=source,
         language=str(data.get("language") or "und"),
         kind=str(data.get("kind") or data.get("category") or "other"),
@@ -205,6 +211,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         stated_split=_stated_split(data),
         stated_tier=Tier.parse(str(data["tier"])) if data.get("tier") is not None else None,
         eta=eta,
+        unserved=known.unserved,
     )
 
 
@@ -268,6 +275,12 @@ def with_weight(rows: Iterable[Row], factor: float) -> list[Row]:
     return [replace(row, weight=row.weight * factor) for row in rows]
 
 
+def _is_plain(row: Row) -> bool:
+    """Whether a tier is all that is known of the label."""
+    tier = row.stated_tier
+    return tier is not None and row.at_least is row.at_most is tier and row.probabilities == one_hot(tier)
+
+
 def _stated_split(data: Mapping[str, Any]) -> str:
     split = str(data.get("split") or "")
     if split not in ("", *(name for name, _ in SPLITS)):
@@ -291,44 +304,3 @@ def _read_file(path: Path) -> Iterator[Row]:
         raise InputError(
             f"{path}: cannot be read after line {number} ({error}); check that the file is whole"
         ) from error
-
-
-def _label(data: Mapping[str, Any]) -> tuple[tuple[float, float, float, float] | None, Tier, Tier, str]:
-    if data.get("probabilities") is not None:
-        return _soft(data["probabilities"]), TIERS[0], TIERS[-1], str(data.get("label", RUBRIC))
-    if data.get("success_by_tier") is not None:
-        return _from_success(data["success_by_tier"]), TIERS[0], TIERS[-1], OUTCOME
-    label = str(data.get("label", RUBRIC))
-    if data.get("tier") is not None:
-        tier = Tier.parse(str(data["tier"]))
-        one_hot = tuple(1.0 if t is tier else 0.0 for t in TIERS)
-        return one_hot, tier, tier, label  # type: ignore[return-value]
-    at_least = Tier.parse(str(data.get("at_least", TIERS[0].label)))
-    at_most = Tier.parse(str(data.get("at_most", TIERS[-1].label)))
-    if at_least > at_most:
-        raise ValueError(f"at_least {at_least.label} is above at_most {at_most.label}")
-    known = data.get("at_least") is not None or data.get("at_most") is not None
-    return None, at_least, at_most, (str(data.get("label", OUTCOME)) if known else UNLABELLED)
-
-
-def _soft(values: Any) -> tuple[float, float, float, float]:
-    numbers = [float(v) for v in values]
-    if len(numbers) != len(TIERS) or min(numbers) < 0 or abs(sum(numbers) - 1) > 0.01:
-        raise ValueError(f"probabilities {numbers} are not {len(TIERS)} shares that sum to 1")
-    total = sum(numbers)
-    return tuple(n / total for n in numbers)  # type: ignore[return-value]
-
-
-def _from_success(success: Mapping[str, float]) -> tuple[float, float, float, float]:
-    """P(cheapest satisfying tier = t) from success rates s(t), made non-decreasing; what no tier satisfies is frontier.
-
-    A tier that nobody tried takes the rate of the one below it.
-    """
-    cumulative: list[float] = []
-    best = 0.0
-    for tier in TIERS[:-1]:
-        rate = success.get(tier.label)
-        best = max(best, float(rate)) if rate is not None else best
-        cumulative.append(min(best, 1.0))
-    cumulative.append(1.0)
-    return tuple(b - a for a, b in zip([0.0, *cumulative[:-1]], cumulative, strict=True))  # type: ignore[return-value]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request, Tier
 from training.corpus import expand, open_lines
+from training.label_fields import success_rates
 
 Array = NDArray[np.float64]
 
@@ -75,8 +76,8 @@ def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Out
                     row = json.loads(line)
                     if split is not None and row.get("split", split) != split:
                         continue
-                    known = row["success_by_tier"]
-                    success.append([known.get(tier.label, np.nan) for tier in TIERS])
+                    known = success_rates(row["success_by_tier"])
+                    success.append([known.get(tier, np.nan) for tier in TIERS])
                     requests.append(Request.from_json(row))
                     sources.append(str(row.get("source") or path.name.split(".")[0]))
         except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
