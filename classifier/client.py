@@ -8,8 +8,6 @@ Knows nothing of engines, bundles, servers' settings, or how a connection is mad
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,9 +17,10 @@ import grpc
 from classifier import wire
 from classifier.channels import SERVICE_CONFIG, aio_channel, channel, credentials
 from classifier.errors import ClassifierError, NoAllowedRoute
-from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic, Plan, stream_request
+from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic
 from classifier.routing import RoutingTable, read_table
 from classifier.statuses import error_of, status_of_call
+from classifier.streams import AsyncStream, Stream
 from classifier.types import Outcome, OutcomeState, Tier
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
@@ -148,35 +147,34 @@ class Client(_Base):
     ) -> Iterator[Answer]:
         """The tiers of a stream of conversations, in their order, as they come. Not retried.
 
+        What reading `conversations` raises is raised after the answers to what came before it.
+
         Raises:
             ClassifierError: only without a `fallback_tier`.
             NoAllowedRoute: a restricted request would have to leave the premises.
         """
-        logic, sent = self._logic, deque[Plan]()
-        source = iter(conversations)
-
-        def messages() -> Iterator[pb.ClassifyStreamRequest]:
-            for conversation in source:
-                plan = logic.plan(conversation, {})
-                sent.append(plan)
-                yield stream_request(plan)
-
+        logic = self._logic
+        stream, call = Stream(conversations, lambda conversation: logic.plan(conversation, {})), None
         try:
             logic.admit()
-            for response in self._stub.ClassifyStream(messages(), timeout=timeout_seconds, metadata=logic.metadata()):
-                yield logic.result(sent.popleft(), response.result)
+            call = self._stub.ClassifyStream(stream.messages(), timeout=timeout_seconds, metadata=logic.metadata())
+            for response in call:
+                yield logic.result(stream.answered(), response.result)
+            stream.check()
         except NoAllowedRoute:
             raise
         except (ClassifierError, grpc.RpcError) as error:
+            known, code = logic.understood(error)
             if logic.fallback_tier is None:
-                raise logic.understood(error)[0] from None
-            problem = logic.understood(error)
-        else:
-            return
-        while sent:
-            yield logic.fall_back(sent.popleft(), *problem)
-        for conversation in source:
-            yield logic.fall_back(logic.plan(conversation, {}), *problem)
+                raise known from None
+            for plan in stream.unanswered():
+                yield logic.fall_back(plan, known, code)
+        finally:
+            stream.over = True
+            if call is not None:
+                call.cancel()  # where the caller reads no further; it changes nothing at the end
+        if stream.broken is not None:
+            raise stream.broken
 
     def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> OutcomeState:
         """Reports what became of a decision; every state that it returns is durable.
@@ -261,32 +259,28 @@ class AsyncClient(_Base):
         timeout_seconds: float = STREAM_SECONDS,
     ) -> AsyncIterator[Answer]:
         """As `Client.classify_stream`; the conversations may come from an async iterator."""
-        logic, sent = self._logic, deque[Plan]()
-        source = _aiter(conversations)
-
-        async def messages() -> AsyncIterator[pb.ClassifyStreamRequest]:
-            async for conversation in source:
-                plan = logic.plan(conversation, {})
-                sent.append(plan)
-                yield stream_request(plan)
-
+        logic = self._logic
+        stream, call = AsyncStream(conversations, lambda conversation: logic.plan(conversation, {})), None
         try:
             logic.admit()
-            call = self._stub.ClassifyStream(messages(), timeout=timeout_seconds, metadata=logic.metadata())
+            call = self._stub.ClassifyStream(stream.messages(), timeout=timeout_seconds, metadata=logic.metadata())
             async for response in call:
-                yield logic.result(sent.popleft(), response.result)
+                yield logic.result(stream.answered(), response.result)
+            stream.check()
         except NoAllowedRoute:
             raise
         except (ClassifierError, grpc.RpcError) as error:
+            known, code = logic.understood(error)
             if logic.fallback_tier is None:
-                raise logic.understood(error)[0] from None
-            problem = logic.understood(error)
-        else:
-            return
-        while sent:
-            yield logic.fall_back(sent.popleft(), *problem)
-        async for conversation in source:
-            yield logic.fall_back(logic.plan(conversation, {}), *problem)
+                raise known from None
+            async for plan in stream.unanswered():
+                yield logic.fall_back(plan, known, code)
+        finally:
+            if call is not None:
+                call.cancel()
+            await stream.close()
+        if stream.broken is not None:
+            raise stream.broken
 
     async def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> OutcomeState:
         """As `Client.report_outcome`."""
@@ -317,13 +311,3 @@ class AsyncClient(_Base):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
-
-
-async def _aiter(source: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(source, AsyncIterable):
-        async for item in source:
-            yield item
-    else:
-        for item in source:
-            yield item
-            await asyncio.sleep(0)  # a long list must not keep the loop from reading answers

@@ -281,11 +281,6 @@ class Batch:
         return [self._logic.fall_back(plan, *known) for plan in self._plans]
 
 
-def stream_request(plan: Plan) -> pb.ClassifyStreamRequest:
-    """An invalid request is sent as an empty one, so that answers stay in step; the server refuses it as well."""
-    return pb.ClassifyStreamRequest(request=plan.message or pb.ClassifyRequest())
-
-
 def _bounded(tier: Tier | None, floor: Tier | None, ceiling: Tier | None) -> Tier | None:
     """The fallback within the request's own bounds."""
     if tier is None:

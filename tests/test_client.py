@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import socket
 import threading
 import time
 
+import grpc
 import pytest
 
-from classifier import AsyncClient, Client, Outcome, Request, Tier, errors
+from classifier import AsyncClient, Client, Outcome, Request, Tier, errors, wire
 from classifier.client import SERVICE_CONFIG, Breaker
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, Source, Verdict
@@ -189,6 +192,79 @@ def test_a_batch_and_a_stream_to_nobody_fall_back_item_by_item(client_of, nowher
         assert [a.tier for a in call("classify_stream", ["a", "b", "c"])] == [Tier.COMPLEX] * 3
 
     client_of(nowhere, fallback_tier=Tier.COMPLEX).run(use)
+
+
+def source_of(kind, steps):
+    """The items of a stream; a function among them is called, on a thread where the client has an event loop."""
+    if kind == "sync":
+        return (item for step in steps for item in ([step] if isinstance(step, str) else (step() or ())))
+
+    async def items():
+        for step in steps:
+            if isinstance(step, str):
+                yield step
+            else:
+                await asyncio.to_thread(step)
+
+    return items()
+
+
+@pytest.mark.failure("down", "Python client")
+def test_a_server_that_goes_while_the_source_of_a_stream_waits_costs_no_item(client_of):
+    """What had no answer and what the source yields later get the fallback, in order."""
+    both = client_of("", fallback_tier=Tier.COMPLEX)
+    with contextlib.ExitStack() as server:
+        both.args = (server.enter_context(fake_server(tier_of=by_word, drain_seconds=0)),)
+        heard = threading.Event()
+        breaker = Breaker()
+        breaker.failed = breaker.succeeded = lambda *_: heard.set()
+        both.kwargs["breaker"] = breaker
+
+        def use(client, call):
+            def end():
+                until(lambda: client.counts.get("classified") == 2)
+                server.close()
+                assert heard.wait(60)
+                time.sleep(0.1)  # the client waits for the source now, where gRPC is
+
+            found = call("classify_stream", source_of(both.kind, ["simple", "frontier", end, "a", "b", "c"]))
+            assert [a.tier for a in found] == [Tier.SIMPLE, Tier.FRONTIER, *[Tier.COMPLEX] * 3]
+            assert [a.classified for a in found] == [True, True, False, False, False]
+
+        both.run(use)
+
+
+@pytest.mark.failure("bad input", "Python client")
+@pytest.mark.parametrize("kind_of_error", [RuntimeError, asyncio.CancelledError])
+@pytest.mark.parametrize("where", ["address", "nowhere"])
+def test_what_the_source_of_a_stream_raises_reaches_the_caller(client_of, request, where, kind_of_error):
+    """The answers to what came before it are given first, by the server or by the fallback."""
+    both = client_of(request.getfixturevalue(where), fallback_tier=Tier.COMPLEX)
+
+    def fail():
+        raise kind_of_error("the database is gone")
+
+    def use(client, call):
+        with pytest.raises(kind_of_error):
+            call("classify_stream", source_of(both.kind, ["simple", "frontier", fail, "standard"]))
+        assert sum(client.counts.values()) == 2
+
+    both.run(use)
+
+
+def test_a_stream_that_ends_well_with_answers_missing_is_a_failure(client_of):
+    """A server that answers less than it was asked costs no item."""
+    handler = grpc.stream_stream_rpc_method_handler(lambda requests, context: iter(()))
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, {"ClassifyStream": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+
+    def use(client, call):
+        assert [a.fallback for a in call("classify_stream", ["a", "b"])] == ["INTERNAL"] * 2
+
+    client_of(f"127.0.0.1:{port}", fallback_tier=Tier.COMPLEX).run(use)
+    server.stop(None).wait()
 
 
 def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowhere):
