@@ -39,6 +39,8 @@ from training.label_shift import shift_weights
 from training.policy_fit import Targets, fit_policies
 from training.step_losses import EVERY_MISS
 
+LARGE_GROUP = 0.05
+"""A group that holds more than this share of the rows is told to the reader."""
 CARD_START, CARD_END = "<!-- policies -->", "<!-- /policies -->"
 
 
@@ -110,6 +112,11 @@ def calibrate(
     engine = Engine.from_pretrained(bundle_path)
     notes: list[str] = []
     rows = read_rows(data_paths, engine, targets.group_by, audit=audit, notes=notes)
+    if rows.largest_group > max(1, LARGE_GROUP * len(rows)):
+        notes.append(
+            f"{rows.largest_group} of {len(rows)} rows are of one group. The bound counts rows as if each had come by "
+            "itself; for the requests of other groups the risk may be another."
+        )
     if targets.delta or prior_shift:
         rows = rows.drawn(seed)  # a binomial bound, and a weight by label, take labels and not rates
     fit_rows = read_rows(fit_paths, engine, audit=audit) if fit_paths else None

@@ -141,7 +141,8 @@ def choose_map(
 
     Args:
         current: the map at hand; it is kept where no other predicts better.
-        rows: labelled rows. From `FEWEST_TO_SPLIT` on one half fits the map, unless it has rows of its own.
+        rows: labelled rows. From `FEWEST_TO_SPLIT` on one half fits the map, at most about `MOST_FOR_MAP`, unless it
+            has rows of its own.
         fit_rows: rows for the map, or None.
         methods: maps that are compared; none of them keeps the one at hand, and every row goes to the thresholds.
         seed: of the halving.
@@ -166,11 +167,11 @@ def choose_map(
         )
         return current, rows, None
     else:
-        first, second = rows.halves(seed)
-        if first.sum() > MOST_FOR_MAP:
-            surplus = np.flatnonzero(first)[MOST_FOR_MAP:]
-            first[surplus], second[surplus] = False, True
-        fit_rows, rest = rows.take(first), rows.take(second)
+        if len(np.unique(rows.groups)) < 2:
+            notes.append(f"The bundle's {current.method} map was kept: all rows are of one group, which is not split.")
+            return current, rows, None
+        first = rows.drawn_groups(min((len(rows) + 1) // 2, MOST_FOR_MAP), seed)
+        fit_rows, rest = rows.take(first), rows.take(~first)
     try:
         comparison = compare(
             fit_rows.logits,
@@ -181,8 +182,9 @@ def choose_map(
             methods=methods,
         )
     except ValueError as error:
+        # Nothing was looked at of the rows that it would have been fitted on, so they may fit thresholds.
         notes.append(f"The bundle's {current.method} map was kept: {error}.")
-        return current, rest, None
+        return current, rows, None
     notes += [f"{method} was left out: {why}." for method, why in comparison.skipped.items()]
     score_now = float(expected_scores(current.apply(fit_rows.logits), fit_rows.labels).mean())
     best = comparison.scores[comparison.calibration.method]

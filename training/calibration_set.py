@@ -132,13 +132,35 @@ class CalibrationSet:
     def _with_text(self) -> NDArray[np.bool_]:
         return np.array([len(i) == _HASH for i in self.ids.tolist()], dtype=bool)
 
-    def halves(self, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Two random halves of the rows, (n,) bool each, that no group is split between."""
+    def drawn_groups(self, count: int, seed: int) -> NDArray[np.bool_]:
+        """About `count` of the rows, (n,) bool, as whole groups; from two groups on, neither none nor all.
+
+        The groups lie on a circle in random order, each as long as it has rows, and those that begin in an arc of
+        `count` rows with a random beginning are taken: each has the same chance, however large. Of groups taken until
+        `count` is reached the large ones would stay out.
+        """
         names, inverse, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
-        order = np.random.default_rng(seed).permutation(len(names))
-        first = np.zeros(len(names), dtype=bool)
-        first[order[np.cumsum(sizes[order]) <= (len(self) + 1) // 2]] = True
-        return first[inverse], ~first[inverse]
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(names))
+        begins = np.empty(len(names), dtype=np.int64)
+        begins[order] = np.cumsum(sizes[order]) - sizes[order]
+        place = (begins - rng.integers(len(self))) % len(self)
+        taken = place < count
+        # Where the arc, or what it leaves, lies within one group, the group that begins next stands for it.
+        following = place.argmin()
+        if not taken.any() or taken.all():
+            taken[following] = not taken[following] or len(names) < 2
+        return taken[inverse]
+
+    def halves(self, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Two random halves of the rows, (n,) bool each, that no group is split between; see `drawn_groups`."""
+        first = self.drawn_groups((len(self) + 1) // 2, seed)
+        return first, ~first
+
+    @property
+    def largest_group(self) -> int:
+        """Rows of the group that has most."""
+        return int(np.unique(self.groups, return_counts=True)[1].max(initial=0))
 
 
 def read_set(
