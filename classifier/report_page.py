@@ -16,6 +16,9 @@ from classifier.savings import RANDOM, ROUTED, TODAY, dollars
 from classifier.types import TIERS
 from classifier.wording import guarantee_of
 
+NAME_CHARS = 64
+"""Of a model's name and the like on the page; the JSON has them whole."""
+
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
@@ -57,7 +60,10 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
-    entries = [m | _money(m) | {"text": t} for m, t in zip(report["movers"], texts or [""] * 1000, strict=False)]
+    entries = [
+        m | _money(m) | {"text": t, "model": _cut(m["model"], NAME_CHARS)}
+        for m, t in zip(report["movers"], texts or [""] * 1000, strict=False)
+    ]
     ids, models = (any(m[column] for m in report["movers"]) for column in ("id", "model"))
     one, ten = (report["concentration"][key] for key in ("0.01", "0.1"))
     return render(
@@ -225,10 +231,11 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
 def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "name": name,
-        "chart": charts.tier_bars([_cut(r["value"]) for r in rows], [r["shares"] for r in rows]),
+        "chart": charts.tier_bars([_cut(r["value"], 18) for r in rows], [r["shares"] for r in rows]),
         "rows": [
             {
                 **r,
+                "value": _cut(r["value"], NAME_CHARS),
                 "reference": dollars(r["reference"]),
                 "routed": dollars(r["routed"]),
                 "saving": _cell(r["saving"], dollars),
@@ -247,8 +254,9 @@ def _short(name: str) -> str:
     return {ROUTED: "routed", RANDOM: "random", TODAY: "today"}.get(name, f"all {name}")
 
 
-def _cut(text: str, most: int = 18) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str, most: int) -> str:
+    """Head and tail of a long name: those of cloud models differ in their tails alone."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
 def _share(value: float) -> str:

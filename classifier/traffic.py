@@ -37,6 +37,8 @@ from classifier.policy import Policy
 from classifier.policy_file import SCHEMA_VERSION, policies_from_json
 from classifier.types import TIERS, Tier
 
+MAX_VALUE_CHARS = 512
+"""Of a model's name and the like: a Bedrock inference profile's has over 100, and a file's path more."""
 _NUMBERS = frozenset({"time", "input_tokens", "output_tokens", "cost", "response"})
 OURS = ("classifier_tier", "classifier_probabilities", "classifier_truncated", "classifier_error",
         "classifier_characters", "classifier_file", "classifier_row")  # fmt: skip
@@ -240,7 +242,7 @@ class _Collected:
     def _code(self, role: str, value: Any) -> int:
         """A number for a value of a column of few values."""
         seen = self.seen.setdefault(role, {})
-        return seen.setdefault("" if value is None else str(value)[:64], len(seen))
+        return seen.setdefault("" if value is None else str(value)[:MAX_VALUE_CHARS], len(seen))
 
     def _numbers(self, role: str) -> NDArray[np.float64]:
         if role in self.kept:

@@ -307,6 +307,21 @@ def test_models_without_a_price_are_left_out_of_today_and_named(labelled, prices
     assert found["against_today"].startswith("Against today routing ")
 
 
+def test_models_whose_long_names_begin_alike_are_told_apart(tmp_path):
+    """An inference profile's name is longer than most: its price is found, and the page shows its two ends."""
+    head = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/us.anthropic."
+    rows = [row | {"model": head + row["model"]} for row in traffic()]
+    path, prices = write_labelled(tmp_path / "l.parquet", rows), tmp_path / "prices.toml"
+    prices.write_text(PRICES.replace("big", f'"{head}big"') + f'"{head}small" = 1\n')
+    found = numbers(path, "--prices", prices)
+    assert {row["value"] for row in found["by"]["model"]} == {f"{head}big", f"{head}small"}
+    assert next(s for s in found["strategies"] if s["name"] == "today")["requests"] == 200
+    run(path, "--prices", prices, "-o", tmp_path / "page.html")
+    assert re.findall(r"<td>(arn\S+anthropic.(?:big|small))</td>", (tmp_path / "page.html").read_text()) == [
+        f"{head[:31]}…{f'{head}{name}'[-32:]}" for name in ("big", "small")
+    ]
+
+
 def test_tier_mix_by_any_column(labelled):
     """Model and tenant are found by name; --by adds others; every value's requests add up."""
     found = numbers(labelled, "--by", "classifier_reason", "--by", "prompt")
