@@ -188,8 +188,12 @@ def test_risk_falls_and_cost_rises_with_the_threshold(report):
 def test_what_makes_numbers_too_good_or_is_missing_is_told(report, text):
     """Rows of the training set, and routers that are not installed; the rest of the page is the same, byte for byte."""
     assert report["seen_in_training"] == 0
-    other = page(report | {"seen_in_training": 7, "litellm": []})
-    told = ("7 of these rows were in the bundle's training set", "LiteLLM is not installed here")
+    other = page(report | {"seen_in_training": 7, "litellm": [], "open_rows": 3})
+    told = (
+        "3 rows of which only an interval is known are left out",
+        "7 of these rows were in the bundle's training set",
+        "LiteLLM is not installed here",
+    )
     assert all(sentence in other for sentence in told)
     assert told[0] not in text
     assert re.findall(r'src="(data:[^"]*)"', other) == re.findall(r'src="(data:[^"]*)"', text)
@@ -261,6 +265,16 @@ def test_json_holds_no_nan(files):
         raise AssertionError(name)
 
     assert json.loads(done.stdout, parse_constant=refuse)["rows"] == 48
+
+
+def test_an_interval_is_no_label(files, tmp_path):
+    """Rows of which only an interval is known are left out and counted; alone they are refused."""
+    (tmp_path / "open.jsonl").write_text('{"prompt": "rejected", "at_least": "standard"}\n')
+    given = ("--bundle", files / "bundle", "--data", tmp_path / "open.jsonl")
+    done = run_command(*given, "--data", files / "rows.jsonl")
+    assert re.search(r"on 48 rows .*\n +1 rows of which only an interval is known are left out", done.stdout)
+    done = run_command(*given)
+    assert (done.exit_code, "none of 1 labelled rows states a tier" in done.stderr) == (1, True)
 
 
 def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(files, tmp_path):

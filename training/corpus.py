@@ -86,6 +86,11 @@ class Row:
         return Tier.from_index(int(np.argmax(self.probabilities)))
 
     @property
+    def closed(self) -> bool:
+        """Whether its tier is known, or the chance of each; of an open row an interval or nothing is."""
+        return self.label != UNLABELLED and (self.probabilities is not None or self.at_least is self.at_most)
+
+    @property
     def split(self) -> str:
         """`train`, `dev` or `test`: what the file states, else fixed by a hash of the group."""
         return self.stated_split or split_of(self.group)

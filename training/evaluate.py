@@ -209,7 +209,10 @@ def failed_gates(report: Mapping[str, Any], gates: Mapping[str, float]) -> list[
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
-    lines = [f"bundle {report['bundle']} on {report['rows']} rows (by tier: {report['tier_counts']})", ""]
+    lines = [f"bundle {report['bundle']} on {report['rows']} rows (by tier: {report['tier_counts']})"]
+    if report.get("open_rows"):
+        lines += [f"  {report['open_rows']} rows of which only an interval is known are left out"]
+    lines += [""]
     lines += [f"  {name:<26} {_interval(value)}" for name, value in report["overall"].items()]
     for error in report.get("calibration_error", ()):
         boundary = f"P(label <= {TIERS[error['tier']].label})"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from classifier.errors import InputError
 from training import outcome_curves, robustness
 from training.calibration_report import PRICES
 from training.calibration_set import TRAINING_ROWS, rows_seen
@@ -67,18 +68,31 @@ def read_rows(
 def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -> dict[str, Any]:
     """The evaluation as JSON-ready data: that of `training.evaluate`, and what else is asked.
 
+    Rows of which only an interval is known have no label to hold an answer against: they are left out and counted.
+
     Args:
         bundle: folder of the bundle.
         rows: labelled rows to evaluate on.
         train: rows that baselines learn from; empty leaves them out.
         asked: what the report shall hold.
+
+    Raises:
+        InputError: no row is left.
     """
+    given = len(rows)
+    rows, train = ([r for r in some if r.closed] for some in (rows, train))
+    if not rows:
+        raise InputError(
+            f"none of {given} labelled rows states a tier or the chance of each, and an interval is no label to hold "
+            "answers against; give --data rows with one"
+        )
     engine = load_engine(bundle)
     packed = str(engine.bundle.manifest.get(TRAINING_ROWS, ""))
     predictions = score(engine, rows)
     rivals = baselines(train, rows) if train else {}
     report = evaluate(engine, rows, predictions=predictions, rivals=rivals)
     report["seen_in_training"] = rows_seen((r.sha256 for r in rows), packed)
+    report["open_rows"] = given - len(rows)
     report["baseline_rows"] = len(train)
     if asked.detail:
         routers = litellm_tiers([r.request for r in rows])
