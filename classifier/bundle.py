@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -65,6 +66,15 @@ class Bundle:
     default_policy: str
     reference: Mapping[str, Any]
     manifest: Mapping[str, Any]
+
+
+def is_folder(name: str) -> bool:
+    """Whether a bundle's name means a folder: a bare word is a name in the registry, whatever lies in this folder.
+
+    >>> [is_folder(name) for name in ("./current", "/srv/bundle", "..", "current", "0123456789abcdef")]
+    [True, True, True, False, False]
+    """
+    return name in (".", "..") or "/" in name or os.sep in name
 
 
 def read_bundle(path: str | Path) -> Bundle:

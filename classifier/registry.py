@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from classifier.bundle import MANIFEST, SHIPPED, read_bundle
+from classifier.bundle import MANIFEST, SHIPPED, is_folder, read_bundle
 from classifier.errors import BundleError, BundleNotFound, SettingsError
 from classifier.objects import Objects, verify
 from classifier.settings import cache_folder
@@ -327,17 +327,17 @@ class Registry:
 
 
 def resolve_bundle(name: str, registry: Registry | None) -> Path:
-    """The folder that `--bundle` names: a bundle's own, or a name in the registry; "" is current, or the shipped one.
+    """The folder that `--bundle` names, which may hold no bundle; "" is the registry's current, or the shipped one.
 
     Raises:
-        BundleNotFound: it is neither.
+        BundleNotFound: it is a name, and the registry has none such.
         BundleCorrupt: the registry's files are not what they should be.
     """
-    if name and (Path(name) / MANIFEST).is_file():
+    if is_folder(name):
         return Path(name)
     if name and registry is None:
         raise BundleNotFound(
-            f"{name}: no bundle's folder, and no registry is set to look for that name; give --registry"
+            f"{name}: no registry is set to look for that name; give --registry, or a folder as ./{name}"
         )
     if registry is not None and (name or "current" in registry.state().aliases):
         return registry.fetch(name or "current")
@@ -349,7 +349,8 @@ def _resolve(state: Event, name: str, where: str) -> str:
     if version not in state.folders:
         nothing = "nothing yet; add one with 'classifier bundle promote FOLDER'"
         known = ", ".join(sorted({*state.aliases, *state.folders})) or nothing
-        raise BundleNotFound(f"{where}: no bundle {name!r} there; it has {known}")
+        meant = f"; did you mean ./{name}?" if not is_folder(name) and (Path(name) / MANIFEST).is_file() else ""
+        raise BundleNotFound(f"{where}: no bundle {name!r} there; it has {known}{meant}")
     return version
 
 

@@ -12,7 +12,6 @@ import asyncio
 import ctypes
 import json
 import logging
-import os
 import queue
 import random
 import threading
@@ -145,23 +144,18 @@ def source_of(name: str, registry: str) -> Source:
     """What a bundle's name means.
 
     Args:
-        name: a bundle's folder, or a name in the registry; empty means `current` of the registry that was given, or the
-            shipped bundle where none was.
+        name: a bundle's folder as ./NAME, or a name in the registry; empty means `current` of the registry that was
+            given, or the shipped bundle where none was.
         registry: folder or URL; empty means the user's own, which names are looked up in but whose `current` is only
             served where it is asked for by name.
     """
-    from classifier.bundle import SHIPPED
+    from classifier.bundle import SHIPPED, is_folder
 
-    if name and ((Path(name) / "manifest.json").is_file() or _is_path(name)):
+    if is_folder(name):
         return Folder(name)
     if registry or name:
         return Named(registry or own_registry(), name or "current")
     return Folder(SHIPPED)
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name can only be meant as a folder."""
-    return os.sep in name or Path(name).exists()
 
 
 class Watched:

@@ -48,7 +48,9 @@ class ServerSettings:
         ("127.0.0.1:50051",),
         "Address to serve on, HOST:PORT or unix:/PATH; may be given again; port 0 picks a free one.",
     )
-    bundle: str = _setting("", "Bundle folder, or a name in the registry. Default: 'current', or the shipped bundle.")
+    bundle: str = _setting(
+        "", "Bundle folder (./NAME), or a name in the registry. Default: 'current', or the shipped bundle."
+    )
     registry: str = _setting(
         "",
         "Folder or URL of the bundle registry; its 'current' is watched and reloaded. Names alone mean the user's own.",
@@ -98,7 +100,7 @@ class ServerSettings:
     metrics_listen: str = _setting("", "HOST:PORT of the Prometheus page; empty means none.")
     traces: bool = _setting(False, "Send OpenTelemetry spans, as the OTEL_* variables say (extra 'otel').")
     shadow: str = _setting(
-        "", "Bundle folder or registry name that is scored beside the current one, off the hot path."
+        "", "Bundle folder (./NAME) or registry name that is scored beside the current one, off the hot path."
     )
     shadow_share: float = _setting(0.1, "Share of requests that the shadow bundle sees, 0 to 1.", minimum=0)
     log_format: str = _setting("auto", "auto is text on a terminal, else JSON.", choices=("auto", "json", "text"))

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from classifier import cli
 from classifier.bundle import read_bundle
 from classifier.registry import Registry
+from classifier.reload import source_of
 from tests.tiny import tiny_bundle
 
 
@@ -97,6 +98,24 @@ def test_pull_writes_a_folder(registry, bundles, tmp_path):
     assert version(tmp_path / "mine") == version(bundles[0])
 
 
+def test_a_bare_word_is_a_name_and_never_the_folder_beside(registry, bundles, tmp_path, monkeypatch, capsys):
+    """What was pulled into ./current does not take the place of current; where it may be meant, that is asked."""
+    run(registry, "promote", bundles[0])
+    monkeypatch.chdir(tmp_path)
+    run(registry, "pull", "current", "./current")
+    Registry(registry).add(bundles[1], candidate=True)
+    run(registry, "promote", "candidate")
+    assert version(bundles[1]) in run(registry, "verify", "current").stdout
+    assert version(bundles[0]) in run(registry, "verify", "./current").stdout
+    assert run(registry, "promote", "current").stdout.startswith(f"current is {version(bundles[1])}")
+    named = source_of("current", registry)
+    assert (named.wanted(), source_of("./current", registry).wanted()) == (version(bundles[1]), version(bundles[0]))
+    (tmp_path / "current").rename(tmp_path / "mine")
+    with pytest.raises(SystemExit):
+        cli.main(["bundle", "promote", "mine", "--registry", registry])
+    assert "did you mean ./mine?" in capsys.readouterr().err
+
+
 def test_gc_says_what_it_removes(registry, bundles):
     """A dry run removes nothing; the real one removes what has no alias."""
     run(registry, "promote", bundles[0])
@@ -114,7 +133,7 @@ def test_gc_says_what_it_removes(registry, bundles):
         (["promote", "candidate"], 1, "no bundle 'candidate'"),
         (["rollback"], 1, "no bundle 'previous'"),
         (["promote", "x", "--checkpoint", "y"], 2, "--checkpoint goes with"),
-        (["verify", "/nowhere"], 1, "no bundle '/nowhere'"),
+        (["verify", "/nowhere"], 1, "/nowhere: no manifest.json there"),
     ],
     ids=["candidate", "rollback", "checkpoint", "verify"],
 )

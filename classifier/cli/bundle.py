@@ -73,7 +73,7 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
 @click.argument("name")
 @_registry_option
 def verify(*, name: str, url: str) -> None:
-    r"""Checks every file of a bundle: NAME is a folder, an alias or a version. Exit code 1 where one is not right.
+    r"""Checks every file of a bundle: NAME is a folder (./NAME), an alias or a version. Exit 1 if one is not right.
 
     \b
     classifier bundle verify current
@@ -92,7 +92,7 @@ def verify(*, name: str, url: str) -> None:
 @click.option("--checkpoint", metavar="PATH", help="With a folder as NAME: weights to keep beside it, for retraining.")
 @_registry_option
 def promote(*, name: str, why: str, checkpoint: str | None, url: str) -> None:
-    r"""Makes a bundle the current one: NAME is an alias, a version, or a folder that is added first.
+    r"""Makes a bundle the current one: NAME is an alias, a version, or a folder (./NAME) that is added first.
 
     Servers that watch the registry load it within seconds.
 
@@ -100,12 +100,10 @@ def promote(*, name: str, why: str, checkpoint: str | None, url: str) -> None:
     classifier bundle promote candidate --why "beats current on the golden set"
     classifier bundle promote ./my-bundle
     """
-    from pathlib import Path
-
-    from classifier.bundle import MANIFEST
+    from classifier.bundle import is_folder
 
     registry = _registry(url)
-    if (Path(name) / MANIFEST).is_file():
+    if is_folder(name):
         name = registry.add(name, checkpoint=checkpoint, why=why)
     elif checkpoint:
         raise click.UsageError("--checkpoint goes with a bundle's folder as NAME")
