@@ -45,6 +45,8 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     >>> recognise({"prompt": "hi"}), recognise({"custom_id": "1", "body": {"messages": []}})
     ('prompt', 'openai')
     """
+    if _is_named_text(row, text_field):
+        return "prompt"
     if is_span(row):
         return "otel"
     if row.get("standard_logging_object") or row.get("call_type"):
@@ -64,6 +66,14 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     if text_field != "prompt":
         raise InvalidRequest(text_field, "is not there, and no messages; see --text-field and --format")
     raise InvalidRequest("prompt", "is not there, and no messages or body; name the column with --text-field")
+
+
+def _is_named_text(row: Mapping[str, Any], text_field: str) -> bool:
+    """Whether a column that was named for its texts holds one; in a column of a format's that may be JSON instead."""
+    text = row.get(text_field)
+    if text_field == "prompt" or not isinstance(text, str) or not text:
+        return False
+    return text_field not in COLUMNS or text[0] not in "[{"
 
 
 def request_of_row(

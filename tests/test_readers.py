@@ -157,6 +157,22 @@ def test_a_table_holds_the_same_requests(name, tmp_path):
     assert [told(request_of_row(row)) for row in rows] == READ[name]
 
 
+@pytest.mark.parametrize(
+    ("row", "text_field", "wanted"),
+    [
+        ({"body": "Dear all", "question": "[1] Why?"}, "question", "[1] Why?"),
+        ({"question": "Why?", "messages": [{"role": "user", "content": "hi"}]}, "question", "Why?"),
+        ({"body": "Dear all"}, "body", "Dear all"),
+        ({"body": '{"messages": [{"role": "user", "content": "hi"}]}'}, "body", "hi"),
+        ({"body": '{"messages": [{"role": "user", "content": "hi"}]}', "question": None}, "question", "hi"),
+    ],
+    ids=["a column called body", "beside messages", "a column of a format's", "a body as JSON", "no text there"],
+)
+def test_a_column_that_is_named_is_the_text(row, text_field, wanted):
+    """Where a row has a text in the column that `--text-field` names, that is the request, whatever else it has."""
+    assert told(request_of_row(row, text_field=text_field)) == ([("user", wanted)], (), 0)
+
+
 BROKEN = {
     "openai_chat_broken.jsonl": [
         "messages: is not there",
