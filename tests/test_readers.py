@@ -191,12 +191,30 @@ BROKEN = {
         "no message with role 'user'",
         "params: is not an object",
     ],
+    "anthropic_batch_broken.jsonl": [
+        "messages: is not there",
+        "no message with role 'user'",
+        "params: is a text, and not of JSON",
+        "params: is not an object",
+        "no messages or body",
+        "is not JSON (Unterminated string",
+    ],
     "litellm_broken.jsonl": ["redacted by LiteLLM", "call_type: is 'aembedding'", "messages: is not there"],
-    "otel_broken.jsonl": [
+    "otel_collector_broken.jsonl": [
         "has no content; let the application record it",
         "gen_ai.input.messages: is not a list",
         "gen_ai.input.messages[0]",
         "is not JSON",
+    ],
+    "otel_console_broken.jsonl": [
+        "has no content; let the application record it",
+        "gen_ai.input.messages: is not a list of messages",
+        "no message with role 'user'",
+        "has no content; let the application record it",
+        "has no content; let the application record it",
+        "is not JSON (Expecting property name",
+        "is not JSON (Extra data",
+        "is not JSON (Extra data",
     ],
     "corpus_broken.jsonl": [
         "messages[0].content: is not a text",
@@ -211,6 +229,13 @@ BROKEN = {
         "has a quote that is not closed",
     ],
 }
+
+
+def test_every_log_has_a_broken_twin():
+    """For each fixture of good rows there is one that says what of its form can be broken."""
+    names = {path.name for path in LOGS.iterdir()}
+    assert {name.replace(".", "_broken.") for name in names if "_broken" not in name} == names & set(BROKEN)
+    assert set(BROKEN) == {name for name in names if "_broken" in name}
 
 
 @pytest.mark.parametrize("name", BROKEN)
