@@ -54,8 +54,18 @@ def test_a_confined_request_has_no_way_out():
 
 def test_an_outcome_counts_once_a_request_and_cause():
     """Attempts of one request share the outcome's id; without a decision there is no outcome."""
-    routed = Routed(Answer(Tier.SIMPLE, DECIDED))
+    routed = Routed(Answer(Tier.SIMPLE, DECIDED), Tier.SIMPLE)
     first, again = (outcome_of(routed, Verdict.REJECTED, Cause.AVAILABILITY) for _ in range(2))
     assert first == again
     assert (first.decision_id, first.outcome_id, first.served_tier) == ("id-1", "id-1:availability", Tier.SIMPLE)
-    assert outcome_of(Routed(Answer(Tier.COMPLEX, None, "UNAVAILABLE")), Verdict.REJECTED, Cause.QUALITY) is None
+    undecided = Routed(Answer(Tier.COMPLEX, None, "UNAVAILABLE"), Tier.COMPLEX)
+    assert outcome_of(undecided, Verdict.REJECTED, Cause.QUALITY) is None
+
+
+@pytest.mark.parametrize("served", [None, Tier.COMPLEX], ids=str)
+def test_a_judge_speaks_of_the_tier_that_answered(served):
+    """After a fallback QUALITY is of the fallback's tier, or nothing where it is of none; an outage is of its own."""
+    routed = Routed(Answer(Tier.SIMPLE, DECIDED), served)
+    judged = outcome_of(routed, Verdict.ACCEPTED, Cause.QUALITY)
+    assert (judged and judged.served_tier) == served
+    assert outcome_of(routed, Verdict.REJECTED, Cause.AVAILABILITY).served_tier is Tier.SIMPLE

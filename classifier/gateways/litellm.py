@@ -156,7 +156,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             raise Refused(str(error)) from error
         data["model"] = answer.route or model
         mark(data, name)
-        self._routed.put(name, Routed(answer, restricted, chat=call_type in _CHATS))
+        self._routed.put(name, Routed(answer, answer.tier, restricted, chat=call_type in _CHATS))
         self.counts["classified" if answer.classified else answer.fallback] += 1
         return data
 
@@ -219,7 +219,8 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         async def good_enough(answer: Any) -> bool | None:
             return await judged(self._validators, data, answer)
 
-        higher = await escalate(self.table, routed.answer.tier, ask, good_enough, restricted=routed.restricted)
+        tier = routed.answer.tier if routed.served is None else routed.served
+        higher = await escalate(self.table, tier, ask, good_enough, restricted=routed.restricted)
         self._report(routed, higher.verdict, Cause.QUALITY, source=self._judge, accepted_tier=higher.accepted_tier)
         return response if higher.answer is None else higher.answer
 
@@ -228,7 +229,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         from litellm.proxy.proxy_server import llm_router, proxy_logging_obj
 
         body = {name: copy(data[name]) for name in _ASKED_AGAIN & data.keys()}
-        answer = await llm_router.acompletion(model=route.model, disable_fallbacks=routed.restricted, **body)
+        answer = await llm_router.acompletion(model=route.model, disable_fallbacks=True, **body)
         routed.escalating = True
         try:
             return await proxy_logging_obj.post_call_success_hook(data=data, response=answer, user_api_key_dict=key)
@@ -280,14 +281,14 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     async def log_success_fallback_event(
         self, original_model_group: str, kwargs: dict[str, Any], original_exception: Exception
     ) -> None:
-        """The proxy fell back after an exception, and the other model answered."""
+        """The proxy fell back after an exception, the other model answered: from now on judges speak of its tier."""
         routed = self._of(kwargs)
-        if routed is None or original_model_group != routed.answer.route:
+        if routed is None:
             return
-        other = tier_of_model(self.table, str(kwargs.get("model")))
-        higher = other if other is not None and other > routed.answer.tier else None
-        verdict = Verdict.ESCALATED if higher else Verdict.REJECTED
-        self._report_exception(routed, original_exception, verdict=verdict, accepted_tier=higher)
+        if not routed.fell_back:  # of fallbacks that fell back themselves the one that answered is told of first
+            routed.fell_back, routed.served = True, tier_of_model(self.table, str(kwargs.get("model")))
+        if original_model_group == routed.answer.route:
+            self._report_exception(routed, original_exception)
 
     async def log_failure_fallback_event(
         self,
@@ -311,18 +312,10 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     def _of(self, data: Mapping[str, Any]) -> Routed | None:
         return next((routed for name in marks(data) if (routed := self._routed.get(name))), None)
 
-    def _report_exception(
-        self,
-        routed: Routed,
-        error: BaseException,
-        *,
-        answered: bool = False,
-        verdict: Verdict = Verdict.REJECTED,
-        accepted_tier: Tier | None = None,
-    ) -> None:
+    def _report_exception(self, routed: Routed, error: BaseException, *, answered: bool = False) -> None:
         cause = cause_of_exception(error, answered=answered)
         if cause is not None:
-            self._report(routed, verdict, cause, accepted_tier=accepted_tier)
+            self._report(routed, Verdict.REJECTED, cause)
 
     def _report(self, routed: Routed, verdict: Verdict, cause: Cause, **fields: Any) -> None:
         outcome = outcome_of(routed, verdict, cause, **fields)

@@ -42,16 +42,21 @@ class Routed:
 
     Attributes:
         answer: what was answered.
+        served: the tier whose model answered or is to; None where the table does not name the model that the proxy fell
+            back to.
         restricted: whether it may not leave the premises.
         chat: whether it is a chat completion, whose answer may be one of another model, asked for again.
         answered: whether a model answered or began to, so that a guardrail's no is about the answer.
+        fell_back: whether the proxy fell back to another model.
         escalating: whether a higher tier's answer is on its way through the proxy's guardrails.
     """
 
     answer: Answer
+    served: Tier | None
     restricted: bool = False
     chat: bool = True
     answered: bool = False
+    fell_back: bool = False
     escalating: bool = False
 
 
@@ -63,15 +68,17 @@ def outcome_of(
     source: Source = Source.AUTOMATIC,
     accepted_tier: Tier | None = None,
 ) -> Outcome | None:
-    """What became of a request's decision; None where there is none.
+    """What became of a request's decision; None where there is none, or where an answer is judged that is of no tier.
 
-    One outcome a request and cause: every attempt of an outage tells of it, and it counts once.
+    QUALITY is of the tier that answered; what kept a model from answering, of the tier that was decided. One outcome a
+    request and cause: every attempt of an outage tells of it, and it counts once.
     """
     decision = routed.answer.decision
-    if decision is None or not decision.decision_id:
+    tier = routed.served if cause is Cause.QUALITY else routed.answer.tier
+    if decision is None or not decision.decision_id or tier is None:
         return None
     name = f"{decision.decision_id}:{cause.name.lower()}"
-    return Outcome(decision.decision_id, name, verdict, cause, source, routed.answer.tier, accepted_tier)
+    return Outcome(decision.decision_id, name, verdict, cause, source, tier, accepted_tier)
 
 
 _METADATA = ("litellm_metadata", "metadata")

@@ -133,8 +133,32 @@ def test_an_outage_that_a_fallback_mends_is_availability(proxy: Proxy) -> None:
     with proxy.upstream.ill("unavailable", "medium"):
         status, headers, _ = proxy.ask("an unjudged email")
     assert (status, proxy.upstream.models()[-1]) == (200, "large")
-    [(_, cause, served, _)] = proxy.outcomes(headers[ID])
-    assert (cause, served) == (Cause.AVAILABILITY, Tier.STANDARD)
+    assert proxy.outcomes(headers[ID]) == [(Verdict.REJECTED, Cause.AVAILABILITY, Tier.STANDARD, None)]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("ill", "served"), [(["medium"], Tier.COMPLEX), (["medium", "large"], Tier.FRONTIER)])
+def test_a_fallback_is_judged_as_the_tier_that_it_is_of(
+    proxy: Proxy, ill: list[str], served: Tier, stream: bool
+) -> None:
+    """A good answer of another tier's model, a fallback's fallback too, is that tier's, not the one's that was out."""
+    with proxy.upstream.ill("unavailable", *ill):
+        _, headers, _ = proxy.ask("an email", stream=stream)
+    until(lambda: len(proxy.reported(headers[ID])) == 2)
+    assert set(proxy.reported(headers[ID])) == {
+        (Verdict.REJECTED, Cause.AVAILABILITY, Tier.STANDARD, None),
+        (Verdict.ACCEPTED, Cause.QUALITY, served, None),
+    }
+
+
+@pytest.mark.parametrize("prompt", ["easy", "bad answer by-status"], ids=["validator", "guardrail"])
+def test_a_fallback_of_no_tier_is_not_judged(proxy: Proxy, prompt: str) -> None:
+    """What a model answers that the table does not name is no label of any tier, whoever judges it."""
+    with proxy.upstream.ill("unavailable", "small"):
+        _, headers, _ = proxy.ask(prompt)
+    _, after, _ = proxy.ask("one more email, after a fallback")
+    proxy.outcomes(after[ID])
+    assert proxy.reported(headers[ID]) == [AVAILABILITY]
 
 
 def test_an_outage_whose_fallback_fails_too_is_availability(proxy: Proxy) -> None:
