@@ -129,13 +129,12 @@ class Objects:
         try:
             with self._guarded():
                 for kind, source in sources.items():
-                    for file in sorted(p for p in source.rglob("*") if p.is_file()):
-                        name = f"{kind}/{file.relative_to(source).as_posix()}"
-                        listing[name] = _sha256(file)
+                    for file, digest in hashes(source).items():
+                        listing[f"{kind}/{file}"] = digest
                         if self.local:
-                            _copy_durably(file, Path(self.path(folder, name)))
+                            _copy_durably(source / file, Path(self.path(folder, kind, file)))
                         else:
-                            self._fs.put_file(str(file), self.path(folder, name))
+                            self._fs.put_file(str(source / file), self.path(folder, kind, file))
             self.create(f"{folder}/{LISTING}", json.dumps(listing, indent=1).encode())
         except BaseException:
             with contextlib.suppress(BundleError):  # gc takes what cannot be taken back now
@@ -230,6 +229,12 @@ class Objects:
             ) from error
 
 
+def hashes(path: Path) -> dict[str, str]:
+    """sha256 of each file in a folder, by its path there; none where it is no folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {file.relative_to(path).as_posix(): _sha256(file) for file in files}
+
+
 def verify(path: Path, files: Mapping[str, str]) -> None:
     """Checks the files of a folder against their sha256.
 
@@ -260,8 +265,16 @@ def _taken(error: BaseException) -> bool:
     )
 
 
+def _make_folder(path: Path) -> None:
+    """Makes a folder and those above it, whose names survive a power cut as the files in them do."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        fsync(folder.parent)
+
+
 def _create_file(path: Path, data: bytes) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     descriptor, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -280,7 +293,7 @@ def _create_file(path: Path, data: bytes) -> bool:
 
 
 def _copy_durably(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     with source.open("rb") as data, target.open("wb") as file:
         shutil.copyfileobj(data, file)
         file.flush()

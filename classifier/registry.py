@@ -27,7 +27,7 @@ from pathlib import Path
 
 from classifier.bundle import MANIFEST, SHIPPED, is_folder, read_bundle
 from classifier.errors import BundleError, BundleNotFound, SettingsError
-from classifier.objects import Objects, verify
+from classifier.objects import Objects, hashes, verify
 from classifier.settings import cache_folder
 
 _ATTEMPTS = 100
@@ -155,7 +155,7 @@ class Registry:
 
         Args:
             path: the bundle's folder.
-            checkpoint: folder of the weights that retraining starts from.
+            checkpoint: folder of the weights that retraining starts from; put beside a version that has none yet.
             candidate: make it the candidate.
             why: for the history.
 
@@ -165,18 +165,22 @@ class Registry:
         Raises:
             BundleNotFound: there is no bundle there.
             BundleCorrupt: it is not what its manifest says.
+            BundleError: the checkpoint is no folder with files, or the version has another one already.
         """
         version = read_bundle(path).version
+        weights = hashes(Path(checkpoint)) if checkpoint else {}
+        if checkpoint and not weights:
+            raise BundleError(f"{checkpoint}: no folder with weights; give the checkpoint's folder")
         self._objects.prove()
         folder = ""
-        if version not in self.state().folders:
+        if not self._has(self.state(), version, weights):
             folder = f"bundles/{version}-{secrets.token_hex(4)}"
             sources = {"bundle": Path(path), **({"checkpoint": Path(checkpoint)} if checkpoint else {})}
             self._objects.upload(folder, sources)
 
         def change(state: Event) -> Event | None:
             aliases = {**state.aliases, "candidate": version} if candidate else state.aliases
-            if version in state.folders:
+            if self._has(state, version, weights):
                 return None if aliases == state.aliases else replace(state, aliases=aliases)
             if not folder:
                 raise BundleError(f"{self.url}: {version} was removed meanwhile; add it again")
@@ -273,6 +277,15 @@ class Registry:
             for folder in [*removed.values(), *orphans]:
                 self._objects.discard(folder)
         return [*sorted(removed), *orphans]
+
+    def _has(self, state: Event, version: str, weights: Mapping[str, str]) -> bool:
+        """Whether a version is there, with the checkpoint of these sha256 by file where one is given."""
+        if version not in state.folders:
+            return False
+        found = self._objects.listing(state.folders[version], "checkpoint") if weights else {}
+        if found and found != weights:
+            raise BundleError(f"{self.url}: {version} keeps the other checkpoint that it has; leave --checkpoint out")
+        return bool(found) == bool(weights)
 
     def _local_folder(self, name: str, kind: str) -> Path:
         """The registry's own folder where it is local, else a copy in the cache; verified either way."""

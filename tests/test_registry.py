@@ -21,6 +21,7 @@ from unittest import mock
 import fsspec
 import pytest
 
+from classifier import objects
 from classifier.bundle import SHIPPED, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.registry import Registry, resolve_bundle
@@ -166,6 +167,48 @@ def test_a_checkpoint_lies_beside_its_bundle(registry, bundles, versions, checkp
     assert {p.name: p.read_bytes() for p in found.iterdir()} == {p.name: p.read_bytes() for p in checkpoint.iterdir()}
     assert registry.checkpoint(versions[1]) is None
     assert not (registry.fetch(versions[0]) / "model.safetensors").exists()
+
+
+def test_a_checkpoint_may_come_later(registry, bundles, versions, checkpoint, tmp_path):
+    """What was stored without weights gets them when it is added again with them; other weights are refused."""
+    registry.promote(registry.add(bundles[0]))
+    assert registry.add(bundles[0], checkpoint=checkpoint) == versions[0]
+    found = registry.checkpoint("current")
+    assert found is not None
+    assert {p.name for p in found.iterdir()} == {p.name for p in checkpoint.iterdir()}
+    assert read_bundle(registry.fetch("current")).version == versions[0]
+    before = registry.state()
+    registry.add(bundles[0], checkpoint=checkpoint)
+    registry.add(bundles[0])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(BundleError, match="keeps the other checkpoint"):
+        registry.add(bundles[0], checkpoint=tmp_path / "other")
+    assert registry.state() == before
+
+
+@pytest.mark.parametrize("what", ["nowhere", "a file", "an empty folder"])
+def test_a_checkpoint_that_is_none_is_refused(registry, bundles, tmp_path, what):
+    """A path that holds no weights is an error, and stores nothing."""
+    path = tmp_path / "checkpoint"
+    if what == "a file":
+        path.write_bytes(b"weights")
+    elif what == "an empty folder":
+        path.mkdir()
+    with pytest.raises(BundleError, match="no folder with weights"):
+        registry.add(bundles[0], checkpoint=path)
+    assert registry.state().folders == {}
+
+
+def test_every_folder_of_a_new_registry_survives_a_power_cut(bundles, tmp_path, monkeypatch):
+    """The names of new folders are flushed to disk as the files in them are."""
+    flushed = set()
+    fsync = objects.fsync
+    monkeypatch.setattr(objects, "fsync", lambda path: (flushed.add(Path(path)), fsync(path)))
+    Registry(tmp_path / "new" / "registry").add(bundles[0])
+    root = tmp_path / "new" / "registry"
+    [folder] = (root / "bundles").iterdir()
+    assert {tmp_path, tmp_path / "new", root, root / "bundles", folder, folder / "bundle"} <= flushed
 
 
 def test_only_a_whole_bundle_is_stored(registry, bundles, tmp_path):
