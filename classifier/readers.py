@@ -29,9 +29,11 @@ from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 2**20
-CUTS = 3
+CUTS = 4
 """Raised whenever the same files become other rows or chunks, so that no run goes on with pieces of another cut."""
 _BLOCK = 2**20
+_FEW_ROWS = 50
+"""Rows of a table that are decoded at once; fewer cost time, more memory where they are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,23 +191,70 @@ def csv_header(source: Source) -> list[str]:
 
 
 def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk]:
-    """The batches of a Parquet file; a raw row with an error where it is damaged."""
+    """The chunks of a Parquet file; a raw row with an error where it is damaged."""
+    held: list[Any] = []
+    rows = size = 0
+    first = 1
+    for found in _batches(source, position):
+        broken = isinstance(found, RawRow)
+        more, weight = (0, 0) if broken else (found.num_rows, _decoded_bytes(found))
+        if held and (broken or rows + more > CHUNK_ROWS or size + weight > CHUNK_BYTES):
+            yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
+            first, held, rows, size = first + rows, [], 0, 0
+        if broken:
+            yield found
+        else:
+            held.append(found)
+            rows, size = rows + more, size + weight
+    if held:
+        yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
+
+
+def _batches(source: Source, position: Position) -> Iterator[Any]:
+    """Record batches of a few rows of a Parquet file, or of one that is large; last a raw row where it is damaged.
+
+    What a file says of its size counts a value that repeats once: how large rows are is known when they are read.
+    """
     pa, pq = pyarrow()
     last = 0
     try:
         with _opened(source) as raw, pq.ParquetFile(raw, buffer_size=_BLOCK, pre_buffer=False) as file:
             facts = file.metadata
             total = max(1, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
-            rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES * max(1, facts.num_rows) // total))
+            rows = max(1, min(_FEW_ROWS, CHUNK_BYTES * max(1, facts.num_rows) // total))
             for found in file.iter_batches(rows, use_threads=False):
-                batch = decodable(found)
-                yield Chunk(0, batch=batch, source=source.name, numbers=range(last + 1, last + 1 + batch.num_rows))
-                last += batch.num_rows
+                yield from _halved(decodable(found))
+                last += found.num_rows
                 position.current = (source.size or 0) * last // max(1, facts.num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreachable(source, error) from error
         yield _rest_of(source, last, error)
+
+
+def _halved(batch: Any) -> Iterator[Any]:
+    """The batch in parts of at most `CHUNK_BYTES`, or of one row."""
+    half = batch.num_rows // 2
+    if half and _decoded_bytes(batch) > CHUNK_BYTES:
+        yield from _halved(batch.slice(0, half))
+        yield from _halved(batch.slice(half))
+    elif batch.num_rows:
+        yield batch
+
+
+def _decoded_bytes(batch: Any) -> int:
+    """Size of a batch when each value stands for itself."""
+    pa, _ = pyarrow()
+    columns = (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns)
+    return sum(column.nbytes for column in columns)
+
+
+def _joined(batches: list[Any]) -> Any:
+    """The batches as one, copied: one that is part of a larger one would travel with all of it."""
+    pa, _ = pyarrow()
+    table = pa.Table.from_batches([batches[0].slice(0, 0), *batches])
+    [joined] = table.combine_chunks().to_batches()
+    return joined
 
 
 def parquet_schema(source: Source) -> Any:

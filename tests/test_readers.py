@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from classifier.errors import InputError, InvalidRequest
 from classifier.labelled import open_labelled
 from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows
 from classifier.payloads import FORMATS, request_of_row
-from classifier.readers import read_chunks
+from classifier.readers import CHUNK_BYTES, read_chunks
 from classifier.runs import Options
 from classifier.sources import find_sources
 from classifier.types import Request
@@ -516,6 +517,31 @@ for i, name in enumerate(["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.log"
     assert tally.bad == tally.rows > 0, name
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=100)
+
+
+@pytest.mark.parametrize("stored", ["plain", "dictionary", "nested"])
+def test_a_text_that_repeats_makes_no_large_chunk(stored, tmp_path):
+    """A long text in every row, which a Parquet file holds once, is counted as often as it is handed on."""
+    count, text = 700, "You are terse. " * 4000
+    system = pa.array([text] * count)
+    if stored == "nested":
+        system = pa.array([[{"role": "system", "content": text}]] * count)
+    table = pa.table({"system": system.dictionary_encode() if stored == "dictionary" else system, "n": range(count)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    assert (tmp_path / "a.parquet").stat().st_size < 200_000
+    chunks = list(read_chunks(find_sources([str(tmp_path / "a.parquet")])))
+    assert [n for chunk in chunks for n in chunk.batch["n"].to_pylist()] == list(range(count))
+    assert [number for chunk in chunks for number in chunk.numbers] == list(range(1, count + 1))
+    assert min(map(len, chunks)) > 1
+    for chunk in chunks:
+        assert len(chunk) * len(text) < CHUNK_BYTES
+        assert len(pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL)) < 1.1 * CHUNK_BYTES
+
+
+def test_a_table_of_small_rows_is_cut_where_lines_are(tmp_path):
+    """Small rows of a Parquet file go a thousand to a chunk, whatever its row groups are."""
+    pq.write_table(pa.table({"prompt": prompts(2500)}), tmp_path / "a.parquet", row_group_size=700)
+    assert [len(chunk) for chunk in read_chunks(find_sources([str(tmp_path / "a.parquet")]))] == [1000, 1000, 500]
 
 
 def test_a_cell_that_is_no_utf8_costs_no_row(tmp_path):
