@@ -69,7 +69,7 @@ class ExtProcSettings(GatewaySettings):
         routes: routing table; empty sets no model.
         fallback_tier: where nothing comes back in time, and for bodies that are larger than `max_request_bytes`.
         model_header: what the model's name is written to.
-        rewrite_body: write the model into the body too.
+        rewrite_body: write the model into the body too, where that names one.
     """
 
     listen: str = "127.0.0.1:50061"
@@ -169,7 +169,7 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
             told[self._settings.model_header] = answer.route
         response = _common(told)
         response.clear_route_cache = True
-        if self._settings.rewrite_body and answer.route and body is not None:
+        if self._settings.rewrite_body and answer.route and body is not None and "model" in body:
             text = _encoded({**body, "model": answer.route})
             response.body_mutation.body = text
             response.header_mutation.set_headers.append(_header("content-length", str(len(text))))
@@ -231,7 +231,8 @@ def _value(header: Any) -> str:
 
 def _is_chat(headers: Mapping[str, str]) -> bool:
     path = headers.get(":path", "").partition("?")[0].rstrip("/")
-    return headers.get(":method") == "POST" and path.endswith(PATHS)
+    # A message that is put into a thread of OpenAI's assistants is no chat: nothing answers it.
+    return headers.get(":method") == "POST" and path.endswith(PATHS) and "/threads/" not in path
 
 
 def _is_wanted(headers: Mapping[str, str], labels: Mapping[str, str]) -> bool:

@@ -161,6 +161,15 @@ def test_a_body_that_is_rewritten_stays_readable() -> None:
     assert json.loads(mutation.body.decode("utf-8")) == body | {"model": "small"}
 
 
+def test_a_body_that_names_no_model_is_not_rewritten() -> None:
+    """What has no such field does not get one: its API may not know it."""
+    processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes="x", rewrite_body=True), None)
+    response = processor._routed(Answer(Tier.SIMPLE, None, "", "small"), chat("hi") | {"model": "auto"})
+    assert response.request_body.response.HasField("body_mutation")
+    response = processor._routed(Answer(Tier.SIMPLE, None, "", "small"), {"role": "user", "content": "hi"})
+    assert not response.request_body.response.HasField("body_mutation")
+
+
 @pytest.mark.parametrize(
     ("content", "why"), [(b"\xff", "is no text"), (b" \n", "holds no token"), (None, "No such file")]
 )

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from envoy.config.core.v3 import base_pb2 as core
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifier import AsyncClient, wire
-from classifier.gateways.ext_proc import ExtProcSettings, Processor
+from classifier.gateways.ext_proc import ExtProcSettings, Processor, _is_chat
 from classifier.routing import RoutingTable
 from classifier.types import Decision, Reason, Tier
 from tests.gateways.restricted import comings, tables, tier_of
@@ -53,7 +54,9 @@ async def processed(
     table=st.none() | tables,
     came=comings,
     fallback=st.sampled_from(Tier),
-    path=st.sampled_from(["/v1/chat/completions", "/v1/messages?beta=1", "/v1/embeddings", "/"]),
+    path=st.sampled_from(
+        ["/v1/chat/completions", "/v1/messages?beta=1", "/v1/embeddings", "/v1/threads/t/messages", "/"]
+    ),
     words=st.sampled_from(
         [("restricted",), ("Restricted ",), ("restricted", "public"), ("public", "restricted"), ("public, restricted",)]
     ),
@@ -85,6 +88,21 @@ def test_a_request_without_a_body_passes() -> None:
     sent = [(":method", "GET"), (":path", "/v1/models"), ("x-classifier-data", "restricted")]
     answer = asyncio.run(processed(None, Tier.SIMPLE, Tier.COMPLEX, sent, b""))
     assert answer.WhichOneof("response") == "request_headers"
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        ("/v1/messages", True),
+        ("/anthropic/v1/messages?beta=true", True),
+        ("/v1/chat/completions/", True),
+        ("/v1/threads/t/messages", False),
+        ("/v1/messages/count_tokens", False),
+    ],
+)
+def test_only_chats_are_read(path: str, read: bool) -> None:
+    """A message that is put into a thread has a chat's path and is none: it passes as it is."""
+    assert _is_chat({":method": "POST", ":path": path}) is read
 
 
 def _headers_set(answer: Any) -> Any:
