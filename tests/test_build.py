@@ -36,7 +36,7 @@ def corpus(tmp_path_factory) -> Path:
             tier = list(WORDS)[i % 4]
             text = " ".join(rng.choice(WORDS[tier], 3)) + f" {i}"
             row = {"id": f"r{i}", "prompt": text, "tier": tier, "source": "own-test", "language": "en", "kind": "chat"}
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row | ({"licence": "CC0"} if i % 2 else {})) + "\n")
     return folder
 
 
@@ -45,7 +45,7 @@ def run(corpus, tmp_path_factory) -> Path:
     """A finished run of the tiny recipe."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     said: list[str] = []
-    build(load_recipe("tiny"), out, load_data([], [], own=corpus), licences={"own-test": "CC0"}, say=said.append)
+    build(load_recipe("tiny"), out, load_data([], [], own=corpus), say=said.append)
     assert any("int8 chooses the fp32 tier" in line for line in said)
     assert OWN_ALONE in said
     return out
@@ -106,7 +106,7 @@ def test_bundle_opens_in_transformers_and_optimum(run):
 def test_finished_run_is_not_overwritten(run, corpus):
     """Building into a finished run is refused, and so is going on with other data or another recipe."""
     with pytest.raises(BundleError, match="already built"):
-        build(load_recipe("tiny"), run, load_data([], [], own=corpus), licences={})
+        build(load_recipe("tiny"), run, load_data([], [], own=corpus))
     with pytest.raises(InputError, match="another recipe or of other data"):
         train(load_recipe("tiny", seed=7), run, load_data([], [], own=corpus), say=lambda _: None)
 
@@ -116,7 +116,7 @@ def test_stopped_run_goes_on(run, corpus, tmp_path):
     again = Path(shutil.copytree(run, tmp_path / "again"))
     shutil.rmtree(again / "bundle")
     shutil.rmtree(again / "export")
-    bundle = build(load_recipe("tiny"), again, load_data([], [], own=corpus), licences={"own-test": "CC0"}, say=str)
+    bundle = build(load_recipe("tiny"), again, load_data([], [], own=corpus), say=str)
     assert bundle.manifest["files"]["model.onnx"] == read_bundle(run / "bundle").manifest["files"]["model.onnx"]
 
 
@@ -125,16 +125,16 @@ def test_run_stopped_while_it_trains_ends_as_one_that_was_not(run, corpus, tmp_p
     """Wherever training is stopped, the run that goes on leaves the very checkpoint of one that was not stopped."""
     from training import fit as fitting
 
-    calls, loss = iter(range(1000)), fitting._loss
+    calls, loss = iter(range(1000)), fitting.losses_of
 
-    def until_stopped(*arguments):
+    def until_stopped(*arguments, **fields):
         if next(calls) == stopped_at:
             raise KeyboardInterrupt
-        return loss(*arguments)
+        return loss(*arguments, **fields)
 
     data = load_data([], [], own=corpus)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fitting, "_loss", until_stopped)
+        patch.setattr(fitting, "losses_of", until_stopped)
         train(load_recipe("tiny"), tmp_path, data, say=str)
     assert not (tmp_path / "checkpoint").exists()
     train(load_recipe("tiny"), tmp_path, data, say=str)
