@@ -166,7 +166,15 @@ def test_written_rows_read_back(tmp_path):
     rows = [
         parse_row(data, "mine")
         for data in (
-            {"prompt": "a", "tier": "simple", "tools": ["t"], "attachments": 1, "kind": "chat", "weight": 2.0},
+            {
+                "prompt": "a",
+                "tier": "simple",
+                "tools": ["t"],
+                "attachments": 1,
+                "kind": "chat",
+                "weight": 2.0,
+                "licence": "CC0",
+            },
             {"prompt": "b", "probabilities": [0.5, 0.5, 0, 0], "group": "g", "family": "f", "language": "de"},
             {"prompt": "c", "at_least": "standard"},
             {"prompt": "d"},

@@ -277,6 +277,24 @@ def test_an_interval_is_no_label(files, tmp_path):
     assert (done.exit_code, "none of 1 labelled rows states a tier" in done.stderr) == (1, True)
 
 
+def test_rows_of_one_tier_make_a_page(files, tmp_path, monkeypatch):
+    """All right, all of one tier: there is no interval, and so no note, on the page."""
+    monkeypatch.setattr(charts, "draw", lambda *_, **__: "data:,")
+    simple = [json.dumps(row) + "\n" for row in corpus() if row["tier"] == "simple"]
+    (tmp_path / "simple.jsonl").write_text("".join(simple))
+    given = ("--bundle", files / "bundle", "--data", tmp_path / "simple.jsonl", "--no-robustness")
+    assert run_command(*given, "--report", tmp_path / "page.html").exit_code == 0
+
+
+def test_baselines_that_can_learn_nothing_are_one_line(files, tmp_path):
+    """Rows of one tier, or no two with a word in common, are no data for baselines."""
+    (tmp_path / "one.jsonl").write_text('{"prompt": "hello", "tier": "simple"}\n')
+    done = run_command(
+        "--bundle", files / "bundle", "--data", files / "rows.jsonl", "--baseline-data", tmp_path / "one.jsonl"
+    )
+    assert (done.exit_code, "baselines cannot learn from 1 rows of 1 tiers" in done.stderr) == (1, True)
+
+
 def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(files, tmp_path):
     """It is said before minutes are spent."""
     done = run_command("--data", files / "rows.jsonl", "--report", tmp_path / "nowhere" / "r.html")

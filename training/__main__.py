@@ -69,8 +69,8 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
 def _prepare(
     recipe: str, base: str | None, student_base: str | None, lora_r: int | None, lora_alpha: float | None,
     extra: tuple[str, ...], dev: tuple[str, ...], own: Path | None, seed: int | None, out: Path | None,
-) -> tuple[dict[str, Any], Any, Path, Path]:  # fmt: skip
-    """The recipe, the data, the run's folder, and where our own data lie."""
+) -> tuple[dict[str, Any], Any, Path]:  # fmt: skip
+    """The recipe, the data and the run's folder."""
     from training import build as building
     from training.corpus import OWN_DATA
     from training.recipe import load_recipe
@@ -79,9 +79,8 @@ def _prepare(
         recipe, base=base, seed=seed, student={"base": student_base},
         teacher={"lora_r": lora_r, "lora_alpha": lora_alpha},
     )  # fmt: skip
-    own = own or OWN_DATA
-    data = building.load_data(extra, dev, own=own, most_rows=settings.get("most_rows"))
-    return settings, data, out or Path("runs") / settings["name"], own
+    data = building.load_data(extra, dev, own=own or OWN_DATA, most_rows=settings.get("most_rows"))
+    return settings, data, out or Path("runs") / settings["name"]
 
 
 def _say(text: object, *, err: bool = True) -> None:
@@ -99,23 +98,18 @@ def _say(text: object, *, err: bool = True) -> None:
     type=click.Path(path_type=Path, exists=True),
     help="predictions.npz of cross-validate: thresholds keep their promise on new sources too.",
 )
-def build(
-    extra: tuple[str, ...], teacher: Path | None, answers: Path | None, cross_validated: Path | None, **options: Any
-) -> None:
+def build(teacher: Path | None, answers: Path | None, cross_validated: Path | None, **options: Any) -> None:
     """From corpus to bundle: train a teacher, distil a student, export, calibrate, evaluate, write the card.
 
     Example: python -m training build --recipe base --extra corpora/ --dev dev.jsonl.gz
     """
     from training import build as building
-    from training.corpus import licences_of
 
-    recipe, data, out, own = _prepare(extra=extra, **options)
-    licences = licences_of([str(own), *extra])
+    recipe, data, out = _prepare(**options)
     bundle = building.build(
         recipe,
         out,
         data,
-        licences=licences,
         teacher=teacher,
         answers=answers,
         cross_validated=cross_validated,
@@ -131,7 +125,7 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
     """Teacher and student only; leaves checkpoint/ in the run's folder. `build` goes on from there."""
     from training import build as building
 
-    recipe, data, out, _ = _prepare(**options)
+    recipe, data, out = _prepare(**options)
     building.train(recipe, out, data, teacher=teacher, answers=answers, say=_say)
     _say(out / "checkpoint", err=False)
 
@@ -162,7 +156,7 @@ def cross_validate(
             "--teacher, --answers: a teacher that saw the held-out sources would leak them; leave it out"
         )
     default = Path("runs") / (f"{recipe}-probe" if probe else f"{recipe}-folds")
-    settings, data, folder, _ = _prepare(recipe=recipe, out=out or default, **options)
+    settings, data, folder = _prepare(recipe=recipe, out=out or default, **options)
     if probe:
         path = crossval.probe_across(folder, data, base=settings["base"], folds=folds, say=_say)
     else:

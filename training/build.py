@@ -194,7 +194,6 @@ def build(
     out: Path,
     data: Data,
     *,
-    licences: Mapping[str, str],
     teacher: Path | None = None,
     answers: Path | None = None,
     cross_validated: Path | None = None,
@@ -208,7 +207,6 @@ def build(
         recipe: from `training.recipe.load_recipe`.
         out: the run's folder.
         data: from `load_data`.
-        licences: of each source, for the card.
         teacher: see `train`.
         answers: see `train`.
         cross_validated: predictions across sources (`training.crossval`): thresholds keep their promise on them too.
@@ -270,7 +268,7 @@ def build(
     report = evaluate(engine, data.dev, train=labelled)
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     say(as_text(report))
-    card = render_card(recipe=recipe, rows=data.train, licences=licences, report=report, notes=_notes(parity, data))
+    card = render_card(recipe=recipe, rows=data.train, report=report, notes=_notes(parity, data))
     bundle = revise(
         calibrated,
         out / "bundle",

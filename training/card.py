@@ -61,7 +61,6 @@ def render_card(
     *,
     recipe: Mapping[str, Any],
     rows: Sequence[Row],
-    licences: Mapping[str, str],
     report: Mapping[str, Any] | None,
     notes: Sequence[str] = (),
 ) -> str:
@@ -70,13 +69,14 @@ def render_card(
     Args:
         recipe: the resolved recipe.
         rows: what the model was trained on.
-        licences: licence of each source, as stated.
         report: from `training.evaluate.evaluate`, or None where nothing was held out to evaluate on.
         notes: sentences to add under the metrics: parity, what was left out.
     """
     counts: dict[str, int] = {}
+    licences: dict[str, str] = {}
     for row in rows:
         counts[row.source] = counts.get(row.source, 0) + 1
+        licences[row.source] = licences.get(row.source) or row.licence
     languages = sorted({r.language for r in rows if r.language.isalpha() and len(r.language) == 2})
     card = _HEAD.format(
         base=BASES.get(recipe["base"], recipe["base"]),
@@ -87,7 +87,7 @@ def render_card(
         max_tokens=recipe["max_tokens"],
         rows=len(rows),
         own=sum(r.source.startswith("own-") for r in rows),
-        sources="\n".join(f"| {s} | {n} | {licences.get(s) or 'not stated'} |" for s, n in sorted(counts.items())),
+        sources="\n".join(f"| {s} | {n} | {licences[s] or 'not stated'} |" for s, n in sorted(counts.items())),
     )
     if report is not None:
         card += _metrics(report)

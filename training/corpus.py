@@ -55,6 +55,7 @@ class Row:
         stated_split: the file's own split, or "".
         stated_tier: the file's own tier; beside `probabilities` it is what the readers settled on.
         eta: chance that the interval is wrong, in [0, 0.5); None where training's own setting holds.
+        licence: as the file states it, or "".
         unserved: no tier that was tried satisfied. It trains as frontier, and calibrates nothing.
     """
 
@@ -74,6 +75,7 @@ class Row:
     stated_split: str = ""
     stated_tier: Tier | None = None
     eta: float | None = None
+    licence: str = ""
     unserved: bool = False
 
     @property
@@ -135,18 +137,6 @@ def open_lines(path: Path) -> IO[str]:
     return gzip.open(path, "rt", encoding="utf-8") if path.name.endswith(".gz") else path.open(encoding="utf-8")
 
 
-def licences_of(paths: Iterable[str]) -> dict[str, str]:
-    """The licence that corpus files state for each source."""
-    found: dict[str, str] = {}
-    for path in expand(paths):
-        with open_lines(path) as lines:
-            for line in lines:
-                row = json.loads(line)
-                if row.get("licence"):
-                    found.setdefault(str(row.get("source")), str(row["licence"]))
-    return found
-
-
 def write_corpus(path: Path, rows: Iterable[Row]) -> None:
     """Rows as a corpus file; what `read_corpus` reads back is equal."""
     with path.open("w", encoding="utf-8") as file:
@@ -168,6 +158,8 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
                 data["eta"] = row.eta
             if row.stated_split:
                 data["split"] = row.stated_split
+            if row.licence:
+                data["licence"] = row.licence
             if row.unserved:
                 data["unserved"] = True
             if row.probabilities is not None:
@@ -216,6 +208,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         stated_split=_stated_split(data),
         stated_tier=Tier.parse(str(data["tier"])) if data.get("tier") is not None else None,
         eta=eta,
+        licence=str(data.get("licence") or ""),
         unserved=known.unserved,
     )
 

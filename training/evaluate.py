@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from classifier import metrics
 from classifier.engine import Engine
+from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.metrics import Interval, bootstrap_interval, paired_bootstrap
 from classifier.types import TIERS
@@ -114,7 +115,11 @@ def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
 
 
 def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
-    """Probabilities that each baseline, fitted on `train`, gives `rows`: (rows, 4) float32 each."""
+    """Probabilities that each baseline, fitted on `train`, gives `rows`: (rows, 4) float32 each.
+
+    Raises:
+        InputError: nothing can be learnt from `train`, such as where all of its rows are of one tier.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -135,11 +140,19 @@ def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np
         out[:, model.classes_] = model.predict_proba(features)
         return out
 
-    by_length = LogisticRegression(max_iter=500).fit(np.hstack([lengths(train), lengths(train) ** 2]), y)
+    by_length = LogisticRegression(max_iter=500)
     words = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True, token_pattern=r"\S+"),
         LogisticRegression(C=3.0, max_iter=300),
-    ).fit(texts(train), y)
+    )
+    try:
+        by_length.fit(np.hstack([lengths(train), lengths(train) ** 2]), y)
+        words.fit(texts(train), y)
+    except ValueError as error:
+        raise InputError(
+            f"baselines cannot learn from {len(train)} rows of {len(np.unique(y))} tiers ({error}); give them "
+            "more rows, of two tiers at least"
+        ) from error
     return {
         "majority": np.tile(prior.astype(np.float32), (len(rows), 1)),
         "length": spread(by_length, np.hstack([lengths(rows), lengths(rows) ** 2])),

@@ -66,7 +66,7 @@ def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
     cards = []
     for name in wanted:
         cell = _cell(report["overall"][name])
-        cards.append({"name": name.replace("_", " "), "value": cell["text"], "note": cell["notes"][0]})
+        cards.append({"name": name.replace("_", " "), "value": cell["text"], "note": next(iter(cell["notes"]), "")})
     attack = report.get("robustness", {}).get("attack")
     if attack:
         cell = _cell(attack["raised"], _percent)
