@@ -15,6 +15,7 @@ import binascii
 import contextlib
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from classifier.errors import InvalidRequest, SettingsError
 
+log = logging.getLogger(__name__)
 MIN_KEY_BYTES = 16
 _HALF = 16
 _REJECTED = "is not an id that Classify gave to this caller; send it back unchanged, with the same credentials"
@@ -137,6 +139,7 @@ def _make_key(path: Path) -> None:
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
             os.link(name, path)
+            log.info("a key of decision ids was made in %s; replicas need the same one", path)
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -125,6 +125,11 @@ class ServerSettings:
             raise SettingsError(f"shadow_share: expected a share between 0 and 1, found {self.shadow_share:g}")
         if self.key and self.key_file:
             raise SettingsError("key and key_file are both given; give the key or its file")
+        if self.feedback_url.startswith("postgresql") and self.store != "off" and not (self.key or self.key_file):
+            raise SettingsError(
+                "feedback_url is a PostgreSQL, shared by replicas, which need one key: give each the "
+                "same --key-file or CLASSIFIER_KEY"
+            )
         check_pair(self, "tls_cert", "tls_key")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("tls_client_ca asks clients for certificates, which needs tls_cert and tls_key")

@@ -106,11 +106,13 @@ def test_a_short_key_is_refused():
         DecisionIds(b"x" * 15)
 
 
-def test_the_key_is_made_once_and_kept(tmp_path):
-    """The first start makes a private key file; later starts read the same key."""
+def test_the_key_is_made_once_and_kept(tmp_path, caplog):
+    """The first start makes a private key file and says so; later starts read the same key."""
+    caplog.set_level("INFO")
     path = tmp_path / "state" / "key"
     first = read_key(path)
     assert read_key(path) == first
+    assert caplog.messages == [f"a key of decision ids was made in {path}; replicas need the same one"]
     assert len(first) == 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [p.name for p in path.parent.iterdir()] == ["key"]

@@ -83,6 +83,15 @@ def test_feedback_is_kept_in_the_users_own_sqlite_unless_told_otherwise():
     assert resolve({"feedback_url": "sqlite:////f.db"}, home).feedback_url == "sqlite:////f.db"
 
 
+def test_replicas_that_share_a_store_are_given_a_key():
+    """With a PostgreSQL each would make a key of its own, and refuse the ids of the others."""
+    shared = {"feedback_url": "postgresql+psycopg://classifier@db/classifier"}
+    with pytest.raises(SettingsError, match=r"feedback_url is a PostgreSQL.*--key-file or CLASSIFIER_KEY"):
+        ServerSettings(**shared)
+    for told in ({"key_file": "k"}, {"key": "ab" * 16}, {"store": "off"}):
+        ServerSettings(**shared, **told)
+
+
 @pytest.mark.parametrize("address", EXPOSED)
 def test_other_machines_are_served_only_with_tls_and_authentication(address):
     """A non-loopback address needs TLS and tokens or mTLS, or the word insecure; what is missing is named."""
