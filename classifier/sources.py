@@ -6,7 +6,10 @@ Knows nothing of what is in them.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+import logging
+import os
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -25,6 +28,7 @@ CONTAINERS = {
 }
 _COMPRESSED = (".gz", ".zst", ".zstd")
 _KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv (also .gz or .zst) or .parquet"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,9 @@ class Source:
             return Path(self.name).open("rb")
         import fsspec
 
-        file: IO[bytes] = fsspec.open(self.name, "rb").open()
+        opened = fsspec.open(self.name, "rb")
+        file: IO[bytes] = opened.open()
+        weakref.finalize(file, id, opened.fs)  # an archive's file system closes the archive when nobody holds it
         return file
 
 
@@ -74,13 +80,12 @@ def find_sources(inputs: Iterable[str], *, written: str = "") -> list[Source]:
     if STDIN in inputs and len(inputs) > 1:
         raise InputError("standard input (-) cannot be mixed with files")
     found = [source for name in inputs for source in _find(name, written)]
-    names = [source.name for source in found]
-    if (
-        twice := next((name for i, name in enumerate(names) if name in names[:i]), None)
-        if len(set(names)) < len(names)
-        else None
-    ):
-        raise InputError(f"{twice}: is named twice; its rows would be labelled twice")
+    seen: set[str] = set()
+    for source in found:
+        place = _place(source.name)
+        if place in seen:
+            raise InputError(f"{source.name}: is named twice; its rows would be labelled twice")
+        seen.add(place)
     return found
 
 
@@ -88,23 +93,42 @@ def _find(name: str, written: str) -> list[Source]:
     if name == STDIN:
         return [Source(STDIN)]
     if "://" in name:
-        return [source for source in _find_remote(name) if not _is_of(source.name, written)]
+        return _find_remote(name, written)
     path = Path(name)
     if path.exists() and not path.is_dir():
         return [_local(path)]
+    output = written and str(Path(written).resolve())
+    listed = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
+    paths = [p for p in listed if p.is_file() and not _is_of(str(p.resolve()), output)]
     if path.is_dir():
-        listed = [
-            p for p in sorted(path.rglob("*")) if not _left_out(p.relative_to(path).parts) and container_of(p.name)
-        ]
+        paths = [Path(p) for p in _logs_among(name, {str(p): p.relative_to(path).parts for p in paths})]
         missing = f"{name}: no log files in this folder; {_KINDS}"
     else:
-        listed = [Path(p) for p in sorted(glob.glob(name, recursive=True))]
         missing = f"{name}: no such file or folder, and no file that this pattern matches"
-    output = written and str(Path(written).resolve())
-    paths = [p for p in listed if p.is_file() and not _is_of(str(p.resolve()), output)]
     if not paths:
         raise InputError(missing)
     return [_local(p) for p in paths]
+
+
+def _place(name: str) -> str:
+    """The same for the names of a local file, relative and absolute, and for no others."""
+    path = name.removeprefix("file://")
+    return path if "://" in path or path == STDIN else os.path.abspath(path)  # noqa: PTH100 - a link beside its file is no mistake
+
+
+def _logs_among(folder: str, files: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The logs among a folder's files, told by their names; says how many others there are.
+
+    Args:
+        folder: its name, to show.
+        files: the parts of their paths below the folder.
+    """
+    shown = {name: parts for name, parts in files.items() if not _left_out(parts)}
+    logs = [name for name, parts in shown.items() if container_of(parts[-1])]
+    if logs and len(logs) < len(shown):
+        other = next(name for name, parts in shown.items() if not container_of(parts[-1]))
+        _logger.warning("%s: %d files are left out, such as %s; %s", folder, len(shown) - len(logs), other, _KINDS)
+    return logs
 
 
 def _is_of(path: str, written: str) -> bool:
@@ -123,47 +147,63 @@ def _local(path: Path) -> Source:
     return Source(str(path), container_of(path.name) or "lines", facts.st_size, str(facts.st_mtime_ns))
 
 
-def _find_remote(url: str) -> list[Source]:
+def _find_remote(url: str, written: str) -> list[Source]:
     import fsspec
 
     try:
         fs, path = fsspec.core.url_to_fs(url)
-        if any(sign in path for sign in "*?["):
+        facts = None if any(sign in _without_query(path) for sign in "*?[") else fs.info(path)
+        if facts is None:
             listed = fs.glob(path, detail=True)
+        elif container_of(_file_name(path)) and facts["type"] == "file":  # asked of HTTP, isdir reads all of it
+            listed = {path: facts}
         elif fs.isdir(path):
-            listed = {
-                p: facts for p, facts in fs.find(path, detail=True).items() if container_of(PurePosixPath(p).name)
-            }
+            found = fs.find(path, detail=True)
+            below = {p: PurePosixPath(_file_name(p) if p == path else p[len(path) :].strip("/")).parts for p in found}
+            listed = {p: found[p] for p in _logs_among(url, below)}
         else:
-            listed = {path: fs.info(path)}
+            listed = {path: facts}
     except (ImportError, ValueError) as error:
         raise InputError(f"{url}: cannot be used ({error})") from error
     except OSError as error:
         raise InputError(f"{url}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # every store has errors of its own
         raise InputError(f"{url}: cannot be reached ({type(error).__name__}: {str(error)[:120]})") from error
-    if not listed:
+    sources = [_remote(fs, p, facts, url) for p, facts in sorted(listed.items()) if facts.get("type") != "directory"]
+    sources = [source for source in sources if not _is_of(source.name, written)]
+    if not sources:
         raise InputError(f"{url}: no files there; {_KINDS}")
-    return [_remote(fs, path, facts) for path, facts in sorted(listed.items()) if facts.get("type") != "directory"]
+    return sources
 
 
-def _remote(fs: Any, path: str, facts: Any) -> Source:
-    stamp = next(
-        (str(facts[k]) for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if facts.get(k)), ""
-    )
-    size = facts.get("size")
-    name = PurePosixPath(path).name
-    return Source(fs.unstrip_protocol(path), container_of(name) or "lines", size, stamp, remote=True)
+def _remote(fs: Any, path: str, facts: Any, url: str) -> Source:
+    keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "CRC")
+    stamp = next((str(facts[k]) for k in keys if facts.get(k)), "")
+    name = fs.unstrip_protocol(path)
+    links = url.split("::")  # of a chain; what follows the file's own link is the archive that it is in
+    own = f"{name.partition('://')[0]}://"
+    rest = next((links[i + 1 :] for i, link in enumerate(links) if link.startswith(own)), [])
+    container = container_of(_file_name(path)) or "lines"
+    return Source("::".join([name, *rest]), container, facts.get("size"), stamp, remote=True)
+
+
+def _without_query(path: str) -> str:
+    """A path of HTTP without what signs it; other stores' paths are no URLs, and have none."""
+    return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+
+
+def _file_name(path: str) -> str:
+    return PurePosixPath(_without_query(path)).name
 
 
 def container_of(name: str) -> str | None:
     """lines, csv or parquet by a file's name; None where it does not tell.
 
-    >>> container_of("a.jsonl.gz"), container_of("b.csv"), container_of("README.md")
+    >>> container_of("a.jsonl.gz"), container_of("B.CSV.GZ"), container_of("README.md")
     ('lines', 'csv', None)
     """
     path = PurePosixPath(name)
-    if path.suffix in _COMPRESSED:
+    if path.suffix.lower() in _COMPRESSED:
         path = PurePosixPath(path.stem)
     return CONTAINERS.get(path.suffix.lower())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import io
 import json
 import os
@@ -10,6 +11,8 @@ import pickle
 import resource
 import subprocess
 import sys
+import threading
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -307,6 +310,86 @@ def test_inputs_are_files_folders_globs_and_urls(tmp_path):
         assert [json.loads(row.payload)["prompt"] for row in chunk.rows] == ["hi", "ho"]
     with pytest.raises(InputError, match="named twice"):
         find_sources([str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl")])
+
+
+def test_a_file_that_comes_twice_is_named(tmp_path, monkeypatch):
+    """A folder and the same one by its whole path, or as a URL, are one: no row is labelled twice."""
+    (tmp_path / "logs").mkdir()
+    write_lines(tmp_path / "logs" / "a.jsonl", [{"prompt": "hi"}])
+    monkeypatch.chdir(tmp_path)
+    for again in (str(tmp_path / "logs"), "./logs/a.jsonl", f"file://{tmp_path}/logs/*.jsonl"):
+        with pytest.raises(InputError, match="named twice"):
+            find_sources(["logs", again])
+
+
+def test_what_a_folder_leaves_out_is_said(tmp_path, caplog):
+    """Names count without their case; of files that are no logs by their names there is a number and an example."""
+    names = ["B.JSONL.GZ", "a.jsonl", "c.jsonl.bz2", "gw.log.1", ".hidden", "_temporary.txt", "a.parquet.manifest.json"]
+    remote = fsspec.filesystem("memory")
+    for name in names:
+        (tmp_path / name).write_text("{}\n")
+        remote.pipe(f"/rotated/{name}", b"{}\n")
+    for folder in (str(tmp_path), "memory://rotated"):
+        caplog.clear()
+        assert [source.name.rsplit("/", 1)[1] for source in find_sources([folder])] == ["B.JSONL.GZ", "a.jsonl"]
+        [message] = [record.getMessage() for record in caplog.records]
+        assert message.startswith(f"{folder}: 2 files are left out, such as ")
+        assert "c.jsonl.bz2; names end in .jsonl" in message
+
+
+def test_archives_are_read_by_their_urls(tmp_path):
+    """A file within an archive, or all of one, is opened where its URL says; other contents are another input."""
+    archive = tmp_path / "logs.zip"
+
+    def found(url, prompt):
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("a.jsonl", json.dumps({"prompt": prompt}) + "\n")
+            file.writestr("b/c.csv", f"prompt\n{prompt}\n")
+        return find_sources([url])
+
+    for url, names in (
+        (f"zip://a.jsonl::{archive}", ["a.jsonl"]),
+        (f"zip://*.jsonl::{archive}", ["a.jsonl"]),
+        (f"zip://::{archive}", ["a.jsonl", "b/c.csv"]),
+        (f"simplecache::zip://b/c.csv::{archive}", ["b/c.csv"]),
+    ):
+        sources = found(url, "hi")
+        assert [source.name for source in sources] == [f"zip://{name}::{archive}" for name in names]
+        assert [row.payload for chunk in read_chunks(sources) for row in chunk.rows] == [
+            {"prompt": "hi"} if name.endswith("csv") else b'{"prompt": "hi"}\n' for name in names
+        ]
+    url = f"zip://a.jsonl::{archive}"
+    assert found(url, "ho")[0].stamp != found(url, "hi")[0].stamp
+
+
+class _Signed(http.server.BaseHTTPRequestHandler):
+    """A store that answers whoever has signed the URL."""
+
+    def do_HEAD(self):
+        self.send_response(200 if self.path == "/logs/a.csv?key=k/y.parquet" else 403)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(b"prompt\nhi\n")
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+def test_a_signed_url_is_read_as_what_its_path_names():
+    """What follows the question mark in a URL of HTTP is no part of the file's name, nor a pattern."""
+    pytest.importorskip("aiohttp")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Signed) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            sources = find_sources([f"http://127.0.0.1:{server.server_port}/logs/a.csv?key=k/y.parquet"])
+            assert [row.payload for chunk in read_chunks(sources) for row in chunk.rows] == [{"prompt": "hi"}]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_one_spans_line_is_many_rows(tmp_path):
