@@ -20,7 +20,7 @@ from classifier import wire
 from classifier.errors import ClassifierError, InvalidRequest, NoAllowedRoute, ServerUnreachable
 from classifier.routing import RoutingTable, is_restricted
 from classifier.statuses import code_name, error_of, status_of_call
-from classifier.types import Decision, Request, Tier
+from classifier.types import TIERS, Decision, Request, Tier
 from classifier.v1 import classifier_pb2 as pb
 
 CIRCUIT_OPEN = "CIRCUIT_OPEN"
@@ -140,7 +140,8 @@ class Logic:
                 request = Request.from_messages(conversation, **fields)
         except InvalidRequest as error:
             tier = _bounded(self.fallback_tier, fields.get("floor"), fields.get("ceiling"))
-            return Plan(None, tier, None, is_restricted(fields.get("labels") or {}), error)
+            labels = fields.get("labels")
+            return Plan(None, tier, None, isinstance(labels, Mapping) and is_restricted(labels), error)
         tier = _bounded(self.fallback_tier, request.floor, request.ceiling)
         return Plan(wire.request_to_proto(request), tier, request, is_restricted(request.labels))
 
@@ -281,10 +282,9 @@ class Batch:
         return [self._logic.fall_back(plan, *known) for plan in self._plans]
 
 
-def _bounded(tier: Tier | None, floor: Tier | None, ceiling: Tier | None) -> Tier | None:
-    """The fallback within the request's own bounds."""
+def _bounded(tier: Tier | None, floor: Any, ceiling: Any) -> Tier | None:
+    """The fallback within the request's own bounds, as far as those are tiers."""
     if tier is None:
         return None
-    if floor is not None and ceiling is not None and floor > ceiling:
-        return tier
-    return min(max(tier, floor or tier), ceiling or Tier.FRONTIER)
+    low, high = floor if floor in TIERS else Tier.SIMPLE, ceiling if ceiling in TIERS else Tier.FRONTIER
+    return tier if low > high else Tier(min(max(tier, low), high))

@@ -165,8 +165,8 @@ def is_restricted(labels: Mapping[str, str]) -> bool:
     return any(_same(key, DATA_LABEL) and _same(value, RESTRICTED) for key, value in labels.items())
 
 
-def _same(text: str, word: str) -> bool:
-    return text.strip().casefold() == word
+def _same(text: object, word: str) -> bool:
+    return str(text).strip().casefold() == word
 
 
 def read_table(path: str | Path) -> RoutingTable:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from classifier.errors import InvalidRequest
+from classifier.shapes import misfits
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_ATTACHMENTS = 2**31 - 1
@@ -156,7 +157,8 @@ class Request:
     request_id: str = ""
 
     def __post_init__(self) -> None:
-        violations: list[tuple[str, str]] = []
+        if violations := misfits(self):
+            raise InvalidRequest(violations)
         if not self.messages:
             violations.append(("messages", "is empty; send the conversation with at least one user message"))
         for i, message in enumerate(self.messages):
@@ -171,9 +173,8 @@ class Request:
         if not 0 <= self.attachments <= MAX_ATTACHMENTS:
             violations.append(("attachments", "is negative or too large; count the images, files and recordings"))
         if self.floor is not None and self.ceiling is not None and self.floor > self.ceiling:
-            violations.append(
-                ("floor", f"is {self.floor.label}, above the ceiling {self.ceiling.label}; swap or drop one of them")
-            )
+            low, high = Tier(self.ceiling).label, Tier(self.floor).label
+            violations.append(("floor", f"is {high}, above the ceiling {low}; swap or drop one of them"))
         if len(self.request_id) > MAX_ID_CHARS or "\0" in self.request_id:
             violations.append(("request_id", f"is longer than {MAX_ID_CHARS} characters or has a NUL byte"))
         if len(self.labels) > MAX_LABELS:
@@ -195,8 +196,12 @@ class Request:
 
     @classmethod
     def from_messages(cls, messages: Sequence[Mapping[str, str]], **fields: Any) -> Request:
-        """A request from `[{"role": ..., "content": ...}, ...]`."""
-        return cls(messages=tuple(Message(m["role"], m.get("content") or "") for m in messages), **fields)
+        """A request from `[{"role": ..., "content": ...}, ...]`; a message without content has an empty one.
+
+        Raises:
+            InvalidRequest: they are something else, or the request is not valid.
+        """
+        return cls(messages=tuple(Message(m.role, m.content or "") for m in _parsed(messages)), **fields)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], **fields: Any) -> Request:
@@ -210,20 +215,23 @@ class Request:
         messages = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
         if not isinstance(messages, Sequence) or isinstance(messages, str):
             raise InvalidRequest("messages", "is not a list of objects with role and content")
-        parsed: list[Message] = []
-        for i, message in enumerate(messages):
-            content = message.get("content") if isinstance(message, Mapping) else None
-            if not isinstance(message, Mapping) or not isinstance(content, str):
-                raise InvalidRequest(f"messages[{i}].content", "is not a text; give messages or a prompt as text")
-            parsed.append(Message(str(message.get("role")), content))
         tools = row.get("tools") or ()
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise InvalidRequest("tools", "is not a list of names or of objects with a name")
         names = tuple(str(t.get("name", "")) if isinstance(t, Mapping) else str(t) for t in tools)
         attachments = row.get("attachments") or 0
-        if not isinstance(attachments, int):
-            raise InvalidRequest("attachments", "is not a whole number")
-        return cls(messages=tuple(parsed), tools=names, attachments=attachments, **fields)
+        return cls(messages=tuple(_parsed(messages)), tools=names, attachments=attachments, **fields)
+
+
+def _parsed(messages: Iterable[Any]) -> list[Message]:
+    """The messages as they are given: their contents are not looked at."""
+    parsed: list[Message] = []
+    try:
+        for message in messages:
+            parsed.append(Message(message["role"], message.get("content")))  # noqa: PERF401 - counted, too
+    except (TypeError, LookupError, AttributeError):
+        raise InvalidRequest(f"messages[{len(parsed)}]", "is not an object with role and content") from None
+    return parsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,69 @@ def test_a_request_that_the_server_refuses_falls_open_too(client_of, address):
     client_of(address, fallback_tier=Tier.STANDARD).run(use)
 
 
+MISSHAPEN = {
+    "parts": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+    "no role": [{"content": "hi"}],
+    "number": [{"role": "user", "content": 5}],
+    "texts": ["hi"],
+    "nothing": None,
+    "bytes": b"hi",
+}
+
+
+@pytest.mark.failure("bad input", "Python client")
+@pytest.mark.parametrize("conversation", MISSHAPEN.values(), ids=MISSHAPEN)
+def test_a_conversation_of_another_shape_falls_open_too(client_of, address, conversation):
+    """What is no conversation gets the fallback, alone, and the items around it their answers."""
+
+    def use(client, call):
+        assert call("classify", conversation).fallback == "INVALID_ARGUMENT"
+        for method in ("classify_batch", "classify_stream"):
+            found = call(method, ["simple", conversation, "frontier"])
+            assert [(a.tier, a.classified) for a in found] == [
+                (Tier.SIMPLE, True),
+                (Tier.STANDARD, False),
+                (Tier.FRONTIER, True),
+            ]
+
+    client_of(address, fallback_tier=Tier.STANDARD).run(use)
+
+
+@pytest.mark.failure("bad input", "Python client")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"labels": {"a": 1}},
+        {"labels": ["a"]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tools": None},
+        {"attachments": 1.5},
+        {"floor": "complex"},
+        {"ceiling": 9},
+        {"policy": 3},
+        {"record": "no"},
+        {"request_id": 17},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_falls_open_too_and_is_named(client_of, nowhere, fields):
+    """A field of a wrong type is an invalid request that names it, and with a fallback tier an answer."""
+
+    def use(client, call):
+        assert call("classify", "x", **fields).fallback == "INVALID_ARGUMENT"
+
+    client_of(nowhere, fallback_tier=Tier.STANDARD).run(use)
+    with pytest.raises(errors.InvalidRequest) as found:
+        Request.from_text("x", **fields)
+    assert [name for name, _ in found.value.violations] == list(fields)
+
+
+def test_a_request_of_another_shape_may_still_say_that_it_is_restricted(nowhere):
+    """Labels that are not all texts keep a restricted request on premises."""
+    with Client(nowhere, fallback_tier=Tier.STANDARD) as client, pytest.raises(errors.NoAllowedRoute):
+        client.classify("x", labels={"data": "restricted", "attempt": 2})
+
+
 @pytest.mark.failure("bad input", "Python client")
 def test_the_servers_fields_at_fault_reach_the_caller(client_of, address):
     """Without a fallback the violations of the server are in the error."""

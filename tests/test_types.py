@@ -24,8 +24,9 @@ USER = (Message("user", "hi"),)
         ({"messages": USER, "request_id": "x" * 300}, "request_id"),
         ({"messages": USER, "labels": {"tenant": "x" * 300}}, "labels"),
         ({"messages": USER, "labels": {str(i): "" for i in range(99)}}, "labels"),
+        ({"messages": (Message("user", ["hi"]),)}, "messages[0].content"),
     ],
-    ids=["empty", "role", "no-user", "nul", "attachments", "floor", "request-id", "label-size", "label-count"],
+    ids=["empty", "role", "no-user", "nul", "attachments", "floor", "request-id", "label-size", "label-count", "parts"],
 )
 def test_bad_request_names_its_field(fields, field):
     """A request that is not valid names the field at fault and what would be right."""
