@@ -77,8 +77,8 @@ def test_open_and_unserved_audits_fit_nothing(tiny_engine: Engine, tmp_path: Pat
     assert "1 that no tier satisfied" in notes[0]
 
 
-def test_one_request_counts_once_with_its_latest_word(tiny_engine: Engine, tmp_path: Path):
-    """Of audits of one request the latest counts; superseded outcomes do not."""
+def test_a_request_counts_as_often_as_it_was_drawn(tiny_engine: Engine, tmp_path: Path):
+    """Each audit of a request that came again counts, as a draw from traffic of its own; superseded outcomes do not."""
     rows = [
         audit(1, "complex", text="same", decided_at=2.0),
         audit(2, "simple", text="same", decided_at=1.0),
@@ -86,7 +86,9 @@ def test_one_request_counts_once_with_its_latest_word(tiny_engine: Engine, tmp_p
         audit(3, "standard", text="other"),
     ]
     found = read_rows([export(tmp_path / "e.jsonl", rows)], tiny_engine)
-    assert found.labels.argmax(axis=1).tolist() == [2, 1]
+    assert found.labels.argmax(axis=1).tolist() == [2, 0, 1]
+    assert found.repeats == 1
+    assert len(set(found.groups)) == 3
 
 
 def test_without_texts_the_logits_that_the_bundle_gave_are_enough(tiny_engine: Engine, tmp_path: Path):

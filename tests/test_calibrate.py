@@ -441,6 +441,18 @@ def test_open_rows_bound_the_risk_and_fit_nothing(tiny_bundle_path: Path, rows_p
     assert plain["policies"][1]["measured"]["open_rows"] is None
 
 
+def test_traffic_that_repeats_itself_keeps_its_promise(tiny_bundle_path: Path, tmp_path: Path):
+    """A request that is a quarter of traffic is a quarter of its risk: each time counts, and the report says so."""
+    path = write_rows(tmp_path / "rows.jsonl", 120, seed=4)
+    again = json.dumps({"prompt": f"{WORDS['simple'][0]} please", "tier": "complex"}) + "\n"
+    path.write_text(path.read_text() + 40 * again)
+    report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies={"balanced": 0.1})
+    assert any("39 of 160 rows repeat a request of another row" in note for note in report["notes"])
+    engine = Engine.from_pretrained(tmp_path / "out")
+    rows = read_corpus([path], repeats=True)
+    assert np.mean([engine.classify(row.request).tier < row.tier for row in rows]) <= 0.1
+
+
 # --- rows and targets that cannot be
 
 

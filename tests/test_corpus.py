@@ -28,6 +28,17 @@ def lines(path, *rows):
     return path
 
 
+def test_repeats_are_kept_where_they_are_asked_for(tmp_path):
+    """A conversation that comes again is a row and a group of its own, but in its stated group; a file twice is one."""
+    lines = [{"prompt": "hi"}, {"prompt": "hi"}, {"prompt": " hi ", "id": "a", "group": "g"}, {"prompt": "ho"}]
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_corpus([path, path], repeats=True)
+    assert len(rows) == len({row.id for row in rows}) == len({row.group for row in rows}) == 4
+    assert rows[2].group == "g"
+    assert len(read_corpus([path])) == 2
+
+
 def test_tier_is_a_point():
     """A tier is the label, with certainty."""
     row = parse_row({"prompt": "hi", "tier": "complex"}, "mine")

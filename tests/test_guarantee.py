@@ -156,6 +156,20 @@ def test_rows_that_fitted_the_promise_cannot_check_it(tiny_bundle_path: Path, tm
         check(engine, read_set([path], engine))
 
 
+def test_rows_that_fitted_the_promise_are_left_out(tiny_bundle_path: Path, tmp_path: Path):
+    """A file that holds some of them is checked by its other rows, and their number is told; they refute nothing."""
+    path, hard = write_rows(tmp_path / "rows.jsonl", 250, seed=13), harder(tmp_path / "hard.jsonl", 60)
+    calibrate(tiny_bundle_path, [path], tmp_path / "out", policies={"balanced": 0.1})
+    engine = Engine.from_pretrained(tmp_path / "out")
+    rows = read_set([path, hard], engine)
+    (alone,), (both,) = (check(engine, some)["policies"] for some in (read_set([hard], engine), rows))
+    assert (both["n"], both["risk"], both["low"]) == (60, alone["risk"], alone["low"])
+    assert alone["refuted"]
+    assert both["p_value"] > alone["p_value"]
+    result = CliRunner().invoke(command, ["--bundle", str(tmp_path / "out"), "--data", str(path), "--data", str(hard)])
+    assert "250 rows are left out" in result.stdout
+
+
 def test_the_command_ends_with_3_where_a_promise_is_refuted(promising: Path, tmp_path: Path):
     """One command checks a bundle on own traffic; a refuted promise is an unmet gate."""
     good, bad = write_rows(tmp_path / "new.jsonl", 300, seed=3), harder(tmp_path / "hard.jsonl", 300)

@@ -76,12 +76,8 @@ def is_export(path: Path) -> bool:
 
 
 def _audits(path: Path, engine: Engine, group_by: str, audit: tuple[str, str], notes: list[str]) -> CalibrationSet:
-    found: dict[str, dict[str, Any]] = {}
-    for row in read_export(path):
-        if row["effective"] and is_audit(row, audit):
-            key = str(row["request_hash"] or row["decision_id"])
-            if key not in found or row["decided_at"] >= found[key]["decided_at"]:
-                found[key] = row
+    # By decision: a request that came again was drawn again, and traffic is what is promised about.
+    found = {row["decision_id"]: row for row in read_export(path) if row["effective"] and is_audit(row, audit)}
     counts: Counter[str] = Counter()
     texts: list[Row] = []
     stored: list[dict[str, Any]] = []
@@ -119,7 +115,7 @@ def _use(row: ExportRow, version: str) -> str:
 
 def _as_corpus_row(row: ExportRow) -> dict[str, Any]:
     data = {**row["request"], "id": row["decision_id"], "label": OUTCOME, "source": "feedback"}
-    data |= {"labels": row["labels"] or {}, "group": row["request_hash"] or row["decision_id"]}
+    data |= {"labels": row["labels"] or {}, "group": row["decision_id"]}
     closed = closed_label(row)
     if closed is not None:
         return data | {"tier": closed}
@@ -138,8 +134,9 @@ def _stored(rows: Sequence[ExportRow], group_by: str) -> CalibrationSet:
     if group_by and group_by not in facets:
         facets[group_by] = np.array([str((row["labels"] or {}).get(group_by, "")) for row in rows])
     labels = soft([Tier.parse(str(closed_label(row))).index for row in rows])
+    groups = np.array([str(row["decision_id"]) for row in rows])
     return CalibrationSet(
-        np.array([row["logits"] for row in rows], dtype=np.float32), labels, OUTCOME, ids, ids, facets
+        np.array([row["logits"] for row in rows], dtype=np.float32), labels, OUTCOME, ids, groups, facets
     )
 
 

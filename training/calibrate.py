@@ -112,6 +112,11 @@ def calibrate(
     engine = Engine.from_pretrained(bundle_path)
     notes: list[str] = []
     rows = read_rows(data_paths, engine, targets.group_by, audit=audit, notes=notes)
+    if rows.repeats:
+        notes.append(
+            f"{rows.repeats} of {len(rows)} rows repeat a request of another row. Each counts, as it does in traffic; "
+            "where only the file repeats itself, leave them out."
+        )
     if rows.largest_group > max(1, LARGE_GROUP * len(rows)):
         notes.append(
             f"{rows.largest_group} of {len(rows)} rows are of one group. The bound counts rows as if each had come by "
@@ -133,7 +138,9 @@ def calibrate(
         threshold_rows = _without(threshold_rows, map_rows, notes)
     shift = None
     if prior_shift:
-        traffic = np.array([engine.logits(row.request) for row in read_corpus(prior_shift)], dtype=np.float32)
+        traffic = np.array(
+            [engine.logits(row.request) for row in read_corpus(prior_shift, repeats=True)], dtype=np.float32
+        )
         shift, note = shift_weights(
             calibration.apply(traffic), calibration.apply(threshold_rows.logits), threshold_rows.labels
         )
@@ -166,7 +173,10 @@ def _without(rows: CalibrationSet, map_rows: str, notes: list[str]) -> Calibrati
     seen = rows.among(map_rows)
     if not seen.any():
         return rows
-    notes.append(f"{seen.sum()} rows were left out: the bundle's map, which is kept, was fitted on them.")
+    notes.append(
+        f"{seen.sum()} rows were left out: the bundle's map, which is kept, was fitted on their requests. The promise "
+        "is about the others."
+    )
     if seen.all():
         raise InputError("every row had fitted the bundle's probability map already; label rows that had not")
     return rows.take(~seen)

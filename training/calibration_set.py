@@ -68,7 +68,8 @@ class CalibrationSet:
         logits: (n, 4) float32, before calibration.
         labels: (n, 4) float64, P(label = tier): one-hot for a tier, a distribution for an outcome known as a rate.
         label: "RUBRIC" or "OUTCOME".
-        ids: (n,) str, unique: names the rows in the set's hash.
+        ids: (n,) str: names the rows in the set's hash. The sha256 of its conversation where a row came with its text,
+            so that a request that came again has the same.
         groups: (n,) str; rows of one group are alike and never split.
         facets: name of a fact → (n,) str, its value in each row; "" where unknown. `FACETS`, and a gateway's label.
         open_rows: the rows that are not closed.
@@ -116,6 +117,11 @@ class CalibrationSet:
         u = np.random.default_rng(seed).random(len(self))[:, None]
         labels = (u > np.cumsum(self.labels, axis=1)[:, :-1]).sum(axis=1)
         return replace(self, labels=soft(labels))
+
+    @property
+    def repeats(self) -> int:
+        """Rows whose request is that of another row before."""
+        return len(self) - len(np.unique(self.ids))
 
     @property
     def hashes(self) -> list[str]:
@@ -181,7 +187,7 @@ def read_set(
         if len(paths) > 1:
             raise InputError("a file of predictions (.npz) is a calibration set by itself; give it alone")
         return read_predictions(Path(paths[0]))
-    rows = [row for row in read_corpus(paths) if split is None or row.stated_split == split]
+    rows = [row for row in read_corpus(paths, repeats=True) if split is None or row.stated_split == split]
     if not rows:
         raise InputError(f"{', '.join(map(str, paths))}: no row{f' of the split {split!r}' if split else ''} to use")
     return score_rows(rows, engine, group_by)
@@ -201,11 +207,12 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
     rows = [row for row in rows if not row.unserved]
     if given and not rows:
         raise InputError(f"no tier satisfied any of the {given} rows, so they say nothing of which one to choose")
-    seen = rows_seen((row.sha256 for row in rows), str(engine.bundle.manifest.get(TRAINING_ROWS, "")))
-    if seen:
+    seen = rows_among((row.sha256 for row in rows), str(engine.bundle.manifest.get(TRAINING_ROWS, "")))
+    if seen.any():
         raise InputError(
-            f"{seen} of {len(rows)} rows were in the bundle's training set, where the model is better than it will be "
-            "on your traffic; calibrate on rows that it has not seen"
+            f"{seen.sum()} of {len(rows)} rows were in the bundle's training set, where the model is better than it "
+            f"will be on your traffic, the first with the id {rows[int(seen.argmax())].id}; calibrate on rows that it "
+            "has not seen"
         )
     prepared = [engine.prepare(row.request) for row in rows]
     logits = np.array(

@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,17 +99,26 @@ class Row:
         return self.stated_split or split_of(self.group)
 
 
-def read_corpus(paths: Iterable[str | Path]) -> list[Row]:
+def read_corpus(paths: Iterable[str | Path], *, repeats: bool = False) -> list[Row]:
     """Every row of the files, folders and globs, in order, later duplicates of a conversation left out.
+
+    Args:
+        paths: what to read; a file that is named twice counts once.
+        repeats: keep the duplicates, as a sample of traffic that repeats itself has them: each a row with an id, and
+            where none is stated a group, of its own.
 
     Raises:
         InputError: a path matches nothing, or a line cannot be used; the message names file and line.
     """
-    rows: dict[str, Row] = {}
+    rows: list[Row] = []
+    times: Counter[str] = Counter()
     for path in expand(paths):
         for row in _read_file(path):
-            rows.setdefault(row.sha256, row)
-    return list(rows.values())
+            before = times[row.sha256]
+            if repeats or not before:
+                rows.append(_repeat(row, before) if before else row)
+            times[row.sha256] += 1
+    return rows
 
 
 def expand(paths: Iterable[str | Path]) -> list[Path]:
@@ -129,7 +139,7 @@ def expand(paths: Iterable[str | Path]) -> list[Path]:
         if not files:
             raise InputError(f"{given}: no corpus file there; give a .jsonl or .jsonl.gz file, a folder, or a glob")
         found.extend(files)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def open_lines(path: Path) -> IO[str]:
@@ -277,6 +287,11 @@ def _is_plain(row: Row) -> bool:
     """Whether a tier is all that is known of the label."""
     tier = row.stated_tier
     return tier is not None and row.at_least is row.at_most is tier and row.probabilities == one_hot(tier)
+
+
+def _repeat(row: Row, number: int) -> Row:
+    group = f"{row.group}#{number}" if row.group == f"{row.source}/{row.id}" else row.group
+    return replace(row, id=f"{row.id}#{number}", group=group)
 
 
 def _stated_split(data: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from training.policy_fit import chosen_by
 from training.risk_control import SHIFTED, allowed_loss, binomial_p_value
 
 SIGNIFICANCE = 0.05
+TOP_TIER = "frontier misses"
 ESTIMATED = "estimated risk"
 """What is tested of a policy that promises nothing, but has a threshold by an estimate of the new tier shares."""
 
@@ -44,13 +45,16 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         seed: of those draws.
 
     Returns:
-        `policies`: for each its name, `what` ("risk", "frontier misses", or `ESTIMATED`), alpha, n, not_covered (rows
+        `policies`: for each its name, `what` ("risk", `TOP_TIER`, or `ESTIMATED`), alpha, n, not_covered (rows
         of groups for which nothing is promised), risk with its exact 95 % interval, p_value and refuted; `left_out`:
-        names of policies whose alpha bounds a weighted loss, which counting misses cannot test.
+        names of policies whose alpha bounds a weighted loss, which counting misses cannot test; `known`: rows whose
+        request fitted the bundle's map or thresholds. They show nothing new, so that risk and interval are without
+        them; but where traffic repeats itself the others are not all of it, so a promise is refuted only where it is
+        with them as well.
 
     Raises:
         InputError: no policy is feasible, the labels are of the other kind, no row is covered, or the bundle's map or
-            thresholds were fitted on some of the rows.
+            thresholds were fitted on every row.
     """
     feasible = {name: p for name, p in engine.policies.items() if p.guarantee.feasible}
     counted = {name: p for name, p in feasible.items() if not p.guarantee.severity}
@@ -62,22 +66,21 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
     if not len(rows):
         raise InputError("no row has a closed label, so nothing can be checked; label some rows of your traffic")
     manifest = engine.bundle.manifest
-    seen = rows.among(str(manifest.get(MAP_ROWS, ""))) | rows.among(str(manifest.get(THRESHOLD_ROWS, "")))
-    if seen.any():
+    known = rows.among(str(manifest.get(MAP_ROWS, ""))) | rows.among(str(manifest.get(THRESHOLD_ROWS, "")))
+    if known.all():
         raise InputError(
-            f"{seen.sum()} of {len(rows)} rows fitted the bundle's probabilities or thresholds; its promise can only "
+            f"{known.sum()} of {len(rows)} rows fitted the bundle's probabilities or thresholds; its promise can only "
             "be checked on rows that it has not seen"
         )
     probabilities, truth = engine.bundle.calibration.apply(rows.logits), rows.drawn(seed).labels.argmax(axis=1)
     entries = []
     for name, policy in counted.items():
-        chosen, kept = chosen_by(policy, probabilities, rows), covered(policy, rows)
+        missed, kept = chosen_by(policy, probabilities, rows) < truth, covered(policy, rows)
         what = "risk" if policy.guarantee.proved else ESTIMATED
-        entries.append(_entry(name, what, policy.guarantee, policy.epsilon, (chosen < truth)[kept], int((~kept).sum())))
-        top = policy.top_tier_guarantee
-        if top is not None and top.proved and policy.top_tier_threshold and (truth == len(TIERS) - 1).any():
-            missed = (chosen < truth)[truth == len(TIERS) - 1]
-            entries.append(_entry(name, "frontier misses", top, policy.epsilon, missed, 0))
+        entries.append(_entry(name, what, policy.guarantee, policy.epsilon, missed, kept, known))
+        top, frontier = policy.top_tier_guarantee, truth == len(TIERS) - 1
+        if top is not None and top.proved and policy.top_tier_threshold and (frontier & ~known).any():
+            entries.append(_entry(name, TOP_TIER, top, policy.epsilon, missed, frontier, known))
     if not any(entry["n"] for entry in entries):
         raise InputError("no row is of a group that the bundle's policies promise something for; label rows that are")
     for entry in entries:
@@ -87,6 +90,7 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         "bundle_version": engine.bundle_version,
         "policies": entries,
         "left_out": sorted(set(feasible) - set(counted)),
+        "known": int(known.sum()),
     }
 
 
@@ -99,22 +103,30 @@ def covered(policy: Policy, rows: CalibrationSet) -> NDArray[np.bool_]:
 
 
 def _entry(
-    name: str, what: str, promise: Guarantee, epsilon: float, missed: NDArray[np.bool_], not_covered: int
+    name: str,
+    what: str,
+    promise: Guarantee,
+    epsilon: float,
+    missed: NDArray[np.bool_],
+    about: NDArray[np.bool_],
+    known: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    n, count = len(missed), int(missed.sum())
+    """A line of `check`: misses (n,) bool of all rows, those that the promise is about, and those it was fitted on."""
+    fresh = about & ~known
+    n, count = int(fresh.sum()), int(missed[fresh].sum())
     # Exploration sends up to a share of epsilon lower on purpose: the thresholds left that room.
     alpha = promise.alpha - epsilon
     if n:
-        interval, p_value = (
-            stats.binomtest(count, n).proportion_ci(0.95, "exact"),
-            promise_p_value(promise, alpha, n, count),
+        interval = stats.binomtest(count, n).proportion_ci(0.95, "exact")
+        p_value = max(
+            promise_p_value(promise, alpha, int(some.sum()), int(missed[some].sum())) for some in (fresh, about)
         )
     return {
         "name": name,
         "what": what,
         "alpha": promise.alpha,
         "n": n,
-        "not_covered": not_covered,
+        "not_covered": 0 if what == TOP_TIER else int((~about & ~known).sum()),
         "risk": count / n if n else None,
         "low": float(interval.low) if n else None,
         "high": float(interval.high) if n else None,
@@ -145,13 +157,19 @@ def as_text(found: Mapping[str, Any]) -> str:
         if not e["n"]:
             lines.append(f"| {e['name']} | {promise} | 0 | - | - | no row is of a group that it covers |")
             continue
-        what = f", {e['what']}" if e["what"] == "frontier misses" else ""
+        what = f", {e['what']}" if e["what"] == TOP_TIER else ""
         lines.append(
             f"| {e['name']}{what} | {promise} | {e['n']} | {e['risk']:.3f} | {e['low']:.3f} to {e['high']:.3f} "
             f"| {'refuted' if e['refuted'] else 'not refuted'} (p = {e['p_value']:.3f}) |"
         )
     outside = max(e["not_covered"] for e in found["policies"])
     notes = [f"{outside} rows are of groups for which nothing is promised."] if outside else []
+    if found["known"]:
+        notes.append(
+            f"{found['known']} rows are left out: the bundle's probabilities or thresholds were fitted on their "
+            "requests. Where these come again in traffic its risk is another, so a promise is called refuted only "
+            "where it is with them as well."
+        )
     if found["left_out"]:
         names = ", ".join(found["left_out"])
         notes.append(f"{names}: what is bounded is a weighted loss, which counting misses cannot test.")
