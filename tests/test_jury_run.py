@@ -476,6 +476,21 @@ def test_endpoint_that_takes_no_case_ends_the_run(tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_rows_that_are_never_taken_keep_no_others_from_their_turn(tmp_path):
+    """Many rows that an endpoint will not take end no sitting once it answered others, and go last in the next one."""
+    log, out = tmp_path / "log.jsonl", tmp_path / "out.jsonl"
+    texts = [f"{'long' if i < 12 else 'hello'} {i}" for i in range(30)]
+    log.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    long = (400, {}, {"error": {"code": "context_length_exceeded"}})
+    given = (log, "-o", out, "--concurrency", 1)
+    with endpoint(lambda a: long if "long" in a.text else honest(a)) as server:
+        assert run(*given, url=server.url).exit_code == 1
+        assert "12 questions without an answer" in run(*given, url=server.url).output
+        assert len(lines_of(out)) == 18
+        assert server.texts == [*texts[:10], *texts[10:], *texts[:10]]
+        assert "put with another body;" in run(*given, "--body", '{"temperature": 1}', url=server.url).output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

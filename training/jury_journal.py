@@ -84,6 +84,7 @@ class Journal:
     Attributes:
         votes: of each question that is answered.
         refused: how many responses to a question were no vote.
+        put_off: questions that an endpoint did not take; they come last, and keep no others from their turn.
         reasons: why, counted.
         spent: on each model.
     """
@@ -92,6 +93,7 @@ class Journal:
         self._file = file
         self.votes: dict[Question, Vote] = {}
         self.refused: Counter[Question] = Counter()
+        self.put_off: set[Question] = set()
         self.reasons: Counter[str] = Counter()
         self.spent: dict[str, Spent] = {}
 
@@ -100,6 +102,12 @@ class Journal:
         assert self._file is not None
         self._write({**question._asdict(), **_entry(answer), **usage._asdict()})
         self._count(question, answer, usage)
+
+    def put_last(self, question: Question) -> None:
+        """Keeps that the endpoint did not take a question, once."""
+        if question not in self.put_off:
+            self._write({**question._asdict(), "put_off": True})
+            self.put_off.add(question)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -129,6 +137,9 @@ class Journal:
             for number, line in enumerate(lines[1:], 2):  # noqa: B007 - named in the error below
                 entry = json.loads(line)
                 question = Question(str(entry["row"]), str(entry["model"]), int(entry["vote"]))
+                if entry.get("put_off"):
+                    self.put_off.add(question)
+                    continue
                 self._count(question, _answer(entry), Usage(entry["prompt_tokens"], entry["completion_tokens"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -179,6 +190,8 @@ def open_journal(output: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
         if not journal.spent:
             with explained(path):
                 journal._write({"jury": 1, **facts})
+                for question in journal.put_off:
+                    journal._write({**question._asdict(), "put_off": True})
         yield journal
 
 

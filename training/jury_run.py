@@ -1,8 +1,8 @@
 """A sitting of a jury: every question that is not answered yet is put, and every answer kept as it comes.
 
-Questions go row by row, so that a sitting which ends early leaves whole rows. One that is interrupted, or whose budget
-is spent, puts no further question and waits for the answers that are under way: they are paid for. A question that only
-rests until it may be put again is not waited for.
+Questions go row by row, so that a sitting which ends early leaves whole rows; those that the endpoint did not take
+before go last. One that is interrupted, or whose budget is spent, puts no further question and waits for the answers
+that are under way: they are paid for. A question that only rests until it may be put again is not waited for.
 
 Knows nothing of how answers are reported.
 """
@@ -33,7 +33,8 @@ from training.jury_journal import Journal, Question
 MOST_REFUSED = 3
 """So often a question is put whose answers are no votes."""
 MOST_IN_VAIN = 10
-"""Rows in a row that bring no answer at all before a sitting ends."""
+"""Rows in a row that bring no answer at all before a sitting ends. Rows that a model will not take count while it has
+answered nothing yet: afterwards it is they that are odd, and not how they are put."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,10 @@ async def sit(
                 return
             except (QuestionRefused, NoAnswer) as error:
                 sitting.in_vain[str(error)] += 1
+                if isinstance(error, QuestionRefused):
+                    journal.put_last(question)
+                    if question.model in journal.spent:
+                        break
                 vain_rows.add(question.row)
                 if len(vain_rows) >= MOST_IN_VAIN or (isinstance(error, NoAnswer) and not sitting.answered):
                     where = (
@@ -196,6 +201,8 @@ async def sit(
         told()
 
     items = [(case, question) for case in cases for question in jury.open(case, journal)]
+    refused = {question.row for _, question in items if question in journal.put_off}
+    items.sort(key=lambda item: item[1].row in refused)
     with _interruptible(sitting, endpoint, say):
         await answer_all(items, put, width=width)
     return sitting
