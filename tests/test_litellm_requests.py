@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from classifier.fallback import Answer
-from classifier.gateways.litellm_requests import Routed, asked, confine, mark, marks, outcome_of
+from classifier.gateways.litellm_requests import Routed, asked, confine, mark, marks, names_repeated, outcome_of
 from classifier.types import Cause, Decision, Reason, Tier, Verdict
 
 DECIDED = Decision(Tier.SIMPLE, (0.25,) * 4, Tier.SIMPLE, Reason.MODEL, "p", 0.5, True, decision_id="id-1")
@@ -50,6 +50,21 @@ def test_a_confined_request_has_no_way_out():
     data = {"model": "m", "fallbacks": ["x"], "context_window_fallbacks": [], "user_config": {}, "api_base": "http://x"}
     confine(data)
     assert data == {"model": "m", "disable_fallbacks": True}
+
+
+def test_the_same_request_is_asked_again():
+    """All that its caller sent, known or not, but for where it was to go; nothing that LiteLLM added."""
+    body = {
+        "model": "m",
+        "messages": [],
+        "logprobs": True,
+        "new": 1,
+        "fallbacks": ["x"],
+        "api_base": "x",
+        "stream": False,
+    }
+    data = body | {"litellm_logging_obj": object(), "proxy_server_request": {"body": body, "headers": {}}}
+    assert names_repeated(data) == {"messages", "metadata", "logprobs", "new"}
 
 
 def test_an_outcome_counts_once_a_request_and_cause():

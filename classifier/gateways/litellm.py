@@ -38,7 +38,16 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.judging import Validator, escalate, judged
 from classifier.gateways.litellm_plugin import HOOK_SECONDS, ComplexityClassifier
-from classifier.gateways.litellm_requests import BY_MODEL, Routed, asked, confine, mark, marks, outcome_of
+from classifier.gateways.litellm_requests import (
+    BY_MODEL,
+    Routed,
+    asked,
+    confine,
+    mark,
+    marks,
+    names_repeated,
+    outcome_of,
+)
 from classifier.gateways.outbox import Outbox
 from classifier.routing import Route, RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
@@ -50,10 +59,6 @@ _CHATS = frozenset({"completion", "acompletion"})
 """Calls whose answers are chat completions, the shape of what is asked for again."""
 REMEMBERED = 10_000
 DRAIN_SECONDS = 60.0
-_ASKED_AGAIN = frozenset(
-    {"messages", "tools", "tool_choice", "temperature", "top_p", "max_tokens", "stop", "seed", "n"}
-)
-_ASKED_AGAIN |= {"max_completion_tokens", "response_format", "user", "metadata"}
 
 
 class Refused(NoAllowedRoute):
@@ -156,7 +161,8 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             raise Refused(str(error)) from error
         data["model"] = answer.route or model
         mark(data, name)
-        self._routed.put(name, Routed(answer, answer.tier, restricted, chat=call_type in _CHATS))
+        repeated = names_repeated(data) if call_type in _CHATS else frozenset()
+        self._routed.put(name, Routed(answer, answer.tier, restricted, repeated))
         self.counts["classified" if answer.classified else answer.fallback] += 1
         return data
 
@@ -208,7 +214,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         verdict = await judged(self._validators, data, response)
         if verdict is None:
             return response
-        if verdict or not routed.chat:
+        if verdict or not routed.repeated:
             said = Verdict.ACCEPTED if verdict else Verdict.REJECTED
             self._report(routed, said, Cause.QUALITY, source=self._judge)
             return response
@@ -228,7 +234,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         """The route's answer, after the proxy's guardrails have seen it too; raises where there is none."""
         from litellm.proxy.proxy_server import llm_router, proxy_logging_obj
 
-        body = {name: copy(data[name]) for name in _ASKED_AGAIN & data.keys()}
+        body = {name: copy(data[name]) for name in routed.repeated & data.keys()}
         answer = await llm_router.acompletion(model=route.model, disable_fallbacks=True, **body)
         routed.escalating = True
         try:

@@ -34,6 +34,8 @@ BY_MODEL = frozenset({"_arealtime", "anthropic_messages"}) | {
 any model and go elsewhere."""
 _WAYS_OUT = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "user_config", "api_base", "base_url")
 """What a caller may send to be served by another model or place than the table's."""
+_ONCE = frozenset({"model", "stream", "stream_options", "disable_fallbacks", "api_key", "litellm_call_id", *_WAYS_OUT})
+"""What does not belong to the same request at another model."""
 
 
 @dataclass(slots=True)
@@ -45,7 +47,8 @@ class Routed:
         served: the tier whose model answered or is to; None where the table does not name the model that the proxy fell
             back to.
         restricted: whether it may not leave the premises.
-        chat: whether it is a chat completion, whose answer may be one of another model, asked for again.
+        repeated: what of a chat completion is asked again where its answer is not good enough; empty where answers have
+            another shape.
         answered: whether a model answered or began to, so that a guardrail's no is about the answer.
         fell_back: whether the proxy fell back to another model.
         escalating: whether a higher tier's answer is on its way through the proxy's guardrails.
@@ -54,10 +57,20 @@ class Routed:
     answer: Answer
     served: Tier | None
     restricted: bool = False
-    chat: bool = True
+    repeated: frozenset[str] = frozenset()
     answered: bool = False
     fell_back: bool = False
     escalating: bool = False
+
+
+def names_repeated(data: Mapping[str, Any]) -> frozenset[str]:
+    """Names of what makes the same request at another model: all that its caller sent, and who pays.
+
+    Before the call: later LiteLLM writes into its copy of the body what it has added itself.
+    """
+    sent = data.get("proxy_server_request")
+    body = sent.get("body") if isinstance(sent, Mapping) else None
+    return frozenset({"messages", "metadata", *(body if isinstance(body, Mapping) else ())}) - _ONCE
 
 
 def outcome_of(

@@ -25,6 +25,17 @@ def test_a_validator_escalates(proxy: Proxy) -> None:
     assert proxy.outcomes(headers[ID]) == [(Verdict.ESCALATED, Cause.QUALITY, Tier.SIMPLE, Tier.STANDARD)]
 
 
+def test_the_same_request_is_asked_again(proxy: Proxy) -> None:
+    """Whatever its caller asked for, the higher tier is asked for too; only the model is another."""
+    tool = {"type": "function", "function": {"name": "run", "parameters": {"type": "object", "properties": {}}}}
+    sent = {"tools": [tool], "parallel_tool_calls": False, "logprobs": True, "top_logprobs": 2, "presence_penalty": 0.5}
+    sent |= {"extra_body": {"chat_template_kwargs": {"thinking": False}}, "own": 1, "stop": ["END"], "num_retries": 1}
+    proxy.ask("a hard one", fallbacks=["spare"], metadata={"a": "b"}, **sent)
+    first, second = ({k: v for k, v in body.items() if k != "headers"} for body in proxy.upstream.seen[-2:])
+    assert second == first | {"model": "medium"}
+    assert {"parallel_tool_calls", "top_logprobs", "presence_penalty", "chat_template_kwargs", "own"} <= second.keys()
+
+
 def test_a_validators_yes_is_accepted(proxy: Proxy) -> None:
     """A good answer that was judged is ACCEPTED."""
     _, headers, _ = proxy.ask("an email")
