@@ -137,7 +137,7 @@ class Ledger:
         return found
 
     def expire(self, before: float) -> bool:
-        """Deletes some of what is older than `before` (seconds since the epoch).
+        """Deletes some of what is older than `before` (seconds since the epoch), forgotten ids too.
 
         Returns:
             Whether there may be more: call again.
@@ -151,7 +151,8 @@ class Ledger:
         with self._database.reading() as connection:
             ids = list(connection.scalars(old))
             keys = [tuple(row) for row in connection.execute(orphans)]
-        if not ids and not keys:
+            gone = connection.scalar(sa.select(sa.exists().where(forgotten.c.forgotten_at < before)))
+        if not (ids or keys or gone):
             return False
         with self._database.transaction() as connection:
             _delete(connection, ids)

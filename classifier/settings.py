@@ -225,6 +225,16 @@ def feedback_url(flag: str | None = None, environ: Mapping[str, str] | None = No
     return told.get("feedback_url") or _own_store(environ)
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of a feedback store; None where it is no SQLite's.
+
+    >>> sqlite_file("sqlite:////var/lib/feedback.db"), sqlite_file("postgresql+psycopg://db/x")
+    (PosixPath('/var/lib/feedback.db'), None)
+    """
+    path = url.partition("///")[2].partition("?")[0] if url.startswith("sqlite") else ""
+    return Path(path) if path else None
+
+
 def registry_url(flag: str | None = None, environ: Mapping[str, str] | None = None) -> str:
     """The registry of commands beside the server: the one it is told of, else the user's own.
 

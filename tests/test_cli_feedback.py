@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,23 @@ def test_forget_by_label_says_what_it_did_and_what_it_cannot_reach(url, tmp_path
     assert "exports and backups" in done.stderr
     left = run("export", "-o", "-", "--feedback-url", url).stdout.splitlines()
     assert [json.loads(line)["labels"] for line in left] == [{"tenant": "other"}]
+
+
+def test_what_is_too_old_expires_when_asked(url, monkeypatch):
+    """Without a server the command applies retention."""
+    monkeypatch.setattr(time, "time", lambda: 1_767_225_600.0 + 2.5 * 86_400)
+    done = run("expire", "--older-than-days", "1", "--feedback-url", url)
+    assert (done.exit_code, done.stdout) == (0, "1 decisions and 0 outcomes are left\n")
+    assert run("expire", "--older-than-days", "-1", "--feedback-url", url).exit_code == 2
+
+
+def test_what_a_server_no_longer_keeps_is_said_to_stay(url, tmp_path, tiny_bundle_path):
+    """With --store off nothing of an earlier store expires, and the server says so and what to do."""
+    serve = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--store", "off", "--feedback-url", url]
+    with server_process(*serve) as server:
+        said = server.wait_said("nothing in it expires any more")
+    assert f"{tmp_path}/feedback.db" in said
+    assert "classifier feedback expire" in said
 
 
 def test_forget_by_id_for_machines(url):

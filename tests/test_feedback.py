@@ -274,6 +274,17 @@ async def test_what_is_too_old_is_deleted(open_at):
     assert only(store)["decision_id"] == young
 
 
+def test_forgotten_ids_expire_as_well(open_at):
+    """A bare id that keeps a decision from coming back goes at its age, though nothing else does."""
+    now = [0.0]
+    store = open_at(clock=lambda: now[0])
+    store.ledger.forget([mint()])
+    assert store.ledger.expire(-1.0) is False
+    assert store.ledger.counts()["forgotten"] == 1
+    assert store.ledger.expire(1.0) is False
+    assert store.ledger.counts()["forgotten"] == 0
+
+
 def test_retention_is_enforced_without_being_asked(sqlite_url):
     """A store that is opened deletes what is too old by itself."""
     store = open_store(sqlite_url, key=KEY, clock=lambda: 0.0)

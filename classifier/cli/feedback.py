@@ -1,4 +1,4 @@
-"""`classifier feedback`: what the store remembers, taken out, forgotten or migrated."""
+"""`classifier feedback`: what the store remembers, taken out, forgotten, expired or migrated."""
 
 from __future__ import annotations
 
@@ -114,6 +114,30 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
     click.echo(json.dumps(result) if as_json else f"{decisions} decisions and {outcomes} outcomes forgotten")
     if not as_json:
         click.echo(_CANNOT_REACH, err=True)
+
+
+@command.command(name="expire")
+@_store_option
+@click.option("--older-than-days", required=True, type=click.FloatRange(0.0), metavar="DAYS", help="Age to delete at.")
+def expire(*, url: str, older_than_days: float) -> None:
+    r"""Deletes what is older than so many days, as a server does by its --retention-days while it keeps feedback.
+
+    \b
+    classifier feedback expire --older-than-days 90
+    """
+    import time
+
+    from classifier.database import Database
+    from classifier.ledger import Ledger
+
+    with contextlib.closing(Database(url, make=False)) as database:
+        ledger = Ledger(database)
+        before = time.time() - older_than_days * 86_400
+        while ledger.expire(before):
+            pass
+        database.scrub()
+        left = ledger.counts()
+    click.echo(f"{left['decisions']} decisions and {left['outcomes']} outcomes are left")
 
 
 @command.command(name="drift")

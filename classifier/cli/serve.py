@@ -58,13 +58,21 @@ def command(config: str | None, **flags: Any) -> None:
 def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     """Serves as the settings say, in this process or in several, until a signal."""
     import contextlib
+    import logging
 
     from classifier.logs import configure_logging
     from classifier.server import Server, print_ready, serve, server_key
     from classifier.server import run as run_server
+    from classifier.settings import sqlite_file
     from classifier.telemetry import Metrics, Observers, Traces, serve_metrics
 
     configure_logging(settings.log_format, settings.log_level)
+    if settings.store == "off" and (left := sqlite_file(settings.feedback_url)) is not None and left.exists():
+        logging.getLogger(__name__).warning(
+            "store is off, and %s is there from before: nothing in it expires any more; run 'classifier feedback "
+            "expire --older-than-days DAYS', or remove it",
+            left,
+        )
     if settings.workers > 1:
         from classifier.workers import supervise
 
