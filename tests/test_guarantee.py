@@ -26,9 +26,11 @@ from training.calibrate import command as calibrate_command
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows, read_set
 from training.corpus import read_corpus
 from training.guarantee import command
-from training.promise_test import check, covered, promise_p_value
+from training.promise_test import check, promise_p_value, promised
+from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
+TRUTH = population(60_000, 12)
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
 
 
@@ -94,9 +96,7 @@ def test_a_promise_is_not_refuted_for_the_luck_of_its_calibration_set():
     """Over 300 pairs of calibration and fresh rows a promise that holds is refuted in at most 5 %; a binomial test of
     alpha would refute a third, because the mean over calibration sets is what is promised.
     """
-    from training.risk_control import fit_threshold
-
-    p, y = IDENTITY.apply(population(60_000, 12).logits), population(60_000, 12).labels
+    p, y = IDENTITY.apply(TRUTH.logits), TRUTH.labels
     rng, ours, naive = np.random.default_rng(0), [], []
     for _ in range(300):
         rows = rng.permutation(60_000)
@@ -140,11 +140,54 @@ def test_the_top_tiers_promise_is_checked_too(tiny_bundle_path: Path, tmp_path: 
 
 
 def test_rows_of_groups_without_a_promise_do_not_count(promising: Path):
-    """Under a policy by groups only rows of groups with a feasible threshold are counted; the others are told."""
+    """Under a policy by groups only rows of groups with a feasible threshold are counted, each with its own number of
+    calibration rows; the others are told.
+    """
     rows = population(100, 3)
     rows.facets["script"] = np.repeat(["latin", "thai", "greek"], [60, 30, 10])
     policy = Policy("p", 0.9, group_by="script", group_thresholds={"latin": 0.5, "thai": ALWAYS_FRONTIER})
-    assert covered(policy, rows).tolist() == [True] * 60 + [False] * 40
+    (promise, about), *rest = promised(policy, rows, {"latin": 30}).values()
+    assert (promise.n, rest) == (30, [])
+    assert about.tolist() == [True] * 60 + [False] * 40
+
+
+def test_a_group_is_not_refuted_for_the_luck_of_its_few_rows(tiny_bundle_path: Path, tmp_path: Path):
+    """A promise by group is tested with the rows that it was fitted on: at most 5 % of true ones on 30 are refuted, and
+    many more were they tested as on the rows of all groups.
+    """
+    many, some = write_rows(tmp_path / "a.jsonl", 300, labels={"t": "a"}), tmp_path / "b.jsonl"
+    calibrate(
+        tiny_bundle_path,
+        [many, write_rows(some, 30, seed=1, labels={"t": "b"})],
+        tmp_path / "out",
+        policies={"balanced": 0.1},
+        group_by="t",
+        methods=(),
+    )
+    engine = Engine.from_pretrained(tmp_path / "out")
+    assert engine.bundle.manifest["calibration"]["groups"] == {"a": 300, "b": 30}
+    fresh = [write_rows(tmp_path / f"{t}.jsonl", 100, seed=2, labels={"t": t}) for t in "abc"]
+    found = check(engine, read_set(fresh, engine, "t"))["policies"]
+    assert [(e["group"], e["n"], e["not_covered"]) for e in found] == [("a", 100, 100), ("b", 100, 100)]
+    p, y = IDENTITY.apply(TRUTH.logits), TRUTH.labels
+    rng, ours, theirs = np.random.default_rng(0), [], []
+    for _ in range(100):
+        rows = rng.permutation(len(y))
+        fit = fit_threshold(routing_losses(p[rows[:30]], y[rows[:30]]), 0.1)
+        missed = int(routing_losses(p[rows[30:530]], y[rows[30:530]]).total(fit.threshold))
+        for n, refuted in ((30, ours), (330, theirs)):
+            promise = Guarantee(0.1, 0.0, fit.method, "RUBRIC", n, fit.empirical_risk, fit.bound, feasible=True)
+            refuted.append(promise_p_value(promise, 0.1, 500, missed) < 0.05)
+    assert np.mean(ours) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 100)
+    assert np.mean(theirs) > 0.15
+
+
+def test_rows_without_the_label_that_groups_are_refused(tiny_bundle_path: Path, tmp_path: Path):
+    """Stored predictions that lack what a bundle's promise goes by are one clear line."""
+    rows = write_rows(tmp_path / "a.jsonl", 60, labels={"tenant": "a"})
+    calibrate(tiny_bundle_path, [rows], tmp_path / "out", policies={"balanced": 0.1}, group_by="tenant")
+    with pytest.raises(InputError, match="goes by 'tenant'"):
+        check(Engine.from_pretrained(tmp_path / "out"), population(50, 2))
 
 
 def test_rows_that_fitted_the_promise_cannot_check_it(tiny_bundle_path: Path, tmp_path: Path):

@@ -158,6 +158,8 @@ def calibrate(
         raise SettingsError(f"default policy {chosen_default!r} is none of {sorted(targets.alphas)}")
     report = _report(engine.bundle, calibration, threshold_rows, fitted, details, comparison, prices, seed, notes)
     report["rows"]["map"] = calibration.n
+    if targets.group_by:
+        report["rows"]["groups"] = {group: fit["n"] for group, fit in next(iter(details.values())).items()}
     known = {MAP_ROWS: map_rows, THRESHOLD_ROWS: pack_rows(threshold_rows.hashes)}
     bundle = _write(engine, Path(out_path), calibration, fitted, chosen_default, report, known)
     return report | {"bundle": {"path": str(bundle.path), "version": bundle.version, "parent": engine.bundle_version}}

@@ -70,9 +70,17 @@ class Targets:
 
 
 def thresholds_of(policy: Policy, rows: CalibrationSet) -> NDArray[np.float64]:
-    """The λ that each row gets under the policy: (n,) float64."""
+    """The λ that each row gets under the policy: (n,) float64.
+
+    Raises:
+        InputError: the policy goes by a fact that the rows do not carry.
+    """
     if not policy.group_by:
         return np.full(len(rows), policy.threshold)
+    if policy.group_by not in rows.facets:
+        raise InputError(
+            f"policy {policy.name!r} goes by {policy.group_by!r}, which these rows do not carry; give rows that do"
+        )
     return np.array([policy.group_thresholds.get(g, policy.threshold) for g in rows.facets[policy.group_by].tolist()])
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,12 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         seed: of those draws.
 
     Returns:
-        `policies`: for each its name, `what` ("risk", `TOP_TIER`, or `ESTIMATED`), alpha, n, not_covered (rows
-        of groups for which nothing is promised), risk with its exact 95 % interval, p_value and refuted; `left_out`:
-        names of policies whose alpha bounds a weighted loss, which counting misses cannot test; `known`: rows whose
-        request fitted the bundle's map or thresholds. They show nothing new, so that risk and interval are without
-        them; but where traffic repeats itself the others are not all of it, so a promise is refuted only where it is
-        with them as well.
+        `policies`: for each, and each group that it promises something: name, group or "", `what` ("risk", `TOP_TIER`
+        or `ESTIMATED`), alpha, n, not_covered (rows of groups for which nothing is promised), risk with its exact 95 %
+        interval, p_value and refuted; `left_out`: names of policies whose alpha bounds a weighted loss, which counting
+        misses cannot test; `known`: rows whose request fitted the bundle's map or thresholds. They show nothing new, so
+        that risk and interval are without them; but where traffic repeats itself the others are not all of it, so a
+        promise is refuted only where it is with them as well.
 
     Raises:
         InputError: no policy is feasible, the labels are of the other kind, no row is covered, or the bundle's map or
@@ -74,13 +75,19 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         )
     probabilities, truth = engine.bundle.calibration.apply(rows.logits), rows.drawn(seed).labels.argmax(axis=1)
     entries = []
+    fitted = dict(manifest.get("calibration") or {}).get("groups", {})
     for name, policy in counted.items():
-        missed, kept = chosen_by(policy, probabilities, rows) < truth, covered(policy, rows)
+        missed = chosen_by(policy, probabilities, rows) < truth
         what = "risk" if policy.guarantee.proved else ESTIMATED
-        entries.append(_entry(name, what, policy.guarantee, policy.epsilon, missed, kept, known))
+        about = promised(policy, rows, fitted)
+        outside = int((~np.any([part for _, part in about.values()], axis=0) & ~known).sum())
+        some = {group: found for group, found in about.items() if (found[1] & ~known).any()}
+        for group, (promise, part) in (some or {"": (policy.guarantee, np.zeros(len(rows), dtype=bool))}).items():
+            entry = _entry(name, what, promise, policy.epsilon, missed, part, known)
+            entries.append(entry | {"group": group, "not_covered": outside})
         top, frontier = policy.top_tier_guarantee, truth == len(TIERS) - 1
         if top is not None and top.proved and policy.top_tier_threshold and (frontier & ~known).any():
-            entries.append(_entry(name, TOP_TIER, top, policy.epsilon, missed, frontier, known))
+            entries.append(_entry(name, TOP_TIER, top, policy.epsilon, missed, frontier, known) | {"group": ""})
     if not any(entry["n"] for entry in entries):
         raise InputError("no row is of a group that the bundle's policies promise something for; label rows that are")
     for entry in entries:
@@ -94,12 +101,28 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
     }
 
 
-def covered(policy: Policy, rows: CalibrationSet) -> NDArray[np.bool_]:
-    """Rows that the promise is about, (n,) bool: those of a group with a threshold of its own that is feasible."""
+def promised(
+    policy: Policy, rows: CalibrationSet, fitted: Mapping[str, int]
+) -> dict[str, tuple[Guarantee, NDArray[np.bool_]]]:
+    """By group what is promised, and of which rows, (n,) bool; under "" where nothing goes by groups.
+
+    A promise by group is about each one that has a feasible threshold, and rests on that group's calibration rows.
+
+    Args:
+        policy: what promises.
+        rows: those to be told apart.
+        fitted: calibration rows of each group; of one that is not in it those of all count.
+    """
     if not policy.group_by:
-        return np.ones(len(rows), dtype=bool)
-    known = [group for group, threshold in policy.group_thresholds.items() if threshold < ALWAYS_FRONTIER]
-    return np.isin(rows.facets[policy.group_by], known)
+        return {"": (policy.guarantee, np.ones(len(rows), dtype=bool))}
+    return {
+        group: (
+            replace(policy.guarantee, n=fitted.get(group, policy.guarantee.n)),
+            rows.facets[policy.group_by] == group,
+        )
+        for group, threshold in policy.group_thresholds.items()
+        if threshold < ALWAYS_FRONTIER
+    }
 
 
 def _entry(
@@ -126,7 +149,7 @@ def _entry(
         "what": what,
         "alpha": promise.alpha,
         "n": n,
-        "not_covered": 0 if what == TOP_TIER else int((~about & ~known).sum()),
+        "not_covered": 0,
         "risk": count / n if n else None,
         "low": float(interval.low) if n else None,
         "high": float(interval.high) if n else None,
@@ -157,7 +180,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         if not e["n"]:
             lines.append(f"| {e['name']} | {promise} | 0 | - | - | no row is of a group that it covers |")
             continue
-        what = f", {e['what']}" if e["what"] == TOP_TIER else ""
+        what = f", {e['group']}" if e["group"] else f", {e['what']}" if e["what"] == TOP_TIER else ""
         lines.append(
             f"| {e['name']}{what} | {promise} | {e['n']} | {e['risk']:.3f} | {e['low']:.3f} to {e['high']:.3f} "
             f"| {'refuted' if e['refuted'] else 'not refuted'} (p = {e['p_value']:.3f}) |"
