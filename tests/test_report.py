@@ -376,6 +376,18 @@ def test_a_file_that_is_no_labelled_traffic_is_named(tmp_path, content, message)
         read_traffic(str(path))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"facts": {}, "schema": "?", "complete": 7}'], ids=["list", "cut", "odd"]
+)
+def test_a_damaged_manifest_is_named(tmp_path, kind, content):
+    """What is beside a labelled file and is no manifest of one ends in one line that says so."""
+    path = write_labelled(tmp_path / f"l.{kind}", traffic(3))
+    (tmp_path / f"l.{kind}.manifest.json").write_text(content)
+    with pytest.raises(InputError, match="cannot be read as labelled rows"):
+        read_traffic(str(path))
+
+
 def test_an_unknown_column_is_named_with_those_that_are_there(labelled):
     """A typing error in --by is told from what the file has."""
     with pytest.raises(InputError, match=r"no column 'tenat'; it has .*tenant"):
