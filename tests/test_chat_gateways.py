@@ -55,7 +55,50 @@ def test_a_tool_loop_is_recognised_by_what_began_it(loop: list) -> None:
     assert tool_loop([*loop, {"role": "user", "content": "thanks"}], "key") == ""
 
 
-@pytest.mark.parametrize("messages", [None, "text", [], [5], [{"role": "tool"}]], ids=str)
+def text(kind: str = "text", **more: object) -> dict:
+    """A user's message of one part."""
+    return {"role": "user", "content": [{"type": kind, "text": "refactor it", **more}]}
+
+
+CACHED = {"cache_control": {"type": "ephemeral"}}
+RESULT = {"type": "tool_result", "content": "ok"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        [text(), {"role": "user", "content": [RESULT]}],
+        [text(**CACHED), {"role": "user", "content": [RESULT]}],
+        [ASKED[0] | CACHED, {"role": "user", "content": [RESULT | CACHED]}],
+        [text("input_text"), {"type": "function_call_output", "output": "ok"}],
+    ],
+    ids=["one part", "breakpoint", "moved", "responses"],
+)
+@pytest.mark.parametrize("start", [ASKED, "refactor it", [text(**CACHED)]], ids=["text", "input", "breakpoint"])
+def test_a_loop_is_the_same_however_its_words_are_sent(start: object, step: list) -> None:
+    """Agents move the breakpoint of Anthropic's cache from step to step, and send a text as its one part."""
+    assert tool_loop(step, "key") == loop_start(start, "key") != ""
+
+
+def test_breakpoints_inside_of_results_are_no_difference() -> None:
+    """Results that lie before the user's last words are plain, too."""
+
+    def name(**more: object) -> str:
+        result = RESULT | {"content": [{"type": "text", "text": "ok", **more}]}
+        return loop_start([*ASKED, {"role": "user", "content": [result]}, {"role": "user", "content": "go on"}])
+
+    assert name() == name(**CACHED) != loop_start(ASKED)
+
+
+def test_what_is_nested_too_deep_is_in_no_loop() -> None:
+    """A body that json cannot write again is no fault of the request."""
+    content: list = []
+    for _ in range(100_000):
+        content = [{"content": content}]
+    assert loop_start([{"role": "user", "content": content}]) == ""
+
+
+@pytest.mark.parametrize("messages", [None, 5, [], [5], [{"role": "tool"}]], ids=str)
 def test_what_is_no_conversation_is_in_no_loop(messages: object) -> None:
     """Odd shapes are in no loop and raise nothing."""
     assert tool_loop(messages) == ""

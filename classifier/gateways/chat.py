@@ -89,17 +89,35 @@ def tool_loop(messages: Any, caller: str = "") -> str:
 
 def loop_start(messages: Any, caller: str = "") -> str:
     """Name of the loop that would begin with this request: what `tool_loop` will say while it runs."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        return ""
-    return _name(messages, caller)
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]  # as OpenAI's responses take it
+    return _name(messages, caller) if isinstance(messages, Sequence) else ""
 
 
 def _name(messages: Sequence[Any], caller: str) -> str:
     last = max((i for i, m in enumerate(messages) if _is_words(m)), default=-1)
     if last < 0:
         return ""
-    text = json.dumps([caller, list(messages[: last + 1])], sort_keys=True, default=str)
+    try:
+        text = json.dumps([caller, [_plain(message) for message in messages[: last + 1]]], sort_keys=True, default=str)
+    except RecursionError:  # nested as deep as no agent nests
+        return ""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _plain(item: Any) -> Any:
+    """A message or a part of one without a cache's breakpoint, which agents move, and with a text as its one part."""
+    if not isinstance(item, Mapping):
+        return item
+    plain = {name: value for name, value in item.items() if name != "cache_control"}
+    if plain.get("type") == "input_text":
+        plain["type"] = "text"
+    content = plain.get("content")
+    if isinstance(content, str):
+        plain["content"] = [{"type": "text", "text": content}]
+    elif isinstance(content, Sequence):
+        plain["content"] = [_plain(part) for part in content]
+    return plain
 
 
 def _parts(message: Any) -> Sequence[Any]:
