@@ -133,7 +133,7 @@ class Run:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps a second run off this output.
+        """Keeps a second run off this output, and removes what a killed one had begun to write.
 
         Raises:
             InputError: another run is at it.
@@ -143,6 +143,8 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise InputError(f"{self._output}: another run is writing it; wait for that, or stop it") from None
+            for unfinished in self._parts.glob(".*"):
+                unfinished.unlink(missing_ok=True)
             yield
 
     def label(self, maker: Maker, told: Callable[[Progress], None]) -> Progress:

@@ -126,6 +126,26 @@ def test_kills_at_the_worst_moments_leave_no_trace(tmp_path, monkeypatch, moment
     assert not (tmp_path / "out.parquet.parts").exists()
 
 
+def test_what_a_killed_merge_had_written_takes_no_space_for_long(tmp_path, monkeypatch):
+    """The unfinished output of a run that was killed while it merged is gone when the next one begins to label."""
+    log, out = write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in prompts(1500)]), tmp_path / "out.jsonl"
+
+    def cut_off(pieces, file, *_):
+        file.write(next(iter(pieces)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(bulk, "merge_pieces", cut_off)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # what is killed removes nothing
+        label([str(log)], str(out), FakeMaker(), ONE)
+    parts = tmp_path / "out.jsonl.parts"
+    assert len(list(parts.glob(".out.jsonl-*"))) == 1
+    (parts / "part-00000001").unlink()
+    found = []
+    label([str(log)], str(out), FakeMaker(), ONE, told=lambda _: found.append(list(parts.glob(".*"))))
+    assert (found, parts.exists(), len(out.read_bytes().splitlines())) == ([[]], False, 1500)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT], ids=["a process is killed", "ctrl-c"])
 def test_a_run_with_chunks_that_wait_ends_at_once(tmp_path, signal_number):
     """Chunks of more than a pipe holds, which nobody will read any more, keep no run from ending; the next goes on."""
