@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from classifier.types import Request
 from tests.tiny import WORDS
 from training.build import build, load_data, train
 from training.card import OWN_ALONE
-from training.corpus import read_corpus
+from training.corpus import read_corpus, split_of
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 from training.recipe import load_recipe
 
@@ -49,6 +50,32 @@ def run(corpus, tmp_path_factory) -> Path:
     assert any("int8 chooses the fp32 tier" in line for line in said)
     assert OWN_ALONE in said
     return out
+
+
+def test_what_a_file_holds_out_is_no_part_of_a_build(corpus, tmp_path):
+    """Rows stated as dev or test neither train nor calibrate; caps count what trains, and cost calibration nothing."""
+    kinds = {"stated": ("train", "dev", "test"), "unstated": (None,)}
+    with (tmp_path / "extra.jsonl").open("w") as file:
+        for i in range(600):
+            for source, splits in kinds.items():
+                row = {"id": f"{i}", "prompt": f"{source} {i}", "tier": "simple", "source": source}
+                file.write(json.dumps(row | {"split": splits[i % len(splits)]}) + "\n")
+    data = load_data([str(tmp_path / "extra.jsonl")], [], own=corpus, most_rows={"stated": 150, "unstated": 100})
+    assert {r.stated_split for r in [*data.train, *data.calibration, *data.traffic]} == {"", "train"}
+    assert Counter(r.source for r in data.train if r.source in kinds) == {"stated": 150, "unstated": 100}
+    assert sum(r.source == "unstated" for r in data.calibration) == sum(
+        split_of(f"unstated/{i}") == "dev" for i in range(600)
+    )
+
+
+def test_build_without_rows_to_calibrate_on_is_refused_before_it_trains(corpus, tmp_path):
+    """Where every labelled row states that it trains, nothing is left to calibrate on, and that is said at once."""
+    row = {"prompt": "hi", "tier": "simple", "split": "train"}
+    (tmp_path / "extra.jsonl").write_text(json.dumps(row) + "\n")
+    data = load_data([str(tmp_path / "extra.jsonl")], [], own=corpus)
+    with pytest.raises(InputError, match="no row is left to calibrate on"):
+        build(load_recipe("tiny"), tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
 
 
 def test_built_bundle_serves(run):

@@ -68,17 +68,18 @@ def load_data(
 ) -> Data:
     """Own prompts by their fixed splits; extra corpora give nine tenths to training, the rest to calibration.
 
-    Rows of `dev` are taken out of everything else. `most_rows` caps sources by name: templated ones teach little.
+    Extra rows that state their split train where that is train, and are for measuring where it is dev or test. Rows of
+    `dev` are taken out of everything else. `most_rows` caps sources by name: templated ones teach little.
     """
     own_rows = read_corpus([own])
-    extra_rows = _capped(read_corpus(extra), most_rows or {}) if extra else []
+    given = read_corpus(extra) if extra else []
+    extra_rows = _capped([r for r in given if r.stated_split in ("", "train")], most_rows or {})
     dev_rows = read_corpus(dev) if dev else []
     seen = {r.sha256 for r in dev_rows}
     own_rows = [r for r in own_rows if r.sha256 not in seen]
     seen |= {r.sha256 for r in own_rows}
     extra_rows = [r for r in extra_rows if r.sha256 not in seen]
-    # A group may hold rows of both files; its hash puts them on the same side. What a file holds out itself (outcomes
-    # state their split) is for measuring and in neither.
+    # A group may hold rows of both files; its hash puts them on the same side.
     # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
     traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
     calibration = [r for r in traffic if r.split == "dev"]
@@ -93,10 +94,10 @@ def load_data(
 
 
 def _capped(rows: Sequence[Row], most_rows: Mapping[str, int]) -> list[Row]:
-    """At most as many rows of a source as `most_rows` says, chosen by their hash; rows held out as dev or test stay."""
+    """At most as many rows of a source train as `most_rows` says, chosen by their hash; rows that calibrate stay."""
     kept: dict[str, int] = {}
-    chosen = set()
-    for row in sorted(rows, key=lambda r: r.sha256):
+    chosen = {r.sha256 for r in rows if r.split == "dev"}
+    for row in sorted((r for r in rows if r.split != "dev"), key=lambda r: r.sha256):
         kept[row.source] = kept.get(row.source, 0) + 1
         if kept[row.source] <= most_rows.get(row.source, len(rows)):
             chosen.add(row.sha256)
@@ -213,12 +214,17 @@ def build(
         say: where progress goes.
 
     Raises:
-        InputError: `out` holds a run of another recipe or of other data.
+        InputError: `out` holds a run of another recipe or of other data, or there is nothing to calibrate on.
         BundleError: `out` already holds a finished bundle.
         GateNotMet: a parity check of the export failed.
     """
     if (out / "bundle").exists():
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
+    if not data.calibration:
+        raise InputError(
+            "no row is left to calibrate on: of --extra a tenth of the rubric rows that state no split does; leave the "
+            "split of some out"
+        )
     student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
     if not processes.is_first():
         return None
