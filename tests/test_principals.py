@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from training.principals import contradicting, held_to_share, most_unnoticed, others_alphas
+from training.principals import ERROR, contradicting, held_to_share, most_unnoticed, others_alphas
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses, soft
 
@@ -66,7 +66,8 @@ def test_the_worst_that_goes_unnoticed_stays_within_the_bound():
         rest = threshold(p[~mine], y[~mine])
         sent_below = np.flatnonzero(mine & (p[:, 3] <= 1 - rest))
         y[mine] = np.eye(4)[0]
-        y[sent_below[: most_unnoticed(int(mine.sum()), ALPHA, 7)]] = np.eye(4)[3]
+        lies = most_unnoticed(int(mine.sum()), 7, others=int((~mine).sum()), alpha=ALPHA, target=TARGET)
+        y[sent_below[:lies]] = np.eye(4)[3]
         assert contradicting(p, y, names.astype(str), alpha=ALPHA, target=TARGET) == {}
         lowest, _ = others_alphas(500, int(mine.sum()), ALPHA, TARGET, 7)
         assert rest < threshold(p, y) <= threshold(p[~mine], y[~mine], lowest)
@@ -81,6 +82,20 @@ def test_honest_principals_are_hardly_ever_left_out():
         p, y = population(160, rng)
         left_out += bool(contradicting(p, y, (np.arange(160) % 8).astype(str), alpha=ALPHA, target=TARGET))
     assert left_out <= 1
+
+
+@pytest.mark.parametrize(("target", "principals", "count"), [(0.1, 3, 100), (0.1, 6, 10), (0.05, 3, 20), (0.08, 8, 37)])
+def test_the_luck_of_a_threshold_accuses_nobody_more_often_than_stated(target, principals, count):
+    """An honest principal misses more than passes for chance in at most .001 of rounds over all, however few audit."""
+    rng, others, accused, draws = np.random.default_rng(0), (principals - 1) * count, 0, 400_000
+    most = most_unnoticed(count, principals, others=others, alpha=max(target, 0.05), target=target)
+    left = max(int(target * (others + 1)) - 1, 0)
+    for _ in range(20):
+        # A row misses below a score of its own; the threshold leaves so many of the others' misses.
+        scores = rng.random((draws // 20, others), dtype=np.float32)
+        thresholds = np.partition(scores, left, axis=1)[:, left]
+        accused += int((rng.binomial(count, thresholds) > most).sum())
+    assert accused <= 1.3 * ERROR / principals * draws
 
 
 def test_of_two_nobody_is_left_out():

@@ -17,6 +17,7 @@ Knows nothing of stores, text or models.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -111,14 +112,28 @@ def contradicting(
         rest = fit_threshold(routing_losses(probabilities[~mine], labels[~mine]), target, delta=delta)
         chosen = choose_many(probabilities[mine], rest.threshold)
         misses, count = int((labels[mine].argmax(axis=1) > chosen).sum()), int(mine.sum())
-        if misses > most_unnoticed(count, alpha, len(names)):
+        if misses > most_unnoticed(count, len(names), others=len(principals) - count, alpha=alpha, target=target):
             found[name] = (misses, count)
     return found
 
 
-def most_unnoticed(count: int, alpha: float, principals: int) -> int:
-    """The most misses among `count` audits that a risk of `alpha` explains: more has a chance below `ERROR` overall."""
-    return int(stats.binom.isf(ERROR / principals, count, alpha))
+def most_unnoticed(count: int, principals: int, *, others: int, alpha: float, target: float) -> int:
+    """The most misses of an honest principal that chance explains: more has a chance below `ERROR` overall.
+
+    A risk of α explains so many. So does the luck of the threshold, which is fitted on the others' audits and no law of
+    nature: with k of their misses left, the risk behind it is Beta(k + 1, others - k). The larger number counts.
+
+    Args:
+        count: audits of the principal.
+        principals: how many there are.
+        others: audits of everybody else.
+        alpha: as for `contradicting`.
+        target: as for `contradicting`.
+    """
+    error = ERROR / principals
+    left = max(math.floor(target * (others + 1)) - 1, 0)
+    by_luck = stats.betabinom.isf(error, count, left + 1, others - left)
+    return int(max(stats.binom.isf(error, count, alpha), by_luck))
 
 
 def others_alphas(n: int, mine: int, alpha: float, target: float, principals: int) -> tuple[float, float]:
@@ -141,7 +156,8 @@ def others_alphas(n: int, mine: int, alpha: float, target: float, principals: in
     """
     others = n - mine
     allowed = target * (n + 1)
-    return (allowed - most_unnoticed(mine, alpha, principals)) / (others + 1), allowed / (others + 1)
+    unnoticed = most_unnoticed(mine, principals, others=others, alpha=alpha, target=target)
+    return (allowed - unnoticed) / (others + 1), allowed / (others + 1)
 
 
 def _cap(totals: Sequence[float], share: float) -> float:
