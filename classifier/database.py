@@ -27,6 +27,9 @@ BUSY_SECONDS = 2.0
 """How long a lock is waited for."""
 # A row that the database refuses is not the database's trouble.
 _ROW_AT_FAULT = (sa.exc.DataError, sa.exc.IntegrityError)
+_TOO_LARGE = (
+    "54"  # PostgreSQL's class of errors for what exceeds a limit, such as an index's row; psycopg's operational
+)
 
 
 class Database:
@@ -162,7 +165,12 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Prompts may be in it: for its owner alone.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._inode = path.stat().st_ino
+            found = path.stat()
+            self._inode = found.st_ino
+            if found.st_mode & 0o077:
+                log.warning(
+                    "%s may be read by others than its owner (mode %o); run chmod 600", path, found.st_mode & 0o777
+                )
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -172,27 +180,28 @@ class Database:
         except _ROW_AT_FAULT:
             raise
         except (sa.exc.DBAPIError, sa.exc.TimeoutError, self._engine.dialect.loaded_dbapi.Error, OSError) as error:
-            self._migrated = False
             origin = getattr(error, "orig", None) or error
+            if (getattr(origin, "sqlstate", None) or "").startswith(_TOO_LARGE):
+                raise
+            self._migrated = False
             code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
             what = f"{type(origin).__name__} {code}" if code else type(origin).__name__
             raise StoreUnavailable(f"{self.name}: the feedback store failed ({what}); retry later") from error
 
 
 def _parse(text: str) -> sa.URL:
+    expected = "feedback_url: expected sqlite:///PATH or postgresql+psycopg://…, found"
     try:
         url = sa.make_url(text)
-    except sa.exc.ArgumentError:
-        raise SettingsError(
-            f"feedback_url: expected sqlite:///PATH or postgresql+psycopg://…, found {text[:16]!r}…"
-        ) from None
+    except (sa.exc.ArgumentError, ValueError):  # what is wrong may stand beside a password
+        raise SettingsError(f"{expected} {text.partition(':')[0][:16]!r} and what cannot be read as a URL") from None
     backend = url.get_backend_name()
-    if backend == "sqlite":
+    if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if not url.database or url.database == ":memory:":
             raise SettingsError("feedback_url: sqlite needs a file, as in sqlite:////var/lib/classifier/feedback.db")
         return url
     if backend != "postgresql":
-        raise SettingsError(f"feedback_url: expected sqlite:///PATH or postgresql+psycopg://…, found {backend}")
+        raise SettingsError(f"{expected} {url.drivername}")
     url = url.set(drivername="postgresql+psycopg")
     try:
         import psycopg  # noqa: F401
@@ -207,8 +216,10 @@ def _engine(url: sa.URL) -> sa.Engine:
         sa.event.listen(engine, "connect", _connect_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
-    # A peer that vanished is noticed within ten seconds; a lock is waited for as long as on SQLite.
-    arguments = {"connect_timeout": 3, "tcp_user_timeout": 10_000, "options": f"-c lock_timeout={BUSY_SECONDS:g}s"}
+    # A peer that vanished is noticed within ten seconds; a lock is waited for as long as on SQLite. A URL may say else.
+    told = {name: url.query[name] for name in ("connect_timeout", "tcp_user_timeout") if name in url.query}
+    options = " ".join([f"-c lock_timeout={BUSY_SECONDS:g}s", *url.normalized_query.get("options", ())])
+    arguments = {"connect_timeout": 3, "tcp_user_timeout": 10_000, **told, "options": options}
     engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True)
     sa.event.listen(engine, "connect", _connect_postgresql)
     return engine

@@ -21,16 +21,19 @@ def write_whole(path: Path, data: bytes, *, staged_in: Path | None = None) -> No
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, staged_in: Path | None = None) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, staged_in: Path | None = None, private: bool = False) -> Iterator[IO[bytes]]:
     """A file to write to that appears at `path`, whole and flushed to disk, when the block ends without an error.
 
     Args:
         path: its name.
         staged_in: a folder on the same disk where it grows until then; by default its own, under a hidden name.
+        private: for its owner alone, for what may hold prompts.
     """
     staged = (staged_in or path.parent) / f".{path.name}-{os.getpid()}"
     try:
         with staged.open("wb") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -94,7 +94,7 @@ def export_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_export(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
-    """Writes rows of `export_row` into a `.jsonl` or `.parquet` file, which appears whole; returns how many.
+    """Writes rows of `export_row` into a `.jsonl` or `.parquet` file, whole and for its owner alone; returns how many.
 
     Raises:
         InputError: another suffix, or the folder cannot be written.
@@ -102,7 +102,7 @@ def write_export(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: expected a name that ends in .jsonl or .parquet")
-    with explained(path), whole_file(path) as file:
+    with explained(path), whole_file(path, private=True) as file:
         return _write_parquet(rows, file) if path.suffix == ".parquet" else write_lines(rows, file)
 
 

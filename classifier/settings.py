@@ -292,7 +292,12 @@ def _told(
 
 
 def _own_store(environ: Mapping[str, str] | None) -> str:
-    return f"sqlite:///{state_folder(environ)}/feedback.db"
+    folder = state_folder(environ)
+    if "?" in str(folder):
+        raise SettingsError(
+            f"{folder}: a feedback_url cannot hold the ? in it; give another one or another XDG_STATE_HOME"
+        )
+    return f"sqlite:///{folder}/feedback.db"
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

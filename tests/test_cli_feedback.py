@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ def test_export_writes_a_file_and_says_how_many_rows(url, tmp_path, suffix):
     done = run("export", "-o", str(path), "--feedback-url", url)
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "3 rows\n")
     assert [row["labels"]["tenant"] for row in read_export(path)] == ["acme", "other", "acme"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600  # it may hold prompts
 
 
 def test_export_to_stdout_is_json_lines(url):
@@ -80,8 +82,9 @@ def test_export_of_a_time_span(url, arguments, count):
         (["export", "-o", "-", "--since", "yesterday"], 2, "expected a time"),
         (["forget"], 2, "say what to forget"),
         (["forget", "--label", "tenant"], 2, "expected NAME=VALUE"),
+        (["forget", "--decision-id", "\udcff"], 2, "expected an id"),
     ],
-    ids=["suffix", "folder", "time", "nothing", "label"],
+    ids=["suffix", "folder", "time", "nothing", "label", "id"],
 )
 def test_what_cannot_be_done_is_said(url, arguments, code, message, capsys):
     """A wrong argument is one line on stderr with its exit code."""

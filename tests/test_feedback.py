@@ -463,17 +463,27 @@ def test_a_sqlite_store_is_durable_and_private(tmp_path):
     store.close()
 
 
+def test_a_file_that_others_may_read_is_named(tmp_path, caplog):
+    """A database that was there keeps its rights, and the log says what they are."""
+    path = tmp_path / "feedback.db"
+    path.touch(mode=0o644)
+    open_store(f"sqlite:///{path}", key=KEY).close()
+    assert f"{path} may be read by others than its owner (mode 644)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"url": "mysql://db/x"}, "found mysql"),
         ({"url": "no url"}, "expected sqlite"),
+        ({"url": "postgresql://u:hunter2@db:abc/x"}, "^(?!.*hunter2).*cannot be read as a URL"),
+        ({"url": "sqlite+aiosqlite:////tmp/x.db"}, "found sqlite.aiosqlite"),
         ({"url": "sqlite://"}, "needs a file"),
         ({"url": "sqlite:///:memory:"}, "needs a file"),
         ({"keep": "everything"}, "expected hash or text"),
         ({"retention_days": 0.0}, "more than 0"),
     ],
-    ids=["database", "url", "nothing", "memory", "keep", "retention"],
+    ids=["database", "url", "port", "driver", "nothing", "memory", "keep", "retention"],
 )
 def test_settings_that_cannot_be_are_named(sqlite_url, arguments, message):
     """A store that could not keep its word is not opened."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
+import string
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from classifier.database import Database
 from classifier.errors import SettingsError, StoreUnavailable
@@ -112,6 +115,28 @@ async def test_a_locked_table_refuses_outcomes_in_time(postgresql: PostgreSQL, u
         assert time.monotonic() - start < 5
         other.rollback()
     assert await taken(store, mint()) is PENDING
+    store.close()
+
+
+def test_what_the_url_says_of_the_connection_counts(url):
+    """Options in the URL stand beside ours, and before them where they say the same."""
+    for option, wanted in (("statement_timeout", ["7s", "2s"]), ("lock_timeout", ["0", "7s"])):
+        told = Database(f"{url}&options=-c%20{option}%3D7s")
+        with contextlib.closing(told) as database, database.reading() as connection:
+            names = ("statement_timeout", "lock_timeout")
+            assert [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names] == wanted
+
+
+async def test_a_row_that_is_too_large_is_refused_alone(url):
+    """What PostgreSQL cannot index is that row's fault, and no outage: those beside it are written."""
+    store = open_store(url, key=KEY)
+    long = "".join(secrets.choice(string.ascii_letters) for _ in range(9000))
+    found = await asyncio.gather(
+        *(store.report(outcome(mint(), f"o{n}"), caller) for n, caller in enumerate(["a", long, "b"])),
+        return_exceptions=True,
+    )
+    assert [found[0], found[2]] == [PENDING, PENDING]
+    assert isinstance(found[1], sa.exc.OperationalError)
     store.close()
 
 

@@ -83,6 +83,12 @@ def test_feedback_is_kept_in_the_users_own_sqlite_unless_told_otherwise():
     assert resolve({"feedback_url": "sqlite:////f.db"}, home).feedback_url == "sqlite:////f.db"
 
 
+def test_a_folder_that_a_url_cannot_hold_is_named():
+    """A question mark would cut the path short, and the store would lie elsewhere."""
+    with pytest.raises(SettingsError, match=r"/a\?b/classifier: a feedback_url cannot hold the \?"):
+        resolve({}, {"XDG_STATE_HOME": "/a?b"})
+
+
 def test_replicas_that_share_a_store_are_given_a_key():
     """With a PostgreSQL each would make a key of its own, and refuse the ids of the others."""
     shared = {"feedback_url": "postgresql+psycopg://classifier@db/classifier"}

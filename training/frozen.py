@@ -63,10 +63,8 @@ def freeze(
         Counts, the moment that splits the window, and a hash of the rows.
     """
     path = out / EXPORT
-    path.touch(mode=0o600)
     with contextlib.closing(Database(url, make=False)) as database:
         count = write_export(map(export_row, Ledger(database).rows(since, until)), path)
-    path.chmod(0o600)
     times = [float(row["decided_at"]) for row in read_export(path)]
     split = times[min(count - 1, math.floor(count * (1 - held_out)))] if times else until
     reported = [row for row in read_export(path) if row["outcome_id"] is not None]
