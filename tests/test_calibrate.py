@@ -17,23 +17,24 @@ from classifier.calibration import IDENTITY, METHODS, Calibration
 from classifier.engine import Engine
 from classifier.errors import BundleError, InputError, SettingsError
 from classifier.metrics import ranked_probability_score, under_routing
-from classifier.policy import ALWAYS_FRONTIER, choose_many
+from classifier.policy import ALWAYS_FRONTIER, Policy, choose_many
 from classifier.types import Request, Tier
 from tests.calibration_support import NAMES, population, write_rows
 from tests.tiny import WORDS, tiny_bundle
 from training.calibrate import CARD_END, CARD_START, calibrate, command, with_policies
 from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
-from training.calibration_report import as_text, constant_cost, random_risk, under
+from training.calibration_report import as_text, constant_cost, open_band, random_risk, under
 from training.calibration_set import (
     TRAINING_ROWS,
     CalibrationSet,
+    OpenRows,
     pack_rows,
     read_predictions,
     read_set,
     rows_seen,
 )
-from training.corpus import read_corpus
+from training.corpus import read_corpus, write_corpus
 from training.policy_fit import Targets, fit_policies, thresholds_of
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
@@ -439,6 +440,10 @@ def test_open_rows_bound_the_risk_and_fit_nothing(tiny_bundle_path: Path, rows_p
     assert band["n"] == 50
     assert 0 < band["risk_at_best"] <= band["risk_at_worst"]
     assert plain["policies"][1]["measured"]["open_rows"] is None
+    told = f"- balanced: with the 50 open rows its risk is {band['risk_at_best']:.3f} at best"
+    assert told in as_text(both)
+    assert told in (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
+    assert "open rows its risk" not in as_text(plain)
 
 
 def test_traffic_that_repeats_itself_keeps_its_promise(tiny_bundle_path: Path, tmp_path: Path):
@@ -479,17 +484,33 @@ def test_rows_that_fitted_the_map_never_fit_thresholds_for_it(tiny_bundle_path: 
 
 
 def test_an_escalation_with_both_ends_is_closed(tiny_engine: Engine, tmp_path: Path):
-    """Escalated from simple and satisfied at complex is a label; rejected at simple, nothing more known, is not."""
+    """Escalated from simple and satisfied above, also at frontier, is a label; rejected, nothing more known, is none;
+    and what is written reads back so.
+    """
     rows = [
         {"prompt": "plan it", "at_least": "standard", "at_most": "complex"},
         {"prompt": "prove it", "at_least": "standard"},
         {"prompt": "hi", "at_most": "standard"},
+        {"prompt": "search for it", "at_least": "standard", "at_most": "frontier"},
     ]
-    found = read_set([few(tmp_path / "r.jsonl", rows)], tiny_engine)
-    assert found.label == "OUTCOME"
-    assert found.labels.tolist() == [[0, 0, 1, 0]]
-    assert found.open_rows.at_least.tolist() == [1, 0]
-    assert found.open_rows.at_most.tolist() == [3, 1]
+    path = few(tmp_path / "r.jsonl", rows)
+    write_corpus(tmp_path / "again.jsonl", read_corpus([path]))
+    for given in (path, tmp_path / "again.jsonl"):
+        found = read_set([given], tiny_engine)
+        assert found.label == "OUTCOME"
+        assert found.labels.tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
+        assert found.open_rows.at_least.tolist() == [1, 0]
+        assert found.open_rows.at_most.tolist() == [3, 1]
+
+
+def test_open_rows_get_their_groups_threshold():
+    """The band of the open rows is that of what is served: each has the threshold of its own group."""
+    logits = np.log(np.float32([[0.7, 0.2, 0.05, 0.05]] * 2))
+    known = {"script": np.array(["latin", "thai"])}
+    rows = OpenRows(logits, np.array([1, 1]), np.array([3, 3]), known)
+    policy = Policy("p", 0.99, group_by="script", group_thresholds={"latin": 0.5, "thai": 0.8})
+    band = open_band(policy, rows, IDENTITY.apply(logits), 0.0, 2)
+    assert band == {"n": 2, "risk_at_best": 0.25, "risk_at_worst": 0.5}
 
 
 def test_outcome_rates_are_soft_labels(tiny_engine: Engine, tmp_path: Path):

@@ -146,10 +146,14 @@ def _script(signals: Sequence[str]) -> str:
 
 def _joined(parts: Sequence[CalibrationSet]) -> CalibrationSet:
     opens = [part.open_rows for part in parts]
+    with_open = [o for o in opens if len(o)]
     return CalibrationSet(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels")),
         parts[0].label,
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "groups")),
         {name: np.concatenate([part.facets[name] for part in parts]) for name in parts[0].facets},
-        OpenRows(*(np.concatenate([getattr(o, name) for o in opens]) for name in ("logits", "at_least", "at_most"))),
+        OpenRows(
+            *(np.concatenate([getattr(o, name) for o in opens]) for name in ("logits", "at_least", "at_most")),
+            {name: np.concatenate([o.facets[name] for o in with_open]) for o in with_open[:1] for name in o.facets},
+        ),
     )

@@ -160,9 +160,9 @@ def open_band(
     policy: Policy, rows: OpenRows, probabilities: NDArray[np.float32], lost: float, n: int
 ) -> dict[str, Any] | None:
     """Risk over closed and open rows together, if every open label were as low, or as high, as it can be."""
-    if not len(rows.logits):
+    if not len(rows):
         return None
-    chosen = chosen_by(policy, probabilities)
+    chosen = chosen_by(policy, probabilities, rows)
     total = n + len(chosen)
     return {
         "n": len(chosen),
@@ -264,6 +264,13 @@ def as_text(report: Mapping[str, Any]) -> str:
             + (f"{old['cost']:.2f}" if old else "-")
             + f" | {measured['cost']:.2f} | {saved['estimate']:.2f} ({saved['low']:.2f} to {saved['high']:.2f}) |"
         )
+    for entry in report["policies"]:
+        if band := entry["measured"]["open_rows"]:
+            lines += [] if entry is not report["policies"][0] else [""]
+            lines.append(
+                f"- {entry['name']}: with the {band['n']} open rows its risk is {band['risk_at_best']:.3f} at best and "
+                f"{band['risk_at_worst']:.3f} at worst."
+            )
     if any(e["guarantee"]["feasible"] for e in report["policies"]):
         lines += [
             "",

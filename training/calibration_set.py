@@ -49,11 +49,16 @@ class OpenRows:
         logits: (m, 4) float32.
         at_least: (m,) int64, index of the lowest tier that the label may be.
         at_most: (m,) int64, index of the highest.
+        facets: as a `CalibrationSet` has them.
     """
 
     logits: NDArray[np.float32]
     at_least: NDArray[np.int64]
     at_most: NDArray[np.int64]
+    facets: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.logits)
 
 
 def _no_open_rows() -> OpenRows:
@@ -239,6 +244,7 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
             logits[~closed],
             np.array([row.at_least.index for row in rows], dtype=np.int64)[~closed],
             np.array([row.at_most.index for row in rows], dtype=np.int64)[~closed],
+            {name: np.array(values)[~closed] for name, values in facets.items()},
         ),
         given - len(rows),
     )
@@ -357,6 +363,7 @@ def _one_kind(rows: Sequence[Row]) -> str:
 def _closed_label(row: Row, label: str) -> NDArray[np.float64]:
     if row.probabilities is not None:
         return np.asarray(row.probabilities) if label == OUTCOME else soft([row.tier.index])[0]
-    if row.at_least == row.at_most or (row.at_least > TIERS[0] and row.at_most < TIERS[-1]):
+    escalated = row.at_least > TIERS[0] and (row.at_most < TIERS[-1] or row.frontier_satisfied)
+    if row.at_least == row.at_most or escalated:
         return soft([row.at_most.index])[0]
     return np.full(len(TIERS), np.nan)

@@ -58,6 +58,8 @@ class Row:
         eta: chance that the interval is wrong, in [0, 0.5); None where training's own setting holds.
         licence: as the file states it, or "".
         unserved: no tier that was tried satisfied. It trains as frontier, and calibrates nothing.
+        frontier_satisfied: of an interval up to frontier, whether the line states that end: an escalation that ended
+            there, and no rejection of which nothing more is known.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Row:
     eta: float | None = None
     licence: str = ""
     unserved: bool = False
+    frontier_satisfied: bool = False
 
     @property
     def tier(self) -> Tier:
@@ -176,7 +179,9 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
                 if not _is_plain(row):
                     data["probabilities"] = list(row.probabilities)
             elif row.label != UNLABELLED:
-                data |= {"at_least": row.at_least.label, "at_most": row.at_most.label}
+                data["at_least"] = row.at_least.label
+                if row.at_most is not TIERS[-1] or row.frontier_satisfied:
+                    data["at_most"] = row.at_most.label
             file.write(json.dumps(data, ensure_ascii=False) + "\n")
 
 
@@ -220,6 +225,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         eta=eta,
         licence=str(data.get("licence") or ""),
         unserved=known.unserved,
+        frontier_satisfied=known.frontier_satisfied,
     )
 
 

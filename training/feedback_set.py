@@ -287,7 +287,8 @@ def _row(e: _Evidence, rates: Mapping[str, tuple[float, float]]) -> Row | None:
         **row["request"],
         "id": row["decision_id"],
         "at_least": e.low.label,
-        "at_most": e.high.label,
+        # Up to frontier because it satisfied is another thing than because nothing more is known.
+        "at_most": None if e.high is TIERS[-1] and row["accepted_tier"] is None else e.high.label,
         "label": OUTCOME,
         "source": SOURCE,
         "group": row["request_hash"] or row["decision_id"],

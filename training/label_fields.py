@@ -26,6 +26,7 @@ class Stated:
     at_most: Tier
     label: str
     unserved: bool = False
+    frontier_satisfied: bool = False
 
 
 def stated_label(data: Mapping[str, Any]) -> Stated:
@@ -49,12 +50,13 @@ def stated_label(data: Mapping[str, Any]) -> Stated:
     if data.get("tier") is not None:
         tier = Tier.parse(str(data["tier"]))
         return Stated(one_hot(tier), tier, tier, kind or RUBRIC, unserved)
-    at_least = Tier.parse(str(data.get("at_least", TIERS[0].label)))
-    at_most = Tier.parse(str(data.get("at_most", TIERS[-1].label)))
+    at_least = Tier.parse(str(data.get("at_least") or TIERS[0].label))
+    at_most = Tier.parse(str(data.get("at_most") or TIERS[-1].label))
     if at_least > at_most:
         raise ValueError(f"at_least {at_least.label} is above at_most {at_most.label}")
     known = data.get("at_least") is not None or data.get("at_most") is not None
-    return Stated(None, at_least, at_most, (kind or OUTCOME) if known else UNLABELLED, unserved)
+    satisfied = data.get("at_most") is not None and at_most is TIERS[-1] and not unserved
+    return Stated(None, at_least, at_most, (kind or OUTCOME) if known else UNLABELLED, unserved, satisfied)
 
 
 def success_rates(given: Any) -> dict[Tier, float]:

@@ -19,7 +19,7 @@ from classifier.calibration import Calibration
 from classifier.errors import InputError, SettingsError
 from classifier.metrics import tier_shares
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy, choose_many
-from training.calibration_set import CalibrationSet
+from training.calibration_set import CalibrationSet, OpenRows
 from training.risk_control import ThresholdFit, fit_threshold, fit_top_tier, risk_bound
 from training.step_losses import EVERY_MISS, routing_losses
 
@@ -69,7 +69,7 @@ class Targets:
             )
 
 
-def thresholds_of(policy: Policy, rows: CalibrationSet) -> NDArray[np.float64]:
+def thresholds_of(policy: Policy, rows: CalibrationSet | OpenRows) -> NDArray[np.float64]:
     """The λ that each row gets under the policy: (n,) float64.
 
     Raises:
@@ -85,7 +85,7 @@ def thresholds_of(policy: Policy, rows: CalibrationSet) -> NDArray[np.float64]:
 
 
 def chosen_by(
-    policy: Policy, probabilities: NDArray[np.float32], rows: CalibrationSet | None = None
+    policy: Policy, probabilities: NDArray[np.float32], rows: CalibrationSet | OpenRows | None = None
 ) -> NDArray[np.int64]:
     """What a policy chooses, without floors, ceilings and exploration: (n,) int64 tier indices.
 
