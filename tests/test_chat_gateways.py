@@ -9,6 +9,7 @@ import pytest
 from classifier.fallback import Answer
 from classifier.gateways.chat import (
     Remembered,
+    call_name,
     cause_of_exception,
     headers_of,
     is_off,
@@ -53,6 +54,13 @@ def test_a_tool_loop_is_recognised_by_what_began_it(loop: list) -> None:
     assert tool_loop(loop, "key") == loop_start(ASKED, "key") != ""
     assert tool_loop(loop, "other") != loop_start(ASKED, "key")
     assert tool_loop([*loop, {"role": "user", "content": "thanks"}], "key") == ""
+
+
+def test_a_result_that_stands_alone_is_in_the_loop_of_its_call() -> None:
+    """Behind a `previous_response_id` nothing else is sent: the provider's name of the call tells the loop."""
+    alone = [{"type": "function_call_output", "call_id": "call_1", "output": "ok"}]
+    assert tool_loop(alone, "key") == call_name("call_1", "key") != call_name("call_1", "other")
+    assert (loop_start(alone, "key"), tool_loop([{"type": "function_call_output"}], "key")) == ("", "")
 
 
 def text(kind: str = "text", **more: object) -> dict:

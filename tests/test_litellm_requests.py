@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from classifier.fallback import Answer
-from classifier.gateways.litellm_requests import Routed, asked, confine, mark, marks, names_repeated, outcome_of
+from classifier.gateways.litellm_requests import (
+    Routed,
+    asked,
+    calls_of,
+    confine,
+    mark,
+    marks,
+    names_repeated,
+    outcome_of,
+)
 from classifier.types import Cause, Decision, Reason, Tier, Verdict
 
 DECIDED = Decision(Tier.SIMPLE, (0.25,) * 4, Tier.SIMPLE, Reason.MODEL, "p", 0.5, True, decision_id="id-1")
@@ -65,6 +76,19 @@ def test_the_same_request_is_asked_again():
     }
     data = body | {"litellm_logging_obj": object(), "proxy_server_request": {"body": body, "headers": {}}}
     assert names_repeated(data) == {"messages", "metadata", "logprobs", "new"}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        SimpleNamespace(output=[SimpleNamespace(type="message"), SimpleNamespace(call_id="a")]),
+        SimpleNamespace(response=SimpleNamespace(output=[{"type": "reasoning"}, {"call_id": "a"}])),
+    ],
+    ids=["whole", "end of a stream"],
+)
+def test_the_calls_of_an_answer_are_found(response):
+    """OpenAI's responses hold them among other items; what has no items has none."""
+    assert (calls_of(response), calls_of(SimpleNamespace(choices=[])), calls_of({})) == (["a"], [], [])
 
 
 def test_an_outcome_counts_once_a_request_and_cause():

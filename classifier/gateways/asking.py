@@ -75,7 +75,10 @@ class Asker:
         Raises:
             NoAllowedRoute: the request is restricted, and no route is known to be on premises.
         """
-        tier = max(self._fallback_tier, floor or self._fallback_tier)
+        return self.stay(max(self._fallback_tier, floor or self._fallback_tier), code, restricted=restricted)
+
+    def stay(self, tier: Tier, code: str, *, restricted: bool) -> Answer:
+        """That tier and its route, without asking; else as `fall_back`."""
         try:
             route = (self._table or RoutingTable()).choose(tier, restricted=restricted)
         except NoAllowedRoute:

@@ -77,6 +77,7 @@ def tool_loop(messages: Any, caller: str = "") -> str:
     """Name of the tool loop that a conversation is inside of; empty where it is in none.
 
     Inside a loop the last message is a tool's result; all its requests share what came up to the user's last words.
+    Behind a `previous_response_id` of OpenAI's responses a result stands alone: its call is the name.
 
     >>> asked = [{"role": "user", "content": "fix it"}]
     >>> tool_loop(asked), bool(tool_loop([*asked, {"role": "tool", "content": "done"}]))
@@ -84,7 +85,15 @@ def tool_loop(messages: Any, caller: str = "") -> str:
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return ""
-    return _name(messages, caller) if _is_result(messages[-1]) else ""
+    last = messages[-1]
+    if not _is_result(last):
+        return ""
+    return _name(messages, caller) or (call_name(last["call_id"], caller) if last.get("call_id") else "")
+
+
+def call_name(call_id: Any, caller: str = "") -> str:
+    """Name of the tool loop that a call of OpenAI's responses is of: what `tool_loop` will say of its result alone."""
+    return _hash([caller, str(call_id)])
 
 
 def loop_start(messages: Any, caller: str = "") -> str:
@@ -99,9 +108,13 @@ def _name(messages: Sequence[Any], caller: str) -> str:
     if last < 0:
         return ""
     try:
-        text = json.dumps([caller, [_plain(message) for message in messages[: last + 1]]], sort_keys=True, default=str)
+        return _hash([caller, [_plain(message) for message in messages[: last + 1]]])
     except RecursionError:  # nested as deep as no agent nests
         return ""
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 

@@ -30,6 +30,7 @@ from classifier.fallback import Answer
 from classifier.gateways.asking import Asker
 from classifier.gateways.chat import (
     Remembered,
+    call_name,
     cause_of_exception,
     headers_of,
     loop_start,
@@ -42,6 +43,7 @@ from classifier.gateways.litellm_requests import (
     BY_MODEL,
     Routed,
     asked,
+    calls_of,
     confine,
     mark,
     marks,
@@ -57,6 +59,8 @@ __all__ = ["ClassifierHook", "ComplexityClassifier", "Refused"]
 CALLS = frozenset({"completion", "acompletion", "anthropic_messages", "aresponses", "responses"})
 _CHATS = frozenset({"completion", "acompletion"})
 """Calls whose answers are chat completions, the shape of what is asked for again."""
+_CONTINUED = "CONTINUED"
+"""Why nobody is asked: the step goes on where its loop is."""
 REMEMBERED = 10_000
 DRAIN_SECONDS = 60.0
 
@@ -153,26 +157,29 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         elif off:
             self.counts["opted_out"] += 1
             return data
-        name = uuid.uuid4().hex
+        name, caller = uuid.uuid4().hex, str(getattr(user_api_key_dict, "token", "") or "")
         try:
-            answer = await self._answer(data, labels, name, str(getattr(user_api_key_dict, "token", "") or ""))
+            answer = await self._answer(data, labels, name, caller)
         except NoAllowedRoute as error:
             self.counts["refused"] += 1
             raise Refused(str(error)) from error
         data["model"] = answer.route or model
         mark(data, name)
         repeated = names_repeated(data) if call_type in _CHATS else frozenset()
-        self._routed.put(name, Routed(answer, answer.tier, restricted, repeated))
+        self._routed.put(name, Routed(answer, answer.tier, restricted, repeated, caller))
         self.counts["classified" if answer.classified else answer.fallback] += 1
         return data
 
     async def _answer(self, data: Mapping[str, Any], labels: Mapping[str, str], request_id: str, caller: str) -> Answer:
         """The answer to a request; where the hook is sticky, not below what its tool loop had."""
         messages = data.get("messages") or data.get("input")
-        running = tool_loop(messages, caller) if self._sticky else ""
-        floor = max((tier for tier in (self._floor, self._loops.get(running)) if tier), default=None)
+        running, start = (tool_loop(messages, caller), loop_start(messages, caller)) if self._sticky else ("", "")
+        before = self._loops.get(running)
+        if before is not None and not start:  # nobody can tell a tier by results alone
+            return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels))
+        floor = max((tier for tier in (self._floor, before) if tier), default=None)
         answer = await self._asker.ask(data, labels, floor=floor, policy=self._policy, request_id=request_id)
-        if self._sticky and (name := running or loop_start(messages, caller)):
+        if name := running or start:
             self._loops.put(name, answer.tier)
         return answer
 
@@ -208,6 +215,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     ) -> Any:
         """Has the answer judged; where a chat completion is not good enough, asks again higher up and gives that."""
         routed = self._of(data)
+        self._remember(routed, response)
         if routed is None or routed.escalating or not self._validators:
             return response
         routed.answered = True
@@ -251,9 +259,10 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     ) -> None:
         """Has a stream judged when it has ended."""
         routed = self._of(kwargs)
-        if routed is None or not kwargs.get("stream") or not self._validators:
+        if routed is None or not kwargs.get("stream"):
             return
         answer = kwargs.get("async_complete_streaming_response") or response_obj
+        self._remember(routed, answer)
         verdict = await judged(self._validators, kwargs, answer)
         if verdict is not None:
             said = Verdict.ACCEPTED if verdict else Verdict.REJECTED
@@ -314,6 +323,12 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         verdict = Verdict.ACCEPTED if accepted else Verdict.REJECTED
         name = outcome_id or f"{decision_id}:{source.name}"
         self.outbox.put(Outcome(decision_id, name, verdict, Cause.QUALITY, source, tier))
+
+    def _remember(self, routed: Routed | None, response: Any) -> None:
+        """Behind a `previous_response_id` the next step names a call, and neither its loop nor what began it."""
+        if routed is not None and self._sticky:
+            for call in calls_of(response):
+                self._loops.put(call_name(call, routed.caller), routed.answer.tier)
 
     def _of(self, data: Mapping[str, Any]) -> Routed | None:
         return next((routed for name in marks(data) if (routed := self._routed.get(name))), None)

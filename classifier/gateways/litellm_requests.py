@@ -49,6 +49,7 @@ class Routed:
         restricted: whether it may not leave the premises.
         repeated: what of a chat completion is asked again where its answer is not good enough; empty where answers have
             another shape.
+        caller: its key.
         answered: whether a model answered or began to, so that a guardrail's no is about the answer.
         fell_back: whether the proxy fell back to another model.
         escalating: whether a higher tier's answer is on its way through the proxy's guardrails.
@@ -58,6 +59,7 @@ class Routed:
     served: Tier | None
     restricted: bool = False
     repeated: frozenset[str] = frozenset()
+    caller: str = ""
     answered: bool = False
     fell_back: bool = False
     escalating: bool = False
@@ -71,6 +73,14 @@ def names_repeated(data: Mapping[str, Any]) -> frozenset[str]:
     sent = data.get("proxy_server_request")
     body = sent.get("body") if isinstance(sent, Mapping) else None
     return frozenset({"messages", "metadata", *(body if isinstance(body, Mapping) else ())}) - _ONCE
+
+
+def calls_of(response: Any) -> list[str]:
+    """Ids of the tool calls in an answer of OpenAI's responses, or in the event that ends its stream."""
+    output = getattr(getattr(response, "response", response), "output", None)
+    items = output if isinstance(output, list) else []
+    found = [item.get("call_id") if isinstance(item, Mapping) else getattr(item, "call_id", None) for item in items]
+    return [str(call) for call in found if call]
 
 
 def outcome_of(

@@ -79,10 +79,14 @@ class Upstream:
                 model = str(body.get("model"))
                 wrong = upstream.what_is_wrong(model)
                 if body.get("stream") and STATUS_OF.get(wrong, 200) == 200:
-                    self._stream(model, BAD if _is_bad(body) else GOOD, broken=wrong == "broken off")
+                    if self.path.endswith("/responses"):
+                        self._begin_stream()
+                        self._event({"type": "response.completed", "response": _response(model, GOOD, body)})
+                    else:
+                        self._stream(model, BAD if _is_bad(body) else GOOD, broken=wrong == "broken off")
                     return
-                shape = _response if self.path.endswith("/responses") else _answer
-                answer = shape(model, BAD if _is_bad(body) else GOOD)
+                text = BAD if _is_bad(body) else GOOD
+                answer = _response(model, text, body) if self.path.endswith("/responses") else _answer(model, text)
                 if wrong in _MESSAGES:
                     code = "context_length_exceeded" if wrong == "too long" else STATUS_OF[wrong]
                     answer = {"error": {"message": _MESSAGES[wrong], "type": "server_error", "code": code}}
@@ -93,11 +97,15 @@ class Upstream:
                 self.end_headers()
                 self.wfile.write(text)
 
-            def _stream(self, model: str, text: str, *, broken: bool) -> None:
+            def _begin_stream(self) -> None:
                 self.send_response(200)
                 self.send_header("content-type", "text/event-stream")
                 self.send_header("connection", "close")
                 self.end_headers()
+                self.close_connection = True
+
+            def _stream(self, model: str, text: str, *, broken: bool) -> None:
+                self._begin_stream()
                 for word in text.split(" ")[: 2 if broken else None]:
                     self._event(_chunk(model, {"role": "assistant", "content": word + " "}, None))
                 if not broken:
@@ -105,7 +113,6 @@ class Upstream:
                     self.wfile.write(b"data: [DONE]\n\n")
                 else:
                     self.wfile.write(b"data: {not json\n\n")
-                self.close_connection = True
 
             def _event(self, chunk: dict[str, Any]) -> None:
                 self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
@@ -176,9 +183,13 @@ def _answer(model: str, text: str) -> dict[str, Any]:
     }
 
 
-def _response(model: str, text: str) -> dict[str, Any]:
+def _response(model: str, text: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A message, or where tools were offered a call of the first, by an id of its own."""
     content = [{"type": "output_text", "text": text, "annotations": []}]
     message = {"type": "message", "id": "m", "status": "completed", "role": "assistant", "content": content}
+    if tools := body.get("tools"):
+        call_id = f"call_{random.randrange(10**9)}"
+        message = {"type": "function_call", "id": "f", "call_id": call_id, "name": tools[0]["name"], "arguments": "{}"}
     return {
         "id": "x",
         "object": "response",

@@ -67,11 +67,12 @@ def said(data: dict[str, Any], way: str, word: str) -> dict[str, Any]:
     models=st.sampled_from([None, ("auto",)]),
     call=st.sampled_from([*CALLS, *PASSED]),
     before=st.none() | st.sampled_from(Tier),
+    alone=st.booleans(),
     body=st.sampled_from(["hi", "", "a\0b", None, 5]),
 )
 def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
     table: RoutingTable, came: Any, fallback: Tier, way: str, other: str, off: bool, named: str, models: Any, call: str,
-    before: Tier | None, body: Any,
+    before: Tier | None, alone: bool, body: Any,
 ) -> None:  # fmt: skip
     """Any table, decision, failure, fallback, model, call, loop and way to say it, also beside a word against it."""
     data: dict[str, Any] = {"model": named, "messages": [{"role": "user", "content": body}], "fallbacks": ["elsewhere"]}
@@ -80,7 +81,9 @@ def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
     if off:
         key["classifier"] = "off"
     if before is not None:
-        data["messages"].append({"role": "tool", "content": "ok"})
+        data["messages"].append({"role": "tool", "content": "ok", "call_id": "1"})
+        if alone:
+            del data["messages"][0]
 
     async def run() -> dict[str, Any]:
         hook = hook_of(table, came, models=models, fallback_tier=fallback)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.gateways.support import BAD, GOOD, chat
+from tests.gateways.support import BAD, GOOD, chat, until
 
 if TYPE_CHECKING:
     from tests.gateways.litellm_proxy import Proxy
@@ -186,6 +188,39 @@ def test_a_tool_loop_of_another_key_is_another(proxy: Proxy) -> None:
     assert headers["x-classifier-tier"] == "simple"
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_step_behind_a_previous_response_stays_in_its_loop(proxy: Proxy, stream: bool) -> None:
+    """It brings a tool's result and no words, so nobody could classify it; a sticky hook knows its call."""
+    tools = [{"type": "function", "name": "run", "parameters": {"type": "object", "properties": {}}}]
+    body = {"model": "auto", "tools": tools, "stream": stream}
+    told = [proxy.send(body | {"input": "an email"}, "/v1/responses")]
+    assert told[-1][1]["x-classifier-tier"] == "standard"
+    for _ in range(2):
+        text = json.dumps(told[-1][2])
+        call, response = re.search(r"call_\d+", text), re.search(r"resp_[\w=-]+", text)
+        assert call
+        assert response
+        result = {"type": "function_call_output", "call_id": call[0], "output": "ok"}
+        step = body | {"previous_response_id": response[0], "input": [result]}
+
+        def continued(step: dict[str, Any] = step) -> bool:
+            told.append(proxy.send(step, "/v1/responses"))
+            return told[-1][1]["x-classifier-fallback"] == "CONTINUED"
+
+        until(continued)  # the end of a stream is told of behind its back
+        assert (told[-1][1]["x-classifier-tier"], proxy.upstream.models()[-1]) == ("standard", "medium")
+
+
+def test_a_step_behind_a_previous_response_of_nobodys_gets_the_fallback_tier(proxy: Proxy) -> None:
+    """A call that the hook never saw, such as another worker's, is a body that nobody can classify."""
+    _, _, answer = proxy.send({"model": "auto", "input": "hi"}, "/v1/responses")
+    result = {"type": "function_call_output", "call_id": "call_unseen", "output": "ok"}
+    _, headers, _ = proxy.send(
+        {"model": "auto", "previous_response_id": answer["id"], "input": [result]}, "/v1/responses"
+    )
+    assert (headers["x-classifier-tier"], headers["x-classifier-fallback"]) == ("complex", "INVALID_ARGUMENT")
+
+
 def test_after_the_loop_a_request_is_free_again(proxy: Proxy) -> None:
     """New words of the user end the loop: they get their own tier."""
     loop = _loop("refactor that")
@@ -204,7 +239,5 @@ def test_the_complexity_router_asks_the_plugin(proxy: Proxy) -> None:
 
 def _words(text: str) -> list[str]:
     """The words of a stream's events."""
-    import json
-
     events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     return [choice["delta"].get("content") or "" for event in events for choice in event.get("choices", ())]
