@@ -19,13 +19,14 @@ from typing import Any, Protocol
 from classifier.arrow import plain_rows, pyarrow
 from classifier.errors import ClassifierError, InvalidRequest
 from classifier.inputs import ModelInput
-from classifier.labelled import COLUMNS, PREFIX, csv_lines, json_text
+from classifier.labelled import COLUMNS, PREFIX
 from classifier.lines import RawRow, parse_line
 from classifier.payloads import COLUMNS as PAYLOAD_COLUMNS
 from classifier.payloads import recognise, request_of_row
 from classifier.progress import Tally
 from classifier.readers import Chunk
 from classifier.tables import fill_columns
+from classifier.texts import csv_lines, json_text
 from classifier.types import Decision, Request, Scores
 
 REMEMBERED = 65_536

@@ -19,19 +19,11 @@ from typing import IO, Any
 from classifier.arrow import pyarrow
 from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import (
-    Labelled,
-    csv_lines,
-    json_text,
-    manifest_path,
-    open_labelled,
-    opened_rows,
-    restored,
-    with_facts,
-)
+from classifier.labelled import Labelled, manifest_path, open_labelled, opened_rows, restored, with_facts
 from classifier.pieces import as_json, read_manifest
 from classifier.policy import Policy, decide
 from classifier.progress import Tally
+from classifier.texts import csv_lines, json_text
 from classifier.types import MAX_LABEL_CHARS
 
 Decide = Callable[[list[float], str | None], tuple[str, str]]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from classifier.arrow import pyarrow
-from classifier.labelled import JSON_ENCODED, PREFIX, json_encoded, json_text
+from classifier.labelled import JSON_ENCODED, PREFIX, json_encoded
+from classifier.texts import json_text
 
 MAX_COLUMNS = 1000
 _INT64 = 2**63

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from classifier import annotate, bulk, cli, columns, labels, measured, page, sampling, savings
+from classifier import annotate, bulk, cli, columns, labels, measured, page, sampling, savings, texts
 from classifier import labelled as labelled_module
 from classifier import prices as prices_module
 from classifier.errors import InputError
@@ -515,7 +515,7 @@ def test_every_command_of_the_documentation_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "module",
-    [columns, labelled_module, labels, measured, page, prices_module, sampling, annotate, savings],
+    [columns, labelled_module, labels, measured, page, prices_module, sampling, annotate, savings, texts],
     ids=lambda m: m.__name__,
 )
 def test_examples_in_docstrings_are_true(module):

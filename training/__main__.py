@@ -219,8 +219,8 @@ def evaluate(
     Example: python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76 --report report.html
     """
     from classifier.bundle import SHIPPED
-    from classifier.labelled import finite
     from classifier.page import write_page
+    from classifier.texts import finite
     from training import evaluate as evaluation
     from training import outcome_curves
     from training import robustness as steadiness

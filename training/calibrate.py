@@ -24,9 +24,9 @@ from classifier.bundle import FILES, Bundle, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
 from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import finite
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
+from classifier.texts import finite
 from classifier.types import Request
 from training.audit_set import AUDIT, read_rows
 from training.calibration_fit import Comparison, choose_map

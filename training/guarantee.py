@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from classifier.calibration import IDENTITY, Calibration
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
-from classifier.labelled import finite
 from classifier.policy import choose_many
+from classifier.texts import finite
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import AUDIT, read_rows
 from training.calibrate import numbers, parse_policies

@@ -67,7 +67,7 @@ def command(
 
     Example: python -m training jury logs/ -o mine.jsonl --base-url http://localhost:8000/v1 --model qwen3-32b --votes 3
     """
-    from classifier.labelled import finite
+    from classifier.texts import finite
     from training.jury_cases import read_cases
     from training.jury_journal import open_journal, read_journal
     from training.jury_report import estimate, estimate_as_text, summary, summary_as_text

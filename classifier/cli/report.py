@@ -55,11 +55,11 @@ def command(
     classifier report labelled.parquet --prices prices.toml --by tenant -o report.html
     classifier report labelled.parquet --json | jq .recommendation
     """
-    from classifier.labelled import finite
     from classifier.page import write_page
     from classifier.prices import Prices, read_prices
     from classifier.report import analyse
     from classifier.report_page import as_text, page
+    from classifier.texts import finite
     from classifier.traffic import read_traffic
 
     prices = read_prices(prices_path) if prices_path else Prices()

@@ -1,0 +1,71 @@
+"""Values as the text of JSON and of CSV that every reader takes, whatever they hold: NaN, lone surrogates, bytes.
+
+Pure. Knows nothing of columns or files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as CSV: None is empty, an object is its JSON."""
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator=lines.END)
+    for row in rows:
+        writer.writerow([as_text(value) for value in row])
+    return "".join(lines).encode("utf-8", "replace")
+
+
+class _Lines(list[str]):
+    r"""Lines of CSV, each ending in \n. The writer ends them in \r\n, for in Python 3.11 it quotes no \r otherwise."""
+
+    END = "\r\n"
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix(self.END) + "\n")
+
+
+def as_text(value: Any) -> Any:
+    """A value as a CSV field."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json_text(value) if isinstance(value, (dict, list)) else value
+
+
+def json_text(value: Any) -> str:
+    r"""A value's JSON, with lone surrogates escaped, so that it can be encoded, and null for what is no number.
+
+    >>> json_text({"a": "é"}), json_text("\\ud800"), json_text([float("nan")])
+    ('{"a":"é"}', '"\\\\ud800"', '[null]')
+    """
+    try:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_text_of, allow_nan=False)
+    except ValueError:
+        text = json.dumps(finite(value), separators=(",", ":"), ensure_ascii=False, default=_text_of)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(finite(value), separators=(",", ":"), default=_text_of)
+    return text
+
+
+def _text_of(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def finite(value: Any) -> Any:
+    """The value with None for what JSON has no number for: NaN and the infinities; tuples become lists.
+
+    >>> finite({"risk": (0.5, float("nan"))})
+    {'risk': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
