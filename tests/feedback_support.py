@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from classifier.decision_id import DecisionIds
+from classifier.ledger import Ledger
 from classifier.types import Cause, Decision, Outcome, Reason, Request, Source, Tier, Verdict
 
 KEY = bytes(range(32))
@@ -55,6 +57,25 @@ def request(text: str = PROMPT, **fields) -> Request:
 def mint(caller: str = "gateway", request_id: str = "") -> str:
     """A valid decision id."""
     return IDS.mint(caller, request_id, time.time())
+
+
+@contextlib.contextmanager
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], threading.Event]]:
+    """Ledgers whose writes neither end nor fail until the block does: the outcomes they got, and that one began."""
+    written, begun, gate = list[str](), threading.Event(), threading.Event()
+    write = Ledger.write
+
+    def hang(self, decisions, outcomes):
+        written.extend(row["outcome_id"] for row in outcomes)
+        begun.set()
+        gate.wait(30)
+        return write(self, decisions, outcomes)
+
+    monkeypatch.setattr(Ledger, "write", hang)
+    try:
+        yield written, begun
+    finally:
+        gate.set()
 
 
 class PostgreSQL:

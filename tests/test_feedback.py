@@ -25,7 +25,7 @@ from classifier.feedback import FeedbackStore, open_store, request_hash
 from classifier.ledger import Ledger
 from classifier.recorder import Recorder
 from classifier.types import Message, OutcomeState, Request, Tier, Verdict
-from tests.feedback_support import KEY, PROMPT, decision, mint, outcome, request, running_postgresql
+from tests.feedback_support import KEY, PROMPT, decision, hanging, mint, outcome, request, running_postgresql
 
 JOINED, PENDING, DUPLICATE = OutcomeState
 
@@ -577,25 +577,6 @@ def test_decisions_wait_for_company_and_outcomes_do_not():
     assert recorder.submit({}, 1).result(10) is PENDING
     assert batches == [(10, 1)]
     recorder.close()
-
-
-@contextlib.contextmanager
-def hanging(monkeypatch):
-    """A ledger whose writes neither succeed nor fail until the block ends; told what they were given."""
-    written, begun, gate = [], threading.Event(), threading.Event()
-    write = Ledger.write
-
-    def hang(self, decisions, outcomes):
-        written.extend(row["outcome_id"] for row in outcomes)
-        begun.set()
-        gate.wait(30)
-        return write(self, decisions, outcomes)
-
-    monkeypatch.setattr(Ledger, "write", hang)
-    try:
-        yield written, begun
-    finally:
-        gate.set()
 
 
 @pytest.mark.parametrize("what", ["labels", "outcomes"])

@@ -11,6 +11,7 @@ import pytest
 from classifier import Client, Outcome, Request, Tier, errors
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, OutcomeState, Source, Verdict
+from tests.feedback_support import hanging
 from tests.serving_support import server_process, until
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
@@ -60,6 +61,23 @@ def test_an_outcome_may_bring_the_request_along(served):
         decision = client.classify("hi").decision
         told = outcome(decision.decision_id, request=Request.from_text("hi"), occurred_at=1_700_000_000.0)
         assert client.report_outcome(told, timeout_seconds=60) in set(OutcomeState)
+
+
+def test_a_store_that_hangs_keeps_no_answer_waiting(served, monkeypatch):
+    """While writes neither end nor fail, requests are answered and outcomes refused in time; then all is written."""
+    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 0.2)
+    address, database = served
+    with hanging(monkeypatch) as (_, begun), Client(address, token=ALICE, timeout_seconds=60) as client:
+        first = client.classify("hi").decision
+        assert begun.wait(30)
+        for _ in range(20):
+            assert client.classify("hi").fallback == ""
+        with pytest.raises(errors.ClassifierError, match="too slow"):
+            client.report_outcome(outcome(first.decision_id), timeout_seconds=1)
+    until(lambda: rows(database, "select count(*) from decisions") == [(21,)])
+    with Client(address, token=ALICE, timeout_seconds=60) as client:
+        monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 30.0)
+        assert client.report_outcome(outcome(first.decision_id), timeout_seconds=60) in set(OutcomeState)
 
 
 def test_a_forged_id_or_anothers_is_refused(served):
