@@ -194,7 +194,7 @@ def _parse(text: str) -> sa.URL:
     try:
         url = sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError):  # what is wrong may stand beside a password
-        raise SettingsError(f"{expected} {text.partition(':')[0][:16]!r} and what cannot be read as a URL") from None
+        raise SettingsError(f"{expected} {text.partition(':')[0][:16]!r}…, which is no URL") from None
     backend = url.get_backend_name()
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if not url.database or url.database == ":memory:":

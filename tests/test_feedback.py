@@ -476,7 +476,7 @@ def test_a_file_that_others_may_read_is_named(tmp_path, caplog):
     [
         ({"url": "mysql://db/x"}, "found mysql"),
         ({"url": "no url"}, "expected sqlite"),
-        ({"url": "postgresql://u:hunter2@db:abc/x"}, "^(?!.*hunter2).*cannot be read as a URL"),
+        ({"url": "postgresql://u:hunter2@db:abc/x"}, "^(?!.*hunter2).*which is no URL"),
         ({"url": "sqlite+aiosqlite:////tmp/x.db"}, "found sqlite.aiosqlite"),
         ({"url": "sqlite://"}, "needs a file"),
         ({"url": "sqlite:///:memory:"}, "needs a file"),

@@ -102,7 +102,7 @@ def test_a_registry_starts_empty(registry):
     """Nothing has a name yet, and asking for one says so."""
     assert registry.state().number == 0
     assert registry.history() == []
-    with pytest.raises(BundleNotFound, match="nothing yet; add one with 'classifier bundle promote FOLDER'"):
+    with pytest.raises(BundleNotFound, match=r"nothing yet; add one with 'classifier bundle promote \./FOLDER'"):
         registry.fetch("current")
 
 
