@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ pytest.importorskip("scipy")
 from classifier.calibration import Calibration
 from classifier.policy import Guarantee, Policy, choose_many
 from training.calibration_report import PRICES, under
-from training.calibration_set import CalibrationSet
+from training.calibration_set import CalibrationSet, pack_rows
 from training.choices import at_cost, out_of_fold, recent_set, targets_of
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses, soft
@@ -21,9 +24,10 @@ ALPHA = 0.1
 class Fitted:
     """An engine as far as its choices go."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, manifest: dict | None = None) -> None:
         self.policies, self.default_policy = {policy.name: policy}, policy.name
-        self.bundle = type("Bundle", (), {"calibration": Calibration("identity", "OUTCOME", 0, {})})
+        facts = {"calibration": Calibration("identity", "OUTCOME", 0, {}), "manifest": manifest or {}}
+        self.bundle = type("Bundle", (), facts)
 
 
 def policy(**fields) -> Policy:
@@ -56,6 +60,20 @@ def test_an_estimates_alpha_is_a_target_and_no_promise(method: str, promised: bo
     engine, rows = Fitted(Policy("balanced", 0.5, guarantee=guarantee)), noise(60, 1)
     found = recent_set(engine, engine, (rows, rows), ())
     assert (found.alpha, found.promised) == (ALPHA, promised)
+
+
+def test_audits_that_fitted_the_serving_bundle_do_not_judge():
+    """They fit the candidate's thresholds, and are left out where the two are compared."""
+    rows = noise(90, 1)
+    hashes = np.array([hashlib.sha256(name.encode()).hexdigest() for name in rows.ids])
+    rows = dataclasses.replace(rows, ids=hashes, groups=hashes)
+    candidate = Fitted(policy())
+    for entry, fitted in (("threshold_rows", slice(0, 20)), ("map_rows", slice(50, 60))):
+        serving = Fitted(policy(), {entry: pack_rows(hashes[fitted])})
+        found = recent_set(serving, candidate, (rows, rows), ())
+        new = ~np.isin(hashes, hashes[fitted])
+        assert found.groups.tolist() == hashes[new].tolist()
+        assert found.candidate.tolist() == out_of_fold(candidate, rows)[new].tolist()
 
 
 def test_choices_out_of_fold_know_nothing_of_their_own_label():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import stat
 from dataclasses import replace
@@ -346,6 +347,17 @@ def test_round_without_audits_changes_nothing(options):
     receipt = go(replace(options, audit_label="sample=nothing"))
     assert (receipt["decision"], receipt["candidate"]) == ("keep", "")
     assert "0 recent audits are closed" in receipt["why"]
+    assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
+
+
+def test_round_without_new_audits_changes_nothing(options, monkeypatch):
+    """After a promotion the audits that fitted it judge no other bundle: until new ones came in nothing is tried."""
+    options = replace(options, recalibrate_only=True, min_outcomes=0)
+    monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: {**refuse(_r, _o), "accepted": True})
+    assert go(options)["decision"] == "promoted"
+    receipt = go(options)
+    assert receipt["decision"] == "keep"
+    assert re.search("0 of [0-9]+ recent audits fitted nothing of the bundle that serves", receipt["why"])
     assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
 
 

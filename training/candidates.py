@@ -219,9 +219,12 @@ def mix(feedback: Sequence[Row], base: Sequence[Row], share: float, seed: int) -
     return [*feedback, *random.Random(seed).sample(pool, count)]
 
 
-def unseen(rows: Sequence[Row], bundle: Bundle) -> list[Row]:
-    """The rows that the bundle was not trained on, as far as its manifest tells."""
-    seen = rows_among((row.sha256 for row in rows), str(bundle.manifest.get(TRAINING_ROWS, "")))
+def unseen(rows: Sequence[Row], bundle: Bundle, entries: Sequence[str] = (TRAINING_ROWS,)) -> list[Row]:
+    """The rows that the bundle was not trained on, or not fitted on, as far as these entries of its manifest tell."""
+    hashes = [row.sha256 for row in rows]
+    seen = np.zeros(len(rows), dtype=bool)
+    for entry in entries:
+        seen |= rows_among(hashes, str(bundle.manifest.get(entry, "")))
     return [row for row, known in zip(rows, seen.tolist(), strict=True) if not known]
 
 

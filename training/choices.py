@@ -1,9 +1,10 @@
 """What two bundles choose on the same rows: from engines to what the gate judges.
 
-Two things keep the comparison fair. Thresholds are fitted on the recent audits, so the choices on them are made *out of
-fold*: each row's by a threshold fitted on the rows of other folds, with the same targets and map. And the golden rows
-carry RUBRIC labels, on which a policy for outcomes promises nothing: there both bundles are brought to one cost, that
-of the serving one at its α, and the risks at that cost are compared.
+Three things keep the comparison fair. The candidate's thresholds are fitted on the recent audits, so its choices on
+them are made *out of fold*: each row's by a threshold fitted on the rows of other folds, with the same targets and map.
+The serving bundle's map and thresholds may have been fitted on some of them, in an earlier round: those do not judge.
+And the golden rows carry RUBRIC labels, on which a policy for outcomes promises nothing: there both bundles are brought
+to one cost, that of the serving one at its α, and the risks at that cost are compared.
 
 Knows nothing of stores, files or registries.
 """
@@ -20,7 +21,7 @@ from classifier.engine import Engine
 from classifier.policy import Policy, choose_many, cumulative_probabilities
 from classifier.types import Request
 from training.calibration_report import PRICES
-from training.calibration_set import CalibrationSet
+from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet
 from training.corpus import Row, tiers
 from training.decision_log import Log
 from training.gate import LabelledSet
@@ -30,6 +31,8 @@ from training.risk_control import fit_threshold
 from training.step_losses import EVERY_MISS, routing_losses, soft
 
 FOLDS = 5
+CALIBRATED_ON = (MAP_ROWS, THRESHOLD_ROWS)
+"""The manifest's entries for rows that a bundle's choices were fitted on."""
 
 Choices = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
@@ -43,6 +46,8 @@ def recent_set(
 ) -> LabelledSet:
     """The recent audits, with what the default policy promises or only aims at, and the costs on recent traffic.
 
+    Audits that the serving bundle's map or thresholds were fitted on are left out.
+
     Args:
         current: what serves.
         candidate: what may; its thresholds were fitted on the audits.
@@ -50,13 +55,14 @@ def recent_set(
         traffic: recent requests, labelled or not; empty compares costs on the audits.
     """
     before, after = scored
-    serving = _default(current)
+    serving, manifest = _default(current), current.bundle.manifest
+    new = ~np.logical_or.reduce([before.among(str(manifest.get(entry, ""))) for entry in CALIBRATED_ON])
     return LabelledSet(
         "recent",
-        before.labels,
-        chosen_by(serving, current.bundle.calibration.apply(before.logits), before),
-        out_of_fold(candidate, after),
-        groups=before.groups,
+        before.labels[new],
+        chosen_by(serving, current.bundle.calibration.apply(before.logits), before)[new],
+        out_of_fold(candidate, after)[new],
+        groups=before.groups[new],
         alpha=serving.guarantee.alpha,
         promised=serving.guarantee.promised_risk is not None,
         traffic=None if not traffic else (on_requests(current, traffic), on_requests(candidate, traffic)),

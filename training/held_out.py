@@ -39,8 +39,8 @@ class HeldOut:
     """Labelled rows of one round by their use; none was trained on by the bundle that serves.
 
     Attributes:
-        recent: recent audits: thresholds are fitted on them, and candidates are judged on them out of fold. Their
-            `source` is the principal.
+        recent: recent audits: thresholds are fitted on them, and candidates are judged on them out of fold, on those
+            that fitted nothing of the serving bundle. Their `source` is the principal.
         earlier: audits from before.
         taught: audits from before that retraining learns from; they may be in the serving bundle's training set.
         golden: held-out rows of the base corpus, to judge on.

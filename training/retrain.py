@@ -11,7 +11,8 @@ Recalibration alone is tried first, in seconds, and kept where it is enough: whe
 finds a new probability map harmful elsewhere, thresholds alone are fitted, which leave the order of all requests as it
 is. Where that only repairs the promise at a higher price, retraining is tried; of those that the gate lets pass the
 cheapest one is taken.
-Where recent audits are too few to fit thresholds and to judge on, nothing is tried.
+Where recent audits are too few to fit thresholds on, or too few of them fitted nothing of the serving bundle and may
+judge, nothing is tried.
 
 Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two bundles are compared (`gate`).
 """
@@ -32,8 +33,8 @@ from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
 from training.calibration_set import CalibrationSet, score_rows
-from training.candidates import recalibrated, retrained
-from training.choices import golden_set, off_policy_pair, recent_set
+from training.candidates import recalibrated, retrained, unseen
+from training.choices import CALIBRATED_ON, golden_set, off_policy_pair, recent_set
 from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, thaw
@@ -224,6 +225,10 @@ class Round:
         if len(held.recent) < FEWEST_ROWS:
             text = f"{len(held.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
             return {"done": False, "why": f"{text} and to judge", "audits": held.counts}
+        new = unseen(held.recent, current, CALIBRATED_ON)
+        if len(new) < FEWEST_ROWS:
+            text = f"{len(new)} of {len(held.recent)} recent audits fitted nothing of the bundle that serves"
+            return {"done": False, "why": f"{text}; {FEWEST_ROWS} are wanted to judge on", "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
         return found | {"done": True, "audits": held.counts}
