@@ -103,6 +103,11 @@ def loop_start(messages: Any, caller: str = "") -> str:
     return _name(messages, caller) if isinstance(messages, Sequence) else ""
 
 
+def has_words(messages: Any) -> bool:
+    """Whether the user says anything in a list of messages."""
+    return any(map(_is_words, messages))
+
+
 def _name(messages: Sequence[Any], caller: str) -> str:
     last = max((i for i, m in enumerate(messages) if _is_words(m)), default=-1)
     if last < 0:

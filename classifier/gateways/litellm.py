@@ -32,6 +32,7 @@ from classifier.gateways.chat import (
     Remembered,
     call_name,
     cause_of_exception,
+    has_words,
     headers_of,
     loop_start,
     tier_of_model,
@@ -173,13 +174,13 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     async def _answer(self, data: Mapping[str, Any], labels: Mapping[str, str], request_id: str, caller: str) -> Answer:
         """The answer to a request; where the hook is sticky, not below what its tool loop had."""
         messages = data.get("messages") or data.get("input")
-        running, start = (tool_loop(messages, caller), loop_start(messages, caller)) if self._sticky else ("", "")
+        running = tool_loop(messages, caller) if self._sticky else ""
         before = self._loops.get(running)
-        if before is not None and not start:  # nobody can tell a tier by results alone
+        if before is not None and not has_words(messages):  # nobody can tell a tier by results alone
             return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels))
         floor = max((tier for tier in (self._floor, before) if tier), default=None)
         answer = await self._asker.ask(data, labels, floor=floor, policy=self._policy, request_id=request_id)
-        if name := running or start:
+        if self._sticky and (name := running or loop_start(messages, caller)):
             self._loops.put(name, answer.tier)
         return answer
 
