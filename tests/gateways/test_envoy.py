@@ -152,6 +152,12 @@ def test_a_body_of_anthropic_is_read(gateway: Gateway) -> None:
     assert headers["x-classifier-tier"] == "frontier"
 
 
+def test_a_body_of_responses_is_read(gateway: Gateway) -> None:
+    """OpenAI's responses hold their words in `input`; the model is written into them, too."""
+    status, headers, _ = gateway.ask({"model": "auto", "input": "prove it"}, "/v1/responses")
+    assert (status, headers["x-classifier-tier"], gateway.dear.seen[-1]["model"]) == (200, "frontier", "huge")
+
+
 def test_a_body_that_is_rewritten_stays_readable() -> None:
     """Half a character, which JSON can escape and UTF-8 cannot hold, reaches the upstream as the caller wrote it."""
     told = ExtProcSettings(routes="routing.toml", rewrite_body=True)
