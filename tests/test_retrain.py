@@ -357,7 +357,7 @@ def test_round_without_new_audits_changes_nothing(options, monkeypatch):
     assert go(options)["decision"] == "promoted"
     receipt = go(options)
     assert receipt["decision"] == "keep"
-    assert re.search("0 of [0-9]+ recent audits fitted nothing of the bundle that serves", receipt["why"])
+    assert re.search("[1-9][0-9]+ recent audits are closed, 0 of which fitted nothing", receipt["why"])
     assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
 
 

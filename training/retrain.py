@@ -41,7 +41,7 @@ from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, t
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import RETRAINING, load_retraining
-from training.steps import RESULT, Run, next_folder, only_one, receipts, unfinished
+from training.steps import RESULT, Run, last_round, next_folder, only_one, unfinished
 from training.tracking import track
 
 GOLDEN_MARGIN = 0.05
@@ -115,7 +115,7 @@ def retrain(
     with only_one(lock_path(options)):
         folder = unfinished(options.work)
         if folder is None:
-            count = outcomes_since(options.feedback_url, _last_round(options))
+            count = outcomes_since(options.feedback_url, last_round(options.work, trains=not options.recalibrate_only))
             if count < options.min_outcomes:
                 text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted"
                 return {"decision": "wait", "why": text, "outcomes": count}
@@ -123,14 +123,6 @@ def retrain(
         else:
             say(f"{folder}: goes on where it was cut off")
         return Round(options, Run(folder, say=say), say, clock).go(why)
-
-
-def _last_round(options: Options) -> float:
-    """When the last round took its snapshot: of rounds that may train the last such one, else of all; 0 for none."""
-    past = [r for r in receipts(options.work) if "until" in r]
-    if not options.recalibrate_only:
-        past = [r for r in past if r.get("options", {}).get("recalibrate_only") != str(True)]
-    return max((float(r["until"]) for r in past), default=0.0)
 
 
 class Round:
@@ -222,13 +214,13 @@ class Round:
     def _recalibrate(self, out: Path, *, fit_map: bool) -> dict[str, Any]:
         """The current weights with thresholds of now, where there are audits for them, and probabilities of now."""
         current, held = self._current, self._held_out
-        if len(held.recent) < FEWEST_ROWS:
-            text = f"{len(held.recent)} recent audits are closed; {FEWEST_ROWS} are wanted to fit thresholds on"
-            return {"done": False, "why": f"{text} and to judge", "audits": held.counts}
-        new = unseen(held.recent, current, CALIBRATED_ON)
-        if len(new) < FEWEST_ROWS:
-            text = f"{len(new)} of {len(held.recent)} recent audits fitted nothing of the bundle that serves"
-            return {"done": False, "why": f"{text}; {FEWEST_ROWS} are wanted to judge on", "audits": held.counts}
+        new = len(unseen(held.recent, current, CALIBRATED_ON))
+        if new < FEWEST_ROWS:
+            text = (
+                f"{len(held.recent)} recent audits are closed, {new} of which fitted nothing of the bundle that serves"
+            )
+            why = f"{text}; {FEWEST_ROWS} such are wanted to fit thresholds on and to judge"
+            return {"done": False, "why": why, "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
         return found | {"done": True, "audits": held.counts}

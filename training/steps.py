@@ -105,6 +105,14 @@ def receipts(work: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"[0-9]*/{RECEIPT}"))]
 
 
+def last_round(work: Path, *, trains: bool) -> float:
+    """When the last round took its snapshot, of those that might train the last one if `trains`; 0 for none."""
+    past = [receipt for receipt in receipts(work) if "until" in receipt]
+    if trains:
+        past = [r for r in past if r.get("options", {}).get("recalibrate_only") != str(True)]
+    return max((float(r["until"]) for r in past), default=0.0)
+
+
 def unfinished(work: Path) -> Path | None:
     """The newest run's folder, where it has no receipt yet."""
     runs = sorted(work.glob("[0-9]*"))
