@@ -27,7 +27,7 @@ import numpy as np
 from classifier.calibration import IDENTITY
 from classifier.policy import choose_many, cumulative_probabilities
 from training.calibration_report import PRICES, constant_cost, under
-from training.calibration_set import model_of, read_predictions
+from training.predictions import model_of, read_predictions
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
 DIALS = 2000

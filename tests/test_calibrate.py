@@ -21,6 +21,7 @@ from classifier.policy import ALWAYS_FRONTIER, Policy, choose_many
 from classifier.types import Request, Tier
 from tests.calibration_support import NAMES, population, write_rows
 from tests.tiny import WORDS, tiny_bundle
+from training.audit_set import read_set
 from training.calibrate import CARD_END, CARD_START, calibrate, command, with_policies
 from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
@@ -30,12 +31,11 @@ from training.calibration_set import (
     CalibrationSet,
     OpenRows,
     pack_rows,
-    read_predictions,
-    read_set,
     rows_seen,
 )
 from training.corpus import read_corpus, write_corpus
 from training.policy_fit import Targets, fit_policies, thresholds_of
+from training.predictions import read_predictions, write_predictions
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
@@ -474,12 +474,12 @@ def test_rows_that_fitted_the_map_never_fit_thresholds_for_it(tiny_bundle_path: 
     few_rows.write_text("".join(lines[:150]))
     again = calibrate(tmp_path / "first", [few_rows], tmp_path / "second", policies=ALPHAS)
     assert again["rows"]["thresholds"] == 150 - fitted_map[:150].sum()
-    assert any("rows were left out: the bundle's map" in note for note in again["notes"])
+    assert any("rows were left out: the probability map" in note for note in again["notes"])
     only = tmp_path / "only.jsonl"
     only.write_text(
         "".join(line for line, seen in zip(lines, fitted_map, strict=True) if seen)[:20_000].rpartition("\n")[0]
     )
-    with pytest.raises(InputError, match="every row had fitted"):
+    with pytest.raises(InputError, match="every row fitted"):
         calibrate(tmp_path / "first", [only], tmp_path / "third", policies=ALPHAS)
 
 
@@ -635,6 +635,44 @@ def test_predictions_that_cannot_be_read_are_refused(tmp_path: Path):
     np.savez(tmp_path / "b.npz", logits=rows.logits, labels=rows.labels, sources=rows.sources[1:])
     with pytest.raises(InputError, match="expected"):
         read_predictions(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("named", [None, "f00d"], ids=["no model named", "another model"])
+def test_answers_of_another_model_promise_nothing(named: str | None, tiny_bundle_path: Path, tmp_path: Path):
+    """Stored predictions fit thresholds only for the model that gave them; a map may be any model's."""
+    rows, path = population(300, 22), tmp_path / "p.npz"
+    bundle = read_bundle(tiny_bundle_path)
+    write_predictions(path, rows, bundle)
+    assert calibrate(tiny_bundle_path, [path], tmp_path / "own", policies=ALPHAS)["rows"]["thresholds"] == 150
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "model_sha256"}
+    np.savez(tmp_path / "other.npz", **arrays, **({"model_sha256": np.array(named)} if named else {}))
+    with pytest.raises(InputError, match="say nothing of what the bundle promises"):
+        calibrate(tiny_bundle_path, [tmp_path / "other.npz"], tmp_path / "other", policies=ALPHAS)
+    others = {"fit_paths": [tmp_path / "other.npz"], "also_paths": [tmp_path / "other.npz"]}
+    fresh = write_rows(tmp_path / "rows.jsonl", 120)
+    assert calibrate(tiny_bundle_path, [fresh], tmp_path / "map", policies=ALPHAS, **others)["rows"]["map"] == 300
+
+
+def test_rows_given_for_the_map_fit_no_thresholds(tiny_bundle_path: Path, tmp_path: Path):
+    """Rows of --fit-data that stand in --data as well are left out of the thresholds; all of them is an error."""
+    rows, more = write_rows(tmp_path / "a.jsonl", 150, seed=1), write_rows(tmp_path / "b.jsonl", 120, seed=2)
+    report = calibrate(tiny_bundle_path, [rows, more], tmp_path / "out", policies=ALPHAS, fit_paths=[rows])
+    assert report["rows"]["thresholds"] == 120
+    assert any(note.startswith("150 rows were left out") for note in report["notes"])
+    with pytest.raises(InputError, match="every row fitted the probability map"):
+        calibrate(tiny_bundle_path, [rows], tmp_path / "none", policies=ALPHAS, fit_paths=[rows])
+
+
+def test_arrays_that_are_no_facts_of_rows_are_not_read(tmp_path: Path):
+    """Numbers in a file of predictions whose name ends in s, such as weights or probs, are no groups to report by."""
+    rows = population(30, 21)
+    known = {"logits": rows.logits, "labels": rows.labels, "sources": rows.sources, "tenants": rows.sources}
+    np.savez(tmp_path / "p.npz", **known, probs=np.ones((30, 4)), weights=np.ones(30))
+    assert set(read_predictions(tmp_path / "p.npz").facets) == {"source", "kind", "language", "script", "tenant"}
+    np.savez(tmp_path / "p.npz", **(known | {"tenants": rows.sources[:, None]}))
+    with pytest.raises(InputError, match="tenant"):
+        read_predictions(tmp_path / "p.npz")
 
 
 # --- the baselines that a router is compared with

@@ -21,9 +21,10 @@ from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from tests.calibration_support import NAMES, mixed_sources, population, write_rows
 from tests.feedback_set_support import export_row
 from tests.tiny import tiny_bundle
+from training.audit_set import read_set
 from training.calibrate import calibrate
 from training.calibrate import command as calibrate_command
-from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows, read_set
+from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows
 from training.corpus import read_corpus
 from training.guarantee import command
 from training.promise_test import check, promise_p_value, promised

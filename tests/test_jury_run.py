@@ -23,8 +23,8 @@ from click.testing import CliRunner
 from tests.calibration_support import write_rows
 from tests.jury_support import completion, endpoint, honest, tier_in, vote
 from training.__main__ import main
+from training.audit_set import read_set
 from training.build import load_data
-from training.calibration_set import read_set
 from training.corpus import RUBRIC, read_corpus
 
 ROOT = Path(__file__).parent.parent

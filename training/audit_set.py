@@ -22,9 +22,10 @@ from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.exports import read_export
 from classifier.types import TIERS, Tier
-from training.calibration_set import FACETS, CalibrationSet, OpenRows, read_set, score_rows
-from training.corpus import OUTCOME, Row, parse_row
+from training.calibration_set import FACETS, CalibrationSet, OpenRows, score_rows
+from training.corpus import OUTCOME, Row, parse_row, read_corpus
 from training.decision_log import ExportRow, closed_label, is_audit, is_unserved
+from training.predictions import read_predictions
 from training.step_losses import soft
 
 AUDIT = ("sample", "audit")
@@ -39,6 +40,7 @@ def read_rows(
     split: str | None = None,
     audit: tuple[str, str] = AUDIT,
     notes: list[str] | None = None,
+    any_model: bool = False,
 ) -> CalibrationSet:
     """The calibration set in one export of the feedback store, or what `read_set` reads.
 
@@ -49,16 +51,47 @@ def read_rows(
         split: only corpus rows that state this split.
         audit: name and value of the label that marks audits in an export.
         notes: sentences for the reader are appended here.
+        any_model: whether stored predictions may be another model's than the engine's.
 
     Raises:
         InputError: a file or row that cannot be used, or an export without a closed audit.
     """
     exports = [path for path in paths if is_export(Path(path))]
     if not exports:
-        return read_set(paths, engine, group_by, split=split)
+        return read_set(paths, engine, group_by, split=split, any_model=any_model)
     if len(paths) > 1:
         raise InputError("an export of the feedback store is a calibration set by itself; give it alone")
     return _audits(Path(exports[0]), engine, group_by, audit, [] if notes is None else notes)
+
+
+def read_set(
+    paths: Sequence[str | Path],
+    engine: Engine,
+    group_by: str = "",
+    *,
+    split: str | None = None,
+    any_model: bool = False,
+) -> CalibrationSet:
+    """The calibration set in the files: corpus files, folders and globs, or one file of predictions.
+
+    Args:
+        paths: one `.npz`, or any number of corpus paths.
+        engine: scores the corpus rows, and says what it was trained on.
+        group_by: a gateway label whose value becomes a facet; "" or one of `FACETS` for none.
+        split: only corpus rows that state this split; None for all.
+        any_model: whether stored predictions may be another model's than the engine's.
+
+    Raises:
+        InputError: a file or row that cannot be used; the message says why and what to do.
+    """
+    if any(str(path).endswith(".npz") for path in paths):
+        if len(paths) > 1:
+            raise InputError("a file of predictions (.npz) is a calibration set by itself; give it alone")
+        return read_predictions(Path(paths[0]), None if any_model else engine.bundle)
+    rows = [row for row in read_corpus(paths, repeats=True) if split is None or row.stated_split == split]
+    if not rows:
+        raise InputError(f"{', '.join(map(str, paths))}: no row{f' of the split {split!r}' if split else ''} to use")
+    return score_rows(rows, engine, group_by)
 
 
 def is_export(path: Path) -> bool:

@@ -124,7 +124,7 @@ def calibrate(
         )
     if targets.delta or prior_shift:
         rows = rows.drawn(seed)  # a binomial bound, and a weight by label, take labels and not rates
-    fit_rows = read_rows(fit_paths, engine, audit=audit) if fit_paths else None
+    fit_rows = read_rows(fit_paths, engine, audit=audit, any_model=True) if fit_paths else None
     calibration, threshold_rows, comparison = choose_map(
         engine.bundle.calibration, rows, fit_rows, methods=methods, seed=seed, notes=notes
     )
@@ -134,8 +134,8 @@ def calibrate(
         if kept_map
         else pack_rows(_fitted(rows, fit_rows, threshold_rows))
     )
-    if kept_map:
-        threshold_rows = _without(threshold_rows, map_rows, notes)
+    if kept_map or fit_rows is not None:
+        threshold_rows = _without(threshold_rows, map_rows, fit_rows, notes)
     shift = None
     if prior_shift:
         traffic = np.array(
@@ -145,7 +145,7 @@ def calibrate(
             calibration.apply(traffic), calibration.apply(threshold_rows.logits), threshold_rows.labels
         )
         notes.append(note)
-    also = read_rows(also_paths, engine, audit=audit) if also_paths else None
+    also = read_rows(also_paths, engine, audit=audit, any_model=True) if also_paths else None
     if also is not None and also.label != rows.label:
         raise InputError(f"--also carries {also.label} labels, --data {rows.label}; one promise takes one kind")
     if also is not None and (targets.delta or prior_shift):
@@ -170,17 +170,19 @@ def _fitted(rows: CalibrationSet, fit_rows: CalibrationSet | None, rest: Calibra
     return fit_rows.hashes if fit_rows is not None else sorted(set(rows.hashes) - set(rest.hashes))
 
 
-def _without(rows: CalibrationSet, map_rows: str, notes: list[str]) -> CalibrationSet:
-    """The rows that the map at hand was not fitted on: thresholds take its probabilities as given."""
+def _without(rows: CalibrationSet, map_rows: str, fit_rows: CalibrationSet | None, notes: list[str]) -> CalibrationSet:
+    """The rows that the map was not fitted on: thresholds take its probabilities as given."""
     seen = rows.among(map_rows)
+    if fit_rows is not None:
+        seen |= np.isin(rows.ids, fit_rows.ids)
     if not seen.any():
         return rows
     notes.append(
-        f"{seen.sum()} rows were left out: the bundle's map, which is kept, was fitted on their requests. The promise "
-        "is about the others."
+        f"{seen.sum()} rows were left out: the probability map was fitted on their requests. The promise is about the "
+        "others."
     )
     if seen.all():
-        raise InputError("every row had fitted the bundle's probability map already; label rows that had not")
+        raise InputError("every row fitted the probability map; give the thresholds rows that did not")
     return rows.take(~seen)
 
 

@@ -1,9 +1,6 @@
 """Labelled rows as arrays: what calibration and thresholds are fitted on, checked for what would void the promise.
 
-Rows come from corpus files, scored through `Engine` one by one as the service does it, or from a file of stored
-predictions (`.npz`), such as cross-validation by source leaves: `logits` (n, 4), `labels` (n,) or (n, 4), `sources`
-(n,), optionally `groups`, `kinds`, `languages`, `scripts`, `NAMEs` for a gateway's label NAME, `ids`, `label`, `model`:
-what answered, and `baseline_NAME` (n, 4): probabilities of other models on the same rows.
+Rows are scored through `Engine` one by one, as the service does it; `training.predictions` reads files of answers.
 
 Refused: rows of both kinds of label, rows without one, rows that the bundle was trained on, logits that are not finite.
 Rows of which only an interval is known are kept apart: they bound the risk and never fit a threshold.
@@ -15,7 +12,6 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +20,15 @@ from tqdm import tqdm
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.types import TIERS
-from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, read_corpus
+from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row
 from training.step_losses import soft
 
 FACETS = ("source", "kind", "language", "script")
 """Facts that risk is reported by. Only the script is known of every request at run time."""
-BASELINE = "baseline_"
-"""What the arrays of other models begin with in a file of predictions."""
 TRAINING_ROWS, MAP_ROWS, THRESHOLD_ROWS = "training_rows", "map_rows", "threshold_rows"
 """The manifest's entries for `pack_rows`: what the weights, the probability map and the thresholds were fitted on."""
 
 
-_OWN = ("logits", "labels", "groups", "ids")
-"""Arrays of a file of predictions whose name ends as a facet's does and that are none."""
 _HASH = 64
 """Length of a sha256 in hexadecimal."""
 
@@ -174,30 +166,6 @@ class CalibrationSet:
         return int(np.unique(self.groups, return_counts=True)[1].max(initial=0))
 
 
-def read_set(
-    paths: Sequence[str | Path], engine: Engine, group_by: str = "", *, split: str | None = None
-) -> CalibrationSet:
-    """The calibration set in the files: corpus files, folders and globs, or one file of predictions.
-
-    Args:
-        paths: one `.npz`, or any number of corpus paths.
-        engine: scores the corpus rows, and says what it was trained on.
-        group_by: a gateway label whose value becomes a facet; "" or one of `FACETS` for none.
-        split: only corpus rows that state this split; None for all.
-
-    Raises:
-        InputError: a file or row that cannot be used; the message says why and what to do.
-    """
-    if any(str(path).endswith(".npz") for path in paths):
-        if len(paths) > 1:
-            raise InputError("a file of predictions (.npz) is a calibration set by itself; give it alone")
-        return read_predictions(Path(paths[0]))
-    rows = [row for row in read_corpus(paths, repeats=True) if split is None or row.stated_split == split]
-    if not rows:
-        raise InputError(f"{', '.join(map(str, paths))}: no row{f' of the split {split!r}' if split else ''} to use")
-    return score_rows(rows, engine, group_by)
-
-
 def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> CalibrationSet:
     """The calibration set of labelled rows, scored through `engine`.
 
@@ -247,78 +215,6 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
             {name: np.array(values)[~closed] for name, values in facets.items()},
         ),
         given - len(rows),
-    )
-
-
-def read_predictions(path: Path) -> CalibrationSet:
-    """The set in a file of stored predictions; see the module's text for its arrays.
-
-    Raises:
-        InputError: the file cannot be read, or an array is missing or has another length.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        logits, labels, _ = arrays["logits"].astype(np.float32), soft(arrays["labels"]), arrays["sources"]
-    except KeyError as error:
-        raise InputError(f"{path}: has no array {error.args[0]!r}; it takes logits, labels and sources") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a usable file of predictions ({error})") from error
-    n = len(logits)
-    if not n:
-        raise InputError(f"{path}: holds no row")
-    ids = arrays.get("ids", np.array([f"{path.name}:{i}" for i in range(n)])).astype(str)
-    facets = dict.fromkeys(FACETS, np.full(n, "")) | {
-        name[:-1]: values.astype(str)
-        for name, values in arrays.items()
-        if name[-1] == "s" and name not in _OWN and not name.startswith(BASELINE)
-    }
-    groups = arrays.get("groups", ids).astype(str)
-    lengths = {
-        name: len(a) for name, a in {"labels": labels, "ids": ids, "groups": groups, **facets}.items() if len(a) != n
-    }
-    if lengths or logits.shape != (n, len(TIERS)):
-        raise InputError(f"{path}: logits have shape {logits.shape}, expected ({n}, {len(TIERS)}); others: {lengths}")
-    label = str(arrays.get("label", RUBRIC))
-    if label not in (RUBRIC, OUTCOME):
-        raise InputError(f"{path}: label is {label!r}, expected {RUBRIC} or {OUTCOME}")
-    return CalibrationSet(logits, labels, label, ids, groups, facets)
-
-
-def model_of(path: Path) -> str:
-    """What gave the answers in a file of stored predictions, as the file names it; else the file's own name."""
-    with np.load(path, allow_pickle=False) as file:
-        return str(file["model"]) if "model" in file.files else path.name
-
-
-def read_baselines(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The probabilities of other models in a file of stored predictions: name → (n, 4) float32, rows sum to 1.
-
-    Raises:
-        InputError: an array `baseline_NAME` has another shape than the logits.
-    """
-    with np.load(path, allow_pickle=False) as file:
-        shape = file["logits"].shape
-        found = {
-            n.removeprefix(BASELINE): file[n].astype(np.float32) for n in sorted(file.files) if n.startswith(BASELINE)
-        }
-    for name, rows in found.items():
-        if rows.shape != shape or not np.isfinite(rows).all():
-            raise InputError(f"{path}: {BASELINE}{name} has shape {rows.shape} or values that are not finite")
-    return found
-
-
-def write_predictions(path: Path, rows: CalibrationSet) -> None:
-    """The closed rows as a file that `read_predictions` reads; open ones are left out."""
-    np.savez(
-        path,
-        logits=rows.logits,
-        labels=rows.labels,
-        sources=rows.sources,
-        groups=rows.groups,
-        ids=rows.ids,
-        label=np.array(rows.label),
-        **{f"{name}s": values for name, values in rows.facets.items() if name != "source"},
     )
 
 

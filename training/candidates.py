@@ -28,9 +28,10 @@ from classifier.inputs import render
 from classifier.types import Request
 from training.calibrate import calibrate
 from training.calibration_fit import FEWEST_ROWS
-from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, rows_among, write_predictions
+from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, rows_among
 from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
+from training.predictions import write_predictions
 from training.principals import contradicting
 from training.recipe import training_of_a_round
 
@@ -84,7 +85,7 @@ def recalibrated(
 
     if not len(rows):
         raise InputError("no closed labels to recalibrate on; have a random sample of requests labelled")
-    default = promises.policies[promises.default_policy]
+    default, answering = promises.policies[promises.default_policy], read_bundle(parent)
     if not default.guarantee.alpha:
         raise InputError(
             f"{promises.path}: its default policy promises nothing, so there is nothing to keep; "
@@ -100,7 +101,7 @@ def recalibrated(
         return rows.take(~np.isin(rows.sources, list(against))), against
 
     def fitted(weights: Path, rows: CalibrationSet, to: Path, map_path: Path | None) -> dict[str, Any]:
-        write_predictions(out / "thresholds.npz", rows)
+        write_predictions(out / "thresholds.npz", rows, answering)
         return calibrate(
             weights,
             [out / "thresholds.npz"],
@@ -119,10 +120,10 @@ def recalibrated(
 
     map_path = None
     if map_rows is not None:
-        map_rows, _ = consistent(map_rows, read_bundle(parent).calibration)
+        map_rows, _ = consistent(map_rows, answering.calibration)
         if len(map_rows) >= FEWEST_ROWS:
             map_path = out / "map.npz"
-            write_predictions(map_path, map_rows)
+            write_predictions(map_path, map_rows, answering)
     done = out / "calibrated"
     report = fitted(parent, rows, done, map_path)
     kept, left_out = consistent(rows, read_bundle(done).calibration)

@@ -28,11 +28,11 @@ from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.metrics import bootstrap_interval
 from training import processes
-from training.calibration_set import BASELINE, model_of
 from training.corpus import RUBRIC, Row, source_folds, tiers
 from training.evaluate import baselines, statistics
 from training.fit import predict
 from training.model import load_checkpoint, tokenizer_of
+from training.predictions import BASELINE, model_of
 from training.probe import embed, probe
 
 if TYPE_CHECKING:

@@ -27,10 +27,11 @@ from training import cost_at_risk, promise_test, transfer
 from training.audit_set import AUDIT, read_rows
 from training.calibrate import numbers, parse_policies
 from training.calibration_report import PRICES
-from training.calibration_set import CalibrationSet, model_of, read_baselines, read_predictions
+from training.calibration_set import CalibrationSet
 from training.corpus import Row, read_corpus
 from training.frozen import parse_audit
 from training.policy_fit import Targets, chosen_by
+from training.predictions import model_of, read_baselines, read_predictions
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
