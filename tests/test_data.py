@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -76,6 +77,17 @@ def test_datasheet_states_the_counts(rows):
     """The counts in data/README.md are those of the files: run `python -m training.datasheet` after a change."""
     page = (OWN_DATA / "README.md").read_text(encoding="utf-8")
     assert page[page.index(START) : page.index(END) + len(END)] == counts(rows)
+
+
+def test_datasheet_says_of_the_files_what_is_true(rows):
+    """How long its longest rows are, and where the languages lie, is as data/README.md says."""
+    page = (OWN_DATA / "README.md").read_text(encoding="utf-8")
+    with (OWN_DATA / "languages.jsonl").open(encoding="utf-8") as lines:
+        english = [json.loads(line)["language"] == "en" for line in lines]
+    elsewhere = sum(row["language"] != "en" for row in rows) - english.count(False)
+    assert f"and {english.count(True)} English rows; {elsewhere} rows that are not English lie in the other" in page
+    assert "4,000 characters and none above 5,800" in page
+    assert 5_700 < max(map(chars, rows)) <= 5_800
 
 
 def test_corpus_is_as_broad_as_promised(rows):
