@@ -10,9 +10,8 @@ promotes only where the bundle that was compared with is still current.
 Recalibration alone is tried first, in seconds, and kept where it is enough: where the gate accepts it. Where the gate
 finds a new probability map harmful elsewhere, thresholds alone are fitted, which leave the order of all requests as it
 is. Where that only repairs the promise at a higher price, retraining is tried; of those that the gate lets pass the
-cheapest one is taken.
-Where recent audits are too few to fit thresholds on, or too few of them fitted nothing of the serving bundle and may
-judge, nothing is tried.
+cheapest one is taken. Where recent audits are too few to fit thresholds on, or too few of them fitted nothing of the
+serving bundle and may judge, nothing is tried.
 
 Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two bundles are compared (`gate`).
 """
@@ -216,11 +215,8 @@ class Round:
         current, held = self._current, self._held_out
         new = len(unseen(held.recent, current, CALIBRATED_ON))
         if new < FEWEST_ROWS:
-            text = (
-                f"{len(held.recent)} recent audits are closed, {new} of which fitted nothing of the bundle that serves"
-            )
-            why = f"{text}; {FEWEST_ROWS} such are wanted to fit thresholds on and to judge"
-            return {"done": False, "why": why, "audits": held.counts}
+            told = f"{len(held.recent)} recent audits are closed, {new} of which fitted nothing of the serving bundle"
+            return {"done": False, "why": f"{told}; {FEWEST_ROWS} such are wanted", "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
         return found | {"done": True, "audits": held.counts}
@@ -325,10 +321,8 @@ class Round:
         base = read_corpus(self._options.data)
         found = hold_out(self._frozen(), base, self._current, options=self._caps, most=MOST_GOLDEN)
         if not found.golden:
-            raise InputError(
-                f"no unseen test rows in --data {' '.join(self._options.data)}: what a round may forget is judged on "
-                "rubric rows of the test split that the bundle was not trained on; add some"
-            )
+            given = " ".join(self._options.data)
+            raise InputError(f"no unseen test rows in --data {given}: a round judges on such what it forgot; add some")
         return found
 
     def _scored(self, rows: Sequence[Row], engine: Engine) -> CalibrationSet:
