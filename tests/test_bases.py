@@ -240,9 +240,9 @@ def test_stopped_adapters_go_on_to_the_same_weights(tmp_path):
 
     from training import fit as fitting
 
-    loss = fitting._loss
+    loss = fitting.losses_of
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fitting, "_loss", stopping)
+        patch.setattr(fitting, "losses_of", stopping)
         trained(state=tmp_path, state_seconds=0)
     kept = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
     assert all("lora_" in n or "modules_to_save" in n or "trainable_tokens_delta" in n for n in kept)

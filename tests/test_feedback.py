@@ -582,6 +582,7 @@ def test_decisions_wait_for_company_and_outcomes_do_not():
 @pytest.mark.parametrize("what", ["labels", "outcomes"])
 async def test_what_waits_takes_no_more_memory_than_it_may(sqlite_url, monkeypatch, what):
     """Whatever makes rows large, labels or texts that come with outcomes, what a store holds in memory is bounded."""
+    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
     budget = 8 * 2**20
     store = open_store(sqlite_url, key=KEY, max_queued_bytes=budget)
     tasks, i, sent = [], mint(), request("x" * 20_000)
