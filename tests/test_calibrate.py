@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from classifier.types import Request, Tier
 from tests.calibration_support import NAMES, population, write_rows
 from tests.tiny import WORDS, tiny_bundle
 from training.audit_set import read_set
-from training.calibrate import CARD_END, CARD_START, calibrate, command, with_policies
+from training.calibrate import CARD_END, CARD_START, calibrate, with_policies
+from training.calibrate_command import command
 from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
 from training.calibration_report import as_text, constant_cost, open_band, random_risk, under
@@ -606,6 +608,12 @@ def test_too_few_rows_are_infeasible_with_the_number_that_it_takes():
         ({"alphas": {"a": 0.1}, "epsilon": 0.1}, "leaves nothing"),
         ({"alphas": {"a": 0.1}, "top_tier_miss": 0.05, "epsilon": 0.06}, "leaves nothing"),
         ({"alphas": {"a": 0.1}, "group_by": "language"}, "not known of a request"),
+        ({"alphas": {"a": 0.1}, "delta": 1.5}, "delta: 1.5"),
+        ({"alphas": {"a": 0.1}, "delta": math.nan}, "delta: nan"),
+        ({"alphas": {"a": 0.1}, "epsilon": -0.05}, "epsilon: -0.05"),
+        ({"alphas": {"a": 0.1}, "epsilon": math.nan}, "epsilon: nan"),
+        ({"alphas": {"a": 0.1}, "severity": (1.0, 0.5, 1.0)}, "severity: 1, 0.5, 1"),
+        ({"alphas": {"a": 0.1}, "severity": (math.nan, 1.0, 1.0)}, "severity: nan"),
     ],
 )
 def test_targets_that_contradict_one_another_are_refused(targets: dict, message: str):
@@ -618,6 +626,20 @@ def test_a_label_that_no_row_carries_cannot_group():
     """Grouping by a label that the rows do not have is a clear error."""
     with pytest.raises(InputError, match="no row carries it"):
         fitted(population(100, 19), group_by="tenant")
+
+
+def test_traffic_without_a_request_is_refused(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
+    """An empty file of traffic, or a default policy that is not asked for, is named before anything is scored."""
+    with pytest.raises(InputError, match=r"empty\.jsonl: no request"):
+        calibrate(
+            tiny_bundle_path,
+            [rows_path],
+            tmp_path / "o",
+            policies=ALPHAS,
+            prior_shift=[few(tmp_path / "empty.jsonl", [])],
+        )
+    with pytest.raises(SettingsError, match="default policy 'x'"):
+        calibrate(tiny_bundle_path, [tmp_path / "absent"], tmp_path / "o", policies=ALPHAS, default="x")
 
 
 def test_a_prior_shift_goes_alone(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
@@ -732,7 +754,18 @@ def test_the_report_is_drawn(recalibrated: tuple, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "option", [("--policy", "balanced"), ("--severity", "1,2"), ("--prices", "a,b,c,d")], ids=lambda o: o[0]
+    "option",
+    [
+        ("--policy", "balanced"),
+        ("--policy", "=0.1"),
+        ("--policy", "a=0.1", "--policy", "a=0.3"),
+        ("--severity", "1,2"),
+        ("--prices", "a,b,c,d"),
+        ("--delta", "0"),
+        ("--delta", "1.5"),
+        ("--delta", "-0.1"),
+    ],
+    ids=" ".join,
 )
 def test_a_malformed_option_is_a_usage_error(option: tuple, tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
     """Options that cannot be parsed end with exit code 2 and an example."""

@@ -23,7 +23,7 @@ from tests.feedback_set_support import export_row
 from tests.tiny import tiny_bundle
 from training.audit_set import read_set
 from training.calibrate import calibrate
-from training.calibrate import command as calibrate_command
+from training.calibrate_command import command as calibrate_command
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows
 from training.corpus import read_corpus
 from training.guarantee import command

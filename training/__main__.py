@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from classifier.errors import ClassifierError, GateNotMet
-from training.calibrate import command as calibrate
-from training.calibrate import numbers
+from training.calibrate_command import command as calibrate
+from training.calibrate_command import numbers
 from training.calibration_report import PRICES
 from training.guarantee import command as guarantee
 from training.jury_command import command as jury

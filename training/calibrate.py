@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from classifier.bundle import FILES, Bundle, sha256, write_bundle
@@ -26,15 +25,12 @@ from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
-from classifier.texts import finite
 from classifier.types import Request
 from training.audit_set import AUDIT, read_rows
 from training.calibration_fit import Comparison, choose_map
-from training.calibration_plot import plot
 from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet, pack_rows
 from training.corpus import read_corpus
-from training.frozen import parse_audit
 from training.label_shift import shift_weights
 from training.policy_fit import Targets, fit_policies
 from training.step_losses import EVERY_MISS
@@ -110,6 +106,13 @@ def calibrate(
             "--prior-shift estimates and proves nothing, so it goes without --delta, --top-tier-miss and --group-by"
         )
     engine = Engine.from_pretrained(bundle_path)
+    if default is None:
+        default = engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
+    if default not in targets.alphas:
+        raise SettingsError(f"default policy {default!r} is none of {sorted(targets.alphas)}")
+    unlabelled = [row.request for row in read_corpus(prior_shift, repeats=True)] if prior_shift else []
+    if prior_shift and not unlabelled:
+        raise InputError(f"{', '.join(map(str, prior_shift))}: no request to estimate tier shares from")
     notes: list[str] = []
     rows = read_rows(data_paths, engine, targets.group_by, audit=audit, notes=notes)
     if rows.repeats:
@@ -138,9 +141,7 @@ def calibrate(
         threshold_rows = _without(threshold_rows, map_rows, fit_rows, notes)
     shift = None
     if prior_shift:
-        traffic = np.array(
-            [engine.logits(row.request) for row in read_corpus(prior_shift, repeats=True)], dtype=np.float32
-        )
+        traffic = np.array([engine.logits(request) for request in unlabelled], dtype=np.float32)
         shift, note = shift_weights(
             calibration.apply(traffic), calibration.apply(threshold_rows.logits), threshold_rows.labels
         )
@@ -151,17 +152,12 @@ def calibrate(
     if also is not None and (targets.delta or prior_shift):
         also = also.drawn(seed)
     fitted, details = fit_policies(calibration, threshold_rows, targets, shift=shift, also=also, notes=notes)
-    chosen_default = default or (
-        engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
-    )
-    if chosen_default not in targets.alphas:
-        raise SettingsError(f"default policy {chosen_default!r} is none of {sorted(targets.alphas)}")
     report = _report(engine.bundle, calibration, threshold_rows, fitted, details, comparison, prices, seed, notes)
     report["rows"]["map"] = calibration.n
     if targets.group_by:
         report["rows"]["groups"] = {group: fit["n"] for group, fit in next(iter(details.values())).items()}
     known = {MAP_ROWS: map_rows, THRESHOLD_ROWS: pack_rows(threshold_rows.hashes)}
-    bundle = _write(engine, Path(out_path), calibration, fitted, chosen_default, report, known)
+    bundle = _write(engine, Path(out_path), calibration, fitted, default, report, known)
     return report | {"bundle": {"path": str(bundle.path), "version": bundle.version, "parent": engine.bundle_version}}
 
 
@@ -274,96 +270,3 @@ def with_policies(card: str, text: str) -> str:
     if not found:
         return f"{card.rstrip()}\n\n{section}"
     return head + section + rest.partition(CARD_END)[2].lstrip("\n")
-
-
-def parse_policies(texts: Sequence[str]) -> dict[str, float]:
-    """`("balanced=0.10", ...)` → name → alpha.
-
-    Raises:
-        click.BadParameter: one is not NAME=ALPHA.
-    """
-    parsed: dict[str, float] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            parsed[name] = float(value)
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not NAME=ALPHA, as in balanced=0.10") from None
-    return parsed
-
-
-def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
-    """A callback for an option of so many numbers with commas between them."""
-
-    def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-        if value is None:
-            return None
-        try:
-            numbers = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != count:
-            raise click.BadParameter(f"{value!r} is not {count} numbers with commas between them")
-        return numbers
-
-    return parse
-
-
-@click.command("calibrate")
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The bundle to start from.")
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    help="Labelled rows the bundle has not seen; or one .npz, or one export of the feedback store. Repeatable.",
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
-@click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
-              default=("economy=0.20", "balanced=0.10", "quality=0.05"), show_default=True)  # fmt: skip
-@click.option("--fit-data", multiple=True, help="Rows to fit the probability map on, instead of half of --data.")
-@click.option("--also", multiple=True, help="Rows of other kinds, or a .npz: the promise is kept on them too.")
-@click.option("--delta", type=float, help="Promise with confidence 1 - DELTA instead of on the expectation.")
-@click.option("--top-tier-miss", type=float, help="Share of frontier requests that may be missed.")
-@click.option("--group-by", help="'script', or a label that the gateway sends: the promise holds in each group.")
-@click.option("--severity", callback=numbers(3), metavar="A,B,C", help="Loss of 1, 2, 3 tiers too low, at most 1.")
-@click.option("--epsilon", type=float, default=0.0, help="Share of requests that will be explored.")
-@click.option("--exempt-label", "exempt_labels", multiple=True, metavar="NAME[=VALUE]",
-              help="Requests with this label are never explored. Repeatable.")  # fmt: skip
-@click.option("--prior-shift", multiple=True, help="Unlabelled traffic: move the thresholds to its tier shares.")
-@click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
-              show_default=True, metavar="NAME=VALUE",
-              help="What marks audits in an export of the feedback store.")  # fmt: skip
-@click.option("--default", help="Policy for requests that name none.")
-@click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,
-              metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--report", type=click.Path(path_type=Path), help="Write the whole report there, as JSON.")
-@click.option("--plot", "figure", type=click.Path(path_type=Path), help="Draw reliability, risk and cost there (.svg).")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
-def command(
-    bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, figure: Path | None,
-    as_json: bool,
-    fit_data: tuple[str, ...], also: tuple[str, ...], prior_shift: tuple[str, ...], **options: Any,
-) -> None:  # fmt: skip
-    """Fit probabilities and thresholds anew, without retraining.
-
-    Example: python -m training calibrate --bundle runs/base/bundle --data mine.jsonl --out runs/mine --delta 0.05
-    """
-    found = calibrate(
-        bundle,
-        list(data),
-        out,
-        policies=parse_policies(policies),
-        fit_paths=list(fit_data) or None,
-        also_paths=list(also) or None,
-        prior_shift=list(prior_shift) or None,
-        **options,
-    )
-    text = json.dumps(finite(found), indent=1)
-    if report is not None:
-        report.write_text(text + "\n", encoding="utf-8")
-    if figure is not None:
-        plot(found, figure)
-    click.echo(
-        text if as_json else f"{as_text(found)}\nbundle {found['bundle']['version']} in {found['bundle']['path']}"
-    )

@@ -25,7 +25,7 @@ from classifier.policy import choose_many
 from classifier.texts import finite
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import AUDIT, read_rows
-from training.calibrate import numbers, parse_policies
+from training.calibrate_command import numbers, parse_policies
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, read_corpus

@@ -53,6 +53,15 @@ class Targets:
     def __post_init__(self) -> None:
         if not self.alphas:
             raise SettingsError("no policy is asked for; give at least one, as in --policy balanced=0.10")
+        if not 0 <= self.delta < 1:
+            raise SettingsError(f"delta: {self.delta} is no probability; give a number between 0 and 1, as in 0.05")
+        if not 0 <= self.epsilon < 1:
+            raise SettingsError(f"epsilon: {self.epsilon} is no share of requests; give a number from 0 up to 1")
+        if not 0 < self.severity[0] <= self.severity[1] <= self.severity[2] <= 1:
+            raise SettingsError(
+                f"severity: {', '.join(f'{s:g}' for s in self.severity)} are no losses of 1, 2 and 3 tiers too low; "
+                "give three numbers above 0 and at most 1 that do not fall, as in 0.5,1,1"
+            )
         for what, value in (
             {f"policy {n}": a for n, a in self.alphas.items()} | {"top-tier-miss": self.top_tier_miss}
         ).items():

@@ -1,0 +1,120 @@
+"""`python -m training calibrate`: options to `training.calibrate`, and its report as text, JSON or a figure.
+
+Knows nothing of how a threshold is fitted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from classifier.texts import finite
+from training.audit_set import AUDIT
+from training.calibrate import calibrate
+from training.calibration_plot import plot
+from training.calibration_report import PRICES, as_text
+from training.frozen import parse_audit
+
+
+def parse_policies(texts: Sequence[str]) -> dict[str, float]:
+    """`("balanced=0.10", ...)` → name → alpha.
+
+    Raises:
+        click.BadParameter: one is not NAME=ALPHA, or a name is given twice.
+    """
+    parsed: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            alpha = float(value)
+        except ValueError:
+            alpha = math.nan
+        if not name or math.isnan(alpha):
+            raise click.BadParameter(f"{text!r} is not NAME=ALPHA, as in balanced=0.10")
+        if name in parsed:
+            raise click.BadParameter(f"{name!r} is given twice, with {parsed[name]:g} and {alpha:g}; give it once")
+        parsed[name] = alpha
+    return parsed
+
+
+def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
+    """A callback for an option of so many numbers with commas between them."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != count:
+            raise click.BadParameter(f"{value!r} is not {count} numbers with commas between them")
+        return numbers
+
+    return parse
+
+
+@click.command("calibrate")
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The bundle to start from.")
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    help="Labelled rows the bundle has not seen; or one .npz, or one export of the feedback store. Repeatable.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
+@click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
+              default=("economy=0.20", "balanced=0.10", "quality=0.05"), show_default=True)  # fmt: skip
+@click.option("--fit-data", multiple=True, help="Rows to fit the probability map on, instead of half of --data.")
+@click.option("--also", multiple=True, help="Rows of other kinds, or a .npz: the promise is kept on them too.")
+@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DELTA",
+              help="Promise with confidence 1 - DELTA instead of on the expectation.")  # fmt: skip
+@click.option("--top-tier-miss", type=float, help="Share of frontier requests that may be missed.")
+@click.option("--group-by", help="'script', or a label that the gateway sends: the promise holds in each group.")
+@click.option("--severity", callback=numbers(3), metavar="A,B,C", help="Loss of 1, 2, 3 tiers too low, at most 1.")
+@click.option("--epsilon", type=float, default=0.0, help="Share of requests that will be explored.")
+@click.option("--exempt-label", "exempt_labels", multiple=True, metavar="NAME[=VALUE]",
+              help="Requests with this label are never explored. Repeatable.")  # fmt: skip
+@click.option("--prior-shift", multiple=True, help="Unlabelled traffic: move the thresholds to its tier shares.")
+@click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
+              show_default=True, metavar="NAME=VALUE",
+              help="What marks audits in an export of the feedback store.")  # fmt: skip
+@click.option("--default", help="Policy for requests that name none.")
+@click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,
+              metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--report", type=click.Path(path_type=Path), help="Write the whole report there, as JSON.")
+@click.option("--plot", "figure", type=click.Path(path_type=Path), help="Draw reliability, risk and cost there (.svg).")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+def command(
+    bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, figure: Path | None,
+    as_json: bool,
+    fit_data: tuple[str, ...], also: tuple[str, ...], prior_shift: tuple[str, ...], **options: Any,
+) -> None:  # fmt: skip
+    """Fit probabilities and thresholds anew, without retraining.
+
+    Example: python -m training calibrate --bundle runs/base/bundle --data mine.jsonl --out runs/mine --delta 0.05
+    """
+    found = calibrate(
+        bundle,
+        list(data),
+        out,
+        policies=parse_policies(policies),
+        fit_paths=list(fit_data) or None,
+        also_paths=list(also) or None,
+        prior_shift=list(prior_shift) or None,
+        **options,
+    )
+    text = json.dumps(finite(found), indent=1)
+    if report is not None:
+        report.write_text(text + "\n", encoding="utf-8")
+    if figure is not None:
+        plot(found, figure)
+    click.echo(
+        text if as_json else f"{as_text(found)}\nbundle {found['bundle']['version']} in {found['bundle']['path']}"
+    )
