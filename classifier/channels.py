@@ -18,6 +18,8 @@ from classifier import wire
 
 SERVICE_CONFIG: Mapping[str, Any] = {
     "loadBalancingConfig": [{"round_robin": {}}],
+    # A server that loads its model or drains is not asked; one without a health service is taken to serve.
+    "healthCheckConfig": {"serviceName": wire.SERVICE},
     "methodConfig": [
         {
             "name": [
@@ -59,12 +61,17 @@ def credentials(
 
 
 def channel(target: str, secure: grpc.ChannelCredentials | None = None, options: Options = ()) -> grpc.Channel:
-    """A channel for threads; plain text without credentials. `options` come after ours."""
-    every = [*_OPTIONS, *options]
+    """A channel for threads; plain text without credentials. `options` replace ours of their names."""
+    every = _merged(options)
     return grpc.secure_channel(target, secure, every) if secure else grpc.insecure_channel(target, every)
 
 
 def aio_channel(target: str, secure: grpc.ChannelCredentials | None = None, options: Options = ()) -> grpc.aio.Channel:
     """A channel for an event loop; as `channel`."""
-    every = [*_OPTIONS, *options]
+    every = _merged(options)
     return grpc.aio.secure_channel(target, secure, every) if secure else grpc.aio.insecure_channel(target, every)
+
+
+def _merged(options: Options) -> list[tuple[str, Any]]:
+    """Ours with `options` in their place: of two with one name gRPC takes the first."""
+    return list(dict([*_OPTIONS, *options]).items())

@@ -20,12 +20,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from classifier import wire
 from classifier.admission import Admission, RateLimit
 from classifier.credentials import Identity
 from classifier.errors import ClassifierError
+from classifier.health import SERVICE as HEALTH
+from classifier.health import Health
 from classifier.listening import bind, options
 from classifier.reload import Routes, Shadow, Source, Watched, source_of
 from classifier.seams import Classifies, Ids, Limits, Observer
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SWITCH_SECONDS = 0.0005
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # What SIGHUP changes in a running server; the rest needs a restart, and the log says so.
 RELOADABLE = frozenset(
     {*Limits.__slots__, "rate_limit", "rate_limit_burst", "shadow_share", "log_level", "drain_seconds"}
@@ -77,7 +77,7 @@ class Server:
         self._metrics = metrics
         self._observer = observer or metrics or Observer()
         self._reread = reread
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._grpc: grpc.aio.Server
         self._feedback: FeedbackStore | None = None
         self._shadow: Shadow | None = None
@@ -96,7 +96,6 @@ class Server:
         settings = self.settings
         self._key = self._key or server_key(settings)
         self._grpc = grpc.aio.server(options=options(settings))
-        await self._set_health(_NOT_SERVING)
         self._routes = Routes(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
@@ -121,16 +120,17 @@ class Server:
             await self._grpc.stop(None)
             await self._close()
             raise
-        await self._set_health(_SERVING)
+        self._health.set(serving=True)
         self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         """NOT_SERVING, the delay for balancers, then the end of what is in flight, at most `drain_seconds`."""
-        await self._health.enter_graceful_shutdown()
+        self._health.set(serving=False)
         if self._watching is not None:  # a bundle that comes now comes too late
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         await asyncio.sleep(self.settings.shutdown_delay_seconds)
+        self._health.close()
         await self._grpc.stop(self.settings.drain_seconds)
         await self._close()
 
@@ -233,10 +233,6 @@ class Server:
             await asyncio.to_thread(self._shadow.close)
         if self._feedback is not None:
             await asyncio.to_thread(self._feedback.close)
-
-    async def _set_health(self, status: Any) -> None:
-        for name in ("", wire.SERVICE):
-            await self._health.set(name, status)
 
 
 async def serve(
@@ -346,4 +342,4 @@ def _with(settings: ServerSettings, changed: dict[str, Any]) -> ServerSettings:
 def _add_reflection(server: grpc.aio.Server) -> None:
     from grpc_reflection.v1alpha import reflection
 
-    reflection.enable_server_reflection((wire.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((wire.SERVICE, HEALTH, reflection.SERVICE_NAME), server)

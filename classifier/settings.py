@@ -74,7 +74,9 @@ class ServerSettings:
     max_stream_items: int = _setting(100_000, "Most requests in one ClassifyStream.", minimum=1)
     max_streams: int = _setting(64, "ClassifyStream calls served at once; one more is refused.", minimum=1)
     stream_idle_seconds: float = _setting(60.0, "A stream that sends nothing for so long is ended.", minimum=0.01)
-    max_concurrent_calls: int = _setting(1024, "HTTP/2 streams open at once on one connection.", minimum=1)
+    max_concurrent_calls: int = _setting(
+        1024, "HTTP/2 streams open at once on one connection; one of them watches health.", minimum=2
+    )
     rate_limit: float = _setting(0.0, "Requests a second that one caller may send; 0 means no limit.", minimum=0)
     rate_limit_burst: int = _setting(100, "Requests that a caller may send at once before rate_limit holds.", minimum=1)
     feedback_url: str = _setting(
@@ -107,7 +109,7 @@ class ServerSettings:
     log_level: str = _setting("info", "Least level that is logged.", choices=("debug", "info", "warning", "error"))
     drain_seconds: float = _setting(10.0, "How long SIGTERM waits for requests in flight, in seconds.", minimum=0)
     shutdown_delay_seconds: float = _setting(
-        0.0, "How long SIGTERM keeps serving as NOT_SERVING, so that balancers notice, in seconds.", minimum=0
+        0.2, "How long SIGTERM keeps serving as NOT_SERVING, so that balancers notice, in seconds.", minimum=0
     )
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ _BY_REASON: Mapping[str, type[ClassifierError]] = {
 }
 _BY_CODE: Mapping[str, type[ClassifierError]] = {
     "DEADLINE_EXCEEDED": errors.DeadlinePassed,
-    "CANCELLED": errors.DeadlinePassed,
+    "CANCELLED": errors.ServerUnreachable,  # by the server, at its end; a caller that leaves gets no error
     "UNAUTHENTICATED": errors.Unauthenticated,
     "PERMISSION_DENIED": errors.NotPermitted,
     "UNAVAILABLE": errors.ServerUnreachable,

@@ -122,8 +122,8 @@ def fake_server(
         engine: an engine to serve instead of a fake one.
         metrics: a `classifier.telemetry.Metrics` that counts.
         observer: a `classifier.seams.Observer` that is told instead.
-        settings: fields of `classifier.settings.ServerSettings`; by default a port is picked, two requests run at once
-            and one may wait for 30 seconds.
+        settings: fields of `classifier.settings.ServerSettings`; by default a port is picked, two requests run at once,
+            one may wait for 30 seconds, and the end comes without a delay.
     """
     from classifier.reload import Fixed
     from classifier.server import Server
@@ -131,7 +131,13 @@ def fake_server(
 
     engine = engine or (FakeEngine(tier_of=tier_of) if tier_of else FakeEngine())
     # A machine that runs tests may stand still for a moment: nothing is refused for that.
-    values = {"listen": ("127.0.0.1:0",), "cores": 2, "max_wait_seconds": 30.0, **settings}
+    values = {
+        "listen": ("127.0.0.1:0",),
+        "cores": 2,
+        "max_wait_seconds": 30.0,
+        "shutdown_delay_seconds": 0.0,
+        **settings,
+    }
     started: threading.Event = threading.Event()
     addresses: list[str] = []
     problems: list[BaseException] = []

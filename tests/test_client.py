@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -414,6 +415,17 @@ def test_only_unavailable_is_retried():
     assert "ClassifyStream" not in {name["method"] for name in config["name"]}
     assert SERVICE_CONFIG["retryThrottling"]["maxTokens"] > 0
     assert SERVICE_CONFIG["loadBalancingConfig"] == [{"round_robin": {}}]
+
+
+def test_an_option_of_the_callers_replaces_ours(client_of, address):
+    """A channel argument that the client sets, too, is the caller's."""
+    config = {"methodConfig": [{"name": [{}], "maxRequestMessageBytes": 1}]}
+
+    def use(client, call):
+        assert call("classify", "x", timeout_seconds=60).fallback == "RESOURCE_EXHAUSTED"
+
+    options = [("grpc.service_config", json.dumps(config))]
+    client_of(address, fallback_tier=Tier.SIMPLE, options=options).run(use)
 
 
 def test_several_servers_are_asked_in_turn(client_of):
