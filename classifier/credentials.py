@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from classifier.errors import SettingsError, Unauthenticated
+from classifier.kept import Kept
 
 MIN_TOKEN_CHARS = 16
 _SCHEME = "bearer "
@@ -97,10 +98,8 @@ class Identity:
     """
 
     def __init__(self, tokens_file: str = "", *, certificates: bool = False) -> None:
-        self._file = Path(tokens_file) if tokens_file else None
         self._certificates = certificates
-        self._tokens = Tokens.from_file(self._file) if self._file else None
-        self._stamp = stamp(self._file)
+        self._tokens = Kept(lambda: Tokens.from_file(tokens_file), Path(tokens_file)) if tokens_file else None
 
     def caller(self, call: Call) -> Caller:
         """Whose call it is.
@@ -112,7 +111,9 @@ class Identity:
         if self._tokens is not None:
             header = next((v for k, v in call.invocation_metadata() or () if k == "authorization"), "")
             text = header.decode("latin-1") if isinstance(header, bytes) else header
-            found = self._tokens.principal(text[len(_SCHEME) :].strip()) if text.lower().startswith(_SCHEME) else None
+            found = (
+                self._tokens.value.principal(text[len(_SCHEME) :].strip()) if text.lower().startswith(_SCHEME) else None
+            )
             if found is None:
                 what = "the token is not known" if text else "no token was sent"
                 raise Unauthenticated(f"{what}; send the metadata 'authorization: Bearer TOKEN'")
@@ -121,17 +122,13 @@ class Identity:
             principal = _certificate_name(call.auth_context())
         return Caller(principal, principal or call.peer())
 
-    def reload(self) -> bool:
-        """Reads the file again if it changed; keeps the tokens there were if it cannot be used. True where it changed.
+    def reload(self, *, again: bool = False) -> bool:
+        """Reads the file again if it changed, or if it was refused and `again` is set. True where the tokens are new.
 
         Raises:
             SettingsError: the new file cannot be used; the old tokens stay.
         """
-        if self._file is None or (found := stamp(self._file)) == self._stamp:
-            return False
-        self._stamp = found
-        self._tokens = Tokens.from_file(self._file)
-        return True
+        return self._tokens is not None and self._tokens.reload(again=again)
 
 
 def _certificate_name(context: Mapping[str, Iterable[bytes]]) -> str:
@@ -143,12 +140,3 @@ def _certificate_name(context: Mapping[str, Iterable[bytes]]) -> str:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
-
-
-def stamp(path: Path | None) -> tuple[int, int, int]:
-    """Changes when the file does, also when it is replaced by a link switch as Kubernetes does."""
-    try:
-        status = path.stat() if path else None
-    except OSError:
-        status = None
-    return (status.st_mtime_ns, status.st_size, status.st_ino) if status else (0, 0, 0)

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from classifier.credentials import stamp
 from classifier.errors import BundleNotFound, ClassifierError
+from classifier.kept import Kept
 from classifier.routing import RoutingTable, read_table
 from classifier.seams import Classifies
 from classifier.settings import own_registry
@@ -58,29 +58,25 @@ class Routes:
     Args:
         path: TOML; empty means that there is none.
 
-    Attributes:
-        table: what the file held when it was last good; None without one.
-
     Raises:
         SettingsError: it cannot be used.
     """
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path) if path else None
-        self._stamp = stamp(self._path)
-        self.table: RoutingTable | None = read_table(self._path) if self._path else None
+        self._kept = Kept(lambda: read_table(path), Path(path)) if path else None
 
-    def reload(self) -> bool:
-        """Reads the file again if it changed; keeps the table there was if it cannot be used. True where it changed.
+    @property
+    def table(self) -> RoutingTable | None:
+        """What the file held when it was last good; None without one."""
+        return None if self._kept is None else self._kept.value
+
+    def reload(self, *, again: bool = False) -> bool:
+        """Reads the file again if it changed, or if it was refused and `again` is set. True where the table is new.
 
         Raises:
             SettingsError: the new file cannot be used; the old table stays.
         """
-        if self._path is None or (found := stamp(self._path)) == self._stamp:
-            return False
-        self._stamp = found
-        self.table = read_table(self._path)
-        return True
+        return self._kept is not None and self._kept.reload(again=again)
 
 
 class Fixed:

@@ -208,7 +208,7 @@ class Server:
     async def _look(self, *, again: bool) -> None:
         for what, read in (("tokens", self.service.identity.reload), ("routes", self._routes.reload)):
             try:
-                if read():
+                if read(again=again):
                     self._count(what, ok=True)
                     log.info("%s: read again", what)
             except ClassifierError as error:
