@@ -48,11 +48,11 @@ async def answer_in_order(
         write: waits while the caller does not read.
         width: items in hand at once.
         most: items of one stream.
-        idle_seconds: how long it may send nothing.
+        idle_seconds: how long it may send nothing, or read no answer that waits for it.
 
     Raises:
         Overloaded: there are more than `most`.
-        DeadlinePassed: it sent nothing for too long.
+        DeadlinePassed: it sent or read nothing for too long.
     """
     in_hand: asyncio.Queue[asyncio.Task[Answer] | Exception | None] = asyncio.Queue(width - 1)
     tasks: set[asyncio.Task[Any]] = set()
@@ -80,7 +80,12 @@ async def answer_in_order(
     reader = asyncio.create_task(read())
     try:
         while isinstance(task := await in_hand.get(), asyncio.Task):
-            await write(await task)
+            answered = await task
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    await write(answered)
+            except TimeoutError:
+                raise DeadlinePassed(f"none of the stream's answers was read for {idle_seconds:g} s") from None
         if task is not None:
             raise task
     finally:

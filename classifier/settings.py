@@ -73,7 +73,9 @@ class ServerSettings:
     max_batch_items: int = _setting(256, "Most requests in one ClassifyBatch.", minimum=1)
     max_stream_items: int = _setting(100_000, "Most requests in one ClassifyStream.", minimum=1)
     max_streams: int = _setting(64, "ClassifyStream calls served at once; one more is refused.", minimum=1)
-    stream_idle_seconds: float = _setting(60.0, "A stream that sends nothing for so long is ended.", minimum=0.01)
+    stream_idle_seconds: float = _setting(
+        60.0, "A stream that sends or reads nothing for so long is ended.", minimum=0.01
+    )
     max_concurrent_calls: int = _setting(
         1024, "HTTP/2 streams open at once on one connection; one of them watches health.", minimum=2
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -184,6 +185,26 @@ def test_a_stream_that_stalls_is_ended_and_others_are_served(stub_of):
             next(answers)
         stop.set()
     assert end.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_stream_whose_answers_nobody_reads_gives_its_place_back(stub_of):
+    """A caller that sends and does not read is ended after the idle time, and another stream is served."""
+    one = pb.ClassifyStreamRequest(request=prompt())
+
+    def served():
+        try:
+            return len(list(stub_of(address).ClassifyStream(iter([one]), timeout=60)))
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017 - until it is ended
+            return 0
+
+    with fake_server(stream_idle_seconds=0.5, max_streams=1) as address:
+        options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+        with grpc.insecure_channel(address, options=options) as channel:
+            unread = pb_grpc.ClassifierServiceStub(channel).ClassifyStream(itertools.repeat(one), timeout=60)
+            until(lambda: not served())  # it has the only place
+            until(served)
+            assert unread.is_active()
 
 
 def test_a_stream_over_its_length_and_a_stream_too_many_are_refused(stub_of):
