@@ -134,11 +134,11 @@ class Client(_Base):
         """
         logic, batch = self._logic, Batch(self._logic, conversations)
         try:
+            if not batch.plans_sent:
+                return batch.answers(())
             logic.admit()
-            response = batch.plans_sent and self._stub.ClassifyBatch(
-                batch.message, timeout=timeout_seconds, metadata=logic.metadata()
-            )
-            return batch.answers(response.results if response else ())
+            response = self._stub.ClassifyBatch(batch.message, timeout=timeout_seconds, metadata=logic.metadata())
+            return batch.answers(response.results)
         except (ClassifierError, grpc.RpcError) as error:
             return batch.failed(error)
 
@@ -161,6 +161,7 @@ class Client(_Base):
             for response in call:
                 yield logic.result(stream.answered(), response.result)
             stream.check()
+            logic.breaker.succeeded()
         except NoAllowedRoute:
             raise
         except (ClassifierError, grpc.RpcError) as error:
@@ -244,11 +245,11 @@ class AsyncClient(_Base):
         """As `Client.classify_batch`."""
         logic, batch = self._logic, Batch(self._logic, conversations)
         try:
+            if not batch.plans_sent:
+                return batch.answers(())
             logic.admit()
-            response = batch.plans_sent and await self._stub.ClassifyBatch(
-                batch.message, timeout=timeout_seconds, metadata=logic.metadata()
-            )
-            return batch.answers(response.results if response else ())
+            response = await self._stub.ClassifyBatch(batch.message, timeout=timeout_seconds, metadata=logic.metadata())
+            return batch.answers(response.results)
         except (ClassifierError, grpc.RpcError) as error:
             return batch.failed(error)
 
@@ -267,6 +268,7 @@ class AsyncClient(_Base):
             async for response in call:
                 yield logic.result(stream.answered(), response.result)
             stream.check()
+            logic.breaker.succeeded()
         except NoAllowedRoute:
             raise
         except (ClassifierError, grpc.RpcError) as error:

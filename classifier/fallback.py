@@ -267,7 +267,8 @@ class Batch:
         """The answers to all plans, in their order."""
         if len(results) != len(self.plans_sent):
             raise ClassifierError(f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch")
-        self._logic.breaker.succeeded()
+        if self.plans_sent:
+            self._logic.breaker.succeeded()
         found = iter(results)
         return [
             self._logic.result(plan, next(found)) if plan.problem is None else self._logic.failed(plan, plan.problem)

@@ -381,6 +381,30 @@ def test_outcomes_and_info_do_not_move_the_breaker(client_of, nowhere, address):
     client_of(address, fallback_tier=Tier.SIMPLE, breaker=breaker).run(use)
 
 
+@pytest.mark.parametrize("method", ["classify_batch", "classify_stream"])
+def test_a_batch_and_a_stream_close_the_breaker_where_the_server_answered(client_of, address, method):
+    """A good answer ends the failures in a row, and what was never sent neither ends them nor takes the one try."""
+    heard = []
+
+    class Heard(Breaker):
+        def allow(self, now):
+            heard.append("asked")
+            return super().allow(now)
+
+        def succeeded(self):
+            heard.append("succeeded")
+
+    def use(client, call):
+        assert [a.fallback for a in call(method, ["x"])] == [""]
+        assert heard == ["asked", "succeeded"]
+        if method == "classify_batch":
+            assert [a.fallback for a in call(method, [[], "a\0b"])] == ["INVALID_ARGUMENT"] * 2
+            assert call(method, []) == []
+        assert heard == ["asked", "succeeded"]
+
+    client_of(address, fallback_tier=Tier.SIMPLE, breaker=Heard()).run(use)
+
+
 def test_a_breaker_lets_one_try_after_its_time():
     """An open breaker lets a single request try; success closes it, failure opens it again."""
     breaker = Breaker(failures=2, open_seconds=1.0)
