@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 from classifier.calibration import IDENTITY
+from classifier.policy import choose_many
 from tests.calibration_support import population
+from training.calibration_fit import choose_map
+from training.calibration_set import CalibrationSet
 from training.label_shift import shift_weights
+from training.policy_fit import Targets, fit_policies
 from training.risk_control import fit_threshold, fit_top_tier
 from training.step_losses import StepLosses, routing_losses, soft
 
@@ -30,6 +34,9 @@ POPULATIONS = {
 SIZES = (50, 200, 2000)
 SHORT, LONG = 150, 1000
 ALPHA = 0.1
+FOR_PIPELINES = 20_000
+"""Rows of a population where every draw has a probability map of its own, which is applied to all of them."""
+MAPS = ("identity", "temperature", "cumulative_platt")
 
 
 @cache
@@ -204,6 +211,63 @@ def test_severity_weights_shifts_soft_labels_and_the_top_tier_keep_their_targets
     assert_mean_keeps(shifted(SHORT, 300))
     assert_mean_keeps(soft_labels(SHORT, 200, 0.0))
     assert_mean_keeps(top_tier(SHORT, 200, 0.0))
+
+
+def pipeline(name: str, n: int, draws: int, *, group: int = 1, again: float = 0.0) -> np.ndarray:
+    """True risk of what `calibrate` fits on `n` rows: split, map, and policy, for each of `draws` sets.
+
+    Args:
+        name: of the population.
+        n: rows of a set.
+        draws: sets.
+        group: rows of one group, which are neighbours in the file; the file is in the order of labels.
+        again: share of the traffic that is one and the same request, which the model takes for simple and is complex.
+    """
+    p, y = (array[:FOR_PIPELINES] for array in truth(name))
+    logits = np.log(np.maximum(p, 1e-9))
+    rng, risks = np.random.default_rng(10), []
+    often = np.log(np.float32([0.85, 0.1, 0.03, 0.02]))
+    for draw in range(draws):
+        rows = rng.integers(0, FOR_PIPELINES, n)
+        rows = rows[np.argsort(-y[rows], kind="stable")]
+        repeated = rng.random(n) < again
+        names = np.arange(n).astype(str)
+        drawn = CalibrationSet(
+            np.where(repeated[:, None], often, logits[rows]),
+            soft(np.where(repeated, 2, y[rows])),
+            "RUBRIC",
+            np.where(repeated, "again", names),
+            (np.arange(n) // group).astype(str),
+            {"source": names},
+        )
+        fitted, rest, _ = choose_map(IDENTITY, drawn, None, methods=MAPS, seed=draw, notes=[])
+        (policy,), _ = fit_policies(fitted, rest, Targets({"balanced": ALPHA}))
+        everything = routing_losses(fitted.apply(logits), y)
+        at_often = choose_many(fitted.apply(often[None]), policy.threshold)[0] < 2
+        risks.append((1 - again) * everything.risk(policy.threshold) + again * at_often)
+    return np.array(risks)
+
+
+PIPELINES = {
+    "over-confident, 300": ("over-confident", 300, {}),
+    "groups of three": ("under-confident", 300, {"group": 3}),
+    "a request that comes again": ("calibrated", 400, {"again": 0.25}),
+}
+
+
+@pytest.mark.parametrize("case", PIPELINES)
+def test_what_calibrate_fits_keeps_alpha(case: str):
+    """Split, map and thresholds together have a mean true risk of at most alpha, whatever the order of the file."""
+    name, n, more = PIPELINES[case]
+    assert_mean_keeps(pipeline(name, n, 20, **more))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("case", PIPELINES)
+def test_what_calibrate_fits_keeps_alpha_over_1000_draws(case: str):
+    """Split, map and thresholds together keep alpha over 1,000 calibration sets."""
+    name, n, more = PIPELINES[case]
+    assert_mean_keeps(pipeline(name, n, LONG, **more))
 
 
 @pytest.mark.faults
