@@ -10,16 +10,20 @@ import errno
 import logging
 import os
 import socket
+import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 
 from classifier.errors import SettingsError
+from classifier.kept import Kept
 from classifier.settings import ServerSettings, is_unix, split_address
 
 log = logging.getLogger(__name__)
 # Above max_request_bytes our own check answers with the field; above this many times it gRPC cuts the transfer short.
 _TRANSPORT_LIMIT = 4
+_MOST_SOCKET_BYTES = 107  # Linux; sun_path less its end
 
 
 def options(settings: ServerSettings) -> list[tuple[str, int]]:
@@ -36,8 +40,16 @@ def options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def bind(server: grpc.aio.Server, address: str, settings: ServerSettings) -> str:
+def bind(
+    server: grpc.aio.Server, address: str, settings: ServerSettings, told: Callable[[bool], None] = lambda _: None
+) -> str:
     """Listens on one address; returns it with the port that it got.
+
+    Args:
+        server: has not started.
+        address: TCP or Unix socket.
+        settings: say whether with TLS.
+        told: called where changed certificates were read, with whether they could be used.
 
     Raises:
         SettingsError: it cannot be had; says why.
@@ -45,7 +57,7 @@ def bind(server: grpc.aio.Server, address: str, settings: ServerSettings) -> str
     check_free(address, shared=settings.workers > 1)
     try:
         if settings.tls_cert and not is_unix(address):
-            port = server.add_secure_port(address, _credentials(settings))
+            port = server.add_secure_port(address, _credentials(settings, told))
         else:
             port = server.add_insecure_port(address)
     except RuntimeError as error:
@@ -61,9 +73,10 @@ def check_free(address: str, *, shared: bool) -> None:
         shared: whether several processes are to share the port.
 
     Raises:
-        SettingsError: it is in use, or not of this machine.
+        SettingsError: it is in use, or not of this machine, or no place for a socket.
     """
     if is_unix(address):
+        _check_path(Path(address.removeprefix("unix:")))
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
             probe.connect(address.removeprefix("unix:"))
             raise SettingsError(f"listen: {address} is served already; stop that server or choose another path")
@@ -76,6 +89,19 @@ def check_free(address: str, *, shared: bool) -> None:
         raise SettingsError(
             f"listen: {address} {reason}; stop what listens there, or choose another --listen"
         ) from None
+
+
+def _check_path(path: Path) -> None:
+    if path.exists() and not path.is_socket():
+        raise SettingsError(f"listen: {path} is there and is no socket; remove it, or choose another path")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"listen: {path.parent} is no folder that can be written to; make it, or choose another path"
+        )
+    if len(os.fsencode(path)) > _MOST_SOCKET_BYTES:
+        raise SettingsError(
+            f"listen: {path} is longer than the {_MOST_SOCKET_BYTES} bytes that a socket's path may have"
+        )
 
 
 def bound_socket(address: str, *, shared: bool) -> socket.socket:
@@ -99,34 +125,47 @@ def bound_socket(address: str, *, shared: bool) -> socket.socket:
     return probe
 
 
-def _credentials(settings: ServerSettings) -> grpc.ServerCredentials:
-    """Credentials that are read again at the handshake after a file changed; unreadable ones change nothing."""
-    paths = [Path(p) for p in (settings.tls_key, settings.tls_cert, settings.tls_client_ca) if p]
-
-    def read() -> grpc.ServerCertificateConfiguration:
-        key, chain, *authority = (path.read_bytes() for path in paths)
-        return grpc.ssl_server_certificate_configuration([(key, chain)], authority[0] if authority else None)
-
-    def stamp() -> tuple[tuple[int, int, int], ...]:
-        return tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in map(os.stat, paths))
-
-    try:
-        known = [stamp()]
-        first = read()
-    except OSError as error:
-        raise SettingsError(f"tls: {error.filename} cannot be read ({error.strerror})") from None
+def _credentials(settings: ServerSettings, told: Callable[[bool], None]) -> grpc.ServerCredentials:
+    """TLS, asked for at each handshake after a file changed; what cannot be used is said, and changes nothing."""
+    key, cert, authority = (
+        Path(p) if p else None for p in (settings.tls_key, settings.tls_cert, settings.tls_client_ca)
+    )
+    paths = [path for path in (key, cert, authority) if path]
+    kept = Kept(lambda: _certificates(*paths), *paths)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         try:
-            now = stamp()
-            if now == known[0]:
+            if not kept.reload():
                 return None
-            fresh = read()
-        except OSError as error:
-            log.warning("tls: certificates cannot be read again (%s); the ones there were stay", type(error).__name__)
+        except SettingsError as error:
+            log.warning("%s; the certificates there were stay", error)
+            told(False)
             return None
-        known[0] = now
         log.info("tls: certificates changed and were read again")
-        return fresh
+        told(True)
+        return kept.value
 
-    return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=bool(settings.tls_client_ca))
+    return grpc.dynamic_ssl_server_credentials(kept.value, fetch, require_client_authentication=authority is not None)
+
+
+def _certificates(key: Path, cert: Path, authority: Path | None = None) -> grpc.ServerCertificateConfiguration:
+    """What the files hold, tried before gRPC has it, which takes anything and says nothing.
+
+    Raises:
+        SettingsError: a file cannot be read, or they are not what they should be.
+    """
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trial.set_ciphers("ALL:@SECLEVEL=0")  # whether a key is long enough is for its owner to say
+    try:
+        held = [path.read_bytes() for path in (key, cert, authority) if path]
+        what = f"{cert} and {key} are not a certificate chain and its key, without a password, in PEM"
+        trial.load_cert_chain(cert, key, password=lambda: "")
+        what = f"{authority} holds no certificate of an authority in PEM"
+        if authority:
+            trial.load_verify_locations(authority)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise SettingsError(f"tls: {what} ({reason.lower()})") from None
+    except OSError as error:
+        raise SettingsError(f"tls: {error.filename} cannot be read ({error.strerror})") from None
+    return grpc.ssl_server_certificate_configuration([(held[0], held[1])], held[2] if authority else None)

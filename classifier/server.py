@@ -163,7 +163,8 @@ class Server:
             self._shadow.share = settings.shadow_share
 
     async def _listen(self) -> None:
-        self.addresses = tuple([bind(self._grpc, address, self.settings) for address in self.settings.listen])
+        told = lambda ok: self._count("tls", ok=ok)  # noqa: E731
+        self.addresses = tuple([bind(self._grpc, address, self.settings, told) for address in self.settings.listen])
         await self._grpc.start()
 
     async def _load(self) -> None:

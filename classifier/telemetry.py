@@ -73,7 +73,10 @@ class Metrics(Observer):
             **{**made, "multiprocess_mode": "livemin"},
         )
         self._reloads = Counter(
-            "classifier_reloads_total", "Bundles, tokens and settings taken over.", ["what"], **made
+            "classifier_reloads_total",
+            "Bundles, tokens, routes, certificates and settings taken over.",
+            ["what"],
+            **made,
         )
         self._reload_failures = Counter(
             "classifier_reload_failures_total", "Those that could not be; the ones there were stayed.", ["what"], **made

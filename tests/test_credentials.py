@@ -7,6 +7,7 @@ import pytest
 
 from classifier import Client, Tier, errors
 from classifier.credentials import Tokens
+from classifier.telemetry import Metrics
 from classifier.testing import fake_server
 from tests.serving_support import make_certificates, until
 
@@ -124,20 +125,44 @@ def test_mtls_serves_those_with_a_certificate_and_names_them_by_it(certificates)
                 client.classify("x")
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"tls_key": "gateway.key"}, "not a certificate chain and its key"),
+        ({"tls_cert": "server.key"}, "not a certificate chain and its key"),
+        ({"tls_client_ca": "server.key"}, "holds no certificate of an authority"),
+        ({"tls_client_ca": "none.pem"}, r"none.pem cannot be read \(No such file or directory\)"),
+    ],
+    ids=["another's key", "a key as certificate", "a key as authority", "no file"],
+)
+def test_tls_files_that_are_something_else_are_refused_at_the_start(certificates, files, words):
+    """The message names the files and what is wrong with them, and not the address."""
+    given = {"tls_cert": "server.pem", "tls_key": "server.key", **files}
+    settings = {name: str(certificates / file) for name, file in given.items()}
+    with pytest.raises(errors.SettingsError, match=words), fake_server(**settings):
+        pass
+
+
 def test_a_replaced_certificate_is_used_for_the_next_connection(certificates, tmp_path):
     """A new certificate needs no restart, and a broken one leaves the old in place."""
     for name in ("server.pem", "server.key"):
         (tmp_path / name).write_bytes((certificates / name).read_bytes())
-    with fake_server(tls_cert=str(tmp_path / "server.pem"), tls_key=str(tmp_path / "server.key")) as address:
+    told = Metrics()
+    tls = {"tls_cert": str(tmp_path / "server.pem"), "tls_key": str(tmp_path / "server.key")}
+    with fake_server(**tls, metrics=told) as address:
         with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=60) as client:
             client.classify("x")
         for name in ("server.pem", "server.key"):
             (tmp_path / name).write_bytes((certificates / "other" / name).read_bytes())
         with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
-        (tmp_path / "server.pem").write_text("broken")
-        with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=60) as client:
-            assert client.classify("x").tier is Tier.STANDARD
+        taken = told.registry.get_sample_value("classifier_reloads_total", {"what": "tls"})
+        for broken in (b"broken", (certificates / "server.pem").read_bytes()):  # the second is of another key
+            (tmp_path / "server.pem").write_bytes(broken)
+            with Client(address, tls_ca=certificates / "other" / "ca.pem", timeout_seconds=60) as client:
+                assert client.classify("x").tier is Tier.STANDARD
+    assert told.registry.get_sample_value("classifier_reloads_total", {"what": "tls"}) == taken
+    assert told.registry.get_sample_value("classifier_reload_failures_total", {"what": "tls"}) == 2
 
 
 def _served(client):

@@ -18,7 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from classifier import Client, Tier, wire
+from classifier import Client, Tier, errors, wire
 from classifier.server import run
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
@@ -100,6 +100,19 @@ def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
             pass
         with Client(address, timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("file", "is no socket"), ("none/c.sock", "no folder"), ("x" * 108, "is longer than")],
+    ids=["a file", "no folder", "too long"],
+)
+def test_a_path_that_can_hold_no_socket_is_refused_with_the_reason(tmp_path, path, words):
+    """A file in the way stays, and a folder that is not there is named."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.SettingsError, match=words), fake_server(listen=(f"unix:{tmp_path}/{path}",)):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_port_can_be_taken_again_at_once(tiny_engine):
