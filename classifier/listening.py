@@ -18,7 +18,7 @@ import grpc
 
 from classifier.errors import SettingsError
 from classifier.kept import Kept
-from classifier.settings import ServerSettings, is_unix, split_address
+from classifier.settings import MOST, ServerSettings, is_unix, split_address
 
 log = logging.getLogger(__name__)
 # Above max_request_bytes our own check answers with the field; above this many times it gRPC cuts the transfer short.
@@ -26,12 +26,17 @@ _TRANSPORT_LIMIT = 4
 _MOST_SOCKET_BYTES = 107  # Linux; sun_path less its end
 
 
+def transport_bytes(settings: ServerSettings) -> int:
+    """The largest message that gRPC takes in, for as long as a server runs."""
+    return min(settings.max_request_bytes * _TRANSPORT_LIMIT, MOST)
+
+
 def options(settings: ServerSettings) -> list[tuple[str, int]]:
     """Channel arguments of the server."""
     return [
         # Without this two servers would share a port by accident, each getting some of the requests.
         ("grpc.so_reuseport", int(settings.workers > 1)),
-        ("grpc.max_receive_message_length", settings.max_request_bytes * _TRANSPORT_LIMIT),
+        ("grpc.max_receive_message_length", transport_bytes(settings)),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", settings.max_concurrent_calls),
         # Gateways keep idle connections alive; the default would send them away as too noisy.

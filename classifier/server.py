@@ -28,7 +28,7 @@ from classifier.credentials import Identity
 from classifier.errors import ClassifierError
 from classifier.health import SERVICE as HEALTH
 from classifier.health import Health
-from classifier.listening import bind, options
+from classifier.listening import bind, options, transport_bytes
 from classifier.reload import Routes, Shadow, Source, Watched, source_of
 from classifier.seams import Classifies, Ids, Limits, Observer
 from classifier.service import Service
@@ -79,6 +79,7 @@ class Server:
         self._reread = reread
         self._health = Health()
         self._grpc: grpc.aio.Server
+        self._transport_bytes = 0
         self._feedback: FeedbackStore | None = None
         self._shadow: Shadow | None = None
         self._routes: Routes
@@ -96,6 +97,7 @@ class Server:
         settings = self.settings
         self._key = self._key or server_key(settings)
         self._grpc = grpc.aio.server(options=options(settings))
+        self._transport_bytes = transport_bytes(settings)
         self._routes = Routes(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
@@ -146,6 +148,8 @@ class Server:
                 names = [n for n in ServerSettings.__slots__ if getattr(fresh, n) != getattr(self.settings, n)]
                 if kept := sorted(set(names) - RELOADABLE):
                     log.warning("settings: %s need a restart to change", ", ".join(kept))
+                if fresh.max_request_bytes > (most := self._transport_bytes):
+                    log.warning("settings: max_request_bytes above %d needs a restart: gRPC takes in no more", most)
                 self._apply(fresh)
                 self._count("settings", ok=True)
         await self._check(again=True)

@@ -18,6 +18,7 @@ from classifier.toml import read_toml
 
 PREFIX = "CLASSIFIER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
+MOST = 2**31 - 1  # what gRPC and the contract's fields hold
 
 
 def _setting(
@@ -26,10 +27,11 @@ def _setting(
     *,
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
+    maximum: float | None = None,
     secret: bool = False,
 ) -> Any:
     """A field whose metadata is its documentation, its flag's help and its check; a secret has no flag."""
-    metadata = {"help": help_text, "choices": choices, "minimum": minimum, "secret": secret}
+    metadata = {"help": help_text, "choices": choices, "minimum": minimum, "maximum": maximum, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -68,16 +70,16 @@ class ServerSettings:
     max_wait_seconds: float = _setting(
         0.5, "The longest that a request may wait for a core, in seconds.", minimum=0.001
     )
-    max_request_bytes: int = _setting(4 * 2**20, "Largest message of any call, in bytes.", minimum=1024)
-    max_messages: int = _setting(4096, "Most messages in one conversation.", minimum=1)
-    max_batch_items: int = _setting(256, "Most requests in one ClassifyBatch.", minimum=1)
-    max_stream_items: int = _setting(100_000, "Most requests in one ClassifyStream.", minimum=1)
+    max_request_bytes: int = _setting(4 * 2**20, "Largest message of any call, in bytes.", minimum=1024, maximum=MOST)
+    max_messages: int = _setting(4096, "Most messages in one conversation.", minimum=1, maximum=MOST)
+    max_batch_items: int = _setting(256, "Most requests in one ClassifyBatch.", minimum=1, maximum=MOST)
+    max_stream_items: int = _setting(100_000, "Most requests in one ClassifyStream.", minimum=1, maximum=MOST)
     max_streams: int = _setting(64, "ClassifyStream calls served at once; one more is refused.", minimum=1)
     stream_idle_seconds: float = _setting(
         60.0, "A stream that sends or reads nothing for so long is ended.", minimum=0.01
     )
     max_concurrent_calls: int = _setting(
-        1024, "HTTP/2 streams open at once on one connection; one of them watches health.", minimum=2
+        1024, "HTTP/2 streams open at once on one connection; one of them watches health.", minimum=2, maximum=MOST
     )
     rate_limit: float = _setting(0.0, "Requests a second that one caller may send; 0 means no limit.", minimum=0)
     rate_limit_burst: int = _setting(100, "Requests that a caller may send at once before rate_limit holds.", minimum=1)
@@ -116,11 +118,14 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, choices, minimum = getattr(self, f.name), f.metadata["choices"], f.metadata["minimum"]
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
             if choices and value not in choices:
                 raise SettingsError(f"{f.name}: expected one of {', '.join(choices)}, found {value!r}")
             if minimum is not None and not value >= minimum:
                 raise SettingsError(f"{f.name}: expected {minimum:g} or more, found {value:g}")
+            if maximum is not None and not value <= maximum:
+                raise SettingsError(f"{f.name}: expected {maximum} or less, found {value}")
         if not self.listen:
             raise SettingsError(
                 "listen: is empty; give an address such as 127.0.0.1:50051 or unix:/run/classifier.sock"
@@ -139,6 +144,8 @@ class ServerSettings:
             raise SettingsError("tls_client_ca asks clients for certificates, which needs tls_cert and tls_key")
         for address in (*self.listen, *([self.metrics_listen] if self.metrics_listen else [])):
             check_address(address)
+        if is_unix(self.metrics_listen):
+            raise SettingsError(f"metrics_listen: expected HOST:PORT, found {self.metrics_listen!r}")
         if self.workers > 1 and any(is_unix(address) for address in self.listen):
             raise SettingsError("workers above 1 share a TCP port; a unix: address cannot be shared, drop one of them")
         exposed = [a for a in self.listen if not is_local(a)]

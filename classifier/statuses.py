@@ -20,6 +20,7 @@ from classifier.errors import ClassifierError, InvalidRequest, Overloaded, Store
 
 DOMAIN = "classifier.v1"
 _DETAILS = "grpc-status-details-bin"
+_TOO_LARGE = "message larger than max"  # gRPC's own words, of either end: to wait does not help
 _CODES: Mapping[str, int] = dict(code_pb2.Code.items())
 _CODE_NAMES: Mapping[int, str] = {number: name for name, number in _CODES.items()}
 _OF_GRPC = {code.value[0]: code for code in grpc.StatusCode}
@@ -72,6 +73,8 @@ def error_of(status: status_pb2.Status) -> ClassifierError:
                 retry = found.retry_delay.seconds + found.retry_delay.nanos * 1e-9
     if code == "INVALID_ARGUMENT":
         return InvalidRequest(violations or [("(request)", status.message)])
+    if code == "RESOURCE_EXHAUSTED" and not status.details and _TOO_LARGE in status.message:
+        return InvalidRequest("(message)", f"{status.message}; cut long contents in the middle, or send less at a time")
     if code == "RESOURCE_EXHAUSTED":
         return Overloaded(status.message, retry_after_seconds=0.05 if retry is None else retry)
     if reason == StoreUnavailable.reason:

@@ -48,6 +48,7 @@ class ServerProcess:
         environ["CLASSIFIER_MAX_WAIT_SECONDS"] = "30"
         if "--feedback-url" not in arguments:  # the default would be the user's own store
             environ["CLASSIFIER_STORE"] = "off"
+        environ.setdefault("XDG_STATE_HOME", os.devnull)  # nor is what the user has there looked at
         self.process = subprocess.Popen(
             [*limited(max_file_bytes), sys.executable, "-m", *(module or "classifier serve").split(), *arguments],
             stderr=subprocess.PIPE,

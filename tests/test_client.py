@@ -15,6 +15,7 @@ import pytest
 
 from classifier import AsyncClient, Client, Outcome, Request, Tier, errors, wire
 from classifier.client import SERVICE_CONFIG, Breaker
+from classifier.settings import MOST
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, Source, Verdict
 from classifier.v1 import classifier_pb2 as pb
@@ -158,6 +159,29 @@ def test_a_request_that_the_server_refuses_falls_open_too(client_of, address):
         assert call("classify", []).fallback == "INVALID_ARGUMENT"
 
     client_of(address, fallback_tier=Tier.STANDARD).run(use)
+
+
+def test_a_message_that_grpc_does_not_take_is_an_invalid_request(client_of):
+    """Above the transport's limit, too, no time to wait is named: the message is too large."""
+    with fake_server(max_request_bytes=1024) as address:
+
+        def use(client, call):
+            for size in (2_000, 2_000_000):
+                with pytest.raises(errors.InvalidRequest):
+                    call("classify", "x" * size, timeout_seconds=60)
+
+        client_of(address).run(use)
+
+
+def test_the_largest_limits_can_be_served(client_of):
+    """The greatest numbers that settings take are no error of gRPC's."""
+    most = {"max_request_bytes": MOST, "max_concurrent_calls": MOST, "max_messages": MOST, "max_batch_items": MOST}
+    with fake_server(**most) as address:
+
+        def use(client, call):
+            assert call("info", timeout_seconds=60).limits.max_request_bytes == MOST
+
+        client_of(address).run(use)
 
 
 MISSHAPEN = {

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 
 import grpc
@@ -19,7 +20,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Client, Tier, errors, wire
-from classifier.server import run
+from classifier.reload import Fixed
+from classifier.server import Server, run
+from classifier.settings import ServerSettings
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
 from classifier.v1 import classifier_pb2 as pb
@@ -54,6 +57,22 @@ def test_the_event_loop_is_uvloop_where_it_is_installed():
 
     run(main())
     assert found == ["uvloop" if find_spec("uvloop") else "asyncio"]
+
+
+def test_a_limit_that_grpc_holds_below_is_told_of_on_sighup(caplog):
+    """The limit of gRPC itself is that of the start: a setting above it changes no more, and the log says so."""
+
+    async def main(most):
+        settings = ServerSettings(listen=(ANY,), store="off", shutdown_delay_seconds=0)
+        fresh = replace(settings, max_request_bytes=most)
+        server = Server(settings, source=Fixed(FakeEngine()), reread=lambda: fresh)
+        await server.start()
+        await server.reload()
+        await server.stop()
+
+    for times, told in ((4, 0), (5, 1)):
+        asyncio.run(main(times * ServerSettings().max_request_bytes))
+        assert caplog.text.count("gRPC takes in no more") == told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -47,6 +47,10 @@ def test_variables_hold_lists_and_switches_as_text():
         ({"tls_client_ca": "ca.pem"}, "which needs tls_cert"),
         ({"workers": "2", "listen": "unix:/x"}, "a unix: address cannot be shared"),
         ({"shadow_share": "2"}, "between 0 and 1"),
+        ({"max_request_bytes": "9999999999"}, "max_request_bytes: expected 2147483647 or less, found 9999999999"),
+        ({"max_concurrent_calls": "9999999999"}, "max_concurrent_calls: expected 2147483647 or less"),
+        ({"max_batch_items": "9999999999"}, "max_batch_items: expected 2147483647 or less"),
+        ({"metrics_listen": "unix:/x"}, "metrics_listen: expected HOST:PORT"),
     ],
     ids=lambda value: str(value)[:40],
 )
