@@ -27,7 +27,7 @@ from training.calibrate import CARD_END, CARD_START, calibrate, with_policies
 from training.calibrate_command import command
 from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
-from training.calibration_report import as_text, constant_cost, open_band, random_risk, under
+from training.calibration_report import as_text, constant_cost, curves, open_band, random_risk, under
 from training.calibration_set import (
     TRAINING_ROWS,
     CalibrationSet,
@@ -749,8 +749,46 @@ def test_the_report_is_drawn(recalibrated: tuple, tmp_path: Path):
     """The figure shows every policy, every boundary and every source of the report."""
     plot(recalibrated[1], tmp_path / "figure.svg")
     drawn = (tmp_path / "figure.svg").read_text()
-    for text in ("balanced", "&lt;= complex", "s6 (", "conformal bound"):
+    for text in ("balanced", "&lt;= complex", "s6 (", "bound by conformal risk control"):
         assert f"<!-- {text}" in drawn
+
+
+def test_the_text_shows_before_and_after(recalibrated: tuple, rows_path: Path, tmp_path: Path):
+    """A bundle that had policies is shown with their λ, risk and shares on the same rows, beside the new ones."""
+    out, first = recalibrated
+    again = calibrate(out, [write_rows(tmp_path / "rows.jsonl", 120, seed=5)], tmp_path / "out", policies=ALPHAS)
+    text, entry = as_text(again), again["policies"][1]
+    assert (
+        f"| balanced, before | {first['policies'][1]['threshold']:.4f} | {entry['before']['risk']['estimate']:.3f} ("
+        in text
+    )
+    assert f"| balanced, after | {entry['threshold']:.4f} | {entry['measured']['risk']['estimate']:.3f} (" in text
+
+
+def test_risk_by_source_has_an_interval(recalibrated: tuple):
+    """Each source's risk stands with the interval that its rows can show."""
+    for entry in recalibrated[1]["policies"]:
+        for found in entry["measured"]["by"]["source"].values():
+            assert found["low"] <= found["risk"] <= found["high"]
+            assert found["high"] > found["low"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "method", "loss"),
+    [
+        ({}, "CONFORMAL_RISK_CONTROL", "risk"),
+        ({"delta": 0.05}, "CLOPPER_PEARSON", "risk"),
+        ({"delta": 0.05, "severity": (0.5, 1.0, 1.0)}, "HOEFFDING_BENTKUS", "weighted loss"),
+    ],
+)
+def test_curves_are_of_the_method_that_was_asked_for(asked: dict, method: str, loss: str):
+    """The bound that is drawn against λ is the one that thresholds are fitted by: it meets α where λ is."""
+    rows, targets = population(800, 23), Targets({"balanced": 0.1}, **asked)
+    policy = fit_policies(IDENTITY, rows, targets)[0][0]
+    found = curves(rows, IDENTITY.apply(rows.logits), (1, 2, 3, 4), targets)
+    assert (found["method"], found["loss"]) == (method, loss)
+    bounds = {p["threshold"]: p["bound"] for p in found["risk_by_threshold"]}
+    assert all((bound <= 0.1) == (threshold >= policy.threshold) for threshold, bound in bounds.items())
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def calibrate(
     fitted, details = fit_policies(calibration, threshold_rows, targets, shift=shift, also=also, notes=notes)
     report = _report(engine.bundle, calibration, threshold_rows, fitted, details, comparison, prices, seed, notes)
     report["rows"]["map"] = calibration.n
+    report["curves"] = curves(threshold_rows, calibration.apply(threshold_rows.logits), prices, targets, shift)
     if targets.group_by:
         report["rows"]["groups"] = {group: fit["n"] for group, fit in next(iter(details.values())).items()}
     known = {MAP_ROWS: map_rows, THRESHOLD_ROWS: pack_rows(threshold_rows.hashes)}
@@ -213,7 +214,8 @@ def _report(
                 "groups": details[policy.name],
                 "measured": measured,
                 "before": previous
-                and measure_policy(previous, rows, before, old.calibration.apply(empty), prices=prices, seed=seed),
+                and {"threshold": previous.threshold, "feasible": previous.guarantee.feasible}
+                | measure_policy(previous, rows, before, old.calibration.apply(empty), prices=prices, seed=seed),
             }
         )
     return {
@@ -225,7 +227,6 @@ def _report(
             "out_of_fold": comparison.scores if comparison else {},
         },
         "policies": entries,
-        "curves": curves(rows, probabilities, prices),
         "notes": list(notes),
     }
 

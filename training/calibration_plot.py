@@ -47,15 +47,16 @@ def _reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
 def _risk(axes: Any, report: Mapping[str, Any]) -> None:
     points = report["curves"]["risk_by_threshold"]
     thresholds = [p["threshold"] for p in points]
-    axes.plot(thresholds, [p["risk"] for p in points], label="risk seen")
-    axes.plot(thresholds, [p["bound"] for p in points], linestyle="--", label="conformal bound")
+    loss, method = report["curves"]["loss"], report["curves"]["method"].lower().replace("_", " ")
+    axes.plot(thresholds, [p["risk"] for p in points], label=f"{loss} seen")
+    axes.plot(thresholds, [p["bound"] for p in points], linestyle="--", label=f"bound by {method}")
+    together = " (all groups together)" if report["curves"]["group_by"] else ""
     for entry in report["policies"]:
-        if entry["guarantee"]["feasible"]:
-            axes.plot(
-                entry["threshold"], entry["measured"]["risk"]["estimate"], marker="s", color="black", markersize=4
-            )
-            axes.annotate(entry["name"], (entry["threshold"], entry["measured"]["risk"]["estimate"]), fontsize=8)
-    axes.set(title="Risk against threshold", xlabel="λ", ylabel="P(chosen < label)")
+        if entry["guarantee"]["feasible"] and not together:
+            place = (entry["threshold"], entry["guarantee"]["empirical_risk"])
+            axes.plot(*place, marker="s", color="black", markersize=4)
+            axes.annotate(entry["name"], place, fontsize=8)
+    axes.set(title=f"{loss.capitalize()} against threshold{together}", xlabel="λ", ylabel=loss)
     axes.legend()
 
 
@@ -74,7 +75,7 @@ def _sources(axes: Any, report: Mapping[str, Any]) -> None:
     entry = report["policies"][len(report["policies"]) // 2]
     table = entry["measured"]["by"].get("source", {})
     rows = sorted(table.items(), key=lambda item: item[1]["risk"])[-MOST_SOURCES:]
-    errors = [1.96 * (r["risk"] * (1 - r["risk"]) / r["n"]) ** 0.5 for _, r in rows]
+    errors = [[max(0.0, r["risk"] - r["low"]) for _, r in rows], [max(0.0, r["high"] - r["risk"]) for _, r in rows]]
     axes.errorbar([r["risk"] for _, r in rows], range(len(rows)), xerr=errors, fmt="o", markersize=3)
     axes.set_yticks(range(len(rows)), [f"{name} ({r['n']})" for name, r in rows], fontsize=7)
     whole = entry["measured"]["risk"]

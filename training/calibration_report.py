@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from classifier.calibration import Calibration
 from classifier.metrics import Interval, bootstrap_interval, calibration_error, tier_shares
@@ -21,9 +22,9 @@ from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
-from training.policy_fit import chosen_by
-from training.risk_control import CONFORMAL, fit_threshold, risk_bound
-from training.step_losses import routing_losses
+from training.policy_fit import Targets, chosen_by
+from training.risk_control import fit_threshold, method_for, risk_bound
+from training.step_losses import EVERY_MISS, routing_losses
 
 PRICES = (0.10, 0.30, 2.40, 100.0)
 """Dollars a million tokens, cheapest tier first; a user's own come by argument."""
@@ -138,19 +139,32 @@ def measure_policy(
         "constant_router_cost": constant_cost(risk.estimate, labels, prices),
         "saving_over_constant_router": interval(saving, chosen, labels)._asdict(),
         "open_rows": open_band(policy, rows.open_rows, open_probabilities, float(risks.sum()), len(rows)),
-        "by": {name: _by(values, risks, chosen) for name, values in rows.facets.items() if len(np.unique(values)) > 1},
+        "by": {
+            name: _by(values, risks, chosen, rows.groups, seed)
+            for name, values in rows.facets.items()
+            if len(np.unique(values)) > 1
+        },
     }
 
 
-def _by(values: NDArray[np.str_], risks: Array, chosen: NDArray[np.int64]) -> dict[str, Any]:
+def _by(
+    values: NDArray[np.str_], risks: Array, chosen: NDArray[np.int64], groups: NDArray[np.str_], seed: int
+) -> dict[str, Any]:
+    """Risk by value, with the wider of two intervals: groups resampled, and exact for single rows."""
     table = {}
     for value in np.unique(values):
         kept = values == value
         if kept.sum() >= FEWEST_IN_SLICE:
             shares = tier_shares(chosen[kept])
+            risk = bootstrap_interval(np.mean, risks[kept], groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
+            exact = stats.binomtest(round(risk.estimate * int(kept.sum())), int(kept.sum())).proportion_ci(
+                0.95, "exact"
+            )
             table[str(value)] = {
                 "n": int(kept.sum()),
-                "risk": float(risks[kept].mean()),
+                "risk": risk.estimate,
+                "low": min(risk.low, float(exact.low)),
+                "high": max(risk.high, float(exact.high)),
                 "cheap_share": shares[0] + shares[1],
             }
     return table
@@ -194,9 +208,19 @@ def reliability(probabilities: NDArray[np.float32], labels: Array, tier: int, bi
     return [[float(predicted[p].mean()), float(observed[p].mean()), len(p)] for p in parts]
 
 
-def curves(rows: CalibrationSet, probabilities: NDArray[np.float32], prices: Sequence[float]) -> dict[str, Any]:
-    """Risk and its conformal bound against λ; λ, shares and cost against α."""
-    losses, price = routing_losses(probabilities, rows.labels), np.asarray(prices)
+def curves(
+    rows: CalibrationSet,
+    probabilities: NDArray[np.float32],
+    prices: Sequence[float],
+    targets: Targets,
+    shift: Array | None = None,
+) -> dict[str, Any]:
+    """Mean loss and what the targets' method proves of it against λ; λ, shares and cost against α.
+
+    Of all rows together, also where thresholds go by groups; `loss` is "risk", or "weighted loss" by severity.
+    """
+    losses = routing_losses(probabilities, rows.labels, severity=targets.severity, weights=shift)
+    method, price = method_for(losses, targets.delta), np.asarray(prices)
     by_threshold = []
     for threshold in np.linspace(0.0, 1.0, 101):
         chosen = choose_many(probabilities, threshold)
@@ -204,13 +228,13 @@ def curves(rows: CalibrationSet, probabilities: NDArray[np.float32], prices: Seq
             {
                 "threshold": float(threshold),
                 "risk": losses.risk(float(threshold)),
-                "bound": risk_bound(losses, float(threshold), 0.0, CONFORMAL),
+                "bound": risk_bound(losses, float(threshold), targets.delta, method),
                 "cheap_share": float((chosen <= 1).mean()),
             }
         )
     by_alpha = []
     for alpha in ALPHAS:
-        fit = fit_threshold(losses, alpha)
+        fit = fit_threshold(losses, alpha, delta=targets.delta)
         chosen = choose_many(probabilities, fit.threshold)
         by_alpha.append(
             {
@@ -219,10 +243,16 @@ def curves(rows: CalibrationSet, probabilities: NDArray[np.float32], prices: Seq
                 "feasible": fit.feasible,
                 "shares": list(tier_shares(chosen)),
                 "cost": float(price[chosen].mean()),
-                "constant_router_cost": constant_cost(fit.empirical_risk, rows.labels, prices),
+                "constant_router_cost": constant_cost(float(under(chosen, rows.labels).mean()), rows.labels, prices),
             }
         )
-    return {"risk_by_threshold": by_threshold, "cost_by_alpha": by_alpha}
+    return {
+        "method": method,
+        "loss": "risk" if targets.severity == EVERY_MISS else "weighted loss",
+        "group_by": targets.group_by,
+        "risk_by_threshold": by_threshold,
+        "cost_by_alpha": by_alpha,
+    }
 
 
 def as_text(report: Mapping[str, Any]) -> str:
@@ -264,6 +294,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             + (f"{old['cost']:.2f}" if old else "-")
             + f" | {measured['cost']:.2f} | {saved['estimate']:.2f} ({saved['low']:.2f} to {saved['high']:.2f}) |"
         )
+    lines += _before_and_after(report["policies"])
     for entry in report["policies"]:
         if band := entry["measured"]["open_rows"]:
             lines += [] if entry is not report["policies"][0] else [""]
@@ -290,6 +321,25 @@ def _promise(fit: Guarantee) -> str:
 def promised_or_estimated(bound: str, fit: Guarantee) -> str:
     """What a table says of the bound of a threshold that was found."""
     return bound if fit.proved else f"none; {bound} is an estimate, if only the tier shares changed"
+
+
+def _before_and_after(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of what the bundle's own policies do on the same rows; empty where it had promised nothing."""
+
+    def row(name: str, threshold: float, measured: Mapping[str, Any]) -> str:
+        shown = "always frontier" if threshold > 1 else f"{threshold:.4f}"
+        shares = " / ".join(f"{100 * s:.0f}" for s in measured["shares"])
+        risk = measured["risk"]
+        return f"| {name} | {shown} | {risk['estimate']:.3f} ({risk['low']:.3f} to {risk['high']:.3f}) | {shares} % |"
+
+    both = [e for e in entries if e["before"] and e["before"]["feasible"]]
+    if not both:
+        return []
+    lines = ["", "| on these rows | λ | risk | simple / standard / complex / frontier |", "|---|---:|---|---|"]
+    for e in both:
+        lines.append(row(f"{e['name']}, before", e["before"]["threshold"], e["before"]))
+        lines.append(row(f"{e['name']}, after", e["threshold"], e["measured"]))
+    return lines
 
 
 def _missed(measured: Mapping[str, Any]) -> str:
