@@ -30,9 +30,10 @@ def good_enough(data, response):
     return None if "unjudged" in str(data["messages"]) else "not sure" not in str(response)
 
 routes = "{folder}/routing.toml"
-# On a machine that runs tests nothing is late: but for `quick`, which the tests of failures use.
+# On a machine that runs tests nothing is late: but for `quick` and `usual`, which the tests of failures use.
 hook = ClassifierHook("{address}", routes=routes, sticky=True, validators=[good_enough], timeout_seconds=10)
 quick = ClassifierHook("{address}", routes=routes, models=["quick"], timeout_seconds=0.25)
+usual = ClassifierHook("{address}", routes=routes, models=["usual"])
 forgetful = ClassifierHook("{address}", routes=routes, models=["forgetful"], timeout_seconds=10)
 floored = ClassifierHook("{address}", routes=routes, models=["floored"], floor=Tier.COMPLEX, policy="default",
                          timeout_seconds=10)
@@ -116,7 +117,7 @@ class Proxy:
 
     def _config(self) -> dict[str, Any]:
         base = {"api_base": f"http://127.0.0.1:{self.upstream.port}/v1", "api_key": "none"}
-        names = [*MODELS, "spare", "auto", "quick", "forgetful", "floored"]
+        names = [*MODELS, "spare", "auto", "quick", "usual", "forgetful", "floored"]
         models: list[dict[str, Any]] = [
             {"model_name": name, "litellm_params": {"model": f"openai/{name}", **base}} for name in names
         ]
@@ -136,7 +137,7 @@ class Proxy:
             }
             for kind, mode in (("Requests", "pre_call"), ("Answers", "post_call"))
         ]
-        hooks = [f"classifier_hook.{name}" for name in ("hook", "quick", "forgetful", "floored")]
+        hooks = [f"classifier_hook.{name}" for name in ("hook", "quick", "usual", "forgetful", "floored")]
         return {
             "model_list": models,
             "guardrails": guardrails,

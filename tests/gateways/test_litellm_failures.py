@@ -32,6 +32,13 @@ def test_a_request_that_is_not_classified_goes_to_the_fallback_tier(proxy: Proxy
     assert "x-classifier-decision-id" not in headers
 
 
+def test_a_hook_that_is_told_no_deadline_has_one(proxy: Proxy) -> None:
+    """With the hook's defaults a slow classifier costs a request its tier and not its answer."""
+    status, headers, _ = proxy.ask("slow", model="usual")
+    assert (status, proxy.upstream.models()[-1]) == (200, "large")
+    assert headers["x-classifier-fallback"] == "DEADLINE_EXCEEDED"
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
