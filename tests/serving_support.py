@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -48,7 +49,6 @@ class ServerProcess:
         environ["CLASSIFIER_MAX_WAIT_SECONDS"] = "30"
         if "--feedback-url" not in arguments:  # the default would be the user's own store
             environ["CLASSIFIER_STORE"] = "off"
-        environ.setdefault("XDG_STATE_HOME", os.devnull)  # nor is what the user has there looked at
         self.process = subprocess.Popen(
             [*limited(max_file_bytes), sys.executable, "-m", *(module or "classifier serve").split(), *arguments],
             stderr=subprocess.PIPE,
@@ -123,20 +123,22 @@ def server_process(
         module: run this instead.
         max_file_bytes: every write beyond it fails, as on a full disk.
     """
-    server = ServerProcess(*arguments, env=env, module=module, max_file_bytes=max_file_bytes)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.signal(signal.SIGTERM)
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                server.process.kill()
-                server.wait()
-        for pipe in (server.process.stdout, server.process.stderr):
-            assert pipe is not None
-            pipe.close()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:  # what the user has there is not looked at
+        env = {"XDG_STATE_HOME": state} | (env or {})
+        server = ServerProcess(*arguments, env=env, module=module, max_file_bytes=max_file_bytes)
+        try:
+            yield server
+        finally:
+            if server.process.poll() is None:
+                server.signal(signal.SIGTERM)
+                try:
+                    server.wait(15)
+                except subprocess.TimeoutExpired:
+                    server.process.kill()
+                    server.wait()
+            for pipe in (server.process.stdout, server.process.stderr):
+                assert pipe is not None
+                pipe.close()
 
 
 def port_nobody_is_given() -> int:
