@@ -165,7 +165,7 @@ def test_what_a_server_keeps_by_default_is_what_the_commands_read(tiny_bundle_pa
     serve = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0"]
     for store in ("off", "hash"):
         with (
-            server_process(*serve, env={"CLASSIFIER_STORE": store}) as server,
+            server_process(*serve, env={"CLASSIFIER_STORE": store, "XDG_STATE_HOME": str(tmp_path)}) as server,
             Client(server.wait_ready()[0]) as client,
         ):
             answer = client.classify("my secret question", timeout_seconds=60)
