@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ FACETS = ("source", "kind", "language", "script")
 """Facts that risk is reported by. Only the script is known of every request at run time."""
 TRAINING_ROWS, MAP_ROWS, THRESHOLD_ROWS = "training_rows", "map_rows", "threshold_rows"
 """The manifest's entries for `pack_rows`: what the weights, the probability map and the thresholds were fitted on."""
+CALIBRATED_ON = (MAP_ROWS, THRESHOLD_ROWS)
+"""Those of them that a bundle's choices were fitted on, beside its weights."""
 
 
 _HASH = 64
@@ -130,6 +133,10 @@ class CalibrationSet:
         found = np.zeros(len(self), dtype=bool)
         found[self._with_text] = rows_among(self.hashes, packed)
         return found
+
+    def calibrated(self, manifest: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Which rows a bundle's map or thresholds were fitted on, as far as its manifest tells: (n,) bool."""
+        return np.logical_or.reduce([self.among(str(manifest.get(entry, ""))) for entry in CALIBRATED_ON])
 
     @property
     def _with_text(self) -> NDArray[np.bool_]:

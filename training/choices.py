@@ -21,7 +21,7 @@ from classifier.engine import Engine
 from classifier.policy import Policy, choose_many, cumulative_probabilities
 from classifier.types import Request
 from training.calibration_report import PRICES
-from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet
+from training.calibration_set import CalibrationSet
 from training.corpus import Row, tiers
 from training.decision_log import Log
 from training.gate import LabelledSet
@@ -31,8 +31,6 @@ from training.risk_control import fit_threshold
 from training.step_losses import EVERY_MISS, routing_losses, soft
 
 FOLDS = 5
-CALIBRATED_ON = (MAP_ROWS, THRESHOLD_ROWS)
-"""The manifest's entries for rows that a bundle's choices were fitted on."""
 
 Choices = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
@@ -55,8 +53,7 @@ def recent_set(
         traffic: recent requests, labelled or not; empty compares costs on the audits.
     """
     before, after = scored
-    serving, manifest = _default(current), current.bundle.manifest
-    new = ~np.logical_or.reduce([before.among(str(manifest.get(entry, ""))) for entry in CALIBRATED_ON])
+    serving, new = _default(current), ~before.calibrated(current.bundle.manifest)
     return LabelledSet(
         "recent",
         before.labels[new],

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,9 +100,10 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
     )
 
 
-def feedback_rows(frozen: Frozen, held: HeldOut, options: SetOptions) -> tuple[list[Row], dict[str, Any]]:
+def feedback_rows(
+    frozen: Frozen, held: HeldOut, kept: Collection[str], options: SetOptions
+) -> tuple[list[Row], dict[str, Any]]:
     """Rows to train on and their counts: earlier ones, none that is `kept_for_judging`."""
-    kept = kept_for_judging(frozen, held)
     found = build((row for row in frozen.earlier if not frozen.audited(row)), options=options)
     rows = [*held.taught, *found.rows]
     fresh = [row for row in rows if row.sha256 not in kept]

@@ -24,7 +24,7 @@ from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import TIERS
-from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet
+from training.calibration_set import CalibrationSet
 from training.policy_fit import chosen_by
 from training.risk_control import SHIFTED, allowed_loss, binomial_p_value
 
@@ -67,7 +67,7 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
     if not len(rows):
         raise InputError("no row has a closed label, so nothing can be checked; label some rows of your traffic")
     manifest = engine.bundle.manifest
-    known = rows.among(str(manifest.get(MAP_ROWS, ""))) | rows.among(str(manifest.get(THRESHOLD_ROWS, "")))
+    known = rows.calibrated(manifest)
     if known.all():
         raise InputError(
             f"{known.sum()} of {len(rows)} rows fitted the bundle's probabilities or thresholds; its promise can only "

@@ -31,9 +31,9 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
-from training.calibration_set import CalibrationSet, score_rows
+from training.calibration_set import CALIBRATED_ON, CalibrationSet, score_rows
 from training.candidates import recalibrated, retrained, unseen
-from training.choices import CALIBRATED_ON, golden_set, off_policy_pair, recent_set
+from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, thaw
@@ -226,8 +226,9 @@ class Round:
         current, base = self._current, read_corpus(self._options.data)
         checkpoint = self._registry.checkpoint(current.version)
         assert checkpoint is not None
-        feedback, counts = feedback_rows(self._frozen(), self._held_out, self._caps)
-        kept = kept_for_judging(self._frozen(), self._held_out)
+        frozen, held = self._frozen(), self._held_out
+        kept = kept_for_judging(frozen, held)
+        feedback, counts = feedback_rows(frozen, held, kept, self._caps)
         if not feedback:
             return {"done": False, "why": "no outcome from before says anything to learn from", "feedback": counts}
         try:
