@@ -66,7 +66,7 @@ def test_replaced_tokens_raise_the_loss_and_the_text_stays():
 
     forms = [form(1, 8, 9, 8, 9, 5, 6, 2)] * 40
     rngs = [random.Random(i) for i in range(40)]
-    found = flipped(forms, [form(*OWN)] * 40, losses, embedding, [10, 13, 11], rngs)
+    found = flipped(forms, [form(*OWN)] * 40, losses, embedding, [10, 13, 11], random.Random(0), rngs)
     assert {tuple(ids[:1] + ids[5:]) for ids, _ in found} == {tuple(OWN)}
     new = {token for ids, _ in found for token in ids[1:5]}
     assert new == {8, 9, 13}
@@ -77,7 +77,7 @@ def test_replaced_tokens_raise_the_loss_and_the_text_stays():
 
 def test_what_only_had_typing_errors_is_left_alone():
     """Nothing is asked where no form has added tokens."""
-    found = flipped([form(1, 5, 7, 2)], [form(*OWN)], pytest.fail, torch.nn.Embedding(9, 1), [8], [random.Random(0)])
+    found = flipped([form(1, 5, 7, 2)], [form(*OWN)], pytest.fail, torch.nn.Embedding(9, 1), [8], *[random.Random(0), [random.Random(0)]])
     assert found == [form(1, 5, 7, 2)]
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
@@ -102,6 +103,7 @@ def fit(
     known = tokenizer.words()
     words, word_ids = list(known), list(known.values())
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
+    many = 64 if accelerator.device.type == "cpu" else 1024
     optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
     world, rank = accelerator.num_processes, accelerator.process_index
     step_rows = options.batch_size * world
@@ -119,15 +121,16 @@ def fit(
             logits = network(**inputs).logits.float()
         return losses_of(logits, index, evidence, options)
 
-    def hardest(index: Tensor, tried: Sequence[Sequence[Ids]], epoch: int) -> list[Ids]:
+    def hardest(index: Tensor, tried: Sequence[Sequence[Ids]], step: str) -> list[Ids]:
         def of_rows(sequences: Sequence[Ids], places: Tensor) -> Tensor:
             return losses(model, sequences, index[places])
 
         own = index.tolist()
-        rngs = [random.Random(f"{options.seed}/{epoch}/row {i}") for i in own]
+        rngs = [random.Random(f"{step} row {i}") for i in own]
+        embedding, as_is = model.get_input_embeddings(), [plain[i] for i in own]
         model.eval()
-        worst = worst_forms(tried, of_rows)
-        worst = flipped(worst, [plain[i] for i in own], of_rows, model.get_input_embeddings(), word_ids, rngs)
+        worst = worst_forms(tried, of_rows, at_once=many)
+        worst = flipped(worst, as_is, of_rows, embedding, word_ids, random.Random(step), rngs)
         model.train()
         return worst
 
@@ -135,25 +138,21 @@ def fit(
     for epoch in range(progress.epoch, options.epochs):
         start = time.monotonic() - progress.seconds
         rng = random.Random(f"{options.seed}/{epoch}")
-        forms = [
-            [tokenizer.ids(render(augment(r.request, rng, words)))[:2] for _ in range(_tries(plain[i], options))]
-            if rng.random() < options.augment
-            else [plain[i]]
-            for i, r in enumerate(rows)
-        ]
-        batches = _bucketed([max(len(ids) for ids, _ in tried) for tried in forms], step_rows, rng)
+        batches = _bucketed([len(ids) for ids, _ in plain], step_rows, rng)[progress.step :]
+        forms = _Forms(rows, plain, [_part(b, rank, world) for b in batches], tokenizer, words, options, epoch)
         wrapped.train()
         bar = tqdm(
-            batches[progress.step :],
+            zip(batches, DataLoader(forms, batch_size=None, num_workers=_workers(accelerator.device, world)), strict=True),
+            total=len(batches),
             desc=f"{name} epoch {epoch + 1}/{options.epochs}",
             unit="step",
             disable=None if accelerator.is_main_process else True,
         )
-        for batch in bar:
-            torch.manual_seed(random.Random(f"{options.seed}/{epoch}/{progress.step}/{rank}").getrandbits(63))
+        for batch, tried in bar:
+            step = f"{options.seed}/{epoch}/{progress.step}"
+            torch.manual_seed(random.Random(f"{step}/{rank}").getrandbits(63))
             index, share = _my_rows(batch, weight, rank, world)
-            tried = [forms[i] for i in index.tolist()]
-            sequences = hardest(index, tried, epoch) if options.worst_of > 1 else [only for (only,) in tried]
+            sequences = hardest(index, tried, step) if options.worst_of > 1 else [only for (only,) in tried]
             by_row = losses(wrapped, sequences, index)
             loss = (by_row * share.to(by_row.device)).sum()
             accelerator.backward(loss)
@@ -200,9 +199,41 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
     return answers
 
 
-def _tries(plain: Ids, options: FitOptions) -> int:
-    """How many changed forms of a row are tried."""
-    return options.worst_of if len(plain[0]) <= SHORT_TOKENS else 1
+class _Forms(Dataset[list[list[Ids]]]):
+    """The forms that are tried of each row of each step, made as they are wanted."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        plain: Sequence[Ids],
+        steps: Sequence[Sequence[int]],
+        tokenizer: Tokenizer,
+        words: Sequence[str],
+        options: FitOptions,
+        epoch: int,
+    ) -> None:
+        self.rows, self.plain, self.steps = rows, plain, steps
+        self.tokenizer, self.words = tokenizer, words
+        self.options, self.epoch = options, epoch
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> list[list[Ids]]:
+        return [self._of(i) for i in self.steps[step]]
+
+    def _of(self, i: int) -> list[Ids]:
+        rng = random.Random(f"{self.options.seed}/{self.epoch}/row {i}")
+        if rng.random() >= self.options.augment:
+            return [self.plain[i]]
+        tries = self.options.worst_of if len(self.plain[i][0]) <= SHORT_TOKENS else 1
+        changed = [augment(self.rows[i].request, rng, self.words) for _ in range(tries)]
+        return [self.tokenizer.ids(render(request))[:2] for request in changed]
+
+
+def _workers(device: torch.device, world: int) -> int:
+    """How many processes make the forms of steps to come: none where every core trains."""
+    return 0 if device.type == "cpu" else max(0, len(os.sched_getaffinity(0)) // world - 1)
 
 
 def _inputs(
@@ -259,10 +290,15 @@ def _my_rows(batch: Sequence[int], weight: Tensor, rank: int, world: int) -> tup
     Gradients are averaged over the processes, so the shares of a step's rows sum to the number of processes. One that
     the last rows do not reach goes through the step with a row of no share.
     """
+    index = torch.tensor(_part(batch, rank, world))
     if rank >= len(batch):
-        return torch.tensor(batch[:1]), torch.zeros(1)
-    index = torch.tensor(batch[rank::world])
+        return index, torch.zeros(1)
     return index, weight[index] * (world / float(weight[batch].sum()))
+
+
+def _part(batch: Sequence[int], rank: int, world: int) -> Sequence[int]:
+    """The rows of a step that a process goes through."""
+    return batch[rank::world] or batch[:1]
 
 
 def _save_state(

@@ -22,18 +22,18 @@ Losses = Callable[[Sequence[Ids], Tensor], Tensor]
 """(n forms, (n,) int64 the places of their rows in the step) -> (n,) float32."""
 SHORT_TOKENS = 96
 """Up to this length a row is worth several forms: what stands beside a longer text moves its tier less."""
-_ROWS_AT_ONCE = 64
 _WORDS = 400
 _FLIPPED = 0.6
 """Share of the added tokens that are replaced."""
 
 
-def worst_forms(forms: Sequence[Sequence[Ids]], losses: Losses) -> list[Ids]:
+def worst_forms(forms: Sequence[Sequence[Ids]], losses: Losses, *, at_once: int = 64) -> list[Ids]:
     """Of each row the form with the highest loss; the only one of a row that has one.
 
     Args:
         forms: of each row at least one.
         losses: called without gradients.
+        at_once: forms that are asked about together.
     """
     chosen = [tried[0] for tried in forms]
     # Forms of like length are asked about together: padding would be most of the work.
@@ -42,8 +42,8 @@ def worst_forms(forms: Sequence[Sequence[Ids]], losses: Losses) -> list[Ids]:
         key=lambda rival: len(rival[1][0]),
     )
     highest = [float("-inf")] * len(forms)
-    for start in range(0, len(rivals), _ROWS_AT_ONCE):
-        some = rivals[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(rivals), at_once):
+        some = rivals[start : start + at_once]
         with torch.no_grad():
             found = losses([form for _, form in some], torch.tensor([row for row, _ in some])).tolist()
         for (row, form), loss in zip(some, found, strict=True):
@@ -58,9 +58,10 @@ def flipped(
     losses: Losses,
     embedding: nn.Module,
     words: Sequence[int],
+    rng: random.Random,
     rngs: Sequence[random.Random],
 ) -> list[Ids]:
-    """`forms` with the tokens that were added to half of them replaced by words that raise the loss.
+    """`forms` with the tokens that were added to half of the short ones replaced by words that raise the loss.
 
     Args:
         forms: one of each row.
@@ -68,12 +69,13 @@ def flipped(
         losses: called with gradients.
         embedding: the model's, of token ids.
         words: token ids to choose from; without any, all forms stay as they are.
-        rngs: of each row, for its draws.
+        rng: draws the words that are offered to all rows of a step.
+        rngs: of each row, for what is its own.
     """
     spans = {
-        place: span
-        for place, (form, own, rng) in enumerate(zip(forms, plain, rngs, strict=True))
-        if words and (span := added(own[0], form[0])) and rng.random() < 0.5
+        row: span
+        for row, (form, own, its) in enumerate(zip(forms, plain, rngs, strict=True))
+        if words and len(own[0]) <= SHORT_TOKENS and (span := added(own[0], form[0])) and its.random() < 0.5
     }
     out = list(forms)
     if not spans:
@@ -86,17 +88,18 @@ def flipped(
 
     hook = embedding.register_forward_hook(keep)
     try:
-        loss = losses([forms[place] for place in spans], torch.tensor(list(spans))).sum()
+        loss = losses([forms[row] for row in spans], torch.tensor(list(spans))).sum()
     finally:
         hook.remove()
     (gradient,) = torch.autograd.grad(loss, embedded)
     table = embedding.weight.detach()
-    for steepest, (place, (start, end)) in zip(gradient, spans.items(), strict=True):
-        rng, (ids, first) = rngs[place], forms[place]
-        some = torch.tensor(rng.sample(words, min(_WORDS, len(words))), device=table.device)
-        best = some[(steepest[start:end] @ table[some].T).argmax(dim=1)].tolist()
-        replaced = [new if rng.random() < _FLIPPED else old for old, new in zip(ids[start:end], best, strict=True)]
-        out[place] = ([*ids[:start], *replaced, *ids[end:]], first)
+    offered = torch.tensor(rng.sample(words, min(_WORDS, len(words))), device=table.device)
+    steepest = torch.cat([gradient[i, start:end] for i, (start, end) in enumerate(spans.values())])
+    best = iter(offered[(steepest @ table[offered].T).argmax(dim=1)].tolist())
+    for row, (start, end) in spans.items():
+        ids, first = forms[row]
+        replaced = [new if rngs[row].random() < _FLIPPED else old for old, new in zip(ids[start:end], best, strict=False)]
+        out[row] = ([*ids[:start], *replaced, *ids[end:]], first)
     return out
 
 
