@@ -77,7 +77,14 @@ def test_replaced_tokens_raise_the_loss_and_the_text_stays():
 
 def test_what_only_had_typing_errors_is_left_alone():
     """Nothing is asked where no form has added tokens."""
-    found = flipped([form(1, 5, 7, 2)], [form(*OWN)], pytest.fail, torch.nn.Embedding(9, 1), [8], *[random.Random(0), [random.Random(0)]])
+    found = flipped(
+        [form(1, 5, 7, 2)],
+        [form(*OWN)],
+        pytest.fail,
+        torch.nn.Embedding(9, 1),
+        [8],
+        *[random.Random(0), [random.Random(0)]],
+    )
     assert found == [form(1, 5, 7, 2)]
 
 

@@ -1,7 +1,7 @@
 """From corpus to bundle: teacher, student, export, calibration, evaluation, card. One folder, resumable at each stage.
 
 runs/base/
-teacher/ student/     checkpoints and histories; a finished stage is not run again
+teacher/ student/ consistency/   checkpoints and histories; a finished stage is not run again
 export/               model.onnx, model_fp32.onnx, tokeniser, config
 checkpoint/           the student's weights, half precision: what retraining starts from
 bundle/               the result
@@ -34,7 +34,7 @@ from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.card import own_alone, render_card
 from training.corpus import OUTCOME, OWN_DATA, RUBRIC, UNLABELLED, Row, data_sha256, read_corpus, write_corpus
-from training.distill import distill, read_answers
+from training.distill import distill, hold, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.model import check_student, load_base, load_checkpoint
@@ -130,19 +130,24 @@ def train(
     Raises:
         InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed.
     """
-    set_seed(int(recipe["seed"]))
+    seed, last = int(recipe["seed"]), out / "student"
+    set_seed(seed)
+    holding = fit_options({"seed": seed, **recipe.get("consistency", {})}, "recipe: [consistency]")
     _check_same_run(out, recipe, data)
     labelled = sum(r.label != UNLABELLED for r in data.train)
     say(
         f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
     )
-    if (out / "student" / "done").is_file():
-        student, fast = load_checkpoint(out / "student" / "checkpoint")
+    if (last / "done").is_file():
+        student, fast = load_checkpoint(last / "checkpoint")
     else:
         student, fast = _teach(recipe, out, data.train, teacher=teacher, answers=answers, say=say)
+    if "consistency" in recipe:
+        last = out / "consistency"
+        student = hold(student, fast, data.train, holding, max_tokens=int(recipe["max_tokens"]), out=last)
     if processes.is_first():
-        shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
+        shutil.copytree(last / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
     say("student ready")
     return student, fast
 

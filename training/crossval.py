@@ -97,7 +97,7 @@ def cross_validate(
         folder = out / f"fold-{fold}"
         say(f"fold {fold + 1} of {folds}: {len({r.source for r in held})} sources with {len(held)} rows held out")
         train(recipe, folder, part, say=say)
-        student, fast = load_checkpoint(folder / "student" / "checkpoint")
+        student, fast = load_checkpoint(folder / "checkpoint")
         logits.append(predict(student, tokenizer_of(fast, int(recipe["max_tokens"])), held, name=f"fold {fold}"))
     return _store(out, parts, logits, f"students of recipe {recipe['name']}")
 

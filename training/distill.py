@@ -1,8 +1,13 @@
-"""The student: a few of the teacher's layers, taught by labels and by the teacher's answers."""
+"""The student: a few of the teacher's layers, taught by labels and by the teacher's answers, and then by its own.
+
+Its own answers come last, where a recipe has a table `[consistency]`: what stands beside a short prompt, or how it is
+typed, moves the answer most, and the student learns to say of a changed form what it says of the prompt as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +16,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel
 
 from classifier.errors import InputError
+from classifier.inputs import render
 from classifier.types import TIERS
-from training.corpus import Row
-from training.fit import fit
+from training.corpus import OUTCOME, Row
+from training.fit import fit, predict
 from training.model import load_checkpoint, student_from, tokenizer_of
 from training.recipe import FitOptions
 from training.teacher import keep
+from training.worst_form import SHORT_TOKENS
 
 
 def read_answers(path: Path, rows: Sequence[Row]) -> NDArray[np.float32]:
@@ -75,6 +82,42 @@ def distill(
             name="student",
             teacher_logits=teacher_logits,
             state=out / "state",
+        )
+        keep(out, student, fast, history, max_tokens=max_tokens, checkpoint=checkpoint)
+    return load_checkpoint(checkpoint)[0]
+
+
+def hold(
+    student: PreTrainedModel,
+    fast: FastTokenizer,
+    rows: Sequence[Row],
+    options: FitOptions,
+    *,
+    max_tokens: int,
+    out: Path,
+) -> PreTrainedModel:
+    """Trains a student to hold on to its answers, whatever stands beside a prompt; what `out` has is not trained again.
+
+    Consistency training (Xie et al. 2020, "Unsupervised data augmentation", arXiv:1904.12848) on the worst of several
+    forms (`training.worst_form`), as in adversarial training that keeps clean answers (TRADES, Zhang et al. 2019,
+    arXiv:1901.08573), but towards answers of before. No label is read.
+
+    Args:
+        student: to train.
+        fast: its tokeniser.
+        rows: of them the short ones are used, without those of outcome corpora, which are exam questions.
+        options: of training; `distill_weight` is 1 here.
+        max_tokens: longest sequence.
+        out: folder that keeps `checkpoint/` and the history.
+    """
+    checkpoint = out / "checkpoint"
+    if not (out / "done").is_file():
+        tokenizer = tokenizer_of(fast, max_tokens)
+        short = [r for r in rows if r.label != OUTCOME and len(tokenizer.ids(render(r.request))[0]) <= SHORT_TOKENS]
+        answers = predict(student, tokenizer, short, name="own answers")
+        learning = replace(options, distill_weight=1.0)
+        history = fit(
+            student, tokenizer, short, learning, name="consistency", teacher_logits=answers, state=out / "state"
         )
         keep(out, student, fast, history, max_tokens=max_tokens, checkpoint=checkpoint)
     return load_checkpoint(checkpoint)[0]

@@ -142,7 +142,11 @@ def fit(
         forms = _Forms(rows, plain, [_part(b, rank, world) for b in batches], tokenizer, words, options, epoch)
         wrapped.train()
         bar = tqdm(
-            zip(batches, DataLoader(forms, batch_size=None, num_workers=_workers(accelerator.device, world)), strict=True),
+            zip(
+                batches,
+                DataLoader(forms, batch_size=None, num_workers=_workers(accelerator.device, world)),
+                strict=True,
+            ),
             total=len(batches),
             desc=f"{name} epoch {epoch + 1}/{options.epochs}",
             unit="step",

@@ -98,7 +98,9 @@ def flipped(
     best = iter(offered[(steepest @ table[offered].T).argmax(dim=1)].tolist())
     for row, (start, end) in spans.items():
         ids, first = forms[row]
-        replaced = [new if rngs[row].random() < _FLIPPED else old for old, new in zip(ids[start:end], best, strict=False)]
+        replaced = [
+            new if rngs[row].random() < _FLIPPED else old for old, new in zip(ids[start:end], best, strict=False)
+        ]
         out[row] = ([*ids[:start], *replaced, *ids[end:]], first)
     return out
 
