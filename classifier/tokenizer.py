@@ -105,7 +105,7 @@ class Tokenizer:
     def words(self) -> dict[str, int]:
         """Whole words of the vocabulary, of three letters and more, sorted, with their ids."""
         vocabulary = self._fast.get_vocab(with_added_tokens=False)
-        words = {name.lstrip("Ġ▁"): id_ for name, id_ in vocabulary.items() if not name.startswith("##")}
+        words = {name.lstrip("Ġ▁"): id_ for name, id_ in sorted(vocabulary.items()) if not name.startswith("##")}
         return {word: id_ for word, id_ in sorted(words.items()) if len(word) > 2 and word.isalpha()}
 
     def _encode(self, text: str) -> list[int]:

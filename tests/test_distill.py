@@ -26,7 +26,7 @@ from training.robustness import CHANGES, with_text
 from training.teacher import log_softmax
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
-HOLDING = replace(OPTIONS, epochs=6, learning_rate=3e-3, augment=0.85, worst_of=3)
+HOLDING = replace(OPTIONS, epochs=6, learning_rate=3e-3, augment=0.85, worst_of=3, distill_weight=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +61,34 @@ def test_answers_hold_and_stay(student, tmp_path):
     assert (asked(held, fast, rows).argmax(1) == before.argmax(1)).mean() > 0.9
 
 
-def test_labels_are_not_read(student, tmp_path, monkeypatch):
-    """What is followed are the answers to the rows as they are; long rows and outcomes take no part."""
+def test_labels_are_not_read(student, tmp_path):
+    """The same prompts with other labels lead to the same weights, bit by bit."""
     model, fast = student
-    seen = {}
-    monkeypatch.setattr(
-        distill, "fit", lambda m, t, rows, options, **more: seen.update(rows=rows, options=options, **more) or []
-    )
-    rows = tiny_rows(20)
-    rows[0] = replace(rows[0], request=with_text(rows[0].request, lambda _: "a b " * 200))
-    rows[1] = replace(rows[1], label=OUTCOME)
+    rows = tiny_rows(30)
+    labels = [replace(r, request=o.request, sha256=o.sha256) for r, o in zip(rows[1:] + rows[:1], rows, strict=True)]
+    options = replace(HOLDING, epochs=1)
+    held = [
+        hold(copy.deepcopy(model), fast, some, options, max_tokens=MAX_TOKENS, out=tmp_path / name).state_dict()
+        for name, some in (("as they are", rows), ("permuted", labels))
+    ]
+    assert same(*held)
+    assert not torch.equal(held[0]["classifier.weight"], model.state_dict()["classifier.weight"])
+
+
+def test_long_rows_and_outcomes_take_no_part(student, tmp_path, monkeypatch):
+    """What is learnt from are short prompts that are no exam questions; without any there is an error, and no stage."""
+    model, fast = student
     monkeypatch.setattr(distill, "SHORT_TOKENS", 40)
-    hold(copy.deepcopy(model), fast, rows, HOLDING, max_tokens=MAX_TOKENS, out=tmp_path)
-    assert [r.id for r in seen["rows"]] == [r.id for r in rows[2:]]
-    assert seen["options"].distill_weight == 1
-    assert np.allclose(log_softmax(seen["teacher_logits"]), asked(model, fast, rows[2:]), atol=1e-5)
+    rows = tiny_rows(20)
+    long = replace(rows[0], request=with_text(rows[0].request, lambda _: "a b " * 200))
+    outcome = replace(rows[1], label=OUTCOME)
+    learnt = []
+    monkeypatch.setattr(distill, "fit", lambda m, t, used, *_, **__: learnt.extend(r.id for r in used) or [])
+    hold(copy.deepcopy(model), fast, [long, outcome, *rows[2:]], HOLDING, max_tokens=MAX_TOKENS, out=tmp_path)
+    assert learnt == [r.id for r in rows[2:]]
+    with pytest.raises(InputError, match="there is none; leave the table out"):
+        hold(model, fast, [long, outcome], HOLDING, max_tokens=MAX_TOKENS, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_it_is_a_stage_of_a_run(tmp_path):
@@ -84,18 +97,33 @@ def test_it_is_a_stage_of_a_run(tmp_path):
     data = load_data([], [], own=tmp_path / "rows.jsonl")
     recipe = load_recipe("tiny", consistency={"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "worst_of": 2})
     out = tmp_path / "run"
-    train(recipe, out, data, say=lambda _: None)
-    weights = [load_checkpoint(out / name)[0].state_dict() for name in ("student/checkpoint", "checkpoint")]
-    assert not all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+    student, _ = train(recipe, out, data, say=lambda _: None)
+    before, after, kept = (
+        load_checkpoint(out / name)[0].state_dict()
+        for name in ("student/checkpoint", "consistency/checkpoint", "checkpoint")
+    )
+    assert same(after, kept)
+    assert same(after, student.state_dict())
+    assert not same(before, after)
     stamp = (out / "consistency" / "done").stat().st_mtime_ns
     train(recipe, out, data, say=lambda _: None)
     assert (out / "consistency" / "done").stat().st_mtime_ns == stamp
 
 
-def test_a_key_that_is_none_is_refused_before_anything_is_trained(tmp_path):
-    """A misspelt key of the table is named at once."""
+def same(one, other) -> bool:
+    """Whether two models have the same weights, bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [({"epoch": 1}, "epoch"), ({"distill_weight": 0.5}, "distill_weight")],
+    ids=["misspelt", "fixed"],
+)
+def test_a_key_that_is_none_is_refused_before_anything_is_trained(tmp_path, table, named):
+    """A misspelt key of the table, or one that is not the recipe's to say, is named at once."""
     write_corpus(tmp_path / "rows.jsonl", tiny_rows(120))
     data = load_data([], [], own=tmp_path / "rows.jsonl")
-    with pytest.raises(InputError, match=r"\[consistency\] has the unknown key 'epoch'"):
-        train(load_recipe("tiny", consistency={"epoch": 1}), tmp_path / "run", data)
+    with pytest.raises(InputError, match=rf"\[consistency\] has the unknown key '{named}'"):
+        train(load_recipe("tiny", consistency=table), tmp_path / "run", data)
     assert not (tmp_path / "run").exists()

@@ -74,6 +74,25 @@ def test_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, stopped_
     assert same(again, trained())
 
 
+@pytest.mark.parametrize("stopped_at", [None, 3], ids=["whole", "stopped"])
+def test_which_processes_make_the_forms_changes_nothing(tmp_path, monkeypatch, stopped_at):
+    """Two other processes make the forms that the training one would make, in a run that was stopped as well."""
+    alone = trained()
+    monkeypatch.setattr(fitting, "workers_beside", lambda _: 2)
+    if stopped_at:
+        loss, calls = fitting.losses_of, iter(range(10_000))
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(fitting, "losses_of", lambda *a: loss(*a) if next(calls) < 20 else stop())
+            trained(state=tmp_path, state_seconds=0)
+        assert (tmp_path / "state.pt").is_file()
+    assert same(alone, trained(state=tmp_path))
+
+
+def stop():
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 def test_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     """Started again, a finished run gives back its weights and takes no step."""
     once = trained(state=tmp_path)

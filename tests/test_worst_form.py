@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from classifier.errors import InputError
+from training.forms import SHORT_TOKENS
 from training.recipe import FitOptions
 from training.worst_form import added, flipped, worst_forms
 
@@ -57,35 +58,39 @@ def test_only_what_was_put_beside_the_text_counts_as_added(changed, where):
 
 
 def test_replaced_tokens_raise_the_loss_and_the_text_stays():
-    """Where the loss is the sum of the values of tokens, the word of the highest is taken; the text is untouched."""
+    """Of the words that are offered each row gets those that raise its own loss, in its own place."""
     embedding = torch.nn.Embedding(20, 1)
     embedding.weight.data = torch.arange(20.0)[:, None]
 
-    def losses(some, _):
-        return embedding(torch.tensor([ids for ids, _ in some])).sum(dim=(1, 2))
+    def losses(some, places):
+        sign = torch.where(places % 2 == 0, 1.0, -1.0)
+        longest = max(len(ids) for ids, _ in some)
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in some])
+        return sign * embedding(padded).sum(dim=(1, 2))
 
-    forms = [form(1, 8, 9, 8, 9, 5, 6, 2)] * 40
-    rngs = [random.Random(i) for i in range(40)]
-    found = flipped(forms, [form(*OWN)] * 40, losses, embedding, [10, 13, 11], random.Random(0), rngs)
-    assert {tuple(ids[:1] + ids[5:]) for ids, _ in found} == {tuple(OWN)}
-    new = {token for ids, _ in found for token in ids[1:5]}
-    assert new == {8, 9, 13}
-    changed = [ids for ids, _ in found if 13 in ids]
-    assert 10 < len(changed) < 30
+    forms = [form(1, *[8, 9] * (1 + i % 3), 5, 6, 2) for i in range(60)]
+    rngs = [random.Random(i) for i in range(60)]
+    found = flipped(forms, [form(*OWN)] * 60, losses, embedding, [10, 13, 11], random.Random(0), rngs)
+    assert [len(ids) for ids, _ in found] == [len(ids) for ids, _ in forms]
+    assert {tuple(ids[:1] + ids[-3:]) for ids, _ in found} == {tuple(OWN)}
+    new = [{token for ids, _ in found[parity::2] for token in ids[1:-3]} for parity in (0, 1)]
+    assert new == [{8, 9, 13}, {8, 9, 10}]
+    changed = sum(one != other for one, other in zip(found, forms, strict=True))
+    assert 15 < changed < 45, "half of them, by chance"
     assert embedding.weight.grad is None
 
 
-def test_what_only_had_typing_errors_is_left_alone():
-    """Nothing is asked where no form has added tokens."""
-    found = flipped(
-        [form(1, 5, 7, 2)],
-        [form(*OWN)],
-        pytest.fail,
-        torch.nn.Embedding(9, 1),
-        [8],
-        *[random.Random(0), [random.Random(0)]],
-    )
-    assert found == [form(1, 5, 7, 2)]
+@pytest.mark.parametrize(
+    ("changed", "own"),
+    [(form(1, 5, 7, 2), form(*OWN)), (form(1, 8, *[5] * SHORT_TOKENS, 2), form(1, *[5] * SHORT_TOKENS, 2))],
+    ids=["a typing error", "a long row"],
+)
+def test_what_is_left_alone(changed, own):
+    """Nothing is asked where no form of a short row has added tokens."""
+    for seed in range(9):
+        rngs = [random.Random(seed)]
+        found = flipped([changed], [own], pytest.fail, torch.nn.Embedding(9, 1), [8], random.Random(0), rngs)
+        assert found == [changed]
 
 
 def test_fewer_than_one_form_is_refused():

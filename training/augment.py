@@ -7,6 +7,7 @@ changes the work asked for.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +16,10 @@ from pathlib import Path
 from classifier.inputs import rated_index
 from classifier.types import Message, Request
 
-STEERING = tuple((Path(__file__).parent / "steering.txt").read_text(encoding="utf-8").splitlines())
-"""Texts in 26 languages that speak to the router and ask for no work, by a writer who had not seen the tests' own."""
+_FILE = Path(__file__).parent / "steering.txt"
+STEERING = tuple(_FILE.read_text(encoding="utf-8").splitlines())
+"""Texts in forty languages that speak to the router and ask for no work, by 17 writers who had not seen the tests'."""
+STEERING_SHA256 = hashlib.sha256(_FILE.read_bytes()).hexdigest()
 _ASK = (
     "{please}{route} {best}{dot}",
     "{this} {is_} {very} {hard} {task}{dot}",

@@ -29,6 +29,7 @@ from classifier.errors import BundleError, InputError
 from classifier.inputs import render
 from training import processes
 from training.adapters import Lora
+from training.augment import STEERING_SHA256
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
@@ -113,7 +114,9 @@ def train(
     answers: Path | None = None,
     say: Say = print,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
-    """Teacher and student, as far as `out` does not already have them; leaves `out/checkpoint`.
+    """Teachers, the student, and what makes it hold on to its answers where the recipe has `[consistency]`.
+
+    What `out` already has is not trained again; leaves `out/checkpoint`.
 
     Args:
         recipe: from `training.recipe.load_recipe`.
@@ -130,24 +133,24 @@ def train(
     Raises:
         InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed.
     """
-    seed, last = int(recipe["seed"]), out / "student"
+    seed, stage = int(recipe["seed"]), out / "student"
     set_seed(seed)
-    holding = fit_options({"seed": seed, **recipe.get("consistency", {})}, "recipe: [consistency]")
+    holding = fit_options(recipe.get("consistency", {}), "recipe: [consistency]", seed=seed, distill_weight=1.0)
     _check_same_run(out, recipe, data)
     labelled = sum(r.label != UNLABELLED for r in data.train)
     say(
         f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
     )
-    if (last / "done").is_file():
-        student, fast = load_checkpoint(last / "checkpoint")
+    if (stage / "done").is_file():
+        student, fast = load_checkpoint(stage / "checkpoint")
     else:
         student, fast = _teach(recipe, out, data.train, teacher=teacher, answers=answers, say=say)
     if "consistency" in recipe:
-        last = out / "consistency"
-        student = hold(student, fast, data.train, holding, max_tokens=int(recipe["max_tokens"]), out=last)
+        stage = out / "consistency"
+        student = hold(student, fast, data.train, holding, max_tokens=int(recipe["max_tokens"]), out=stage)
     if processes.is_first():
-        shutil.copytree(last / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
+        shutil.copytree(stage / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
     say("student ready")
     return student, fast
 
@@ -252,6 +255,7 @@ def build(
         "data": {
             "train_sha256": data_sha256(data.train),
             "train_rows": len(data.train),
+            "steering_sha256": STEERING_SHA256,
             "calibration_sha256": data_sha256(data.calibration),
             "calibration_rows": len(data.calibration),
         },
@@ -312,7 +316,7 @@ def _notes(parity: Parity, data: Data) -> list[str]:
 def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data) -> None:
     """A folder resumes the run that it holds, and no other."""
     out.mkdir(parents=True, exist_ok=True)
-    this = {"recipe": dict(recipe), "train_sha256": data_sha256(data.train)}
+    this = {"recipe": dict(recipe), "train_sha256": data_sha256(data.train), "steering_sha256": STEERING_SHA256}
     stamp = out / "run.json"
     if stamp.is_file():
         if json.loads(stamp.read_text(encoding="utf-8")) != json.loads(json.dumps(this)):

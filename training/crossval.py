@@ -31,11 +31,14 @@ from training import processes
 from training.corpus import RUBRIC, Row, source_folds, tiers
 from training.evaluate import baselines, statistics
 from training.fit import predict
-from training.model import load_checkpoint, tokenizer_of
+from training.model import tokenizer_of
 from training.predictions import BASELINE, model_of
 from training.probe import embed, probe
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+    from transformers import PreTrainedModel
+
     from training.build import Data
 
 FOLDS = 5
@@ -70,7 +73,7 @@ def cross_validate(
     recipe: Mapping[str, Any],
     out: Path,
     data: Data,
-    train: Callable[..., object],
+    train: Callable[..., tuple[PreTrainedModel, FastTokenizer]],
     *,
     folds: int = FOLDS,
     say: Callable[[str], object] = print,
@@ -96,8 +99,7 @@ def cross_validate(
     for fold, (part, held) in enumerate(parts):
         folder = out / f"fold-{fold}"
         say(f"fold {fold + 1} of {folds}: {len({r.source for r in held})} sources with {len(held)} rows held out")
-        train(recipe, folder, part, say=say)
-        student, fast = load_checkpoint(folder / "checkpoint")
+        student, fast = train(recipe, folder, part, say=say)
         logits.append(predict(student, tokenizer_of(fast, int(recipe["max_tokens"])), held, name=f"fold {fold}"))
     return _store(out, parts, logits, f"students of recipe {recipe['name']}")
 

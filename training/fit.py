@@ -4,9 +4,10 @@ Length-bucketed batches, AdamW with warm-up and linear decay, bfloat16 where the
 
 Theory of operation. Under `torchrun` or `accelerate launch` each process takes its share of a step's rows, weighted so
 that N processes take the very step that one would take with N times the batch: every row once an epoch, none twice. All
-that is random follows from seed, epoch, step and process alone. So where a run stands is its weights, its optimiser,
-its schedule and its place; the first process writes these down now and then, in one file that appears whole or not at
-all, and a run that was killed goes on from there to the weights of one that was not.
+that is random follows from seed, epoch, step and process alone, and a row's forms (`training.forms`) from seed and
+epoch. So where a run stands is its weights, its optimiser, its schedule and its place; the first process writes these
+down now and then, in one file that appears whole or not at all, and a run that was killed goes on from there to the
+weights of one that was not.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
@@ -35,12 +35,12 @@ from classifier.inputs import render
 from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
 from training import processes
-from training.augment import augment
 from training.corpus import Row
 from training.evidence import Evidence, losses_of, row_weights
+from training.forms import Forms, Ids, made, workers_beside
 from training.model import input_names
 from training.recipe import FitOptions
-from training.worst_form import SHORT_TOKENS, Ids, flipped, worst_forms
+from training.worst_form import at_once, flipped, worst_forms
 
 _LAYER = re.compile(r"\.(?:layers?|h|block)\.(\d+)\.")
 """A layer's number in a parameter's name, as the families of encoders and decoders spell it."""
@@ -103,7 +103,6 @@ def fit(
     known = tokenizer.words()
     words, word_ids = list(known), list(known.values())
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
-    many = 64 if accelerator.device.type == "cpu" else 1024
     optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
     world, rank = accelerator.num_processes, accelerator.process_index
     step_rows = options.batch_size * world
@@ -121,16 +120,16 @@ def fit(
             logits = network(**inputs).logits.float()
         return losses_of(logits, index, evidence, options)
 
-    def hardest(index: Tensor, tried: Sequence[Sequence[Ids]], step: str) -> list[Ids]:
+    def hardest(index: Tensor, tried: Sequence[Sequence[Ids]], draw: str) -> list[Ids]:
         def of_rows(sequences: Sequence[Ids], places: Tensor) -> Tensor:
             return losses(model, sequences, index[places])
 
         own = index.tolist()
-        rngs = [random.Random(f"{step} row {i}") for i in own]
+        rngs = [random.Random(f"{draw} row {i}") for i in own]
         embedding, as_is = model.get_input_embeddings(), [plain[i] for i in own]
         model.eval()
-        worst = worst_forms(tried, of_rows, at_once=many)
-        worst = flipped(worst, as_is, of_rows, embedding, word_ids, random.Random(step), rngs)
+        worst = worst_forms(tried, of_rows, at_once=at_once(accelerator.device))
+        worst = flipped(worst, as_is, of_rows, embedding, word_ids, random.Random(draw), rngs)
         model.train()
         return worst
 
@@ -139,24 +138,20 @@ def fit(
         start = time.monotonic() - progress.seconds
         rng = random.Random(f"{options.seed}/{epoch}")
         batches = _bucketed([len(ids) for ids, _ in plain], step_rows, rng)[progress.step :]
-        forms = _Forms(rows, plain, [_part(b, rank, world) for b in batches], tokenizer, words, options, epoch)
+        forms = Forms(rows, plain, [_part(b, rank, world) for b in batches], tokenizer, words, options, epoch)
         wrapped.train()
         bar = tqdm(
-            zip(
-                batches,
-                DataLoader(forms, batch_size=None, num_workers=_workers(accelerator.device, world)),
-                strict=True,
-            ),
+            zip(batches, made(forms, workers_beside(accelerator.device)), strict=True),
             total=len(batches),
             desc=f"{name} epoch {epoch + 1}/{options.epochs}",
             unit="step",
             disable=None if accelerator.is_main_process else True,
         )
         for batch, tried in bar:
-            step = f"{options.seed}/{epoch}/{progress.step}"
-            torch.manual_seed(random.Random(f"{step}/{rank}").getrandbits(63))
+            draw = f"{options.seed}/{epoch}/{progress.step}"
+            torch.manual_seed(random.Random(f"{draw}/{rank}").getrandbits(63))
             index, share = _my_rows(batch, weight, rank, world)
-            sequences = hardest(index, tried, step) if options.worst_of > 1 else [only for (only,) in tried]
+            sequences = hardest(index, tried, draw) if options.worst_of > 1 else [only for (only,) in tried]
             by_row = losses(wrapped, sequences, index)
             loss = (by_row * share.to(by_row.device)).sum()
             accelerator.backward(loss)
@@ -201,43 +196,6 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
             out[chunk] = model(**inputs).logits.float().cpu()
     answers: NDArray[np.float32] = accelerator.reduce(out.to(device), reduction="sum").cpu().numpy()
     return answers
-
-
-class _Forms(Dataset[list[list[Ids]]]):
-    """The forms that are tried of each row of each step, made as they are wanted."""
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        plain: Sequence[Ids],
-        steps: Sequence[Sequence[int]],
-        tokenizer: Tokenizer,
-        words: Sequence[str],
-        options: FitOptions,
-        epoch: int,
-    ) -> None:
-        self.rows, self.plain, self.steps = rows, plain, steps
-        self.tokenizer, self.words = tokenizer, words
-        self.options, self.epoch = options, epoch
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, step: int) -> list[list[Ids]]:
-        return [self._of(i) for i in self.steps[step]]
-
-    def _of(self, i: int) -> list[Ids]:
-        rng = random.Random(f"{self.options.seed}/{self.epoch}/row {i}")
-        if rng.random() >= self.options.augment:
-            return [self.plain[i]]
-        tries = self.options.worst_of if len(self.plain[i][0]) <= SHORT_TOKENS else 1
-        changed = [augment(self.rows[i].request, rng, self.words) for _ in range(tries)]
-        return [self.tokenizer.ids(render(request))[:2] for request in changed]
-
-
-def _workers(device: torch.device, world: int) -> int:
-    """How many processes make the forms of steps to come: none where every core trains."""
-    return 0 if device.type == "cpu" else max(0, len(os.sched_getaffinity(0)) // world - 1)
 
 
 def _inputs(
@@ -301,7 +259,7 @@ def _my_rows(batch: Sequence[int], weight: Tensor, rank: int, world: int) -> tup
 
 
 def _part(batch: Sequence[int], rank: int, world: int) -> Sequence[int]:
-    """The rows of a step that a process goes through."""
+    """The rows of a step that a process goes through; the first one for a process that they do not reach."""
     return batch[rank::world] or batch[:1]
 
 

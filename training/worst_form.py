@@ -16,15 +16,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-Ids = tuple[list[int], int]
-"""Token ids of one form, and how many of them are not context."""
+from training.forms import SHORT_TOKENS, Ids
+
 Losses = Callable[[Sequence[Ids], Tensor], Tensor]
 """(n forms, (n,) int64 the places of their rows in the step) -> (n,) float32."""
-SHORT_TOKENS = 96
-"""Up to this length a row is worth several forms: what stands beside a longer text moves its tier less."""
 _WORDS = 400
 _FLIPPED = 0.6
 """Share of the added tokens that are replaced."""
+
+
+def at_once(device: torch.device) -> int:
+    """How many forms are worth asking about together: on a CPU more bring padding alone, on a GPU each call costs."""
+    return 64 if device.type == "cpu" else 1024
 
 
 def worst_forms(forms: Sequence[Sequence[Ids]], losses: Losses, *, at_once: int = 64) -> list[Ids]:
@@ -95,11 +98,12 @@ def flipped(
     table = embedding.weight.detach()
     offered = torch.tensor(rng.sample(words, min(_WORDS, len(words))), device=table.device)
     steepest = torch.cat([gradient[i, start:end] for i, (start, end) in enumerate(spans.values())])
-    best = iter(offered[(steepest @ table[offered].T).argmax(dim=1)].tolist())
-    for row, (start, end) in spans.items():
+    best = offered[(steepest @ table[offered].T).argmax(dim=1)].split([end - start for start, end in spans.values()])
+    for (row, (start, end)), new in zip(spans.items(), best, strict=True):
         ids, first = forms[row]
         replaced = [
-            new if rngs[row].random() < _FLIPPED else old for old, new in zip(ids[start:end], best, strict=False)
+            word if rngs[row].random() < _FLIPPED else old
+            for old, word in zip(ids[start:end], new.tolist(), strict=True)
         ]
         out[row] = ([*ids[:start], *replaced, *ids[end:]], first)
     return out
