@@ -1,7 +1,7 @@
 """From corpus to bundle: teacher, student, export, calibration, evaluation, card. One folder, resumable at each stage.
 
 runs/base/
-teacher/ student/ consistency/   checkpoints and histories; a finished stage is not run again
+teacher/ student/     checkpoints and histories; a finished stage is not run again
 export/               model.onnx, model_fp32.onnx, tokeniser, config
 checkpoint/           the student's weights, half precision: what retraining starts from
 bundle/               the result
@@ -35,7 +35,7 @@ from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.card import own_alone, render_card
 from training.corpus import OUTCOME, OWN_DATA, RUBRIC, UNLABELLED, Row, data_sha256, read_corpus, write_corpus
-from training.distill import distill, hold, read_answers
+from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.model import check_student, load_base, load_checkpoint
@@ -114,9 +114,7 @@ def train(
     answers: Path | None = None,
     say: Say = print,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
-    """Teachers, the student, and what makes it hold on to its answers where the recipe has `[consistency]`.
-
-    What `out` already has is not trained again; leaves `out/checkpoint`.
+    """Teacher and student, as far as `out` does not already have them; leaves `out/checkpoint`.
 
     Args:
         recipe: from `training.recipe.load_recipe`.
@@ -133,24 +131,19 @@ def train(
     Raises:
         InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed.
     """
-    seed, stage = int(recipe["seed"]), out / "student"
-    set_seed(seed)
-    holding = fit_options(recipe.get("consistency", {}), "recipe: [consistency]", seed=seed, distill_weight=1.0)
+    set_seed(int(recipe["seed"]))
     _check_same_run(out, recipe, data)
     labelled = sum(r.label != UNLABELLED for r in data.train)
     say(
         f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
     )
-    if (stage / "done").is_file():
-        student, fast = load_checkpoint(stage / "checkpoint")
+    if (out / "student" / "done").is_file():
+        student, fast = load_checkpoint(out / "student" / "checkpoint")
     else:
         student, fast = _teach(recipe, out, data.train, teacher=teacher, answers=answers, say=say)
-    if "consistency" in recipe:
-        stage = out / "consistency"
-        student = hold(student, fast, data.train, holding, max_tokens=int(recipe["max_tokens"]), out=stage)
     if processes.is_first():
-        shutil.copytree(stage / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
+        shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
     say("student ready")
     return student, fast
 
