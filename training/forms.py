@@ -25,7 +25,8 @@ Ids = tuple[list[int], int]
 SHORT_TOKENS = 96
 """Up to this length a row is worth several forms: what stands beside a longer text moves its tier less."""
 _MOST_WORKERS = 4
-"""Two, for three layers in batches of 64 with five forms a row, were busy a third of their time beside an H200."""
+"""Two were busy a third of their time for three layers in batches of 64 with five forms a row, beside an H200 that five
+trainings shared."""
 
 
 @dataclass(frozen=True, slots=True)
