@@ -24,7 +24,7 @@ def test_of_each_row_the_form_with_the_highest_loss_is_taken():
     """Whatever the order and the lengths of the forms."""
     loss = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.2}
     forms = [[form(3), form(1, 0, 0), form(2, 0)], [form(5), form(4)]]
-    chosen = worst_forms(forms, lambda some, _: torch.tensor([loss[ids[0]] for ids, _ in some]))
+    chosen = worst_forms(forms, lambda some, _: torch.tensor([loss[ids[0]] for ids, _ in some]), at_once=3)
     assert chosen == [form(2, 0), form(4)]
 
 
@@ -37,7 +37,7 @@ def test_a_row_with_one_form_costs_nothing():
         assert not torch.is_grad_enabled()
         return torch.zeros(len(some))
 
-    assert worst_forms([[form(7)], [form(8), form(9)]], losses) == [form(7), form(8)]
+    assert worst_forms([[form(7)], [form(8), form(9)]], losses, at_once=64) == [form(7), form(8)]
     assert sorted(asked) == [(8, 1), (9, 1)]
 
 

@@ -40,7 +40,7 @@ from training.evidence import Evidence, losses_of, row_weights
 from training.forms import Forms, Ids, made, workers_beside
 from training.model import input_names
 from training.recipe import FitOptions
-from training.worst_form import at_once, flipped, worst_forms
+from training.worst_form import flipped, forms_at_once, worst_forms
 
 _LAYER = re.compile(r"\.(?:layers?|h|block)\.(\d+)\.")
 """A layer's number in a parameter's name, as the families of encoders and decoders spell it."""
@@ -103,6 +103,7 @@ def fit(
     known = tokenizer.words()
     words, word_ids = list(known), list(known.values())
     plain = [tokenizer.ids(render(r.request))[:2] for r in rows]
+    lengths = [len(ids) for ids, _ in plain]
     optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=options.learning_rate, fused=True)
     world, rank = accelerator.num_processes, accelerator.process_index
     step_rows = options.batch_size * world
@@ -128,7 +129,7 @@ def fit(
         rngs = [random.Random(f"{draw} row {i}") for i in own]
         embedding, as_is = model.get_input_embeddings(), [plain[i] for i in own]
         model.eval()
-        worst = worst_forms(tried, of_rows, at_once=at_once(accelerator.device))
+        worst = worst_forms(tried, of_rows, at_once=forms_at_once(accelerator.device))
         worst = flipped(worst, as_is, of_rows, embedding, word_ids, random.Random(draw), rngs)
         model.train()
         return worst
@@ -137,7 +138,7 @@ def fit(
     for epoch in range(progress.epoch, options.epochs):
         start = time.monotonic() - progress.seconds
         rng = random.Random(f"{options.seed}/{epoch}")
-        batches = _bucketed([len(ids) for ids, _ in plain], step_rows, rng)[progress.step :]
+        batches = _bucketed(lengths, step_rows, rng)[progress.step :]
         forms = Forms(rows, plain, [_part(b, rank, world) for b in batches], tokenizer, words, options, epoch)
         wrapped.train()
         bar = tqdm(

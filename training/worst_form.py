@@ -25,18 +25,18 @@ _FLIPPED = 0.6
 """Share of the added tokens that are replaced."""
 
 
-def at_once(device: torch.device) -> int:
+def forms_at_once(device: torch.device) -> int:
     """How many forms are worth asking about together: on a CPU more bring padding alone, on a GPU each call costs."""
     return 64 if device.type == "cpu" else 1024
 
 
-def worst_forms(forms: Sequence[Sequence[Ids]], losses: Losses, *, at_once: int = 64) -> list[Ids]:
+def worst_forms(forms: Sequence[Sequence[Ids]], losses: Losses, *, at_once: int) -> list[Ids]:
     """Of each row the form with the highest loss; the only one of a row that has one.
 
     Args:
         forms: of each row at least one.
         losses: called without gradients.
-        at_once: forms that are asked about together.
+        at_once: how many forms are asked about together.
     """
     chosen = [tried[0] for tried in forms]
     # Forms of like length are asked about together: padding would be most of the work.
