@@ -126,7 +126,9 @@ class Run:
         else:
             found = schema = None
         if sources[0].name == STDIN or found is None:
-            shutil.rmtree(run._parts, ignore_errors=True)
+            if run._parts.is_dir():
+                with run.held():
+                    shutil.rmtree(run._parts, ignore_errors=True)
             found = schema = None
         run._begin(stated, schema)
         return run

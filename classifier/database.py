@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,9 +227,21 @@ def _engine(url: sa.URL) -> sa.Engine:
     return engine
 
 
+def _wal(connection: Any) -> str:
+    """Asks for write-ahead logging. SQLite waits for no lock here where two ask a new file at once, so we do."""
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
 def _connect_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say so
-    mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    mode = _wal(connection)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA secure_delete=ON")
     synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]

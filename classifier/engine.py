@@ -23,6 +23,7 @@ from classifier.errors import BundleCorrupt, InvalidRequest
 from classifier.inputs import INPUT_VERSION, ModelInput, render
 from classifier.policy import Policy, decide
 from classifier.session import Session
+from classifier.steering import without_steering
 from classifier.tokenizer import Encoded, Tokenizer
 from classifier.types import Decision, Request, Scores, Timings
 
@@ -126,9 +127,9 @@ class Engine:
         return Prepared(request, policy, model_input, encoded, time.perf_counter() - start)
 
     def score(self, prepared: Prepared) -> Scores:
-        """The model's answer: one run, which releases the GIL."""
+        """The model's answer: one run, which releases the GIL; another where the text steers (`rate`)."""
         encoded = prepared.encoded
-        logits = self._session.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)[0]
+        logits = rate(prepared.input, encoded, self._tokenizer, self._session)
         return Scores(
             logits=tuple(logits.tolist()),
             probabilities=tuple(self.bundle.calibration.apply(logits).tolist()),
@@ -205,3 +206,14 @@ class Engine:
                 "are not those that the policies were fitted on; answers carry guaranteed=false until "
                 "'python -m training calibrate' is run here"
             )
+
+
+def rate(model_input: ModelInput, encoded: Encoded, tokenizer: Tokenizer, session: Session) -> NDArray[np.float32]:
+    """Logits of one request, of what is left of it where its text steers: (4,) float32."""
+    logits, steering = session.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)
+    left = None if steering is None else without_steering(model_input, encoded, steering[0], tokenizer)
+    if left is not None:
+        again = tokenizer.encode(left)
+        logits, _ = session.run(again.input_ids, again.attention_mask, again.token_type_ids)
+    only: NDArray[np.float32] = logits[0]
+    return only

@@ -14,17 +14,14 @@ Knows nothing of commands, servers or the wire.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from classifier.engine import Engine, Prepared
 from classifier.inputs import ModelInput, render
+from classifier.steering import SENTENCE_END, WORD_END, between, divided
 from classifier.types import TIERS, Decision, Request, Scores, Tier
 
 MAX_PARTS = 8
-_SENTENCE_END = re.compile(r"(?:[.!?]+(?=\s)|[。！？]+|\n)\s*")
-_WORD_END = re.compile(r"\s+")
 MIN_CHARS = 8  # a text without blanks (Chinese, a long token) is cut into pieces no shorter than this
 
 
@@ -166,12 +163,12 @@ def divide(text: str, most: int = MAX_PARTS) -> list[tuple[int, int]]:
     >>> divide("one two"), divide("")
     ([(0, 4), (4, 7)], [])
     """
-    units = _between([m.end() for m in _SENTENCE_END.finditer(text)], text)
+    units = divided(text, SENTENCE_END)
     if len(units) < 2:
-        units = _between([m.end() for m in _WORD_END.finditer(text)], text)
+        units = divided(text, WORD_END)
     if len(units) < 2:
         step = max(MIN_CHARS, -(-len(text) // most))
-        units = _between(list(range(step, len(text) - MIN_CHARS + 1, step)), text)
+        units = between(list(range(step, len(text) - MIN_CHARS + 1, step)), text)
     merged: list[tuple[int, int]] = []
     for start, end in units:
         # A unit joins the part before it while that part is shorter than its share of the text.
@@ -180,10 +177,6 @@ def divide(text: str, most: int = MAX_PARTS) -> list[tuple[int, int]]:
         else:
             merged.append((start, end))
     return merged
-
-
-def _between(edges: list[int], text: str) -> list[tuple[int, int]]:
-    return [(a, b) for a, b in pairwise((0, *edges, len(text))) if a < b]
 
 
 def _expected_tier(scores: Scores) -> float:

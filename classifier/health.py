@@ -54,6 +54,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             if status != told:
                 await context.write(_Response(status=status))
                 told = status
+                continue  # to look again: both the last word and the end may have come while this one was told
             if self._over:
                 return
             await changed.wait()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from classifier.types import Message, Request
 
@@ -90,6 +90,7 @@ class ModelInput:
         signals: six names out of `SIGNALS`: turns, tools, attachments, length, code, script.
         script: the text's dominant script, one of `SCRIPTS`; policies may group by it.
         truncated: text of the rated message or of its context was left out.
+        chars: characters of the whole conversation that the signal of length counts.
     """
 
     text: str
@@ -97,6 +98,7 @@ class ModelInput:
     signals: tuple[str, ...]
     script: str
     truncated: bool
+    chars: int
 
 
 def render(request: Request) -> ModelInput:
@@ -115,11 +117,20 @@ def render(request: Request) -> ModelInput:
         f"[turns={_bucket(sum(m.role == 'user' for m in messages), _TURNS)}]",
         f"[tools={_bucket(len(request.tools), _TOOLS)}]",
         f"[attachments={_bucket(request.attachments, _ATTACHMENTS)}]",
-        f"[length={_bucket(total_chars, _LENGTHS)}]",
-        f"[code={_code(text)}]",
-        f"[script={script}]",
+        *_signals_of_text(text, total_chars, script),
     )
-    return ModelInput(text, context, signals, script, cut or context_cut)
+    return ModelInput(text, context, signals, script, cut or context_cut, total_chars)
+
+
+def shortened(model_input: ModelInput, text: str) -> ModelInput:
+    r"""`model_input` with `text`, which is a part of its own, and with the signals that this has.
+
+    >>> shortened(render(Request.from_text("x = 1;\nhi there")), "hi there") == render(Request.from_text("hi there"))
+    True
+    """
+    chars, script = model_input.chars - len(model_input.text) + len(text), dominant_script(text)
+    signals = (*model_input.signals[:3], *_signals_of_text(text, chars, script))
+    return replace(model_input, text=text, signals=signals, script=script, chars=chars)
 
 
 def rated_index(request: Request) -> int:
@@ -254,6 +265,11 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
         left -= len(body)
         parts.append((i, f"{messages[i].role}: {body}"))
     return "\n".join(part for _, part in sorted(parts)), cut
+
+
+def _signals_of_text(text: str, total_chars: int, script: str) -> tuple[str, ...]:
+    """The last three signals."""
+    return (f"[length={_bucket(total_chars, _LENGTHS)}]", f"[code={_code(text)}]", f"[script={script}]")
 
 
 def _bucket(value: int, edges: tuple[tuple[int, str], ...]) -> str:

@@ -9,6 +9,7 @@ Knows nothing of ports, calls or messages.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import logging
@@ -258,8 +259,9 @@ class Shadow:
 
     def close(self) -> None:
         """Ends the thread after the run at hand."""
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        with contextlib.suppress(queue.Empty):
+            while True:  # the thread takes from the queue, too: only the taking says that it is empty
+                self._queue.get_nowait()
         self._queue.put(None)
         self._thread.join()
 

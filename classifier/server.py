@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -156,10 +157,9 @@ class Server:
 
     def _apply(self, settings: ServerSettings) -> None:
         """Puts those settings into force that a running server can change."""
-        changed = {name: getattr(settings, name) for name in RELOADABLE}
-        self.settings = _with(self.settings, changed)
+        self.settings = reloaded(self.settings, settings)
         service = self.service
-        service.limits = Limits(**{name: changed[name] for name in Limits.__slots__})
+        service.limits = Limits(**{name: getattr(settings, name) for name in Limits.__slots__})
         if (settings.rate_limit, settings.rate_limit_burst) != service.rate_limit.setting:
             service.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_burst)
         logging.getLogger("classifier").setLevel(settings.log_level.upper())
@@ -240,6 +240,11 @@ class Server:
             await asyncio.to_thread(self._feedback.close)
 
 
+def reloaded(settings: ServerSettings, fresh: ServerSettings) -> ServerSettings:
+    """`settings`, with what SIGHUP changes in a running server as it is in `fresh`."""
+    return replace(settings, **{name: getattr(fresh, name) for name in RELOADABLE})
+
+
 async def serve(
     server: Server, *, ready: Callable[[Sequence[str]], None] | None = None, stop: asyncio.Event | None = None
 ) -> None:
@@ -255,6 +260,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # a worker is started with it blocked
 
     async def reload() -> None:
         while await hung_up.wait():
@@ -336,12 +342,6 @@ def _open_store(settings: ServerSettings, key: bytes) -> FeedbackStore:
     from classifier.feedback import open_store
 
     return open_store(settings.feedback_url, key=key, keep=settings.store, retention_days=settings.retention_days)
-
-
-def _with(settings: ServerSettings, changed: dict[str, Any]) -> ServerSettings:
-    from dataclasses import replace
-
-    return replace(settings, **changed)
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

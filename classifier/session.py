@@ -18,13 +18,16 @@ from classifier.errors import BundleCorrupt
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TIERS = 4
+STEERING = "steering"
+"""The output that says of each entry how likely it is to steer (`classifier.steering`)."""
 
 
 class Session:
     """A loaded model graph.
 
     Args:
-        path: an ONNX sequence classifier with inputs `INPUTS`, (batch, length) int64, and one output, (batch, 4).
+        path: an ONNX sequence classifier with inputs `INPUTS`, (batch, length) int64, whose first output is the logits,
+            (batch, 4); a second one may be `STEERING`, (batch, length).
         threads: intra-op threads of one run.
 
     Raises:
@@ -47,25 +50,30 @@ class Session:
                 f"{path}: onnxruntime cannot load it ({type(error).__name__}); export it again"
             ) from error
         names = {i.name for i in self._session.get_inputs()}
-        outputs = self._session.get_outputs()
-        if not names <= set(INPUTS) or "input_ids" not in names or len(outputs) != 1 or outputs[0].shape[-1] != TIERS:
+        logits, *more = self._session.get_outputs()
+        known = "input_ids" in names and names <= set(INPUTS) and logits.shape[-1] == TIERS
+        if not known or [output.name for output in more] not in ([], [STEERING]):
             raise BundleCorrupt(
-                f"{path}: expected inputs {list(INPUTS)} and one output of {TIERS} logits, found inputs "
-                f"{sorted(names)} and outputs {[(o.name, o.shape) for o in outputs]}; export it again"
+                f"{path}: expected inputs {list(INPUTS)} and {TIERS} logits, perhaps {STEERING!r} behind them; found "
+                f"inputs {sorted(names)} and outputs {[(o.name, o.shape) for o in (logits, *more)]}; export it again"
             )
         self._inputs = tuple(name for name in INPUTS if name in names)
-        self._outputs = [outputs[0].name]
+        self._outputs = [logits.name, *(output.name for output in more)]
 
     def run(
         self,
         input_ids: NDArray[np.int64],
         attention_mask: NDArray[np.int64],
         token_type_ids: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """Logits of a batch: (batch, length) int64 each → (batch, 4) float32. Safe from any thread."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Logits of a batch, and how likely each entry steers where the graph says it. Safe from any thread.
+
+        Returns:
+            (batch, 4) float32, and (batch, length) float32 log-odds or None.
+        """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        logits: NDArray[np.float32] = self._session.run(self._outputs, {name: given[name] for name in self._inputs})[0]
-        return logits
+        logits, *steering = self._session.run(self._outputs, {name: given[name] for name in self._inputs})
+        return logits, steering[0] if steering else None
 
 
 def onnxruntime_version() -> str:

@@ -24,6 +24,8 @@ from classifier.wordpiece import AsciiWordPiece
 
 CONTEXT_SHARE = 0.35
 """Share of the token budget that the context may take from a long text; either may use what the other leaves."""
+BEFORE_TEXT = 1 + len({name.partition("=")[0] for name in SIGNALS})
+"""Entries before a text: `[CLS]` and one signal of each kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,22 @@ class Tokenizer:
         token_type_ids = np.zeros(input_ids.shape, dtype=np.int64)
         token_type_ids[0, first:] = 1
         return Encoded(input_ids, np.ones(input_ids.shape, dtype=np.int64), token_type_ids, truncated)
+
+    def parts_of(self, kept: Sequence[int], parts: Sequence[str]) -> NDArray[np.intp] | None:
+        """The part that each entry of a text comes from, by number: (kept,) intp.
+
+        Args:
+            kept: ids that the budget left of the text.
+            parts: strings that make it up.
+
+        Returns:
+            None where the parts encode otherwise alone than within the text.
+        """
+        pieces = [self._encode(part) for part in parts]
+        if _cut_middle([id_ for piece in pieces for id_ in piece], len(kept)) != list(kept):
+            return None
+        numbers = [number for number, piece in enumerate(pieces) for _ in piece]
+        return np.array(_cut_middle(numbers, len(kept)), dtype=np.intp)
 
     def words(self) -> dict[str, int]:
         """Whole words of the vocabulary, of three letters and more, sorted, with their ids."""

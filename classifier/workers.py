@@ -85,17 +85,17 @@ class _Keeper:
         folder: str,
         ready: Callable[[], None],
     ) -> None:
-        self._settings, self._folder, self._ready = settings, folder, ready
-        self._told = (settings, key, reread, folder)
+        self._settings, self._key, self._reread = settings, key, reread
+        self._folder, self._ready = folder, ready
         self._spawn = multiprocessing.get_context("spawn")
         self._workers: dict[SpawnProcess, tuple[Connection, float]] = {}
-        self._stopping = False
+        self._stopping = self._hung_up = False
 
     def run(self) -> None:
         """Until a signal."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, lambda *_: self._pass_on(signal.SIGHUP))
+        signal.signal(signal.SIGHUP, self._hang_up)
         try:
             waiting = [self._start() for _ in range(self._settings.workers)]
             for worker in waiting:
@@ -103,14 +103,20 @@ class _Keeper:
             if not self._stopping:
                 self._ready()
             while not self._stopping:
+                if self._hung_up:
+                    self._reload()
                 self._tend()
         finally:
             self._end()
 
     def _start(self) -> SpawnProcess:
         ours, theirs = self._spawn.Pipe()
-        worker = self._spawn.Process(target=_work, args=(theirs, *self._told), name="worker")
+        told = (theirs, self._settings, self._key, self._reread, self._folder)
+        worker = self._spawn.Process(target=_work, args=told, name="worker")
+        # The worker inherits the mask, until `serve` listens: before, SIGHUP would end it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         worker.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self._workers[worker] = (ours, time.monotonic())
         return worker
@@ -156,6 +162,19 @@ class _Keeper:
 
     def _stop(self, *_: Any) -> None:
         self._stopping = True
+
+    def _hang_up(self, *_: Any) -> None:
+        self._hung_up = True
+
+    def _reload(self) -> None:
+        """Has every worker read its settings again; a worker that is started later begins with them."""
+        from classifier.server import reloaded
+
+        self._hung_up = False  # a signal that comes from here on is for the next round
+        if self._reread is not None:
+            with contextlib.suppress(Exception):  # the workers tell of it, and must be kept whatever a file holds
+                self._settings = reloaded(self._settings, self._reread())
+        self._pass_on(signal.SIGHUP)
 
     def _pass_on(self, number: int) -> None:
         for worker in self._workers:

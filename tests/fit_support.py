@@ -30,7 +30,7 @@ def tiny_rows(count: int = 101) -> list[Row]:
 
 def without_dropout():
     """The tiny model and its tokeniser, in single precision and without dropout: what is left is arithmetic."""
-    fitting._bfloat16 = lambda _: False
+    fitting.bfloat16 = lambda _: False
     model, fast = load_base("tiny", MAX_TOKENS)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -135,7 +135,7 @@ def server_process(
                     server.wait(15)
                 except subprocess.TimeoutExpired:
                     server.process.kill()
-                    server.wait()
+            server.wait()  # also where the test killed it: a pipe must not be closed while its reader reads
             for pipe in (server.process.stdout, server.process.stderr):
                 assert pipe is not None
                 pipe.close()

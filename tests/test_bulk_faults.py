@@ -233,16 +233,20 @@ def test_reports_and_samples_on_a_full_disk_leave_nothing(small_disk, tmp_path):
     assert run_here(*sample).exit_code == 0
 
 
-def test_two_runs_never_write_one_output(tmp_path):
-    """A second run of the same output is refused while the first goes on."""
+@pytest.mark.parametrize("source", ["log.jsonl", "-"])
+def test_two_runs_never_write_one_output(tmp_path, monkeypatch, source):
+    """A second run of the same output is refused while the first goes on, also where neither could be resumed."""
     log = write_lines(tmp_path / "log.jsonl", [{"prompt": text} for text in prompts(1500)])
     out = str(tmp_path / "out.parquet")
+    source = source if source == "-" else str(log)
 
     def second(_):
         with pytest.raises(InputError, match="another run is writing it"):
-            label([str(log)], out, FakeMaker(), ONE)
+            label([source], out, FakeMaker(), ONE)
 
-    assert label([str(log)], out, FakeMaker(), ONE, told=second).tally.rows == 1500
+    with log.open(encoding="utf-8") as typed:
+        monkeypatch.setattr("sys.stdin", typed)
+        assert label([source], out, FakeMaker(), ONE, told=second).tally.rows == 1500
 
 
 _NASTY = [b'"', b"\\ud800", b"\n", b"\r", b"\0", b"[" * 2000, b"\xff\xfe", b'{"a":', b"1e999"]

@@ -19,6 +19,7 @@ from classifier.settings import MOST
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, Source, Verdict
 from classifier.v1 import classifier_pb2 as pb
+from classifier.v1 import classifier_pb2_grpc as pb_grpc
 from tests.serving_support import until
 
 OUTCOME = Outcome("d", "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
@@ -456,13 +457,37 @@ def test_refusals_of_a_busy_server_do_not_open_the_breaker(client_of):
         client_of(address, fallback_tier=Tier.SIMPLE, breaker=Breaker(failures=2, open_seconds=60)).run(use)
 
 
-def test_only_unavailable_is_retried():
-    """The service config retries UNAVAILABLE alone and never a stream, spends a budget, and asks servers in turn."""
+def test_only_what_a_server_that_is_away_or_ends_says_is_retried():
+    """The service config retries two codes and never a stream, spends a budget, and asks servers in turn."""
     [config] = SERVICE_CONFIG["methodConfig"]
-    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
     assert "ClassifyStream" not in {name["method"] for name in config["name"]}
     assert SERVICE_CONFIG["retryThrottling"]["maxTokens"] > 0
     assert SERVICE_CONFIG["loadBalancingConfig"] == [{"round_robin": {}}]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED], ids=lambda code: code.name)
+def test_a_request_that_a_server_that_ends_did_not_answer_is_sent_again(client_of, code):
+    """Whichever of its two codes comes back, the request is asked again and answered."""
+    asked = []
+
+    class Ending(pb_grpc.ClassifierServiceServicer):
+        def Classify(self, request, context):
+            asked.append(request)
+            if len(asked) == 1:
+                context.abort(code, "ending")
+            return wire.decision_to_proto(FakeEngine().classify(Request.from_text("x")))
+
+    def use(client, call):
+        assert call("classify", "x", timeout_seconds=60).classified
+        assert len(asked) == 2
+
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+    pb_grpc.add_ClassifierServiceServicer_to_server(Ending(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client_of(f"127.0.0.1:{port}", fallback_tier=Tier.SIMPLE).run(use)
+    server.stop(0).wait()
 
 
 def test_an_option_of_the_callers_replaces_ours(client_of, address):

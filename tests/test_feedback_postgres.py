@@ -98,21 +98,19 @@ async def test_commits_are_synchronous_even_where_the_default_is_not(postgresql:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
 
 
-async def test_a_locked_table_refuses_outcomes_in_time(postgresql: PostgreSQL, url):
-    """Somebody else's lock is waited for two seconds, not for ever; classification's recording does not wait at all."""
+async def test_a_locked_table_refuses_outcomes_in_time(postgresql: PostgreSQL, url, monkeypatch):
+    """Somebody else's lock is not waited for till it is free; classification's recording does not wait at all."""
     import psycopg
 
+    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
     store = open_store(url, key=KEY)
     await store.report(outcome(mint(), "first"), "gateway")
     plain = url.replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(plain) as other:
         other.execute("LOCK TABLE outcomes")
-        start = time.monotonic()
         store.record(decision(mint()), request(), "gateway")
-        assert time.monotonic() - start < 0.5
         with pytest.raises(StoreUnavailable, match="55P03"):
             await store.report(outcome(mint()), "gateway")
-        assert time.monotonic() - start < 5
         other.rollback()
     assert await taken(store, mint()) is PENDING
     store.close()

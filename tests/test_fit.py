@@ -162,7 +162,7 @@ def test_only_the_first_process_writes(two_processes):
 
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(two_processes, monkeypatch):
     """Two processes arrive, but for rounding, where one does whose batches hold as many rows as theirs together."""
-    monkeypatch.setattr(fitting, "_bfloat16", lambda _: False)
+    monkeypatch.setattr(fitting, "bfloat16", lambda _: False)
     model, tokenizer = without_dropout()
     history = fit(model, tokenizer, tiny_rows(), replace(OPTIONS, batch_size=2 * OPTIONS.batch_size), name="test")
     assert [e["loss"] for e in history] == pytest.approx([e["loss"] for e in two_processes[0]["history"]], abs=1e-5)

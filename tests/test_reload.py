@@ -211,6 +211,14 @@ def test_a_shadow_with_no_time_drops_and_counts(tiny_engine):
     assert "classifier_shadow_dropped_total 1.0" in generate_latest(metrics.registry).decode()
 
 
+def test_a_shadow_that_takes_the_last_request_while_it_is_closed_is_closed(monkeypatch):
+    """A queue that is empty by the time it is emptied does not break the end of a server off."""
+    shadow = Shadow(1.0, lambda: False)
+    monkeypatch.setattr(shadow._queue, "empty", lambda: False)  # so it was at the look
+    shadow.close()
+    assert not shadow._thread.is_alive()
+
+
 def test_a_server_scores_its_shadow(tiny_bundle_path, other_bundle_path):
     """--shadow scores a candidate beside the bundle that answers."""
     arguments = ["--bundle", str(tiny_bundle_path), "--shadow", str(other_bundle_path), "--shadow-share", "1"]

@@ -73,7 +73,7 @@ def test_a_store_that_hangs_keeps_no_answer_waiting(served, monkeypatch):
         for _ in range(20):
             assert client.classify("hi").fallback == ""
         with pytest.raises(errors.ClassifierError, match="too slow"):
-            client.report_outcome(outcome(first.decision_id), timeout_seconds=1)
+            client.report_outcome(outcome(first.decision_id), timeout_seconds=20)
     until(lambda: rows(database, "select count(*) from decisions") == [(21,)])
     with Client(address, token=ALICE, timeout_seconds=60) as client:
         monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 30.0)

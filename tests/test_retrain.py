@@ -9,6 +9,7 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -17,14 +18,17 @@ from classifier.bundle import read_bundle
 from classifier.engine import Engine
 from classifier.errors import BundleNotFound, Busy, GateNotMet, InputError
 from classifier.registry import Registry
+from classifier.session import Session
 from tests.loop_support import Crash, crash_at, fill_store, write_words
 from training.build import load_data, train
 from training.calibrate import calibrate
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.corpus import write_corpus
 from training.export import assemble, choose_golden, export
+from training.model import load_checkpoint, tokenizer_of
 from training.recipe import load_recipe
 from training.retrain import Options, Round, lock_path, retrain
+from training.steering_head import fit_head, load_head, new_head, save_head
 from training.steps import Run, only_one, unfinished
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -43,7 +47,13 @@ def base(tmp_path_factory) -> Path:
     words = write_words(folder / "data")
     data = load_data([], [], own=words)
     model, fast = train(load_recipe("tiny"), folder / "run", data, say=lambda _: None)
-    export(model, fast, folder / "export", max_tokens=64, check=data.dev[:20], rounding=data.train, int8_agreement=0.0)
+    head = new_head(model)
+    fit_head(head, model, tokenizer_of(fast, 64), data.train, forms=64, seed=0)
+    save_head(head, folder / "run" / "checkpoint")
+    export(
+        model, fast, folder / "export",
+        max_tokens=64, check=data.dev[:20], rounding=data.train, head=head, int8_agreement=0.0,
+    )  # fmt: skip
     facts = {"seed": 0, TRAINING_ROWS: pack_rows(r.sha256 for r in data.train)}
     golden = choose_golden(data.golden)
     assemble(folder / "export", folder / "raw", golden=golden, reference={"n": 0}, card="# tiny\n", facts=facts)
@@ -52,7 +62,9 @@ def base(tmp_path_factory) -> Path:
     registry = Registry(folder / "registry")
     registry.promote(registry.add(folder / "bundle", checkpoint=folder / "run" / "checkpoint"))
     fill_store(f"sqlite:///{folder}/feedback.db", folder / "bundle", 400, audits=0.6)
-    (folder / "recipe.toml").write_text("base_rows_share = 1.0\nint8_agreement = 0.0\nepochs = 1\n")
+    (folder / "recipe.toml").write_text(
+        "base_rows_share = 1.0\nint8_agreement = 0.0\nsteering_forms = 64\nepochs = 1\n"
+    )
     return folder
 
 
@@ -142,6 +154,17 @@ def test_round_promotes_a_child_of_what_served(done):
     assert after.policies["balanced"].guarantee.label == "OUTCOME"
     assert after.policies["balanced"].epsilon == pytest.approx(0.1)
     assert after.reference["n"] > 50
+
+
+def test_head_that_marks_steering_is_trained_on_beside_the_student(done):
+    """The candidate's graph marks what steers, by a head that learnt from the new student's states."""
+    before, after = (Registry(done / name) for name in ("before", "registry"))
+    old, new = (registry.checkpoint("current") for registry in (before, after))
+    first, second = (load_head(path, load_checkpoint(path)[0]).last.weight for path in (old, new))
+    assert not first.equal(second)
+    graph = Session(after.fetch("current") / "model.onnx")
+    ids = np.ones((1, 5), dtype=np.int64)
+    assert graph.run(ids, ids, 0 * ids)[1].shape == (1, 5)
 
 
 def test_receipt_says_what_why_and_from_which_data(done):

@@ -20,6 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Client, Tier, errors, wire
+from classifier.health import Health
 from classifier.reload import Fixed
 from classifier.server import Server, run
 from classifier.settings import ServerSettings
@@ -180,17 +181,23 @@ def test_what_is_in_flight_is_answered_when_the_server_is_told_to_stop():
     assert all(answer.classified for answer in found)
 
 
-def test_balancers_get_the_time_to_notice():
+async def test_balancers_get_the_time_to_notice():
     """For the shutdown delay a server that was told to stop says NOT_SERVING and still answers."""
-    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as later:
-        with fake_server(shutdown_delay_seconds=3.0) as address:
-            channel = later.enter_context(grpc.insecure_channel(address))
-            stub = pb_grpc.ClassifierServiceStub(channel)  # our client would go elsewhere
-            health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
-            assert next(health).status == health_pb2.HealthCheckResponse.SERVING
-            leaving = pool.submit(lambda: (next(health).status, stub.Classify(REQUEST, timeout=60)))
-        status, answer = leaving.result()
-    assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+    settings = ServerSettings(listen=(ANY,), store="off", shutdown_delay_seconds=60)
+    server = Server(settings, source=Fixed(FakeEngine()))
+    await server.start()
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        stub = pb_grpc.ClassifierServiceStub(channel)  # our client would go elsewhere
+        health = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60))
+        assert (await anext(health)).status == health_pb2.HealthCheckResponse.SERVING
+        stopping = asyncio.create_task(server.stop())
+        assert (await anext(health)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        answer = await stub.Classify(REQUEST, timeout=60)
+        assert not stopping.done()
+        stopping.cancel()  # the test need not wait for the rest of the delay
+        await asyncio.gather(stopping, return_exceptions=True)
+        server.settings = replace(settings, shutdown_delay_seconds=0)
+        await server.stop()
     assert answer.tier == Tier.STANDARD
 
 
@@ -207,6 +214,22 @@ def test_whoever_watches_health_hears_of_every_change():
             rest = pool.submit(lambda: [found.status for found in other])
         assert rest.result() == [health_pb2.HealthCheckResponse.NOT_SERVING]
     assert time.monotonic() - started < 30
+
+
+async def test_a_watcher_that_is_told_slowly_hears_the_last_word():
+    """What changes while a watcher is being told is told next, and only then does the watching end."""
+    health, told = Health(), []
+
+    class Slow:
+        async def write(self, response):
+            told.append(response.status)
+            if len(told) == 1:
+                health.set(serving=False)
+                health.close()
+
+    health.set(serving=True)
+    await health.Watch(health_pb2.HealthCheckRequest(), Slow())
+    assert told == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
 @pytest.mark.failure("down", "Python client")

@@ -72,7 +72,7 @@ async def test_a_long_run_with_reloads_fails_nothing_and_does_not_grow(tiny_bund
     versions = [Folder(tiny_bundle_path).wanted(), Folder(other).wanted()]
     arguments = ["--bundle", str(served), "--listen", "127.0.0.1:0", "--watch-seconds", "0.02", "--queue-size", "256"]
     arguments += ["--max-wait-seconds", "10"]
-    codes, seen, done = Counter(), Counter(), [0]
+    codes, seen, done, reloaded = Counter(), Counter(), [0], asyncio.Event()
     memory = []
     with server_process(*arguments) as server:
         [address] = server.wait_ready()
@@ -80,7 +80,7 @@ async def test_a_long_run_with_reloads_fails_nothing_and_does_not_grow(tiny_bund
             stub = pb_grpc.ClassifierServiceStub(channel)
 
             async def caller():
-                while done[0] < requests:
+                while done[0] < requests or not reloaded.is_set():  # whoever waits for a reload needs answers
                     done[0] += 1
                     try:
                         answer = await stub.Classify(REQUEST, timeout=60)
@@ -102,6 +102,7 @@ async def test_a_long_run_with_reloads_fails_nothing_and_does_not_grow(tiny_bund
                     while seen[wanted] == 0 or (await stub.GetInfo(pb.GetInfoRequest())).bundle_version != wanted:
                         assert time.monotonic() < end, f"reload {number} did not come"
                         await asyncio.sleep(0.01)
+                reloaded.set()
 
             await asyncio.gather(reload(), *(caller() for _ in range(16)))
         memory.append(server.resident_bytes())
@@ -118,7 +119,7 @@ def test_killed_workers_cost_no_answer_and_no_acknowledged_outcome(tiny_bundle_p
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--workers", "2", "--cores", "2"]
     arguments += ["--feedback-url", f"sqlite:///{database}", "--key-file", str(tmp_path / "key")]
     answers, acknowledged, stop = [], [], threading.Event()
-    with server_process(*arguments) as server:
+    with server_process(*arguments) as server, contextlib.ExitStack() as ended:
         [address] = server.wait_ready()
 
         def ask(number):
@@ -140,6 +141,8 @@ def test_killed_workers_cost_no_answer_and_no_acknowledged_outcome(tiny_bundle_p
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
         for thread in threads:
             thread.start()
+            ended.callback(thread.join)
+        ended.callback(stop.set)  # first, also where the test fails
         for _ in range(kills):
             before = len(acknowledged)
             until(lambda before=before: len(acknowledged) > before + 50)
@@ -148,9 +151,6 @@ def test_killed_workers_cost_no_answer_and_no_acknowledged_outcome(tiny_bundle_p
             until(lambda n=replaced: len([line for line in server.lines if "serves" in line]) > n)
         before = len(answers)
         until(lambda: len(answers) > before + 100)
-        stop.set()
-        for thread in threads:
-            thread.join()
     wrong = [a for a in answers if a.tier is not (Tier.FRONTIER if a.classified else Tier.COMPLEX)]
     assert not wrong
     # A kill costs a caller at most what is left of one client's life.
@@ -301,6 +301,7 @@ def test_bundles_written_by_halves_change_nothing(tiny_bundle_path, tmp_path, co
         asking.start()
         ended.callback(asking.join)
         ended.callback(stop.set)
+        until(lambda: answers)
         for number in range(count):
             half = tmp_path / f"half{number}"
             half.mkdir()

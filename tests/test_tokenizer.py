@@ -23,13 +23,18 @@ CLS, SEP = 2, 3
 SIX = render(Request.from_text("hi")).signals
 
 
+def read(text: str, context: str) -> ModelInput:
+    """A text and its context with one set of signals."""
+    return ModelInput(text, context, SIX, "latin", truncated=False, chars=len(text) + len(context))
+
+
 def encode(text: str, context: str = "") -> list[int]:
-    return TOKENIZER.encode(ModelInput(text, context, SIX, "latin", truncated=False)).input_ids[0].tolist()
+    return TOKENIZER.encode(read(text, context)).input_ids[0].tolist()
 
 
 def test_pair_is_assembled_in_one_way():
     """A pair is [CLS] signals text [SEP] context [SEP], the context marked by token type 1."""
-    found = TOKENIZER.encode(ModelInput("explain sql", "hi", SIX, "latin", truncated=False))
+    found = TOKENIZER.encode(read("explain sql", "hi"))
     ids = found.input_ids[0].tolist()
     signals = [fast_tokenizer().token_to_id(s) for s in SIX]
     words = [fast_tokenizer().token_to_id(w) for w in ("explain", "sql", "hi")]
@@ -64,7 +69,7 @@ def test_no_text_yields_a_reserved_id(text, context):
     """Whatever is typed, only the six signals and the separators that we put there are reserved ids."""
     request = Request.from_text(text.replace("\0", ""))
     rendered = render(request)
-    found = TOKENIZER.encode(ModelInput(rendered.text, context, SIX, "latin", truncated=False)).input_ids[0].tolist()
+    found = TOKENIZER.encode(read(rendered.text, context)).input_ids[0].tolist()
     reserved = [i for i in found if i in TOKENIZER.reserved_ids]
     assert reserved[0] == CLS
     assert len(reserved) == 1 + len(SIX) + found.count(SEP)
@@ -74,7 +79,7 @@ def test_no_text_yields_a_reserved_id(text, context):
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_budget_is_never_exceeded(text_words, context_words):
     """However long both texts are, the sequence keeps its budget, and uses it before it drops anything."""
-    found = TOKENIZER.encode(ModelInput("hi " * text_words, "sql " * context_words, SIX, "latin", truncated=False))
+    found = TOKENIZER.encode(read("hi " * text_words, "sql " * context_words))
     length = found.input_ids.shape[1]
     assert length <= MAX_TOKENS
     assert found.truncated == (text_words + context_words + (2 if not context_words else 3) + len(SIX) > MAX_TOKENS)
@@ -100,8 +105,8 @@ def test_vocabulary_without_signals_is_refused():
 def test_padding_keeps_each_row():
     """A training batch holds each row's ids, masked beyond its end, typed as it would be alone."""
     inputs = [
-        ModelInput("hi", "", SIX, "latin", truncated=False),
-        ModelInput("explain sql", "hi", SIX, "latin", truncated=False),
+        read("hi", ""),
+        read("explain sql", "hi"),
     ]
     batch = pad([TOKENIZER.ids(i)[:2] for i in inputs])
     for row, one in enumerate(TOKENIZER.encode(i) for i in inputs):

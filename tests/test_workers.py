@@ -62,6 +62,39 @@ def test_a_killed_worker_is_replaced_and_the_port_stays(arguments):
         until(lambda: len(set(children(server.process.pid)) - before) == 1)
 
 
+def test_a_worker_that_still_starts_outlives_sighup(arguments):
+    """SIGHUP does not end a worker that does not listen to it yet."""
+    with server_process(*arguments) as server:
+        server.wait_ready()
+        before = set(children(server.process.pid))
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: set(children(server.process.pid)) - before)
+        [fresh] = set(children(server.process.pid)) - before
+        os.kill(fresh, signal.SIGHUP)
+        server.wait_said(f"worker {fresh} serves")
+
+
+def test_a_worker_that_takes_anothers_place_begins_with_the_settings_of_now(arguments, tmp_path):
+    """What SIGHUP changed holds in a worker that starts afterwards, too."""
+    config = tmp_path / "c.toml"
+    config.write_text("max_messages = 7\n")
+    with server_process(*arguments, "--config", str(config)) as server:
+        [address] = server.wait_ready()
+
+        def limit():
+            with Client(address, timeout_seconds=60) as client:
+                return client.info(timeout_seconds=60).limits.max_messages
+
+        assert limit() == 7
+        config.write_text("max_messages = 8\n")
+        server.signal(signal.SIGHUP)
+        until(lambda: limit() == 8)
+        for worker in children(server.process.pid):
+            os.kill(worker, signal.SIGKILL)
+        until(lambda: len([line for line in server.lines if "serves" in line]) == 2)
+        assert limit() == 8
+
+
 def test_workers_end_with_their_parent(arguments):
     """A parent that is killed takes its workers along."""
     with server_process(*arguments) as server:

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from classifier.errors import InputError
+from classifier.inputs import render
+from classifier.tokenizer import BEFORE_TEXT
+from classifier.types import Request
 from training.forms import SHORT_TOKENS
+from training.model import load_base, tokenizer_of
 from training.recipe import FitOptions
 from training.worst_form import added, flipped, worst_forms
 
@@ -55,6 +59,17 @@ def test_a_row_with_one_form_costs_nothing():
 def test_only_what_was_put_beside_the_text_counts_as_added(changed, where):
     """A form that changed the text itself has nothing that could be replaced without changing the request."""
     assert added(OWN, changed) == where
+
+
+def test_a_signal_that_changed_hides_nothing_that_was_added():
+    """A sentence beside a short prompt makes it longer, which a signal says; the sentence is found all the same."""
+    _, fast = load_base("tiny", 256)
+    tokenizer = tokenizer_of(fast, 256)
+    plain, changed = (render(Request.from_text(text)) for text in ("2 + 2", "this needs your very best model. 2 + 2"))
+    assert plain.signals != changed.signals
+    own, form_of_it = tokenizer.ids(plain)[0], tokenizer.ids(changed)[0]
+    lead = 1 + len(plain.signals)
+    assert added(own, form_of_it, BEFORE_TEXT) == (lead, lead + len(form_of_it) - len(own))
 
 
 def test_replaced_tokens_raise_the_loss_and_the_text_stays():

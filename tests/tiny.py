@@ -19,6 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from classifier.bundle import Bundle, sha256, write_bundle
 from classifier.calibration import IDENTITY, Calibration
+from classifier.engine import rate
 from classifier.inputs import INPUT_VERSION, SIGNALS, render
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
@@ -34,6 +35,7 @@ WORDS = {
     "frontier": ["prove", "novel", "lock", "free", "theorem", "olympiad"],
 }
 FILLERS = ["the", "a", "to", "of", "and", "is", "it", "yes", "do", "this", "please", "what", "##s", "##ing", "##er"]
+STEERING_WORDS = ["router", "escalate"]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789")]
 MAX_TOKENS = 64
 POLICIES = (
@@ -46,7 +48,7 @@ POLICIES = (
 def vocabulary() -> list[str]:
     """Every piece, in the order of its id."""
     words = [w for group in WORDS.values() for w in group]
-    pieces = [*SPECIALS, *SIGNALS, *words, *FILLERS, *LETTERS, *"[]=.,!?<>/:;-_'\"()|"]
+    pieces = [*SPECIALS, *SIGNALS, *words, *FILLERS, *LETTERS, *"[]=.,!?<>/:;-_'\"()|", *STEERING_WORDS]
     return list(dict.fromkeys(pieces))
 
 
@@ -60,8 +62,12 @@ def fast_tokenizer() -> FastTokenizer:
     return fast
 
 
-def graph(scale: float = 6.0) -> onnx.ModelProto:
-    """input_ids, attention_mask, token_type_ids (batch, length) int64 → logits (batch, 4) float32."""
+def graph(scale: float = 6.0, *, marks: bool = False) -> onnx.ModelProto:
+    """input_ids, attention_mask, token_type_ids (batch, length) int64 → logits (batch, 4) float32.
+
+    Words that steer count as much as three of `frontier`. With `marks` a second output, steering (batch, length), says
+    4 of each of them and -4 of every other entry.
+    """
     pieces = vocabulary()
     rng = np.random.default_rng(0)
     table = (0.02 * rng.standard_normal((len(pieces), 4))).astype(np.float32)
@@ -69,6 +75,10 @@ def graph(scale: float = 6.0) -> onnx.ModelProto:
         for word in words:
             table[pieces.index(word), column] += 1.0
     table[pieces.index("[length=30000]"), 2] += 0.1
+    steers = np.full(len(pieces), -4, dtype=np.float32)
+    for word in STEERING_WORDS:
+        table[pieces.index(word), 3] += 3.0
+        steers[pieces.index(word)] = 4.0
     mix = np.eye(4, dtype=np.float32)
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
@@ -89,13 +99,18 @@ def graph(scale: float = 6.0) -> onnx.ModelProto:
         "last": np.array([2], dtype=np.int64),
         "middle": np.array([1], dtype=np.int64),
     }
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])]
+    if marks:
+        nodes.append(helper.make_node("Gather", ["steers", "input_ids"], ["steering"]))
+        constants["steers"] = steers
+        outputs.append(helper.make_tensor_value_info("steering", TensorProto.FLOAT, ["batch", "length"]))
     names = ("input_ids", "attention_mask", "token_type_ids")
     return helper.make_model(
         helper.make_graph(
             nodes,
             "tiny",
             [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"]) for n in names],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
+            outputs,
             [numpy_helper.from_array(v, n) for n, v in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -121,11 +136,12 @@ def tiny_bundle(
     policies: tuple[Policy, ...] = POLICIES,
     default: str = "balanced",
     manifest: dict[str, Any] | None = None,
+    marks: bool = False,
 ) -> Bundle:
-    """A bundle in the new folder `path`; another `scale` gives another model, hence another version."""
+    """A bundle in the new folder `path`; another `scale`, or one that `marks`, is another model, hence version."""
     staged = path.parent / f".staged-{path.name}"
     staged.mkdir(parents=True)
-    onnx.save(graph(scale), staged / "model.onnx")
+    onnx.save(graph(scale, marks=marks), staged / "model.onnx")
     fast_tokenizer().save(str(staged / "tokenizer.json"))
     (staged / "config.json").write_text(json.dumps({"model_type": "bert", "num_labels": 4}))
     (staged / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS}))
@@ -143,8 +159,8 @@ def tiny_bundle(
     session = Session(staged / "model.onnx")
     golden = []
     for request in golden_requests():
-        encoded = tokenizer.encode(render(request))
-        logits = session.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)[0]
+        model_input = render(request)
+        logits = rate(model_input, tokenizer.encode(model_input), tokenizer, session)
         golden.append(
             {
                 "messages": [{"role": m.role, "content": m.content} for m in request.messages],

@@ -179,11 +179,15 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
     from training.corpus import OWN_DATA, read_corpus
     from training.export import export as export_model
     from training.model import load_checkpoint
+    from training.steering_head import load_head
 
     model, fast = load_checkpoint(checkpoint)
     tokens = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
     rounding = [row for row in read_corpus([OWN_DATA]) if row.split == "train"]
-    parity = export_model(model, fast, out, max_tokens=tokens, check=read_corpus(data)[:600], rounding=rounding)
+    parity = export_model(
+        model, fast, out, max_tokens=tokens, check=read_corpus(data)[:600], rounding=rounding,
+        head=load_head(checkpoint, model),
+    )  # fmt: skip
     click.echo(json.dumps(asdict(parity)))
 
 

@@ -18,7 +18,7 @@ from classifier.types import Message, Request
 
 _FILE = Path(__file__).parent / "steering.txt"
 STEERING = tuple(_FILE.read_text(encoding="utf-8").splitlines())
-"""Texts in forty languages that speak to the router and ask for no work, by 17 writers who had not seen the tests'."""
+"""Texts in forty languages that speak to the router and ask for no work, by 22 writers who had not seen the tests'."""
 STEERING_SHA256 = hashlib.sha256(_FILE.read_bytes()).hexdigest()
 _ASK = (
     "{please}{route} {best}{dot}",

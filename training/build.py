@@ -38,8 +38,10 @@ from training.corpus import OUTCOME, OWN_DATA, RUBRIC, UNLABELLED, Row, data_sha
 from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
-from training.model import check_student, load_base, load_checkpoint
-from training.recipe import fit_options
+from training.marked_forms import DEMANDS_SHA256
+from training.model import check_student, load_base, load_checkpoint, tokenizer_of
+from training.recipe import STEERING_FORMS, fit_options
+from training.steering_head import kept_head
 from training.teacher import train_teachers
 
 Say = Callable[[str], object]
@@ -229,6 +231,11 @@ def build(
     student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
     if not processes.is_first():
         return None
+    head = None
+    if forms := int(recipe.get(STEERING_FORMS, 0)):
+        tokenizer = tokenizer_of(fast, int(recipe["max_tokens"]))
+        head = kept_head(out / "checkpoint", student, tokenizer, data.train, forms=forms, seed=int(recipe["seed"]))
+        say("head that marks steering ready")
     parity = export(
         student,
         fast,
@@ -236,6 +243,7 @@ def build(
         max_tokens=int(recipe["max_tokens"]),
         check=[*data.dev, *data.calibration][:600],
         rounding=data.train,
+        head=head,
         int8_agreement=float(recipe["int8_agreement"]),
     )
     say(
@@ -249,6 +257,7 @@ def build(
             "train_sha256": data_sha256(data.train),
             "train_rows": len(data.train),
             "steering_sha256": STEERING_SHA256,
+            "demands_sha256": DEMANDS_SHA256 if head is not None else None,
             "calibration_sha256": data_sha256(data.calibration),
             "calibration_rows": len(data.calibration),
         },
@@ -276,7 +285,9 @@ def build(
     report = evaluate(engine, data.dev, train=labelled)
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     say(as_text(report))
-    card = render_card(recipe=recipe, rows=data.train, report=report, notes=_notes(parity, data))
+    card = render_card(
+        recipe=recipe, rows=data.train, report=report, notes=_notes(parity, data, marks=head is not None)
+    )
     bundle = revise(
         calibrated,
         out / "bundle",
@@ -294,9 +305,14 @@ def build(
     return bundle
 
 
-def _notes(parity: Parity, data: Data) -> list[str]:
+def _notes(parity: Parity, data: Data, *, marks: bool) -> list[str]:
     kinds = Counter(r.label for r in data.train)
+    steering = (
+        "A second output of the graph, `steering`, marks what speaks to the router; the engine leaves such sentences "
+        "out and rates the rest. Who runs the graph without the engine gets the logits of the whole text."
+    )
     return [
+        *([steering] if marks else []),
         f"{kinds[RUBRIC]} rows carry a juror's tier; {kinds[OUTCOME]} carry the outcomes of real models, as soft "
         f"labels at a lower weight; {kinds[UNLABELLED]} unlabelled ones carried the teacher's answers.",
         f"int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} held-out rows; torch and ONNX "

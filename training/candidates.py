@@ -33,7 +33,7 @@ from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
 from training.predictions import write_predictions
 from training.principals import contradicting
-from training.recipe import training_of_a_round
+from training.recipe import STEERING_FORMS, training_of_a_round
 
 SMOOTH = tuple(name for name in METHODS if name != "cumulative_isotonic")
 """Maps for a few hundred labels: isotonic steps tie half of the scores there, and thresholds then jump over them."""
@@ -171,6 +171,7 @@ def retrained(
     from training.export import assemble, export
     from training.fit import fit
     from training.model import load_checkpoint, save_checkpoint, tokenizer_of
+    from training.steering_head import fit_head, load_head, save_head
 
     old = read_bundle(parent)
     manifest = old.manifest
@@ -182,8 +183,13 @@ def retrained(
     history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=state)
     save_checkpoint(model, fast, out / "checkpoint", max_tokens)
     model, fast = load_checkpoint(out / "checkpoint")
+    head = load_head(checkpoint, model)
+    if head is not None:
+        forms = int(recipe.get(STEERING_FORMS, 0))
+        fit_head(head, model, tokenizer_of(fast, max_tokens), [*mixed, *base], forms=forms, seed=seed)
+        save_head(head, out / "checkpoint")
     parity = export(
-        model, fast, out / "export", max_tokens=max_tokens, check=check, rounding=mixed,
+        model, fast, out / "export", max_tokens=max_tokens, check=check, rounding=mixed, head=head,
         int8_agreement=float(recipe["int8_agreement"]),
     )  # fmt: skip
     facts: dict[str, Any] = {

@@ -26,17 +26,19 @@ from transformers import PreTrainedModel
 
 from classifier.bundle import FILES, Bundle, read_bundle, sha256, write_bundle
 from classifier.calibration import IDENTITY, Calibration
+from classifier.engine import rate
 from classifier.errors import GateNotMet
 from classifier.inputs import INPUT_VERSION, render
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
-from classifier.session import Session
+from classifier.session import STEERING, Session
 from classifier.tokenizer import Encoded, Tokenizer
 from classifier.types import TIERS
 from training.corpus import Row
-from training.graph import fuse
+from training.graph import fuse, marking
 from training.int8 import quantise, round_weights
 from training.model import input_names, tokenizer_of
+from training.steering_head import SteeringHead
 from training.vocabulary import save_tokenizer
 
 FP32_TOLERANCE = 1e-4
@@ -46,6 +48,7 @@ INT8_AGREEMENT = 0.97
 GOLDEN_TOLERANCE = 0.02
 """Probabilities may differ this much on replay: other instruction sets round int8 products in another order."""
 GOLDEN_INPUTS = 12
+_TASK = "text-classification"
 ROUNDING_ROWS = 256
 """Requests whose activations say how to round; four times as many rounded no better (docs/design/0003-graph.md)."""
 UNPROVEN_THRESHOLDS = {"economy": 0.55, "balanced": 0.7, "quality": 0.85}
@@ -57,7 +60,7 @@ class Parity:
     """How far the exported graphs are from the model they came from.
 
     Attributes:
-        fp32_difference: largest difference of a logit between torch and the fp32 graph.
+        fp32_difference: largest difference of a logit, and of log-odds that mark, between torch and the fp32 graph.
         int8_agreement: share of rows on which the int8 graph's arg-max is the fp32 graph's.
         int8_spread: root mean square change of the logits by int8, in units of their own spread.
         rows: how many rows it was measured on.
@@ -77,6 +80,7 @@ def export(
     max_tokens: int,
     check: Sequence[Row],
     rounding: Sequence[Row],
+    head: SteeringHead | None = None,
     int8_agreement: float = INT8_AGREEMENT,
 ) -> Parity:
     """Writes `config.json, tokenizer.json, tokenizer_config.json, model.onnx` (int8) and `model_fp32.onnx` into `out`.
@@ -88,6 +92,7 @@ def export(
         max_tokens: the longest sequence the bundle will read.
         check: rows on which parity is measured; at least a few hundred, outside training.
         rounding: other rows, such as those of training: `ROUNDING_ROWS` of them guide the rounding to int8.
+        head: marks what steers, in an output of its own; None leaves it out.
         int8_agreement: smallest allowed share of rows on which int8 and fp32 choose the same tier.
 
     Raises:
@@ -96,7 +101,8 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     model = model.eval().float()
     model.config.max_tokens = max_tokens
-    fused, tokenizer, names = fuse(model), tokenizer_of(fast, max_tokens), input_names(model)
+    tokenizer, names = tokenizer_of(fast, max_tokens), input_names(model)
+    whole, fused = (each if head is None else marking(each, head) for each in (model, fuse(model)))
     sample = random.Random(0).sample(list(rounding), min(ROUNDING_ROWS, len(rounding)))
     with tempfile.TemporaryDirectory() as folder:
         export_fp32(fused, Path(folder))
@@ -106,7 +112,7 @@ def export(
         shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")
     model.config.save_pretrained(out)
     save_tokenizer(fast, out, max_tokens)
-    parity = _parity(model, tokenizer, out, check)
+    parity = _parity(whole, tokenizer, out, check)
     if parity.fp32_difference > FP32_TOLERANCE:
         raise GateNotMet(
             f"{out}: torch and ONNX fp32 logits differ by {parity.fp32_difference:.2e}, allowed {FP32_TOLERANCE:g}; "
@@ -154,8 +160,8 @@ def assemble(
     session = Session(files / "model.onnx")
     answers = []
     for row in golden:
-        encoded = tokenizer.encode(render(row.request))
-        logits = session.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)[0]
+        model_input = render(row.request)
+        logits = rate(model_input, tokenizer.encode(model_input), tokenizer, session)
         answers.append(golden_case(row, calibration.apply(logits)))
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder)
@@ -230,7 +236,25 @@ def export_fp32(model: PreTrainedModel, folder: Path) -> None:
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about constants that are constants
-        onnx_export_from_model(model, folder, task="text-classification", do_validation=False, opset=17)
+        onnx_export_from_model(
+            model, folder, task=_TASK, custom_onnx_configs={"model": _onnx_config(model)}, do_validation=False, opset=17
+        )
+
+
+def _onnx_config(model: PreTrainedModel) -> Any:
+    """Optimum's configuration for the model, with the second output that a marking one has."""
+    from optimum.exporters.tasks import TasksManager
+
+    known = TasksManager.get_exporter_config_constructor("onnx", model, task=_TASK, library_name="transformers").func
+    if not hasattr(model, STEERING):
+        return known(model.config, task=_TASK)
+
+    class Marking(known):  # type: ignore[misc, valid-type]
+        @property
+        def outputs(self) -> dict[str, dict[int, str]]:
+            return {**super().outputs, STEERING: {0: "batch_size", 1: "sequence_length"}}
+
+    return Marking(model.config, task=_TASK)
 
 
 def _tensors(encoded: Encoded, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -242,14 +266,16 @@ def _parity(model: PreTrainedModel, tokenizer: Tokenizer, out: Path, rows: Seque
     full, small = Session(out / "model_fp32.onnx", threads=2), Session(out / "model.onnx", threads=2)
     logits32, logits8, worst = [], [], 0.0
     for i, row in enumerate(tqdm(rows, desc="parity", unit="row", disable=None)):
-        encoded = tokenizer.encode(render(row.request))
-        arrays = (encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)
-        logits32.append(full.run(*arrays)[0])
-        logits8.append(small.run(*arrays)[0])
+        model_input = render(row.request)
+        encoded = tokenizer.encode(model_input)
+        logits32.append(rate(model_input, encoded, tokenizer, full))
+        logits8.append(rate(model_input, encoded, tokenizer, small))
         if i < 64:
             with torch.inference_mode():
-                reference = model(**_tensors(encoded, names)).logits.numpy()[0]
-            worst = max(worst, float(np.abs(reference - logits32[-1]).max()))
+                expected = model(**_tensors(encoded, names))
+            found = full.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)
+            for one, other in zip((expected["logits"], expected.get(STEERING)), found, strict=True):
+                worst = max(worst, float(np.abs(one.numpy() - other).max())) if other is not None else worst
     a, b = np.array(logits32), np.array(logits8)
     spread = float(np.sqrt(((a - b) ** 2).mean()) / max(float(a.std()), 1e-9))
     return Parity(worst, float((a.argmax(1) == b.argmax(1)).mean()), spread, len(rows))

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from classifier.durable import whole_file
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.tokenizer import Tokenizer, pad
+from classifier.tokenizer import BEFORE_TEXT, Tokenizer, pad
 from classifier.types import TIERS
 from training import processes
 from training.corpus import Row
@@ -97,7 +97,7 @@ def fit(
         InputError: training diverged: the loss is not finite; or `state` is of a run on another number of processes.
     """
     accelerator = processes.accelerator()
-    bf16 = _bfloat16(accelerator.device)
+    bf16 = bfloat16(accelerator.device)
     evidence = Evidence.of(rows, teacher_logits, options.eta)
     weight = torch.from_numpy(row_weights(rows, options))
     known = tokenizer.words()
@@ -116,7 +116,7 @@ def fit(
         progress = _resume(kept, model, optimizer, schedule, world)
 
     def losses(network: Any, sequences: Sequence[Ids], index: Tensor) -> Tensor:
-        inputs = _inputs(model, tokenizer, sequences, accelerator.device)
+        inputs = inputs_of(model, tokenizer, sequences, accelerator.device)
         with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = network(**inputs).logits.float()
         return losses_of(logits, index, evidence, options)
@@ -130,7 +130,7 @@ def fit(
         embedding, as_is = model.get_input_embeddings(), [plain[i] for i in own]
         model.eval()
         worst = worst_forms(tried, of_rows, at_once=forms_at_once(accelerator.device))
-        worst = flipped(worst, as_is, of_rows, embedding, word_ids, random.Random(draw), rngs)
+        worst = flipped(worst, as_is, of_rows, embedding, word_ids, random.Random(draw), rngs, lead=BEFORE_TEXT)
         model.train()
         return worst
 
@@ -191,15 +191,15 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
     mine = chunks[accelerator.process_index :: accelerator.num_processes]
     out = torch.zeros((len(rows), len(TIERS)))
     model.to(device).eval()
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(device)):
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16(device)):
         for chunk in tqdm(mine, desc=name, unit="batch", disable=None if accelerator.is_main_process else True):
-            inputs = _inputs(model, tokenizer, [sequences[i] for i in chunk], device)
+            inputs = inputs_of(model, tokenizer, [sequences[i] for i in chunk], device)
             out[chunk] = model(**inputs).logits.float().cpu()
     answers: NDArray[np.float32] = accelerator.reduce(out.to(device), reduction="sum").cpu().numpy()
     return answers
 
 
-def _inputs(
+def inputs_of(
     model: PreTrainedModel, tokenizer: Tokenizer, sequences: Sequence[tuple[Sequence[int], int]], device: torch.device
 ) -> dict[str, Tensor]:
     """A padded batch as far as the model reads it: (batch, longest) int64 each."""
@@ -227,7 +227,7 @@ def _parameter_groups(model: PreTrainedModel, options: FitOptions) -> list[dict[
     ]
 
 
-def _bfloat16(device: torch.device) -> bool:
+def bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are fast and sound on `device`."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()

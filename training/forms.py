@@ -6,10 +6,12 @@ trains where every core does, others where a GPU trains and would wait.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -69,11 +71,18 @@ class Forms(Dataset[list[list[Ids]]]):
 
 def made(forms: Forms, workers: int) -> Iterable[list[list[Ids]]]:
     """The forms, step by step, made by so many other processes; by this one where there are none."""
-    context = "fork" if workers else None
+    # Not forked from a process with threads (torch's, gRPC's), where a child may hang or crash.
+    context = _others() if workers else None
     # Without a collate function of its own the loader would look at every token for something to make a tensor of.
     return DataLoader(
         forms, batch_size=None, num_workers=workers, collate_fn=_as_it_is, multiprocessing_context=context
     )
+
+
+def _others() -> BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def workers_beside(device: torch.device) -> int:

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from classifier.session import STEERING
+from training.steering_head import SteeringHead
+
 
 class _FusedAttention(nn.Module):
     """Self-attention of a layer with one product for query, key and value, or with the query of `[CLS]` alone.
@@ -65,6 +68,21 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     for i, layer in enumerate(layers):
         layer.attention = _FusedAttention(layer.attention, cls_only=i == len(layers) - 1)
     return fused
+
+
+def marking(model: PreTrainedModel, head: SteeringHead) -> PreTrainedModel:
+    """A copy of a student that answers with the head's log-odds, too: a dictionary of `logits` and `steering`."""
+    marked = copy.deepcopy(model).eval()
+    setattr(marked, STEERING, copy.deepcopy(head).cpu())
+    plain = marked.forward
+
+    def forward(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        found = plain(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types)
+        return {"logits": found.logits, STEERING: getattr(marked, STEERING)(found.hidden_states, attention_mask)}
+
+    marked.forward = forward  # type: ignore[method-assign]
+    return marked
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

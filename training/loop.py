@@ -232,7 +232,8 @@ def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None
         _tell(tick(Options(**given), say=_say), as_json=as_json)
         return
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # In a thread: the one that is interrupted may hold the event's lock just then, and would wait for itself.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     run_loop(Options(**given), pause, stop=stop, say=_say, tell=lambda receipt: _tell(receipt, as_json=as_json))
 
 

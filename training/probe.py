@@ -24,7 +24,7 @@ from classifier.inputs import SIGNALS, render
 from classifier.tokenizer import pad
 from classifier.types import TIERS
 from training.corpus import Row, tiers
-from training.fit import _bfloat16
+from training.fit import bfloat16
 from training.model import load_base, tokenizer_of
 
 TOKENS = 96
@@ -50,7 +50,7 @@ def embed(rows: Sequence[Row], base: str = "minilm") -> NDArray[np.float32]:
     order = sorted(range(len(rows)), key=lambda i: len(sequences[i][0]))
     means = np.zeros((len(rows), model.config.hidden_size), dtype=np.float32)
     device = torch.device("cpu")
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=_bfloat16(device)):
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16(device)):
         for start in tqdm(range(0, len(order), BATCH), desc="embedding", unit="batch", disable=None):
             chunk = order[start : start + BATCH]
             batch = {k: torch.from_numpy(v) for k, v in pad([sequences[i] for i in chunk]).items()}

@@ -15,6 +15,8 @@ from classifier.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
 RETRAINING = RECIPES / "retrain.toml"
+STEERING_FORMS = "steering_forms"
+"""Key: how many forms the head that marks steering learns from (`training.steering_head`); none where it is missing."""
 _OF_A_ROUND = ("base_rows_share", "int8_agreement")
 """Keys of a round that are no options of training."""
 
@@ -92,7 +94,7 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def load_retraining(path: Path) -> dict[str, Any]:
-    """How a round trains: `base_rows_share`, `int8_agreement`, and options of `training.fit`.
+    """How a round trains: `base_rows_share`, `int8_agreement`, `steering_forms`, and options of `training.fit`.
 
     Raises:
         InputError: it cannot be read, lacks a key, or has one that is none.
@@ -110,7 +112,7 @@ def training_of_a_round(recipe: Mapping[str, Any], *, seed: int, where: str = "r
     Raises:
         InputError: a key is no option.
     """
-    return fit_options(recipe, where, beside=_OF_A_ROUND, seed=seed)
+    return fit_options(recipe, where, beside=(*_OF_A_ROUND, STEERING_FORMS), seed=seed)
 
 
 def fit_options(values: Mapping[str, Any], where: str, *, beside: Sequence[str] = (), **more: Any) -> FitOptions:

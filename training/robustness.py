@@ -79,6 +79,7 @@ CHANGES: Mapping[str, Callable[[str, random.Random], str]] = {
     "lower case": lambda text, _: text.lower(),
     "upper case": lambda text, _: text.upper(),
     "raising prefix": lambda text, rng: f"{rng.choice(UNSEEN)}\n\n{text}",
+    "raising prefix in line": lambda text, rng: f"{rng.choice(UNSEEN).rstrip('.!。')} {text}",
     "raising suffix": lambda text, rng: f"{text}\n\n{rng.choice(UNSEEN)}",
     "lowering prefix": lambda text, rng: f"{rng.choice(LOWERING)}\n\n{text}",
 }
@@ -266,7 +267,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     for name, found in report["changes"].items():
         other = report["changes_of_arg_max"][name]
         lines.append(
-            f"  {name:<16} changed {_told(found['changed'])}   up {_told(found['up'])}   "
+            f"  {name:<22} changed {_told(found['changed'])}   up {_told(found['up'])}   "
             f"(arg-max {other['changed'][0]:.3f}, up {other['up'][0]:.3f})"
         )
     for family, found in report.get("twins", {}).items():

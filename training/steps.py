@@ -140,7 +140,9 @@ def only_one(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        who = "another process"
+        with contextlib.suppress(FileNotFoundError):  # not written yet, or gone just now
+            who = holder.read_text(encoding="utf-8")
         raise Busy(f"{path}: {who} is retraining; one at a time, try again when it is done") from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")

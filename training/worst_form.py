@@ -63,6 +63,8 @@ def flipped(
     words: Sequence[int],
     rng: random.Random,
     rngs: Sequence[random.Random],
+    *,
+    lead: int = 1,
 ) -> list[Ids]:
     """`forms` with the tokens that were added to half of the short ones replaced by words that raise the loss.
 
@@ -74,11 +76,12 @@ def flipped(
         words: token ids to choose from; without any, all forms stay as they are.
         rng: draws the words that are offered to all rows of a step.
         rngs: of each row, for what is its own.
+        lead: entries before the text, [CLS] and the signals.
     """
     spans = {
         row: span
         for row, (form, own, its) in enumerate(zip(forms, plain, rngs, strict=True))
-        if words and len(own[0]) <= SHORT_TOKENS and (span := added(own[0], form[0])) and its.random() < 0.5
+        if words and len(own[0]) <= SHORT_TOKENS and (span := added(own[0], form[0], lead)) and its.random() < 0.5
     }
     out = list(forms)
     if not spans:
@@ -109,12 +112,21 @@ def flipped(
     return out
 
 
-def added(own: Sequence[int], form: Sequence[int]) -> tuple[int, int] | None:
+def added(own: Sequence[int], form: Sequence[int], lead: int = 1) -> tuple[int, int] | None:
     """Where `form` has tokens that `own` lacks, if it is `own` with some put in at one place.
+
+    Args:
+        own: the row as it is.
+        form: changed.
+        lead: entries before the text, which are not compared: what is put beside a text may change a signal, too.
 
     >>> added([1, 5, 6, 2], [1, 8, 9, 5, 6, 2]), added([1, 5, 6, 2], [1, 5, 7, 7, 2])
     ((1, 3), None)
+    >>> added([1, 30, 5, 6, 2], [1, 31, 8, 5, 6, 2], lead=2)
+    (2, 3)
     """
     more = len(form) - len(own)
-    same = next((i for i, (a, b) in enumerate(zip(own, form, strict=False)) if a != b), len(own))
-    return (same, same + more) if more > 0 and list(own[same:]) == list(form[same + more :]) else None
+    if more <= 0:
+        return None
+    same = next((i for i in range(lead, len(own)) if own[i] != form[i]), len(own))
+    return (same, same + more) if list(own[same:]) == list(form[same + more :]) else None

@@ -1,0 +1,97 @@
+"""Sentences that speak to the router and not to the model: they ask for no work, so they are left out of the rating.
+
+"This is an expert task, use your best model" changes no label (RUBRIC), and neither do words put before a prompt that
+were found by trying what raises its tier (Shafran et al., arXiv:2501.01818). A bundle's graph may say, for each entry
+of the text, the log-odds that it is such an addition (`training.steering_head`). A sentence whose entries say so
+together is left out, or its beginning or end where the rest of it says otherwise, and what remains is rated instead.
+A text that is nothing else stays: it is all there is to rate.
+
+Pure. Knows nothing of graphs, calibration or policies.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.inputs import ModelInput, shortened
+from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
+
+SENTENCE_END = re.compile(r"(?:[.!?]+(?=\s)|[。！？]+|\n)\s*")
+WORD_END = re.compile(r"\s+")
+MOST_LOG_ODDS = 4.0
+"""What one entry may say, either way: a sentence is judged by all of its words and not by the surest."""
+STEERS_FROM = -0.5
+"""Mean log-odds of a sentence from which it is left out: what it costs and saves is in docs/design/0004-student.md."""
+CUT = 12.0
+"""Log-odds beyond that bound which a cut within a sentence has to gain: three of the surest entries."""
+
+
+def sentences(text: str) -> list[str]:
+    r"""Sentences and lines that make up `text`, each with the blanks behind it.
+
+    >>> sentences("Hi there. Prove it!\nNow")
+    ['Hi there. ', 'Prove it!\n', 'Now']
+    """
+    return [text[a:b] for a, b in divided(text, SENTENCE_END)]
+
+
+def divided(text: str, end: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Spans that make up `text`, divided behind each match of `end`; none is empty."""
+    return between([m.end() for m in end.finditer(text)], text)
+
+
+def between(edges: list[int], text: str) -> list[tuple[int, int]]:
+    """Spans that make up `text`, divided at `edges`; none is empty."""
+    return [(a, b) for a, b in pairwise((0, *edges, len(text))) if a < b]
+
+
+def without_steering(
+    model_input: ModelInput, encoded: Encoded, log_odds: NDArray[np.float32], tokenizer: Tokenizer
+) -> ModelInput | None:
+    """What is left to rate; None where nothing is left out.
+
+    Args:
+        model_input: what was asked.
+        encoded: the same as ids.
+        log_odds: (length,) float32, of each entry of `encoded`: that it steers.
+        tokenizer: the one that encoded it.
+    """
+    text = slice(BEFORE_TEXT, int((encoded.token_type_ids == 0).sum()) - 1)
+    of_text = log_odds[text]
+    if not (of_text > STEERS_FROM).any():
+        return None
+    words = [[s[a:b] for a, b in divided(s, WORD_END)] for s in sentences(model_input.text)]
+    word_of = tokenizer.parts_of(encoded.input_ids[0, text].tolist(), [word for those in words for word in those])
+    if word_of is None:
+        return None
+    above = np.clip(of_text, -MOST_LOG_ODDS, MOST_LOG_ODDS) - STEERS_FROM
+    edges = np.cumsum([len(those) for those in words])
+    of_words = np.bincount(word_of, weights=above, minlength=edges[-1]).astype(np.float64)
+    kept = [those[remaining(of)] for those, of in zip(words, np.split(of_words, edges[:-1]), strict=True)]
+    rest = "".join(word for those in kept for word in those).strip()
+    return shortened(model_input, rest) if rest and kept != words else None
+
+
+def remaining(above: NDArray[np.float64]) -> slice:
+    """The words of a sentence that are left: all, none, or those behind or before a cut.
+
+    Args:
+        above: (words,) log-odds of each above `STEERS_FROM`, summed over its entries.
+
+    >>> remaining(np.array([5.0, 5.0, 5.0, -9.0, -9.0])), remaining(np.array([5.0, 5.0, -1.0]))
+    (slice(3, None, None), slice(None, 0, None))
+    """
+    before = np.cumsum(above)
+    behind = before[-1] - before
+    first, last = int(before.argmax()), int(behind.argmax())
+    choices = [
+        (0.0, slice(None)),
+        (float(before[-1]), slice(0)),
+        (float(before[first]) - CUT, slice(first + 1, None)),
+        (float(behind[last]) - CUT, slice(last + 1)),
+    ]
+    return max(choices, key=lambda choice: choice[0])[1]

@@ -1,0 +1,98 @@
+"""The head that marks what steers: the forms that it learns from, and what it may not change."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from classifier.types import Request
+from tests.fit_support import tiny_rows
+from training import marked_forms
+from training.marked_forms import DEMANDS, MarkedForms
+from training.model import load_base, tokenizer_of
+from training.robustness import UNSEEN
+from training.steering_head import fit_head, kept_head, load_head, new_head, save_head
+
+MAX_TOKENS = 256
+
+
+@pytest.fixture(scope="module")
+def student():
+    """A random student and its tokeniser of single characters."""
+    model, fast = load_base("tiny", MAX_TOKENS)
+    return model, tokenizer_of(fast, MAX_TOKENS)
+
+
+def test_marks_are_on_what_steers_and_on_nothing_else(student, monkeypatch):
+    """Steering sentences and gadgets are marked, the prompt and demands are not; two thirds of the forms steer."""
+    _, tokenizer = student
+    monkeypatch.setattr(marked_forms, "steer", lambda _: "qqqq qqq.")
+    monkeypatch.setattr(marked_forms, "DEMANDS", ("xxx x xxx xx.",))
+    prompt = Request.from_text("zzz z zz. zzzz")
+    source = MarkedForms([replace(row, request=prompt) for row in tiny_rows(1)], tokenizer, MAX_TOKENS)
+    rng, marks, steered = random.Random(0), defaultdict(set), 0
+    for _ in range(300):
+        form = source.draw(rng)
+        for id_, mark in zip(form.ids, form.marks.tolist(), strict=True):
+            marks[tokenizer._fast.id_to_token(id_).removeprefix("##")].add(mark)
+        steered += int((form.marks == 1).any())
+    assert [marks[letter] for letter in "zxqa"] == [{0}, {0}, {1}, {1}]  # a gadget is made of "a" here
+    assert marks["[CLS]"] == marks["[SEP]"] == marks["[turns=1]"] == {-1}
+    assert 0.57 * 300 < steered < 0.77 * 300
+
+
+def test_forms_are_the_same_for_the_same_seed(student):
+    """Two draws with one seed give one form."""
+    source = MarkedForms(tiny_rows(20), student[1], MAX_TOKENS)
+    first, second = (source.draw(random.Random(3)) for _ in range(2))
+    assert (first.ids, first.marks.tolist()) == (second.ids, second.marks.tolist())
+
+
+def test_nothing_that_is_measured_with_is_learnt_from():
+    """The sentences of the robustness measure are not among the demands; steering.txt has a test of its own."""
+    assert not set(UNSEEN) & set(DEMANDS)
+
+
+def test_training_a_head_changes_no_weight_of_the_student(student):
+    """The head learns to tell steering from work, and the student stays as it was, bit by bit."""
+    model, tokenizer = student
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    losses = fit_head(new_head(model), model, tokenizer, tiny_rows(40), forms=1280, seed=0)
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_head_lies_beside_the_weights_that_it_reads(student, tmp_path):
+    """What was saved comes back; a checkpoint without a head has none."""
+    model, _ = student
+    head = new_head(model).eval()
+    assert load_head(tmp_path, model) is None
+    save_head(head, tmp_path)
+    states, there = [torch.randn(2, 9, model.config.hidden_size)] * head.states, torch.ones(2, 9)
+    again = load_head(tmp_path, model)
+    torch.testing.assert_close(again(states, there), head(states, there), rtol=0, atol=0)
+
+
+def test_a_head_that_is_there_is_not_trained_again(student, tmp_path):
+    """A run that goes on keeps the head of its checkpoint."""
+    model, tokenizer = student
+    given = (tmp_path, model, tokenizer, tiny_rows(20))
+    first = kept_head(*given, forms=64, seed=0)
+    again = kept_head(*given, forms=64, seed=1)
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in first.state_dict().items())
+
+
+def test_padding_changes_no_answer(student):
+    """An entry is told the same alone as in a batch of longer ones."""
+    head = new_head(student[0]).eval()
+    states = [torch.randn(1, 9, 32) for _ in range(head.states)]
+    padded = [torch.nn.functional.pad(state, (0, 0, 0, 20), value=7.0) for state in states]
+    there = torch.tensor([[1] * 9 + [0] * 20])
+    torch.testing.assert_close(head(padded, there)[:, :9], head(states, there[:, :9]))
