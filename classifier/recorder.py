@@ -76,6 +76,7 @@ class Recorder:
         self._down_until = 0.0
         self._failing = False
         self._writing = False
+        self._in_hand = 0
         self._flush = False
         self._closing = False
         self._next_housekeeping = 0.0
@@ -85,8 +86,8 @@ class Recorder:
 
     @property
     def queued(self) -> int:
-        """Decisions that wait to be written."""
-        return len(self._decisions)
+        """Decisions that wait to be written, or are being written."""
+        return len(self._decisions) + self._in_hand
 
     def add(self, decision: Any, size: int) -> bool:
         """Queues a decision of about `size` bytes; False where it was dropped. Never waits for the store."""
@@ -136,7 +137,7 @@ class Recorder:
             self._changed.notify_all()
         self._thread.join(timeout_seconds)
         with self._changed:
-            left = len(self._decisions)
+            left = self.queued
             self.dropped += left
             self._decisions.clear()
             waiting = [future for *_, future in self._outcomes]
@@ -196,6 +197,7 @@ class Recorder:
         outcomes = [promised for promised in taken if not promised[2].cancelled()]
         self._outcome_bytes -= _size(taken) - _size(outcomes)
         self._writing = bool(decisions or outcomes)
+        self._in_hand = len(decisions)
         return decisions, outcomes
 
     def _write_all(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
@@ -237,6 +239,7 @@ class Recorder:
                 log.warning("%s; %d decisions wait", error, len(decisions) + len(self._decisions))
             self._down_until = time.monotonic() + self._retry
             self._decisions.extendleft(reversed(decisions))
+            self._in_hand -= len(decisions)
             outcomes += self._outcomes
             self._outcomes.clear()
         self._let_go([], outcomes)
@@ -246,6 +249,7 @@ class Recorder:
     def _let_go(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
         """Gives their memory to others."""
         with self._changed:
+            self._in_hand -= len(decisions)
             self._decision_bytes -= _size(decisions)
             self._outcome_bytes -= _size(outcomes)
 

@@ -152,11 +152,14 @@ def test_a_run_with_chunks_that_wait_ends_at_once(tmp_path, signal_number):
     rows = [{"prompt": f"{number} {'x' * 60_000}"} for number in range(800)]
     log, out = write_lines(tmp_path / "log.jsonl", rows), tmp_path / "out.parquet"
 
+    killed = []
+
     def told(progress):
         if progress.tally.rows and signal_number == signal.SIGINT:
             raise KeyboardInterrupt
-        if progress.tally.rows:
-            os.kill(multiprocessing.active_children()[0].pid, signal_number)
+        if progress.tally.rows and not killed:
+            killed.append(multiprocessing.active_children()[0].pid)
+            os.kill(killed[0], signal_number)
 
     error = KeyboardInterrupt if signal_number == signal.SIGINT else ClassifierError
     with pytest.raises(error):

@@ -143,7 +143,7 @@ def test_health_is_an_exit_code(tmp_path):
     from classifier.testing import fake_server
 
     with fake_server(listen=(f"unix:{tmp_path}/c.sock",)) as address:
-        done = run("health", address)
+        done = run("health", "--timeout", "50", address)
         assert (done.returncode, done.stdout) == (0, "SERVING\n")
     done = run("health", "--timeout", "0.5", address)
     assert (done.returncode, done.stdout) == (1, "")

@@ -37,6 +37,12 @@ def postgresql():
         yield server
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A machine that stands still for seconds refuses no outcome here."""
+    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
     """A new, migrated database."""
@@ -91,7 +97,7 @@ async def test_an_outcome_that_comes_first_is_kept_and_joins_later(store):
     i = mint()
     assert await store.report(outcome(i), "gateway") is PENDING
     store.record(decision(i), request(), "gateway")
-    assert store.flush()
+    assert store.flush(60)
     assert only(store)["outcome_id"] == "o1"
 
 
@@ -101,7 +107,7 @@ async def test_the_same_outcome_again_changes_nothing(store):
     await store.report(outcome(i, "o1", Verdict.ACCEPTED), "gateway")
     assert await store.report(outcome(i, "o1", Verdict.REJECTED), "gateway") is DUPLICATE
     store.record(decision(i), request(), "gateway")
-    store.flush()
+    store.flush(60)
     assert only(store)["verdict"] == "accepted"
 
 
@@ -144,7 +150,7 @@ async def test_an_outcome_from_the_future_occurred_when_it_was_received(open_at)
     now = iter([1.0, 1000.0, 2000.0, *[3000.0] * 50])
     store = open_at(clock=lambda: next(now))
     i = mint()
-    store.flush()
+    store.flush(60)
     await store.report(outcome(i, "ahead", occurred_at=9e9), "gateway")
     [row] = store.ledger.rows(history=True)
     assert row["occurred_at"] == row["received_at"] < 9e9
@@ -154,7 +160,7 @@ def test_by_default_no_text_is_kept(sqlite_url, tmp_path):
     """With the default setting no file of the store has any part of the prompt."""
     store = open_store(sqlite_url, key=KEY)
     store.record(decision(mint()), request(labels={"tenant": "acme"}), "gateway", signals=("[turns=1]",), logits=(1.5,))
-    assert store.flush()
+    assert store.flush(60)
     row = only(store)
     assert (row["request"], row["labels"], row["signals"], row["logits"]) == (
         None,
@@ -172,7 +178,7 @@ def test_text_is_kept_when_asked_for(open_at):
     store = open_at(keep="text")
     asked = Request((Message("system", "be brief"), Message("user", "héllo \ud800")), tools=("search",), attachments=2)
     store.record(decision(mint()), asked, "gateway")
-    store.flush()
+    store.flush(60)
     assert only(store)["request"] == {
         "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "héllo \ud800"}],
         "tools": ["search"],
@@ -230,6 +236,7 @@ async def test_what_is_forgotten_is_overwritten(sqlite_url, tmp_path):
     i = mint()
     store.record(decision(i), request(PROMPT * 2000), "gateway")
     await store.report(outcome(i, request=request()), "gateway")
+    until(lambda: store._recorder._next_housekeeping)  # it reads, and then nothing is overwritten
     assert found_in_files(tmp_path, PROMPT.encode())
     store.ledger.forget([i])
     assert not found_in_files(tmp_path, PROMPT.encode())
@@ -312,14 +319,13 @@ async def test_recording_never_waits_and_counts_what_is_lost(sqlite_url, tmp_pat
         for _ in range(500):
             store.record(decision(mint()), request(), "gateway")  # returns under the lock, so it does not wait for it
         assert store.dropped >= 300
-    assert store.flush(10)
+    assert store.flush(60)
     assert store.ledger.counts()["decisions"] == 500 - store.dropped
     store.close()
 
 
 async def test_a_locked_database_refuses_outcomes_until_it_is_free(sqlite_url, tmp_path, monkeypatch):
     """While another holds the lock an outcome is UNAVAILABLE with a time to come back; afterwards it is taken."""
-    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
     store = open_store(sqlite_url, key=KEY)
     store._recorder._retry = 600.0
     written, write = [], store.ledger.write
@@ -343,6 +349,7 @@ async def test_a_full_database_refuses_outcomes_until_there_is_room(sqlite_url):
     engine, room = store._database._engine, [40]
     sa.event.listen(engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count={room[0]}"))
     engine.dispose()
+    store._recorder._linger = 60.0  # the outcome is what meets the full disk
     i = mint()
     store.record(decision(i), request("x" * 500_000), "gateway")
     with pytest.raises(StoreUnavailable, match="FULL"):
@@ -359,6 +366,7 @@ async def test_a_database_that_was_removed_is_made_anew(tmp_path):
     folder = tmp_path / "store"
     store = open_store(f"sqlite:///{folder}/feedback.db", key=KEY)
     await store.report(outcome(mint(), "before"), "gateway")
+    until(lambda: store._recorder._next_housekeeping)  # it writes, too
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
@@ -377,6 +385,7 @@ async def test_a_damaged_database_is_unavailable_and_no_traceback(tmp_path):
     path = tmp_path / "feedback.db"
     path.write_bytes(b"this is not a database, " * 100)
     store = open_store(f"sqlite:///{path}", key=KEY)
+    store._recorder._linger = 60.0  # the outcome is what meets it
     store.record(decision(mint()), request(), "gateway")
     with pytest.raises(StoreUnavailable, match="NOTADB"):
         await store.report(outcome(mint()), "gateway")
@@ -391,7 +400,7 @@ def test_a_row_that_cannot_be_stored_is_dropped_alone(store):
     for n, i in enumerate(ids):
         # SQLite refuses a lone surrogate, PostgreSQL that and a NUL.
         store.record(decision(i), request(), "gateway" if n != 4 else "gate\ud800way")
-    assert store.flush()
+    assert store.flush(60)
     assert {row["decision_id"] for row in store.ledger.rows()} == set(ids) - {ids[4]}
     assert store.dropped == 1
 
@@ -405,7 +414,7 @@ def test_a_fault_of_ours_in_recording_is_logged_and_not_raised(store, caplog, de
     """Recording never fails a classification, nor the decisions beside it."""
     store.record(decided, asked, "gateway")
     store.record(decision("good"), request(), "gateway")
-    assert store.flush()
+    assert store.flush(60)
     assert said in caplog.text
     assert [row["decision_id"] for row in store.ledger.rows()] == ["good"]
 
@@ -414,11 +423,11 @@ def test_reading_keeps_no_writer_waiting(store):
     """A long export sees one moment, and outcomes are written meanwhile."""
     for _ in range(50):
         store.record(decision(mint()), request(), "gateway")
-    store.flush()
+    store.flush(60)
     rows = store.ledger.rows()
     next(rows)
     store.record(decision(mint()), request(), "gateway")
-    assert store.flush(5)
+    assert store.flush(60)
     assert 1 + sum(1 for _ in rows) == 50
     assert store.ledger.counts()["decisions"] == 51
 
@@ -429,7 +438,7 @@ def test_rows_of_a_time_span(open_at):
     store = open_at(clock=lambda: now[0], retention_days=1e6)
     for now[0] in (1.0, 2.0, 3.0):
         store.record(decision(mint()), request(), "gateway")
-    store.flush()
+    store.flush(60)
     assert [row["decided_at"] for row in store.ledger.rows(since=2.0, until=3.0)] == [2.0]
 
 
@@ -444,7 +453,7 @@ async def test_an_export_reads_back_as_it_was(open_at, tmp_path, suffix):
         if n % 3:
             report = outcome(i, f"o{n}", Verdict.ESCALATED, accepted_tier=Tier.COMPLEX, occurred_at=5.0)
             await store.report(report, "gateway")
-    store.flush()
+    store.flush(60)
     rows = [export_row(row) for row in store.ledger.rows()]
     path = tmp_path / f"feedback{suffix}"
     assert write_export(rows, path) == 20
@@ -459,7 +468,7 @@ def test_a_sqlite_store_is_durable_and_private(tmp_path):
     path = tmp_path / "deep" / "feedback.db"
     store = open_store(f"sqlite:///{path}", key=KEY)
     store.record(decision(mint()), request(), "gateway")
-    store.flush()
+    store.flush(60)
     with store._database._engine.connect() as connection:
         found = [connection.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous")]
     assert found == ["wal", 2]
@@ -517,7 +526,7 @@ def test_a_database_of_an_earlier_version_is_brought_forward(sqlite_url):
         assert migrations.schema_version(connection) == 1
     store = open_store(sqlite_url, key=KEY)
     store.record(decision(mint()), request(), "gateway")
-    store.flush()
+    store.flush(60)
     row = only(store)
     store.close()
     with contextlib.closing(Database(sqlite_url)) as database, database._engine.begin() as connection:
@@ -587,7 +596,6 @@ def test_decisions_wait_for_company_and_outcomes_do_not():
 @pytest.mark.parametrize("what", ["labels", "outcomes"])
 async def test_what_waits_takes_no_more_memory_than_it_may(sqlite_url, monkeypatch, what):
     """Whatever makes rows large, labels or texts that come with outcomes, what a store holds in memory is bounded."""
-    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
     budget = 8 * 2**20
     store = open_store(sqlite_url, key=KEY, max_queued_bytes=budget)
     tasks, i, sent = [], mint(), request("x" * 20_000)
@@ -625,7 +633,6 @@ async def test_what_waits_takes_no_more_memory_than_it_may(sqlite_url, monkeypat
 
 async def test_an_outcome_whose_caller_left_is_not_written(sqlite_url, monkeypatch):
     """Retries while a store hangs do not pile up: of those who gave up nothing is written, and memory is free again."""
-    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
     store = open_store(sqlite_url, key=KEY)
     i = mint()
     with hanging(monkeypatch) as (written, begun):
@@ -669,7 +676,27 @@ def test_a_store_that_stays_away_loses_only_what_it_must(caplog):
     assert "3 decisions could not be written" in caplog.text
 
 
-async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: float = 20.0) -> OutcomeState:
+def test_a_store_that_hangs_loses_what_it_has_not_written(caplog):
+    """Closing while a write does not come back counts its decisions as lost, beside those that wait behind it."""
+    begun, end = threading.Event(), threading.Event()
+
+    def write(decisions, outcomes):
+        begun.set()
+        end.wait()
+        return []
+
+    recorder = Recorder(write, linger_seconds=0.0)
+    recorder.add({}, 1)
+    assert begun.wait(60)
+    recorder.add({}, 1)
+    assert recorder.queued == 2
+    recorder.close(timeout_seconds=0.1)
+    end.set()
+    assert recorder.dropped == 2
+    assert "2 decisions could not be written" in caplog.text
+
+
+async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: float = 90.0) -> OutcomeState:
     """Retries as a client does."""
     end = time.monotonic() + seconds
     while True:
@@ -680,7 +707,7 @@ async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: fl
             await asyncio.sleep(min(error.retry_after_seconds, 0.05))
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 90.0) -> None:
     """Polls until the condition holds."""
     end = time.monotonic() + seconds
     while not condition():

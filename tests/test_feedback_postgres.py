@@ -21,6 +21,12 @@ from tests.feedback_support import KEY, PostgreSQL, decision, mint, outcome, req
 JOINED, PENDING, DUPLICATE = OutcomeState
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A machine that stands still for seconds refuses no outcome here."""
+    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
+
+
 @pytest.fixture(scope="module")
 def postgresql():
     """A PostgreSQL of this file's own, for some tests kill it."""
@@ -78,7 +84,7 @@ async def test_replicas_share_decisions_and_outcomes(url):
     ids = [mint() for _ in range(40)]
     for i in ids:
         one.record(decision(i), request(), "gateway")
-    assert one.flush()
+    assert one.flush(60)
     both = await asyncio.gather(*(s.report(outcome(i, i), "gateway") for i in ids for s in (one, two)))
     assert set(both) <= {JOINED, DUPLICATE}
     assert one.ledger.counts() == {"decisions": 40, "outcomes": 40, "pending": 0, "forgotten": 0}
@@ -98,12 +104,12 @@ async def test_commits_are_synchronous_even_where_the_default_is_not(postgresql:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
 
 
-async def test_a_locked_table_refuses_outcomes_in_time(postgresql: PostgreSQL, url, monkeypatch):
+async def test_a_locked_table_refuses_outcomes_in_time(postgresql: PostgreSQL, url):
     """Somebody else's lock is not waited for till it is free; classification's recording does not wait at all."""
     import psycopg
 
-    monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
     store = open_store(url, key=KEY)
+    store._recorder._linger = 60.0  # the outcome is what meets the lock
     await store.report(outcome(mint(), "first"), "gateway")
     plain = url.replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(plain) as other:
@@ -148,7 +154,7 @@ def test_a_password_is_not_shown(caplog):
     assert "hunter2" not in caplog.text + str(refusal.value)
 
 
-async def taken(store, decision_id, seconds=20.0):
+async def taken(store, decision_id, seconds=90.0):
     """Retries as a client does."""
     end = time.monotonic() + seconds
     while True:

@@ -65,7 +65,7 @@ def shell(tmp_path):
 
     def run(lines, interpreter=("bash", "-euo", "pipefail", "-c")):
         done = subprocess.run(
-            [*interpreter, lines], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100
+            [*interpreter, lines], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -72,8 +72,10 @@ def test_two_at_once(base, tmp_path):  # noqa: F811
     """Of two retrainers one is refused with exit code 1 and the other's process number."""
     first = start(command(base, tmp_path / "a", "retrain"))
     until(lambda: (tmp_path / "a" / "000001").exists() or first.poll() is not None, 120)
+    first.send_signal(signal.SIGSTOP)  # it cannot be done before the second comes
     second = start(command(base, tmp_path / "b", "retrain"))
     _, err = second.communicate(timeout=120)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"process {first.pid} on" in err
     first.communicate(timeout=300)
