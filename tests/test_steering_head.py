@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from classifier.errors import InputError
 from classifier.types import Request
 from tests.fit_support import tiny_rows
 from training import marked_forms
@@ -53,6 +54,16 @@ def test_forms_are_the_same_for_the_same_seed(student):
     source = MarkedForms(tiny_rows(20), student[1], MAX_TOKENS)
     first, second = (source.draw(random.Random(3)) for _ in range(2))
     assert (first.ids, first.marks.tolist()) == (second.ids, second.marks.tolist())
+
+
+def test_rows_that_no_form_can_be_made_of_are_named(student, monkeypatch):
+    """Where every row is too long, or no form reaches the model as it was made, one line says what to do."""
+    with pytest.raises(InputError, match=r"none of 20 rows is a prompt of at most 1 tokens .* set steering_forms = 0"):
+        MarkedForms(tiny_rows(20), student[1], 1)
+    source = MarkedForms(tiny_rows(20), student[1], MAX_TOKENS)
+    monkeypatch.setattr(type(student[1]), "parts_of", lambda *_: None)
+    with pytest.raises(InputError, match="encodes text otherwise beside other text; set steering_forms = 0"):
+        source.draw(random.Random(0))
 
 
 def test_nothing_that_is_measured_with_is_learnt_from():

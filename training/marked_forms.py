@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.errors import InputError
 from classifier.inputs import rated_text, render
 from classifier.steering import sentences
 from classifier.tokenizer import BEFORE_TEXT, Tokenizer
@@ -35,6 +36,7 @@ _DEMANDED, _TYPED = 0.3, 0.3
 _ADDED = {("steer",): 0.45, ("steer", "steer"): 0.06, ("gadget",): 0.12, ("steer", "gadget"): 0.04, (): 0.33}
 _BLANKS = (" ", "\n", "\n\n")
 _SHORTEST, _LONGEST = 8, 300
+_TRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class MarkedForms:
         rows: prompts; those that steer already are left out.
         tokenizer: the serving tokeniser.
         most_tokens: of a prompt; longer ones are left out.
+
+    Raises:
+        InputError: no row is left.
     """
 
     def __init__(self, rows: Sequence[Row], tokenizer: Tokenizer, most_tokens: int) -> None:
@@ -69,14 +74,27 @@ class MarkedForms:
             for row in rows
             if row.family not in STEERING_FAMILIES and len(tokenizer.ids(render(row.request))[0]) <= most_tokens
         ]
+        if not self._rows:
+            raise InputError(
+                f"none of {len(rows)} rows is a prompt of at most {most_tokens} tokens that does not steer: "
+                "train on more rows, or set steering_forms = 0"
+            )
 
     def draw(self, rng: random.Random) -> MarkedForm:
-        """A form of a random row."""
-        while True:
+        """A form of a random row.
+
+        Raises:
+            InputError: of a thousand forms none reached the model as it was made.
+        """
+        for _ in range(_TRIES):
             row = rng.choice(self._rows)
             found = self._marked(row, self._parts(rated_text(row.request).strip(), rng))
             if found is not None:
                 return found
+        raise InputError(
+            f"of {_TRIES} forms none reaches the model as it was made: this tokenizer encodes text otherwise beside "
+            "other text; set steering_forms = 0"
+        )
 
     def _parts(self, text: str, rng: random.Random) -> list[tuple[str, int]]:
         """(text, mark) of each part, in their order."""
