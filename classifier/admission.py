@@ -11,11 +11,12 @@ Knows nothing of gRPC, of models or of what it runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from classifier.errors import Overloaded
@@ -219,3 +220,36 @@ class RateLimit:
                 f"this caller sends more than {self._rate:g} requests a second; try again in {wait:.3f} s",
                 retry_after_seconds=wait,
             )
+
+
+class Places:
+    """Places for streams, held as long as these last. For the event loop alone.
+
+    One caller has at most `PER_FREE` times as many as are free (dynamic thresholds: Choudhury & Hahne, IEEE/ACM
+    Transactions on Networking 6(2), 1998): alone three quarters, two of them three sevenths each, and the rest is for
+    whoever comes.
+    """
+
+    PER_FREE = 3
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def one(self, caller: str, most: int) -> Iterator[None]:
+        """A place of `most` for the length of a block.
+
+        Raises:
+            Overloaded: there is none for this caller.
+        """
+        mine, taken = self._held[caller], self._held.total()
+        if mine >= self.PER_FREE * (most - taken):
+            told = f"{taken} of {most} streams are open, {mine} of them yours; end one or try again later"
+            raise Overloaded(told, 1.0)
+        self._held[caller] += 1
+        try:
+            yield
+        finally:
+            self._held[caller] -= 1
+            if not self._held[caller]:
+                del self._held[caller]

@@ -23,9 +23,9 @@ import grpc
 from google.rpc import code_pb2, status_pb2
 
 from classifier import wire
-from classifier.admission import Admission, RateLimit
+from classifier.admission import Admission, Places, RateLimit
 from classifier.credentials import Caller, Identity
-from classifier.errors import ClassifierError, InvalidRequest, NotConfigured, NotReady, Overloaded
+from classifier.errors import ClassifierError, InvalidRequest, NotConfigured, NotReady
 from classifier.items import answer_all, answer_in_order
 from classifier.policy import exploration
 from classifier.routing import RoutingTable
@@ -69,7 +69,7 @@ class Service:
     observer: Observer = field(default_factory=Observer)
     routes: RoutingTable | None = None
     after: Callable[[Any, Decision], None] | None = None
-    _streams: int = 0
+    _streams: Places = field(default_factory=Places)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The calls by name, for `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -246,27 +246,25 @@ class Service:
         """ClassifyStream: as `_unary`, for a stream."""
         method, started, code = "ClassifyStream", time.perf_counter(), "CANCELLED"
         observed = self.observer.call_started(method, context.invocation_metadata() or ())
-        self._streams += 1
         try:
             caller = self.identity.caller(context)
-            self._check_streams()
-            self._ready()
-            deadline, limits = _deadline(context), self.limits
-            await answer_in_order(
-                requests,
-                lambda data: self._stream_item(data, caller, deadline),
-                context.write,
-                width=self.admission.cores + _AHEAD,
-                most=limits.max_stream_items,
-                idle_seconds=limits.stream_idle_seconds,
-            )
+            with self._streams.one(caller.turn, self.limits.max_streams):
+                self._ready()
+                deadline, limits = _deadline(context), self.limits
+                await answer_in_order(
+                    requests,
+                    lambda data: self._stream_item(data, caller, deadline),
+                    context.write,
+                    width=self.admission.cores + _AHEAD,
+                    most=limits.max_stream_items,
+                    idle_seconds=limits.stream_idle_seconds,
+                )
             code = "OK"
         except Exception as error:
             status = self._status(method, error)
             code = code_name(status.code)
             refuse(context, status)
         finally:
-            self._streams -= 1
             self._ended(observed, method, code, started)
 
     async def _stream_item(self, data: bytes, caller: Caller, deadline: float) -> bytes:
@@ -277,10 +275,6 @@ class Service:
         else:
             result = await self._item(message.request, caller, deadline, seconds)
         return pb.ClassifyStreamResponse(result=result).SerializeToString()
-
-    def _check_streams(self) -> None:
-        if self._streams > self.limits.max_streams:
-            raise Overloaded(f"{self.limits.max_streams} streams are open already; try again later", 1.0)
 
     def _ready(self) -> Classifies:
         if self.engine is None:

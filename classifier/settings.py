@@ -74,7 +74,9 @@ class ServerSettings:
     max_messages: int = _setting(4096, "Most messages in one conversation.", minimum=1, maximum=MOST)
     max_batch_items: int = _setting(256, "Most requests in one ClassifyBatch.", minimum=1, maximum=MOST)
     max_stream_items: int = _setting(100_000, "Most requests in one ClassifyStream.", minimum=1, maximum=MOST)
-    max_streams: int = _setting(64, "ClassifyStream calls served at once; one more is refused.", minimum=1)
+    max_streams: int = _setting(
+        64, "ClassifyStream calls served at once; one caller has at most three times as many as are free.", minimum=1
+    )
     stream_idle_seconds: float = _setting(
         60.0, "A stream that sends or reads nothing for so long is ended.", minimum=0.01
     )

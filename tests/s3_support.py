@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -42,11 +43,20 @@ class S3:
         return {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ENDPOINT_URL": self.endpoint}
 
     def make_bucket(self) -> S3:
-        """The server, with its bucket."""
+        """The server, once its bucket takes an object: it listens before all of its parts have found one another."""
         import s3fs
 
-        s3fs.S3FileSystem(**self.options).mkdir(BUCKET)
-        return self
+        files, end = s3fs.S3FileSystem(**self.options), time.monotonic() + 60
+        while True:
+            try:
+                files.makedirs(BUCKET, exist_ok=True)
+                files.pipe(f"{BUCKET}/first", b"first")
+                files.rm(f"{BUCKET}/first")
+            except OSError:
+                assert time.monotonic() < end, "the bucket took no object in time"
+                time.sleep(0.1)
+            else:
+                return self
 
 
 def installed() -> list[str]:
@@ -79,7 +89,7 @@ def _seaweedfs() -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:
         endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not _answers(endpoint):
             assert process.poll() is None, (folder / "log").read_text()[-2000:]
             assert time.monotonic() < end, "SeaweedFS did not start in time"
@@ -118,8 +128,12 @@ def _answers(endpoint: str) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Free ports below those that the kernel hands out, so that no connection takes one meanwhile."""
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            probe, port = stack.enter_context(socket.socket()), random.randrange(10_000, 30_000)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -10,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from classifier.admission import Admission, RateLimit
+from classifier.admission import Admission, Places, RateLimit
 from classifier.errors import DeadlinePassed, Overloaded
 from classifier.waiting import CALM, PROBE, Line
 
@@ -308,3 +309,20 @@ async def _until(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"
         await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(("callers", "each"), [("a", 48), ("ab", 28), ("abc", 20)])
+def test_callers_who_want_all_streams_leave_some(callers, each):
+    """However many callers take all that they get, each has its share and one more finds a place."""
+    subject = Places()
+    with contextlib.ExitStack() as held:
+        found = Counter()
+        for caller in callers * 64:
+            with contextlib.suppress(Overloaded):
+                held.enter_context(subject.one(caller, 64))
+                found[caller] += 1
+        assert max(found.values()) <= each
+        assert max(found.values()) - min(found.values()) <= 1
+        held.enter_context(subject.one("another", 64))
+    with subject.one("a", 1), pytest.raises(Overloaded), subject.one("another", 1):
+        pytest.fail("there is only one")

@@ -250,6 +250,33 @@ def test_a_stream_over_its_length_and_a_stream_too_many_are_refused(stub_of):
         assert list(held) == []
 
 
+def test_a_caller_leaves_streams_to_others(stub_of, tmp_path):
+    """One caller gets three quarters of the streams and no more; the rest is for others, whoever comes."""
+    tokens = {name: f"{name}-0123456789abcdef" for name in ("flood", "quiet")}
+    (tmp_path / "tokens").write_text("".join(f"{name} {token}\n" for name, token in tokens.items()))
+    stop = threading.Event()
+
+    def one_and_then_nothing():
+        yield pb.ClassifyStreamRequest(request=prompt())
+        stop.wait(60)
+
+    with fake_server(max_streams=4, tokens=str(tmp_path / "tokens")) as address:
+        stub = stub_of(address)
+
+        def stream(name):
+            bearer = (("authorization", f"Bearer {tokens[name]}"),)
+            return stub.ClassifyStream(one_and_then_nothing(), timeout=60, metadata=bearer)
+
+        held = [opened(lambda: stream("flood")) for _ in range(3)]
+        with pytest.raises(grpc.RpcError, match="3 of 4 streams are open, 3 of them yours") as end:
+            next(stream("flood"))
+        assert end.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        held.append(opened(lambda: stream("quiet")))
+        stop.set()
+        assert [list(each) for each in held] == [[]] * 4
+        assert opened(lambda: stream("flood"))
+
+
 def test_info_states_versions_limits_and_promises(stub):
     """GetInfo has tiers, limits, the default policy and what each policy promises."""
     info = stub.GetInfo(pb.GetInfoRequest(), timeout=60)
