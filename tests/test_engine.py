@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import threading
 from pathlib import Path
@@ -135,3 +136,13 @@ def test_shipped_bundle_is_sound():
     )
     assert easy.tier is Tier.SIMPLE
     assert hard.tier >= Tier.COMPLEX
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="promised of x86 alone")
+@pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="no bundle was shipped yet")
+def test_shipped_bundle_answers_alike_on_every_x86_processor():
+    """Sums of int8 are exact, with VNNI and without: the golden inputs get the probabilities of where it was made."""
+    engine = Engine.from_pretrained(SHIPPED)
+    for case in engine.bundle.manifest["golden"]:
+        found = engine.classify(Request.from_json(case)).probabilities
+        assert found == pytest.approx(case["probabilities"], abs=1e-3)
