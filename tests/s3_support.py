@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.feedback_support import quick_folder
+from tests.gateways.support import free_port
 
 BUCKET = "models"
 _WEED = Path(sys.executable).parent / "weed"
@@ -128,12 +127,7 @@ def _answers(endpoint: str) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Free ports below those that the kernel hands out, so that no connection takes one meanwhile."""
-    found: list[int] = []
-    with contextlib.ExitStack() as stack:
-        while len(found) < count:
-            probe, port = stack.enter_context(socket.socket()), random.randrange(10_000, 30_000)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                found.append(port)
-    return found
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)
