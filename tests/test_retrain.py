@@ -245,15 +245,34 @@ def test_round_that_never_ends_is_given_up(options, monkeypatch):
     assert go(options)["decision"] == "gave up"
 
 
-def test_without_a_checkpoint_only_recalibration_is_tried(options, base, monkeypatch):
-    """A registry whose current bundle has no checkpoint can be recalibrated, and the receipt says what is missing."""
+@pytest.fixture
+def bare(options, base) -> Options:
+    """A round on a registry whose current bundle has no checkpoint, as the shipped one has none."""
     shutil.rmtree(options.registry)
     registry = Registry(options.registry)
     registry.promote(registry.add(base / "bundle"))
+    return options
+
+
+def test_without_a_checkpoint_the_graph_is_trained_on(bare, monkeypatch):
+    """What serves is enough to learn from: the weights are read from the graph, and the candidate has a checkpoint."""
+    monkeypatch.setattr(Round, "_judge", judge)
+    receipt = go(bare)
+    assert (receipt["decision"], current(bare)) == ("promoted", receipt["candidate"])
+    assert load_checkpoint(Registry(bare.registry).checkpoint("current"))
+
+
+def test_graph_that_cannot_be_trained_on_is_recalibrated(bare, monkeypatch):
+    """Where a bundle's graph does not tell its weights, the rest of the round goes on, and the receipt says why."""
+
+    def unknown(path):
+        raise InputError(f"{path}: no weights")
+
+    monkeypatch.setattr("training.recover.recover", unknown)
     monkeypatch.setattr(Round, "_judge", refuse)
-    receipt = go(options)
+    receipt = go(bare)
     assert receipt["decision"] == "keep"
-    assert "no checkpoint lies beside" in receipt["why"]
+    assert receipt["why"].endswith("no weights")
 
 
 def test_registry_without_a_current_bundle_is_named(options, tmp_path):

@@ -45,7 +45,7 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
     """The options of what trains."""
     options = (
         click.option("--recipe", default="base", show_default=True, help="A name in training/recipes, or a file."),
-        click.option("--base", help="minilm, tiny, a local checkpoint or a hub name; the recipe's otherwise."),
+        click.option("--base", help="minilm, tiny, the folder of a bundle or checkpoint, or a hub name."),
         click.option("--student-base", help="The student starts from this one, not from the teacher's layers."),
         click.option("--lora-r", type=int, help="Train the teachers through adapters of this rank."),
         click.option(

@@ -1,9 +1,9 @@
 """Candidate bundles from what the feedback store holds: recalibrated (seconds), or retrained (minutes).
 
 Both are children of the bundle that serves. A recalibrated one has its weights; a retrained one goes on from its
-checkpoint, on feedback rows with base rows mixed in so that nothing is forgotten. Either way the probability map and
-the thresholds are fitted on closed labels that nothing was trained on, and the reference for drift is the traffic of
-now.
+checkpoint, or else from its graph, on feedback rows with base rows mixed in so that nothing is forgotten. Either way
+the probability map and the thresholds are fitted on closed labels that nothing was trained on, and the reference for
+drift is the traffic of now.
 
 Knows nothing of stores, gates or registries.
 """
@@ -139,7 +139,7 @@ def recalibrated(
 
 def retrained(
     parent: Path,
-    checkpoint: Path,
+    checkpoint: Path | None,
     out: Path,
     *,
     recipe: Mapping[str, Any],
@@ -148,11 +148,11 @@ def retrained(
     check: Sequence[Row],
     state: Path,
 ) -> tuple[Bundle, dict[str, Any]]:
-    """The parent's checkpoint trained on, exported, not yet calibrated: `out/raw` and `out/checkpoint`.
+    """The parent's student trained on, exported, not yet calibrated: `out/raw` and `out/checkpoint`.
 
     Args:
         parent: the bundle that the checkpoint belongs to.
-        checkpoint: its weights.
+        checkpoint: its weights; None reads them from the bundle's graph (`training.recover`).
         out: an empty folder.
         recipe: from `training.recipe.load_retraining`.
         feedback: rows from the feedback store.
@@ -165,12 +165,14 @@ def retrained(
 
     Raises:
         GateNotMet: a parity check of the export failed.
+        InputError: there is no checkpoint, and the bundle's graph does not tell its weights.
     """
     from transformers import set_seed
 
     from training.export import assemble, export
     from training.fit import fit
     from training.model import load_checkpoint, save_checkpoint, tokenizer_of
+    from training.recover import recover
     from training.steering_head import fit_head, load_head, save_head
 
     old = read_bundle(parent)
@@ -178,12 +180,15 @@ def retrained(
     seed, max_tokens = int(manifest.get("seed", 0)), int(manifest["max_tokens"])
     set_seed(seed)
     mixed = mix(feedback, base, float(recipe["base_rows_share"]), seed)
-    model, fast = load_checkpoint(checkpoint)
+    if checkpoint is None:
+        model, fast, head = recover(parent)
+    else:
+        model, fast = load_checkpoint(checkpoint)
+        head = load_head(checkpoint, model)
     options = training_of_a_round(recipe, seed=seed)
     history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=state)
     save_checkpoint(model, fast, out / "checkpoint", max_tokens)
     model, fast = load_checkpoint(out / "checkpoint")
-    head = load_head(checkpoint, model)
     if head is not None:
         forms = int(recipe.get(STEERING_FORMS, 0))
         fit_head(head, model, tokenizer_of(fast, max_tokens), [*mixed, *base], forms=forms, seed=seed)

@@ -73,7 +73,7 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
 def marking(model: PreTrainedModel, head: SteeringHead) -> PreTrainedModel:
     """A copy of a student that answers with the head's log-odds, too: a dictionary of `logits` and `steering`."""
     marked = copy.deepcopy(model).eval()
-    setattr(marked, STEERING, copy.deepcopy(head).cpu())
+    setattr(marked, STEERING, copy.deepcopy(head).cpu().eval())
     plain = marked.forward
 
     def forward(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:

