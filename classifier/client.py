@@ -1,4 +1,4 @@
-"""Clients, sync and async: always a deadline, retries on UNAVAILABLE only, and a tier to fall back to.
+"""Clients, sync and async: always a deadline, retries of what another try may mend, and a tier to fall back to.
 
 A router must never be the outage: with a `fallback_tier` a call never raises for what the conversation holds or
 for what the server does; it answers with that tier, says so in the answer, and counts it. Without one it raises.
@@ -139,6 +139,8 @@ class Client(_Base):
             logic.admit()
             response = self._stub.ClassifyBatch(batch.message, timeout=timeout_seconds, metadata=logic.metadata())
             return batch.answers(response.results)
+        except NoAllowedRoute:
+            raise
         except (ClassifierError, grpc.RpcError) as error:
             return batch.failed(error)
 
@@ -250,6 +252,8 @@ class AsyncClient(_Base):
             logic.admit()
             response = await self._stub.ClassifyBatch(batch.message, timeout=timeout_seconds, metadata=logic.metadata())
             return batch.answers(response.results)
+        except NoAllowedRoute:
+            raise
         except (ClassifierError, grpc.RpcError) as error:
             return batch.failed(error)
 

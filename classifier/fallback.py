@@ -27,7 +27,7 @@ CIRCUIT_OPEN = "CIRCUIT_OPEN"
 Conversation = Request | str | Sequence[Mapping[str, str]]
 """What can be classified: a request, a prompt, or messages as `{"role": ..., "content": ...}`."""
 
-_BREAKING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"})
+_BREAKING = frozenset({"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ class Recorder:
     def _patience(self) -> float:
         """Seconds until something must be looked at even if nobody comes."""
         now = time.monotonic()
-        if self._decisions:
+        if self._decisions or self._down():  # one that comes while the store is down wakes nobody
             return max(self._down_until - now, 0.0)
         return min(max(self._next_housekeeping - now, 0.0), HOUSEKEEPING_SECONDS) if self._housekeep else 3600.0
 

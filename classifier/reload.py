@@ -18,7 +18,7 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from classifier.errors import BundleNotFound, ClassifierError
 from classifier.kept import Kept
@@ -30,6 +30,7 @@ from classifier.types import Decision
 if TYPE_CHECKING:
     from classifier.telemetry import Metrics
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 SHADOW_QUEUE = 64  # requests that may wait for the shadow; it is a sample, so more are dropped and counted
 _LAST_RUNS_SECONDS = 0.5  # until requests that began with the engine before have it no more
@@ -179,7 +180,7 @@ class Watched:
         Raises:
             BundleError: it cannot be used.
         """
-        engine = await asyncio.to_thread(self._source.load)
+        engine = await _aside(self._source.load)
         self._have, self._engine = engine.bundle_version, engine
         self._swap(engine)
 
@@ -190,13 +191,13 @@ class Watched:
             again: also try what was refused before.
         """
         try:
-            wanted = await asyncio.to_thread(self._source.wanted)
+            wanted = await _aside(self._source.wanted)
         except ClassifierError as error:
             wanted = f"({error})"  # not there at all: counted once, until it is
         if wanted == self._have or (wanted == self._refused and not again):
             return
         try:
-            engine = await asyncio.to_thread(self._source.load)
+            engine = await _aside(self._source.load)
         except ClassifierError as error:
             self._refused = wanted
             self._count(ok=False)
@@ -214,6 +215,32 @@ class Watched:
     def _count(self, *, ok: bool) -> None:
         if self._metrics is not None:
             self._metrics.reloaded(self._what, ok=ok)
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """What `work` returns, on a thread of its own that no process waits for at its end: storage may hang for ever."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def end(result: T | None, error: Exception | None) -> None:
+        if future.done():  # nobody waits for it any more
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, problem = None, None
+        try:
+            result = work()
+        except Exception as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end, result, problem)
+
+    threading.Thread(target=run, name="bundle", daemon=True).start()
+    return await future
 
 
 def _free(engines: list[Any]) -> None:

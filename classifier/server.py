@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from classifier.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS = 60.0
 SWITCH_SECONDS = 0.0005
 # What SIGHUP changes in a running server; the rest needs a restart, and the log says so.
 RELOADABLE = frozenset(
@@ -86,7 +87,7 @@ class Server:
         self._routes: Routes
         self._watched: list[Watched] = []
         self._watching: asyncio.Task[None] | None = None
-        self._checking = asyncio.Lock()
+        self._looking, self._looks = asyncio.Lock(), set[asyncio.Task[None]]()
 
     async def start(self) -> None:
         """Listens, loads, and is SERVING when it returns.
@@ -130,8 +131,10 @@ class Server:
         """NOT_SERVING, the delay for balancers, then the end of what is in flight, at most `drain_seconds`."""
         self._health.set(serving=False)
         if self._watching is not None:  # a bundle that comes now comes too late
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            ending = (self._watching, *self._looks)
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
         await asyncio.sleep(self.settings.shutdown_delay_seconds)
         self._health.close()
         await self._grpc.stop(self.settings.drain_seconds)
@@ -207,10 +210,25 @@ class Server:
                 log.warning("watching failed with %s; it goes on", type(error).__name__)
 
     async def _check(self, *, again: bool = False) -> None:
-        async with self._checking:  # SIGHUP may come while the watcher looks
-            await self._look(again=again)
+        """Reads the files, then looks for bundles; where their storage hangs, the files are read all the same."""
+        self._read_files(again=again)
+        if self._looks and not again:
+            return
+        look = asyncio.create_task(self._look(again=again))
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        if not (await asyncio.wait({look}, timeout=LOOK_SECONDS))[0]:
+            log.warning("looking for bundles takes longer than %g s and goes on; is their storage there?", LOOK_SECONDS)
 
     async def _look(self, *, again: bool) -> None:
+        async with self._looking:  # SIGHUP may come while the watcher looks
+            for watched in self._watched:
+                try:
+                    await watched.check(again=again)
+                except Exception as error:  # looking must go on, whatever was found
+                    log.warning("looking for a bundle failed with %s; it goes on", type(error).__name__)
+
+    def _read_files(self, *, again: bool) -> None:
         for what, read in (("tokens", self.service.identity.reload), ("routes", self._routes.reload)):
             try:
                 if read(again=again):
@@ -225,8 +243,6 @@ class Server:
         bundle = getattr(self.service.engine, "bundle", None)
         if self._metrics is not None and bundle is not None:
             self._metrics.drift(bundle.reference)
-        for watched in self._watched:
-            await watched.check(again=again)
 
     def _count(self, what: str, *, ok: bool) -> None:
         if self._metrics is not None:
@@ -260,7 +276,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # a worker is started with it blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked from the start on
 
     async def reload() -> None:
         while await hung_up.wait():

@@ -161,16 +161,28 @@ class Service:
 
     async def _batch_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:
         message, seconds = self._parse(pb.ClassifyBatchRequest, data)
-        items = message.requests
-        if not 0 < len(items) <= self.limits.max_batch_items:
-            raise InvalidRequest(
-                "requests", f"has {len(items)} items; send 1 to {self.limits.max_batch_items} at a time"
-            )
-        self._ready()
-        share = seconds / len(items)
-        results = await answer_all(
-            items, lambda item: self._item(item, caller, deadline, share), width=self.admission.cores + _AHEAD
-        )
+        items, answered = message.requests, 0
+
+        async def answer(item: pb.ClassifyRequest) -> pb.ClassifyResult:
+            nonlocal answered
+            result = await self._item(item, caller, deadline, seconds / len(items))
+            answered += 1
+            return result
+
+        code = "CANCELLED"
+        try:
+            if not 0 < len(items) <= self.limits.max_batch_items:
+                raise InvalidRequest(
+                    "requests", f"has {len(items)} items; send 1 to {self.limits.max_batch_items} at a time"
+                )
+            self._ready()
+            results = await answer_all(items, answer, width=self.admission.cores + _AHEAD)
+        except ClassifierError as error:
+            code = error.status
+            raise
+        finally:  # the items that got no answer, begun or not, count as well
+            for _ in range(len(items) - answered):
+                self.observer.refused(code)
         return pb.ClassifyBatchResponse(results=results).SerializeToString()
 
     async def _item(
@@ -188,6 +200,7 @@ class Service:
     async def _report_call(self, data: bytes, caller: Caller, deadline: float) -> bytes:  # noqa: ARG002
         message, _ = self._parse(pb.ReportOutcomeRequest, data)
         if self.feedback is None:
+            self._ready()  # while the server starts nobody knows yet
             raise NotConfigured("this server keeps no feedback; start it without --store off to report outcomes")
         outcome = wire.outcome_from_proto(message, max_messages=self.limits.max_messages)
         self.ids.verify(outcome.decision_id, caller.principal)
@@ -273,7 +286,11 @@ class Service:
         except InvalidRequest as error:
             result = self._item_error(error)
         else:
-            result = await self._item(message.request, caller, deadline, seconds)
+            try:
+                result = await self._item(message.request, caller, deadline, seconds)
+            except asyncio.CancelledError:
+                self.observer.refused("CANCELLED")
+                raise
         return pb.ClassifyStreamResponse(result=result).SerializeToString()
 
     def _ready(self) -> Classifies:

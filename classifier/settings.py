@@ -7,6 +7,7 @@ package reads the environment. Knows nothing of click, of gRPC or of bundles.
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -124,6 +125,8 @@ class ServerSettings:
             minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
             if choices and value not in choices:
                 raise SettingsError(f"{f.name}: expected one of {', '.join(choices)}, found {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingsError(f"{f.name}: expected a finite number, found {value:g}")
             if minimum is not None and not value >= minimum:
                 raise SettingsError(f"{f.name}: expected {minimum:g} or more, found {value:g}")
             if maximum is not None and not value <= maximum:
@@ -144,8 +147,10 @@ class ServerSettings:
         check_pair(self, "tls_cert", "tls_key")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("tls_client_ca asks clients for certificates, which needs tls_cert and tls_key")
-        for address in (*self.listen, *([self.metrics_listen] if self.metrics_listen else [])):
+        for address in self.listen:
             check_address(address)
+        if self.metrics_listen:
+            check_address(self.metrics_listen, "metrics_listen")
         if is_unix(self.metrics_listen):
             raise SettingsError(f"metrics_listen: expected HOST:PORT, found {self.metrics_listen!r}")
         if self.workers > 1 and any(is_unix(address) for address in self.listen):
@@ -173,15 +178,15 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def check_address(address: str) -> None:
-    """Raises SettingsError where the address is neither `HOST:PORT` nor `unix:/PATH`."""
+def check_address(address: str, name: str = "listen") -> None:
+    """Raises SettingsError, which names the setting, where the address is neither `HOST:PORT` nor `unix:/PATH`."""
     if is_unix(address):
         if len(address) <= len("unix:"):
-            raise SettingsError(f"listen: expected unix:/PATH, found {address!r}")
+            raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise SettingsError(f"listen: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
+        raise SettingsError(f"{name}: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
 
 
 def check_pair(settings: object, one: str, other: str) -> None:
@@ -295,7 +300,7 @@ def _told(
         if name not in ServerSettings.__slots__:
             raise SettingsError(f"{config}: unknown key {name!r}; the keys are the flags with underscores")
         if name in kinds:
-            values[name] = _parse(kinds[name], value, f"{config}: {name}")
+            values[name] = _parse(kinds[name], value, f"{config}: {name}", secret=name == "key")
     for name, kind in kinds.items():
         if PREFIX + name.upper() in environ:
             values[name] = _parse(kind, environ[PREFIX + name.upper()], PREFIX + name.upper())
@@ -313,7 +318,7 @@ def _own_store(environ: Mapping[str, str] | None) -> str:
     return f"sqlite:///{folder}/feedback.db"
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
+def _parse(kind: Any, value: Any, where: str, *, secret: bool = False) -> Any:
     """The value as the field's type; text is what flags and variables hold."""
     try:
         if kind is bool:
@@ -334,7 +339,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if kind == tuple[str, ...]
         else {bool: "true or false", int: "a whole number"}.get(kind, "a number")
     )
-    raise SettingsError(f"{where}: expected {'text' if kind is str else name}, found {value!r}")
+    found = type(value).__name__ if secret else repr(value)
+    raise SettingsError(f"{where}: expected {'text' if kind is str else name}, found {found}")
 
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

@@ -70,11 +70,11 @@ class Stream(_Plans):
         """The plans without an answer, then the rest of the source: once the call has failed."""
         self.over = True
         while True:
+            while self._sent:  # without the lock: a source may wait for these before it goes on
+                yield self._sent.popleft()
             with self._lock:  # gRPC's thread may be in the source still: what it comes back with is the next
                 if not self._sent and self._read() is None:
                     return
-                plan = self._sent.popleft()
-            yield plan
 
     def _read(self) -> Plan | None:
         """The next plan of the source; None at its end."""
@@ -121,11 +121,11 @@ class AsyncStream(_Plans):
         """As `Stream.unanswered`."""
         self.over = True
         while True:
+            while self._sent:
+                yield self._sent.popleft()
             async with self._lock:
                 if not self._sent and await self._read() is None:
                     return
-                plan = self._sent.popleft()
-            yield plan
 
     async def close(self) -> None:
         """Ends the reading of the source."""

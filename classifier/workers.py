@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -63,7 +64,15 @@ def supervise(
 
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="classifier-metrics-"))
             held.callback(serve_metrics(settings.metrics_listen, collected(folder)))
-        _Keeper(told, key, reread, folder, lambda: ready(addresses)).run()
+        again = None if reread is None else partial(_told_again, reread, settings, told)
+        _Keeper(told, key, again, folder, lambda: ready(addresses)).run()
+
+
+def _told_again(reread: Callable[[], ServerSettings], settings: ServerSettings, told: ServerSettings) -> ServerSettings:
+    """The settings of now, with what a worker is told otherwise as it was told, unless that is what changed."""
+    fresh = reread()
+    own = [name for name in ("listen", "cores", "metrics_listen") if getattr(fresh, name) == getattr(settings, name)]
+    return replace(fresh, **{name: getattr(told, name) for name in own})
 
 
 def _hold(held: contextlib.ExitStack, address: str) -> str:
@@ -96,6 +105,7 @@ class _Keeper:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._hang_up)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             waiting = [self._start() for _ in range(self._settings.workers)]
             for worker in waiting:
@@ -213,8 +223,13 @@ def _work(
     observer = Observers([metrics, traces]) if traces else metrics
 
     async def work() -> None:
-        stop = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)  # the parent never writes: it ended
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def orphaned() -> None:  # the parent never writes: it ended
+            loop.remove_reader(pipe.fileno())
+            stop.set()
+
+        loop.add_reader(pipe.fileno(), orphaned)
         server = Server(settings, key=key, metrics=metrics, observer=observer, reread=reread)
         await serve(server, ready=lambda _: pipe.send(None), stop=stop)
 

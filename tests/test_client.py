@@ -15,6 +15,7 @@ import pytest
 
 from classifier import AsyncClient, Client, Outcome, Request, Tier, errors, wire
 from classifier.client import SERVICE_CONFIG, Breaker
+from classifier.errors import NoAllowedRoute
 from classifier.settings import MOST
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, Source, Verdict
@@ -321,6 +322,34 @@ def test_a_server_that_goes_while_the_source_of_a_stream_waits_costs_no_item(cli
             assert [a.classified for a in found] == [True, True, False, False, False]
 
         both.run(use)
+
+
+@pytest.mark.failure("down", "Python client")
+def test_a_source_that_waits_for_an_answer_gets_the_fallback(client_of):
+    """What was sent falls back when the call fails, and not only when the source has something more to send."""
+
+    def use(client, call):
+        def wait():
+            until(lambda: sum(client.counts.values()) == 1)
+
+        found = call("classify_stream", source_of(both.kind, ["a", wait, "b"]), timeout_seconds=0.5)
+        assert [a.tier for a in found] == [Tier.COMPLEX] * 2
+
+    with fake_server(engine=FakeEngine(delay_seconds=3)) as address:
+        both = client_of(address, fallback_tier=Tier.COMPLEX)
+        both.run(use)
+
+
+def test_a_request_of_a_batch_without_an_allowed_route_counts_once(client_of, address):
+    """Where one restricted request has no route, the others of its batch stay what they were."""
+    restricted = Request.from_text("b", policy="nope", labels={"data": "restricted"})
+
+    def use(client, call):
+        with pytest.raises(NoAllowedRoute):
+            call("classify_batch", [Request.from_text("a"), restricted])
+        assert client.counts == {"classified": 1, "INVALID_ARGUMENT": 1}
+
+    client_of(address, fallback_tier=Tier.COMPLEX).run(use)
 
 
 @pytest.mark.failure("bad input", "Python client")

@@ -662,6 +662,25 @@ def test_a_closed_recorder_refuses(caplog):
     assert recorder.dropped == 1
 
 
+def test_a_decision_that_comes_while_the_store_is_down_is_written_when_it_is_back():
+    """It needs neither an outcome nor others to wake the writer."""
+    away, written = [True], threading.Event()
+
+    def write(decisions, outcomes):
+        if away[0]:
+            raise StoreUnavailable("away")
+        written.set()
+        return [PENDING] * len(outcomes)
+
+    recorder = Recorder(write, retry_seconds=0.5)
+    with pytest.raises(StoreUnavailable):
+        recorder.submit({}, 1).result(60)
+    away[0] = False
+    assert recorder.add({}, 1)
+    assert written.wait(60)
+    recorder.close()
+
+
 def test_a_store_that_stays_away_loses_only_what_it_must(caplog):
     """Closing while the store is away gives up after the time allowed, and says how many decisions were lost."""
 

@@ -98,3 +98,15 @@ async def test_it_goes_on_after_it_was_empty():
         box.put(outcome(number))
         await box.drain(60)
     assert server.taken == ["o0", "o1"]
+
+
+async def test_what_is_left_at_the_end_is_counted_and_told(caplog):
+    """A server that stays away until the end costs outcomes, and says how many."""
+    server = Server(*[ServerUnreachable("x")] * 3)
+    server.pause = asyncio.sleep
+    box = server.outbox()
+    for number in range(3):
+        box.put(outcome(number))
+    await box.drain(0.01)
+    assert box.counts == {"outcomes_lost": 3}
+    assert "3 outcomes could not be sent" in caplog.text

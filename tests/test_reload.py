@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import signal
 import threading
@@ -11,7 +13,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from classifier import Client, Tier
-from classifier.errors import BundleNotFound
+from classifier.errors import BundleNotFound, Unauthenticated
 from classifier.reload import Folder, Shadow, Watched
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine
@@ -179,6 +181,33 @@ def test_sighup_reads_the_settings_again(tiny_bundle_path, tmp_path):
             server.signal(signal.SIGHUP)
             server.wait_said("the ones there were stay")
             assert client.info(timeout_seconds=60).limits.max_messages == 8
+
+
+def test_a_bundle_whose_storage_hangs_keeps_no_token_valid(tiny_bundle_path, tmp_path):
+    """Tokens and settings are read again while a look at the bundle does not come back, and the end is an end."""
+    bundle, tokens, config = tmp_path / "bundle", tmp_path / "tokens", tmp_path / "c.toml"
+    shutil.copytree(tiny_bundle_path, bundle)
+    tokens.write_text(f"old {'a' * 20}\n")
+    tokens.chmod(0o600)
+    config.write_text("max_messages = 7\n")
+    arguments = ["--bundle", str(bundle), "--listen", "127.0.0.1:0", "--config", str(config), "--tokens", str(tokens)]
+    with server_process(*arguments, "--watch-seconds", "0.2") as server:
+        [address] = server.wait_ready()
+        (bundle / "manifest.json").unlink()
+        os.mkfifo(bundle / "manifest.json")  # what opens it waits for ever
+        tokens.write_text(f"new {'b' * 20}\n")
+        with Client(address, token="b" * 20, timeout_seconds=60) as client:
+            until(lambda: accepted(client))
+            config.write_text("max_messages = 8\n")
+            server.signal(signal.SIGHUP)
+            until(lambda: client.info(timeout_seconds=60).limits.max_messages == 8)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def accepted(client):
+    with contextlib.suppress(Unauthenticated):
+        return client.info(timeout_seconds=60)
 
 
 def test_a_shadow_is_scored_and_never_answers(tiny_engine):

@@ -13,8 +13,10 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
+from classifier.errors import NotReady
 from classifier.logs import JsonFormatter
 from classifier.seams import Observer
+from classifier.service import Service
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
 from classifier.v1 import classifier_pb2 as pb
@@ -294,6 +296,19 @@ def test_outcomes_without_a_store_are_unimplemented(stub):
         stub.ReportOutcome(pb.ReportOutcomeRequest(decision_id="x", outcome_id="y"), timeout=60)
     assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert "--store off" in refusal.value.details()
+
+
+def not_ready(_):
+    raise NotReady("the model is still being loaded")
+
+
+def test_outcomes_are_unavailable_while_the_server_starts(stub_of):
+    """Before the store is open nobody is told that there is none: what is sent again later is taken."""
+    with fake_server(engine=FakeEngine()) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "_ready", not_ready)
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub_of(address).ReportOutcome(pb.ReportOutcomeRequest(decision_id="x", outcome_id="y"), timeout=60)
+    assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_full_server_refuses_at_once_with_the_time_to_come_back(stub_of):

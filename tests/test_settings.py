@@ -51,6 +51,8 @@ def test_variables_hold_lists_and_switches_as_text():
         ({"max_concurrent_calls": "9999999999"}, "max_concurrent_calls: expected 2147483647 or less"),
         ({"max_batch_items": "9999999999"}, "max_batch_items: expected 2147483647 or less"),
         ({"metrics_listen": "unix:/x"}, "metrics_listen: expected HOST:PORT"),
+        ({"metrics_listen": "9464"}, "^metrics_listen: expected HOST:PORT"),
+        ({"drain_seconds": "inf"}, "drain_seconds: expected a finite number, found inf"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -64,6 +66,13 @@ def test_an_unknown_key_of_the_file_is_refused(tmp_path):
     """A key that is no setting is an error and not silence."""
     (tmp_path / "c.toml").write_text("quue_size = 1\n")
     with pytest.raises(SettingsError, match="unknown key 'quue_size'"):
+        resolve({}, {}, tmp_path / "c.toml")
+
+
+def test_a_key_is_never_shown(tmp_path):
+    """Where the key is no text, the error says so without it."""
+    (tmp_path / "c.toml").write_text(f"key = {'7' * 40}\n")
+    with pytest.raises(SettingsError, match=r"key: expected text, found int$"):
         resolve({}, {}, tmp_path / "c.toml")
 
 

@@ -75,6 +75,26 @@ def test_coverage_is_the_share_that_got_a_decision():
     assert 'classifier_items_total{result="RESOURCE_EXHAUSTED"} 2.0' in text
 
 
+def test_a_batch_that_is_not_answered_counts_each_of_its_requests():
+    """Coverage falls where a batch is refused whole, or its deadline passes: begun or not, none got a decision."""
+    metrics = Metrics()
+    with (
+        fake_server(metrics=metrics, engine=FakeEngine(delay_seconds=0.3), cores=1, max_batch_items=10) as address,
+        Client(address, timeout_seconds=60, fallback_tier=Tier.SIMPLE) as client,
+    ):
+        client.classify_batch("a" * 11)
+        client.classify_batch("a" * 10, timeout_seconds=1)
+        until(lambda: sum(items(metrics).values()) == 21)
+    assert items(metrics)["INVALID_ARGUMENT"] == 11
+    assert items(metrics)["CANCELLED"] > 0
+
+
+def items(metrics):
+    """Requests by result, as the page counts them."""
+    found = re.findall(r'classifier_items_total{result="(\w+)"} (\S+)', page(metrics))
+    return {result: float(count) for result, count in found}
+
+
 def test_the_page_is_served_beside_the_calls(tiny_bundle_path):
     """--metrics-listen serves the Prometheus page on its own port."""
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]

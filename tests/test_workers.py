@@ -74,6 +74,17 @@ def test_a_worker_that_still_starts_outlives_sighup(arguments):
         server.wait_said(f"worker {fresh} serves")
 
 
+def test_sighup_complains_of_nothing_that_did_not_change(arguments, tmp_path):
+    """What workers are told otherwise than the settings say, ports and cores, is no change."""
+    config = tmp_path / "c.toml"
+    config.write_text("max_messages = 7\n")
+    with server_process(*arguments, "--config", str(config), "--metrics-listen", "127.0.0.1:0") as server:
+        server.wait_ready()
+        config.write_text("max_messages = 8\nqueue_size = 3\n")
+        server.signal(signal.SIGHUP)
+        server.wait_said("settings: queue_size need a restart")
+
+
 def test_a_worker_that_takes_anothers_place_begins_with_the_settings_of_now(arguments, tmp_path):
     """What SIGHUP changed holds in a worker that starts afterwards, too."""
     config = tmp_path / "c.toml"

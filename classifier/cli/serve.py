@@ -59,7 +59,10 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     """Serves as the settings say, in this process or in several, until a signal."""
     import contextlib
     import logging
+    import signal
 
+    # From here to where it is listened to SIGHUP waits: before, it would end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from classifier.logs import configure_logging
     from classifier.server import Server, print_ready, serve, server_key
     from classifier.server import run as run_server

@@ -59,8 +59,11 @@ class Outbox:
 
     async def _run(self) -> None:
         while not self._queue.empty():
-            outcome = self._queue.get_nowait()
-            self.counts[await self._sent(outcome)] += 1
+            outcome, ended = self._queue.get_nowait(), "outcomes_lost"
+            try:
+                ended = await self._sent(outcome)
+            finally:
+                self.counts[ended] += 1
 
     async def _sent(self, outcome: Outcome) -> str:
         """Sends one; how it ended."""
@@ -80,7 +83,14 @@ class Outbox:
         return "outcomes_lost"
 
     async def drain(self, seconds: float) -> None:
-        """Waits until all are sent, but not for longer."""
-        if self._sender is not None:
-            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(self._sender, seconds)
+        """Waits until all are sent, but not for longer; what is left then is lost."""
+        if self._sender is None:
+            return
+        before = self.counts["outcomes_lost"]
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+            await asyncio.wait_for(self._sender, seconds)
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self.counts["outcomes_lost"] += 1
+        if lost := self.counts["outcomes_lost"] - before:
+            _log.warning("%d outcomes could not be sent before the end and are lost", lost)
