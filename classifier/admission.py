@@ -170,6 +170,8 @@ class Admission:
         ticket.work = None
         if future is None or future.done():
             return
+        if isinstance(problem, StopIteration):  # no future takes it, and the caller would wait for ever
+            problem = RuntimeError("the work raised StopIteration")
         if problem is not None:
             future.set_exception(problem)
         else:

@@ -88,7 +88,10 @@ class Engine:
             raise BundleCorrupt(f"{path}: manifest.json lacks max_tokens or golden inputs; export it again") from error
         tokenizer = Tokenizer.from_file(bundle.path / "tokenizer.json", max_tokens)
         engine = cls(bundle, tokenizer, Session(bundle.path / "model.onnx", threads=threads))
-        engine._replay(golden, tolerance)
+        try:
+            engine._replay(golden, tolerance)
+        except (InvalidRequest, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise BundleCorrupt(f"{path}: manifest.json holds golden inputs that are none; export it again") from error
         return engine
 
     @property
@@ -136,6 +139,10 @@ class Engine:
             input_tokens=encoded.input_ids.shape[1],
             truncated=encoded.truncated or prepared.input.truncated,
         )
+
+    def rated(self, prepared: Prepared) -> ModelInput:
+        """What of a request is rated: all that the model reads of it, or what is left where its text steers."""
+        return _rated(prepared.input, prepared.encoded, self._tokenizer, self._session)[0]
 
     def decide(self, prepared: Prepared, scores: Scores, draw: float | None = None) -> Decision:
         """The policy's choice.
@@ -198,8 +205,8 @@ class Engine:
         worst = 0.0
         for case in golden:
             found = self.score(self.prepare(Request.from_json(case))).probabilities
-            worst = max(worst, float(np.abs(np.subtract(found, case["probabilities"])).max()))
-        if worst > tolerance:
+            worst = float(np.maximum(worst, np.abs(np.subtract(found, case["probabilities"])).max()))
+        if not worst <= tolerance:  # NaN is no agreement
             self.golden_ok = False
             self.golden_message = (
                 f"golden inputs differ by up to {worst:.4f} (tolerance {tolerance:g}): this processor's int8 sums "
@@ -210,10 +217,15 @@ class Engine:
 
 def rate(model_input: ModelInput, encoded: Encoded, tokenizer: Tokenizer, session: Session) -> NDArray[np.float32]:
     """Logits of one request, of what is left of it where its text steers: (4,) float32."""
+    return _rated(model_input, encoded, tokenizer, session)[1]
+
+
+def _rated(
+    model_input: ModelInput, encoded: Encoded, tokenizer: Tokenizer, session: Session
+) -> tuple[ModelInput, NDArray[np.float32]]:
     logits, steering = session.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)
     left = None if steering is None else without_steering(model_input, encoded, steering[0], tokenizer)
     if left is not None:
         again = tokenizer.encode(left)
         logits, _ = session.run(again.input_ids, again.attention_mask, again.token_type_ids)
-    only: NDArray[np.float32] = logits[0]
-    return only
+    return left or model_input, logits[0]

@@ -93,14 +93,14 @@ def explain(engine: Engine, request: Request) -> Explanation:
         InvalidRequest: the policy is not one of the bundle's.
     """
     asked = _Asked(engine, request)
-    read = asked.prepared.input
+    read, rated = asked.prepared.input, asked.rated
     policy = asked.prepared.policy
     plain = dict(_named(signal) for signal in render(Request.from_text("a")).signals)
     signals = []
-    for i, signal in enumerate(read.signals):
+    for i, signal in enumerate(rated.signals):
         other = plain[_named(signal)[0]]
-        changed = (*read.signals[:i], other, *read.signals[i + 1 :])
-        pull, tier = asked.without(replace(read, signals=changed)) if other != signal else (0.0, asked.decision.tier)
+        changed = (*rated.signals[:i], other, *rated.signals[i + 1 :])
+        pull, tier = asked.without(replace(rated, signals=changed)) if other != signal else (0.0, asked.decision.tier)
         signals.append(Effect(signal, pull, tier, instead=other))
     context = Effect("context", *asked.without(replace(read, context=""))) if read.context else None
     parts = asked.occlude(divide(read.text), read.text)
@@ -135,8 +135,10 @@ class _Asked:
         self.prepared: Prepared = engine.prepare(request)
         scores = engine.score(self.prepared)
         self.decision = engine.decide(self.prepared, scores)
+        # Its signals are those that counted, where a sentence that steers was left out.
+        self.rated = engine.rated(self.prepared)
         self._expected = _expected_tier(scores)
-        self.runs = 1
+        self.runs = 2
 
     def without(self, changed: ModelInput) -> tuple[float, Tier]:
         """(pull, tier) of what `changed` lacks."""

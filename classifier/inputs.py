@@ -37,6 +37,8 @@ SYSTEM_CHARS = 200
 """Characters of the system prompt's head: it is not rated, but says what a bare user text is material for."""
 WINDOW_CHARS = 8_000
 """Characters at each end of a message in which harness blocks are looked for."""
+MOST_NOISE_CHARS = 100_000
+"""Characters of messages without a text of their own that are passed over for the rated one, and for its context."""
 HEAD_SHARE = 0.6
 GAP = " … "
 
@@ -48,9 +50,9 @@ _HARNESS_TAGS = (
 )
 _TAG = re.compile(rf"<(/?)({_HARNESS_TAGS})\b[^<>]{{0,200}}>", re.IGNORECASE)
 _CODE = re.compile(
-    r"```|^\s*(?:def|class|import|from|return|if|for|while|const|let|var|func|fn|pub|public|private|static|void|int|"
+    r"```|^[^\S\n]*(?:def|class|import|from|return|if|for|while|const|let|var|func|fn|pub|public|private|static|void|int|"
     r"#include|SELECT|INSERT|UPDATE|CREATE|package|using|try|catch|else|end)\b.*[:;{}()=]|[;{}]\s*$|"
-    r"=>|->|::|&&|\|\||!=|==|</\w+>|\w+\(\w*\)|^\s*at \w+[.(]|Traceback|Exception\b",
+    r"=>|->|::|&&|\|\||!=|==|</\w+>|\w\(\w*\)|^[^\S\n]*at \w+[.(]|Traceback|Exception\b",
     re.MULTILINE,
 )
 
@@ -128,7 +130,9 @@ def shortened(model_input: ModelInput, text: str) -> ModelInput:
     >>> shortened(render(Request.from_text("x = 1;\nhi there")), "hi there") == render(Request.from_text("hi there"))
     True
     """
-    chars, script = model_input.chars - len(model_input.text) + len(text), dominant_script(text)
+    # What a cut put into its middle was never a part of the conversation.
+    chars = max(len(text), model_input.chars - len(model_input.text) + len(text))
+    script = dominant_script(text)
     signals = (*model_input.signals[:3], *_signals_of_text(text, chars, script))
     return replace(model_input, text=text, signals=signals, script=script, chars=chars)
 
@@ -163,7 +167,7 @@ def cut_middle(text: str, limit: int) -> str:
 def dominant_script(text: str) -> str:
     """The script that most letters of the first 400 characters are in, one of `SCRIPTS`.
 
-    Any kana makes a text with Han characters Japanese: `kana`.
+    A kana for every five Han characters makes a text Japanese: `kana`.
 
     >>> [dominant_script(t) for t in ("hello", "привет", "東京は晴れ", "你好", "123")]
     ['latin', 'cyrillic', 'kana', 'han', 'none']
@@ -186,9 +190,11 @@ def dominant_script(text: str) -> str:
 def _rated(request: Request) -> tuple[int, str, int, bool]:
     """Position of the rated message, and what `_clean` makes of it."""
     # A user message that was nothing but harness noise is passed over: the one before it is rated.
+    looked = 0
     for i in (i for i in range(request.last_user_index, -1, -1) if request.messages[i].role == "user"):
         rated = i, *_clean(request.messages[i].content, TEXT_CHARS)
-        if rated[1] or request.attachments:
+        looked += len(request.messages[i].content)
+        if rated[1] or request.attachments or looked > MOST_NOISE_CHARS:
             break
     return rated
 
@@ -199,6 +205,8 @@ def _clean(content: str, limit: int) -> tuple[str, int, bool]:
         head, tail = content[:WINDOW_CHARS], content[-WINDOW_CHARS:]
         kept_head = _strip_harness(head, cut_at_end=True).strip()
         kept_tail = _strip_harness(tail, cut_at_start=True).strip()
+        if not kept_head and not kept_tail:
+            return "", len(content), True
         removed = 2 * WINDOW_CHARS - len(kept_head) - len(kept_tail)
         head_size = int(limit * HEAD_SHARE)
         kept = f"{kept_head[:head_size]}{GAP}{kept_tail[head_size - limit :]}"
@@ -249,8 +257,10 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
         parts.append((system, f"system: {body}"))
         left -= len(body)
     around = [*range(len(messages) - 1, rated, -1), *range(rated - 1, -1, -1)]
-    nearest = True
+    nearest, noise = True, 0
     for i in around:
+        if noise > MOST_NOISE_CHARS:
+            break
         if messages[i].role in ("system", "developer"):
             continue
         limit = min(NEAREST_CHARS if nearest else OTHER_CHARS, left)
@@ -259,6 +269,7 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
             break
         body, _, body_cut = _clean(messages[i].content, limit)
         if not body:
+            noise += len(messages[i].content)
             continue
         cut = cut or body_cut
         nearest = False

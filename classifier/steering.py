@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from classifier.inputs import ModelInput, shortened
 from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 
-SENTENCE_END = re.compile(r"(?:[.!?]+(?=\s)|[。！？]+|\n)\s*")
-WORD_END = re.compile(r"\s+")
+# Controls that Python takes for blanks are none to a tokeniser, which reads through them.
+_BLANK = r"[^\S\x0b\x0c\x1c-\x1f\x85]"
+SENTENCE_END = re.compile(rf"(?:[.!?]+(?={_BLANK})|[。！？]+|\n){_BLANK}*")
+WORD_END = re.compile(rf"{_BLANK}+")
 MOST_LOG_ODDS = 4.0
 """What one entry may say, either way: a sentence is judged by all of its words and not by the surest."""
 STEERS_FROM = -0.5
@@ -77,7 +79,7 @@ def without_steering(
 
 
 def remaining(above: NDArray[np.float64]) -> slice:
-    """The words of a sentence that are left: all, none, or those behind or before a cut.
+    """The words of a sentence that are left: all, none, or those behind or before a cut, whatever the others say.
 
     Args:
         above: (words,) log-odds of each above `STEERS_FROM`, summed over its entries.

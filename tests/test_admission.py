@@ -194,6 +194,14 @@ async def test_work_runs_on_threads_no_wider_than_the_cores():
     assert {name for name, _ in results} == {"core-0", "core-1"}
 
 
+async def test_no_error_keeps_its_caller_waiting():
+    """StopIteration, which no future takes, ends the wait as another error."""
+    admission = Admission(cores=1, queue_size=4, max_wait_seconds=60.0)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await admission.run(lambda: next(iter(())), "a")
+    await admission.close()
+
+
 async def test_an_error_reaches_its_caller_and_the_core_goes_on():
     """An exception in the work is raised to whoever asked; the next request is served."""
     admission = Admission(cores=1, queue_size=4, max_wait_seconds=10.0)

@@ -14,6 +14,7 @@ import pytest
 from classifier.bundle import MANIFEST, SHIPPED
 from classifier.engine import Engine
 from classifier.errors import BundleCorrupt, InvalidRequest
+from classifier.session import Session
 from classifier.types import Reason, Request, Tier
 from tests.tiny import WORDS
 
@@ -88,10 +89,23 @@ def test_golden_inputs_are_replayed(tiny_engine, tiny_bundle_path, tmp_path):
     assert not engine.classify(Request.from_text("hi")).guaranteed
 
 
+def test_a_graph_that_answers_with_no_number_guarantees_nothing(tiny_bundle_path, tmp_path, monkeypatch):
+    """NaN agrees with nothing."""
+    monkeypatch.setattr(Session, "run", lambda *_: (np.full((1, 4), np.nan, dtype=np.float32), None))
+    assert not Engine.from_pretrained(tiny_bundle_path).golden_ok
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [({"input_version": 0}, "input version 0"), ({"max_tokens": "many"}, "max_tokens"), ({"golden": None}, "golden")],
-    ids=["inputs", "tokens", "golden"],
+    [
+        ({"input_version": 0}, "input version 0"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"golden": None}, "golden"),
+        ({"golden": ["hi"]}, "golden"),
+        ({"golden": [{"messages": [{"role": "user", "content": "hi"}]}]}, "golden"),
+        ({"golden": [{"messages": [], "probabilities": [0.25] * 4}]}, "golden"),
+    ],
+    ids=["inputs", "tokens", "golden", "text", "unanswered", "empty"],
 )
 def test_bundle_for_other_inputs_is_refused(tiny_bundle_path, tmp_path, fields, says):
     """A bundle that was made for other inputs, or lacks what loading needs, is refused with the reason."""

@@ -125,6 +125,14 @@ def test_messages_of_noise_cost_what_they_hold():
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.parametrize("chars", [100, 2 * WINDOW_CHARS + 100])
+def test_noise_is_passed_over_however_long_it_is(chars):
+    """A message of noise alone that is longer than what is looked at of it is one all the same."""
+    noise = f"<local-command-stdout>{'log line. ' * (chars // 10)}</local-command-stdout>"
+    found = render(chat(("user", "sum the list"), ("user", noise)))
+    assert (found.text, found.context) == ("sum the list", "")
+
+
 def test_empty_message_is_rated_as_it_is():
     """An empty message, alone or with attachments, is allowed."""
     assert render(Request.from_text("")).text == ""

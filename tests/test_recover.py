@@ -9,14 +9,13 @@ pytest.importorskip("torch")
 
 import torch
 
-from classifier.bundle import MANIFEST
-from classifier.errors import InputError
+from classifier.errors import BundleCorrupt, InputError
 from classifier.inputs import render
 from classifier.session import STEERING, Session
 from tests.fit_support import tiny_rows
 from tests.test_bases import checkpoint
 from tests.tiny import tiny_bundle
-from training.export import export
+from training.export import assemble, export
 from training.graph import marking
 from training.model import input_names, load_base, tokenizer_of
 from training.recover import recover
@@ -88,11 +87,16 @@ def test_students_of_other_families_come_back(family, tmp_path):
 def test_a_bundle_is_a_base(tmp_path):
     """What serves is a base to go on from: its student and its tokeniser, as they were."""
     model, fast = load_base("tiny", MAX_TOKENS)
-    folder = exported(model.eval(), fast, tmp_path / "bundle")
-    (folder / MANIFEST).write_text("{}")
+    files, folder = exported(model.eval(), fast, tmp_path / "files"), tmp_path / "bundle"
+    assemble(files, folder, golden=tiny_rows(2), reference={}, card="# tiny\n", facts={})
     again, its_fast = load_base(str(folder), MAX_TOKENS)
     assert max(weights_apart(again, model).values()) < 0.1
     assert its_fast.get_vocab() == fast.get_vocab()
+    with (folder / "model.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damaged")
+    with pytest.raises(BundleCorrupt, match=r"model\.onnx"):
+        load_base(str(folder), MAX_TOKENS)
 
 
 def test_graph_that_is_not_its_model_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from classifier.engine import Engine
-from classifier.inputs import render
+from classifier.inputs import TEXT_CHARS, render
 from classifier.steering import sentences
 from classifier.types import Request, Tier
 from tests.tiny import tiny_bundle
@@ -68,6 +68,19 @@ def test_a_text_that_does_nothing_but_steer_is_rated_as_it_is(engine):
     """Where nothing would be left to rate, all of it is rated."""
     once, _ = engine._session.run(*arrays(engine, STEERING))
     np.testing.assert_array_equal(logits(engine, STEERING), once[0])
+
+
+def test_what_a_cut_put_into_a_text_is_no_part_of_its_length(engine):
+    """A text one character over its budget, of which one character is left to rate, has a length as any other."""
+    text = f"{STEERING}\n" + " " * (TEXT_CHARS - len(STEERING) - 1) + "\n?"
+    assert len(text) > TEXT_CHARS
+    assert engine.classify(Request.from_text(text)).tier is engine.classify(Request.from_text("?")).tier
+
+
+@pytest.mark.parametrize("control", "\x0b\x0c\x1c\x1d\x1e\x1f\x85")
+def test_a_control_character_hides_no_steering(engine, control):
+    """What Python takes for a blank and the tokeniser for nothing stands in a word, as the tokeniser reads it."""
+    np.testing.assert_array_equal(logits(engine, f"{STEERING} tran{control}slate it"), logits(engine, "translate it"))
 
 
 def test_the_context_is_left_as_it_is(engine):

@@ -113,7 +113,7 @@ def export(
     model.config.save_pretrained(out)
     save_tokenizer(fast, out, max_tokens)
     parity = _parity(whole, tokenizer, out, check)
-    if parity.fp32_difference > FP32_TOLERANCE:
+    if not parity.fp32_difference <= FP32_TOLERANCE:
         raise GateNotMet(
             f"{out}: torch and ONNX fp32 logits differ by {parity.fp32_difference:.2e}, allowed {FP32_TOLERANCE:g}; "
             "the export does not compute the model, check the exporter's versions"
@@ -275,7 +275,7 @@ def _parity(model: PreTrainedModel, tokenizer: Tokenizer, out: Path, rows: Seque
                 expected = model(**_tensors(encoded, names))
             found = full.run(encoded.input_ids, encoded.attention_mask, encoded.token_type_ids)
             for one, other in zip((expected["logits"], expected.get(STEERING)), found, strict=True):
-                worst = max(worst, float(np.abs(one.numpy() - other).max())) if other is not None else worst
+                worst = float(np.maximum(worst, np.abs(one.numpy() - other).max())) if other is not None else worst
     a, b = np.array(logits32), np.array(logits8)
     spread = float(np.sqrt(((a - b) ** 2).mean()) / max(float(a.std()), 1e-9))
     return Parity(worst, float((a.argmax(1) == b.argmax(1)).mean()), spread, len(rows))

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from classifier.bundle import MANIFEST
+from classifier.bundle import MANIFEST, read_bundle
 from classifier.errors import InputError, MissingExtra
 from classifier.inputs import SIGNALS
 from classifier.tokenizer import Tokenizer, pad
@@ -69,6 +69,7 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
 def _read_bundle(path: str) -> tuple[PreTrainedModel, FastTokenizer]:
     from training.recover import recover
 
+    read_bundle(Path(path))  # verifies every file
     model, fast, _ = recover(Path(path))
     return model, fast
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from tokenizers import Tokenizer as FastTokenizer
@@ -49,7 +50,7 @@ def recover(bundle: Path) -> tuple[PreTrainedModel, FastTokenizer, SteeringHead 
         model.load_state_dict(found)
         if head is not None:
             head.load_state_dict(of_head)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, DecodeError) as error:
         raise InputError(
             f"{bundle}: no weights to train on can be read from its graph ({' '.join(str(error).split())[:200]}); put "
             "the checkpoint that it was made of beside it: classifier bundle promote BUNDLE --checkpoint CHECKPOINT"
