@@ -25,6 +25,8 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "input_tokens": ("input_tokens", "prompt_tokens", "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens"),
     "output_tokens": ("output_tokens", "completion_tokens", "gen_ai.usage.output_tokens",
                       "gen_ai.usage.completion_tokens"),
+    "cache_read_tokens": ("cache_read_input_tokens",),
+    "cache_creation_tokens": ("cache_creation_input_tokens",),
     "cost": ("response_cost", "cost_usd", "cost", "spend"),
     "id": ("id", "request_id", "custom_id", "call_id", "span_id", "spanId"),
     "response": ("response", "completion", "output", "choices"),
@@ -40,6 +42,9 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 """Names of the columns that hold a fact, the likeliest first."""
 TOP = frozenset({*labels.ROLES, "drawn_as"})
 """Roles of columns that are found by their whole name only: nested ones of that name mean something else."""
+TEXTS = frozenset({"prompt", "input", "text", "content", "question", "query", "message"})
+"""Columns of what people wrote: JSON in it is theirs, and says nothing of the request."""
+_OF_RESPONSES = frozenset({"usage", "choices"})
 MAX_DEPTH = 5
 Path = tuple[str, ...]
 
@@ -56,20 +61,39 @@ class Place(NamedTuple):
     rows: int
 
 
-def places_of(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> dict[str, Place]:
+def places_of(
+    names: Iterable[str], rows: Iterable[Mapping[str, Any]], *, texts: frozenset[str] = TEXTS
+) -> dict[str, Place]:
     """Every place that may hold a fact, by its dotted name; nested columns and JSON text are opened.
+
+    A column of texts is opened only where at least half of its texts are JSON objects; one of answers only where these
+    are whole responses of an API; one of prompts never.
 
     Args:
         names: the columns.
         rows: some rows, by which nested columns are opened; what is in them and no column is a place, too.
+        texts: columns of prompts.
 
     >>> places_of(["usage"], [{"usage": '{"prompt_tokens": 3}'}, {"usage": None}])["usage.prompt_tokens"]
     Place(path=('usage', 'prompt_tokens'), rows=1)
     """
     paths: dict[str, Path] = {name: (name,) for name in names}
     filled: Counter[str] = Counter()
+    said: Counter[str] = Counter()
+    objects: Counter[str] = Counter()
     for row in rows:
-        stack: list[tuple[Path, Any]] = [((name,), opened(value)) for name, value in row.items()]
+        stack: list[tuple[Path, Any]] = []
+        for name, value in row.items():
+            inner = value
+            if not isinstance(value, str):
+                inner = opened(value)
+            elif value and name not in texts:
+                found = opened(value)
+                said[name] += 1
+                objects[name] += found is not value
+                if name not in ROLES["response"] or (isinstance(found, dict) and found.keys() & _OF_RESPONSES):
+                    inner = found
+            stack.append(((name,), inner))
         while stack:
             path, value = stack.pop()
             name = ".".join(map(str, path))
@@ -77,7 +101,9 @@ def places_of(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> dict[s
             filled[name] += value not in (None, "")
             if isinstance(value, dict) and len(path) < MAX_DEPTH:
                 stack += [((*path, key), inner) for key, inner in value.items()]
-    return {name: Place(path, filled[name]) for name, path in paths.items()}
+    closed = {name for name, count in said.items() if 2 * objects[name] < count}
+    kept = ((name, path) for name, path in paths.items() if len(path) == 1 or path[0] not in closed)
+    return {name: Place(path, filled[name]) for name, path in kept}
 
 
 def find_columns(
@@ -158,12 +184,13 @@ def count_chars(value: Any) -> int:
 def seconds(value: Any) -> float:
     """Seconds since the epoch of a time as logs write it: a date, ISO 8601, or a number of s, ms, µs or ns.
 
-    >>> seconds("2026-01-01T00:00:00Z"), seconds(1767225600000), seconds("soon")
-    (1767225600.0, 1767225600.0, nan)
+    >>> seconds("2026-01-01T00:00:00Z"), seconds("20260101"), seconds(1767225600000), seconds("soon")
+    (1767225600.0, 1767225600.0, 1767225600.0, nan)
     """
     if isinstance(value, str):
         try:
-            value = float(value)
+            basic = len(value) == 8 and value.isdigit() and "19" <= value[:2] <= "20"
+            value = dt.datetime.fromisoformat(value) if basic else float(value)
         except ValueError:
             try:
                 value = dt.datetime.fromisoformat(value)

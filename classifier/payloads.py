@@ -59,10 +59,12 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "openai"
     if row.get("params"):
         return "anthropic"
-    if row.get(text_field) is not None:
+    if row.get(text_field) not in (None, ""):
         return "prompt"
     if row.get("input"):
         return "openai"
+    if row.get(text_field) is not None:
+        return "prompt"
     if text_field != "prompt":
         raise InvalidRequest(text_field, "is not there, and no messages; see --text-field and --format")
     raise InvalidRequest("prompt", "is not there, and no messages or body; name the column with --text-field")
@@ -152,7 +154,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Request]
 def _inner(row: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     """The body that the row wraps under one of the names, or the row itself."""
     for name in names:
-        if row.get(name) is not None:
+        if row.get(name) not in (None, ""):  # a cell of CSV that holds nothing is empty
             value = _json(row[name], name)
             if not isinstance(value, Mapping):
                 raise InvalidRequest(name, "is not an object, nor its JSON text")

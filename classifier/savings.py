@@ -233,7 +233,7 @@ def recommend(
         tier=one.name,
         sentence=f"Route: it costs {costs}, {saved}.",
         reason=f"its expected risk is {_percent(routed.risk)}, against {_percent(random.risk)} for a router that draws "
-        "the same shares without looking, at about the same cost.",
+        f"the same shares without looking, at {dollars(random.cost.estimate)}.",
     )
 
 

@@ -61,7 +61,7 @@ def fill_columns(
     encoded = json_encoded(schema)
     known = set(schema.names)
     for row, extra in zip(rows, extras, strict=True):
-        for name in row.keys() - known:
+        for name in (name for name in row if name not in known):
             extra[name] = row[name]
             moved[name] = moved.get(name, 0) + 1
     arrays = []

@@ -31,9 +31,11 @@ class _Lines(list[str]):
 
 
 def as_text(value: Any) -> Any:
-    """A value as a CSV field."""
+    """A value as a CSV field; what is no number is empty."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return json_text(value) if isinstance(value, (dict, list)) else value
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from classifier import labels, sampling
 from classifier.columns import (
     CHARS_PER_TOKEN,
+    TEXTS,
     TOP,
     Path,
     amount,
@@ -39,7 +40,9 @@ from classifier.types import TIERS, Tier
 
 MAX_VALUE_CHARS = 512
 """Of a model's name and the like: a Bedrock inference profile's has over 100, and a file's path more."""
-_NUMBERS = frozenset({"time", "input_tokens", "output_tokens", "cost", "response"})
+CACHED = ("cache_read_tokens", "cache_creation_tokens")
+"""Input tokens that a log counts beside the others."""
+_NUMBERS = frozenset({"time", "input_tokens", *CACHED, "output_tokens", "cost", "response"})
 OURS = ("classifier_tier", "classifier_probabilities", "classifier_truncated", "classifier_error",
         "classifier_characters", "classifier_file", "classifier_row")  # fmt: skip
 
@@ -121,6 +124,7 @@ def read_traffic(
     by: Sequence[str] = (),
     named: Mapping[str, str] | None = None,
     assumed_output_tokens: float = 300.0,
+    text_field: str = "prompt",
 ) -> Traffic:
     """The labelled traffic that `classifier label` wrote.
 
@@ -129,6 +133,7 @@ def read_traffic(
         by: further columns to split by.
         named: role → column, where the usual names do not find it; "" means that there is none.
         assumed_output_tokens: of each request whose answer the log neither counts nor holds.
+        text_field: the column of prompts; no fact is looked for in it.
 
     Raises:
         InputError: it cannot be read, was not labelled, holds no labelled row, or lacks a named column.
@@ -137,12 +142,15 @@ def read_traffic(
     labelled = open_labelled(path)
     left_out = COLUMNS.keys() - set(by)
     peek = ({n: row[n] for n in row.keys() - left_out} for row in labelled.rows(thinned=True))
-    places = places_of([name for name in labelled.names if name not in left_out], peek)
+    places = places_of([name for name in labelled.names if name not in left_out], peek, texts=TEXTS | {text_field})
     columns = find_columns(places, named=named or {}, by=by, where=path)
     if "label" in columns and "label" not in (named or {}):
         said = (row.get(columns["label"]) for row in labelled.rows([columns["label"]]))
         if "verdict" in columns or not labels.are_tiers(said):  # a customer's tier, or the tier of a decision
             del columns["label"]
+    if columns.get("input_tokens", "").rpartition(".")[2] != "input_tokens" or "gen_ai." in columns["input_tokens"]:
+        for role in CACHED:  # Anthropic alone counts these apart
+            columns.pop(role, None)
     unread = {"response"} if "output_tokens" in columns else set()
     return _read(path, labelled, {r: places[c].path for r, c in columns.items() if r not in unread}, columns,
                  assumed_output_tokens)  # fmt: skip
@@ -255,6 +263,8 @@ class _Collected:
             why = f"; the commonest error is: {self.errors.most_common(1)[0][0]}" if self.errors else ""
             raise InputError(f"{path}: none of its {self.read} rows has a tier{why}")
         counted_in, counted_out = self._numbers("input_tokens"), self._numbers("output_tokens")
+        for role in CACHED:
+            counted_in = counted_in + np.nan_to_num(self._numbers(role))
         answers = self._numbers("response")
         held = answers > 0
         estimated_out = np.where(held, answers, _mean(counted_out, assumed))

@@ -90,6 +90,24 @@ def test_what_does_not_fit_its_column_is_kept_beside_it(log, tmp_path):
     assert (odd["prompt"], odd["classifier_extra"], odd["n"]) == ("hi ?", {"prompt": "hi \ud800"}, 2400)
 
 
+def test_what_is_kept_beside_keeps_its_order(tmp_path):
+    """Values of no column stand in the order of their row, whatever the process that labelled it hashes names to."""
+    names = [f"late{i}" for i in range(20)]
+    late = {"prompt": "hi", **dict.fromkeys(names, 1)}
+    write_lines(tmp_path / "odd.jsonl", [*({"prompt": "hi"} for _ in range(10_000)), late])
+    label([str(tmp_path / "odd.jsonl")], str(tmp_path / "odd.parquet"), FakeMaker(), ONE)
+    last = pq.read_table(tmp_path / "odd.parquet")["classifier_extra"].to_pylist()[-1]
+    assert list(json.loads(last)) == names
+
+
+def test_what_is_no_number_is_empty_in_csv(tmp_path):
+    """NaN and infinities, which readers of CSV take for texts, leave their cell empty."""
+    table = pa.table({"prompt": ["a", "b", "c"], "score": [float("nan"), float("inf"), 0.5]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    label([str(tmp_path / "in.parquet")], str(tmp_path / "out.csv"), FakeMaker(), ONE)
+    assert [row["score"] for row in open_labelled(tmp_path / "out.csv").rows(["score"])] == ["", "", "0.5"]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 def test_each_kind_of_output_says_the_same(log, tmp_path, kind):
     """Parquet, JSON lines and CSV hold the same tiers, probabilities and errors, and are read back alike."""

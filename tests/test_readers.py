@@ -162,6 +162,20 @@ def test_a_table_holds_the_same_requests(name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "", "input": "hi"},
+        {"messages": [{"role": "user", "content": "hi"}], "body": ""},
+        {"system": "", "messages": '[{"role": "user", "content": "hi"}]', "params": ""},
+        {"call_type": "completion", "messages": '[{"role": "user", "content": "hi"}]', "standard_logging_object": ""},
+    ],
+)
+def test_an_empty_cell_is_no_request(row):
+    """A table whose column only some rows fill is read by what the others have."""
+    assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+@pytest.mark.parametrize(
     ("row", "text_field", "wanted"),
     [
         ({"body": "Dear all", "question": "[1] Why?"}, "question", "[1] Why?"),

@@ -218,6 +218,38 @@ def test_facts_are_found_inside_json_text_and_structs(tmp_path):
     assert traffic.times[0] == dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp()
 
 
+@pytest.mark.parametrize(
+    ("column", "arguments"),
+    [("prompt", []), ("question", []), ("ask", ["--text-field", "ask"]), ("response", []), ("note", [])],
+)
+def test_what_people_and_models_wrote_says_nothing_of_the_request(tmp_path, column, arguments):
+    """JSON in a prompt, an answer or now and then a note is text: it is neither cost nor tenant, nor on the page."""
+    said = json.dumps({"customer": "Erika Mustermann", "cost": 1200, "date": "2019-03-01"})
+    texts = ["hi there"] * 6 + [said] * (4 if column == "note" else 40)
+    rows = [labelled_row(("simple", "frontier")[i % 2], **{column: text}) for i, text in enumerate(texts)]
+    path, page = write_labelled(tmp_path / "l.parquet", rows), tmp_path / "p.html"
+    run(path, "-o", page, *arguments)
+    assert "Erika" not in page.read_text()
+    assert not {"cost", "tenant", "time"} & numbers(path, *arguments)["columns"].keys()
+
+
+def test_an_answer_as_its_api_gave_it_is_opened(tmp_path):
+    """A whole response as JSON text has tokens."""
+    answer = json.dumps({"choices": [{"message": {"content": "yes"}}], "usage": {"completion_tokens": 9}})
+    found = read_traffic(str(write_labelled(tmp_path / "l.parquet", [labelled_row("simple", response=answer)])))
+    assert found.columns["output_tokens"] == "response.usage.completion_tokens"
+
+
+def test_cached_tokens_of_anthropic_are_input(tmp_path):
+    """Anthropic counts them beside `input_tokens`; others count them in `prompt_tokens`."""
+    cached = {"cache_read_input_tokens": 50_000, "cache_creation_input_tokens": 2_000}
+    counts = []
+    for name in ("input_tokens", "prompt_tokens"):
+        rows = [labelled_row("simple", usage={name: 3, **cached}), labelled_row("simple", usage={name: 3})]
+        counts.append(read_traffic(str(write_labelled(tmp_path / f"{name}.parquet", rows))).input_tokens.tolist())
+    assert counts == [[52_003, 3], [3, 3]]
+
+
 def test_a_column_that_is_named_wins(tmp_path):
     """--column says where a fact stands; an empty name says nowhere."""
     rows = [labelled_row("simple", prompt_tokens=1, real=5, completion_tokens=1, model="big")]

@@ -65,7 +65,9 @@ def command(
     prices = read_prices(prices_path) if prices_path else Prices()
     if output is not None and not output.absolute().parent.is_dir():
         raise click.UsageError(f"-o {output}: there is no folder {output.parent}")
-    traffic = read_traffic(labelled, by=by, named=named_columns(columns), assumed_output_tokens=assume_output_tokens)
+    traffic = read_traffic(
+        labelled, by=by, named=named_columns(columns), assumed_output_tokens=assume_output_tokens, text_field=text_field
+    )
     report = analyse(traffic, prices, top=top)
     if output is not None:
         texts = _texts(labelled, [m["position"] for m in report["movers"]], text_field) if show_text else []
