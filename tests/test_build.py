@@ -134,8 +134,34 @@ def test_finished_run_is_not_overwritten(run, corpus):
     """Building into a finished run is refused, and so is going on with other data or another recipe."""
     with pytest.raises(BundleError, match="already built"):
         build(load_recipe("tiny"), run, load_data([], [], own=corpus))
-    with pytest.raises(InputError, match="another recipe or of other data"):
+    with pytest.raises(InputError, match="another recipe, of other data"):
         train(load_recipe("tiny", seed=7), run, load_data([], [], own=corpus), say=lambda _: None)
+
+
+def test_teachers_are_those_that_taught(run, corpus, tmp_path):
+    """A run goes on with the teachers that it began with; a folder without finished ones is refused, not trained in."""
+    data, recipe = load_data([], [], own=corpus), load_recipe("tiny")
+    begun = tmp_path / "begun"
+    train(recipe, begun, data, teacher=run / "teacher", say=str)
+    other = Path(shutil.copytree(run / "teacher", tmp_path / "other"))
+    weights = other / "teacher-0" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    for teacher in (other, None):
+        with pytest.raises(InputError, match="of other teachers"):
+            build(recipe, begun, data, teacher=teacher, say=str)
+    with pytest.raises(InputError, match="holds no finished teacher-0"):
+        train(recipe, tmp_path / "new", data, teacher=corpus, say=str)
+    assert not (corpus / "teacher-0").exists()
+
+
+@pytest.mark.parametrize("where", ["out", "cross_validated"])
+def test_what_a_build_cannot_use_is_refused_before_it_trains(corpus, tmp_path, where):
+    """A file where the folder should be, or predictions that are none, cost no hours."""
+    (tmp_path / "file.npz").write_text("x")
+    given = {"out": tmp_path / "run", where: tmp_path / "file.npz"}
+    with pytest.raises(InputError, match=r"file\.npz"):
+        build(load_recipe("tiny"), given.pop("out"), load_data([], [], own=corpus), say=str, **given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_stopped_run_goes_on(run, corpus, tmp_path):

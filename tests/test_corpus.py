@@ -21,6 +21,7 @@ from training.corpus import (
     split_of,
     write_corpus,
 )
+from training.outcomes import read_outcomes
 
 
 def lines(path, *rows):
@@ -127,6 +128,26 @@ def test_truncated_gzip_is_named(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cut\.jsonl\.gz"):
         read_corpus([tmp_path / "cut.jsonl.gz"])
+
+
+def test_damaged_gzip_is_named(tmp_path):
+    """A compressed file with wrong bytes in it is refused, by each command that reads rows or outcomes."""
+    rows = [{"prompt": str(i) * 50, "tier": "simple", "success_by_tier": {"simple": 1}} for i in range(500)]
+    whole = bytearray(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    whole[200:250] = bytes(byte ^ 0x55 for byte in whole[200:250])
+    (tmp_path / "bad.jsonl.gz").write_bytes(whole)
+    for read in (read_corpus, read_outcomes):
+        with pytest.raises(InputError, match=r"bad\.jsonl\.gz"):
+            read([tmp_path / "bad.jsonl.gz"])
+
+
+@pytest.mark.parametrize(("line", "says"), [(b'{"prompt": "caf\xe9"}', "is not UTF-8"), (b"[" * 100_000, "line")])
+def test_line_that_cannot_be_read_is_named_by_its_number(tmp_path, line, says):
+    """Another encoding, and nesting without end, are told of by the line where they stand."""
+    good = b'{"prompt": "hi", "tier": "simple"}\n'
+    (tmp_path / "bad.jsonl").write_bytes(good * 2 + b"\n" + line + b"\n" + good)
+    with pytest.raises(InputError, match=rf"bad\.jsonl:4: .*{says}"):
+        read_corpus([tmp_path / "bad.jsonl"])
 
 
 def test_path_that_matches_nothing_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def test_predictions_are_a_calibration_set(data: Data, tmp_path):
     assert cross_validate(load_recipe("tiny"), tmp_path, data, train, folds=2, say=said.append) == path
     assert "teacher ready" not in said
     fewer = replace(data, train=data.train[1:])
-    with pytest.raises(InputError, match="another recipe or of other data"):
+    with pytest.raises(InputError, match="another recipe, of other data"):
         cross_validate(load_recipe("tiny"), tmp_path, fewer, train, folds=2, say=said.append)
     found = summary(path)
     low, high = found["accuracy"][1:]

@@ -241,6 +241,12 @@ def run_command(*arguments):
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("gate", ["accuracy", "accuracy=²", "accuracy=nan", "nothing=1"])
+def test_a_gate_that_is_none_is_a_usage_error(gate):
+    """What cannot be compared with ends before anything is measured."""
+    assert CliRunner().invoke(main, ["evaluate", "--gate", gate]).exit_code == 2
+
+
 def test_every_command_of_the_documentation_runs(files, tmp_path, monkeypatch):
     """docs/evaluation.md is followed to the letter, on small files of the names that it uses."""
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import click
 
 from classifier.errors import ClassifierError, GateNotMet
+from training.calibrate_command import MOST_SEED, prices
 from training.calibrate_command import command as calibrate
-from training.calibrate_command import numbers
 from training.calibration_report import PRICES
 from training.guarantee import command as guarantee
 from training.jury_command import command as jury
@@ -54,7 +55,7 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--extra", multiple=True, help="Corpus file, folder or glob besides data/. Repeatable."),
         click.option("--dev", multiple=True, help="Rows to evaluate on, kept out of training. Default: data/'s test."),
         click.option("--data", "own", type=click.Path(path_type=Path), help="Instead of data/."),
-        click.option("--seed", type=int, help="Instead of the recipe's."),
+        click.option("--seed", type=click.IntRange(0, MOST_SEED), help="Instead of the recipe's."),
         click.option("--teacher", type=click.Path(path_type=Path, exists=True), help="Distil from these teachers."),
         click.option(
             "--answers", type=click.Path(path_type=Path, exists=True), help="Distil from these answers (.npz)."
@@ -132,7 +133,7 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
 
 @main.command("cross-validate")
 @_run_options
-@click.option("--folds", type=int, default=5, show_default=True, help="Sources are dealt to so many folds.")
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Sources are dealt to so many.")
 @click.option(
     "--probe", is_flag=True, help="A regression over the frozen base instead of a student: weaker, in minutes."
 )
@@ -201,7 +202,7 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
 @click.option("--robustness/--no-robustness", default=None, help="Typos, steering, twins, attacks. On with --report.")
 @click.option(
     "--prices",
-    callback=numbers(4),
+    callback=prices,
     default=",".join(map(str, PRICES)),
     show_default=True,
     metavar="A,B,C,D",
@@ -234,9 +235,13 @@ def evaluate(
     gates = {}
     for text in gate:
         name, _, value = text.partition("=")
-        if name not in evaluation.statistics() or not value.replace(".", "", 1).isdigit():
-            raise click.UsageError(f"--gate {text}: give METRIC=VALUE with one of {', '.join(evaluation.statistics())}")
-        gates[name] = float(value)
+        try:
+            gates[name] = float(value)
+        except ValueError:
+            gates[name] = math.nan
+        if name not in evaluation.statistics() or not math.isfinite(gates[name]):
+            names = ", ".join(evaluation.statistics())
+            raise click.UsageError(f"--gate {text}: give METRIC=VALUE, a number, with one of {names}")
     if target is not None and not target.absolute().parent.is_dir():
         raise click.UsageError(f"--report {target}: there is no folder {target.parent}")
     wanted = target is not None

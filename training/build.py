@@ -40,6 +40,7 @@ from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.marked_forms import DEMANDS_SHA256
 from training.model import check_student, load_base, load_checkpoint, tokenizer_of
+from training.predictions import read_predictions
 from training.recipe import STEERING_FORMS, fit_options
 from training.steering_head import kept_head
 from training.teacher import train_teachers
@@ -134,7 +135,7 @@ def train(
         InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed.
     """
     set_seed(int(recipe["seed"]))
-    _check_same_run(out, recipe, data)
+    _check_same_run(out, recipe, data, _taught_by(teacher, answers))
     labelled = sum(r.label != UNLABELLED for r in data.train)
     say(
         f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
@@ -164,6 +165,9 @@ def _teach(
     # Looked at first: after hours of teaching it would be late to learn that the student cannot start from this.
     start, fast = load_base(own_base or recipe["base"], max_tokens)
     check_student(start, layers)
+    for name in (f"teacher-{s}" for s in seeds):
+        if teacher and not (teacher / name / "done").is_file():
+            raise InputError(f"--teacher {teacher}: holds no finished {name}, which the recipe wants; give its folder")
     if answers is None:
         best, its_fast, logits = train_teachers(
             rows,
@@ -223,6 +227,8 @@ def build(
     """
     if (out / "bundle").exists():
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
+    if cross_validated:
+        read_predictions(cross_validated)  # again in the end, which may be hours away
     if not data.calibration:
         raise InputError(
             "no row is left to calibrate on: of --extra a tenth of the rubric rows that state no split does; leave the "
@@ -261,10 +267,7 @@ def build(
             "calibration_sha256": data_sha256(data.calibration),
             "calibration_rows": len(data.calibration),
         },
-        "teachers": {
-            path.parent.name: sha256(path) for path in sorted((teacher or out / "teacher").glob("*/model.safetensors"))
-        }
-        | ({"answers": sha256(answers)} if answers else {}),
+        "teachers": _taught_by(teacher, answers) or _taught_by(out / "teacher", None),
         TRAINING_ROWS: pack_rows(r.sha256 for r in data.train),
         "parity": asdict(parity),
     }
@@ -322,15 +325,26 @@ def _notes(parity: Parity, data: Data, *, marks: bool) -> list[str]:
     ]
 
 
-def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data) -> None:
+def _taught_by(teacher: Path | None, answers: Path | None) -> dict[str, str]:
+    """The sha256 of each teacher in a folder, and of answers, by name."""
+    weights = sorted(teacher.glob("*/model.safetensors")) if teacher else []
+    return {path.parent.name: sha256(path) for path in weights} | ({"answers": sha256(answers)} if answers else {})
+
+
+def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data, taught_by: Mapping[str, str]) -> None:
     """A folder resumes the run that it holds, and no other."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"--out {out}: is a file; give a folder") from None
     this = {"recipe": dict(recipe), "train_sha256": data_sha256(data.train), "steering_sha256": STEERING_SHA256}
+    this |= {"taught_by": dict(taught_by)} if taught_by else {}
     stamp = out / "run.json"
     if stamp.is_file():
         if json.loads(stamp.read_text(encoding="utf-8")) != json.loads(json.dumps(this)):
             raise InputError(
-                f"{out}: holds a run of another recipe or of other data; choose another --out, or remove it"
+                f"{out}: holds a run of another recipe, of other data or of other teachers; choose another --out, or "
+                "remove it"
             )
     elif processes.is_first():
         write_whole(stamp, json.dumps(this, indent=1).encode())

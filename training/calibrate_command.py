@@ -20,6 +20,10 @@ from training.calibration_plot import plot
 from training.calibration_report import PRICES, as_text
 from training.frozen import parse_audit
 
+MOST_SEED = 2**32 - 1
+"""Of numpy and torch."""
+FIGURES = (".svg", ".png", ".pdf")
+
 
 def parse_policies(texts: Sequence[str]) -> dict[str, float]:
     """`("balanced=0.10", ...)` → name → alpha.
@@ -42,6 +46,14 @@ def parse_policies(texts: Sequence[str]) -> dict[str, float]:
     return parsed
 
 
+def prices(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """A callback for dollars a million tokens: four numbers that do not fall, from the cheapest tier up."""
+    found = numbers(4)(context, parameter, value)
+    if found is not None and (list(found) != sorted(found) or found[0] < 0 or found[-1] <= 0):
+        raise click.BadParameter(f"{value!r} are no prices by tier: 0 or more each, none below the one before it")
+    return found
+
+
 def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
     """A callback for an option of so many numbers with commas between them."""
 
@@ -52,7 +64,7 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
             numbers = tuple(float(part) for part in value.split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) != count:
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
             raise click.BadParameter(f"{value!r} is not {count} numbers with commas between them")
         return numbers
 
@@ -85,9 +97,9 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
               show_default=True, metavar="NAME=VALUE",
               help="What marks audits in an export of the feedback store.")  # fmt: skip
 @click.option("--default", help="Policy for requests that name none.")
-@click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,
+@click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), help="Write the whole report there, as JSON.")
 @click.option("--plot", "figure", type=click.Path(path_type=Path), help="Draw reliability, risk and cost there (.svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
@@ -100,6 +112,11 @@ def command(
 
     Example: python -m training calibrate --bundle runs/base/bundle --data mine.jsonl --out runs/mine --delta 0.05
     """
+    for name, path in (("--report", report), ("--plot", figure)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"{name} {path}: there is no folder {path.parent}")
+    if figure is not None and figure.suffix not in FIGURES:
+        raise click.UsageError(f"--plot {figure}: give a name that ends in {', '.join(FIGURES)}")
     found = calibrate(
         bundle,
         list(data),

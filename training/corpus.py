@@ -15,11 +15,12 @@ import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,9 +146,24 @@ def expand(paths: Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def open_lines(path: Path) -> IO[str]:
-    """A corpus file's text, of a compressed one too."""
-    return gzip.open(path, "rt", encoding="utf-8") if path.name.endswith(".gz") else path.open(encoding="utf-8")
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line of a file that is not blank, of a compressed file too.
+
+    Raises:
+        InputError: the file cannot be read to its end, or a line is not UTF-8.
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}:{number}: is not UTF-8 ({error.reason} at byte {error.start})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: cannot be read after line {number} ({error}); check that the file is whole"
+        ) from error
 
 
 def write_corpus(path: Path, rows: Iterable[Row]) -> None:
@@ -309,17 +325,11 @@ def _stated_split(data: Mapping[str, Any]) -> str:
 
 def _read_file(path: Path) -> Iterator[Row]:
     default_source = path.name.split(".")[0]
-    number = 0
-    try:
-        with open_lines(path) as lines:
-            for number, line in enumerate(lines, 1):  # noqa: B007 - named in the errors below
-                if line.strip():
-                    yield parse_row(json.loads(line), default_source)
-    except (ValueError, InvalidRequest, AttributeError, TypeError) as error:
-        raise InputError(
-            f"{path}:{number}: not a usable corpus line ({error}); see data/GUIDELINES.md for the format"
-        ) from error
-    except (OSError, EOFError) as error:
-        raise InputError(
-            f"{path}: cannot be read after line {number} ({error}); check that the file is whole"
-        ) from error
+    for number, line in read_lines(path):
+        try:
+            row = parse_row(json.loads(line), default_source)
+        except (ValueError, InvalidRequest, AttributeError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{path}:{number}: not a usable corpus line ({error}); see data/GUIDELINES.md for the format"
+            ) from error
+        yield row

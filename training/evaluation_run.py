@@ -77,7 +77,7 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
         asked: what the report shall hold.
 
     Raises:
-        InputError: no row is left.
+        InputError: no row is left, or the outcomes cannot be read.
     """
     given = len(rows)
     rows, train = ([r for r in some if r.closed] for some in (rows, train))
@@ -86,6 +86,7 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
             f"none of {given} labelled rows states a tier or the chance of each, and an interval is no label to hold "
             "answers against; give --data rows with one"
         )
+    outcomes = read_outcomes(asked.outcomes) if asked.outcomes else None  # first: what follows takes minutes
     engine = load_engine(bundle)
     packed = str(engine.bundle.manifest.get(TRAINING_ROWS, ""))
     predictions = score(engine, rows)
@@ -109,8 +110,7 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
         report["robustness"] = robustness.measure(
             engine, rows, twin_rows=twins, attacked=asked.attacked, tries=asked.tries
         )
-    if asked.outcomes:
-        outcomes = read_outcomes(asked.outcomes)
+    if outcomes is not None:
         report["outcomes"] = outcome_curves.measure(
             outcomes,
             np.array(robustness.score_requests(engine, outcomes.requests, name="outcomes")),

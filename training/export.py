@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from classifier.bundle import FILES, Bundle, read_bundle, sha256, write_bundle
 from classifier.calibration import IDENTITY, Calibration
 from classifier.engine import rate
-from classifier.errors import GateNotMet
+from classifier.errors import GateNotMet, InputError
 from classifier.inputs import INPUT_VERSION, render
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
@@ -97,8 +97,14 @@ def export(
 
     Raises:
         GateNotMet: a parity check failed; both numbers are named.
+        InputError: `check` is empty, or `out` is a file.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if not check:
+        raise InputError("no row to check the export on; give --data some that the model was not trained on")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"--out {out}: is a file; give a folder") from None
     model = model.eval().float()
     model.config.max_tokens = max_tokens
     tokenizer, names = tokenizer_of(fast, max_tokens), input_names(model)

@@ -25,7 +25,7 @@ from classifier.policy import choose_many
 from classifier.texts import finite
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import AUDIT, read_rows
-from training.calibrate_command import numbers, parse_policies
+from training.calibrate_command import parse_policies, prices
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, read_corpus
@@ -136,7 +136,7 @@ def as_text(found: Mapping[str, Any]) -> str:
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", show_default=True,
               default=("economy=0.20", "balanced=0.10", "quality=0.05"), help="For --predictions.")  # fmt: skip
 @click.option("--baseline-data", multiple=True, help="Rows that the cost table's baselines learn from. Repeatable.")
-@click.option("--prices", callback=numbers(4), default=",".join(map(str, PRICES)), show_default=True,
+@click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the cost table.")  # fmt: skip
 @click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
               show_default=True, metavar="NAME=VALUE", help="What marks audits in an export.")  # fmt: skip
@@ -157,8 +157,6 @@ def command(
         raise click.UsageError("give --bundle with --data, or --predictions alone")
     if predictions is not None and (split or baseline_data or PROMISE in tables):
         raise click.UsageError("--split, --baseline-data and --table promise are about --data; leave them out")
-    if list(prices) != sorted(prices):
-        raise click.UsageError(f"--prices {prices}: give them from the cheapest tier to the dearest")
     found: dict[str, Any] = {}
     if predictions is not None:
         tables = tables or (HALVES, TRANSFER, COST, CALIBRATION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -75,6 +76,8 @@ def command(
 
     key = _key(api_key_env)
     known: Mapping[str, Price] = read_prices(prices).models if prices else {}
+    if budget is not None and not math.isfinite(budget):
+        raise click.UsageError("--budget: give a number of dollars")
     if budget is not None and (unpriced := [m for m in models if m not in known]):
         raise click.UsageError(f"--budget: --prices has no price of {unpriced[0]}, so nobody would know when to stop")
     if len(set(models)) < len(models):

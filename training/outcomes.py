@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request, Tier
-from training.corpus import expand, open_lines
+from training.corpus import expand, read_lines
 from training.label_fields import success_rates
 
 Array = NDArray[np.float64]
@@ -69,22 +69,22 @@ def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Out
     """
     requests, success, sources = [], [], []
     for path in expand(paths):
-        number = 0
-        try:
-            with open_lines(path) as lines:
-                for number, line in enumerate(lines, 1):  # noqa: B007 - named in the error below
-                    row = json.loads(line)
-                    if split is not None and row.get("split", split) != split:
-                        continue
-                    known = success_rates(row["success_by_tier"])
-                    success.append([known.get(tier, np.nan) for tier in TIERS])
-                    requests.append(Request.from_json(row))
-                    sources.append(str(row.get("source") or path.name.split(".")[0]))
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
-            raise InputError(
-                f"{path}:{number}: not an outcome row ({type(error).__name__}: {error}); it takes prompt and "
-                "success_by_tier, tier to share of tries that satisfied"
-            ) from error
+        for number, line in read_lines(path):
+            try:
+                row = json.loads(line)
+                if split is not None and row.get("split", split) != split:
+                    continue
+                known = success_rates(row["success_by_tier"])
+                success.append([known.get(tier, np.nan) for tier in TIERS])
+                requests.append(Request.from_json(row))
+                sources.append(str(row.get("source") or path.name.split(".")[0]))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidRequest) as error:
+                raise InputError(
+                    f"{path}:{number}: not an outcome row ({type(error).__name__}: {error}); it takes prompt and "
+                    "success_by_tier, tier to share of tries that satisfied"
+                ) from error
     if not requests:
-        raise InputError(f"{', '.join(map(str, paths))}: no row of the split {split!r}; name another, or none")
+        raise InputError(
+            f"{', '.join(map(str, paths))}: no row of the split {split!r}; rows that state no split are of every one"
+        )
     return Outcomes(requests, np.array(success, dtype=np.float64).reshape(-1, len(TIERS)), np.array(sources))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError
 from classifier.types import TIERS, Request
-from training.corpus import RUBRIC, expand, open_lines, parse_row, read_corpus
+from training.corpus import RUBRIC, expand, parse_row, read_corpus, read_lines
 
 NEAR = {-3: 0.02, -2: 0.10, -1: 0.40, 0: 0.95, 1: 0.98, 2: 0.99, 3: 0.99}
 """P(a try satisfies) by how far the tried tier lies above what the request needs."""
@@ -96,17 +96,16 @@ def outcome_world(paths: Sequence[str]) -> World:
     """
     tasks, rows = [], 0
     for path in expand(paths):
-        with open_lines(path) as lines:
-            for line in lines:
-                data = json.loads(line)
-                rows += 1
-                success = data.get("success_by_tier") or {}
-                if any(success.get(tier.label) is None for tier in TIERS):
-                    continue
-                row = parse_row(data, path.name.split(".")[0])
-                topic = f"{row.source}/{data.get('category') or ''}".rstrip("/")
-                values = np.array([float(success[tier.label]) for tier in TIERS])
-                tasks.append(Task(row.request, _rising(values), topic, row.group, row.sha256))
+        for _, line in read_lines(path):
+            data = json.loads(line)
+            rows += 1
+            success = data.get("success_by_tier") or {}
+            if any(success.get(tier.label) is None for tier in TIERS):
+                continue
+            row = parse_row(data, path.name.split(".")[0])
+            topic = f"{row.source}/{data.get('category') or ''}".rstrip("/")
+            values = np.array([float(success[tier.label]) for tier in TIERS])
+            tasks.append(Task(row.request, _rising(values), topic, row.group, row.sha256))
     if not tasks:
         raise InputError(f"{', '.join(paths)}: no row has success_by_tier for all of {[t.label for t in TIERS]}")
     unique = {task.sha256: task for task in tasks}
