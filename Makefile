@@ -32,8 +32,11 @@ serve: $(VENV)/.runtime  ## serve the shipped bundle on 127.0.0.1:50051
 demo: $(VENV)/.runtime  ## start a server, send it varied requests, print a table
 	$(BIN)/python docs/examples/demo.py
 
+# A process a core, each with whole files of tests; the tests' own models run on one thread each.
+TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: $(VENV)/.dev  ## all checks but the long ones
-	$(BIN)/python -m pytest -m "not faults"
+	$(TESTS) -m "not faults"
 
 faults: $(VENV)/.dev  ## the long ones: kills, soaks, fuzzing, validity over 1,000 draws
 	$(BIN)/python -m pytest -m faults --timeout 600

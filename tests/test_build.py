@@ -18,9 +18,12 @@ from classifier.errors import BundleError, InputError
 from classifier.inputs import render
 from classifier.types import Request
 from tests.tiny import WORDS
-from training.build import build, load_data, train
+from training.build import build, train
+from training.build_data import load_data
+from training.calibration_set import TRAINING_ROWS, pack_rows, rows_seen
 from training.card import OWN_ALONE
 from training.corpus import read_corpus, split_of
+from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 from training.recipe import load_recipe
 
@@ -195,6 +198,19 @@ def test_run_stopped_while_it_trains_ends_as_one_that_was_not(run, corpus, tmp_p
     assert (tmp_path / weights).read_bytes() == (run / weights).read_bytes()
 
 
+def test_rows_that_a_base_learnt_from_stay_known(run, corpus, tmp_path):
+    """What goes on from a bundle knows its training rows: they do not calibrate, and it is the parent."""
+    data = load_data([], [], own=corpus)
+    learnt = data.calibration[:10]
+    taught = revise(run / "bundle", tmp_path / "base", facts={TRAINING_ROWS: pack_rows(r.sha256 for r in learnt)})
+    said: list[str] = []
+    recipe = load_recipe("tiny", base=str(taught.path))
+    bundle = build(recipe, tmp_path / "run", data, say=said.append)
+    assert f"{len(learnt)} calibration rows are left out: the base was trained on them" in said
+    assert bundle.manifest["parent"] == taught.version
+    assert rows_seen((r.sha256 for r in learnt), bundle.manifest[TRAINING_ROWS]) == len(learnt)
+
+
 def test_unknown_recipe_lists_those_there_are():
     """A recipe that does not exist is refused with the names of those that do."""
     with pytest.raises(InputError, match="there are base, shipped, tiny, or"):
@@ -222,7 +238,7 @@ def test_student_keeps_spread_layers_and_the_last(layers, kept):
     for layer, source in zip(student.base_model.encoder.layer, kept, strict=True):
         wanted = teacher.base_model.encoder.layer[source].output.dense.weight
         assert layer.output.dense.weight.equal(wanted)
-    with pytest.raises(InputError, match=r"student.layers"):
+    with pytest.raises(InputError, match=r"layers of the recipe's \[student\]"):
         student_from(teacher, 7)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from classifier.errors import InputError
 from tests.tiny import WORDS
-from training.build import Data, load_data, train
+from training.build import train
+from training.build_data import Data, load_data
 from training.crossval import as_text, cross_validate, fold_data, probe_across, summary
 from training.distill import read_answers
 from training.predictions import model_of, read_baselines, read_predictions

@@ -24,7 +24,7 @@ from tests.calibration_support import write_rows
 from tests.jury_support import completion, endpoint, honest, tier_in, vote
 from training.__main__ import main
 from training.audit_set import read_set
-from training.build import load_data
+from training.build_data import load_data
 from training.corpus import RUBRIC, read_corpus
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from classifier.registry import Registry
 from tests.loop_support import fill_store
 from tests.tiny import tiny_bundle
 from training.loop import drift_alarms, run_loop, seconds, tick
-from training.retrain import Options
+from training.round_options import Options
 from training.steps import Run, next_folder
 
 PROMISE = Guarantee(alpha=0.1, method="CONFORMAL_RISK_CONTROL", n=200, bound=0.1, feasible=True)

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from classifier.errors import BundleCorrupt, InputError
 from classifier.inputs import render
@@ -97,6 +98,14 @@ def test_a_bundle_is_a_base(tmp_path):
         file.write(b"damaged")
     with pytest.raises(BundleCorrupt, match=r"model\.onnx"):
         load_base(str(folder), MAX_TOKENS)
+
+
+def test_zero_points_are_taken_off(tmp_path):
+    """A graph that another quantiser made has its weights around another number than 0."""
+    model, fast = load_base("tiny", MAX_TOKENS)
+    folder = exported(model.eval(), fast, tmp_path)
+    quantize_dynamic(folder / "model_fp32.onnx", folder / "model.onnx", weight_type=QuantType.QUInt8)
+    assert max(weights_apart(recover(folder)[0], model).values()) < 0.1
 
 
 def test_graph_that_is_not_its_model_is_refused(tmp_path):

@@ -20,14 +20,16 @@ from classifier.errors import BundleNotFound, Busy, GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.session import Session
 from tests.loop_support import Crash, crash_at, fill_store, write_words
-from training.build import load_data, train
+from training.build import train
+from training.build_data import load_data
 from training.calibrate import calibrate
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.corpus import write_corpus
 from training.export import assemble, choose_golden, export
 from training.model import load_checkpoint, tokenizer_of
 from training.recipe import load_recipe
-from training.retrain import Options, Round, lock_path, retrain
+from training.retrain import Round, retrain
+from training.round_options import Options, lock_path
 from training.steering_head import fit_head, load_head, new_head, save_head
 from training.steps import Run, only_one, unfinished
 
@@ -273,6 +275,35 @@ def test_graph_that_cannot_be_trained_on_is_recalibrated(bare, monkeypatch):
     receipt = go(bare)
     assert receipt["decision"] == "keep"
     assert receipt["why"].endswith("no weights")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("held_out", 5.0), ("held_out", 1.0), ("held_out", float("nan")), ("principal_share", 0.0), ("window_days", -1.0),
+     ("window_days", float("inf")), ("audit_label", "foo")],
+)  # fmt: skip
+def test_a_round_that_cannot_be_is_refused_before_it_begins(options, name, value):
+    """Shares and days that are none, and a label without a value, are named; nothing is frozen."""
+    with pytest.raises(InputError, match=name.replace("_", "[_-]")):
+        replace(options, **{name: value})
+
+
+def test_a_round_that_is_resumed_keeps_to_what_it_was_begun_with(options, monkeypatch):
+    """Its receipt has the options of its snapshot, and one that was to recalibrate alone does not train."""
+    crash_at(monkeypatch, "recalibrate", "before")
+    with pytest.raises(Crash):
+        go(replace(options, held_out=0.4, recalibrate_only=True))
+    monkeypatch.undo()
+    monkeypatch.setattr(Round, "_judge", refuse)
+    receipt = go(options)
+    assert (receipt["options"]["held_out"], receipt["options"]["recalibrate_only"]) == ("0.4", "True")
+    assert "train" not in receipt["steps"]
+
+
+def test_a_round_that_found_nothing_uses_no_outcomes_up(options):
+    """After a round over a window without decisions the outcomes wait as before."""
+    assert go(replace(options, window_days=1e-6))["decision"] == "keep"
+    assert go(replace(options, min_outcomes=401))["outcomes"] == 400
 
 
 def test_registry_without_a_current_bundle_is_named(options, tmp_path):

@@ -72,7 +72,7 @@ def _prepare(
     extra: tuple[str, ...], dev: tuple[str, ...], own: Path | None, seed: int | None, out: Path | None,
 ) -> tuple[dict[str, Any], Any, Path]:  # fmt: skip
     """The recipe, the data and the run's folder."""
-    from training import build as building
+    from training.build_data import load_data
     from training.corpus import OWN_DATA
     from training.recipe import load_recipe
 
@@ -80,7 +80,7 @@ def _prepare(
         recipe, base=base, seed=seed, student={"base": student_base},
         teacher={"lora_r": lora_r, "lora_alpha": lora_alpha},
     )  # fmt: skip
-    data = building.load_data(extra, dev, own=own or OWN_DATA, most_rows=settings.get("most_rows"))
+    data = load_data(extra, dev, own=own or OWN_DATA, most_rows=settings.get("most_rows"))
     return settings, data, out or Path("runs") / settings["name"]
 
 
@@ -151,6 +151,7 @@ def cross_validate(
     """
     from training import build as building
     from training import crossval
+    from training.model import bundle_at
 
     if teacher is not None or answers is not None:
         raise click.UsageError(
@@ -158,6 +159,8 @@ def cross_validate(
         )
     default = Path("runs") / (f"{recipe}-probe" if probe else f"{recipe}-folds")
     settings, data, folder = _prepare(recipe=recipe, out=out or default, **options)
+    if bundle_at(settings["base"]) or bundle_at(settings["student"].get("base") or ""):
+        raise click.UsageError("--base: a bundle that saw the held-out sources would leak them; give another base")
     if probe:
         path = crossval.probe_across(folder, data, base=settings["base"], folds=folds, say=_say)
     else:

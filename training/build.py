@@ -14,7 +14,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,82 +30,23 @@ from classifier.inputs import render
 from training import processes
 from training.adapters import Lora
 from training.augment import STEERING_SHA256
+from training.build_data import Data, without_learnt
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
-from training.calibration_set import TRAINING_ROWS, pack_rows
+from training.calibration_set import TRAINING_ROWS, pack_rows, unpacked
 from training.card import own_alone, render_card
-from training.corpus import OUTCOME, OWN_DATA, RUBRIC, UNLABELLED, Row, data_sha256, read_corpus, write_corpus
+from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, write_corpus
 from training.distill import distill, read_answers
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.marked_forms import DEMANDS_SHA256
-from training.model import check_student, load_base, load_checkpoint, tokenizer_of
+from training.model import bundle_at, check_student, load_base, load_checkpoint, tokenizer_of
 from training.predictions import read_predictions
 from training.recipe import STEERING_FORMS, fit_options
 from training.steering_head import kept_head
 from training.teacher import train_teachers
 
 Say = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The rows of one build, by use.
-
-    Attributes:
-        train: what teacher and student learn from.
-        calibration: held out of training, to fit calibration and thresholds.
-        dev: held out of both, to look at.
-        golden: rows of `data/` that the manifest may hold.
-        traffic: every labelled row of the extra corpora (our own where there are none): what is cross-validated.
-    """
-
-    train: list[Row]
-    calibration: list[Row]
-    dev: list[Row]
-    golden: list[Row]
-    traffic: list[Row]
-
-
-def load_data(
-    extra: Sequence[str], dev: Sequence[str], *, own: Path = OWN_DATA, most_rows: Mapping[str, int] | None = None
-) -> Data:
-    """Own prompts by their fixed splits; extra corpora give nine tenths to training, the rest to calibration.
-
-    Extra rows that state their split train where that is train, and are for measuring where it is dev or test. Rows of
-    `dev` are taken out of everything else. `most_rows` caps sources by name: templated ones teach little.
-    """
-    own_rows = read_corpus([own])
-    given = read_corpus(extra) if extra else []
-    extra_rows = _capped([r for r in given if r.stated_split in ("", "train")], most_rows or {})
-    dev_rows = read_corpus(dev) if dev else []
-    seen = {r.sha256 for r in dev_rows}
-    own_rows = [r for r in own_rows if r.sha256 not in seen]
-    seen |= {r.sha256 for r in own_rows}
-    extra_rows = [r for r in extra_rows if r.sha256 not in seen]
-    # A group may hold rows of both files; its hash puts them on the same side.
-    # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
-    traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
-    calibration = [r for r in traffic if r.split == "dev"]
-    train = [r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"]
-    return Data(
-        train=train,
-        calibration=calibration,
-        dev=dev_rows or [r for r in own_rows if r.split == "test"],
-        golden=[r for r in own_rows if r.split == "train"],
-        traffic=traffic,
-    )
-
-
-def _capped(rows: Sequence[Row], most_rows: Mapping[str, int]) -> list[Row]:
-    """At most as many rows of a source train as `most_rows` says, chosen by their hash; rows that calibrate stay."""
-    kept: dict[str, int] = {}
-    chosen = {r.sha256 for r in rows if r.split == "dev"}
-    for row in sorted((r for r in rows if r.split != "dev"), key=lambda r: r.sha256):
-        kept[row.source] = kept.get(row.source, 0) + 1
-        if kept[row.source] <= most_rows.get(row.source, len(rows)):
-            chosen.add(row.sha256)
-    return [r for r in rows if r.sha256 in chosen]
 
 
 def train(
@@ -122,7 +63,7 @@ def train(
     Args:
         recipe: from `training.recipe.load_recipe`.
         out: the run's folder.
-        data: from `load_data`.
+        data: from `training.build_data.load_data`.
         teacher: folder of finished teachers (`teacher-0` and so on) to distil from, instead of training them.
         answers: what teachers elsewhere said of the rows (`training.distill.read_answers`), instead of `teacher`; the
             student then starts from the base itself, as it does where the recipe names a base of its own for it.
@@ -164,6 +105,9 @@ def _teach(
     student_options = fit_options({"seed": seed, **learning}, "recipe: [student]")
     # Looked at first: after hours of teaching it would be late to learn that the student cannot start from this.
     start, fast = load_base(own_base or recipe["base"], max_tokens)
+    if bundle_at(own_base or recipe["base"]) is not None and layers > start.config.num_hidden_layers:
+        layers = start.config.num_hidden_layers
+        say(f"the student has {layers} layers, all that the bundle has")
     check_student(start, layers)
     for name in (f"teacher-{s}" for s in seeds):
         if teacher and not (teacher / name / "done").is_file():
@@ -214,7 +158,7 @@ def build(
     Args:
         recipe: from `training.recipe.load_recipe`.
         out: the run's folder.
-        data: from `load_data`.
+        data: from `training.build_data.load_data`.
         teacher: see `train`.
         answers: see `train`.
         cross_validated: predictions across sources (`training.crossval`): thresholds keep their promise on them too.
@@ -229,6 +173,10 @@ def build(
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
     if cross_validated:
         read_predictions(cross_validated)  # again in the end, which may be hours away
+    names = dict.fromkeys((recipe["base"], recipe["student"].get("base") or recipe["base"]))
+    bases = [bundle for bundle in map(bundle_at, names) if bundle is not None]
+    learnt = [row for base in bases for row in unpacked(str(base.manifest.get(TRAINING_ROWS, "")))]
+    data = without_learnt(data, learnt, say)
     if not data.calibration:
         raise InputError(
             "no row is left to calibrate on: of --extra a tenth of the rubric rows that state no split does; leave the "
@@ -268,7 +216,7 @@ def build(
             "calibration_rows": len(data.calibration),
         },
         "teachers": _taught_by(teacher, answers) or _taught_by(out / "teacher", None),
-        TRAINING_ROWS: pack_rows(r.sha256 for r in data.train),
+        TRAINING_ROWS: pack_rows([*learnt, *(r.sha256 for r in data.train)]),
         "parity": asdict(parity),
     }
     raw, calibrated = out / "uncalibrated", out / "calibrated"
@@ -298,7 +246,7 @@ def build(
         reference=reference_distributions(
             held_out.probabilities, [render(r.request).signals for r in data.calibration]
         ),
-        facts={"metrics": report["overall"], "parent": None},
+        facts={"metrics": report["overall"], "parent": bases[0].version if bases else None},
     )
     for stage in (raw, calibrated):
         shutil.rmtree(stage)

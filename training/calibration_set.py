@@ -236,8 +236,12 @@ def pack_rows(hashes: Iterable[str]) -> str:
 
 def merge_rows(packed: str, hashes: Iterable[str]) -> str:
     """Packed rows with more rows: what a model was trained on that goes on from another."""
-    known = np.frombuffer(base64.b64decode(packed), dtype=">u4")
-    return pack_rows([*(f"{first:08x}" for first in known.tolist()), *hashes])
+    return pack_rows([*unpacked(packed), *hashes])
+
+
+def unpacked(packed: str) -> list[str]:
+    """The beginnings of the hashes of packed rows, 8 hexadecimal digits each."""
+    return [f"{first:08x}" for first in np.frombuffer(base64.b64decode(packed), dtype=">u4").tolist()]
 
 
 def rows_among(hashes: Iterable[str], packed: str) -> NDArray[np.bool_]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
     from transformers import PreTrainedModel
 
-    from training.build import Data
+    from training.build_data import Data
 
 FOLDS = 5
 HEADLINE = ("accuracy", "quadratic_kappa", "under_routing", "auroc_above_simple", "auroc_above_standard")
@@ -83,7 +83,7 @@ def cross_validate(
     Args:
         recipe: from `training.recipe.load_recipe`.
         out: folder of the runs and of the predictions.
-        data: from `training.build.load_data`.
+        data: from `training.build_data.load_data`.
         train: `training.build.train`.
         folds: number of folds.
         say: where progress goes.
@@ -111,7 +111,7 @@ def probe_across(
 
     Args:
         out: folder of the predictions.
-        data: from `training.build.load_data`.
+        data: from `training.build_data.load_data`.
         base: as `training.model.load_base` takes it.
         folds: number of folds.
         say: where progress goes.

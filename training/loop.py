@@ -38,7 +38,8 @@ from classifier.registry import Event, Registry
 from classifier.settings import feedback_url, registry_url
 from training.corpus import OWN_DATA
 from training.recipe import RETRAINING
-from training.retrain import Options, lock_path, retrain
+from training.retrain import retrain
+from training.round_options import Options, lock_path
 from training.sequential import SequentialTest
 from training.steps import only_one, receipts, unfinished, write_json
 

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from classifier.bundle import MANIFEST, read_bundle
+from classifier.bundle import MANIFEST, Bundle, read_bundle
 from classifier.errors import InputError, MissingExtra
 from classifier.inputs import SIGNALS
 from classifier.tokenizer import Tokenizer, pad
@@ -51,7 +51,7 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
         return _tiny(max_tokens)
     path = _minilm_folder() if base == "minilm" else base
     try:
-        model, fast = _read_bundle(path) if (Path(path) / MANIFEST).is_file() else _read_checkpoint(path)
+        model, fast = _read_checkpoint(path) if bundle_at(path) is None else _read_bundle(path)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(
             f"--base {base}: no sequence-classification checkpoint could be loaded ({_first_line(error)}); "
@@ -66,10 +66,14 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
     return model, fast
 
 
+def bundle_at(base: str) -> Bundle | None:
+    """The bundle that a base names, every file of it verified; None where it names something else."""
+    return read_bundle(Path(base)) if (Path(base) / MANIFEST).is_file() else None
+
+
 def _read_bundle(path: str) -> tuple[PreTrainedModel, FastTokenizer]:
     from training.recover import recover
 
-    read_bundle(Path(path))  # verifies every file
     model, fast, _ = recover(Path(path))
     return model, fast
 
@@ -161,7 +165,7 @@ def check_student(teacher: PreTrainedModel, layers: int) -> nn.Module:
         )
     depth = len(part.layer)
     if not 1 <= layers <= depth:
-        raise InputError(f"student.layers is {layers}, the teacher has {depth}; choose 1 to {depth}")
+        raise InputError(f"layers of the recipe's [student] is {layers}, the teacher has {depth}; choose 1 to {depth}")
     return part
 
 

@@ -50,7 +50,7 @@ def recover(bundle: Path) -> tuple[PreTrainedModel, FastTokenizer, SteeringHead 
         model.load_state_dict(found)
         if head is not None:
             head.load_state_dict(of_head)
-    except (OSError, ValueError, KeyError, RuntimeError, DecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, DecodeError) as error:
         raise InputError(
             f"{bundle}: no weights to train on can be read from its graph ({' '.join(str(error).split())[:200]}); put "
             "the checkpoint that it was made of beside it: classifier bundle promote BUNDLE --checkpoint CHECKPOINT"
@@ -76,9 +76,10 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def _unrounded(arrays: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.float32]:
-    """The whole steps of that name times the scale that lies beside them."""
-    steps, scale = arrays[name], arrays[f"{name.removesuffix(_ROUNDED)}_scale"]
-    return np.asarray(steps, dtype=np.float32) * np.asarray(scale, dtype=np.float32)
+    """The whole steps of that name, less the zero point and times the scale that lie beside them."""
+    beside = name.removesuffix(_ROUNDED)
+    steps, scale, zero = arrays[name], arrays[f"{beside}_scale"], arrays.get(f"{beside}_zero_point", np.zeros(()))
+    return (np.asarray(steps, dtype=np.float32) - np.asarray(zero, dtype=np.float32)) * np.asarray(scale, np.float32)
 
 
 def _apart(weights: dict[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,13 @@ from classifier.types import Request
 from training.calibration_set import CALIBRATED_ON, CalibrationSet, score_rows
 from training.candidates import recalibrated, retrained, unseen
 from training.choices import golden_set, off_policy_pair, recent_set
-from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
+from training.corpus import RUBRIC, Row, read_corpus
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
-from training.recipe import RETRAINING, load_retraining
+from training.recipe import load_retraining
+from training.round_options import KEPT, Options, lock_path
 from training.steps import RESULT, Run, last_round, next_folder, only_one, unfinished
 from training.tracking import track
 
@@ -54,49 +55,6 @@ MOST_LOGGED = 1000
 MOST_ATTEMPTS = 3
 """So often a run is begun again before it is given up: what fails each time would block the loop for ever."""
 Say = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a round is to do.
-
-    Attributes:
-        registry: folder or URL of the bundle registry.
-        feedback_url: of the feedback store.
-        work: folder of the runs.
-        min_outcomes: fewer new outcomes than this are waited for.
-        window_days: how far back decisions are taken.
-        held_out: share of the window, the latest decisions, that calibrates and judges.
-        audit_label: NAME=VALUE of the label of audited requests.
-        principal_share: highest share that one principal has in what trains, and in the audits; in (0, 1].
-        principal_label: a label, set by the gateway, that tells a caller's own clients apart; "" for none.
-        data: base corpus: mixed in where its split is train, golden where it is test.
-        recipe: file of the retraining recipe.
-        promote: promote what the gate accepts.
-        recalibrate_only: never train.
-        mlflow_uri: where receipts are tracked beside the run's folder; "" is nowhere.
-    """
-
-    registry: str
-    feedback_url: str
-    work: Path
-    min_outcomes: int = 500
-    window_days: float = 30.0
-    held_out: float = 1 / 3
-    audit_label: str = "sample=audit"
-    principal_share: float = 0.2
-    principal_label: str = ""
-    data: tuple[str, ...] = (str(OWN_DATA),)
-    recipe: Path = RETRAINING
-    promote: bool = False
-    recalibrate_only: bool = False
-    mlflow_uri: str = ""
-
-
-def lock_path(options: Options) -> Path:
-    """The lock that retrainers of one registry share: in its folder, or in the work folder where it is remote."""
-    remote = "://" in options.registry
-    return (options.work if remote else Path(options.registry)) / "retrain.lock"
 
 
 def retrain(
@@ -116,7 +74,7 @@ def retrain(
         if folder is None:
             count = outcomes_since(options.feedback_url, last_round(options.work, trains=not options.recalibrate_only))
             if count < options.min_outcomes:
-                text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted"
+                text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted (--min-outcomes)"
                 return {"decision": "wait", "why": text, "outcomes": count}
             folder = next_folder(options.work)
         else:
@@ -137,14 +95,13 @@ class Round:
     def __init__(self, options: Options, run: Run, say: Say, clock: Callable[[], float]) -> None:
         self._options, self._run, self._say, self._clock = options, run, say, clock
         self._registry = Registry(options.registry)
-        self._audit = parse_audit(options.audit_label)
         self._recipe = load_retraining(options.recipe)
-        self._caps = SetOptions(options.principal_share, options.principal_label)
 
     def go(self, why: str) -> dict[str, Any]:
         """All steps that are left, and the receipt."""
         attempt = self._run.attempt()
         self._snapshot = self._run.step("snapshot", lambda out: self._freeze(out, why))
+        self._keep_to(self._snapshot.get("options") or {})
         before = self._snapshot["current"]
         if attempt > MOST_ATTEMPTS:
             return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log")
@@ -161,13 +118,22 @@ class Round:
         self._run.step("promote", lambda _: self._promote(candidate, verdict))
         return self._close("promoted", verdict["why"], candidate)
 
+    def _keep_to(self, begun: Mapping[str, Any]) -> None:
+        """Takes the options that the round was begun with; one that never trains stays one."""
+        given, begun = self._options, dict(begun)
+        never = bool(begun.pop("recalibrate_only", False)) or given.recalibrate_only
+        self._options = replace(given, recalibrate_only=never, **begun)
+        if others := [name for name in begun if begun[name] != getattr(given, name)]:
+            self._say(f"the round goes on as it was begun: {', '.join(f'{n} {begun[n]}' for n in others)}")
+
     def _freeze(self, out: Path, why: str) -> dict[str, Any]:
         now = self._clock()
         since = now - self._options.window_days * 86_400
         found = freeze(
             self._options.feedback_url, out, since=since, until=now, held_out=self._options.held_out, audit=self._audit
         )
-        return {"current": self._registry.resolve("current"), "why": why, **found}
+        options = {name: getattr(self._options, name) for name in KEPT}
+        return {"current": self._registry.resolve("current"), "why": why, "options": options, **found}
 
     def _choose(self) -> tuple[str | None, dict[str, Any]]:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
@@ -305,6 +271,14 @@ class Round:
         return self._run.close(receipt)
 
     # --- what the steps share
+
+    @property
+    def _audit(self) -> tuple[str, str]:
+        return parse_audit(self._options.audit_label)
+
+    @property
+    def _caps(self) -> SetOptions:
+        return SetOptions(self._options.principal_share, self._options.principal_label)
 
     @cached_property
     def _current(self) -> Bundle:

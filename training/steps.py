@@ -69,7 +69,11 @@ class Run:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         self._say(name)
-        result = dict(work(part))
+        try:
+            result = dict(work(part))
+        except Exception:
+            shutil.rmtree(part, ignore_errors=True)  # it may hold texts, and is begun again from nothing
+            raise
         write_json(part / RESULT, result)
         _flush(part)
         part.rename(done)
@@ -106,8 +110,11 @@ def receipts(work: Path) -> list[dict[str, Any]]:
 
 
 def last_round(work: Path, *, trains: bool) -> float:
-    """When the last round took its snapshot, of those that might train the last one if `trains`; 0 for none."""
-    past = [receipt for receipt in receipts(work) if "until" in receipt]
+    """When the last round took its snapshot, of those that might train the last one if `trains`; 0 for none.
+
+    A round that found no decision used no outcome up.
+    """
+    past = [r for r in receipts(work) if "until" in r and r.get("steps", {}).get("snapshot", {}).get("decisions", 1)]
     if trains:
         past = [r for r in past if r.get("options", {}).get("recalibrate_only") != str(True)]
     return max((float(r["until"]) for r in past), default=0.0)

@@ -14,9 +14,9 @@ import click
 from classifier.settings import feedback_url
 
 _CANNOT_REACH = (
-    "Not reached: exports and backups made before; models that were trained on them; servers' logs; what servers have "
-    "queued and not yet written (run it again by --label after some seconds); PostgreSQL's dead rows, its log and its "
-    "replicas until they are vacuumed or recycled."
+    "Not reached: exports and backups made before; a retraining that was cut off, until it ends; models that were "
+    "trained on them; servers' logs; what servers have queued and not yet written (run it again by --label after some "
+    "seconds); PostgreSQL's dead rows, its log and its replicas until they are vacuumed or recycled."
 )
 
 

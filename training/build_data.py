@@ -1,0 +1,85 @@
+"""The rows of one build by their use: what teaches, what calibrates, what is looked at.
+
+Knows nothing of models or recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from training.calibration_set import pack_rows, rows_among
+from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The rows of one build, by use.
+
+    Attributes:
+        train: what teacher and student learn from.
+        calibration: held out of training, to fit calibration and thresholds.
+        dev: held out of both, to look at.
+        golden: rows of `data/` that the manifest may hold.
+        traffic: every labelled row of the extra corpora (our own where there are none): what is cross-validated.
+    """
+
+    train: list[Row]
+    calibration: list[Row]
+    dev: list[Row]
+    golden: list[Row]
+    traffic: list[Row]
+
+
+def load_data(
+    extra: Sequence[str], dev: Sequence[str], *, own: Path = OWN_DATA, most_rows: Mapping[str, int] | None = None
+) -> Data:
+    """Own prompts by their fixed splits; extra corpora give nine tenths to training, the rest to calibration.
+
+    Extra rows that state their split train where that is train, and are for measuring where it is dev or test. Rows of
+    `dev` are taken out of everything else. `most_rows` caps sources by name: templated ones teach little.
+    """
+    own_rows = read_corpus([own])
+    given = read_corpus(extra) if extra else []
+    extra_rows = _capped([r for r in given if r.stated_split in ("", "train")], most_rows or {})
+    dev_rows = read_corpus(dev) if dev else []
+    seen = {r.sha256 for r in dev_rows}
+    own_rows = [r for r in own_rows if r.sha256 not in seen]
+    seen |= {r.sha256 for r in own_rows}
+    extra_rows = [r for r in extra_rows if r.sha256 not in seen]
+    # A group may hold rows of both files; its hash puts them on the same side.
+    # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
+    traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
+    calibration = [r for r in traffic if r.split == "dev"]
+    train = [r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"]
+    return Data(
+        train=train,
+        calibration=calibration,
+        dev=dev_rows or [r for r in own_rows if r.split == "test"],
+        golden=[r for r in own_rows if r.split == "train"],
+        traffic=traffic,
+    )
+
+
+def _capped(rows: Sequence[Row], most_rows: Mapping[str, int]) -> list[Row]:
+    """At most as many rows of a source train as `most_rows` says, chosen by their hash; rows that calibrate stay."""
+    kept: dict[str, int] = {}
+    chosen = {r.sha256 for r in rows if r.split == "dev"}
+    for row in sorted((r for r in rows if r.split != "dev"), key=lambda r: r.sha256):
+        kept[row.source] = kept.get(row.source, 0) + 1
+        if kept[row.source] <= most_rows.get(row.source, len(rows)):
+            chosen.add(row.sha256)
+    return [r for r in rows if r.sha256 in chosen]
+
+
+def without_learnt(data: Data, learnt: Sequence[str], say: Callable[[str], object]) -> Data:
+    """The data without those rows to calibrate on and to look at that a base has learnt from."""
+    packed, parts = pack_rows(learnt), {}
+    for name in ("calibration", "dev"):
+        rows = getattr(data, name)
+        known = rows_among((r.sha256 for r in rows), packed).tolist()
+        parts[name] = [row for row, seen in zip(rows, known, strict=True) if not seen]
+        if any(known):
+            say(f"{sum(known)} {name} rows are left out: the base was trained on them")
+    return replace(data, **parts)
