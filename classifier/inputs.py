@@ -37,8 +37,8 @@ SYSTEM_CHARS = 200
 """Characters of the system prompt's head: it is not rated, but says what a bare user text is material for."""
 WINDOW_CHARS = 8_000
 """Characters at each end of a message in which harness blocks are looked for."""
-MOST_NOISE_CHARS = 100_000
-"""Characters of messages without a text of their own that are passed over for the rated one, and for its context."""
+MOST_NOISE_CHARS = 200_000
+"""Characters looked at of messages without a text of their own: on the way to the rated one, and for its context."""
 HEAD_SHARE = 0.6
 GAP = " … "
 
@@ -193,7 +193,7 @@ def _rated(request: Request) -> tuple[int, str, int, bool]:
     looked = 0
     for i in (i for i in range(request.last_user_index, -1, -1) if request.messages[i].role == "user"):
         rated = i, *_clean(request.messages[i].content, TEXT_CHARS)
-        looked += len(request.messages[i].content)
+        looked += min(len(request.messages[i].content), 2 * WINDOW_CHARS)
         if rated[1] or request.attachments or looked > MOST_NOISE_CHARS:
             break
     return rated
@@ -269,7 +269,7 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
             break
         body, _, body_cut = _clean(messages[i].content, limit)
         if not body:
-            noise += len(messages[i].content)
+            noise += min(len(messages[i].content), 2 * WINDOW_CHARS)
             continue
         cut = cut or body_cut
         nearest = False

@@ -9,6 +9,7 @@ Knows nothing of ports, calls or messages.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ctypes
 import json
@@ -219,28 +220,17 @@ class Watched:
 
 async def _aside(work: Callable[[], T]) -> T:
     """What `work` returns, on a thread of its own that no process waits for at its end: storage may hang for ever."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def end(result: T | None, error: Exception | None) -> None:
-        if future.done():  # nobody waits for it any more
-            return
-        if error is None:
-            future.set_result(result)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+    done.set_running_or_notify_cancel()  # whoever leaves cannot take the future from the thread
 
     def run() -> None:
-        result, problem = None, None
         try:
-            result = work()
+            done.set_result(work())
         except Exception as error:
-            problem = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(end, result, problem)
+            done.set_exception(error)
 
     threading.Thread(target=run, name="bundle", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(done)
 
 
 def _free(engines: list[Any]) -> None:
