@@ -219,6 +219,8 @@ def table_of(data: Mapping[str, Any], where: str) -> RoutingTable:
     return table
 
 
+MAX_PRICE = 1e9
+"""Dollars a million tokens."""
 _KEYS = tuple(f.name for f in fields(Route) if f.name != "tier")
 
 
@@ -231,7 +233,7 @@ def _route(tier: Tier, entry: Any, where: str) -> Route:
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARS or not model.isprintable():
         raise SettingsError(f"{where}: model: expected a name of 1 to {MAX_MODEL_CHARS} characters, found {model!r}")
     price = entry.get("price_per_million_tokens", PRICES[tier])
-    if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < float("inf"):
+    if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price <= MAX_PRICE:
         raise SettingsError(f"{where}: price_per_million_tokens: expected dollars, 0 or more, found {price!r}")
     window = entry.get("context_window", 0)
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:

@@ -15,7 +15,7 @@ from classifier.errors import NoAllowedRoute
 from classifier.gateways.asking import Asker
 from classifier.gateways.chat import labels_of
 from classifier.policy import Policy, decide
-from classifier.routing import RoutingTable, is_restricted
+from classifier.routing import RoutingTable, is_restricted, parse_table
 from classifier.types import Decision, Tier
 from tests.test_routing import MIXED, probabilities, table_of, tables
 
@@ -66,6 +66,17 @@ async def test_there_is_always_an_answer(came, body, expected):
     """Slow, down, overloaded, broken or asked what it cannot read: the fallback tier, and why."""
     found = await answered(came, None, body, {})
     assert (found.tier, found.fallback) == expected
+
+
+async def test_a_long_conversation_falls_back_to_a_route_that_is_wide_enough():
+    """Routes whose context window is too small are passed over without an answer of the server, too."""
+    table = parse_table(
+        "[[routes.complex]]\nmodel = 'narrow'\ncontext_window = 8000\n[[routes.complex]]\nmodel = 'wide'\n"
+    )
+    for content, model in (("hi", "narrow"), ("x" * 300_000, "wide")):
+        chat = {"messages": [{"role": "user", "content": content}]}
+        assert (await answered(grpc.StatusCode.UNAVAILABLE, table, chat, {})).route == model
+        assert (await answered(KeyError("ours"), table, chat, {})).route == model
 
 
 async def test_a_floor_does_not_refuse_what_may_be_served_below_it():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from classifier.gateways.judging import Escalated, escalate, judged
+from classifier.routing import parse_table
 from classifier.types import Tier, Verdict
 from tests.test_routing import MIXED, table_of
 
@@ -44,7 +45,7 @@ async def test_a_validator_that_fails_has_no_opinion():
     assert await judged([fails, lambda *_: True], {}, "x") is True
 
 
-async def going_up(table, tier, good, *, broken=(), restricted=False):
+async def going_up(table, tier, good, *, broken=(), restricted=False, chars=0):
     """(how it went, the models that were asked) where `good` says what is judged of each."""
     asked = []
 
@@ -57,7 +58,7 @@ async def going_up(table, tier, good, *, broken=(), restricted=False):
     async def good_enough(answer):
         return good.get(answer, False)
 
-    return await escalate(table, tier, ask, good_enough, restricted=restricted), asked
+    return await escalate(table, tier, ask, good_enough, restricted=restricted, chars=chars), asked
 
 
 async def test_it_goes_up_until_an_answer_is_good_enough():
@@ -65,6 +66,13 @@ async def test_it_goes_up_until_an_answer_is_good_enough():
     found, asked = await going_up(FOUR, Tier.SIMPLE, {"complex-0-c": True})
     assert (found, asked) == (Escalated("complex-0-c", Tier.COMPLEX), ["standard-0-c", "complex-0-c"])
     assert found.verdict is Verdict.ESCALATED
+
+
+async def test_a_long_conversation_is_asked_again_where_it_fits():
+    """A route whose context window is too small is passed over for a wider one of its tier."""
+    text = "[[routes.complex]]\nmodel = 'narrow'\ncontext_window = 8000\n[[routes.complex]]\nmodel = 'wide'\n"
+    _, asked = await going_up(parse_table(text), Tier.STANDARD, {"wide": True}, chars=300_000)
+    assert asked == ["wide"]
 
 
 async def test_an_answer_without_an_opinion_ends_it_and_is_not_accepted():

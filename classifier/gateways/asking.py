@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from classifier.client import AsyncClient
+from classifier.columns import count_chars
 from classifier.conversations import request_of_body
 from classifier.errors import ClassifierError, NoAllowedRoute
 from classifier.fallback import Answer
@@ -48,7 +49,7 @@ class Asker:
         Raises:
             NoAllowedRoute: the request is restricted, and no route is known to be on premises.
         """
-        restricted = is_restricted(labels)
+        restricted, chars = is_restricted(labels), count_chars(body.get("messages") or body.get("input"))
         try:
             answer = await self._client.classify(request_of_body(body, floor=floor, labels=labels, **fields))
         except NoAllowedRoute:
@@ -56,31 +57,33 @@ class Asker:
                 raise
             return await self.ask(body, labels, **fields)
         except ClassifierError as error:
-            return self.fall_back(error.status, restricted=restricted, floor=floor)
+            return self.fall_back(error.status, restricted=restricted, floor=floor, chars=chars)
         except Exception:
             _log.exception("the request is routed to the fallback tier")
-            return self.fall_back("INTERNAL", restricted=restricted, floor=floor)
+            return self.fall_back("INTERNAL", restricted=restricted, floor=floor, chars=chars)
         if restricted and not answer.route:
             raise NoAllowedRoute("data=restricted: without a routing table no route is known to be on premises")
         return answer
 
-    def fall_back(self, code: str, *, restricted: bool, floor: Tier | None = None) -> Answer:
+    def fall_back(self, code: str, *, restricted: bool, floor: Tier | None = None, chars: int = 0) -> Answer:
         """The fallback tier and its route.
 
         Args:
             code: why.
             restricted: only routes on premises are allowed.
             floor: no tier below it.
+            chars: of the conversation: routes whose context window is too small are passed over.
 
         Raises:
             NoAllowedRoute: the request is restricted, and no route is known to be on premises.
         """
-        return self.stay(max(self._fallback_tier, floor or self._fallback_tier), code, restricted=restricted)
+        tier = max(self._fallback_tier, floor or self._fallback_tier)
+        return self.stay(tier, code, restricted=restricted, chars=chars)
 
-    def stay(self, tier: Tier, code: str, *, restricted: bool) -> Answer:
+    def stay(self, tier: Tier, code: str, *, restricted: bool, chars: int = 0) -> Answer:
         """That tier and its route, without asking; else as `fall_back`."""
         try:
-            route = (self._table or RoutingTable()).choose(tier, restricted=restricted)
+            route = (self._table or RoutingTable()).choose(tier, restricted=restricted, chars=chars)
         except NoAllowedRoute:
             if restricted:
                 raise

@@ -15,6 +15,7 @@ import asyncio
 import json
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
                 yield self._clean(read_body=has_body and _is_wanted(headers, labels))
             elif part == "request_body":
                 try:
-                    answer, body = await self._answer(headers, labels, message.request_body.body)
+                    answer, body = await self._answer(labels, message.request_body.body)
                 except NoAllowedRoute as error:
                     yield _refusal(error)
                     return
@@ -132,9 +133,7 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
             else:
                 yield _untouched(part)
 
-    async def _answer(
-        self, headers: Mapping[str, str], labels: Mapping[str, str], raw: bytes
-    ) -> tuple[Answer, dict[str, Any] | None]:
+    async def _answer(self, labels: Mapping[str, str], raw: bytes) -> tuple[Answer, dict[str, Any] | None]:
         """(answer, the body where it could be read).
 
         Raises:
@@ -143,8 +142,9 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         try:
             body = _parsed(raw, self._settings.max_request_bytes)
         except InvalidRequest:
-            return self._asker.fall_back(_BODY_REASON, restricted=is_restricted(labels)), None
-        return await self._asker.ask(body, labels, request_id=headers.get("x-request-id", "")[:256]), body
+            return self._asker.fall_back(_BODY_REASON, restricted=is_restricted(labels), chars=len(raw)), None
+        # Not the caller's x-request-id: two requests of one id would be one decision.
+        return await self._asker.ask(body, labels, request_id=uuid.uuid4().hex), body
 
     def _clean(self, *, read_body: bool) -> Any:
         """Removes what a caller forged; asks for the body, or not."""
@@ -171,8 +171,9 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         response.clear_route_cache = True
         if self._settings.rewrite_body and answer.route and body is not None and "model" in body:
             text = _encoded({**body, "model": answer.route})
-            response.body_mutation.body = text
-            response.header_mutation.set_headers.append(_header("content-length", str(len(text))))
+            if text is not None:
+                response.body_mutation.body = text
+                response.header_mutation.set_headers.append(_header("content-length", str(len(text))))
         return pb.ProcessingResponse(request_body=pb.BodyResponse(response=response))
 
     def _report_outage(self, answer: Answer) -> None:
@@ -208,12 +209,17 @@ def _parsed(raw: bytes, limit: int) -> dict[str, Any]:
     return body
 
 
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    """A body as JSON; all but ASCII is escaped where it holds half a character, which UTF-8 cannot."""
+def _encoded(body: Mapping[str, Any]) -> bytes | None:
+    """A body as JSON; all but ASCII is escaped where it holds half a character, which UTF-8 cannot.
+
+    None where a number is too large for JSON to say it again.
+    """
     try:
-        return json.dumps(body, ensure_ascii=False).encode()
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        return json.dumps(body).encode()
+        return json.dumps(body, allow_nan=False).encode()
+    except ValueError:
+        return None
 
 
 def _headers(message: Any) -> dict[str, str]:
@@ -283,8 +289,10 @@ async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: s
         tls_key=settings.server_key or None,
     )
     processor = Processor(client, settings, table)
-    limit = settings.max_request_bytes + 2**20
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1)])
+    # However large a body Envoy buffers, it gets an answer, the fallback where it is over `max_request_bytes`: a
+    # stream that gRPC ends goes on unrouted.
+    unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
+    server = grpc.aio.server(options=unlimited)
     pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
     try:
         port = server.add_insecure_port(settings.listen)

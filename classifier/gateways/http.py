@@ -43,6 +43,7 @@ from classifier.statuses import code_name, error_of, status_of, status_of_call
 
 log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 1024  # as many calls as the server takes at once on one connection (max_concurrent_calls)
+LARGE_BYTES = 65_536  # of a body: more is read beside the event loop
 _FORWARDED = ("authorization", "traceparent", "tracestate")
 _JSON = "application/json"
 
@@ -94,7 +95,10 @@ class Gateway:
                 body = await self._body(request, deadline)
                 if isinstance(body, Response):
                     return body
-                message = parse(operation.request, body)
+                if len(body) > LARGE_BYTES:  # may take seconds to read, and others are served meanwhile
+                    message = await asyncio.to_thread(parse, operation.request, body)
+                else:
+                    message = parse(operation.request, body)
             answer = await self._call(operation, message, metadata, deadline, request)
             return JSONResponse(as_json(answer))
         except ClassifierError as error:
@@ -229,10 +233,11 @@ class _Repeated(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Repeated(next(key for key in keys if keys.count(key) > 1)[:64])
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Repeated(key[:64])
+        found[key] = value
     return found
 
 

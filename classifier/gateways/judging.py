@@ -65,6 +65,7 @@ async def escalate(
     good_enough: Callable[[Any], Awaitable[bool | None]],
     *,
     restricted: bool = False,
+    chars: int = 0,
 ) -> Escalated:
     """Asks tier after tier above one until an answer is not turned down, the top is reached, or asking fails.
 
@@ -74,12 +75,13 @@ async def escalate(
         ask: the answer of a route.
         good_enough: a verdict on an answer.
         restricted: only routes on premises are asked.
+        chars: of the conversation: routes whose context window is too small are passed over.
     """
     last: Any = None
     while tier < TIERS[-1]:
         higher = Tier(tier + 1)
         try:
-            route = table.choose(higher, restricted=restricted, floor=higher)
+            route = table.choose(higher, restricted=restricted, floor=higher, chars=chars)
             answer = await ask(route)
         except NoAllowedRoute:
             break

@@ -25,6 +25,7 @@ from typing import Any
 from litellm.integrations.custom_logger import CustomLogger
 
 from classifier.client import AsyncClient
+from classifier.columns import count_chars
 from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
 from classifier.gateways.asking import Asker
@@ -177,7 +178,8 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         running = tool_loop(messages, caller) if self._sticky else ""
         before = self._loops.get(running)
         if before is not None and not has_words(messages):  # nobody can tell a tier by results alone
-            return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels))
+            chars = count_chars(messages)
+            return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels), chars=chars)
         floor = max((tier for tier in (self._floor, before) if tier), default=None)
         answer = await self._asker.ask(data, labels, floor=floor, policy=self._policy, request_id=request_id)
         if self._sticky and (name := running or loop_start(messages, caller)):
@@ -235,7 +237,8 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             return await judged(self._validators, data, answer)
 
         tier = routed.answer.tier if routed.served is None else routed.served
-        higher = await escalate(self.table, tier, ask, good_enough, restricted=routed.restricted)
+        chars = count_chars(data.get("messages"))
+        higher = await escalate(self.table, tier, ask, good_enough, restricted=routed.restricted, chars=chars)
         self._report(routed, higher.verdict, Cause.QUALITY, source=self._judge, accepted_tier=higher.accepted_tier)
         return response if higher.answer is None else higher.answer
 

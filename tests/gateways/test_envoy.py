@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from classifier import Client, Decision, Outcome
 from classifier.errors import SettingsError
 from classifier.fallback import Answer
-from classifier.gateways.ext_proc import ExtProcSettings, Processor, core, pb, run
+from classifier.gateways.ext_proc import ExtProcSettings, Processor, core, pb, pb_grpc, run
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 from tests.gateways.support import (
     ROOT,
@@ -167,6 +168,15 @@ def test_a_body_that_is_rewritten_stays_readable() -> None:
     assert json.loads(mutation.body.decode("utf-8")) == body | {"model": "small"}
 
 
+def test_a_body_with_a_number_that_json_cannot_say_again_is_not_rewritten() -> None:
+    """What Python reads as infinity goes on as the caller wrote it."""
+    processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes="x", rewrite_body=True), None)
+    body = json.loads('{"model": "auto", "max": 1e400}')
+    assert not processor._routed(Answer(Tier.SIMPLE, None, "", "small"), body).request_body.response.HasField(
+        "body_mutation"
+    )
+
+
 def test_a_body_that_names_no_model_is_not_rewritten() -> None:
     """What has no such field does not get one: its API may not know it."""
     processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes="x", rewrite_body=True), None)
@@ -205,6 +215,28 @@ def test_a_body_that_cannot_be_read_passes(gateway: Gateway, body: bytes) -> Non
     _, headers, _ = gateway.ask(body)
     assert headers["x-classifier-tier"] == "complex"
     assert headers["x-classifier-fallback"] in {"BODY_UNREADABLE", "INVALID_ARGUMENT"}
+
+
+@pytest.mark.failure("bad input", "Envoy")
+def test_however_large_a_body_is_it_gets_an_answer(gateway: Gateway) -> None:
+    """Where Envoy's buffer takes more than the processor reads, restricted requests stay on premises all the same."""
+    path = core.HeaderValue(key=":path", value="/v1/chat/completions")
+    sent = [path, core.HeaderValue(key=":method", value="POST")]
+    sent += [core.HeaderValue(key=name, value=value) for name, value in RESTRICTED.items()]
+    parts = [
+        pb.ProcessingRequest(request_headers=pb.HttpHeaders(headers=core.HeaderMap(headers=sent))),
+        pb.ProcessingRequest(request_body=pb.HttpBody(body=b" " * (9 * 2**20), end_of_stream=True)),
+    ]
+    with grpc.insecure_channel(f"127.0.0.1:{gateway.processor_port}") as channel:
+        *_, answer = pb_grpc.ExternalProcessorStub(channel).Process(iter(parts), timeout=60)
+    told = {h.header.key: h.header.raw_value.decode() for h in answer.request_body.response.header_mutation.set_headers}
+    assert (told["x-classifier-fallback"], told["x-ai-eg-model"]) == ("BODY_UNREADABLE", "large")
+
+
+def test_requests_are_told_apart_whatever_their_callers_call_them(gateway: Gateway) -> None:
+    """An id that a caller sends again is another decision's all the same."""
+    found = {gateway.ask(chat(text), **{"x-request-id": "same"})[1][ID] for text in ("hi", "prove it")}
+    assert len(found) == 2
 
 
 @pytest.mark.failure("bad input", "Envoy")
