@@ -34,14 +34,15 @@ def test_only_what_was_tried_from_simple_up_is_closed():
     assert counts == {"audits": 6, "closed": 2, "open": 3, "no_text": 1, "capped": 0}
 
 
-def test_the_latest_audit_of_a_conversation_counts():
-    """A request that was audited twice is one label, the later one."""
+def test_a_request_that_was_audited_again_counts_again():
+    """What is promised is about traffic, which repeats requests; each time is a label of its own."""
     rows = [
         export_row(0, text="a", served_tier="simple"),
         export_row(1, text="a", served_tier="simple", verdict="escalated", accepted_tier="complex", decided_at=2e6),
     ]
-    (row,), _ = audits(rows, ALL)
-    assert (row.id, row.tier.name) == ("d1", "COMPLEX")
+    found, counts = audits(rows, ALL)
+    assert [(row.id, row.tier.name) for row in found] == [("d0", "SIMPLE"), ("d1", "COMPLEX")]
+    assert (counts["closed"], counts["open"]) == (2, 0)
 
 
 def test_a_caller_whose_requests_all_fail_is_believed():

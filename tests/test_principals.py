@@ -49,7 +49,8 @@ def test_ten_thousand_lies_move_the_others_threshold_within_the_bound(honest: in
         p, y, names = p[kept], y[kept], names[kept]
         found, others = threshold(p, y), names != "liar"
         n, mine = len(names), int((~others).sum())
-        lowest, highest = others_alphas(n, mine, ALPHA, TARGET, len(np.unique(names)))
+        largest = int(np.unique(names[others], return_counts=True)[1].max())
+        lowest, highest = others_alphas(n, mine, ALPHA, TARGET, len(np.unique(names)), largest)
         assert threshold(p[others], y[others], highest) <= found <= threshold(p[others], y[others], lowest)
         assert highest <= TARGET / (1 - SHARE) * (1 + 2 / n)
         if lies == 1.0:
@@ -66,12 +67,26 @@ def test_the_worst_that_goes_unnoticed_stays_within_the_bound():
         rest = threshold(p[~mine], y[~mine])
         sent_below = np.flatnonzero(mine & (p[:, 3] <= 1 - rest))
         y[mine] = np.eye(4)[0]
-        lies = most_unnoticed(int(mine.sum()), 7, others=int((~mine).sum()), alpha=ALPHA, target=TARGET)
+        others = int((~mine).sum())
+        lies = most_unnoticed(int(mine.sum()), 7, others=others, largest=72, alpha=ALPHA, target=TARGET)
         y[sent_below[:lies]] = np.eye(4)[3]
         assert contradicting(p, y, names.astype(str), alpha=ALPHA, target=TARGET) == {}
-        lowest, _ = others_alphas(500, int(mine.sum()), ALPHA, TARGET, 7)
+        lowest, _ = others_alphas(500, int(mine.sum()), ALPHA, TARGET, 7, 72)
         assert rest < threshold(p, y) <= threshold(p[~mine], y[~mine], lowest)
-        assert lowest > 0.05
+        assert lowest > 0.045
+
+
+@pytest.mark.parametrize(("principals", "audits"), [(3, 60), (3, 300), (5, 100)])
+def test_who_says_that_simple_was_always_enough_turns_nobody_out(principals, audits):
+    """A liar without a miss lowers the threshold within the bound, and no honest one is accused by it."""
+    for seed in range(40):
+        p, y = population(principals * audits, np.random.default_rng(seed))
+        mine = np.arange(len(y)) < audits
+        y[mine] = np.eye(4)[0]
+        names = np.repeat(np.arange(principals), audits).astype(str)
+        assert contradicting(p, y, names, alpha=ALPHA, target=ALPHA) == {}
+        _, highest = others_alphas(len(y), audits, ALPHA, ALPHA, principals, audits)
+        assert threshold(p, y, ALPHA) >= threshold(p[~mine], y[~mine], highest)
 
 
 def test_honest_principals_are_hardly_ever_left_out():
@@ -88,7 +103,7 @@ def test_honest_principals_are_hardly_ever_left_out():
 def test_the_luck_of_a_threshold_accuses_nobody_more_often_than_stated(target, principals, count):
     """An honest principal misses more than passes for chance in at most .001 of rounds over all, however few audit."""
     rng, others, accused, draws = np.random.default_rng(0), (principals - 1) * count, 0, 400_000
-    most = most_unnoticed(count, principals, others=others, alpha=max(target, 0.05), target=target)
+    most = most_unnoticed(count, principals, others=others, largest=count, alpha=max(target, 0.05), target=target)
     left = max(int(target * (others + 1)) - 1, 0)
     for _ in range(20):
         # A row misses below a score of its own; the threshold leaves so many of the others' misses.

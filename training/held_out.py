@@ -93,7 +93,7 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
     return HeldOut(
         unseen(recent, serving),
         fresh,
-        [row for row in earlier if row.sha256 not in kept],
+        list({row.sha256: row for row in earlier if row.sha256 not in kept}.values()),
         sorted(unseen(golden, serving), key=lambda row: row.sha256)[:most],
         requests[-most:],
         counts,
@@ -124,7 +124,9 @@ def recent_log(frozen: Frozen, options: SetOptions, most: int) -> Log:
 
 
 def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], dict[str, int]]:
-    """Audited requests with their labels, as corpus rows of the kind OUTCOME; one a conversation, the latest.
+    """Audited requests with their labels, as corpus rows of the kind OUTCOME.
+
+    One a decision: a request that came again was drawn again, and what is promised is about traffic that repeats it.
 
     Args:
         rows: of audited requests, as exports spell them.
@@ -136,11 +138,12 @@ def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], d
         tried from the cheapest tier up), no_text, capped.
     """
     given = list(rows)
-    begun = [row for row in given if row["served_tier"] in (None, TIERS[0].label)]
+    # Without the conversation's hash each decision is evidence by itself.
+    begun = [{**row, "request_hash": None} for row in given if row["served_tier"] in (None, TIERS[0].label)]
     found = build(begun, options=replace(options, fewest_accepted=0.0, half_life_days=math.inf))
-    labelled = {c.row.sha256: replace(c.row, source=c.principal) for c in found.closed}
+    labelled = [replace(c.row, source=c.principal) for c in found.closed]
     counts = {name: found.counts[name] for name in ("closed", "no_text", "capped")}
-    return list(labelled.values()), {"audits": len(given), "open": len(given) - sum(counts.values())} | counts
+    return labelled, {"audits": len(given), "open": len(given) - sum(counts.values())} | counts
 
 
 def _position(group: str) -> float:

@@ -5,8 +5,8 @@ A principal is a caller, or one of its clients where a label that the gateway se
 - *A share.* No principal has more than a share of the weight, or an even share where they are too few for that. What is
   over is left out, chosen by a hash.
 - *A contradiction.* On audits, a principal that misses more at the threshold which the others' audits give than chance
-  would explain is left out, and named. It lies, or its requests are of another kind; either way a threshold for all of
-  them would be wrong for somebody.
+  would explain, were one of the others a liar, is left out, and named. It lies, or its requests are of another kind;
+  either way a threshold for all of them would be wrong for somebody.
 
 Together they bound what a liar among the audits does to everybody else (`others_alphas`), whatever it says. A flood is
 cut to the share, and a lie that goes unnoticed must be told so seldom that it looks like chance.
@@ -104,7 +104,7 @@ def contradicting(
         Misses and audits by principal. Empty where there are fewer than three principals.
     """
     found: dict[str, tuple[int, int]] = {}
-    names = np.unique(principals)
+    names, counts = np.unique(principals, return_counts=True)
     if len(names) < FEWEST_PRINCIPALS:
         return found
     for name in names.tolist():
@@ -112,31 +112,38 @@ def contradicting(
         rest = fit_threshold(routing_losses(probabilities[~mine], labels[~mine]), target, delta=delta)
         chosen = choose_many(probabilities[mine], rest.threshold)
         misses, count = int((labels[mine].argmax(axis=1) > chosen).sum()), int(mine.sum())
-        if misses > most_unnoticed(count, len(names), others=len(principals) - count, alpha=alpha, target=target):
+        others, largest = len(principals) - count, int(counts[names != name].max())
+        if misses > most_unnoticed(count, len(names), others=others, largest=largest, alpha=alpha, target=target):
             found[name] = (misses, count)
     return found
 
 
-def most_unnoticed(count: int, principals: int, *, others: int, alpha: float, target: float) -> int:
-    """The most misses of an honest principal that chance explains: more has a chance below `ERROR` overall.
+def most_unnoticed(count: int, principals: int, *, others: int, largest: int, alpha: float, target: float) -> int:
+    """The most misses of an honest principal that chance or one liar explains: more has a chance below `ERROR` overall.
 
-    A risk of α explains so many. So does the luck of the threshold, which is fitted on the others' audits and no law of
-    nature: with k of their misses left, the risk behind it is Beta(k + 1, others - k). The larger number counts.
+    A risk of α explains so many. So does the threshold, which is fitted on the others' audits and no law of nature. One
+    of these may lie that simple was always enough: then the k misses that are left are all of the h others', and the
+    risk behind the threshold is Beta(k + 1, h - k). The larger number counts; all, where h is too small to tell.
 
     Args:
         count: audits of the principal.
         principals: how many there are.
         others: audits of everybody else.
+        largest: of these, those of the principal that has the most.
         alpha: as for `contradicting`.
         target: as for `contradicting`.
     """
     error = ERROR / principals
     left = max(math.floor(target * (others + 1)) - 1, 0)
-    by_luck = stats.betabinom.isf(error, count, left + 1, others - left)
-    return int(max(stats.binom.isf(error, count, alpha), by_luck))
+    honest = others - largest
+    if honest <= left:
+        return count
+    at_most = max(alpha, min(1.0, target * (others + 1) / (honest + 1)))
+    by_luck = stats.betabinom.isf(error, count, left + 1, honest - left)
+    return int(max(stats.binom.isf(error, count, at_most), by_luck))
 
 
-def others_alphas(n: int, mine: int, alpha: float, target: float, principals: int) -> tuple[float, float]:
+def others_alphas(n: int, mine: int, alpha: float, target: float, principals: int, largest: int) -> tuple[float, float]:
     """What one principal can make of the target that everybody else's audits are held to: lowest and highest.
 
     The threshold on n audits is the smallest λ with at most `target` (n + 1) - 1 misses. Whatever the principal says,
@@ -149,6 +156,7 @@ def others_alphas(n: int, mine: int, alpha: float, target: float, principals: in
         alpha: as for `contradicting`.
         target: as for `contradicting`.
         principals: how many there are.
+        largest: audits of the other principal that has the most.
 
     Returns:
         The targets with which `fit_threshold` on the others' audits alone gives the highest and the lowest threshold
@@ -156,7 +164,7 @@ def others_alphas(n: int, mine: int, alpha: float, target: float, principals: in
     """
     others = n - mine
     allowed = target * (n + 1)
-    unnoticed = most_unnoticed(mine, principals, others=others, alpha=alpha, target=target)
+    unnoticed = most_unnoticed(mine, principals, others=others, largest=largest, alpha=alpha, target=target)
     return (allowed - unnoticed) / (others + 1), allowed / (others + 1)
 
 
