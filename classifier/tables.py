@@ -61,9 +61,10 @@ def fill_columns(
     encoded = json_encoded(schema)
     known = set(schema.names)
     for row, extra in zip(rows, extras, strict=True):
-        for name in (name for name in row if name not in known):
-            extra[name] = row[name]
-            moved[name] = moved.get(name, 0) + 1
+        for name, value in row.items():
+            if name not in known:
+                extra[name] = value
+                moved[name] = moved.get(name, 0) + 1
     arrays = []
     for field in schema:
         fits: Callable[[Any], bool] = _FITS.get(str(field.type), _never)

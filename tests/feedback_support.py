@@ -20,6 +20,7 @@ import pytest
 from classifier.decision_id import DecisionIds
 from classifier.ledger import Ledger
 from classifier.types import Cause, Decision, Outcome, Reason, Request, Source, Tier, Verdict
+from tests.serving_support import child_processes
 
 KEY = bytes(range(32))
 IDS = DecisionIds(KEY)
@@ -117,8 +118,7 @@ class PostgreSQL:
     def kill(self) -> None:
         """Ends it as kill -9 does, its connections' processes too: they may answer once more before they notice."""
         assert self._process is not None
-        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        children = child_processes(self._process.pid)
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(30)
         for child in children:

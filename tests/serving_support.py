@@ -106,6 +106,12 @@ class ServerProcess:
         return resident_bytes(self.process.pid)
 
 
+def child_processes(pid: int) -> list[int]:
+    """Process ids of its children (Linux)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process (Linux)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

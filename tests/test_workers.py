@@ -10,15 +10,12 @@ from pathlib import Path
 import pytest
 
 from classifier import Client
-from tests.serving_support import server_process, until
+from tests.serving_support import child_processes, server_process, until
 
 
 def children(pid):
     """Process ids of the workers (Linux)."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return [c for c in found if _is_worker(c)]
+    return [c for c in child_processes(pid) if _is_worker(c)]
 
 
 def _is_worker(pid):
