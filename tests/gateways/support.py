@@ -221,9 +221,9 @@ class Classifier:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Starts it, and waits until it listens."""
-        log = (self.folder / "classifier.log").open("ab")
-        self.process = subprocess.Popen(
+        """Starts it, and waits until it serves: from when it listens until then it turns requests away."""
+        log = (self.folder / "classifier.log").open("wb")
+        running = self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
@@ -240,8 +240,9 @@ class Classifier:
             env=clean_environment(),
         )
         log.close()
-        until(lambda: listens(self.port) or self.process is None or self.process.poll() is not None)
-        assert self.process.poll() is None, (self.folder / "classifier.log").read_text()
+        said = (self.folder / "classifier.log").read_text
+        until(lambda: "serving on" in said() or running.poll() is not None)
+        assert running.poll() is None, said()
 
     def kill(self) -> None:
         """Kills it without warning."""
