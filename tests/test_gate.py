@@ -7,10 +7,11 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tests.off_policy_support import draw_log, truths
 from training.calibration_report import PRICES
-from training.gate import FEWEST_ROWS, LabelledSet, judge
+from training.gate import FEWEST_ROWS, RISK_MARGIN, LabelledSet, judge, tango
 from training.off_policy import estimate
 from training.step_losses import soft
 
@@ -69,6 +70,30 @@ def test_what_a_small_set_cannot_show_is_not_assumed():
     """A candidate that is no worse in truth is not accepted on a set too noisy to show it."""
     noisy = labelled(CURRENT, chooser(0.14, 0.2, 9), n=120)
     assert not judge([noisy], draws=300).accepted
+
+
+@pytest.mark.parametrize("n", [60, 150, 400])
+def test_one_that_is_worse_by_the_margin_seldom_passes(n: int):
+    """Where the serving bundle never fails and the candidate does by the margin, few of many draws find it no worse."""
+    rng, passed, rounds = np.random.default_rng(n), 0, 200
+    for _ in range(rounds):
+        labels = (rng.random(n) < RISK_MARGIN).astype(np.int64)
+        rows = LabelledSet("recent", soft(labels), np.ones(n, np.int64), np.zeros(n, np.int64))
+        passed += judge([rows], draws=100).reasons[0].endswith(", no worse")
+    assert passed <= stats.binom.isf(0.001, rounds, 0.025)
+
+
+@pytest.mark.parametrize(("more", "fewer", "n"), [(0, 0, 60), (4, 0, 60), (0, 60, 60), (12, 2, 50), (2, 12, 50)])
+def test_the_score_interval_holds_what_a_score_test_does_not_reject(more: int, fewer: int, n: int):
+    """It is never empty, ends where Tango's example does, and is turned round where the bundles are exchanged."""
+    rows = np.arange(n)
+    one, other = (rows < more).astype(float), ((rows >= more) & (rows < more + fewer)).astype(float)
+    found, turned = tango(other, one, 1.96), tango(one, other, 1.96)
+    assert found.low <= found.estimate == (more - fewer) / n <= found.high
+    assert (found.low, found.high) == (-turned.high, -turned.low)
+    assert found.high > found.low
+    if (more, fewer) == (12, 2):
+        assert (found.low, found.high) == (pytest.approx(0.0611, abs=1e-4), pytest.approx(0.3447, abs=1e-4))
 
 
 def test_every_set_must_be_no_worse():

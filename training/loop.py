@@ -40,7 +40,7 @@ from training.corpus import OWN_DATA
 from training.recipe import RETRAINING
 from training.retrain import retrain
 from training.round_options import Options, lock_path
-from training.sequential import SequentialTest
+from training.sequential import ERROR, SequentialTest
 from training.steps import only_one, receipts, unfinished, write_json
 
 DRIFT_SHARE = 0.2
@@ -114,7 +114,8 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         return None
     with only_one(lock_path(options)):
         bundle = read_bundle(registry.fetch(current))
-        tests = {name: SequentialTest(risk) for name, risk in promised_risks(bundle.policies).items()}
+        promises = promised_risks(bundle.policies)
+        tests = {name: SequentialTest(risk, ERROR / len(promises)) for name, risk in promises.items()}
         for row in decisions_of(options, current, took_over(registry, current).at):
             if not row["guaranteed"] or row["policy"] not in tests or row["served_tier"] not in (None, row["tier"]):
                 continue

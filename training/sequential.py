@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 ERROR = 0.01
-"""Chance of ever accusing a model whose failures stay within their bound."""
+"""Chance of ever accusing a model whose failures stay within their bounds, all its policies together."""
 _RATES = (1.15, 1.3, 1.6, 2.0, 3.0)
 """The rates bet on, as multiples of the bound: a small excess takes long to tell, a large one shows in a few rows."""
 
