@@ -210,15 +210,19 @@ class Server:
                 log.warning("watching failed with %s; it goes on", type(error).__name__)
 
     async def _check(self, *, again: bool = False) -> None:
-        """Reads the files, then looks for bundles; where their storage hangs, the files are read all the same."""
+        """Reads the files, looks for bundles, measures drift; where storage hangs, the files are read all the same."""
         self._read_files(again=again)
-        if self._looks and not again:
-            return
-        look = asyncio.create_task(self._look(again=again))
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
-        if not (await asyncio.wait({look}, timeout=LOOK_SECONDS))[0]:
-            log.warning("looking for bundles takes longer than %g s and goes on; is their storage there?", LOOK_SECONDS)
+        if again or not self._looks:
+            look = asyncio.create_task(self._look(again=again))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+            if not (await asyncio.wait({look}, timeout=LOOK_SECONDS))[0]:
+                log.warning(
+                    "looking for bundles takes longer than %g s; it goes on; is their storage there?", LOOK_SECONDS
+                )
+        bundle = getattr(self.service.engine, "bundle", None)
+        if self._metrics is not None and bundle is not None:
+            await asyncio.to_thread(self._metrics.drift, bundle.reference)  # ten milliseconds that no request waits for
 
     async def _look(self, *, again: bool) -> None:
         async with self._looking:  # SIGHUP may come while the watcher looks
@@ -240,9 +244,6 @@ class Server:
         self.service.routes = self._routes.table
         if self._metrics is not None and self._feedback is not None:
             self._metrics.feedback_dropped(self._feedback.dropped)
-        bundle = getattr(self.service.engine, "bundle", None)
-        if self._metrics is not None and bundle is not None:
-            self._metrics.drift(bundle.reference)
 
     def _count(self, what: str, *, ok: bool) -> None:
         if self._metrics is not None:
