@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.durable import explained, write_whole
-from classifier.errors import MissingExtra
+from classifier.errors import MissingExtra, SettingsError
 
 
 def render(template: str, folder: Path | None = None, **values: Any) -> str:
@@ -34,6 +34,18 @@ def render(template: str, folder: Path | None = None, **values: Any) -> str:
     )  # fmt: skip
     environment.filters |= {"percent": percent, "number": number}
     return environment.get_template(template).render(**values)
+
+
+def check_page(path: Path) -> None:
+    """Makes sure, before any work, that a page may be written there: over the log itself would be easily said.
+
+    Raises:
+        SettingsError: the name is no page's, or its folder is not there.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise SettingsError(f"{path}: expected a name that ends in .html for the page")
+    if not path.absolute().parent.is_dir():
+        raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def write_page(path: Path, text: str) -> None:

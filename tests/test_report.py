@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from classifier import annotate, bulk, cli, columns, labels, measured, page, sampling, savings, texts
 from classifier import labelled as labelled_module
 from classifier import prices as prices_module
-from classifier.errors import InputError
+from classifier.errors import InputError, SettingsError
 from classifier.policy import Guarantee, Policy
 from classifier.runs import Options
 from classifier.traffic import read_traffic
@@ -470,9 +470,23 @@ def test_the_page_shows_text_only_on_request_and_escaped(tmp_path):
 
 def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(labelled, tmp_path):
     """It is said before anything is read."""
-    done = run(labelled, "-o", tmp_path / "nowhere" / "r.html")
-    assert done.exit_code == 2
-    assert "there is no folder" in done.stderr
+    with pytest.raises(SettingsError, match="there is no folder") as caught:
+        run(labelled, "-o", tmp_path / "nowhere" / "r.html")
+    assert caught.value.exit_code == 2
+
+
+def test_a_page_is_never_written_over_a_log(labelled):
+    """The labelled file named as the page by mistake is refused, and is what it was."""
+    before = labelled.read_bytes()
+    with pytest.raises(SettingsError, match=r"ends in \.html"):
+        run(labelled, "-o", labelled)
+    assert labelled.read_bytes() == before
+
+
+@pytest.mark.parametrize("tokens", ["-5", "nan"])
+def test_assumed_output_tokens_are_a_count(labelled, tokens):
+    """Answers of fewer than no tokens, or of no number of them, would make dollars that mean nothing."""
+    assert run(labelled, "--assume-output-tokens", tokens).exit_code == 2
 
 
 def test_intervals_of_few_requests_are_not_trusted(tmp_path):

@@ -227,7 +227,7 @@ def evaluate(
     Example: python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76 --report report.html
     """
     from classifier.bundle import SHIPPED
-    from classifier.page import write_page
+    from classifier.page import check_page, write_page
     from classifier.texts import finite
     from training import evaluate as evaluation
     from training import outcome_curves
@@ -245,8 +245,8 @@ def evaluate(
         if name not in evaluation.statistics() or not math.isfinite(gates[name]):
             names = ", ".join(evaluation.statistics())
             raise click.UsageError(f"--gate {text}: give METRIC=VALUE, a number, with one of {names}")
-    if target is not None and not target.absolute().parent.is_dir():
-        raise click.UsageError(f"--report {target}: there is no folder {target.parent}")
+    if target is not None:
+        check_page(target)
     wanted = target is not None
     rows, train = read_rows(data, baseline_data, baselines_wanted=wanted)
     asked = Asked(

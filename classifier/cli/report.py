@@ -27,7 +27,12 @@ TEXT_CHARS = 400
     "response, label, at_least, at_most, verdict, cause, served_tier, accepted_tier. An empty COLUMN means nowhere.",
 )
 @click.option(
-    "--assume-output-tokens", default=300.0, show_default=True, help="Of answers that the log neither counts nor holds."
+    "--assume-output-tokens",
+    default=300,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of answers that the log neither counts nor holds.",
 )
 @click.option("--top", default=20, show_default=True, type=click.IntRange(0, 500), help="Requests to list by money.")
 @click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="Column of the prompts.")
@@ -40,7 +45,7 @@ def command(
     machine: bool,
     by: tuple[str, ...],
     columns: tuple[str, ...],
-    assume_output_tokens: float,
+    assume_output_tokens: int,
     top: int,
     text_field: str,
     show_text: bool,
@@ -55,7 +60,7 @@ def command(
     classifier report labelled.parquet --prices prices.toml --by tenant -o report.html
     classifier report labelled.parquet --json | jq .recommendation
     """
-    from classifier.page import write_page
+    from classifier.page import check_page, write_page
     from classifier.prices import Prices, read_prices
     from classifier.report import analyse
     from classifier.report_page import as_text, page
@@ -63,8 +68,8 @@ def command(
     from classifier.traffic import read_traffic
 
     prices = read_prices(prices_path) if prices_path else Prices()
-    if output is not None and not output.absolute().parent.is_dir():
-        raise click.UsageError(f"-o {output}: there is no folder {output.parent}")
+    if output is not None:
+        check_page(output)
     traffic = read_traffic(
         labelled, by=by, named=named_columns(columns), assumed_output_tokens=assume_output_tokens, text_field=text_field
     )
