@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 SHADOW_QUEUE = 64  # requests that may wait for the shadow; it is a sample, so more are dropped and counted
+_LAST_LOAD_SECONDS = 5.0  # that a load may still take when the process ends; it takes half a second on an idle core
 _LAST_RUNS_SECONDS = 0.5  # until requests that began with the engine before have it no more
 
 
@@ -219,7 +220,7 @@ class Watched:
 
 
 async def _aside(work: Callable[[], T]) -> T:
-    """What `work` returns, on a thread of its own that no process waits for at its end: storage may hang for ever."""
+    """What `work` returns, on a thread of its own that no process waits for long at its end: storage may hang."""
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
     done.set_running_or_notify_cancel()  # whoever leaves cannot take the future from the thread
 
@@ -229,8 +230,15 @@ async def _aside(work: Callable[[], T]) -> T:
         except Exception as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, name="bundle", daemon=True).start()
-    return await asyncio.wrap_future(done)
+    thread = threading.Thread(target=run, name="bundle", daemon=True)
+    thread.start()
+    try:
+        return await asyncio.wrap_future(done)
+    except asyncio.CancelledError:
+        # The process ends. In the middle of onnxruntime's or the tokeniser's own code the end of a daemon's thread
+        # aborts it, so a load that gets on may finish.
+        await asyncio.to_thread(thread.join, _LAST_LOAD_SECONDS)
+        raise
 
 
 def _free(engines: list[Any]) -> None:

@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from classifier import Client, Tier, errors, wire
 from classifier.health import Health
 from classifier.reload import Fixed
-from classifier.server import Server, run
+from classifier.server import Server, run, serve
 from classifier.settings import ServerSettings
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
@@ -83,6 +83,29 @@ def test_a_server_told_to_stop_ends_with_0(tiny_bundle_path, number):
         server.wait_ready()
         server.signal(number)
         assert server.wait() == 0
+
+
+def test_a_load_that_gets_on_may_finish_when_the_process_ends():
+    """Who stops a server while it loads waits for the load: Python would end its thread by force, which aborts."""
+    loading, loaded = threading.Event(), threading.Event()
+
+    class Slow(Fixed):
+        def load(self):
+            loading.set()
+            time.sleep(0.3)
+            loaded.set()
+            return super().load()
+
+    async def main():
+        stop = asyncio.Event()
+        settings = ServerSettings(listen=(ANY,), store="off")
+        serving = asyncio.create_task(serve(Server(settings, source=Slow(FakeEngine())), stop=stop))
+        await asyncio.to_thread(loading.wait)
+        stop.set()
+        await serving
+
+    asyncio.run(main())
+    assert loaded.is_set()
 
 
 def test_a_server_told_to_stop_before_it_is_ready_stops(tiny_bundle_path, tmp_path):
