@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from classifier import wire
+from classifier.pem import read_pem
 
 SERVICE_CONFIG: Mapping[str, Any] = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -56,9 +57,9 @@ def credentials(
     """TLS with the authority in the PEM file `ca` (None: the machine's), and for mTLS a key and its certificate chain.
 
     Raises:
-        OSError: a file cannot be read.
+        SettingsError: a file cannot be read, or they are not what they should be.
     """
-    return grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in (ca, key, cert)))
+    return grpc.ssl_channel_credentials(*read_pem(ca, key, cert))
 
 
 def channel(target: str, secure: grpc.ChannelCredentials | None = None, options: Options = ()) -> grpc.Channel:

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import socket
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import grpc
 
 from classifier.errors import SettingsError
 from classifier.kept import Kept
+from classifier.pem import read_pem
 from classifier.settings import MOST, ServerSettings, is_unix, split_address
 
 log = logging.getLogger(__name__)
@@ -154,23 +154,10 @@ def _credentials(settings: ServerSettings, told: Callable[[bool], None]) -> grpc
 
 
 def _certificates(key: Path, cert: Path, authority: Path | None = None) -> grpc.ServerCertificateConfiguration:
-    """What the files hold, tried before gRPC has it, which takes anything and says nothing.
+    """What the files hold.
 
     Raises:
         SettingsError: a file cannot be read, or they are not what they should be.
     """
-    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trial.set_ciphers("ALL:@SECLEVEL=0")  # whether a key is long enough is for its owner to say
-    try:
-        held = [path.read_bytes() for path in (key, cert, authority) if path]
-        what = f"{cert} and {key} are not a certificate chain and its key, without a password, in PEM"
-        trial.load_cert_chain(cert, key, password=lambda: "")
-        what = f"{authority} holds no certificate of an authority in PEM"
-        if authority:
-            trial.load_verify_locations(authority)
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        raise SettingsError(f"tls: {what} ({reason.lower()})") from None
-    except OSError as error:
-        raise SettingsError(f"tls: {error.filename} cannot be read ({error.strerror})") from None
-    return grpc.ssl_server_certificate_configuration([(held[0], held[1])], held[2] if authority else None)
+    held, key_bytes, chain = read_pem(authority, key, cert)
+    return grpc.ssl_server_certificate_configuration([(key_bytes, chain)], held)

@@ -381,7 +381,11 @@ def test_it_serves_tls_and_speaks_it_to_the_server(tmp_path):
         ({"tls_cert": "c"}, "tls_cert and tls_key go together"),
         ({"server_cert": "c", "server_key": "k"}, "give server_ca"),
         ({"timeout_seconds": 0.0}, "timeout_seconds: expected a number above 0"),
-        ({"server_ca": "/nowhere.pem", "listen": "127.0.0.1:0"}, "server TLS: /nowhere.pem cannot be read"),
+        ({"timeout_seconds": float("inf")}, "timeout_seconds: expected a number above 0"),
+        ({"max_request_bytes": 2**40}, "max_request_bytes: expected 1024 to"),
+        ({"address": ""}, "address: expected HOST:PORT"),
+        ({"server_ca": "/nowhere.pem", "listen": "127.0.0.1:0"}, "/nowhere.pem cannot be read"),
+        ({"server_ca": __file__, "listen": "127.0.0.1:0"}, "holds no certificate of an authority"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

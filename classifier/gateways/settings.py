@@ -5,13 +5,14 @@ Knows nothing of what a gateway speaks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import grpc
 
 from classifier.channels import credentials
 from classifier.errors import SettingsError
-from classifier.settings import check_address, check_pair
+from classifier.settings import MOST, check_address, check_pair
 
 MIN_REQUEST_BYTES = 1024
 
@@ -43,25 +44,21 @@ class GatewaySettings:
 
     def __post_init__(self) -> None:
         check_address(self.listen)
+        check_address(self.address, "address")
         check_pair(self, "server_cert", "server_key")
         if self.server_cert and not self.server_ca:
             raise SettingsError("server_cert is shown to a server with TLS; give server_ca, its authority, too")
-        if self.max_request_bytes < MIN_REQUEST_BYTES:
+        if not MIN_REQUEST_BYTES <= self.max_request_bytes <= MOST:
             raise SettingsError(
-                f"max_request_bytes: expected {MIN_REQUEST_BYTES} or more, found {self.max_request_bytes}"
+                f"max_request_bytes: expected {MIN_REQUEST_BYTES} to {MOST}, found {self.max_request_bytes}"
             )
-        if not self.timeout_seconds > 0:
+        if not 0 < self.timeout_seconds < math.inf:
             raise SettingsError(f"timeout_seconds: expected a number above 0, found {self.timeout_seconds:g}")
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """What a channel to the server shows and trusts; None where it speaks no TLS.
 
         Raises:
-            SettingsError: a file cannot be read.
+            SettingsError: a file cannot be used.
         """
-        if not self.server_ca:
-            return None
-        try:
-            return credentials(self.server_ca, self.server_key, self.server_cert)
-        except OSError as error:
-            raise SettingsError(f"server TLS: {error.filename} cannot be read ({error.strerror})") from None
+        return credentials(self.server_ca, self.server_key, self.server_cert) if self.server_ca else None

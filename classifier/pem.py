@@ -1,0 +1,38 @@
+"""What PEM files hold, tried before gRPC has it: gRPC takes anything, says nothing, and then no connection comes up.
+
+Knows nothing of servers, clients or gRPC.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from classifier.errors import SettingsError
+
+
+def read_pem(
+    authority: str | Path | None = None, key: str | Path | None = None, cert: str | Path | None = None
+) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """The bytes of an authority's certificate, and of a key and its certificate chain; None for each that is not given.
+
+    Raises:
+        SettingsError: a file cannot be read, or they are not what they should be.
+    """
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trial.set_ciphers("ALL:@SECLEVEL=0")  # whether a key is long enough is for its owner to say
+    what = ""
+    try:
+        held = tuple(Path(path).read_bytes() if path else None for path in (authority, key, cert))
+        if key and cert:
+            what = f"{cert} and {key} are not a certificate chain and its key, without a password, in PEM"
+            trial.load_cert_chain(cert, key, password=lambda: "")
+        if authority:
+            what = f"{authority} holds no certificate of an authority in PEM"
+            trial.load_verify_locations(authority)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise SettingsError(f"tls: {what} ({reason.lower()})") from None
+    except OSError as error:
+        raise SettingsError(f"tls: {error.filename} cannot be read ({error.strerror})") from None
+    return held[0], held[1], held[2]
