@@ -128,8 +128,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:
-    if not path.exists():
-        return {}
+    with explained(path, "choose another -o"):
+        path.open("ab").close()  # said before the first question, not after its answer
     found: dict[str, Mapping[str, Any]] = {}
     with path.open("rb") as file:  # lines of bytes end at \n alone; those of text also at U+2028, which JSON leaves be
         for number, line in enumerate(file, 1):

@@ -87,8 +87,8 @@ class Run:
         self._output = output
         self._identity = identity
         self._options = options
-        self._parts = output.with_name(output.name + ".parts")
         self._kind = kind_of(str(output))
+        self._parts = output.with_name(output.name + ".parts")
         self._total = _total_bytes(sources)
         self._chunks: Iterator[Chunk] = iter(())
         self._position = Position()
@@ -103,6 +103,8 @@ class Run:
         Raises:
             InputError: the output is there and is another run's.
         """
+        if "://" in output:
+            raise InputError(f"{output}: only --engine ray writes to a URL; give a file of this machine and copy it")
         path = Path(output)
         run = cls(sources, path, identity, options)
         if not path.parent.is_dir():

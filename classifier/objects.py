@@ -51,8 +51,10 @@ class Objects:
         self.url = url
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, TypeError) as error:
             raise SettingsError(f"registry: {url} cannot be used ({error})") from error
+        except OSError as error:  # some stores are connected to at once
+            raise _failed(url, error) from error
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self.local = "file" in protocols
         self._exclusive = bool(protocols & set(EXCLUSIVE))
@@ -222,11 +224,14 @@ class Objects:
         except Exception as error:  # each store has errors of its own, and not all are OSErrors
             if missing_is_an_answer and isinstance(error, FileNotFoundError):
                 raise
-            said = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "it does not say why"
-            raise BundleError(
-                f"registry: {self.url}: the store failed ({type(error).__name__}: {said}); check the address and the "
-                "rights"
-            ) from error
+            raise _failed(self.url, error) from error
+
+
+def _failed(url: str, error: Exception) -> BundleError:
+    said = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "it does not say why"
+    return BundleError(
+        f"registry: {url}: the store failed ({type(error).__name__}: {said}); check the address and the rights"
+    )
 
 
 def hashes(path: Path) -> dict[str, str]:

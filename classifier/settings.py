@@ -64,9 +64,11 @@ class ServerSettings:
         minimum=0.01,
     )
     cores: int = _setting(
-        0, "Requests that the model runs at once, one core each; 0 means the cores there are.", minimum=0
+        0, "Requests that the model runs at once, one core each; 0 means the cores there are.", minimum=0, maximum=1024
     )
-    workers: int = _setting(1, "Server processes that share one port; more than one pays off above 4 cores.", minimum=1)
+    workers: int = _setting(
+        1, "Server processes that share one port; more than one pays off above 4 cores.", minimum=1, maximum=1024
+    )
     queue_size: int = _setting(64, "Requests that may wait for a core; one more is refused at once.", minimum=0)
     max_wait_seconds: float = _setting(
         0.5, "The longest that a request may wait for a core, in seconds.", minimum=0.001

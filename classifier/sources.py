@@ -92,6 +92,8 @@ def find_sources(inputs: Iterable[str], *, written: str = "") -> list[Source]:
 def _find(name: str, written: str) -> list[Source]:
     if name == STDIN:
         return [Source(STDIN)]
+    if not name:  # an unset variable of a script; as a path it would be the folder here and all below it
+        raise InputError("an input is empty; give a file, a folder, a pattern or a URL")
     if "://" in name:
         return _find_remote(name, written)
     path = Path(name)

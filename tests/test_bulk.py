@@ -407,9 +407,13 @@ def test_variables_of_other_commands_contradict_nothing(log, tiny_bundle_path, t
         (["LOG", "-o", "/nowhere/out.parquet"], 1, b"there is no folder /nowhere"),
         (["LOG", "-o", "out.parquet", "--sample", "2"], 2, b"--sample: expected a share"),
         (["LOG", "-o", "out.parquet", "--token", "x"], 2, b"--token and --tls-ca go with --address"),
+        (["LOG", "-o", "out.parquet", "--ray-address", "x"], 2, b"--ray-address goes with --engine ray"),
+        (["LOG", "-o", ""], 1, b"expected a name that ends in"),
+        (["LOG", "-o", "s3://x/out.parquet"], 1, b"only --engine ray writes to a URL"),
+        (["", "-o", "out.parquet"], 1, b"an input is empty"),
         (["LOG", "-o", "out.parquet", "--text-field", "question", "--format", "prompt"], 1, b"none of the 2500 rows"),
     ],
-    ids=["no-input", "suffix", "no-folder", "share", "token", "nothing-fits"],
+    ids=["no-input", "suffix", "no-folder", "share", "token", "ray", "no-output", "url", "empty", "nothing-fits"],
 )
 def test_what_cannot_be_is_one_line_with_an_exit_code(
     log, tiny_bundle_path, tmp_path, monkeypatch, arguments, code, message

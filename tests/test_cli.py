@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -51,8 +52,10 @@ def test_classify_prints_json_for_machines_and_reads_stdin(tiny_bundle_path):
         (["no-such-verb"], 2, "No such command"),
         (["serve", "--queue-size", "many"], 2, "error: --queue-size: expected a whole number"),
         (["serve", "--config", "/nowhere.toml"], 2, "error: /nowhere.toml"),
+        (["health", "nonsense"], 2, "error: address: expected HOST:PORT"),
+        (["health", "--timeout", "-1"], 2, "'--timeout'"),
     ],
-    ids=["usage", "tier", "no-bundle", "policy", "verb", "flag", "config"],
+    ids=["usage", "tier", "no-bundle", "policy", "verb", "flag", "config", "address", "timeout"],
 )
 def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tiny_bundle_path):
     """What went wrong is on stderr without a traceback, and the exit code says of what kind it was."""
@@ -62,6 +65,21 @@ def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, messag
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_behind_stdout_is_one_line():
+    """What stdout cannot take is said on stderr in one line."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "classifier", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "No space left" in done.stderr
 
 
 def test_version_is_one_line_with_what_matters():

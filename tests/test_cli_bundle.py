@@ -55,7 +55,8 @@ def test_a_folder_is_added_and_promoted_and_rolled_back(registry, bundles):
 
 def test_list_shows_versions_and_aliases(registry, bundles):
     """Each version is a line with its aliases, for people and for machines."""
-    assert run(registry, "list").stdout == ""
+    empty = run(registry, "list")
+    assert (empty.stdout, "holds no bundle" in empty.stderr) == ("", True)
     run(registry, "promote", bundles[0])
     Registry(registry).add(bundles[1], candidate=True)
     lines = run(registry, "list").stdout.splitlines()
@@ -143,6 +144,15 @@ def test_what_cannot_be_done_is_said(registry, arguments, code, message, capsys)
         cli.main(["bundle", *arguments, "--registry", registry])
     assert ended.value.code == code
     assert message in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_used_is_one_line(capsys):
+    """A URL that lacks what its store needs, and a store that is not reached, are told as such."""
+    for url, code in (("github://x/y", 2), ("zip://x::/nowhere.zip", 1)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["bundle", "list", "--registry", url])
+        assert ended.value.code == code
+        assert capsys.readouterr().err.startswith(f"error: registry: {url}")
 
 
 def test_the_registry_of_the_servers_file_is_the_commands_registry(registry, bundles, monkeypatch, tmp_path):

@@ -81,10 +81,13 @@ def test_export_of_a_time_span(url, arguments, count):
         (["export", "-o", "/nowhere/x.jsonl"], 1, "cannot be written"),
         (["export", "-o", "-", "--since", "yesterday"], 2, "expected a time"),
         (["forget"], 2, "say what to forget"),
+        (["expire", "--older-than-days", "nan"], 2, "--older-than-days: expected 0 or more"),
+        (["expire", "--older-than-days", "-1"], 2, "--older-than-days: expected 0 or more"),
+        (["drift", "--max-index", "nan"], 2, "--max-index: expected a number"),
         (["forget", "--label", "tenant"], 2, "expected NAME=VALUE"),
         (["forget", "--decision-id", "\udcff"], 2, "expected an id"),
     ],
-    ids=["suffix", "folder", "time", "nothing", "label", "id"],
+    ids=["suffix", "folder", "time", "nothing", "no-age", "age", "index", "label", "id"],
 )
 def test_what_cannot_be_done_is_said(url, arguments, code, message, capsys):
     """A wrong argument is one line on stderr with its exit code."""

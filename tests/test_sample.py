@@ -139,6 +139,7 @@ def test_rows_that_hold_no_request_are_counted(tmp_path):
         (["--random", "5", "--per-tier", "5"], "say what to draw"),
         (["--random", "5", "--boundary"], "--boundary goes with --per-tier"),
         (["--random", "5", "--annotate", "-o", "-"], "-o is a file"),
+        (["--random", "5", "--seed", "-5"], "'--seed'"),
     ],
 )
 def test_contradictions_are_usage_errors(labelled, arguments, message):
@@ -207,6 +208,13 @@ def test_any_separator_in_a_text_leaves_the_labels_readable(tmp_path):
     assert "4 labelled, 4 to go" in said
     assert [row["tier"] for row in lines(tmp_path / "m.jsonl")] == ["simple"] * 8
     printable(said).encode()
+
+
+def test_where_answers_cannot_be_kept_no_question_is_asked(labelled, tmp_path):
+    """A folder for the file, or a folder that is not there, is said before anybody has answered."""
+    for place in (tmp_path, tmp_path / "nowhere" / "mine.jsonl"):
+        with pytest.raises(InputError, match="cannot be written"):
+            run(labelled, "--random", "3", "--annotate", "-o", place, typed="1\n")
 
 
 def test_the_classifiers_answer_is_not_shown(labelled, tmp_path):

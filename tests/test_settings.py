@@ -38,6 +38,7 @@ def test_variables_hold_lists_and_switches_as_text():
     [
         ({"queue_size": "many"}, "--queue-size: expected a whole number"),
         ({"queue_size": "-1"}, "queue_size: expected 0 or more"),
+        ({"cores": "100000"}, "cores: expected 1024 or less"),
         ({"store": "all"}, "store: expected one of off, hash, text"),
         ({"reflection": "maybe"}, "--reflection: expected true or false"),
         ({"listen": "50051"}, "expected HOST:PORT"),

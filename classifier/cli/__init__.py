@@ -91,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ClassifierError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our stdout had enough
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # the reader of our stdout had enough
+            told = f"{error.filename or 'the output'} cannot be used ({error.strerror or error})"
+            click.echo(f"error: {told}; check the space and the rights", err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -62,6 +62,8 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
             line = f"{_time(event.at)}  {event.action:<8}  {event.version:<16}  {event.by}  {event.why}"
             click.echo(json.dumps(facts) if as_json else line.rstrip())
         return
+    if not state.folders:
+        click.echo(f"{registry.url}: holds no bundle; add one with 'classifier bundle promote ./FOLDER'", err=True)
     for version in sorted(state.folders, key=lambda v: state.since.get(v, 0.0)):
         aliases = sorted(alias for alias, named in state.aliases.items() if named == version)
         since = state.since.get(version, 0.0)

@@ -120,7 +120,7 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
 
 @command.command(name="expire")
 @_store_option
-@click.option("--older-than-days", required=True, type=click.FloatRange(0.0), metavar="DAYS", help="Age to delete at.")
+@click.option("--older-than-days", required=True, type=float, metavar="DAYS", help="Age to delete at.")
 def expire(*, url: str, older_than_days: float) -> None:
     r"""Deletes what is older than so many days, as a server does by its --retention-days while it keeps feedback.
 
@@ -129,6 +129,8 @@ def expire(*, url: str, older_than_days: float) -> None:
     """
     import time
 
+    if not older_than_days >= 0:  # NaN, too, which PostgreSQL takes to be later than every time
+        raise click.UsageError(f"--older-than-days: expected 0 or more, found {older_than_days:g}")
     from classifier.database import Database
     from classifier.ledger import Ledger
 
@@ -166,6 +168,8 @@ def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_in
     from classifier.ledger import Ledger
     from classifier.policy import promised_risks
 
+    if not 0 <= max_index < float("inf"):
+        raise click.UsageError(f"--max-index: expected a number from 0 on, found {max_index:g}")
     read = read_bundle(bundle or SHIPPED)
     if not read.reference.get("n"):
         raise InputError(

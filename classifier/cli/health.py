@@ -7,7 +7,14 @@ import click
 
 @click.command(name="health")
 @click.argument("address", default="127.0.0.1:50051")
-@click.option("--timeout", default=2.0, show_default=True, metavar="SECONDS", help="The longest to wait.")
+@click.option(
+    "--timeout",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True),
+    metavar="SECONDS",
+    help="The longest to wait.",
+)
 def command(address: str, timeout: float) -> None:
     r"""Exits 0 where the server at ADDRESS says SERVING, else 1.
 
@@ -22,7 +29,9 @@ def command(address: str, timeout: float) -> None:
 
     from classifier import wire
     from classifier.errors import ServerUnreachable
+    from classifier.settings import check_address
 
+    check_address(address, "address")
     with grpc.insecure_channel(address) as channel:
         try:
             asked = health_pb2.HealthCheckRequest(service=wire.SERVICE)

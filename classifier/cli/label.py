@@ -88,13 +88,17 @@ def command(
         raise click.UsageError(f"--sample: expected a share above 0 and at most 1, found {share:g}")
     # Their variables may stand in the environment for other commands, and contradict nothing.
     source = click.get_current_context().get_parameter_source
-    given_bundle, given_token = (source(name) is ParameterSource.COMMANDLINE for name in ("bundle", "token"))
+    given_bundle, given_token, given_ray = (
+        source(name) is ParameterSource.COMMANDLINE for name in ("bundle", "token", "ray_address")
+    )
     if address and given_bundle:
         raise click.UsageError("--bundle runs the model here and --address asks a server; give one of them")
     if not address and (given_token or tls_ca):
         raise click.UsageError("--token and --tls-ca go with --address")
     if engine == "ray" and (address or dry_run):
         raise click.UsageError("--engine ray goes without --address and --dry-run")
+    if engine != "ray" and given_ray:
+        raise click.UsageError("--ray-address goes with --engine ray")
     options = Options(row_format, text_field, policy, Selection(share, limit), processes)
     given = {"token": token, "tls_ca": tls_ca}
     maker: Maker = (

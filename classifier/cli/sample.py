@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 @click.option("--boundary", is_flag=True, help="With --per-tier: half of them those nearest to a threshold.")
 @click.option("-o", "--output", required=True, metavar="FILE", help="A .jsonl file; - is stdout.")
 @click.option("--annotate", is_flag=True, help="Label them here; FILE holds the labelled ones, and is gone on with.")
-@click.option("--seed", default=0, show_default=True, help="Of the draw: the same rows again.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of the draw: the same rows again.",
+)
 @click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="Column of the text.")
 @click.option("--source", default="own-traffic", show_default=True, help="Stands on each row, as in a corpus.")
 def command(
