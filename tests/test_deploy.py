@@ -39,9 +39,14 @@ def test_the_settings_of_the_deployment_are_accepted():
     """The environment of the Kubernetes deployment resolves: TLS and tokens where others can reach it."""
     [deployment] = [m for m in manifests() if m["kind"] == "Deployment"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
-    found = resolve({}, {entry["name"]: entry["value"] for entry in container["env"]})
+    cores = container["resources"]["requests"]["cpu"]
+    given = {entry["name"]: entry.get("value", cores) for entry in container["env"]}
+    found = resolve({}, given)
     assert (found.tls_cert, found.tokens) == ("/etc/classifier/tls/tls.crt", "/etc/classifier/secret/tokens")
     assert not found.insecure
+    # A node has more cores than a pod asks for, and `cores` would be the node's.
+    [told] = [entry["valueFrom"] for entry in container["env"] if "value" not in entry]
+    assert (told, found.cores) == ({"resourceFieldRef": {"resource": "requests.cpu"}}, 2)
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > (
         found.shutdown_delay_seconds + found.drain_seconds
     )
@@ -58,6 +63,20 @@ def test_the_containers_are_not_root_and_cannot_write_their_root():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert compose["services"]["classifier"]["read_only"]
     assert re.search(r"^USER 10001$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+
+
+def test_any_password_reaches_the_database():
+    """Compose hands PostgreSQL's password over beside the URL, where an @ in it would be the end of it."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for name in ("classifier", "migrate"):
+        told = services[name]["environment"]
+        assert "PASSWORD" not in told["CLASSIFIER_FEEDBACK_URL"]
+        assert told["PGPASSWORD"] == services["postgres"]["environment"]["POSTGRES_PASSWORD"]
+
+
+def test_the_training_image_takes_pytorch_for_processors():
+    """PyPI's own build of torch brings gigabytes of CUDA; the index of those for processors is named."""
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in (DEPLOY / "Dockerfile.training").read_text()
 
 
 def test_selectors_and_ports_fit_together():
