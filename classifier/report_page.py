@@ -26,14 +26,14 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines += [report["against_today"]] if report["against_today"] else []
     lines += [f"! {warning}" for warning in report["warnings"]]
     known = report["strategies"][0]["measured"] is not None
-    head = f"{'strategy':<32}{'cost':>12}{'routing saves':>15}{'':>22}{'expected risk':>15}"
+    head = f"{'strategy':<32}{'cost':>12}{'routing saves':>15}{'':>26}{'expected risk':>15}"
     lines += ["", f"{head}{'measured':>16}{'frontier misses':>17}" if known else f"{head}{'frontier misses':>17}"]
     for s in report["strategies"]:
         saving = s["saving"]
         span = "" if s["name"] == ROUTED else f"({dollars(saving['low'])} to {dollars(saving['high'])})"
         lines.append(
             f"{_title(s['name']):<32}{dollars(s['cost']['estimate']):>12}"
-            f"{'' if s['name'] == ROUTED else dollars(saving['estimate']):>15}{span:>22}"
+            f"{'' if s['name'] == ROUTED else dollars(saving['estimate']):>15}{' ' + span:>26}"
             f"{_share(s['risk']['estimate']):>15}{_band(s['measured']) if known else '':>{16 * known}}"
             f"{_share(s['frontier_misses']['estimate']):>17}"
         )

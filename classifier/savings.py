@@ -254,9 +254,10 @@ def concentration(routed: Array, reference: Array, shares: Sequence[float] = (0.
 def dollars(value: float) -> str:
     """Money for people.
 
-    >>> dollars(1234567.0), dollars(12.3), dollars(0.0042), dollars(0.0000912), dollars(-5.0)
-    ('$1,234,567', '$12.30', '$0.0042', '$0.000091', '-$5.00')
+    >>> dollars(1234567.0), dollars(12.3), dollars(0.0042), dollars(0.0000912), dollars(-5.0), dollars(-4e-19)
+    ('$1,234,567', '$12.30', '$0.0042', '$0.000091', '-$5.00', '$0.00')
     """
+    value = round(value, 9)  # a request costs more than that; what is less is left over by sums
     size = abs(value)
     text = (
         f"{size:,.0f}" if size >= 1000 else f"{size:,.2f}" if size >= 0.1 or not size else f"{Decimal(f'{size:.2g}'):f}"

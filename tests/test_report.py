@@ -567,3 +567,12 @@ def test_every_command_of_the_documentation_runs(tmp_path, monkeypatch):
 def test_examples_in_docstrings_are_true(module):
     """What the modules of the report show is what they return."""
     assert doctest.testmod(module).failed == 0
+
+
+def test_columns_of_the_terminal_do_not_run_together(tmp_path):
+    """A saving and its interval stay apart, also where a small log makes long numbers of both."""
+    rows = [labelled_row(("simple", "complex")[i % 2], prompt="hi") for i in range(60)]
+    table = run(write_labelled(tmp_path / "l.parquet", rows), "--assume-output-tokens", "1").stdout
+    assert "-$0.0" in table
+    assert "$0.0000000000" not in table  # what sums leave over
+    assert not re.search(r"\d\(", table)
