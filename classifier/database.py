@@ -186,9 +186,12 @@ class Database:
             if (getattr(origin, "sqlstate", None) or "").startswith(_TOO_LARGE):
                 raise
             self._migrated = False
-            code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
-            what = f"{type(origin).__name__} {code}" if code else type(origin).__name__
-            raise StoreUnavailable(f"{self.name}: the feedback store failed ({what}); retry later") from error
+            codes = (getattr(origin, name, None) for name in ("sqlite_errorname", "sqlstate", "strerror"))
+            code = next(filter(None, codes), "")
+            # psycopg gives no code where no connection came up, and its text is not to be shown.
+            then = "retry later" if code else "is it there, and are user, password and database right?"
+            what = f"{type(origin).__name__} {code}".rstrip()
+            raise StoreUnavailable(f"{self.name}: the feedback store failed ({what}); {then}") from error
 
 
 def _parse(text: str) -> sa.URL:
@@ -197,6 +200,8 @@ def _parse(text: str) -> sa.URL:
         url = sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError):  # what is wrong may stand beside a password
         raise SettingsError(f"{expected} {text.partition(':')[0][:16]!r}…, which is no URL") from None
+    if "@" in (url.host or ""):  # the rest of a password, which would be shown as the host
+        raise SettingsError("feedback_url: an @ of the password is written %40; or give the password in PGPASSWORD")
     backend = url.get_backend_name()
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if not url.database or url.database == ":memory:":

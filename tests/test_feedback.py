@@ -490,18 +490,29 @@ def test_a_file_that_others_may_read_is_named(tmp_path, caplog):
         ({"url": "mysql://db/x"}, "found mysql"),
         ({"url": "no url"}, "expected sqlite"),
         ({"url": "postgresql://u:hunter2@db:abc/x"}, "^(?!.*hunter2).*which is no URL"),
+        ({"url": "postgresql://u:hun@ter2@db/x"}, "^(?!.*ter2).*written %40"),
         ({"url": "sqlite+aiosqlite:////tmp/x.db"}, "found sqlite.aiosqlite"),
         ({"url": "sqlite://"}, "needs a file"),
         ({"url": "sqlite:///:memory:"}, "needs a file"),
         ({"keep": "everything"}, "expected hash or text"),
         ({"retention_days": 0.0}, "more than 0"),
     ],
-    ids=["database", "url", "port", "driver", "nothing", "memory", "keep", "retention"],
+    ids=["database", "url", "port", "password", "driver", "nothing", "memory", "keep", "retention"],
 )
 def test_settings_that_cannot_be_are_named(sqlite_url, arguments, message):
     """A store that could not keep its word is not opened."""
     with pytest.raises(SettingsError, match=message):
         open_store(**{"url": sqlite_url, "key": KEY, **arguments})
+
+
+def test_a_database_that_is_not_reached_says_what_to_look_at():
+    """Where no connection comes up waiting may not help, so the address and who asks are named."""
+    pytest.importorskip("psycopg")
+    with (
+        contextlib.closing(Database("postgresql+psycopg://u@127.0.0.1:1/x")) as database,
+        pytest.raises(StoreUnavailable, match="is it there, and are user, password and database right"),
+    ):
+        database.check()
 
 
 def test_the_migrations_make_the_tables_that_are_written(url):

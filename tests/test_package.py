@@ -91,3 +91,11 @@ def test_links_between_documents_hold(page):
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
     missing = [t for t in targets if not (page.parent / t).exists()]
     assert missing == []
+
+
+def test_training_without_its_extra_is_one_line():
+    """Where only the runtime is installed `python -m training` says what to install."""
+    code = "import runpy, sys; sys.modules['scipy'] = None; runpy.run_module('training', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "needs scipy; run 'make setup'" in done.stderr

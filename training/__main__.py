@@ -12,12 +12,16 @@ from typing import Any
 import click
 
 from classifier.errors import ClassifierError, GateNotMet
-from training.calibrate_command import MOST_SEED, prices
-from training.calibrate_command import command as calibrate
-from training.calibration_report import PRICES
-from training.guarantee import command as guarantee
-from training.jury_command import command as jury
-from training.loop import loop_command, retrain_command
+
+try:
+    from training.calibrate_command import MOST_SEED, prices
+    from training.calibrate_command import command as calibrate
+    from training.calibration_report import PRICES
+    from training.guarantee import command as guarantee
+    from training.jury_command import command as jury
+    from training.loop import loop_command, retrain_command
+except ModuleNotFoundError as error:  # in an environment that only serves
+    sys.exit(f"error: python -m training needs {error.name}; run 'make setup', or pip install '.[training]'")
 
 
 class _Group(click.Group):

@@ -23,12 +23,17 @@ PART_CHARS = 60
 @click.option(
     "--request", "path", metavar="FILE", help="JSON object with messages, tools, attachments, instead of TEXT."
 )
-@click.option("--bundle", metavar="PATH", envvar="CLASSIFIER_BUNDLE", help="Bundle folder. Default: the shipped one.")
+@click.option(
+    "--bundle",
+    metavar="PATH",
+    envvar="CLASSIFIER_BUNDLE",
+    help="Bundle folder. [CLASSIFIER_BUNDLE] Default: the shipped one.",
+)
 @click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")
 @click.option("--floor", metavar="TIER", help="The answer is never below this tier.")
 @click.option("--ceiling", metavar="TIER", help="The answer is never above this tier.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label, such as data=restricted.")
-@click.option("--routes", metavar="FILE", envvar="CLASSIFIER_ROUTES", help="TOML file of the routing table.")
+@click.option("--routes", metavar="FILE", envvar="CLASSIFIER_ROUTES", help="Routing table. [CLASSIFIER_ROUTES]")
 @click.option("--explain", "explained", is_flag=True, help="Say what led to the answer: some ten more runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(

@@ -30,7 +30,12 @@ _LINE_SECONDS = 0.5
 )
 @click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="The column of prompts.")
 @click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")
-@click.option("--bundle", metavar="PATH", envvar="CLASSIFIER_BUNDLE", help="Bundle folder. Default: the shipped one.")
+@click.option(
+    "--bundle",
+    metavar="PATH",
+    envvar="CLASSIFIER_BUNDLE",
+    help="Bundle folder. [CLASSIFIER_BUNDLE] Default: the shipped one.",
+)
 @click.option("--sample", "share", default=1.0, metavar="SHARE", help="Label this share of the rows, 0 to 1.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Label the first N rows only.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="Default: as many as there are cores.")

@@ -11,7 +11,12 @@ import click
 @click.argument("path", metavar="OUT")
 @click.option("--policy", required=True, metavar="NAME", help="Policy of the bundle that labelled the file.")
 @click.option("-o", "--output", metavar="FILE", help="Where to, a name of the same kind. Default: in place.")
-@click.option("--bundle", metavar="PATH", envvar="CLASSIFIER_BUNDLE", help="Bundle folder. Default: the shipped one.")
+@click.option(
+    "--bundle",
+    metavar="PATH",
+    envvar="CLASSIFIER_BUNDLE",
+    help="Bundle folder. [CLASSIFIER_BUNDLE] Default: the shipped one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(*, path: str, policy: str, output: str | None, bundle: str | None, as_json: bool) -> None:
     r"""Applies another policy's threshold to the probabilities in a labelled file, without running the model.
