@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = tuple[int, Mapping[str, str], Any]
-"""Status, headers, body."""
+"""Status, headers, body: JSON, bytes, or bytes that come part by part."""
 WORDS = {"hello": "simple", "write": "standard", "debug": "complex", "conjecture": "frontier"}
 
 
@@ -94,13 +94,18 @@ def endpoint(answer: Callable[[Asked], Answer]) -> Iterator[FakeEndpoint]:
                 asked = Asked(body, {k.lower(): v for k, v in self.headers.items()}, len(found.asked))
                 found.asked.append(asked)
             status, headers, content = (404, {}, {}) if self.path != "/v1/chat/completions" else answer(asked)
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            if isinstance(content, Iterator):
+                parts, length = content, {"connection": "close"}
+            else:
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                parts, length = iter([data]), {"content-length": str(len(data))}
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self.send_response(status)
-                for name, value in {**headers, "content-length": str(len(data))}.items():
+                for name, value in {**headers, **length}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                for part in parts:
+                    self.wfile.write(part)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -118,6 +120,34 @@ def test_endpoint_that_wants_too_long_a_rest_ends_the_run():
         ask(server.url, Clock())
 
 
+@pytest.mark.parametrize("body", [b"", b"<html>", [], {}, {"choices": []}, {"error": {"code": 429}}])
+def test_what_is_no_completion_is_tried_again(body):
+    """A 200 of another shape, such as a proxy's page, is no answer of a model: the question is put again."""
+    with endpoint(lambda a: completion("yes") if a.count else (200, {}, body)) as server:
+        assert ask(server.url, Clock()).content == "yes"
+    with endpoint(lambda _: (200, {}, body)) as server, pytest.raises(NoAnswer, match="HTTP 200 without a chat compl"):
+        ask(server.url, Clock())
+
+
+def test_answer_that_trickles_in_is_too_late():
+    """The time for an answer ends at its last byte, however little time passes between two of them."""
+
+    def trickle(_: object) -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" "
+            time.sleep(0.1)
+
+    with endpoint(lambda a: completion("yes") if a.count else (200, {}, trickle(a))) as server:
+        assert ask(server.url, Clock(), timeout=2.0).content == "yes"
+
+
+def test_endless_answer_is_not_kept_in_memory(monkeypatch):
+    """An answer that is larger than any is left, and the question put again."""
+    monkeypatch.setattr("training.jury_endpoint.LARGEST_ANSWER", 1000)
+    with endpoint(lambda a: completion("yes" if a.count else "y" * 2000)) as server:
+        assert ask(server.url, Clock()).content == "yes"
+
+
 def test_tries_come_to_an_end():
     """After eight tries a question is given up for now, with what was last wrong."""
     with endpoint(lambda _: (502, {}, {})) as server:
@@ -175,13 +205,13 @@ def test_errors_quote_neither_prompt_nor_key():
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"<html>", [], {}, {"choices": []}, {"choices": [{"message": None}]},
+        {"choices": [{"message": None}]},
         {"choices": [{"message": {"content": 5}}]},
-        {"choices": [{"message": {"content": None}}], "usage": {"prompt_tokens": -1}},
+        {"choices": [{"message": {"content": None}}], "usage": {"prompt_tokens": -1, "completion_tokens": 10**400}},
     ],
-)  # fmt: skip
+)
 def test_response_without_a_text_is_an_empty_one(body):
-    """A body of another shape is an answer without text, whose tokens nobody knows."""
+    """A completion without a text is an empty answer; what is no count of tokens is not counted."""
     with endpoint(lambda _: (200, {}, body)) as server:
         found = ask(server.url, Clock())
     assert (found.content, found.usage) == ("", (None, None))

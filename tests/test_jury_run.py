@@ -284,7 +284,7 @@ def test_budget_that_is_spent_does_not_wait_for_a_rest(log, tmp_path):
 
 
 def test_busy_endpoint_is_asked_again(log, tmp_path):
-    """429s with and without Retry-After, and errors of the server, cost a question nothing but time."""
+    """429s with and without Retry-After, errors of the server, and a proxy's page cost a question nothing but time."""
     trouble = {0: (429, {"retry-after": "0.01"}, {}), 2: (429, {}, {}), 3: (503, {}, {}), 5: (200, {}, b"<html>")}
     out = tmp_path / "out.jsonl"
     with endpoint(lambda a: trouble.get(a.count) or honest(a)) as server:
@@ -292,7 +292,7 @@ def test_busy_endpoint_is_asked_again(log, tmp_path):
     assert done.exit_code == 0, done.output
     assert len(server.asked) == 6 + 4
     assert len(lines_of(out)) == 6
-    assert "1 responses did not say their tokens" in done.output
+    assert "6 responses, 6 of them now\n" in done.output
 
 
 def test_refused_case_is_left_open_for_the_next_run(log, tmp_path):
@@ -342,6 +342,32 @@ def test_budget_ends_the_run_and_a_higher_one_goes_on(log, tmp_path):
         assert len(server.asked) == 3
         assert run(log, "-o", out, *prices, "--budget", 1, url=server.url).exit_code == 0
     assert len(server.asked) == 6
+
+
+def test_budget_takes_an_endpoint_that_says_what_answers_took(log, tmp_path):
+    """Where no response says its tokens nobody knows when the budget is spent, and no further question is put."""
+    (tmp_path / "prices.toml").write_text("[models]\nm = { input = 1.0, output = 2.0 }\n")
+    given = log, "-o", tmp_path / "out.jsonl", "--prices", tmp_path / "prices.toml", "--concurrency", 1
+
+    def silent(asked):
+        status, headers, body = honest(asked)
+        return status, headers, {**body, "usage": None}
+
+    with endpoint(silent) as server:
+        done = run(*given, "--budget", 5, url=server.url)
+        assert (done.exit_code, len(server.asked)) == (1, 1), done.output
+        assert "does not say what m's answers took" in done.output
+        assert run(*given, url=server.url).exit_code == 0
+
+
+def test_output_among_the_logs_is_no_log(log, tmp_path):
+    """An output that lies in the folder of logs is not read as one, so that jurors are not compared with themselves."""
+    (tmp_path / "log.jsonl").rename(tmp_path / "zlog.jsonl")
+    given = tmp_path, "-o", tmp_path / "out.jsonl", "--json"
+    with endpoint(honest) as server:
+        first, second = (json.loads(run(*given, url=server.url).stdout) for _ in range(2))
+    assert first["rows"] == second["rows"] == 8
+    assert second["against_stated"] is None
 
 
 def test_question_that_waits_for_its_turn_is_not_put_once_the_budget_is_spent(log, tmp_path):
@@ -441,6 +467,8 @@ def test_key_is_sent_and_kept_nowhere(log, tmp_path, monkeypatch):
         (["LOG", "--body", '{"messages": []}'], 2, "--body: messages is the jury's own"),
         (["LOG", "--budget", "1"], 2, "--budget: --prices has no price of m"),
         (["LOG", "--votes", "0"], 2, "--votes"),
+        (["LOG", "--timeout", "nan"], 2, "--timeout: give a number"),
+        (["LOG", "--rate", "nan"], 2, "--rate: give a number"),
         (["LOG", "--format", "xml"], 2, "--format"),
         (["LOG", "--model", "m", "--model", "m"], 2, "one is named twice; more votes of it are --votes"),
         (["LOG", "--guidelines", "nowhere.md"], 1, "--guidelines nowhere.md: cannot be read"),

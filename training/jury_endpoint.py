@@ -1,10 +1,10 @@
 """An OpenAI-compatible chat-completions endpoint: paced, tried again where that may help, and patient when told to be.
 The home of `httpx`.
 
-What may pass by itself is tried again: no connection, a time-out, 408, 409, 425, 429 and 5xx; after 2^n seconds up to
-a minute, drawn from the upper half of that, and never before a `Retry-After`. A 429 or a `Retry-After` holds back every
-question, not only its own. What will not pass by itself ends the run (the key, the path, the model) or the question (a
-case too long, or not wanted).
+What may pass by itself is tried again: no connection, a time-out, 408, 409, 425, 429, 5xx, and a 200 that is no chat
+completion, as of a proxy in between; after 2^n seconds up to a minute, drawn from the upper half of that, and never
+before a `Retry-After`. A 429 or a `Retry-After` holds back every question, not only its own. What will not pass by
+itself ends the run (the key, the path, the model) or the question (a case too long, or not wanted).
 
 Knows nothing of rubrics, votes or files.
 """
@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import email.utils
+import json
 import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 
@@ -30,6 +31,10 @@ MOST_TRIES = 8
 LONGEST_BACKOFF = 60.0
 LONGEST_WAIT = 900.0
 """Seconds; an endpoint that wants more time than this is asked another day."""
+LARGEST_ANSWER = 8 << 20
+"""Bytes; far more than any model writes, and what an endpoint gone wrong may put into memory."""
+MOST_TOKENS = 10**9
+"""Of one response; a count above it is no count."""
 _PASSING = frozenset({408, 409, 425, 429})
 _FINAL = {
     401: "the key is not accepted; give the name of the variable that holds it with --api-key-env",
@@ -67,6 +72,14 @@ class Response:
     content: str
     usage: Usage
     cut_off: bool
+
+
+class _Heard(NamedTuple):
+    """An HTTP response, read to its end."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
 
 
 class Pace:
@@ -124,7 +137,7 @@ class Endpoint:
         key: sent as a bearer token; empty sends none.
         body: further members of each request, such as `temperature`.
         pace: when questions may be put.
-        timeout: seconds for one answer.
+        timeout: seconds for one answer, from the question to its last byte.
         connections: at once.
         sleep: waits so many seconds.
         seed: of what is drawn: how long to wait.
@@ -146,6 +159,7 @@ class Endpoint:
         self._body = {name: value for name, value in (body or {}).items() if value is not None}
         self._pace = pace or Pace(None, sleep=sleep)
         self._sleep = sleep
+        self._timeout = timeout
         self._random = random.Random(seed)
         self._stopped = asyncio.Event()
         self._client = httpx.AsyncClient(
@@ -184,22 +198,34 @@ class Endpoint:
             wait = min(LONGEST_BACKOFF, 2.0**tried) * self._random.uniform(0.5, 1.0)
             await self._unless_stopped(self._pace.turn())
             try:
-                response = await self._client.post(self._url, json=request)
-            except httpx.TimeoutException:
+                heard = await self._post(request)
+            except (TimeoutError, httpx.TimeoutException):
                 problem = "no answer in time"
+            except httpx.DecodingError:
+                problem = "an answer that cannot be read"
             except httpx.HTTPError as error:
                 problem = f"no connection ({type(error).__name__})"
             else:
-                if response.status_code == httpx.codes.OK:
-                    return _response_of(response)
-                problem = self._problem(response, model)
-                told = self._told_to_wait(response)
-                if told or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                if heard.status == httpx.codes.OK and (response := _response_of(heard.body)) is not None:
+                    return response
+                problem = self._problem(heard, model)
+                told = self._told_to_wait(heard)
+                if told or heard.status == httpx.codes.TOO_MANY_REQUESTS:
                     self._pace.rest(max(wait, told))
                     continue
             if tried < MOST_TRIES - 1:
                 await self._unless_stopped(self._sleep(wait))
         raise NoAnswer(f"{self._url}: {problem}, {MOST_TRIES} times")
+
+    async def _post(self, request: Mapping[str, Any]) -> _Heard:
+        """Puts a question. httpx bounds the silence between two bytes only, and no body: both are bounded here."""
+        async with asyncio.timeout(self._timeout), self._client.stream("POST", self._url, json=request) as response:
+            body = bytearray()
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > LARGEST_ANSWER:
+                    raise httpx.DecodingError(f"more than {LARGEST_ANSWER} bytes")
+            return _Heard(response.status_code, response.headers, bytes(body))
 
     async def _unless_stopped(self, waiting: Awaitable[None]) -> None:
         """Waits for it, or raises NotPut as soon as no more questions are put."""
@@ -213,17 +239,19 @@ class Endpoint:
             raise NotPut
         await tasks[0]
 
-    def _problem(self, response: httpx.Response, model: str) -> str:
+    def _problem(self, heard: _Heard, model: str) -> str:
         """What is wrong, where it may pass.
 
         Raises:
             QuestionRefused: it will not, for this question.
             InputError: it will not, for any.
         """
-        status, code = response.status_code, _code_of(response)
+        status, code = heard.status, _code_of(heard.body)
         told = f"HTTP {status}" + (f" ({code})" if code else "")
         if code in _SPENT:
             raise InputError(f"{self._url}: {told}: the account has no money left; what is answered is kept")
+        if status == httpx.codes.OK:
+            return f"{told} without a chat completion"
         if status in _FINAL:
             raise InputError(f"{self._url}: {told} for model {model}: {_FINAL[status]}")
         if status in _PASSING or status >= 500:
@@ -232,13 +260,13 @@ class Endpoint:
             raise QuestionRefused(told)
         raise InputError(f"{self._url}: {told}, expected 200; give --base-url as the endpoint has it, up to /v1")
 
-    def _told_to_wait(self, response: httpx.Response) -> float:
+    def _told_to_wait(self, heard: _Heard) -> float:
         """Seconds that the endpoint asks for; 0 where it asks for none.
 
         Raises:
             ServerUnreachable: that is too long.
         """
-        seconds = retry_after(response.headers, time.time())
+        seconds = retry_after(heard.headers, time.time())
         if seconds > LONGEST_WAIT:
             raise ServerUnreachable(
                 f"{self._url}: asks to come back in {seconds / 60:.0f} minutes; do, what is answered is kept"
@@ -267,26 +295,28 @@ def retry_after(headers: Mapping[str, str], now: float) -> float:
     return max(0.0, moment.timestamp() - now)
 
 
-def _response_of(response: httpx.Response) -> Response:
-    """The answer in a body. One without text is empty: it is no vote, and what it took is counted."""
+def _response_of(body: bytes) -> Response | None:
+    """The answer in a body, None where it is no chat completion.
+
+    A completion without text is an empty answer: it is no vote, and what it took is counted.
+    """
     try:
-        body = response.json()
-        usage = body.get("usage") or {}
-        choice = (body.get("choices") or [{}])[0]
+        found = json.loads(body)
+        usage, choice = found.get("usage"), found["choices"][0]
         content = (choice.get("message") or {}).get("content")
         finish = choice.get("finish_reason")
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-        return Response("", Usage(None, None), cut_off=False)
+    except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
+        return None
     counts = (usage.get(name) if isinstance(usage, dict) else None for name in Usage._fields)
-    usage = Usage(*(n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts))
+    usage = Usage(*(n if type(n) is int and 0 <= n <= MOST_TOKENS else None for n in counts))
     return Response(content if isinstance(content, str) else "", usage, cut_off=finish == "length")
 
 
-def _code_of(response: httpx.Response) -> str:
+def _code_of(body: bytes) -> str:
     """The short word by which an endpoint names an error; its sentences may quote the prompt."""
     try:
-        error = response.json()["error"]
+        error = json.loads(body)["error"]
         words = [error.get("code"), error.get("type")] if isinstance(error, dict) else []
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return ""
     return next((w for w in words if isinstance(w, str) and 0 < len(w) <= 64 and w.replace("_", "").isalnum()), "")
