@@ -103,9 +103,11 @@ def answer(**changes: object) -> str:
         f"  {answer()}\n",
         f"```json\n{answer()}\n```",
         f"<think>frontier? {{}}</think>\n{answer()}",
+        f"frontier? {{}}\n</think>\n\n{answer()}",
+        answer(extra="closes </think>"),
         answer(extra=1),
     ],
-    ids=["plain", "spaces", "fenced", "after thinking", "more members"],
+    ids=["plain", "spaces", "fenced", "after thinking", "thinking opened by the template", "tag", "more"],
 )
 def test_vote_is_read(content):
     """A vote is an object with the case's number, alone, in a fence, or after a block of thinking."""

@@ -142,7 +142,8 @@ def read_answer(content: str, number: str) -> Vote:
     Raises:
         ValueError: it is no vote; says why, and quotes nothing of it.
     """
-    text = re.sub(r"\A\s*<think>.*?</think>", "", content, flags=re.DOTALL).strip()
+    # Thinking is cut off; where a chat template opened it, only its end stands in the answer.
+    text = re.sub(r"\A(?![{`]).*?</think>", "", content.strip(), flags=re.DOTALL).strip()
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, flags=re.DOTALL)
     try:
         answer = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once)

@@ -54,6 +54,7 @@ def read_cases(
     text_field: str = "prompt",
     selection: Selection = ALL,
     source: str = "",
+    written: str = "",
 ) -> tuple[list[Case], Tally]:
     """The cases in the inputs, in their order, later duplicates of a conversation left out.
 
@@ -63,6 +64,7 @@ def read_cases(
         text_field: the column of texts.
         selection: which rows.
         source: of rows that name none; by default the file's name.
+        written: the output, which is no input where a folder or a pattern names it.
 
     Returns:
         The cases, and how many rows there were, how many of them repeat an earlier one, and what is wrong with others.
@@ -74,7 +76,7 @@ def read_cases(
     cases: dict[str, Case] = {}
     taken: set[str] = set()
     tally = Tally()
-    for chunk in read_chunks(find_sources(inputs), row_format=row_format, selection=selection):
+    for chunk in read_chunks(find_sources(inputs, written=written), row_format=row_format, selection=selection):
         for where, values, problem in _rows(chunk, text_field):
             tally.rows += 1
             if problem:

@@ -72,12 +72,13 @@ def command(
     from training.jury_cases import read_cases
     from training.jury_journal import open_journal, read_journal
     from training.jury_report import estimate, estimate_as_text, summary, summary_as_text
-    from training.jury_run import Jury, cost_of, rated, sit, write_lines
+    from training.jury_run import Jury, cost_of, rated, sit, uncounted, write_lines
 
     key = _key(api_key_env)
     known: Mapping[str, Price] = read_prices(prices).models if prices else {}
-    if budget is not None and not math.isfinite(budget):
-        raise click.UsageError("--budget: give a number of dollars")
+    for name, number in (("budget", budget), ("rate", rate), ("timeout", timeout), ("sample", share)):
+        if number is not None and not math.isfinite(number):
+            raise click.UsageError(f"--{name}: give a number")
     if budget is not None and (unpriced := [m for m in models if m not in known]):
         raise click.UsageError(f"--budget: --prices has no price of {unpriced[0]}, so nobody would know when to stop")
     if len(set(models)) < len(models):
@@ -89,8 +90,9 @@ def command(
     )
     endpoint_of = _endpoint_of(base_url, key, jury, rate=rate, width=concurrency, timeout=timeout)
     cases, tally = read_cases(
-        inputs, row_format=row_format, text_field=text_field, selection=Selection(share, limit), source=source
-    )
+        inputs, row_format=row_format, text_field=text_field, selection=Selection(share, limit), source=source,
+        written=str(output),
+    )  # fmt: skip
     if not cases:
         raise InputError(f"none of the {tally.rows} rows holds a request; see --format and --text-field")
     if dry_run:
@@ -107,7 +109,9 @@ def command(
                 async with endpoint_of() as endpoint:
                     return await sit(
                         jury, cases, journal, endpoint, width=concurrency, told=bar.update,
-                        spent_up=lambda: budget is not None and cost_of(journal, known) >= budget,
+                        spent_up=lambda: budget is not None and (
+                            cost_of(journal, known) >= budget or bool(uncounted(jury, journal))
+                        ),
                         say=lambda text: tqdm.write(text, file=sys.stderr),
                     )  # fmt: skip
 
@@ -118,6 +122,11 @@ def command(
     click.echo(json.dumps(finite(found)) if as_json else summary_as_text(found))
     if sitting.ended == "interrupted":
         raise KeyboardInterrupt
+    if sitting.ended == "budget" and (silent := uncounted(jury, journal)):
+        raise InputError(
+            f"--budget: the endpoint does not say what {silent[0]}'s answers took, so nobody knows when to stop; leave "
+            "it out, and give --limit"
+        )
     if sitting.ended == "budget":
         raise GateNotMet(f"the budget of ${budget:g} is spent and {found['open_rows']} rows are open; raise --budget")
     if not found_rows:

@@ -131,6 +131,11 @@ def cost_of(journal: Journal, prices: Mapping[str, Price]) -> float:
     )
 
 
+def uncounted(jury: Jury, journal: Journal) -> list[str]:
+    """The models of which no response said its tokens, so that their cost is not known to be small."""
+    return [m for m in jury.models if (spent := journal.spent.get(m)) and spent.uncounted == spent.responses]
+
+
 async def sit(
     jury: Jury,
     cases: Sequence[Case],
