@@ -278,6 +278,28 @@ def test_predictions_that_cannot_carry_a_table_are_refused(content: dict, messag
     assert message in str(result.exception)
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut off", "overwritten", "one array", "one number"])
+def test_damaged_predictions_are_refused(damage: str, tmp_path: Path):
+    """A file of predictions that is no whole archive of arrays is a clear error."""
+    path = tmp_path / "p.npz"
+    np.savez_compressed(path, **arrays(ROWS, **({"logits": np.float32(1)} if damage == "one number" else {})))
+    whole = path.read_bytes()
+    if damage == "one array":
+        with path.open("wb") as file:
+            np.save(file, ROWS.logits)
+    elif damage != "one number":
+        kept = {"empty": b"", "cut off": whole[:1000], "overwritten": whole[:200] + b"x" * 200 + whole[400:]}
+        path.write_bytes(kept[damage])
+    result = CliRunner().invoke(command, ["--predictions", str(path)])
+    assert isinstance(result.exception, InputError)
+    assert "not a usable file of predictions" in str(result.exception)
+
+
+def test_a_seed_below_zero_is_a_usage_error():
+    """What numpy takes for no seed is refused before anything is read."""
+    assert CliRunner().invoke(command, ["--predictions", "p.npz", "--seed", "-1"]).exit_code == 2
+
+
 def test_an_absent_class_and_equal_scores_still_give_tables(tmp_path: Path):
     """Without a frontier row nothing is said of frontier misses; a model that says nothing sends all to frontier."""
     np.savez(tmp_path / "p.npz", **arrays(ROWS, labels=np.minimum(ROWS.labels.argmax(axis=1), 2)))

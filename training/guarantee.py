@@ -25,7 +25,7 @@ from classifier.policy import choose_many
 from classifier.texts import finite
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import AUDIT, read_rows
-from training.calibrate_command import parse_policies, prices
+from training.calibrate_command import MOST_SEED, parse_policies, prices
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, read_corpus
@@ -140,7 +140,7 @@ def as_text(found: Mapping[str, Any]) -> str:
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the cost table.")  # fmt: skip
 @click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
               show_default=True, metavar="NAME=VALUE", help="What marks audits in an export.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def command(
     bundle: Path | None, data: tuple[str, ...], split: str | None, predictions: Path | None, tables: tuple[str, ...],

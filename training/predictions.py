@@ -44,14 +44,14 @@ def read_predictions(path: Path, bundle: Bundle | None = None) -> CalibrationSet
         InputError: the file cannot be read, an array is missing or has another length, or another model answered.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         logits, labels, _ = arrays["logits"].astype(np.float32), soft(arrays["labels"]), arrays["sources"]
+        n = len(logits)
     except KeyError as error:
         raise InputError(f"{path}: has no array {error.args[0]!r}; it takes logits, labels and sources") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file numpy, zipfile and tokenize raise what they like
         raise InputError(f"{path}: not a usable file of predictions ({error})") from error
-    n = len(logits)
     if not n:
         raise InputError(f"{path}: holds no row")
     if bundle is not None and str(arrays.get(MODEL, "")) != model_sha256(bundle):
