@@ -27,7 +27,7 @@ from training.calibrate import CARD_END, CARD_START, calibrate, with_policies
 from training.calibrate_command import command
 from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
-from training.calibration_report import as_text, constant_cost, curves, open_band, random_risk, under
+from training.calibration_report import as_text, constant_cost, curves, open_band, random_risk, reliability, under
 from training.calibration_set import (
     TRAINING_ROWS,
     CalibrationSet,
@@ -39,7 +39,7 @@ from training.corpus import read_corpus, write_corpus
 from training.policy_fit import Targets, fit_policies, thresholds_of
 from training.predictions import read_predictions, write_predictions
 from training.risk_control import fit_threshold
-from training.step_losses import routing_losses
+from training.step_losses import routing_losses, soft
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
 
@@ -138,9 +138,19 @@ def test_the_same_rows_and_seed_give_the_same_bundle(
 
 
 def test_it_never_overwrites(recalibrated: tuple, tiny_bundle_path: Path, rows_path: Path):
-    """An existing folder is refused."""
+    """An existing folder is refused, before any row is read."""
+    with pytest.raises(BundleError, match="already exists"):
+        calibrate(tiny_bundle_path, ["nowhere.jsonl"], recalibrated[0], policies=ALPHAS)
     with pytest.raises(BundleError, match="already exists"):
         calibrate(tiny_bundle_path, [rows_path], recalibrated[0], policies=ALPHAS)
+
+
+def test_equal_predictions_are_one_point_of_the_reliability_curve():
+    """Rows of one prediction are one point, whatever the order of their labels in the file."""
+    rows, labels = np.tile(np.float32([0.5, 0.5, 0, 0]), (100, 1)), soft(np.repeat([0, 1], 50))
+    assert reliability(rows, labels, 0) == [[0.5, 0.5, 100]]
+    ranked = np.linspace(0, 1, 100, dtype=np.float32)[:, None] * np.float32([[1, 0, 0, 0]])
+    assert [n for _, _, n in reliability(ranked, labels, 0)] == [10] * 10
 
 
 def test_the_card_has_one_section_on_policies(recalibrated: tuple):

@@ -22,7 +22,7 @@ import numpy as np
 from classifier.bundle import FILES, Bundle, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
 from classifier.engine import Engine
-from classifier.errors import InputError, SettingsError
+from classifier.errors import BundleError, InputError, SettingsError
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.types import Request
@@ -105,6 +105,8 @@ def calibrate(
         raise SettingsError(
             "--prior-shift estimates and proves nothing, so it goes without --delta, --top-tier-miss and --group-by"
         )
+    if Path(out_path).exists():  # write_bundle refuses it, too, but only when every row was scored
+        raise BundleError(f"{out_path}: already exists; bundles are never overwritten, choose another folder")
     engine = Engine.from_pretrained(bundle_path)
     if default is None:
         default = engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))

@@ -200,11 +200,17 @@ def measure_calibration(calibration: Calibration, rows: CalibrationSet, *, seed:
 
 
 def reliability(probabilities: NDArray[np.float32], labels: Array, tier: int, bins: int = 10) -> list[list[float]]:
-    """Predicted and observed P(label <= tier) and the rows, for each of `bins` bins of equal mass."""
+    """Predicted and observed P(label <= tier) and the rows, for each of up to `bins` bins of equal mass.
+
+    Equal predictions share a bin: which of them comes first would be an accident of the file's order.
+    """
     predicted = probabilities[:, : tier + 1].sum(axis=1, dtype=np.float64)
     observed = labels[:, : tier + 1].sum(axis=1)
     order = np.argsort(predicted, kind="stable")
-    parts = np.array_split(order, max(1, min(bins, len(order) // 10)))
+    bins = max(1, min(bins, len(order) // 10))
+    ranked = predicted[order]
+    starts = np.unique(np.searchsorted(ranked, ranked[np.arange(bins) * len(order) // bins], side="left"))
+    parts = np.split(order, starts[1:])
     return [[float(predicted[p].mean()), float(observed[p].mean()), len(p)] for p in parts]
 
 
