@@ -45,6 +45,14 @@ def test_every_row_of_traffic_is_held_out_once_with_its_whole_source(data: Data)
     assert sorted(r.sha256 for r in held_out) == sorted(r.sha256 for r in data.traffic)
 
 
+def test_a_group_of_two_sources_does_not_leak(data: Data):
+    """Rows that are alike are not trained on where one of them is held out, whatever their sources."""
+    alike = {r.sha256: replace(r, group=f"template-{i % 20}") for i, r in enumerate(data.traffic)}
+    rows = replace(data, traffic=list(alike.values()), train=[alike.get(r.sha256, r) for r in data.train])
+    for part, held in fold_data(rows):
+        assert not {r.group for r in held} & {r.group for r in part.train}
+
+
 def test_fewer_sources_than_folds_are_refused(data: Data):
     """One source cannot be cross-validated by source; the message says what to give."""
     one = replace(data, traffic=[r for r in data.traffic if r.source == "traffic-0"])

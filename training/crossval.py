@@ -51,6 +51,8 @@ FEWEST_OF_SOURCE = 50
 def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
     """For each fold what is trained on, and the traffic rows of the sources that are held out of it.
 
+    Nothing is trained on that has the source, or is of the group, of a held-out row.
+
     Raises:
         InputError: there are fewer sources than folds.
     """
@@ -64,8 +66,10 @@ def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
     found = []
     for fold in range(folds):
         held = [r for r, f in zip(data.traffic, fold_of, strict=True) if f == fold]
-        names = {r.source for r in held}
-        found.append((replace(data, train=[r for r in data.train if r.source not in names]), held))
+        # A group may have rows of several sources, as where two logs hold one template: they would tell the answer.
+        names, groups = {r.source for r in held}, {r.group for r in held}
+        rest = [r for r in data.train if r.source not in names and r.group not in groups]
+        found.append((replace(data, train=rest), held))
     return found
 
 
