@@ -31,6 +31,7 @@ _STYLE: Any = {
     "legend.fontsize": 9,
     "svg.hashsalt": "classifier",
     "svg.fonttype": "path",
+    "text.parse_math": False,  # names are a user's: two dollar signs in one are no formula
 }
 
 

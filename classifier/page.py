@@ -55,7 +55,7 @@ def write_page(path: Path, text: str) -> None:
         InputError: it cannot be written.
     """
     with explained(path):
-        write_whole(path, text.encode())
+        write_whole(path, text.encode(errors="replace"))  # half of a surrogate pair, which JSON may hold
 
 
 def percent(value: float, digits: int = 1) -> str:

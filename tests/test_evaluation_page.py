@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier import charts
+from classifier.page import write_page
 from classifier.policy import Guarantee, Policy
 from classifier.types import Request, Tier
 from tests.tiny import WORDS, tiny_bundle
@@ -203,8 +204,9 @@ def test_training_curves_are_found_beside_the_bundle(files, tmp_path):
     """And a damaged file is passed over."""
     assert histories(files / "bundle") == {"student": [{"epoch": 1.0, "loss": 0.9}, {"epoch": 2.0, "loss": 0.5}]}
     (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "history.json").write_text("{")
-    assert histories(tmp_path / "bundle") == {}
+    for damaged in ("{", "null", "[1]"):
+        (tmp_path / "student" / "history.json").write_text(damaged)
+        assert histories(tmp_path / "bundle") == {}
 
 
 def test_without_litellm_nothing_fails(monkeypatch):
@@ -292,8 +294,17 @@ def test_rows_of_one_tier_make_a_page(files, tmp_path, monkeypatch):
     assert run_command(*given, "--report", tmp_path / "page.html").exit_code == 0
 
 
-def test_baselines_that_can_learn_nothing_are_one_line(files, tmp_path):
-    """Rows of one tier, or no two with a word in common, are no data for baselines."""
+def test_names_of_a_user_are_no_formulas(tmp_path):
+    """A chart shows two dollar signs as they are, and a page half of a surrogate pair as a question mark."""
+    for name in (r"$\frac$", "$a_b$"):
+        assert charts.bars([name], [0.5], unit="share").startswith("data:image/svg+xml")
+    write_page(tmp_path / "page.html", "half \ud83d")
+    assert (tmp_path / "page.html").read_text() == "half ?"
+
+
+def test_baselines_that_can_learn_nothing_are_one_line(files, tmp_path, monkeypatch):
+    """Rows of one tier, or no two with a word in common, are no data for baselines, which is said before scoring."""
+    monkeypatch.setattr(evaluation_run, "score", lambda *_: pytest.fail("rows were scored"))
     (tmp_path / "one.jsonl").write_text('{"prompt": "hello", "tier": "simple"}\n')
     done = run_command(
         "--bundle", files / "bundle", "--data", files / "rows.jsonl", "--baseline-data", tmp_path / "one.jsonl"

@@ -217,6 +217,6 @@ def histories(bundle: Path) -> dict[str, list[dict[str, float]]]:
                 {name: float(value) for name, value in epoch.items() if isinstance(value, int | float)}
                 for epoch in epochs
             ]
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             continue
     return {name: epochs for name, epochs in found.items() if epochs}

@@ -87,10 +87,10 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
             "answers against; give --data rows with one"
         )
     outcomes = read_outcomes(asked.outcomes) if asked.outcomes else None  # first: what follows takes minutes
+    rivals = baselines(train, rows) if train else {}  # as soon: it fails where nothing can be learnt
     engine = load_engine(bundle)
     packed = str(engine.bundle.manifest.get(TRAINING_ROWS, ""))
     predictions = score(engine, rows)
-    rivals = baselines(train, rows) if train else {}
     report = evaluate(engine, rows, predictions=predictions, rivals=rivals)
     report["seen_in_training"] = rows_seen((r.sha256 for r in rows), packed)
     report["open_rows"] = given - len(rows)
