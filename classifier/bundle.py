@@ -85,7 +85,11 @@ def read_bundle(path: str | Path) -> Bundle:
         BundleCorrupt: a file is missing, altered, of another schema, or does not belong to the others.
     """
     path = Path(path)
-    if not (path / MANIFEST).is_file():
+    try:
+        there = (path / MANIFEST).is_file()
+    except OSError as error:
+        raise BundleNotFound(f"{path}: cannot be read ({error.strerror}); check the path and the rights") from error
+    if not there:
         raise BundleNotFound(f"{path}: no {MANIFEST} there; give the folder of a bundle, or leave --bundle out")
     manifest = _json(path, MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
@@ -172,12 +176,14 @@ def verify_file(path: Path, name: str, stated: str) -> None:
     """Checks one file against the sha256 that the manifest states.
 
     Raises:
-        BundleCorrupt: it is missing or altered.
+        BundleCorrupt: it is missing, altered, or cannot be read.
     """
     try:
+        if not (path / name).is_file():  # a pipe would be waited for, a device read for ever
+            raise BundleCorrupt(f"{path}: {name} is missing; copy or export the bundle again")
         found = sha256(path / name)
-    except FileNotFoundError:
-        raise BundleCorrupt(f"{path}: {name} is missing; copy or export the bundle again") from None
+    except OSError as error:
+        raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
     if found != stated:
         raise BundleCorrupt(
             f"{path}: {name} has sha256 {found[:12]}…, the manifest says {stated[:12]}…; copy or export it again"
@@ -199,5 +205,7 @@ def sha256(path: Path) -> str:
 def _json(path: Path, name: str) -> Any:
     try:
         return json.loads((path / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
+    except (ValueError, RecursionError) as error:
         raise BundleCorrupt(f"{path}: {name} is not readable JSON ({type(error).__name__}); export it again") from error

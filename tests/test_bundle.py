@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -56,6 +58,27 @@ def test_missing_file_is_refused(copy, name):
 
 
 @pytest.mark.parametrize(
+    "put", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)], ids=["folder", "pipe", "loop"]
+)
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
+def test_what_is_no_file_is_neither_read_nor_waited_for(copy, name, put):
+    """A folder, a pipe or a link in a circle in a file's place is refused like a file that is not there."""
+    (copy / name).unlink()
+    put(copy / name)
+    with pytest.raises(BundleError, match=name):
+        read_bundle(copy)
+
+
+def test_what_may_not_be_read_is_said(copy, monkeypatch):
+    """A folder that is closed to us, a name too long and a file that fails are errors with their path."""
+    with pytest.raises(BundleNotFound, match="cannot be read"):
+        read_bundle("./" + "long" * 100)
+    monkeypatch.setattr("classifier.bundle.sha256", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(BundleCorrupt, match=r"config\.json cannot be read \(Permission denied\)"):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize(
     ("fields", "says"),
     [
         ({"schema_version": 99}, "schema version 99"),
@@ -71,7 +94,11 @@ def test_manifest_that_does_not_hold_is_refused(copy, fields, says):
         read_bundle(copy)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00\xff"], ids=["empty", "cut", "list", "null", "bytes"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "\x00\xff", "[" * 100_000],
+    ids=["empty", "cut", "list", "null", "bytes", "deep"],
+)
 def test_unreadable_manifest_is_refused(copy, content):
     """A truncated or foreign manifest is refused, not a crash."""
     (copy / MANIFEST).write_text(content)
