@@ -150,10 +150,27 @@ class Objects:
             BundleCorrupt: the upload never finished, or was damaged.
         """
         try:
-            files = dict(json.loads(self.read(f"{folder}/{LISTING}")))
-        except (FileNotFoundError, ValueError) as error:
+            files = json.loads(self.read(f"{folder}/{LISTING}"))
+            found = {name.removeprefix(f"{kind}/"): str(d) for name, d in files.items() if name.startswith(f"{kind}/")}
+        except (FileNotFoundError, ValueError, AttributeError, RecursionError) as error:
             raise BundleCorrupt(f"{self.path(folder)}: {LISTING} is not readable; add the bundle again") from error
-        return {name.removeprefix(f"{kind}/"): digest for name, digest in files.items() if name.startswith(f"{kind}/")}
+        if not all(map(_stays_inside, found)):
+            raise BundleCorrupt(f"{self.path(folder)}: {LISTING} names files outside its folder; add the bundle again")
+        return found
+
+    def check(self, folder: str, kind: str) -> None:
+        """Reads what was uploaded as `kind`, every byte of it.
+
+        Raises:
+            BundleCorrupt: a file is missing or altered.
+        """
+        for name, stated in self.listing(folder, kind).items():
+            try:
+                found = hashlib.sha256(self.read(f"{folder}/{kind}/{name}")).hexdigest()
+            except FileNotFoundError:
+                found = ""
+            if found != stated:
+                raise BundleCorrupt(f"{self.path(folder, kind)}: {name} is missing or altered; add the bundle again")
 
     def copy(self, folder: str, kind: str, target: Path) -> Path:
         """A verified local copy, in the folder `target`, which appears whole; one that is there and whole is used.
@@ -235,9 +252,16 @@ def _failed(url: str, error: Exception) -> BundleError:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    """sha256 of each file in a folder, by its path there; none where it is no folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return {file.relative_to(path).as_posix(): _sha256(file) for file in files}
+    """sha256 of each file in a folder, by its path there; none where it is no folder.
+
+    Raises:
+        BundleError: one cannot be read.
+    """
+    try:
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return {file.relative_to(path).as_posix(): _sha256(file) for file in files}
+    except OSError as error:
+        raise BundleError(f"{error.filename or path}: cannot be read ({error.strerror}); check the rights") from error
 
 
 def verify(path: Path, files: Mapping[str, str]) -> None:
@@ -257,6 +281,12 @@ def verify(path: Path, files: Mapping[str, str]) -> None:
             raise BundleCorrupt(
                 f"{path}: {name} has sha256 {found[:12]}…, the listing says {stated[:12]}…; add the bundle again"
             )
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a path leads into the folder that it is joined to: who can write to the store can write a listing."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _taken(error: BaseException) -> bool:

@@ -16,50 +16,26 @@ Knows nothing of models or servers.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import getpass
-import json
+import os
 import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from classifier.bundle import MANIFEST, SHIPPED, is_folder, read_bundle
-from classifier.errors import BundleError, BundleNotFound, SettingsError
+from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
+from classifier.history import Event, event_bytes, event_of
 from classifier.objects import Objects, hashes, verify
 from classifier.settings import cache_folder
 
 _ATTEMPTS = 100
 _UPLOAD_SECONDS = 86_400.0
 """A folder that no event names yet may still be being written for so long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One change, and everything as it is after it.
-
-    Attributes:
-        number: 1, 2, 3…; 0 is the empty registry.
-        action: add, promote, rollback or gc.
-        version: what it was about.
-        by: who did it.
-        why: the reason given.
-        at: seconds since the epoch.
-        aliases: version by alias.
-        folders: folder by version, for every version that is there.
-        since: when each was added or last lost an alias, seconds since the epoch.
-    """
-
-    number: int = 0
-    action: str = ""
-    version: str = ""
-    by: str = ""
-    why: str = ""
-    at: float = 0.0
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    folders: Mapping[str, str] = field(default_factory=dict)
-    since: Mapping[str, float] = field(default_factory=dict)
 
 
 class Registry:
@@ -143,7 +119,7 @@ class Registry:
             BundleError: `target` exists.
         """
         target = Path(target)
-        if target.exists():
+        if os.path.lexists(target):  # a link that leads nowhere, too
             raise BundleError(f"{target}: already exists; choose another folder")
         state = self.state()
         return self._objects.copy(state.folders[_resolve(state, name, self.url)], "bundle", target)
@@ -151,7 +127,7 @@ class Registry:
     def add(
         self, path: str | Path, *, checkpoint: str | Path | None = None, candidate: bool = False, why: str = ""
     ) -> str:
-        """Stores a verified bundle under its version; the same again changes nothing but the alias.
+        """Stores a verified bundle under its version; the same again changes nothing but the alias, and mends damage.
 
         Args:
             path: the bundle's folder.
@@ -172,15 +148,19 @@ class Registry:
         if checkpoint and not weights:
             raise BundleError(f"{checkpoint}: no folder with weights; give the checkpoint's folder")
         self._objects.prove()
-        folder = ""
-        if not self._has(self.state(), version, weights):
+        has = functools.cache(lambda stored: self._has(stored, weights))  # a folder's files never change: one look
+        before, folder = self.state().folders.get(version), ""
+        if not has(before):
             folder = f"bundles/{version}-{secrets.token_hex(4)}"
+            if before and not checkpoint:
+                with contextlib.suppress(BundleCorrupt, BundleNotFound):
+                    checkpoint = self.checkpoint(version)
             sources = {"bundle": Path(path), **({"checkpoint": Path(checkpoint)} if checkpoint else {})}
             self._objects.upload(folder, sources)
 
         def change(state: Event) -> Event | None:
             aliases = {**state.aliases, "candidate": version} if candidate else state.aliases
-            if self._has(state, version, weights):
+            if has(state.folders.get(version)):
                 return None if aliases == state.aliases else replace(state, aliases=aliases)
             if not folder:
                 raise BundleError(f"{self.url}: {version} was removed meanwhile; add it again")
@@ -278,13 +258,20 @@ class Registry:
                 self._objects.discard(folder)
         return [*sorted(removed), *orphans]
 
-    def _has(self, state: Event, version: str, weights: Mapping[str, str]) -> bool:
-        """Whether a version is there, with the checkpoint of these sha256 by file where one is given."""
-        if version not in state.folders:
+    def _has(self, folder: str | None, weights: Mapping[str, str]) -> bool:
+        """Whether a folder is there and whole, with the checkpoint of these sha256 by file where one is given."""
+        if not folder:
             return False
-        found = self._objects.listing(state.folders[version], "checkpoint") if weights else {}
-        if found and found != weights:
-            raise BundleError(f"{self.url}: {version} keeps the other checkpoint that it has; leave --checkpoint out")
+        try:
+            found = self._objects.listing(folder, "checkpoint") if weights else {}
+            if found and found != weights:
+                raise BundleError(
+                    f"{self._objects.path(folder)}: keeps the other checkpoint that it has; leave --checkpoint out"
+                )
+            for kind in ("bundle", "checkpoint") if weights else ("bundle",):
+                self._objects.check(folder, kind)
+        except BundleCorrupt:
+            return False
         return bool(found) == bool(weights)
 
     def _local_folder(self, name: str, kind: str) -> Path:
@@ -323,7 +310,7 @@ class Registry:
                 at=now,
                 since=since,
             )
-            if self._objects.create(_event_name(event.number), json.dumps(asdict(event), indent=1).encode()):
+            if self._objects.create(_event_name(event.number), event_bytes(event)):
                 return event
         raise BundleError(f"{self.url}: too many writers at once; try again")
 
@@ -333,8 +320,8 @@ class Registry:
 
     def _read(self, number: int) -> Event:
         try:
-            return Event(**json.loads(self._objects.read(_event_name(number))))
-        except (OSError, ValueError, TypeError) as error:
+            return event_of(self._objects.read(_event_name(number)))
+        except (OSError, ValueError) as error:
             where = self._objects.path(_event_name(number))
             raise BundleError(f"{where}: is no event of a registry ({type(error).__name__})") from error
 

@@ -5,6 +5,7 @@ In a folder, in memory, and with `make test-s3` on two S3 servers.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -240,6 +241,60 @@ def test_a_bundle_that_was_damaged_is_neither_served_nor_promoted(tmp_path, bund
     assert registry.resolve("current") == versions[0]
 
 
+@pytest.mark.parametrize("damage", ["altered", "missing", "unlisted"])
+def test_a_damaged_bundle_is_mended_by_adding_it_again(registry, bundles, versions, checkpoint, tmp_path, damage):
+    """What the error says helps: the same version again, whole, under the names that it had, with its weights."""
+    registry.promote(registry.add(bundles[0], checkpoint=checkpoint))
+    before, name = registry.state(), "files.json" if damage == "unlisted" else "bundle/model.onnx"
+    path = registry._objects.path(before.folders[versions[0]], name)
+    registry._objects._fs.rm_file(path)
+    if damage == "altered":
+        registry._objects._fs.pipe_file(path, b"")
+    elsewhere = Registry(registry.url, cache=tmp_path / "elsewhere")
+    with pytest.raises(BundleCorrupt, match="add the bundle again"):
+        elsewhere.fetch("current")
+    assert registry.add(bundles[0]) == versions[0]
+    assert read_bundle(elsewhere.fetch("current")).version == versions[0]
+    assert registry.state().aliases == before.aliases
+    assert (elsewhere.checkpoint("current") is None) == (damage == "unlisted")
+    after = registry.state()
+    registry.add(bundles[0])
+    assert registry.state() == after
+
+
+def test_a_damaged_checkpoint_is_mended_by_adding_it_again(registry, bundles, checkpoint, tmp_path):
+    """Weights that were altered in the store are replaced by the same ones."""
+    registry.promote(registry.add(bundles[0], checkpoint=checkpoint))
+    folder = next(iter(registry.state().folders.values()))
+    path = registry._objects.path(folder, "checkpoint", "model.safetensors")
+    registry._objects._fs.rm_file(path)
+    registry._objects._fs.pipe_file(path, b"")
+    registry.add(bundles[0], checkpoint=checkpoint)
+    found = Registry(registry.url, cache=tmp_path / "elsewhere").checkpoint("current")
+    assert found is not None
+    assert (found / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle/../../../stolen", "bundle//{root}/stolen", "bundle/a\0b"], ids=["up", "root", "nul"]
+)
+def test_a_listing_names_no_file_outside_its_folder(tmp_path, bundles, name):
+    """Whoever can write to the store has no file written where he likes on the machines that read from it."""
+    registry = Registry(tmp_path / "registry")
+    registry.promote(registry.add(bundles[0]))
+    [listing] = (tmp_path / "registry").glob("bundles/*/files.json")
+    (tmp_path / "registry" / "stolen").write_text("x")
+    more = {name.format(root=tmp_path): hashlib.sha256(b"x").hexdigest()}
+    listing.write_text(json.dumps(json.loads(listing.read_text()) | more))
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    with pytest.raises(BundleCorrupt, match="outside its folder"):
+        registry.pull("current", tmp_path / "a" / "b" / "c" / "mine")
+    assert list(tmp_path.glob("a/**/stolen")) == []
+    listing.write_text("[]")
+    with pytest.raises(BundleCorrupt, match="not readable"):
+        registry.fetch("current")
+
+
 def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path, bundles, versions):
     """Of a remote registry a local copy is used while it is whole."""
     registry = Registry(f"memory://registry-{next(_numbers)}", cache=tmp_path / "cache")
@@ -257,8 +312,10 @@ def test_pull_copies_a_bundle_into_a_new_folder(registry, bundles, versions, tmp
     registry.add(bundles[0])
     path = registry.pull(versions[0], tmp_path / "out" / "mine")
     assert read_bundle(path).version == versions[0]
-    with pytest.raises(BundleError, match="already exists"):
-        registry.pull(versions[0], path)
+    (tmp_path / "link").symlink_to("nowhere")
+    for taken in (path, tmp_path / "link"):
+        with pytest.raises(BundleError, match="already exists"):
+            registry.pull(versions[0], taken)
 
 
 def test_gc_removes_what_has_had_no_name_for_long(url, tmp_path, bundles, versions):
@@ -458,6 +515,8 @@ def test_a_store_without_exclusive_creation_is_read_and_not_written(tmp_path, bu
             change()
     with pytest.raises(SettingsError, match="cannot be used"):
         Registry("nosuchprotocol://x")
+    with pytest.raises(BundleError, match="the store failed"):
+        Registry(f"zip://registry::{tmp_path}/nowhere.zip")
 
 
 def test_a_store_that_overwrites_after_all_is_refused(monkeypatch, tmp_path, bundles):
@@ -514,6 +573,37 @@ def test_an_event_that_is_none_is_named(tmp_path):
     (tmp_path / "events" / "00000001.json").write_text(json.dumps({"hello": 1}))
     with pytest.raises(BundleError, match=r"00000001\.json"):
         registry.state()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"number": "1"},
+        {"by": None},
+        {"at": "now"},
+        {"at": 1e300},
+        {"at": float("nan")},
+        {"aliases": []},
+        {"aliases": {"current": ["x"]}},
+        {"folders": 3},
+        {"since": {"x": None}},
+        {"folders": {"x": "../precious"}},
+        {"folders": {"x": "bundles/.."}},
+        {"folders": {"x": "bundles/a/../../../precious"}},
+    ],
+    ids=str,
+)
+def test_an_event_that_nobody_here_wrote_is_not_followed(tmp_path, bundles, fields):
+    """An event with other fields than ours is named; least of all does gc delete a folder outside the registry."""
+    registry = Registry(tmp_path / "registry")
+    registry.promote(registry.add(bundles[0]))
+    (tmp_path / "precious").mkdir()
+    event = tmp_path / "registry" / "events" / "00000002.json"
+    event.write_text(json.dumps(json.loads(event.read_text()) | fields))
+    for use in (registry.state, registry.history, lambda: registry.gc(older_than_days=0), registry.fetch):
+        with pytest.raises(BundleError, match=r"00000002\.json: is no event"):
+            use()
+    assert (tmp_path / "precious").is_dir()
 
 
 def test_what_a_server_starts_from(tmp_path, bundles, versions):
