@@ -58,6 +58,8 @@ class Database:
         self._inode: int | None = None
         self._migrated = False
         self._engine = _engine(parsed)
+        if self.path is not None and not make:
+            sa.event.listen(self._engine, "connect", self._only_ours, insert=True)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
@@ -93,14 +95,13 @@ class Database:
             StoreUnavailable: the database is locked, gone or, where none may be made, not there.
         """
         if self.path is not None:
-            if not self._make and not self.path.is_file():
-                raise self._not_there()
+            with self._guarded():
+                if not self._make and not self.path.is_file():
+                    raise self._not_there()
             self._follow(self.path)
         if self._migrated:
             return
         if self.path is not None:
-            if not self._make and not self._version():
-                raise self._not_there()
             self.migrate()
             return
         version = self._version()
@@ -143,6 +144,11 @@ class Database:
     def _version(self) -> int:
         with self._guarded(), self._engine.connect() as connection:
             return schema_version(connection)
+
+    def _only_ours(self, connection: Any, _record: Any) -> None:
+        """Looks before anything is asked of a file: write-ahead logging alone would change one that is not ours."""
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'schema_versions'").fetchone() is None:
+            raise self._not_there()
 
     def _not_there(self) -> StoreUnavailable:
         return StoreUnavailable(f"{self.name}: no feedback store there; give --feedback-url, as the server has it")
@@ -189,7 +195,7 @@ class Database:
             codes = (getattr(origin, name, None) for name in ("sqlite_errorname", "sqlstate", "strerror"))
             code = next(filter(None, codes), "")
             # psycopg gives no code where no connection came up, and its text is not to be shown.
-            then = "retry later" if code else "is it there, and are user, password and database right?"
+            then = "retry later, and check its address and the rights" if code else "is it there, and are user, password and database right?"
             what = f"{type(origin).__name__} {code}".rstrip()
             raise StoreUnavailable(f"{self.name}: the feedback store failed ({what}); {then}") from error
 
@@ -206,6 +212,8 @@ def _parse(text: str) -> sa.URL:
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if not url.database or url.database == ":memory:":
             raise SettingsError("feedback_url: sqlite needs a file, as in sqlite:////var/lib/classifier/feedback.db")
+        if "?" in text:
+            raise SettingsError("feedback_url: sqlite takes a path and no options; no ? can be in it")
         return url
     if backend != "postgresql":
         raise SettingsError(f"{expected} {url.drivername}")
@@ -219,7 +227,7 @@ def _parse(text: str) -> sa.URL:
 
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "sqlite":
-        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
         sa.event.listen(engine, "connect", _connect_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -227,7 +235,7 @@ def _engine(url: sa.URL) -> sa.Engine:
     told = {name: url.query[name] for name in ("connect_timeout", "tcp_user_timeout") if name in url.query}
     options = " ".join([f"-c lock_timeout={BUSY_SECONDS:g}s", *url.normalized_query.get("options", ())])
     arguments = {"connect_timeout": 3, "tcp_user_timeout": 10_000, **told, "options": options}
-    engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True)
+    engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
     sa.event.listen(engine, "connect", _connect_postgresql)
     return engine
 

@@ -86,8 +86,9 @@ def test_export_of_a_time_span(url, arguments, count):
         (["drift", "--max-index", "nan"], 2, "--max-index: expected a number"),
         (["forget", "--label", "tenant"], 2, "expected NAME=VALUE"),
         (["forget", "--decision-id", "\udcff"], 2, "expected an id"),
+        (["forget", "--decision-id", "x" * 9000], 2, "expected an id"),
     ],
-    ids=["suffix", "folder", "time", "nothing", "no-age", "age", "index", "label", "id"],
+    ids=["suffix", "folder", "time", "nothing", "no-age", "age", "index", "label", "id", "long id"],
 )
 def test_what_cannot_be_done_is_said(url, arguments, code, message, capsys):
     """A wrong argument is one line on stderr with its exit code."""
@@ -97,24 +98,42 @@ def test_what_cannot_be_done_is_said(url, arguments, code, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("there", ["nothing", "another database"])
+@pytest.mark.parametrize("there", ["nothing", "an empty file", "another database"])
 @pytest.mark.parametrize("command", [["export", "-o", "-"], ["forget", "--label", "tenant=acme"], ["drift"]])
 def test_a_store_that_is_not_there_is_not_made(tmp_path, command, there, capsys):
     """Who reads or forgets at a wrong address is told so, and finds there what was there before."""
     path = tmp_path / "folder" / "feedback.db"
+    before = None
     if there != "nothing":
         path.parent.mkdir()
         with contextlib.closing(sqlite3.connect(path)) as other:
-            other.execute("CREATE TABLE decisions (x)")
+            other.execute("CREATE TABLE decisions (x)" if there == "another database" else "SELECT 1")
+        before = path.read_bytes()
     with pytest.raises(SystemExit) as ended:
         cli.main(["feedback", *command, "--feedback-url", f"sqlite:///{path}"])
     assert ended.value.code == 1
     assert "no feedback store there; give --feedback-url, as the server has it" in capsys.readouterr().err
-    if there == "nothing":
+    if before is None:
         assert list(tmp_path.iterdir()) == []
     else:
-        with contextlib.closing(sqlite3.connect(path)) as other:
-            assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("decisions",)]
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "message"),
+    [
+        ("/x" * 3000, 1, "failed (OSError); retry later, and check its address and the rights"),
+        ("/nowhere/a?b.db", 2, "no ? can be in it"),
+        ("/nowhere/a.db?timeout=long", 2, "no ? can be in it"),
+    ],
+    ids=["long", "question mark", "option"],
+)
+def test_an_address_that_leads_nowhere_is_said(where, code, message, capsys):
+    """A path that cannot be looked at is an error of the store; one with a ? would be cut there, and is refused."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["feedback", "export", "-o", "-", "--feedback-url", f"sqlite:///{where}"])
+    assert ended.value.code == code
+    assert message in capsys.readouterr().err
 
 
 def test_the_store_of_the_servers_file_is_the_commands_store(url, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from classifier.database import Database
 from classifier.errors import SettingsError, StoreUnavailable
 from classifier.feedback import open_store
 from classifier.types import OutcomeState
-from tests.feedback_support import KEY, PostgreSQL, decision, mint, outcome, request, running_postgresql
+from tests.feedback_support import KEY, PROMPT, PostgreSQL, decision, mint, outcome, request, running_postgresql
 
 JOINED, PENDING, DUPLICATE = OutcomeState
 
@@ -132,15 +132,19 @@ def test_what_the_url_says_of_the_connection_counts(url):
 
 
 async def test_a_row_that_is_too_large_is_refused_alone(url):
-    """What PostgreSQL cannot index is that row's fault, and no outage: those beside it are written."""
+    """What PostgreSQL cannot index is that row's fault, and no outage: those beside it are written; no text is told."""
     store = open_store(url, key=KEY)
     long = "".join(secrets.choice(string.ascii_letters) for _ in range(9000))
     found = await asyncio.gather(
-        *(store.report(outcome(mint(), f"o{n}"), caller) for n, caller in enumerate(["a", long, "b"])),
+        *(
+            store.report(outcome(mint(), f"o{n}", request=request()), caller)
+            for n, caller in enumerate(["a", long, "b"])
+        ),
         return_exceptions=True,
     )
     assert [found[0], found[2]] == [PENDING, PENDING]
     assert isinstance(found[1], sa.exc.OperationalError)
+    assert PROMPT not in str(found[1])
     store.close()
 
 

@@ -100,11 +100,12 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
     """
     from classifier.database import Database
     from classifier.ledger import Ledger
+    from classifier.types import MAX_ID_CHARS
 
     if not decision_ids and not labels:
         raise click.UsageError("say what to forget: --decision-id ID or --label NAME=VALUE")
-    if wrong := [i for i in decision_ids if not i.isascii()]:
-        raise click.UsageError(f"--decision-id: expected an id that Classify answered with, found {wrong[0]!r}")
+    if wrong := [i for i in decision_ids if not i.isascii() or not 0 < len(i) <= MAX_ID_CHARS]:
+        raise click.UsageError(f"--decision-id: expected an id that Classify answered with, found {wrong[0][:64]!r}")
     pairs = [label.partition("=") for label in labels]
     if wrong := [label for label, (_, found, _) in zip(labels, pairs, strict=True) if not found]:
         raise click.UsageError(f"--label: expected NAME=VALUE, found {wrong[0]!r}")
