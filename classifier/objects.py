@@ -1,4 +1,4 @@
-"""Files in a folder or an object store: created only where there is none, whole folders uploaded and copied.
+"""Files in a folder or an object store: created only where there is none, uploaded and copied together.
 
 The one operation that everything stands on is `create`: an object appears whole, and only if there was none. A local
 folder has it through a hard link, S3 through `If-None-Match`, memory through a lock. Elsewhere fsspec looks first and
@@ -125,18 +125,17 @@ class Objects:
         except FileNotFoundError:
             return []
 
-    def upload(self, folder: str, sources: Mapping[str, Path]) -> None:
-        """Copies local folders into the new folder `folder`, each under its name, and then their listing."""
+    def upload(self, folder: str, files: Mapping[str, Path]) -> None:
+        """Copies local files into the new folder `folder`, each under its name there, and then their listing."""
         listing: dict[str, str] = {}
         try:
             with self._guarded():
-                for kind, source in sources.items():
-                    for file, digest in hashes(source).items():
-                        listing[f"{kind}/{file}"] = digest
-                        if self.local:
-                            _copy_durably(source / file, Path(self.path(folder, kind, file)))
-                        else:
-                            self._fs.put_file(str(source / file), self.path(folder, kind, file))
+                for name, source in files.items():
+                    listing[name] = _sha256(source)
+                    if self.local:
+                        _copy_durably(source, Path(self.path(folder, name)))
+                    else:
+                        self._fs.put_file(str(source), self.path(folder, name))
             self.create(f"{folder}/{LISTING}", json.dumps(listing, indent=1).encode())
         except BaseException:
             with contextlib.suppress(BundleError):  # gc takes what cannot be taken back now

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from classifier.bundle import MANIFEST, SHIPPED, is_folder, read_bundle
+from classifier.bundle import FILES, MANIFEST, SHIPPED, is_folder, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.history import Event, event_bytes, event_of
 from classifier.objects import Objects, hashes, verify
@@ -155,8 +155,10 @@ class Registry:
             if before and not checkpoint:
                 with contextlib.suppress(BundleCorrupt, BundleNotFound):
                     checkpoint = self.checkpoint(version)
-            sources = {"bundle": Path(path), **({"checkpoint": Path(checkpoint)} if checkpoint else {})}
-            self._objects.upload(folder, sources)
+            files = {f"bundle/{name}": Path(path) / name for name in (*FILES, MANIFEST)}  # nothing else lying there
+            if checkpoint:
+                files |= {f"checkpoint/{name}": Path(checkpoint) / name for name in hashes(Path(checkpoint))}
+            self._objects.upload(folder, files)
 
         def change(state: Event) -> Event | None:
             aliases = {**state.aliases, "candidate": version} if candidate else state.aliases

@@ -23,7 +23,7 @@ import fsspec
 import pytest
 
 from classifier import objects
-from classifier.bundle import SHIPPED, read_bundle
+from classifier.bundle import FILES, MANIFEST, SHIPPED, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.registry import Registry, resolve_bundle
 from tests import s3_support
@@ -222,6 +222,18 @@ def test_only_a_whole_bundle_is_stored(registry, bundles, tmp_path):
     with pytest.raises(BundleNotFound):
         registry.add(tmp_path / "nowhere")
     assert registry.state().folders == {}
+
+
+def test_what_lies_in_a_bundles_folder_and_is_not_of_it_stays_there(registry, bundles, tmp_path):
+    """A registry that others read gets the files of the manifest, no export with prompts, link or .env beside them."""
+    crowded = Path(shutil.copytree(bundles[0], tmp_path / "crowded"))
+    (crowded / "feedback.jsonl").write_text("{}")
+    (crowded / "link").symlink_to(__file__)
+    (crowded / ".git").mkdir()
+    (crowded / ".git" / "config").write_text("")
+    registry.promote(registry.add(crowded))
+    found = registry.fetch("current")
+    assert {p.relative_to(found).as_posix() for p in found.rglob("*")} == {*FILES, MANIFEST}
 
 
 def test_a_bundle_that_was_damaged_is_neither_served_nor_promoted(tmp_path, bundles, versions):
@@ -492,7 +504,7 @@ def test_promoters_that_are_killed_leave_one_valid_current(url, request, tmp_pat
 
 def test_an_upload_that_goes_on_is_not_taken_for_a_crash(registry, bundles, tmp_path):
     """A folder that no event names is left alone for a day, however eager gc is."""
-    registry._objects.upload("bundles/unfinished-00000000", {"bundle": bundles[0]})
+    registry._objects.upload("bundles/unfinished-00000000", {"bundle/README.md": bundles[0] / "README.md"})
     assert registry.gc(older_than_days=0) == []
     assert stored(registry) == {"bundles/unfinished-00000000"}
 
