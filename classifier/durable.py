@@ -31,9 +31,11 @@ def whole_file(path: Path, *, staged_in: Path | None = None, private: bool = Fal
     """
     staged = (staged_in or path.parent) / f".{path.name}-{os.getpid()}"
     try:
-        with staged.open("wb") as file:
+        # Whoever opens it before its rights are taken away keeps reading: it has none from the start.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(os.open(staged, flags, 0o600 if private else 0o666), "wb") as file:
             if private:
-                os.fchmod(file.fileno(), 0o600)
+                os.fchmod(file.fileno(), 0o600)  # one that a killed process left may have had more
             yield file
             file.flush()
             os.fsync(file.fileno())

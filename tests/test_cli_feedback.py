@@ -52,6 +52,13 @@ def test_export_writes_a_file_and_says_how_many_rows(url, tmp_path, suffix):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600  # it may hold prompts
 
 
+def test_an_export_is_its_owners_from_the_first_byte(url, tmp_path, monkeypatch):
+    """Nobody can open it in the moment before its rights are set, and read on."""
+    monkeypatch.setattr("classifier.durable.os.fchmod", lambda *_: None)
+    run("export", "-o", str(tmp_path / "out.jsonl"), "--feedback-url", url)
+    assert stat.S_IMODE((tmp_path / "out.jsonl").stat().st_mode) == 0o600
+
+
 def test_export_to_stdout_is_json_lines(url):
     """`-o -` writes rows to stdout and everything else to stderr."""
     done = run("export", "-o", "-", "--feedback-url", url)
