@@ -195,7 +195,9 @@ class Database:
             codes = (getattr(origin, name, None) for name in ("sqlite_errorname", "sqlstate", "strerror"))
             code = next(filter(None, codes), "")
             # psycopg gives no code where no connection came up, and its text is not to be shown.
-            then = "retry later, and check its address and the rights" if code else "is it there, and are user, password and database right?"
+            then = "is it there, and are user, password and database right?"
+            if code:
+                then = "retry later, and check its address and the rights"
             what = f"{type(origin).__name__} {code}".rstrip()
             raise StoreUnavailable(f"{self.name}: the feedback store failed ({what}); {then}") from error
 
