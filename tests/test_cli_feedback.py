@@ -129,7 +129,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, command, there, capsys)
 @pytest.mark.parametrize(
     ("where", "code", "message"),
     [
-        ("/x" * 3000, 1, "failed (OSError); retry later, and check its address and the rights"),
+        ("/x" * 3000, 1, "failed (OSError File name too long); retry later, and check its address and the rights"),
         ("/nowhere/a?b.db", 2, "no ? can be in it"),
         ("/nowhere/a.db?timeout=long", 2, "no ? can be in it"),
     ],
