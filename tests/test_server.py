@@ -108,14 +108,12 @@ def test_a_load_that_gets_on_may_finish_when_the_process_ends():
     assert loaded.is_set()
 
 
-def test_a_server_told_to_stop_before_it_is_ready_stops(tiny_bundle_path, tmp_path):
+def test_a_server_told_to_stop_before_it_is_ready_stops(tmp_path):
     """A server that is told to stop while it loads its bundle closes its socket and ends with 0."""
-    bundle, path = tmp_path / "bundle", tmp_path / "c.sock"
-    shutil.copytree(tiny_bundle_path, bundle)
-    (bundle / "model.onnx").unlink()
-    os.mkfifo(bundle / "model.onnx")  # whoever reads it waits until a writer has come and gone
-    with server_process("--bundle", str(bundle), "--listen", f"unix:{path}") as server:
-        with (bundle / "model.onnx").open("wb"):  # waits until the server reads
+    pipe, path = tmp_path / "pipe", tmp_path / "c.sock"
+    os.mkfifo(pipe)
+    with server_process(f"unix:{path}", str(pipe), module="tests.hanging_server") as server:
+        with pipe.open("wb"):  # waits until the server reads
             server.signal(signal.SIGTERM)
             until(lambda: not _listens(path))
         assert server.wait() == 0
