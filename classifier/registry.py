@@ -157,7 +157,7 @@ class Registry:
                     checkpoint = self.checkpoint(version)
             files = {f"bundle/{name}": Path(path) / name for name in (*FILES, MANIFEST)}  # nothing else lying there
             if checkpoint:
-                files |= {f"checkpoint/{name}": Path(checkpoint) / name for name in hashes(Path(checkpoint))}
+                files |= {f"checkpoint/{name}": Path(checkpoint) / name for name in weights or hashes(Path(checkpoint))}
             self._objects.upload(folder, files)
 
         def change(state: Event) -> Event | None:
