@@ -23,6 +23,7 @@ import logging
 import os
 import pickle
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from typing import Any
 from classifier.answering import EngineMaker
 from classifier.arrow import pyarrow
 from classifier.bundle import FILES, MANIFEST, read_bundle
-from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, SettingsError
+from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, ServerUnreachable, SettingsError
 from classifier.labelled import CLUSTER_MANIFEST, merge_pieces, output_schema, schema_of
 from classifier.labelling import Labeller, Plan
 from classifier.pieces import as_json, check_same
@@ -67,12 +68,15 @@ def label_on_ray(
         output: a folder, or an fsspec URL of one, that every node can reach; made if it is not there.
         bundle: the bundle's folder on this machine.
         options: how rows are read; `processes` is the most actors, by default as many as the cluster has cores.
-        ray_address: of a running cluster; None means what RAY_ADDRESS says, or a new one on this machine.
+        ray_address: of a running cluster; None means what RAY_ADDRESS says, or a new one on this machine, whatever
+            else runs or has run here.
         told: called whenever a chunk is done.
 
     Raises:
         InputError: the input is not there, the output is another run's, or cannot be written.
         MissingExtra: Ray is not installed.
+        SettingsError: `ray_address` is no address, or the rows come from standard input or are limited.
+        ServerUnreachable: nothing answers there.
         ClassifierError: a chunk is missing in the end.
     """
     ray = _ray()
@@ -102,7 +106,7 @@ def label_on_ray(
     progress = Progress()
     started = not ray.is_initialized()
     if started:
-        ray.init(address=ray_address, log_to_driver=False, logging_level="error")
+        _connect(ray, ray_address or os.environ.get("RAY_ADDRESS") or "local")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         tallies = _run(ray, sources, target, plan, bundle, options, progress, told)
@@ -275,6 +279,24 @@ class _Labelling:
 def part_name(group: int, index: int) -> str:
     """Name of a piece: sorted by it, pieces are in the input's order."""
     return f"part-{group:06d}-{index:06d}"
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Starts Ray here for `local`, else joins the cluster: of one that is gone Ray would ask 13 minutes long."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    advice = "check --ray-address and RAY_ADDRESS, or leave both out to start Ray on this machine"
+    if address not in ("local", "auto"):
+        if not host or not port.isdecimal():
+            raise SettingsError(f"{address}: is no address of a Ray cluster, HOST:PORT or auto; {advice}")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ServerUnreachable(f"{address}: no Ray cluster answers there ({error}); {advice}") from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except (OSError, RuntimeError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ServerUnreachable(f"{address}: Ray cannot be reached or started ({said}); {advice}") from None
 
 
 def _ray() -> Any:

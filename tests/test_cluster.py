@@ -10,7 +10,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,7 +25,7 @@ from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.bundle import SHIPPED
 from classifier.cluster import label_on_ray, unpack_bundle
-from classifier.errors import InputError, SettingsError
+from classifier.errors import InputError, ServerUnreachable, SettingsError
 from classifier.labelled import open_labelled
 from classifier.readers import Selection
 from classifier.runs import Options
@@ -142,22 +144,48 @@ def test_a_stopped_run_goes_on_and_another_one_is_refused(two_nodes, tiny_bundle
 
 
 def test_the_command_labels_tables_on_a_cluster_of_its_own(tiny_bundle_path, tmp_path):
-    """`--engine ray` without an address starts Ray on this machine, reads Parquet, and prints the summary."""
+    """`--engine ray` without an address starts Ray here, also where another died, reads Parquet, prints the summary."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"prompt": prompts(1500)}), tmp_path / "in.parquet")
+    ray_folder = tempfile.mkdtemp(dir="/tmp")  # short: Ray's sockets lie under it
+    Path(ray_folder, "ray_current_cluster").write_text("127.0.0.1:9")  # as Ray leaves it where it was killed
     arguments = ["label", str(tmp_path / "in.parquet"), "-o", str(tmp_path / "out"), "--engine", "ray", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "classifier", *arguments, "--bundle", str(tiny_bundle_path)],
+        env=os.environ | {"RAY_TMPDIR": ray_folder},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
+    shutil.rmtree(ray_folder, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 1500
     assert [row["prompt"] for row in open_labelled(tmp_path / "out").rows(["prompt"])] == prompts(1500)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "line"),
+    [
+        ("nowhere", SettingsError, "nowhere: is no address of a Ray cluster, HOST:PORT or auto; check --ray-address"),
+        ("ray://127.0.0.1:9", ServerUnreachable, "no Ray cluster answers there .*; check --ray-address"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_said_at_once(address, error, line, tiny_bundle_path, tmp_path):
+    """A wrong address, or one at which nothing answers, ends with one line that says what to check."""
+    logs = write_logs(tmp_path / "logs", 1, 10)
+    with pytest.raises(error, match=line):
+        label_on_ray([str(logs)], str(tmp_path / "out"), tiny_bundle_path, Options(), ray_address=address)
+
+
+def test_what_ray_says_when_it_cannot_start_is_one_line(tiny_bundle_path, tmp_path, monkeypatch):
+    """An error of Ray's own comes with its first line and what to check, and is not taken for one of the output."""
+    monkeypatch.setattr(ray, "init", Mock(side_effect=ConnectionError("Could not find any running Ray.\nA trace")))
+    logs = write_logs(tmp_path / "logs", 1, 10)
+    with pytest.raises(ServerUnreachable, match=r"auto: .* \(Could not find any running Ray\.\); check --ray-address"):
+        label_on_ray([str(logs)], str(tmp_path / "out"), tiny_bundle_path, Options(), ray_address="auto")
 
 
 def test_a_full_disk_is_said_and_survived(two_nodes, tiny_bundle_path, tmp_path):
