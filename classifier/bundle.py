@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.calibration import Calibration
+from classifier.drift import check_reference
 from classifier.durable import fsync
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
 from classifier.policy import Policy
@@ -90,7 +91,7 @@ def read_bundle(path: str | Path) -> Bundle:
     except OSError as error:
         raise BundleNotFound(f"{path}: cannot be read ({error.strerror}); check the path and the rights") from error
     if not there:
-        raise BundleNotFound(f"{path}: no {MANIFEST} there; give the folder of a bundle, or leave --bundle out")
+        raise BundleNotFound(f"{path}: no {MANIFEST} there; give the folder of a bundle")
     manifest = _json(path, MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version") if isinstance(manifest, dict) else type(manifest).__name__
@@ -107,6 +108,11 @@ def read_bundle(path: str | Path) -> Bundle:
         raise BundleCorrupt(
             f"{path}: version {manifest.get('version')!r} is not the hash of its files; export it again"
         )
+    config, reference = _object(path, "config.json"), _object(path, "reference.json")
+    try:
+        check_reference(reference)
+    except ValueError as error:
+        raise BundleCorrupt(f"{path}: reference.json is malformed ({error}); export it again") from error
     try:
         calibration = Calibration.from_json(_json(path, "calibration.json"))
         policies, default = policies_from_json(
@@ -121,11 +127,11 @@ def read_bundle(path: str | Path) -> Bundle:
     return Bundle(
         path=path,
         version=str(manifest["version"]),
-        config=_json(path, "config.json"),
+        config=config,
         calibration=calibration,
         policies=policies,
         default_policy=default,
-        reference=_json(path, "reference.json"),
+        reference=reference,
         manifest=manifest,
     )
 
@@ -202,10 +208,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _object(path: Path, name: str) -> dict[str, Any]:
+    found = _json(path, name)
+    if not isinstance(found, dict):
+        raise BundleCorrupt(f"{path}: {name} holds a {type(found).__name__}, expected an object; export it again")
+    return found
+
+
 def _json(path: Path, name: str) -> Any:
     try:
-        return json.loads((path / name).read_text(encoding="utf-8"))
+        return json.loads((path / name).read_text(encoding="utf-8"), parse_int=_whole)
     except OSError as error:
         raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
     except (ValueError, RecursionError) as error:
         raise BundleCorrupt(f"{path}: {name} is not readable JSON ({type(error).__name__}); export it again") from error
+    except OverflowError as error:
+        raise BundleCorrupt(f"{path}: {name} holds a number that is too large; export it again") from error
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float can hold, so that no sum over a bundle's numbers overflows; else OverflowError."""
+    number = int(digits)
+    float(number)
+    return number

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.types import Tier
+from classifier.types import TIERS, Tier
 
 BINS = 10
 ALARM = 0.001
@@ -52,6 +52,25 @@ def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence
         "scores": scores,
         "signals": {name: counts[name] / n for name in sorted(counts)},
     }
+
+
+def check_reference(reference: Mapping[str, Any]) -> None:
+    """Tries what should be a reference on two rows; one of no rows says nothing and is right.
+
+    Raises:
+        ValueError: it is not what `reference_distributions` returns.
+    """
+    if not reference.get("n"):
+        return
+    rows = np.eye(len(TIERS))[[0, -1]]  # they fall into the first and the last bin of every boundary
+    try:
+        with np.errstate(all="raise", under="ignore"):
+            tried = stability_indices(rows, [(), ()], reference), two_sample_tests(rows, [(), ()], reference)
+        right = all(math.isfinite(value) for found in tried for value in found.values())
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise ValueError("it does not say how scores and signals were distributed")
 
 
 def stability_indices(

@@ -84,8 +84,10 @@ class Engine:
         try:
             max_tokens = int(bundle.manifest["max_tokens"])
             golden, tolerance = list(bundle.manifest["golden"]), float(bundle.manifest["golden_tolerance"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleCorrupt(f"{path}: manifest.json lacks max_tokens or golden inputs; export it again") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise BundleCorrupt(
+                f"{path}: manifest.json lacks max_tokens or golden inputs, or has other values there; export it again"
+            ) from error
         tokenizer = Tokenizer.from_file(bundle.path / "tokenizer.json", max_tokens)
         engine = cls(bundle, tokenizer, Session(bundle.path / "model.onnx", threads=threads))
         try:

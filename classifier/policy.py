@@ -142,6 +142,8 @@ class Policy:
             len(self.tier_shares) != len(TIERS) or not math.isclose(sum(self.tier_shares), 1.0, abs_tol=1e-3)
         ):
             raise ValueError(f"policy {self.name!r}: tier_shares are not {len(TIERS)} shares that sum to 1")
+        if not isinstance(self.group_by, str):
+            raise ValueError(f"policy {self.name!r}: group_by is {self.group_by!r}, expected a fact's name")  # noqa: TRY004
         if self.group_thresholds and not self.group_by:
             raise ValueError(f"policy {self.name!r}: it has group_thresholds, but group_by is empty")
         groups = {group: float32_up(value) for group, value in self.group_thresholds.items()}

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from classifier.bundle import FILES, MANIFEST, read_bundle, sha256, write_bundle
+from classifier.bundle import FILES, MANIFEST, content_version, read_bundle, sha256, write_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
 from tests.tiny import tiny_bundle
 
@@ -21,10 +21,14 @@ def copy(tiny_bundle_path, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_bundle_path, tmp_path / "copy"))
 
 
+def read_manifest(path: Path) -> dict:
+    """A bundle's manifest."""
+    return json.loads((path / MANIFEST).read_text())
+
+
 def restate(path: Path, **fields) -> None:
     """Rewrites fields of a manifest."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    (path / MANIFEST).write_text(json.dumps({**manifest, **fields}))
+    (path / MANIFEST).write_text(json.dumps({**read_manifest(path), **fields}))
 
 
 def test_version_is_a_hash_of_the_content(tiny_bundle_path, tmp_path):
@@ -35,8 +39,8 @@ def test_version_is_a_hash_of_the_content(tiny_bundle_path, tmp_path):
 
 
 def test_folder_without_manifest_is_not_found(tmp_path):
-    """A folder that holds no bundle is not found, and the message says what to give."""
-    with pytest.raises(BundleNotFound, match="give the folder of a bundle"):
+    """A folder that holds no bundle is not found, and the message says what to give, whoever asked."""
+    with pytest.raises(BundleNotFound, match=r"give the folder of a bundle$"):
         read_bundle(tmp_path)
 
 
@@ -103,6 +107,30 @@ def test_unreadable_manifest_is_refused(copy, content):
     """A truncated or foreign manifest is refused, not a crash."""
     (copy / MANIFEST).write_text(content)
     with pytest.raises(BundleCorrupt):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("reference.json", "[]", "reference.json holds a list, expected an object"),
+        ("reference.json", '{"n": 5}', "reference.json is malformed"),
+        (
+            "reference.json",
+            '{"n": NaN, "scores": [{"edges": [], "shares": [1]}], "signals": {}}',
+            "reference.json is malformed",
+        ),
+        ("config.json", "[]", "config.json holds a list, expected an object"),
+        ("calibration.json", f'{{"n": {10**400}}}', "calibration.json holds a number that is too large"),
+    ],
+    ids=["list", "empty", "nan", "config", "large"],
+)
+def test_foreign_content_with_right_checksum_is_refused(copy, name, content, says):
+    """JSON that is not what its name says is refused by name although its checksum holds."""
+    (copy / name).write_text(content)
+    files = {**read_manifest(copy)["files"], name: sha256(copy / name)}
+    restate(copy, files=files, version=content_version(files))
+    with pytest.raises(BundleCorrupt, match=says):
         read_bundle(copy)
 
 

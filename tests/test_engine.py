@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import threading
@@ -100,12 +101,15 @@ def test_a_graph_that_answers_with_no_number_guarantees_nothing(tiny_bundle_path
     [
         ({"input_version": 0}, "input version 0"),
         ({"max_tokens": "many"}, "max_tokens"),
+        ({"max_tokens": math.inf}, "max_tokens"),
+        ({"max_tokens": 10**400}, "too large"),
+        ({"golden_tolerance": 10**400}, "too large"),
         ({"golden": None}, "golden"),
         ({"golden": ["hi"]}, "golden"),
         ({"golden": [{"messages": [{"role": "user", "content": "hi"}]}]}, "golden"),
         ({"golden": [{"messages": [], "probabilities": [0.25] * 4}]}, "golden"),
     ],
-    ids=["inputs", "tokens", "golden", "text", "unanswered", "empty"],
+    ids=["inputs", "tokens", "endless", "large", "tolerance", "golden", "text", "unanswered", "empty"],
 )
 def test_bundle_for_other_inputs_is_refused(tiny_bundle_path, tmp_path, fields, says):
     """A bundle that was made for other inputs, or lacks what loading needs, is refused with the reason."""

@@ -318,6 +318,7 @@ def test_a_policy_file_that_cannot_be_is_refused(change: dict, message: str):
         {"threshold": 0.5, "epsilon": 1.0},
         {"threshold": 0.5, "tier_shares": (0.5, 0.6, 0, 0)},
         {"threshold": 0.5, "group_thresholds": {"a": 0.5}},
+        {"threshold": 0.5, "group_by": ["script"]},
         {"threshold": 0.5, "top_tier_threshold": 1.1},
         {"threshold": 0.5, "name": ""},
     ],
