@@ -12,6 +12,7 @@ from classifier import cli
 from classifier.bundle import read_bundle
 from classifier.registry import Registry
 from classifier.reload import source_of
+from classifier.testing import fake_server
 from tests.tiny import tiny_bundle
 
 
@@ -170,3 +171,34 @@ def test_the_users_own_registry_is_the_default(monkeypatch, tmp_path, bundles):
     monkeypatch.delenv("CLASSIFIER_REGISTRY", raising=False)
     assert CliRunner().invoke(cli.command, ["bundle", "promote", str(bundles[0])]).exit_code == 0
     assert Registry(tmp_path / "classifier" / "registry").resolve("current") == version(bundles[0])
+
+
+def test_commands_without_a_server_take_the_names_that_serve_takes(bundles, tmp_path, monkeypatch, capsys):
+    """`--bundle NAME` and its variable mean the registry wherever a bundle is read; a server has its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLASSIFIER_REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.setenv("CLASSIFIER_BUNDLE", "current")
+    run(str(tmp_path / "registry"), "promote", bundles[0])
+    (tmp_path / "log.jsonl").write_text('{"prompt": "hi"}\n')
+
+    def done(*arguments):
+        return CliRunner().invoke(cli.command, arguments, catch_exceptions=False).stdout
+
+    assert json.loads(done("classify", "--json", "hi"))["bundle_version"] == version(bundles[0])
+    label = ("label", "log.jsonl", "-o", "out.jsonl", "--processes", "1")
+    assert version(bundles[0]) in done(*label, "--dry-run")
+    done(*label)
+    assert "1 rows under policy economy" in done("relabel", "out.jsonl", "--policy", "economy")
+    monkeypatch.setenv("CLASSIFIER_BUNDLE", "nope")
+    with fake_server() as address:
+        assert "fake000000000000" in done(*label, "--dry-run", "--address", address)
+    for arguments in (
+        ["classify", "hi"],
+        label,
+        ["relabel", "out.jsonl", "--policy", "economy"],
+        ["feedback", "drift"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 1
+        assert "no bundle 'nope' there; it has" in capsys.readouterr().err

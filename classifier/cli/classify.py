@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from classifier.cli._bundles import bundle_folder, bundle_option
+
 if TYPE_CHECKING:
     from classifier.explanation import Effect, Explanation
     from classifier.types import Decision, Request, Tier
@@ -23,12 +25,7 @@ PART_CHARS = 60
 @click.option(
     "--request", "path", metavar="FILE", help="JSON object with messages, tools, attachments, instead of TEXT."
 )
-@click.option(
-    "--bundle",
-    metavar="PATH",
-    envvar="CLASSIFIER_BUNDLE",
-    help="Bundle folder. [CLASSIFIER_BUNDLE] Default: the shipped one.",
-)
+@bundle_option
 @click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")
 @click.option("--floor", metavar="TIER", help="The answer is never below this tier.")
 @click.option("--ceiling", metavar="TIER", help="The answer is never above this tier.")
@@ -56,7 +53,6 @@ def command(
     classifier classify --json - < prompt.txt
     classifier classify --explain --request request.json --routes routing.toml --label data=restricted
     """
-    from classifier.bundle import SHIPPED
     from classifier.engine import Engine
     from classifier.explanation import explain
     from classifier.routing import read_table
@@ -64,7 +60,7 @@ def command(
     fields = {"policy": policy, "floor": _tier("floor", floor), "ceiling": _tier("ceiling", ceiling)}
     request = _request(text, path, {**fields, "labels": _labels(labels)})
     table = read_table(routes) if routes else None
-    engine = Engine.from_pretrained(bundle or SHIPPED)
+    engine = Engine.from_pretrained(bundle_folder(bundle))
     explanation = explain(engine, request) if explained else None
     decision = engine.classify(request)
     if table is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from classifier.cli._bundles import bundle_folder, bundle_option
 from classifier.settings import feedback_url
 
 _CANNOT_REACH = (
@@ -147,12 +148,14 @@ def expire(*, url: str, older_than_days: float) -> None:
 
 @command.command(name="drift")
 @_store_option
-@click.option("--bundle", default="", metavar="PATH", help="Bundle that is asked about. Default: the shipped one.")
+@bundle_option
 @click.option("--since", metavar="TIME", help="First moment, as for export.")
 @click.option("--until", metavar="TIME", help="First moment after the last.")
 @click.option("--max-index", default=0.25, show_default=True, help="Stability index above which traffic has drifted.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_index: float, as_json: bool) -> None:
+def drift(
+    *, url: str, bundle: str | None, since: str | None, until: str | None, max_index: float, as_json: bool
+) -> None:
     r"""Compares what a bundle decided with what it was calibrated on, and reported failures with its promise.
 
     Exit code 3 where an index is above the limit and its test below .001, or where a policy has more reported failures
@@ -161,7 +164,7 @@ def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_in
     \b
     classifier feedback drift --since 2026-01-01 --bundle /srv/bundles/current
     """
-    from classifier.bundle import SHIPPED, read_bundle
+    from classifier.bundle import read_bundle
     from classifier.database import Database
     from classifier.drift import drift_report
     from classifier.errors import GateNotMet, InputError
@@ -171,7 +174,7 @@ def drift(*, url: str, bundle: str, since: str | None, until: str | None, max_in
 
     if not 0 <= max_index < float("inf"):
         raise click.UsageError(f"--max-index: expected a number from 0 on, found {max_index:g}")
-    read = read_bundle(bundle or SHIPPED)
+    read = read_bundle(bundle_folder(bundle))
     if not read.reference.get("n"):
         raise InputError(
             f"{read.path}: its reference.json is empty, so there is nothing to compare with; export it again"

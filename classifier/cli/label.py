@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from classifier.cli._bundles import bundle_folder, bundle_option
+
 if TYPE_CHECKING:
     from classifier.answering import Maker
     from classifier.progress import Progress, Tally
@@ -30,12 +32,7 @@ _LINE_SECONDS = 0.5
 )
 @click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="The column of prompts.")
 @click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")
-@click.option(
-    "--bundle",
-    metavar="PATH",
-    envvar="CLASSIFIER_BUNDLE",
-    help="Bundle folder. [CLASSIFIER_BUNDLE] Default: the shipped one.",
-)
+@bundle_option
 @click.option("--sample", "share", default=1.0, metavar="SHARE", help="Label this share of the rows, 0 to 1.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Label the first N rows only.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="Default: as many as there are cores.")
@@ -84,7 +81,6 @@ def command(
     """
     from classifier.answering import EngineMaker, ServerMaker
     from classifier.bulk import label
-    from classifier.bundle import SHIPPED
     from classifier.errors import InputError
     from classifier.readers import Selection
     from classifier.runs import Options
@@ -106,10 +102,11 @@ def command(
         raise click.UsageError("--ray-address goes with --engine ray")
     options = Options(row_format, text_field, policy, Selection(share, limit), processes)
     given = {"token": token, "tls_ca": tls_ca}
+    folder = bundle_folder(None if address else bundle)  # a server has its own
     maker: Maker = (
         ServerMaker(address, {name: value for name, value in given.items() if value})
         if address
-        else EngineMaker(bundle or SHIPPED)
+        else EngineMaker(folder)
     )
     if dry_run:
         _dry_run(inputs, output, maker, options, as_json)
@@ -122,7 +119,7 @@ def command(
         if engine == "ray":
             from classifier.cluster import label_on_ray
 
-            progress = label_on_ray(inputs, output, bundle or SHIPPED, options, ray_address=ray_address, told=told)
+            progress = label_on_ray(inputs, output, folder, options, ray_address=ray_address, told=told)
         else:
             progress = label(inputs, output, maker, options, told=told)
     except KeyboardInterrupt:

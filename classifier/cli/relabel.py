@@ -6,17 +6,14 @@ import json
 
 import click
 
+from classifier.cli._bundles import bundle_folder, bundle_option
+
 
 @click.command(name="relabel")
 @click.argument("path", metavar="OUT")
 @click.option("--policy", required=True, metavar="NAME", help="Policy of the bundle that labelled the file.")
 @click.option("-o", "--output", metavar="FILE", help="Where to, a name of the same kind. Default: in place.")
-@click.option(
-    "--bundle",
-    metavar="PATH",
-    envvar="CLASSIFIER_BUNDLE",
-    help="Bundle folder. [CLASSIFIER_BUNDLE] Default: the shipped one.",
-)
+@bundle_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(*, path: str, policy: str, output: str | None, bundle: str | None, as_json: bool) -> None:
     r"""Applies another policy's threshold to the probabilities in a labelled file, without running the model.
@@ -26,12 +23,12 @@ def command(*, path: str, policy: str, output: str | None, bundle: str | None, a
     classifier relabel labelled.parquet --policy quality -o quality.parquet
     """
     from classifier.answering import identity_of
-    from classifier.bundle import SHIPPED, read_bundle
+    from classifier.bundle import read_bundle
     from classifier.errors import SettingsError
     from classifier.relabelling import relabel
     from classifier.types import TIERS
 
-    read = read_bundle(bundle or SHIPPED)
+    read = read_bundle(bundle_folder(bundle))
     if policy not in read.policies:
         raise SettingsError(f"policy: expected one of {', '.join(sorted(read.policies))}, found {policy[:64]!r}")
     facts = identity_of(read.version, read.calibration.revision, read.policies[policy]).facts()
