@@ -20,7 +20,9 @@ def pyarrow() -> tuple[Any, Any]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise MissingExtra("labelling logs needs pyarrow; pip install 'request-complexity-classifier[bulk]'") from None
+        raise MissingExtra(
+            "logs in bulk need pyarrow; pip install 'request-complexity-classifier[bulk]', or [report] for reports"
+        ) from None
     return pa, pq
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from classifier.arrow import decodable, plain_rows
+from classifier.arrow import decodable, plain_rows, pyarrow
+from classifier.errors import MissingExtra
 
 MOMENT = 1_767_225_600_123_456_789
 
@@ -88,3 +89,10 @@ for kind in ("parquet", "jsonl", "csv"):
     assert read_traffic(out).times.tolist() == [1767225600.123456] * 2
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=100)
+
+
+def test_without_pyarrow_both_extras_that_bring_it_are_named(monkeypatch):
+    """Labelling and reports alike end in a line with the extra of each."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"classifier\[bulk\]', or \[report\] for reports"):
+        pyarrow()
