@@ -35,7 +35,7 @@ import grpc
 from classifier import Request, wire
 from classifier.bundle import SHIPPED
 from classifier.engine import Engine
-from classifier.server import run
+from classifier.lifetime import run
 from classifier.v1 import classifier_pb2 as pb
 
 METHOD = f"/{wire.SERVICE}/Classify"

@@ -1,8 +1,8 @@
 """One server process: ports, certificates, health, warm-up, reload, drain.
 
 It listens first, so that a port in use is told at once, and is NOT_SERVING until the model has answered its golden
-inputs. While it serves it looks for a new bundle and new tokens. On SIGTERM it says NOT_SERVING, waits for balancers to
-notice, then finishes what is in flight; on SIGHUP it reads its settings again.
+inputs. While it serves it looks for a new bundle and new tokens. When it stops it says NOT_SERVING, waits for balancers
+to notice, then finishes what is in flight.
 
 Knows nothing of messages, policies or probabilities.
 """
@@ -10,15 +10,11 @@ Knows nothing of messages, policies or probabilities.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
 import os
-import signal
-import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -41,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
-SWITCH_SECONDS = 0.0005
 # What SIGHUP changes in a running server; the rest needs a restart, and the log says so.
 RELOADABLE = frozenset(
     {*Limits.__slots__, "rate_limit", "rate_limit_burst", "shadow_share", "log_level", "drain_seconds"}
@@ -260,74 +255,6 @@ class Server:
 def reloaded(settings: ServerSettings, fresh: ServerSettings) -> ServerSettings:
     """`settings`, with what SIGHUP changes in a running server as it is in `fresh`."""
     return replace(settings, **{name: getattr(fresh, name) for name in RELOADABLE})
-
-
-async def serve(
-    server: Server, *, ready: Callable[[Sequence[str]], None] | None = None, stop: asyncio.Event | None = None
-) -> None:
-    """Starts the server and serves until SIGTERM or SIGINT, then drains.
-
-    Args:
-        server: not started yet.
-        ready: called with the addresses when the server is SERVING; by default prints the line `serving on ADDRESS`.
-        stop: another way to end it.
-    """
-    stop, hung_up = stop or asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked from the start on
-
-    async def reload() -> None:
-        while await hung_up.wait():
-            hung_up.clear()  # one that comes from here on is for the next round, and not lost
-            try:
-                await server.reload()
-            except Exception as error:  # the next one must be heard all the same
-                log.warning("reload failed with %s", type(error).__name__)
-
-    stopping = asyncio.create_task(stop.wait())
-    starting = asyncio.create_task(server.start())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await starting
-        return
-    if starting.exception() is not None:
-        stopping.cancel()
-    starting.result()
-    reloading = asyncio.create_task(reload())
-    # What is there now stays: without this every full collection walks all modules, and a request waits for it.
-    gc.collect()
-    gc.freeze()
-    # A core's thread that comes back from a run waits this long at most for the event loop to let go of the GIL;
-    # Python's 5 ms are two runs. Worth 5 % of throughput at 32 callers (docs/performance.md).
-    sys.setswitchinterval(SWITCH_SECONDS)
-    (ready or print_ready)(server.addresses)
-    await stopping
-    log.info("draining")
-    reloading.cancel()
-    await asyncio.gather(reloading, return_exceptions=True)
-    await server.stop()
-    log.info("stopped")
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs `serve` or the like to its end, on uvloop where it is installed (extra `fast`), else on asyncio's loop."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        asyncio.run(main)
-        return
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main)
-
-
-def print_ready(addresses: Sequence[str]) -> None:
-    """The line that says that requests are answered now."""
-    print(f"serving on {', '.join(addresses)}", file=sys.stderr, flush=True)
 
 
 def server_key(settings: ServerSettings) -> bytes:

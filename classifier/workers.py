@@ -212,9 +212,9 @@ def _work(
     """A worker process: a server that tells the parent when it is ready, and ends when the parent does."""
     if folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read once, when prometheus_client is imported
+    from classifier.lifetime import run, serve
     from classifier.logs import configure_logging
-    from classifier.server import Server, serve
-    from classifier.server import run as run_server
+    from classifier.server import Server
     from classifier.telemetry import Metrics, Observers, Traces
 
     configure_logging(settings.log_format, settings.log_level)
@@ -234,7 +234,7 @@ def _work(
         await serve(server, ready=lambda _: pipe.send(None), stop=stop)
 
     try:
-        run_server(work())
+        run(work())
     except ClassifierError as error:
         with contextlib.suppress(OSError):
             pipe.send(error)

@@ -9,8 +9,9 @@ import asyncio
 import sys
 from pathlib import Path
 
+from classifier.lifetime import serve
 from classifier.reload import Fixed
-from classifier.server import Server, serve
+from classifier.server import Server
 from classifier.settings import resolve
 from classifier.testing import FakeEngine
 

@@ -11,8 +11,9 @@ import asyncio
 import json
 import sys
 
+from classifier.lifetime import serve
 from classifier.reload import Fixed
-from classifier.server import Server, serve
+from classifier.server import Server
 from classifier.settings import resolve
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine

@@ -21,8 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Client, Tier, errors, wire
 from classifier.health import Health
+from classifier.lifetime import run, serve
 from classifier.reload import Fixed
-from classifier.server import Server, run, serve
+from classifier.server import Server
 from classifier.settings import ServerSettings
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server

@@ -63,9 +63,10 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
 
     # From here to where it is listened to SIGHUP waits: before, it would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    from classifier.lifetime import print_ready, serve
+    from classifier.lifetime import run as run_server
     from classifier.logs import configure_logging
-    from classifier.server import Server, print_ready, serve, server_key
-    from classifier.server import run as run_server
+    from classifier.server import Server, server_key
     from classifier.settings import sqlite_file
     from classifier.telemetry import Metrics, Observers, Traces, serve_metrics
 

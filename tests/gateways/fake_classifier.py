@@ -11,8 +11,9 @@ import sys
 import time
 
 from classifier.errors import Overloaded
+from classifier.lifetime import print_ready, serve
 from classifier.reload import Fixed
-from classifier.server import Server, print_ready, serve
+from classifier.server import Server
 from classifier.settings import resolve
 from classifier.testing import FakeEngine
 from classifier.types import Request, Tier
