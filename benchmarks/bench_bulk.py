@@ -45,11 +45,11 @@ from typing import Self
 from classifier.answering import EngineMaker, Identity, identity_of
 from classifier.bulk import label
 from classifier.bundle import SHIPPED
+from classifier.cores import available_cores
 from classifier.engine import Engine
 from classifier.labelling import EngineAnswers
 from classifier.payloads import request_of_row
 from classifier.runs import Options
-from classifier.settings import available_cores
 from classifier.testing import FAKE_POLICY, FakeEngine
 
 DATA = Path(__file__).parents[1] / "data"

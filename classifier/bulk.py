@@ -26,6 +26,7 @@ from typing import Any
 
 from classifier.answering import Identity, Maker
 from classifier.arrow import pyarrow
+from classifier.cores import available_cores
 from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError
 from classifier.labelled import kind_of, manifest_path, merge_pieces, output_schema
@@ -35,7 +36,6 @@ from classifier.processes import processes_of
 from classifier.progress import Position, Progress, Tally
 from classifier.readers import Chunk, read_chunks
 from classifier.runs import HEAD_CHUNKS, Options, input_schema, plan_of, stated_of
-from classifier.settings import available_cores
 from classifier.sources import STDIN, Source, find_sources
 
 _WAITING = 2

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from classifier import wire
 from classifier.admission import Admission, RateLimit
+from classifier.cores import available_cores
 from classifier.credentials import Identity
 from classifier.errors import ClassifierError
 from classifier.health import SERVICE as HEALTH
@@ -29,7 +30,7 @@ from classifier.listening import bind, options, transport_bytes
 from classifier.reload import Routes, Shadow, Source, Watched, source_of
 from classifier.seams import Classifies, Ids, Limits, Observer
 from classifier.service import Service
-from classifier.settings import ServerSettings, available_cores, state_folder
+from classifier.settings import ServerSettings, state_folder
 
 if TYPE_CHECKING:
     from classifier.feedback import FeedbackStore

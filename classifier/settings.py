@@ -64,7 +64,10 @@ class ServerSettings:
         minimum=0.01,
     )
     cores: int = _setting(
-        0, "Requests that the model runs at once, one core each; 0 means the cores there are.", minimum=0, maximum=1024
+        0,
+        "Requests that the model runs at once, one core each; 0 means as many as it may use.",
+        minimum=0,
+        maximum=1024,
     )
     workers: int = _setting(
         1, "Server processes that share one port; more than one pays off above 4 cores.", minimum=1, maximum=1024
@@ -267,11 +270,6 @@ def registry_url(flag: str | None = None, environ: Mapping[str, str] | None = No
 def own_registry(environ: Mapping[str, str] | None = None) -> str:
     """The user's own registry of bundles, a folder in `state_folder`."""
     return str(state_folder(environ) / "registry")
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, not the machine's count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def state_folder(environ: Mapping[str, str] | None = None) -> Path:

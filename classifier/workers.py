@@ -24,9 +24,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from classifier.cores import available_cores
 from classifier.errors import ClassifierError, SettingsError
 from classifier.listening import bound_socket, check_free
-from classifier.settings import ServerSettings, available_cores
+from classifier.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 START_SECONDS = 60.0
