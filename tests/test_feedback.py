@@ -726,6 +726,33 @@ def test_a_store_that_hangs_loses_what_it_has_not_written(caplog):
     assert "2 decisions could not be written" in caplog.text
 
 
+@pytest.mark.parametrize("fault", [None, StoreUnavailable("away"), ValueError("a row")], ids=["none", "away", "row"])
+def test_what_is_lost_at_the_close_is_counted_once(fault):
+    """However the write ends that hung, and however often the recorder is closed, nothing is lost twice."""
+    begun, end = threading.Event(), threading.Event()
+
+    def write(decisions, outcomes):
+        begun.set()
+        end.wait()
+        if fault:
+            raise fault
+        return []
+
+    recorder = Recorder(write, linger_seconds=0.0)
+    recorder.add({}, 1)
+    assert begun.wait(60)
+    recorder.add({}, 1)
+    recorder.close(timeout_seconds=0.1)
+    recorder.close(timeout_seconds=0.1)
+    assert (recorder.dropped, recorder.queued) == (2, 0)
+    end.set()
+    recorder._thread.join(60)
+    recorder.close(timeout_seconds=0.1)
+    assert (recorder.dropped, recorder.queued) == (2, 0)
+    assert not recorder.add({}, 1)
+    assert recorder.dropped == 3
+
+
 async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: float = 90.0) -> OutcomeState:
     """Retries as a client does."""
     end = time.monotonic() + seconds
