@@ -333,3 +333,12 @@ def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(files, tmp_path):
     done = run_command("--data", files / "rows.jsonl", "--report", tmp_path / "nowhere" / "r.html")
     assert done.exit_code == 2
     assert "there is no folder" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_what_a_page_needs_and_is_not_installed_is_said_before_scoring(files, tmp_path, monkeypatch, missing):
+    """The missing extra is named before minutes are spent."""
+    monkeypatch.setattr(evaluation_run, "score", lambda *_: pytest.fail("rows were scored"))
+    monkeypatch.setitem(sys.modules, missing, None)
+    done = run_command("--bundle", files / "bundle", "--data", files / "rows.jsonl", "--report", tmp_path / "r.html")
+    assert (done.exit_code, done.stderr) == (1, f"error: pages need {missing}; install the extra 'report'\n")
