@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from classifier.errors import MissingExtra
+from classifier.texts import encodable
 from classifier.types import TIERS
 
 SIZE_INCHES = (4.6, 3.3)
@@ -85,7 +86,7 @@ def bars(
             below = np.maximum(np.subtract(values, lows), 0)
             above = np.maximum(np.subtract(highs, values), 0)
             axes.errorbar(values, places, xerr=[below, above], fmt="none", ecolor="black", capsize=2, linewidth=0.8)
-        axes.set_yticks(places, names)
+        axes.set_yticks(places, [encodable(name) for name in names])
         axes.set_xlabel(unit)
         if log:
             axes.set_xscale("log")
@@ -103,7 +104,7 @@ def tier_bars(names: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
             width = 100 * np.array([row[tier.index] for row in shares])
             axes.barh(places, width, left=left, color=colour, height=0.68, label=tier.label)
             left += width
-        axes.set_yticks(places, names)
+        axes.set_yticks(places, [encodable(name) for name in names])
         axes.set(xlabel="% of requests", xlim=(0, 100))
         _legend_above(axes, 4)
 
@@ -169,7 +170,7 @@ def curves(
         palette = (INK, TIER_COLOURS[2], "#4b9560", TIER_COLOURS[3], GREY, "#7b5ea7")
         for i, (name, xs, ys) in enumerate(lines):
             axes.plot(
-                xs, ys, label=name or None, color=palette[i % len(palette)], linewidth=1.4,
+                xs, ys, label=encodable(name) or None, color=palette[i % len(palette)], linewidth=1.4,
                 marker="o" if markers else None, markersize=3,
             )  # fmt: skip
         beside = len(points) <= MOST_BESIDE
@@ -177,7 +178,7 @@ def curves(
             for name, at, value in points:
                 axes.plot(at, value, marker="s", color="black", markersize=4)
                 axes.annotate(
-                    name, (at, value), xytext=(4, 4), textcoords="offset points", fontsize=8,
+                    encodable(name), (at, value), xytext=(4, 4), textcoords="offset points", fontsize=8,
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
                 )  # fmt: skip
         else:
@@ -236,7 +237,7 @@ def _marked(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
     palette = (INK, GREY, *TIER_COLOURS, "black", "#4b9560")
     for i, (name, at, value) in enumerate(points):
         axes.plot(
-            at, value, marks[i % len(marks)], color=palette[i % len(palette)], label=name, markersize=7,
+            at, value, marks[i % len(marks)], color=palette[i % len(palette)], label=encodable(name), markersize=7,
             markeredgecolor="black", markeredgewidth=0.4, linestyle="none",
         )  # fmt: skip
 

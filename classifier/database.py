@@ -33,6 +33,13 @@ _TOO_LARGE = (
     "54"  # PostgreSQL's class of errors for what exceeds a limit, such as an index's row; psycopg's operational
 )
 
+_NEW_ONE = "restore it from a backup, or move it away and a server makes a new one"
+# What a later try does not mend, by the beginning of SQLite's code.
+_ADVICE = {
+    "SQLITE_NOTADB": f"the file is no SQLite database: check its address; if it was one, {_NEW_ONE}",
+    "SQLITE_CORRUPT": f"the file is damaged: {_NEW_ONE}",
+}
+
 
 class Database:
     """A database of this package's tables. Safe from any thread.
@@ -197,7 +204,8 @@ class Database:
             # psycopg gives no code where no connection came up, and its text is not to be shown.
             then = "is it there, and are user, password and database right?"
             if code:
-                then = "retry later, and check its address and the rights"
+                told = (advice for start, advice in _ADVICE.items() if code.startswith(start))
+                then = next(told, "retry later, and check its address and the rights")
             what = f"{type(origin).__name__} {code}".rstrip()
             raise StoreUnavailable(f"{self.name}: the feedback store failed ({what}); {then}") from error
 

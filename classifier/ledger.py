@@ -176,34 +176,39 @@ class Ledger:
         Raises:
             StoreUnavailable: the database is locked or gone.
         """
-        partition = (outcomes.c.decision_id, outcomes.c.caller)
-        latest = [c.desc() for c in (outcomes.c.occurred_at, outcomes.c.received_at, outcomes.c.outcome_id)]
-        ranked = sa.select(
-            outcomes,
-            sa.func.row_number().over(partition_by=partition, order_by=latest).label("rank"),
-            sa.func.count().over(partition_by=partition).label("outcome_count"),
-        ).subquery()
-        shared = {"caller", "decision_id", "request", "request_hash", "rank"}
-        reported = [
-            *(c for c in ranked.c if c.name not in shared),
-            ranked.c.request.label("outcome_request"),
-            ranked.c.request_hash.label("outcome_request_hash"),
-            (ranked.c.rank == 1).label("effective"),
-        ]
-        on = (ranked.c.decision_id == decisions.c.decision_id) & (ranked.c.caller == decisions.c.caller)
-        made = sa.select(*decisions.c, *reported).select_from(
-            decisions.outerjoin(ranked, on if history else on & (ranked.c.rank == 1))
+        # Each decision looks up its own outcomes by their index: a window function would rank those of all time first.
+        other = outcomes.alias()
+        mine = other.c.caller == outcomes.c.caller
+        latest, than = (sa.tuple_(t.c.occurred_at, t.c.received_at, t.c.outcome_id) for t in (other, outcomes))
+        # In filters, for PostgreSQL without statistics would look all of a caller's outcomes up for each decision.
+        count, later = (
+            sa.select(sa.func.count().filter(which))
+            .select_from(other)
+            .where(other.c.decision_id == outcomes.c.decision_id)
+            .scalar_subquery()
+            for which in (mine, mine & (latest > than))
         )
+        effective = later == 0
+        reported = [
+            *(c for c in outcomes.c if c.name not in {"caller", "decision_id", "request", "request_hash"}),
+            sa.func.nullif(count, 0).label("outcome_count"),
+            outcomes.c.request.label("outcome_request"),
+            outcomes.c.request_hash.label("outcome_request_hash"),
+            sa.case((outcomes.c.outcome_id.is_not(None), effective)).label("effective"),
+        ]
+        on = (outcomes.c.decision_id == decisions.c.decision_id) & (outcomes.c.caller == decisions.c.caller)
+        made = sa.select(*decisions.c, *reported).select_from(decisions.outerjoin(outcomes, on))
+        if not history:
+            made = made.where(outcomes.c.outcome_id.is_(None) | effective)
         queries = [
             _between(made, decisions.c.decided_at, since, until).order_by(
                 decisions.c.decided_at, decisions.c.decision_id
             )
         ]
         if history:
-            queries[0] = queries[0].order_by(ranked.c.occurred_at, ranked.c.outcome_id)
-            orphans = sa.select(ranked.c.decision_id, ranked.c.caller, *reported)
-            orphans = orphans.where(~sa.exists().where(decisions.c.decision_id == ranked.c.decision_id))
-            queries.append(_between(orphans, ranked.c.received_at, since, until).order_by(ranked.c.received_at))
+            queries[0] = queries[0].order_by(outcomes.c.occurred_at, outcomes.c.outcome_id)
+            orphans = sa.select(outcomes.c.decision_id, outcomes.c.caller, *reported).where(_PENDING)
+            queries.append(_between(orphans, outcomes.c.received_at, since, until).order_by(outcomes.c.received_at))
         with self._database.reading() as connection:
             for query in queries:
                 for row in connection.execution_options(yield_per=1000).execute(query).mappings():

@@ -222,7 +222,21 @@ class Objects:
         """Deletes a folder, the listing first, so that what is half deleted is seen to be unfinished."""
         for name in (f"{folder}/{LISTING}", folder):
             with contextlib.suppress(FileNotFoundError), self._guarded(missing_is_an_answer=True):
-                self._fs.rm(self.path(name), recursive=True)
+                self._remove(self.path(name))
+
+    def _remove(self, path: str) -> None:
+        """Deletes a file, or a folder with all that is in it, of exactly that name."""
+        if self.local:
+            self._fs.rm(path, recursive=True)
+            return
+        # Elsewhere `rm` takes [, * and ? for a pattern: it would miss the folder, and may meet another.
+        found = self._fs.find(path, withdirs=True, detail=True)
+        for name in sorted(found, reverse=True):  # what is in a folder before the folder
+            if found[name].get("type") != "directory":
+                self._fs.rm_file(name)
+                continue
+            with contextlib.suppress(OSError):  # S3 has no folders
+                self._fs.rmdir(name)
 
     def _holds(self, name: str, data: bytes) -> bool:
         try:

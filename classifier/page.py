@@ -5,6 +5,7 @@ Every value is escaped. Knows nothing of what a page says.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ def check_page(path: Path) -> None:
 
     Raises:
         SettingsError: the name is no page's, or its folder is not there.
+        MissingExtra: jinja2, or matplotlib for its charts, is not installed.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise SettingsError(f"{path}: expected a name that ends in .html for the page")
     if not path.absolute().parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
+    for name in ("jinja2", "matplotlib"):
+        if find_spec(name) is None:
+            raise MissingExtra(f"pages need {name}; install the extra 'report'")
 
 
 def write_page(path: Path, text: str) -> None:

@@ -79,6 +79,7 @@ class Recorder:
         self._in_hand = 0
         self._flush = False
         self._closing = False
+        self._given_up = False
         self._next_housekeeping = 0.0
         self._changed = threading.Condition(threading.Lock())
         self._thread = threading.Thread(target=self._run, name="feedback-recorder", daemon=True)
@@ -130,16 +131,23 @@ class Recorder:
             return done
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Takes nothing more, writes what is queued, and ends the thread. What cannot be written in time is dropped."""
+        """Takes nothing more, writes what is queued, and ends the thread. What cannot be written in time is dropped.
+
+        Dropped is dropped, once: what a hanging write ends in after that changes no count, and closing again nothing.
+        """
+        if self._given_up:
+            return
         self.flush(timeout_seconds)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout_seconds)
         with self._changed:
-            left = self.queued
+            left = 0 if self._given_up else self.queued
             self.dropped += left
+            self._given_up = True
             self._decisions.clear()
+            self._in_hand = 0
             waiting = [future for *_, future in self._outcomes]
             self._outcomes.clear()
         for future in waiting:
@@ -215,7 +223,7 @@ class Recorder:
                 log.warning("a decision cannot be written (%s) and is dropped", type(error).__name__)
                 self._let_go(decisions, [])
                 with self._changed:
-                    self.dropped += 1
+                    self.dropped += not self._given_up
             else:
                 self._let_go([], outcomes)
                 _end(outcomes[0][2], error)
@@ -238,8 +246,9 @@ class Recorder:
                 self._failing = True
                 log.warning("%s; %d decisions wait", error, len(decisions) + len(self._decisions))
             self._down_until = time.monotonic() + self._retry
-            self._decisions.extendleft(reversed(decisions))
-            self._in_hand -= len(decisions)
+            if not self._given_up:
+                self._decisions.extendleft(reversed(decisions))
+                self._in_hand -= len(decisions)
             outcomes += self._outcomes
             self._outcomes.clear()
         self._let_go([], outcomes)
@@ -249,7 +258,7 @@ class Recorder:
     def _let_go(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
         """Gives their memory to others."""
         with self._changed:
-            self._in_hand -= len(decisions)
+            self._in_hand -= 0 if self._given_up else len(decisions)
             self._decision_bytes -= _size(decisions)
             self._outcome_bytes -= _size(outcomes)
 

@@ -129,7 +129,9 @@ def _logs_among(folder: str, files: Mapping[str, tuple[str, ...]]) -> list[str]:
     logs = [name for name, parts in shown.items() if container_of(parts[-1])]
     if logs and len(logs) < len(shown):
         other = next(name for name, parts in shown.items() if not container_of(parts[-1]))
-        _logger.warning("%s: %d files are left out, such as %s; %s", folder, len(shown) - len(logs), other, _KINDS)
+        others = len(shown) - len(logs)
+        told = f"1 file is left out, {other}" if others == 1 else f"{others} files are left out, such as {other}"
+        _logger.warning("%s: %s; %s", folder, told, _KINDS)
     return logs
 
 

@@ -56,6 +56,15 @@ def json_text(value: Any) -> str:
     return text
 
 
+def encodable(text: str) -> str:
+    r"""The text with a question mark for half of a surrogate pair, which JSON may hold and nothing writes or draws.
+
+    >>> encodable("é\ud83d")
+    'é?'
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _text_of(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 

@@ -61,6 +61,7 @@ def draw_log(truth: NDArray[np.float64], seed: int, *, epsilon: float = 0.2, rep
             probabilities=believed,
             chosen=chosen.astype(np.int64),
             base=base,
+            routed=np.tile(np.arange(4), (n, 1)),
             propensities=propensities,
             reporting=np.full(n, observed.mean()),
             observed=observed,

@@ -70,7 +70,7 @@ class _Filesystem:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._filesystem, name)
-        return self._dying.at(found) if name in ("pipe_file", "put_file", "rm") else found
+        return self._dying.at(found) if name in ("pipe_file", "put_file", "rm_file") else found
 
 
 def _half_a_file(source: Path, target: Path) -> None:

@@ -70,6 +70,18 @@ def test_list_shows_versions_and_aliases(registry, bundles):
     assert "promote" in run(registry, "list", "--history").stdout
 
 
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\x85", "\u2028", "\x1b[2K"], ids=ascii)
+def test_a_reason_of_several_lines_is_one_line_of_the_history(registry, bundles, separator):
+    """Whatever --why holds, an event is one line for people, and as it was given for machines."""
+    why = f"better  on{separator}2026-01-01 audits"
+    run(registry, "promote", bundles[0], "--why", why)
+    lines = run(registry, "list", "--history").stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["add", "promote"]
+    assert all(line.endswith("2026-01-01 audits") and "better on " in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+    assert json.loads(run(registry, "list", "--history", "--json").stdout.splitlines()[-1])["why"] == why
+
+
 def test_promote_takes_an_alias_and_keeps_a_checkpoint(registry, bundles, tmp_path):
     """The candidate is promoted by its name; weights beside a folder are kept."""
     (tmp_path / "checkpoint").mkdir()

@@ -126,6 +126,21 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, command, there, capsys)
         assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("damage", ["another file", "a page overwritten"])
+def test_a_file_that_is_no_database_is_not_to_be_tried_again(url, damage, capsys):
+    """What time does not mend comes with what does: another address, or a backup."""
+    path = Path(url.removeprefix("sqlite:///"))
+    whole = path.read_bytes()
+    path.write_bytes(b"notes, " * 1000 if damage == "another file" else whole[:100] + b"\xff" * (len(whole) - 100))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["feedback", "export", "-o", "-", "--feedback-url", url])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "no SQLite database" in said if damage == "another file" else "the file is damaged" in said
+    assert "restore it from a backup" in said
+    assert "retry" not in said
+
+
 @pytest.mark.parametrize(
     ("where", "code", "message"),
     [

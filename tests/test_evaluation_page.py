@@ -295,11 +295,27 @@ def test_rows_of_one_tier_make_a_page(files, tmp_path, monkeypatch):
 
 
 def test_names_of_a_user_are_no_formulas(tmp_path):
-    """A chart shows two dollar signs as they are, and a page half of a surrogate pair as a question mark."""
-    for name in (r"$\frac$", "$a_b$"):
-        assert charts.bars([name], [0.5], unit="share").startswith("data:image/svg+xml")
+    """Charts show two dollar signs as they are, and like a page half of a surrogate pair as a question mark."""
+    for draw in (
+        lambda name: charts.bars([name], [0.5], unit="share"),
+        lambda name: charts.tier_bars([name], [[0.25] * 4]),
+        lambda name: charts.curves([(name, [0, 1], [0, 1])], x="x", y="y", points=[(name, 0.5, 0.5)]),
+        lambda name: charts.scatter([(name, 0.5, 0.5)], x="x", y="y"),
+    ):
+        for name in (r"$\frac$", "$a_b$"):
+            assert draw(name).startswith("data:image/svg+xml")
+        assert draw("half \ud83d") == draw("half ?")
     write_page(tmp_path / "page.html", "half \ud83d")
     assert (tmp_path / "page.html").read_text() == "half ?"
+
+
+def test_a_source_with_half_of_a_surrogate_pair_has_its_slice(files, tmp_path):
+    """Whatever JSON holds as a source's name stands in the table and in the chart."""
+    rows = [json.dumps(row | {"source": row["source"] + " \ud83d"}) + "\n" for row in corpus()]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    given = ("--bundle", files / "bundle", "--data", tmp_path / "rows.jsonl", "--no-robustness")
+    done = run_command(*given, "--report", tmp_path / "page.html")
+    assert (done.exit_code, "source-1 ?" in (tmp_path / "page.html").read_text()) == (0, True), done.output
 
 
 def test_baselines_that_can_learn_nothing_are_one_line(files, tmp_path, monkeypatch):
@@ -317,3 +333,12 @@ def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(files, tmp_path):
     done = run_command("--data", files / "rows.jsonl", "--report", tmp_path / "nowhere" / "r.html")
     assert done.exit_code == 2
     assert "there is no folder" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_what_a_page_needs_and_is_not_installed_is_said_before_scoring(files, tmp_path, monkeypatch, missing):
+    """The missing extra is named before minutes are spent."""
+    monkeypatch.setattr(evaluation_run, "score", lambda *_: pytest.fail("rows were scored"))
+    monkeypatch.setitem(sys.modules, missing, None)
+    done = run_command("--bundle", files / "bundle", "--data", files / "rows.jsonl", "--report", tmp_path / "r.html")
+    assert (done.exit_code, done.stderr) == (1, f"error: pages need {missing}; install the extra 'report'\n")

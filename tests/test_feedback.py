@@ -43,6 +43,13 @@ def patience(monkeypatch):
     monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
 
 
+OUTCOME = {
+    **dict.fromkeys(("verdict", "cause", "source", "served_tier"), 1),
+    **dict.fromkeys(("accepted_tier", "request_hash", "request")),
+}
+"""What else is in an outcome's row."""
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
     """A new, migrated database."""
@@ -442,6 +449,33 @@ def test_rows_of_a_time_span(open_at):
     assert [row["decided_at"] for row in store.ledger.rows(since=2.0, until=3.0)] == [2.0]
 
 
+@pytest.mark.parametrize("history", [False, True])
+def test_a_short_span_looks_at_no_other_outcomes(sqlite_url, history):
+    """What an export costs is a matter of its span, and its rows are those of an export of all times."""
+    now = [0.0]
+    store = open_store(sqlite_url, key=KEY, clock=lambda: now[0], retention_days=1e6)
+    engine, steps = store.ledger._database._engine, list[None]()
+    sa.event.listen(
+        engine, "checkout", lambda dbapi, *_: dbapi.set_progress_handler(lambda: steps.append(None), 100)
+    )  # fmt: skip
+    for n in range(600):
+        now[0] = float(n)
+        store.record(decision(i := mint()), request(), "gateway")
+        for name, said in ((i, "first"), (i, "second"), (f"orphan{n}", "orphan")):
+            made = {"caller": "gateway", "outcome_id": f"{said}{n}", "decision_id": name, "occurred_at": now[0]}
+            store._recorder.submit({**OUTCOME, **made, "received_at": now[0]}, 1)
+    assert store.flush(60)
+    found, cost = [], []
+    for span in ((0.0, 1e9), (300.0, 310.0)):
+        steps.clear()
+        found.append([dict(row) for row in store.ledger.rows(*span, history=history)])
+        cost.append(len(steps))
+    store.close()
+    assert found[1] == [row for row in found[0] if 300 <= (row.get("decided_at") or row["received_at"]) < 310]
+    assert len(found[1]) == (30 if history else 10)
+    assert cost[1] < cost[0] / 5
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 async def test_an_export_reads_back_as_it_was(open_at, tmp_path, suffix):
     """Both formats hold the same rows with every column, in order."""
@@ -724,6 +758,33 @@ def test_a_store_that_hangs_loses_what_it_has_not_written(caplog):
     end.set()
     assert recorder.dropped == 2
     assert "2 decisions could not be written" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [None, StoreUnavailable("away"), ValueError("a row")], ids=["none", "away", "row"])
+def test_what_is_lost_at_the_close_is_counted_once(fault):
+    """However the write ends that hung, and however often the recorder is closed, nothing is lost twice."""
+    begun, end = threading.Event(), threading.Event()
+
+    def write(decisions, outcomes):
+        begun.set()
+        end.wait()
+        if fault:
+            raise fault
+        return []
+
+    recorder = Recorder(write, linger_seconds=0.0)
+    recorder.add({}, 1)
+    assert begun.wait(60)
+    recorder.add({}, 1)
+    recorder.close(timeout_seconds=0.1)
+    recorder.close(timeout_seconds=0.1)
+    assert (recorder.dropped, recorder.queued) == (2, 0)
+    end.set()
+    recorder._thread.join(60)
+    recorder.close(timeout_seconds=0.1)
+    assert (recorder.dropped, recorder.queued) == (2, 0)
+    assert not recorder.add({}, 1)
+    assert recorder.dropped == 3
 
 
 async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: float = 90.0) -> OutcomeState:

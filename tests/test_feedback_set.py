@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from classifier.policy import exploration
+from classifier.routing import Route, RoutingTable
 from classifier.types import Tier
 from tests.feedback_set_support import export_row, silent
 from training.corpus import OUTCOME, parse_row, read_corpus, write_corpus
@@ -181,6 +183,35 @@ def test_the_log_knows_the_chance_of_every_tier():
     assert log.base.tolist() == [1, 1, 1]
     assert log.propensities[2].tolist() == [0, 1, 0, 0]
     assert log.explored
+
+
+@pytest.mark.parametrize("tiers", [(SIMPLE, FRONTIER), (SIMPLE, STANDARD), (STANDARD,), (SIMPLE, STANDARD, FRONTIER)])
+@pytest.mark.parametrize("ceiling", [None, FRONTIER, COMPLEX])
+def test_where_routes_lead_several_tiers_to_one_the_log_knows_the_chances_after_them(tiers, ceiling):
+    """Decisions that were routed to another tier stay in the log, and no tier without a route has a chance there."""
+    table = RoutingTable({tier: (Route(tier, tier.label, 1.0),) for tier in tiers})
+    rng = random.Random(7)
+    rows, expected = [], []
+    for i in range(1000):
+        base = min(rng.choice(list(Tier)), ceiling or FRONTIER)
+        reach = exploration(base, 0.4, ceiling=ceiling)
+        ends = {to: table.choose(to, ceiling=ceiling).tier for to in reach}
+        chances = [sum(share for to, share in reach.items() if ends[to] is tier) for tier in Tier]
+        (drawn,) = rng.choices(list(reach), list(reach.values()))
+        reason = "route" if ends[drawn] is not drawn else "model" if drawn is base else "explored"
+        rows.append(
+            export_row(
+                f"{i:04}", tier=ends[drawn].label, model_tier=base.label, reason=reason,
+                ceiling=ceiling and ceiling.label, propensity=chances[ends[drawn].index], labels={"data": "restricted"},
+            )
+        )  # fmt: skip
+        expected.append(chances)
+    ordinary = export_row("9999", propensity=0.6, labels={})
+    log = build([*rows, ordinary]).log
+    expected.append([0.4 * 0.7 / 0.85, 0.6, 0.4 * 0.15 / 0.85, 0.0])
+    np.testing.assert_allclose(log.propensities, expected, atol=1e-9)
+    assert {Tier.from_index(t) for t in log.routed[:-1].ravel()} <= set(tiers)
+    assert log.routed[-1].tolist() == [0, 1, 2, 3]
 
 
 def test_the_chance_of_a_report_is_modelled_by_tier_and_caller():

@@ -119,6 +119,13 @@ def test_floors_and_ceilings_hold_for_the_candidate():
     assert estimate(drawn.log, np.zeros(2000, dtype=np.int64)) == estimate(drawn.log, bound)
 
 
+def test_routes_hold_for_the_candidate():
+    """The candidate is judged at the tiers that its choices would end at."""
+    drawn = draw_log(truths(2000, np.random.default_rng(6)), 6)
+    object.__setattr__(drawn.log, "routed", np.tile([0, 2, 2, 2], (2000, 1)))
+    assert estimate(drawn.log, np.full(2000, 1)) == estimate(drawn.log, np.full(2000, 2))
+
+
 @pytest.mark.parametrize("rows", [0, 5])
 def test_choices_that_do_not_fit_the_log_are_refused(rows: int):
     """Choices of another number than the log's rows are an error that names both."""

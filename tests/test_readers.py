@@ -351,6 +351,14 @@ def test_what_a_folder_leaves_out_is_said(tmp_path, caplog):
         assert "c.jsonl.bz2; names end in .jsonl" in message
 
 
+def test_the_one_file_that_a_folder_leaves_out_is_named(tmp_path, caplog):
+    """One is no number with an example."""
+    for name in ("a.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("{}\n")
+    find_sources([str(tmp_path)])
+    assert f"{tmp_path}: 1 file is left out, {tmp_path}/notes.txt; names end in .jsonl" in caplog.text
+
+
 def test_archives_are_read_by_their_urls(tmp_path):
     """A file within an archive, or all of one, is opened where its URL says; other contents are another input."""
     archive = tmp_path / "logs.zip"

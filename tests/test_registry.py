@@ -99,6 +99,11 @@ def stored(registry: Registry) -> set[str]:
     return {folder for folder in folders if registry._objects.written_at(folder) is not None}
 
 
+def bundle_files(registry: Registry) -> set[str]:
+    """Every file below bundles/, as its store names it."""
+    return set(registry._objects._fs.find(registry._objects.path("bundles")))
+
+
 def test_a_registry_starts_empty(registry):
     """Nothing has a name yet, and asking for one says so."""
     assert registry.state().number == 0
@@ -500,6 +505,25 @@ def test_promoters_that_are_killed_leave_one_valid_current(url, request, tmp_pat
     assert len(promotions) >= 8
     for before, after in itertools.pairwise(promotions):
         assert after.aliases["previous"] == before.aliases["current"] != after.aliases["current"]
+
+
+@pytest.mark.parametrize("part", ["te[am]", "te*m", "te?m"])
+def test_signs_of_patterns_in_an_address_are_letters(url, tmp_path, bundles, versions, part):
+    """In a registry whose address holds [, * or ? what is removed goes, and what is in one that they match stays."""
+    now = [1000 * DAY]
+    signed, plain = (Registry(f"{url}/{p}", cache=tmp_path / "c", clock=lambda: now[0]) for p in (part, "team"))
+    for registry in (signed, plain):
+        registry.add(bundles[0])
+        registry.promote(versions[0])
+    for registry in (signed, plain):
+        registry._objects.upload("bundles/same-00000000", {"bundle/README.md": bundles[0] / "README.md"})
+    before = bundle_files(plain)
+    signed._objects.discard("bundles/same-00000000")
+    assert bundle_files(plain) == before
+    signed.add(bundles[1])
+    now[0] += 100 * DAY
+    assert signed.gc() == [versions[1]]
+    assert stored(signed) == {signed.state().folders[versions[0]]}
 
 
 def test_an_upload_that_goes_on_is_not_taken_for_a_crash(registry, bundles, tmp_path):

@@ -232,7 +232,7 @@ def evaluate(
     """
     from classifier.bundle import SHIPPED
     from classifier.page import check_page, write_page
-    from classifier.texts import finite
+    from classifier.texts import encodable, finite
     from training import evaluate as evaluation
     from training import outcome_curves
     from training import robustness as steadiness
@@ -264,7 +264,7 @@ def evaluate(
     texts = [evaluation.as_text(report)]
     texts += [steadiness.as_text(report["robustness"])] if "robustness" in report else []
     texts += [outcome_curves.as_text(report["outcomes"])] if "outcomes" in report else []
-    click.echo(json.dumps(finite(report), indent=1) if as_json else "\n\n".join(texts))
+    click.echo(json.dumps(finite(report), indent=1) if as_json else encodable("\n\n".join(texts)))
     failures = evaluation.failed_gates(report, gates)
     if failures:
         raise GateNotMet("; ".join(failures))

@@ -1,15 +1,22 @@
 """The log of decisions that evaluation needs: what was chosen, how likely each tier was, and what came of it.
 
-It holds every decision, reported or not, but those whose known propensity was broken on the way: a route that moved the
-tier, or a gateway that served another. What an outcome says of the label is in `is_quality` and `interval`.
+It holds every decision, reported or not, but those of which a gateway served another tier: it broke the known
+propensity. What an outcome says of the label is in `is_quality` and `interval`.
+
+Theory of operation. A row tells the tier that it ended at, after its route, and how likely that was; where a routing
+table leads several tiers to one, that is the sum over them. The routing table is not in the log, but its decisions are:
+where a route moved any, the tiers that have routes are those at which some decision ended. With them the row's chance
+is a linear function of the share that was explored; solved for that share, it gives the chances of all tiers.
 
 Knows nothing of models, stores or training.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +26,12 @@ from numpy.typing import NDArray
 from classifier.errors import InvalidRequest
 from classifier.labels import outcome_interval
 from classifier.policy import exploration
+from classifier.routing import Route, RoutingTable, is_restricted
 from classifier.types import TIERS, Request, Tier
 from training.outcome_noise import reporting_chances
 
 ExportRow = Mapping[str, Any]
+_SLIVER = 1e-9  # what sums of shares are off by
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +42,10 @@ class Log:
         requests: (n,) the request, or None where its text is not there.
         probabilities: (n, 4) float32 of the bundle that decided.
         chosen: (n,) int64, index of the tier that was decided.
-        base: (n,) int64, index of the tier before exploration.
-        propensities: (n, 4) float64: P(the log would have had this tier), rows sum to 1; 0 is no support.
+        base: (n,) int64, index of the tier before exploration and route.
+        routed: (n, 4) int64, index of the tier at which a choice of each tier within floor and ceiling ends.
+        propensities: (n, 4) float64: P(the log would have had this tier), after its route; 0 is no support. Rows sum to
+            1, and to less where no share of exploration explains the row: then only its own tier's is known.
         reporting: (n,) float64, P(an outcome came in), by tier and caller.
         observed: (n,) bool, an outcome of quality at the decided tier came in.
         at_least: (n,) int64, index of the lowest tier that the label may be; 0 where not observed.
@@ -49,6 +60,7 @@ class Log:
     probabilities: NDArray[np.float32]
     chosen: NDArray[np.int64]
     base: NDArray[np.int64]
+    routed: NDArray[np.int64]
     propensities: NDArray[np.float64]
     reporting: NDArray[np.float64]
     observed: NDArray[np.bool_]
@@ -118,8 +130,8 @@ def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log,
     keep = [
         (row, who)
         for row, who in zip(rows, principals, strict=True)
-        # A route that moved the tier, or a gateway that served another, broke the known propensity.
-        if row["reason"] != "route" and row["served_tier"] in (None, row["tier"])
+        # A gateway that served another tier broke the known propensity.
+        if row["served_tier"] in (None, row["tier"])
     ]
     kept, names = [row for row, _ in keep], [who for _, who in keep]
     n = len(kept)
@@ -127,9 +139,10 @@ def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log,
     cells = [f"{row['tier']}/{row['caller'] or ''}" for row in kept]
     reporting = reporting_chances(cells, observed)
     intervals = [interval(row) if seen else (TIERS[0], TIERS[-1]) for row, seen in zip(kept, observed, strict=True)]
-    behaviour = [_behaviour(row) for row in kept]
-    floors = [0 if row["floor"] is None else Tier.parse(row["floor"]).index for row in kept]
-    ceilings = [len(TIERS) - 1 if row["ceiling"] is None else Tier.parse(row["ceiling"]).index for row in kept]
+    routing = _routing(rows)
+    bounds = [_bounds(row) for row in kept]
+    ends = [routing(is_restricted(row["labels"] or {}), *pair) for row, pair in zip(kept, bounds, strict=True)]
+    behaviour = [_behaviour(row, where) for row, where in zip(kept, ends, strict=True)]
     table: dict[str, list[bool]] = defaultdict(list)
     for cell, seen in zip(cells, observed.tolist(), strict=True):
         table[cell].append(seen)
@@ -138,30 +151,64 @@ def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log,
         probabilities=np.array([row["probabilities"] for row in kept], dtype=np.float32).reshape(n, len(TIERS)),
         chosen=np.array([Tier.parse(row["tier"]).index for row in kept], dtype=np.int64),
         base=np.array([base.index for base, _ in behaviour], dtype=np.int64),
+        routed=np.array([[tier.index for tier in where] for where in ends], dtype=np.int64).reshape(n, len(TIERS)),
         propensities=np.array([p for _, p in behaviour], dtype=np.float64).reshape(n, len(TIERS)),
         reporting=reporting,
         observed=observed,
         at_least=np.array([low.index for low, _ in intervals], dtype=np.int64),
         at_most=np.array([high.index for _, high in intervals], dtype=np.int64),
-        floors=np.array(floors, dtype=np.int64),
-        ceilings=np.array(ceilings, dtype=np.int64),
+        floors=np.array([low.index for low, _ in bounds], dtype=np.int64),
+        ceilings=np.array([high.index for _, high in bounds], dtype=np.int64),
         principals=np.array(names, dtype=np.str_),
         decided_at=np.array([row["decided_at"] for row in kept], dtype=np.float64),
     ), {name: (len(seen), float(np.mean(seen))) for name, seen in sorted(table.items())}
 
 
-def _behaviour(row: ExportRow) -> tuple[Tier, list[float]]:
-    """The tier before exploration, and the chance of each tier, from the propensity of the one that was drawn."""
+def _routing(rows: Sequence[ExportRow]) -> Callable[[bool, Tier, Tier], tuple[Tier, ...]]:
+    """Where a choice of each tier ends, as far as the log shows it: by restricted or not, and bounds."""
+    tables = {}
+    for restricted in (False, True):
+        mine = [row for row in rows if is_restricted(row["labels"] or {}) is restricted]
+        moved = any(row["reason"] == "route" for row in mine)
+        tiers = {Tier.parse(row["tier"]) for row in mine} if moved else TIERS
+        tables[restricted] = RoutingTable({tier: (Route(tier, tier.label, 0.0),) for tier in tiers})
+
+    @functools.cache
+    def ends(restricted: bool, low: Tier, high: Tier) -> tuple[Tier, ...]:
+        choices = [min(max(tier, low), high) for tier in TIERS]
+        return tuple(tables[restricted].choose(tier, floor=low, ceiling=high).tier for tier in choices)
+
+    return ends
+
+
+def _behaviour(row: ExportRow, ends: Sequence[Tier]) -> tuple[Tier, list[float]]:
+    """The tier before exploration and route, and the chance that the log would have had each tier after them.
+
+    Args:
+        row: the decision.
+        ends: where a choice of each tier ends.
+    """
     tier, propensity = Tier.parse(row["tier"]), float(row["propensity"])
-    ceiling = None if row["ceiling"] is None else Tier.parse(row["ceiling"])
-    base, epsilon = tier, 1.0 - propensity
-    if row["reason"] == "explored":
-        base = Tier.parse(row["model_tier"])
-        base = base if ceiling is None else min(base, ceiling)
-        share = exploration(base, 0.5, ceiling=ceiling).get(tier, 0.0) / 0.5
-        epsilon = propensity / share if share > 0 else 0.0
-    chances = exploration(base, min(epsilon, 1.0), ceiling=ceiling)
-    return base, [chances.get(t, 0.0) for t in TIERS]
+    low, high = _bounds(row)
+    base = min(max(Tier.parse(row["model_tier"]), low), high)
+    if propensity > 1 - _SLIVER:  # nothing was explored, or whatever was ended here
+        return base, [float(t is tier) for t in TIERS]
+    stays, moves = [0.0] * len(TIERS), [0.0] * len(TIERS)  # P(it ends there) if nothing is explored, and if all is
+    stays[ends[base.index].index] = 1.0
+    for to, share in exploration(base, 1.0, ceiling=high).items():
+        moves[ends[to.index].index] += share
+    # Solves propensity = (1 - epsilon) * stays + epsilon * moves for this tier; the others follow.
+    slope = moves[tier.index] - stays[tier.index]
+    epsilon = (propensity - stays[tier.index]) / slope if slope else math.inf
+    if not 0 <= epsilon <= 1 + _SLIVER:
+        return base, [propensity * (t is tier) for t in TIERS]
+    return base, [(1 - epsilon) * stay + epsilon * move for stay, move in zip(stays, moves, strict=True)]
+
+
+def _bounds(row: ExportRow) -> tuple[Tier, Tier]:
+    """The request's floor and ceiling, or the lowest and the highest tier."""
+    low, high = row["floor"], row["ceiling"]
+    return TIERS[0] if low is None else Tier.parse(low), TIERS[-1] if high is None else Tier.parse(high)
 
 
 def _request(row: ExportRow) -> Request | None:

@@ -109,7 +109,7 @@ def estimate(
 
     Args:
         log: of `training.feedback_set.build`, cut to the rows that the candidate was asked about (`Log.take`).
-        candidate: (n,) index of the tier that it would choose; floors and ceilings are applied here.
+        candidate: (n,) index of the tier that it would choose; floors, ceilings and the log's routes are applied here.
         probabilities: (n, 4) P(label = tier) of the model behind the doubly robust estimate; None takes the log's own.
             It need not be right, and must not have been fitted on the log.
         prices: of the tiers, cheapest first.
@@ -124,10 +124,10 @@ def estimate(
     n = len(log)
     if not n or chosen.shape != (n,):
         raise ValueError(f"the candidate has {chosen.shape} choices for a log of {n} rows")
-    chosen = np.clip(chosen, log.floors, log.ceilings)
+    at = np.arange(n)
+    chosen = log.routed[at, np.clip(chosen, log.floors, log.ceilings)]
     model = np.asarray(log.probabilities if probabilities is None else probabilities, dtype=np.float64)
     price = np.asarray(prices, dtype=np.float64)
-    at = np.arange(n)
     propensity = log.propensities[at, chosen]
     supported = propensity > 0
     matched = supported & log.observed & (log.chosen == chosen)

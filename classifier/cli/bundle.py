@@ -59,7 +59,8 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
         for event in registry.history():
             facts = {"number": event.number, "at": event.at, "action": event.action, "version": event.version}
             facts |= {"by": event.by, "why": event.why, "aliases": event.aliases}
-            line = f"{_time(event.at)}  {event.action:<8}  {event.version:<16}  {event.by}  {event.why}"
+            told = f"{_on_a_line(event.by)}  {_on_a_line(event.why)}"
+            line = f"{_time(event.at)}  {event.action:<8}  {event.version:<16}  {told}"
             click.echo(json.dumps(facts) if as_json else line.rstrip())
         return
     if not state.folders:
@@ -153,6 +154,11 @@ def gc(*, older_than_days: float, dry_run: bool, url: str) -> None:
     for name in removed:
         click.echo(name)
     click.echo(f"{len(removed)} {'would be ' if dry_run else ''}removed", err=True)
+
+
+def _on_a_line(text: str) -> str:
+    """Free text without what would end its line or steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _time(seconds: float) -> str:
