@@ -38,7 +38,7 @@ from training.calibration_set import (
 from training.corpus import read_corpus, write_corpus
 from training.policy_fit import Targets, fit_policies, thresholds_of
 from training.predictions import read_predictions, write_predictions
-from training.risk_control import fit_threshold
+from training.risk_control import fit_threshold, fit_top_tier
 from training.step_losses import routing_losses, soft
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
@@ -400,9 +400,21 @@ def test_the_top_tier_threshold_is_served():
     assert guarantee is not None
     assert guarantee.feasible
     assert policy.top_tier_threshold > 0
-    chosen = choose_many(IDENTITY.apply(rows.logits), policy.threshold, policy.top_tier_threshold)
-    labels = rows.labels.argmax(axis=1)
-    assert (chosen[labels == 3] < 3).mean() <= guarantee.bound <= 0.4
+    rest = rows.take(rows.halves(0)[1])
+    chosen = choose_many(IDENTITY.apply(rest.logits), policy.threshold, policy.top_tier_threshold)
+    assert (chosen[rest.labels[:, 3] == 1] < 3).mean() <= guarantee.bound <= 0.4
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.05], ids=["on the expectation", "with confidence"])
+def test_other_rows_say_whether_a_top_tier_costs_too_much(delta: float):
+    """On the expectation the top tier's threshold is of the rows that were not asked whether it costs too much; with
+    confidence it is of all.
+    """
+    rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.05))
+    part = rows if delta else rows.take(rows.halves(0)[1])
+    expected = fit_top_tier(IDENTITY.apply(part.logits), part.labels, 0.5, delta=delta)
+    policy = fitted(rows, top_tier_miss=0.5, delta=delta)[0]["economy"]
+    assert (policy.top_tier_threshold, policy.top_tier_guarantee.n) == (expected.threshold, expected.n)
 
 
 def test_few_frontier_rows_make_the_top_tier_infeasible():
@@ -465,6 +477,7 @@ def test_traffic_that_repeats_itself_keeps_its_promise(tiny_bundle_path: Path, t
     path.write_text(path.read_text() + 40 * again)
     report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies={"balanced": 0.1})
     assert any("39 of 160 rows repeat a request of another row" in note for note in report["notes"])
+    assert any("On the 121 different requests of 160, each counted once" in note for note in report["notes"])
     engine = Engine.from_pretrained(tmp_path / "out")
     rows = read_corpus([path], repeats=True)
     assert np.mean([engine.classify(row.request).tier < row.tier for row in rows]) <= 0.1

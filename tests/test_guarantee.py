@@ -79,6 +79,14 @@ def test_a_broken_promise_is_refuted(promising: Path, tmp_path: Path):
     assert all(entry["refuted"] for entry in found["policies"])
 
 
+def test_repeats_among_fresh_rows_are_told(promising: Path, tmp_path: Path):
+    """Fresh rows whose request is that of another row are told, because a verdict takes each for a new one."""
+    path = write_rows(tmp_path / "new.jsonl", 60, seed=2)
+    path.write_text(path.read_text() * 2)
+    done = CliRunner().invoke(command, ["--bundle", str(promising), "--data", str(path)])
+    assert "60 rows repeat a request of another row" in done.stdout
+
+
 def test_an_unproven_bundle_promises_nothing_to_check(tiny_engine: Engine):
     """A bundle without a feasible policy is a clear error, and so is the other kind of label."""
     with pytest.raises(InputError, match="promises nothing"):

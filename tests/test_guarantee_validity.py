@@ -189,6 +189,22 @@ def top_tier(draws: int, n: int, delta: float) -> np.ndarray:
     return np.searchsorted(top, np.array(found, dtype=np.float32), side="left") / len(top)
 
 
+@pytest.mark.faults
+def test_a_top_tier_that_passes_as_cheap_enough_keeps_its_promise():
+    """Of calibration sets whose top-tier threshold would cost about the most that is served, those that serve one miss
+    no more frontier requests than they promise.
+    """
+    rows = population(TRUTH, 7, prior=(1.0, 1.5, 0.7, 0.3))
+    top, rng, missed = np.sort(IDENTITY.apply(rows.logits)[rows.labels[:, 3] == 1, 3]), np.random.default_rng(8), []
+    for _ in range(LONG // 4):
+        drawn = rows.take(rng.integers(0, TRUTH, 1200))
+        (policy,), _ = fit_policies(IDENTITY, drawn, Targets({"balanced": ALPHA}, top_tier_miss=0.35))
+        if policy.top_tier_threshold:
+            missed.append(np.searchsorted(top, np.float32(policy.top_tier_threshold)) / len(top))
+    assert len(missed) > 30
+    assert_mean_keeps(np.array(missed), 0.35)
+
+
 def soft_labels(draws: int, n: int, delta: float) -> np.ndarray:
     """True risk of thresholds fitted on soft labels that are themselves noisy draws."""
     p, _ = truth("over-confident")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classifier.bundle import FILES, Bundle, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
@@ -120,7 +121,7 @@ def calibrate(
     if rows.repeats:
         notes.append(
             f"{rows.repeats} of {len(rows)} rows repeat a request of another row. Each counts, as it does in traffic; "
-            "where only the file repeats itself, leave them out."
+            "where only the file does (copies, a row for each juror), leave them out, or it promises too much."
         )
     if rows.largest_group > max(1, LARGE_GROUP * len(rows)):
         notes.append(
@@ -154,6 +155,8 @@ def calibrate(
     if also is not None and (targets.delta or prior_shift):
         also = also.drawn(seed)
     fitted, details = fit_policies(calibration, threshold_rows, targets, shift=shift, also=also, notes=notes)
+    if threshold_rows.repeats:
+        notes.append(_counted_once(calibration, threshold_rows, targets, shift, also, fitted))
     report = _report(engine.bundle, calibration, threshold_rows, fitted, details, comparison, prices, seed, notes)
     report["rows"]["map"] = calibration.n
     report["curves"] = curves(threshold_rows, calibration.apply(threshold_rows.logits), prices, targets, shift)
@@ -183,6 +186,27 @@ def _without(rows: CalibrationSet, map_rows: str, fit_rows: CalibrationSet | Non
     if seen.all():
         raise InputError("every row fitted the probability map; give the thresholds rows that did not")
     return rows.take(~seen)
+
+
+def _counted_once(
+    calibration: Calibration,
+    rows: CalibrationSet,
+    targets: Targets,
+    shift: NDArray[np.float64] | None,
+    also: CalibrationSet | None,
+    served: Sequence[Policy],
+) -> str:
+    """What the thresholds would be if each request counted once: how far the promise rests on the repeats."""
+    first = np.sort(np.unique(rows.ids, return_index=True)[1])
+    once, _ = fit_policies(
+        calibration, rows.take(first), targets, shift=None if shift is None else shift[first], also=also
+    )
+    thresholds = ", ".join(
+        f"{a.name} {a.threshold:.4f} for {b.threshold:.4f}" for a, b in zip(once, served, strict=True)
+    )
+    return (
+        f"On the {len(first)} different requests of {len(rows)}, each counted once, thresholds would be {thresholds}."
+    )
 
 
 def _report(

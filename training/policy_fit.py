@@ -242,12 +242,24 @@ def _note_infeasible(
 def _top_tier(
     probabilities: NDArray[np.float32], rows: CalibrationSet, targets: Targets, notes: list[str]
 ) -> tuple[float, Guarantee | None]:
-    """τ, or 0, and what is promised of it."""
+    """τ, or 0, and what is promised of it.
+
+    Whether it costs too much is asked of one half of the rows, and τ is fitted on the other: of τ that one set of rows
+    gave, those that send few requests to frontier are those that miss many, so that what is promised of the ones that
+    pass would be broken (a winner's curse; data splitting, Fithian, Sun and Taylor, arXiv:1410.2597). With a confidence
+    one set does, because δ bounds the chance that something is promised and broken.
+    """
     if not targets.top_tier_miss:
         return 0.0, None
     beta = targets.top_tier_miss
-    fit = fit_top_tier(probabilities, rows.labels, beta - targets.epsilon, delta=targets.delta)
-    share = float((probabilities[:, -1] >= fit.threshold).mean())
+    asked = fitting = np.ones(len(rows), dtype=bool)
+    if not targets.delta:
+        asked, fitting = rows.halves(0)
+    pilot, fit = (
+        fit_top_tier(probabilities[half], rows.labels[half], beta - targets.epsilon, delta=targets.delta)
+        for half in (asked, fitting)
+    )
+    share = float((probabilities[asked, -1] >= pilot.threshold).mean())
     frontier = float(rows.labels[:, -1].sum())
     feasible = fit.feasible and frontier >= FEWEST_FRONTIER and share <= MOST_TO_TOP_TIER
     if frontier < FEWEST_FRONTIER:

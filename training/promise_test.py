@@ -51,7 +51,8 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         interval, p_value and refuted; `left_out`: names of policies whose alpha bounds a weighted loss, which counting
         misses cannot test; `known`: rows whose request fitted the bundle's map or thresholds. They show nothing new, so
         that risk and interval are without them; but where traffic repeats itself the others are not all of it, so a
-        promise is refuted only where it is with them as well.
+        promise is refuted only where it is with them as well; `repeats`: rows whose request is that of another row.
+        Each counts as drawn by itself: where only the file repeats itself, too much is refuted.
 
     Raises:
         InputError: no policy is feasible, the labels are of the other kind, no row is covered, or the bundle's map or
@@ -98,6 +99,7 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
         "policies": entries,
         "left_out": sorted(set(feasible) - set(counted)),
         "known": int(known.sum()),
+        "repeats": rows.repeats,
     }
 
 
@@ -192,6 +194,11 @@ def as_text(found: Mapping[str, Any]) -> str:
             f"{found['known']} rows are left out: the bundle's probabilities or thresholds were fitted on their "
             "requests. Where these come again in traffic its risk is another, so a promise is called refuted only "
             "where it is with them as well."
+        )
+    if found["repeats"]:
+        notes.append(
+            f"{found['repeats']} rows repeat a request of another row. Each counts, as it does in traffic; where only "
+            "the file repeats itself, leave them out: verdicts and intervals take each for a new one."
         )
     if found["left_out"]:
         names = ", ".join(found["left_out"])
