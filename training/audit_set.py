@@ -90,7 +90,8 @@ def read_set(
         return read_predictions(Path(paths[0]), None if any_model else engine.bundle)
     rows = [row for row in read_corpus(paths, repeats=True) if split is None or row.stated_split == split]
     if not rows:
-        raise InputError(f"{', '.join(map(str, paths))}: no row{f' of the split {split!r}' if split else ''} to use")
+        where, what = ", ".join(map(str, paths)), f"no row{f' of the split {split!r}' if split else ''} is there"
+        raise InputError(f"{where}: {what}; give a file of labelled rows (data/README.md says what one holds)")
     return score_rows(rows, engine, group_by)
 
 

@@ -83,7 +83,7 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
               default=("economy=0.20", "balanced=0.10", "quality=0.05"), show_default=True)  # fmt: skip
 @click.option("--fit-data", multiple=True, help="Rows to fit the probability map on, instead of half of --data.")
-@click.option("--also", multiple=True, help="Rows of other kinds, or a .npz: the promise is kept on them too.")
+@click.option("--also", multiple=True, help="Rows of other kinds, or a .npz: λ keeps the promise on them too.")
 @click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DELTA",
               help="Promise with confidence 1 - DELTA instead of on the expectation.")  # fmt: skip
 @click.option("--top-tier-miss", type=float, help="Share of frontier requests that may be missed.")

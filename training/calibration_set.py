@@ -258,7 +258,9 @@ def rows_seen(hashes: Iterable[str], packed: str) -> int:
 def _one_kind(rows: Sequence[Row]) -> str:
     kinds = sorted({row.label for row in rows})
     if UNLABELLED in kinds:
-        raise InputError("some rows have no label; calibration takes labelled rows only")
+        raise InputError(
+            "some rows have no label, and thresholds are fitted on labels; leave them out or label them (docs/jury.md)"
+        )
     if len(kinds) != 1 or kinds[0] not in (RUBRIC, OUTCOME):
         raise InputError(
             f"the rows carry labels of the kinds {kinds}, and one calibration set holds one: {RUBRIC} is a juror's "
