@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -44,6 +46,44 @@ def whole_file(path: Path, *, staged_in: Path | None = None, private: bool = Fal
         staged.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, whose names survive a power cut as the files in them do."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        fsync(folder.parent)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Makes a file, whole and flushed to disk, and its folder; False where there is one of that name, which stays."""
+    make_folder(path.parent)
+    descriptor, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(staged).chmod(0o644)
+        try:
+            os.link(staged, path)  # unlike a rename, it fails where there is one
+        except FileExistsError:
+            return False
+        fsync(path.parent)
+        return True
+    finally:
+        Path(staged).unlink()
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copies a file, flushed to disk, and makes its folder; not at once: whoever looks meanwhile sees a part."""
+    make_folder(target.parent)
+    with source.open("rb") as data, target.open("wb") as file:
+        shutil.copyfileobj(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+    fsync(target.parent)
 
 
 def fsync(path: Path) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import datetime as dt
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
-from classifier.durable import fsync
+from classifier.durable import copy_durably, create_file
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError
 
 EXCLUSIVE = ("file", "memory", "s3")
@@ -95,7 +94,7 @@ class Objects:
         path = self.path(name)
         with self._guarded():
             if self.local:
-                return _create_file(Path(path), data)
+                return create_file(Path(path), data)
             try:
                 with self._turn:
                     self._fs.pipe_file(path, data, mode="create")
@@ -133,7 +132,7 @@ class Objects:
                 for name, source in files.items():
                     listing[name] = _sha256(source)
                     if self.local:
-                        _copy_durably(source, Path(self.path(folder, name)))
+                        copy_durably(source, Path(self.path(folder, name)))
                     else:
                         self._fs.put_file(str(source), self.path(folder, name))
             self.create(f"{folder}/{LISTING}", json.dumps(listing, indent=1).encode())
@@ -311,42 +310,6 @@ def _taken(error: BaseException) -> bool:
         409,
         412,
     )
-
-
-def _make_folder(path: Path) -> None:
-    """Makes a folder and those above it, whose names survive a power cut as the files in them do."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in made:
-        fsync(folder.parent)
-
-
-def _create_file(path: Path, data: bytes) -> bool:
-    _make_folder(path.parent)
-    descriptor, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(staged).chmod(0o644)
-        try:
-            os.link(staged, path)  # unlike a rename, it fails where there is one
-        except FileExistsError:
-            return False
-        fsync(path.parent)
-        return True
-    finally:
-        Path(staged).unlink()
-
-
-def _copy_durably(source: Path, target: Path) -> None:
-    _make_folder(target.parent)
-    with source.open("rb") as data, target.open("wb") as file:
-        shutil.copyfileobj(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fsync(target.parent)
 
 
 def _sha256(path: Path) -> str:

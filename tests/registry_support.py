@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,9 +51,9 @@ class Dying:
     def inside(self, registry: Registry, patch: pytest.MonkeyPatch) -> None:
         """Lets this registry, and what is below it, die."""
         for owner, name, half in (
-            (objects.os, "link", None),
-            (objects.os, "fsync", None),
-            (objects, "_copy_durably", _half_a_file),
+            (os, "link", None),
+            (os, "fsync", None),
+            (objects, "copy_durably", _half_a_file),
             (objects.Objects, "create", None),
             (objects.Objects, "copy", None),
             (objects.Objects, "discard", None),

@@ -22,7 +22,7 @@ from unittest import mock
 import fsspec
 import pytest
 
-from classifier import objects
+from classifier import durable
 from classifier.bundle import FILES, MANIFEST, SHIPPED, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.registry import Registry, resolve_bundle
@@ -209,8 +209,8 @@ def test_a_checkpoint_that_is_none_is_refused(registry, bundles, tmp_path, what)
 def test_every_folder_of_a_new_registry_survives_a_power_cut(bundles, tmp_path, monkeypatch):
     """The names of new folders are flushed to disk as the files in them are."""
     flushed = set()
-    fsync = objects.fsync
-    monkeypatch.setattr(objects, "fsync", lambda path: (flushed.add(Path(path)), fsync(path)))
+    fsync = durable.fsync
+    monkeypatch.setattr(durable, "fsync", lambda path: (flushed.add(Path(path)), fsync(path)))
     Registry(tmp_path / "new" / "registry").add(bundles[0])
     root = tmp_path / "new" / "registry"
     [folder] = (root / "bundles").iterdir()
