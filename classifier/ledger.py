@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -24,6 +24,7 @@ from classifier.migrations import LOCK, decisions, forgotten, outcomes
 from classifier.types import OutcomeState
 
 Row = Mapping[str, Any]
+_Query = TypeVar("_Query", sa.Select[Any], sa.Exists)
 _CHUNK = 5000
 _PENDING = ~sa.exists().where(decisions.c.decision_id == outcomes.c.decision_id)
 
@@ -176,39 +177,24 @@ class Ledger:
         Raises:
             StoreUnavailable: the database is locked or gone.
         """
-        # Each decision looks up its own outcomes by their index: a window function would rank those of all time first.
-        other = outcomes.alias()
-        mine = other.c.caller == outcomes.c.caller
-        latest, than = (sa.tuple_(t.c.occurred_at, t.c.received_at, t.c.outcome_id) for t in (other, outcomes))
-        # In filters, for PostgreSQL without statistics would look all of a caller's outcomes up for each decision.
-        count, later = (
-            sa.select(sa.func.count().filter(which))
-            .select_from(other)
-            .where(other.c.decision_id == outcomes.c.decision_id)
-            .scalar_subquery()
-            for which in (mine, mine & (latest > than))
+        own = sa.exists().where(decisions.c.decision_id == outcomes.c.decision_id)
+        ranked = _ranked(_between(own, decisions.c.decided_at, since, until))
+        on = (ranked.c.decision_id == decisions.c.decision_id) & (ranked.c.caller == decisions.c.caller)
+        made = sa.select(*decisions.c, *_reported(ranked)).select_from(
+            decisions.outerjoin(ranked, on if history else on & (ranked.c.rank == 1))
         )
-        effective = later == 0
-        reported = [
-            *(c for c in outcomes.c if c.name not in {"caller", "decision_id", "request", "request_hash"}),
-            sa.func.nullif(count, 0).label("outcome_count"),
-            outcomes.c.request.label("outcome_request"),
-            outcomes.c.request_hash.label("outcome_request_hash"),
-            sa.case((outcomes.c.outcome_id.is_not(None), effective)).label("effective"),
-        ]
-        on = (outcomes.c.decision_id == decisions.c.decision_id) & (outcomes.c.caller == decisions.c.caller)
-        made = sa.select(*decisions.c, *reported).select_from(decisions.outerjoin(outcomes, on))
-        if not history:
-            made = made.where(outcomes.c.outcome_id.is_(None) | effective)
         queries = [
             _between(made, decisions.c.decided_at, since, until).order_by(
                 decisions.c.decided_at, decisions.c.decision_id
             )
         ]
         if history:
-            queries[0] = queries[0].order_by(outcomes.c.occurred_at, outcomes.c.outcome_id)
-            orphans = sa.select(outcomes.c.decision_id, outcomes.c.caller, *reported).where(_PENDING)
-            queries.append(_between(orphans, outcomes.c.received_at, since, until).order_by(outcomes.c.received_at))
+            queries[0] = queries[0].order_by(ranked.c.occurred_at, ranked.c.outcome_id)
+            other = outcomes.alias()
+            near = sa.exists().where(other.c.decision_id == outcomes.c.decision_id)
+            ranked = _ranked(_PENDING & _between(near, other.c.received_at, since, until))
+            orphans = sa.select(ranked.c.decision_id, ranked.c.caller, *_reported(ranked))
+            queries.append(_between(orphans, ranked.c.received_at, since, until).order_by(ranked.c.received_at))
         with self._database.reading() as connection:
             for query in queries:
                 for row in connection.execution_options(yield_per=1000).execute(query).mappings():
@@ -239,7 +225,37 @@ class Ledger:
         return found
 
 
-def _between(query: sa.Select[Any], when: sa.ColumnElement[float], since: float, until: float) -> sa.Select[Any]:
+def _ranked(which: sa.ColumnElement[bool]) -> sa.Subquery:
+    """Those outcomes, with their rank among all of their decision, the effective one first, and how many these are.
+
+    Args:
+        which: all or none of a decision's are among them; for a short span those of all time are not to be ranked.
+    """
+    partition = (outcomes.c.decision_id, outcomes.c.caller)
+    latest = [c.desc() for c in (outcomes.c.occurred_at, outcomes.c.received_at, outcomes.c.outcome_id)]
+    return (
+        sa.select(
+            outcomes,
+            sa.func.row_number().over(partition_by=partition, order_by=latest).label("rank"),
+            sa.func.count().over(partition_by=partition).label("outcome_count"),
+        )
+        .where(which)
+        .subquery()
+    )
+
+
+def _reported(ranked: sa.Subquery) -> list[sa.ColumnElement[Any]]:
+    """What a row says of an outcome."""
+    shared = {"caller", "decision_id", "request", "request_hash", "rank"}
+    return [
+        *(c for c in ranked.c if c.name not in shared),
+        ranked.c.request.label("outcome_request"),
+        ranked.c.request_hash.label("outcome_request_hash"),
+        (ranked.c.rank == 1).label("effective"),
+    ]
+
+
+def _between(query: _Query, when: sa.ColumnElement[float], since: float, until: float) -> _Query:
     query = query.where(when >= since)
     return query if until == math.inf else query.where(when < until)
 
