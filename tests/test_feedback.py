@@ -449,31 +449,60 @@ def test_rows_of_a_time_span(open_at):
     assert [row["decided_at"] for row in store.ledger.rows(since=2.0, until=3.0)] == [2.0]
 
 
+def exported(store: FeedbackStore, *span: float, history: bool) -> tuple[list[dict], int]:
+    """Rows of a span, and the hundreds of steps that SQLite took for them."""
+    steps = list[None]()
+
+    def count(connection, *_) -> None:
+        connection.set_progress_handler(lambda: steps.append(None), 100)
+
+    sa.event.listen(store.ledger._database._engine, "checkout", count)
+    rows = [dict(row) for row in store.ledger.rows(*span, history=history)]
+    sa.event.remove(store.ledger._database._engine, "checkout", count)
+    return rows, len(steps)
+
+
+def report(store: FeedbackStore, decision_id: str, outcome_id: str, at: float) -> None:
+    """Queues an outcome."""
+    times = {"occurred_at": at, "received_at": at}
+    row = {**OUTCOME, "caller": "gateway", "outcome_id": outcome_id, "decision_id": decision_id, **times}
+    store._recorder.submit(row, 1)
+
+
 @pytest.mark.parametrize("history", [False, True])
 def test_a_short_span_looks_at_no_other_outcomes(sqlite_url, history):
     """What an export costs is a matter of its span, and its rows are those of an export of all times."""
     now = [0.0]
     store = open_store(sqlite_url, key=KEY, clock=lambda: now[0], retention_days=1e6)
-    engine, steps = store.ledger._database._engine, list[None]()
-    sa.event.listen(
-        engine, "checkout", lambda dbapi, *_: dbapi.set_progress_handler(lambda: steps.append(None), 100)
-    )  # fmt: skip
     for n in range(600):
         now[0] = float(n)
         store.record(decision(i := mint()), request(), "gateway")
         for name, said in ((i, "first"), (i, "second"), (f"orphan{n}", "orphan")):
-            made = {"caller": "gateway", "outcome_id": f"{said}{n}", "decision_id": name, "occurred_at": now[0]}
-            store._recorder.submit({**OUTCOME, **made, "received_at": now[0]}, 1)
+            report(store, name, f"{said}{n}", now[0])
     assert store.flush(60)
-    found, cost = [], []
-    for span in ((0.0, 1e9), (300.0, 310.0)):
-        steps.clear()
-        found.append([dict(row) for row in store.ledger.rows(*span, history=history)])
-        cost.append(len(steps))
+    everything, most = exported(store, 0.0, 1e9, history=history)
+    found, few = exported(store, 300.0, 310.0, history=history)
     store.close()
-    assert found[1] == [row for row in found[0] if 300 <= (row.get("decided_at") or row["received_at"]) < 310]
-    assert len(found[1]) == (30 if history else 10)
-    assert cost[1] < cost[0] / 5
+    assert found == [row for row in everything if 300 <= (row.get("decided_at") or row["received_at"]) < 310]
+    assert len(found) == (30 if history else 10)
+    assert few < most / 5
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_many_outcomes_of_one_decision_are_as_dear_as_those_of_many(tmp_path, history):
+    """A caller that reports one decision a thousand times makes no export slower than a thousand honest reports."""
+    cost = []
+    for reported in (1, 1000):
+        store = open_store(f"sqlite:///{tmp_path}/{reported}.sqlite", key=KEY)
+        ids = [mint() for _ in range(1000)]
+        for i in ids:
+            store.record(decision(i), request(), "gateway")
+        for n in range(1000):
+            report(store, ids[n % reported], f"o{n}", float(n))
+        assert store.flush(60)
+        cost.append(exported(store, history=history)[1])
+        store.close()
+    assert cost[0] < 2 * cost[1]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
