@@ -21,6 +21,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from classifier.texts import encodable
 from classifier.types import Message, Request
 
 INPUT_VERSION = 2
@@ -210,9 +211,9 @@ def _clean(content: str, limit: int) -> tuple[str, int, bool]:
         removed = 2 * WINDOW_CHARS - len(kept_head) - len(kept_tail)
         head_size = int(limit * HEAD_SHARE)
         kept = f"{kept_head[:head_size]}{GAP}{kept_tail[head_size - limit :]}"
-        return _encodable(kept).strip(), removed, True
+        return encodable(kept).strip(), removed, True
     stripped = _strip_harness(content).strip()
-    return _encodable(cut_middle(stripped, limit)), len(content) - len(stripped), len(stripped) > limit
+    return encodable(cut_middle(stripped, limit)), len(content) - len(stripped), len(stripped) > limit
 
 
 def _strip_harness(text: str, *, cut_at_end: bool = False, cut_at_start: bool = False) -> str:
@@ -253,7 +254,7 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
     system = next((i for i, m in enumerate(messages) if m.role in ("system", "developer")), None)
     if system is not None:
         # A system prompt is often pages long; leaving most of it out is by design and not "truncated".
-        body = _encodable(messages[system].content[:SYSTEM_CHARS]).strip()
+        body = encodable(messages[system].content[:SYSTEM_CHARS]).strip()
         parts.append((system, f"system: {body}"))
         left -= len(body)
     around = [*range(len(messages) - 1, rated, -1), *range(rated - 1, -1, -1)]
@@ -313,8 +314,3 @@ def _script(char: str) -> str:
     if 0x900 <= code < 0xE00:
         return "indic"
     return "latin" if unicodedata.name(char, "").startswith(("LATIN", "FULLWIDTH LATIN")) else "other"
-
-
-def _encodable(text: str) -> str:
-    """`text` with lone surrogates, which no encoder takes, replaced by question marks."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

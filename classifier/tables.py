@@ -13,7 +13,7 @@ from typing import Any
 
 from classifier.arrow import pyarrow
 from classifier.labelled import JSON_ENCODED, PREFIX, json_encoded
-from classifier.texts import json_text
+from classifier.texts import encodable, json_text
 
 MAX_COLUMNS = 1000
 _INT64 = 2**63
@@ -39,7 +39,7 @@ def infer_schema(rows: Iterable[Mapping[str, Any]], texts: Sequence[str] = ()) -
     types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string(), "": pa.string()}
     fields = []
     for name, kind in list(kinds.items())[:MAX_COLUMNS]:
-        if name.startswith(PREFIX) or not _encodable(name):
+        if name.startswith(PREFIX) or not _is_encodable(name):
             continue
         metadata = JSON_ENCODED if kind == "json" else None
         fields.append(pa.field(name, types.get(kind, pa.string()), metadata=metadata))
@@ -99,7 +99,7 @@ def _merged(one: str, other: str) -> str:
     return "float" if {one, other} == {"int", "float"} else "json"
 
 
-def _encodable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -109,7 +109,7 @@ def _encodable(text: str) -> bool:
 
 def _nearest(value: Any, kind: str) -> Any:
     """What stands in the column for a value kept elsewhere: a text without its lone surrogates, else nothing."""
-    return value.encode("utf-8", "replace").decode() if kind == "string" and isinstance(value, str) else None
+    return encodable(value) if kind == "string" and isinstance(value, str) else None
 
 
 def _never(_: Any) -> bool:
@@ -120,5 +120,5 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "bool": lambda v: isinstance(v, bool),
     "int64": lambda v: isinstance(v, int) and not isinstance(v, bool) and -_INT64 <= v < _INT64,
     "double": lambda v: isinstance(v, float) or (isinstance(v, int) and not isinstance(v, bool) and abs(v) <= 2**53),
-    "string": lambda v: isinstance(v, str) and (v.isascii() or _encodable(v)),
+    "string": lambda v: isinstance(v, str) and (v.isascii() or _is_encodable(v)),
 }

@@ -62,7 +62,7 @@ def encodable(text: str) -> str:
     >>> encodable("é\ud83d")
     'é?'
     """
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _text_of(value: Any) -> str:

@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
 
 from classifier.errors import ClassifierError, InvalidRequest
+from classifier.texts import encodable
 from classifier.types import (
     TIERS,
     Cause,
@@ -85,15 +86,15 @@ def request_to_proto(request: Request) -> pb.ClassifyRequest:
     except (UnicodeEncodeError, ValueError):
         return _request_to_proto(
             Request(
-                messages=tuple(ChatMessage(m.role, _encodable(m.content)) for m in request.messages),
-                tools=tuple(map(_encodable, request.tools)),
+                messages=tuple(ChatMessage(m.role, encodable(m.content)) for m in request.messages),
+                tools=tuple(map(encodable, request.tools)),
                 attachments=request.attachments,
-                policy=_encodable(request.policy),
+                policy=encodable(request.policy),
                 floor=request.floor,
                 ceiling=request.ceiling,
                 record=request.record,
-                labels={_encodable(key): _encodable(value) for key, value in request.labels.items()},
-                request_id=_encodable(request.request_id),
+                labels={encodable(key): encodable(value) for key, value in request.labels.items()},
+                request_id=encodable(request.request_id),
             )
         )
 
@@ -269,10 +270,6 @@ def _tier(number: int, field: str) -> Tier:
     if tier is None:
         raise InvalidRequest(field, f"is not a tier; one of {', '.join(f'TIER_{t.name}' for t in TIERS)}")
     return tier
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def tiers_to_proto() -> list[Any]:
