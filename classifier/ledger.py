@@ -26,7 +26,8 @@ from classifier.types import OutcomeState
 Row = Mapping[str, Any]
 _Query = TypeVar("_Query", sa.Select[Any], sa.Exists)
 _CHUNK = 5000
-_PENDING = ~sa.exists().where(decisions.c.decision_id == outcomes.c.decision_id)
+_JOINED = sa.exists().where(decisions.c.decision_id == outcomes.c.decision_id)
+_PENDING = ~_JOINED
 
 
 class Ledger:
@@ -177,8 +178,7 @@ class Ledger:
         Raises:
             StoreUnavailable: the database is locked or gone.
         """
-        own = sa.exists().where(decisions.c.decision_id == outcomes.c.decision_id)
-        ranked = _ranked(_between(own, decisions.c.decided_at, since, until))
+        ranked = _ranked(_between(_JOINED, decisions.c.decided_at, since, until))
         on = (ranked.c.decision_id == decisions.c.decision_id) & (ranked.c.caller == decisions.c.caller)
         made = sa.select(*decisions.c, *_reported(ranked)).select_from(
             decisions.outerjoin(ranked, on if history else on & (ranked.c.rank == 1))

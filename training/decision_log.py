@@ -142,7 +142,7 @@ def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log,
     routing = _routing(rows)
     bounds = [_bounds(row) for row in kept]
     ends = [routing(is_restricted(row["labels"] or {}), *pair) for row, pair in zip(kept, bounds, strict=True)]
-    behaviour = [_behaviour(row, where) for row, where in zip(kept, ends, strict=True)]
+    behaviour = [_behaviour(row, *pair, where) for row, pair, where in zip(kept, bounds, ends, strict=True)]
     table: dict[str, list[bool]] = defaultdict(list)
     for cell, seen in zip(cells, observed.tolist(), strict=True):
         table[cell].append(seen)
@@ -181,15 +181,16 @@ def _routing(rows: Sequence[ExportRow]) -> Callable[[bool, Tier, Tier], tuple[Ti
     return ends
 
 
-def _behaviour(row: ExportRow, ends: Sequence[Tier]) -> tuple[Tier, list[float]]:
+def _behaviour(row: ExportRow, low: Tier, high: Tier, ends: Sequence[Tier]) -> tuple[Tier, list[float]]:
     """The tier before exploration and route, and the chance that the log would have had each tier after them.
 
     Args:
         row: the decision.
+        low: its floor, or the lowest tier.
+        high: its ceiling, or the highest tier.
         ends: where a choice of each tier ends.
     """
     tier, propensity = Tier.parse(row["tier"]), float(row["propensity"])
-    low, high = _bounds(row)
     base = min(max(Tier.parse(row["model_tier"]), low), high)
     if propensity > 1 - _SLIVER:  # nothing was explored, or whatever was ended here
         return base, [float(t is tier) for t in TIERS]
