@@ -1,8 +1,8 @@
 """How fast are logs labelled, how soon does it begin, in how much memory? Each part is one command; ratios of one run.
 
-    python benchmarks/bench_bulk.py [startup|rate|memory|pipeline|growth …] [--rows 100000] [--out bulk.json]
+    python benchmarks/bench_bulk.py [startup|rate|memory|pipeline …] [--rows 100000] [--out bulk.json]
 
-Without a part all but *growth* run. Mixed traffic is made from `data/`: its prompts, each perturbed by a number at its
+Without a part all run. Mixed traffic is made from `data/`: its prompts, each perturbed by a number at its
 end so that none repeats, as plain prompts, OpenAI and Anthropic bodies.
 
 - *rate*: `classifier label` over `--rows` with a process a core, against cores × the engine's own rate on one core,
@@ -15,17 +15,12 @@ end so that none repeats, as plain prompts, OpenAI and Anthropic bodies.
 - *pipeline*: a `transformers` pipeline loop over the fp32 teacher, all cores, against `classifier label`, in turns.
   `--teacher PATH` is a fine-tuned one; by default MiniLM-L6 with an untrained head, which takes the same time.
 
-- *growth*: the rate on 1, 2, 4… cores up to those there are, start-up subtracted, in turns; where Ray is installed
-  (the environment of `make test-ray`), of as many actors on a cluster of this machine, too; and of 1, 8 and 32
-  processes whose engine sleeps 10 ms a row, which shows where the parent, and not a core, would be the limit.
-
 Prints a table on stderr and JSON on stdout.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -275,61 +270,6 @@ def pipeline(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
 
 
-def growth(given: argparse.Namespace, folder: Path, cores: int) -> dict[str, float]:
-    """The rate by number of cores, from the difference of a long and a short run; means of the turns."""
-    few, many = 2000, min(given.rows, 12_000)
-    logs = {count: folder / f"growth-{count}.jsonl" for count in (few, many)}
-    for count, log in logs.items():
-        traffic(log, count)
-    counts = [2**i for i in range(cores.bit_length()) if 2**i <= cores]
-    ways = [("local", label_here), *([("ray", label_there)] if importlib.util.find_spec("ray") else [])]
-    rates: dict[str, list[float]] = {}
-    for turn in range(given.turns):
-        for processes in counts:
-            for name, run in ways:
-                took = {}
-                for count, log in logs.items():
-                    start = time.perf_counter()
-                    run(log, folder / f"{name}-{processes}-{count}-{turn}", given.bundle, processes)
-                    took[count] = time.perf_counter() - start
-                rate = (many - few) / (took[many] - took[few])
-                print(f"{name}, {processes} at once: {rate:,.1f} rows a second", file=sys.stderr, flush=True)
-                rates.setdefault(f"{name}_rate_{processes}", []).append(rate)
-    found = {name: statistics.mean(values) for name, values in rates.items()}
-    for name, _ in ways:
-        for processes in counts[1:]:
-            found[f"{name}_growth_{processes}"] = found[f"{name}_rate_{processes}"] / found[f"{name}_rate_1"]
-    for processes in (1, 8, 32):
-        took = []
-        for waves in (1, 3):
-            log = folder / f"asleep-{processes}-{waves}.jsonl"
-            traffic(log, 1000 * waves * processes)
-            start = time.perf_counter()
-            label([str(log)], f"{log}.parquet", Nothing(delay_seconds=0.01), Options(processes=processes))
-            took.append(time.perf_counter() - start)
-        found[f"asleep_rate_{processes}"] = 2000 * processes / (took[1] - took[0])
-        found[f"asleep_growth_{processes}"] = found[f"asleep_rate_{processes}"] / found["asleep_rate_1"]
-    return found
-
-
-def label_here(log: Path, output: Path, bundle: str, processes: int) -> None:
-    """A run on this machine."""
-    label([str(log)], f"{output}.parquet", EngineMaker(bundle), Options(processes=processes))
-
-
-def label_there(log: Path, output: Path, bundle: str, processes: int) -> None:
-    """A run on a Ray cluster of its own on this machine, the log in a file for each actor."""
-    from classifier.cluster import label_on_ray
-
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    folder = output.with_name(f"{output.name}-logs")
-    folder.mkdir()
-    lines = log.read_bytes().splitlines(keepends=True)
-    for i in range(processes):
-        (folder / f"{i:03}.jsonl").write_bytes(b"".join(lines[i::processes]))
-    label_on_ray([str(folder)], str(output), bundle, Options(processes=processes))
-
-
 def shown(found: dict[str, float]) -> Iterable[str]:
     """A line for each number."""
     return (f"{name:<34}{value:>14,.3f}" for name, value in found.items())
@@ -338,19 +278,18 @@ def shown(found: dict[str, float]) -> Iterable[str]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("startup", "rate", "memory", "pipeline", "growth")
+    parts = ("startup", "rate", "memory", "pipeline")
     parser.add_argument("parts", nargs="*", choices=(*parts, []), metavar="PART", help=", ".join(parts))
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--memory-rows", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement of an engine or a pipeline")
-    parser.add_argument("--turns", type=int, default=2, help="of growth")
     parser.add_argument("--bundle", default=str(SHIPPED))
     parser.add_argument("--teacher", default="")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     cores, load = available_cores(), os.getloadavg()[0]
     found: dict[str, float] = {"cores": cores, "load_before": load}
-    chosen = given.parts or parts[:-1]
+    chosen = given.parts or parts
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "startup" in chosen:
@@ -361,8 +300,6 @@ def main() -> None:
             found |= memory(given, folder)
         if "pipeline" in chosen:
             found |= pipeline(given, folder)
-        if "growth" in chosen:
-            found |= growth(given, folder, cores)
     print("\n".join(shown(found)), file=sys.stderr)
     print(json.dumps(found))
     if given.out:

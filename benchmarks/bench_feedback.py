@@ -17,15 +17,15 @@ import contextlib
 import json
 import os
 import platform
-import re
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from servers import Process, process
 
 from classifier import AsyncClient, Client, Outcome, Tier
 from classifier.bundle import SHIPPED
@@ -35,25 +35,6 @@ from classifier.types import Cause, Source, Verdict
 CALLERS = 32
 BLOCK = 150
 PROMPT = "please explain how the billing service retries failed payments and write a short test that shows what happens"
-
-
-@contextlib.contextmanager
-def served(bundle: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Address and process id of a server that remembers."""
-    command = [sys.executable, "-m", "classifier", "serve", "--bundle", str(bundle), "--listen", "127.0.0.1:0"]
-    command += ["--feedback-url", f"sqlite:///{folder}/feedback.db", "--key-file", f"{folder}/key"]
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.match(r"serving on (\S+)", line):
-                yield found[1], process.pid
-                return
-        raise SystemExit(f"the server ended with {process.wait()}")
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 async def outcomes_per_second(address: str, ids: DecisionIds, seconds: float) -> tuple[int, float]:
@@ -76,29 +57,23 @@ async def outcomes_per_second(address: str, ids: DecisionIds, seconds: float) ->
         return sum(counts), time.perf_counter() - start
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process, to the nanosecond (Linux)."""
-    tasks = Path(f"/proc/{pid}/task")
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) * 1e-9
-
-
 def written(database: Path) -> int:
     """Decisions in the store."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         return int(connection.execute("SELECT count(*) FROM decisions").fetchone()[0])
 
 
-def block(address: str, pid: int, database: Path, *, record: bool) -> float:
+def block(server: Process, database: Path, *, record: bool) -> float:
     """CPU seconds a request of one block, its decisions on disk."""
-    before, cpu = written(database), cpu_seconds(pid)
-    with Client(address, timeout_seconds=5) as client:
+    before, cpu = written(database), server.cpu_seconds()
+    with Client(server.address, timeout_seconds=5) as client:
         for n in range(BLOCK):
             client.classify(f"{PROMPT} {n}", record=record)
     while record and written(database) < before + BLOCK:
         time.sleep(0.02)
     if not record:
         time.sleep(0.6)  # as long as the last decisions of the other kind of block take, so that idling is paid alike
-    return (cpu_seconds(pid) - cpu) / BLOCK
+    return (server.cpu_seconds() - cpu) / BLOCK
 
 
 def latencies(address: str) -> list[float]:
@@ -137,23 +112,25 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-feedback-") as name:
         folder = Path(name)
-        with served(arguments.bundle, folder) as (address, pid):
+        serve = ("-m", "classifier", "serve", "--listen", "127.0.0.1:0", "--bundle", str(arguments.bundle))
+        serve += ("--feedback-url", f"sqlite:///{folder}/feedback.db", "--key-file", f"{folder}/key")
+        with process(*serve) as server:
             ids = DecisionIds(read_key(folder / "key"))
-            cpu = cpu_seconds(pid)
-            count, seconds = asyncio.run(outcomes_per_second(address, ids, arguments.seconds))
-            cpu = cpu_seconds(pid) - cpu
+            cpu = server.cpu_seconds()
+            count, seconds = asyncio.run(outcomes_per_second(server.address, ids, arguments.seconds))
+            cpu = server.cpu_seconds() - cpu
             database = folder / "feedback.db"
             for record in (False, True):
-                block(address, pid, database, record=record)  # warm-up
+                block(server, database, record=record)  # warm-up
             plain, recorded = [], []
             for n in range(arguments.blocks):
                 for record in (True, False) if n % 2 else (False, True):
-                    (recorded if record else plain).append(block(address, pid, database, record=record))
+                    (recorded if record else plain).append(block(server, database, record=record))
             free, barred = [], []
             for n in range(max(arguments.blocks // 3, 2)):
                 for lock in (True, False) if n % 2 else (False, True):
                     with locked(database) if lock else contextlib.nullcontext():
-                        (barred if lock else free).extend(latencies(address))
+                        (barred if lock else free).extend(latencies(server.address))
     base, differences = statistics.median(plain), [r - p for r, p in zip(recorded, plain, strict=True)]
     added = statistics.median(differences)
     result = {

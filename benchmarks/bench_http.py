@@ -13,17 +13,14 @@ import argparse
 import contextlib
 import http.client
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
+from servers import process
 
 from classifier import Request, wire
 from classifier.bundle import SHIPPED
@@ -32,24 +29,6 @@ from classifier.v1 import classifier_pb2_grpc as pb_grpc
 PROMPT = "please explain how the billing service retries failed payments and write a short test that shows what happens"
 ROUTES = Path(__file__).parent.parent / "docs" / "examples" / "routing.toml"
 WARM_UP = 50
-
-
-@contextlib.contextmanager
-def started(*arguments: str) -> Iterator[str]:
-    """The address of a process of ours."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("CLASSIFIER_")}
-    command = [sys.executable, "-m", "classifier", *arguments, "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.match(r"serving on (\S+)", line):
-                yield found[1]
-                return
-        raise SystemExit(f"{arguments[0]} ended with {process.wait()}")
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def main() -> None:
@@ -61,11 +40,12 @@ def main() -> None:
     request = wire.request_to_proto(Request.from_text(PROMPT))
     body = json.dumps({"messages": [{"role": "user", "content": PROMPT}]})
     with contextlib.ExitStack() as held:
-        serve = ("serve", "--bundle", str(asked.bundle), "--store", "off")
-        plain = held.enter_context(started(*serve))
-        routed = held.enter_context(started(*serve, "--routes", str(ROUTES)))
-        behind = held.enter_context(started(*serve))
-        base = urlsplit(held.enter_context(started("gateway", "http", "--address", behind)))
+        ours = ("-m", "classifier", "serve", "--listen", "127.0.0.1:0", "--bundle", str(asked.bundle), "--store", "off")
+        plain = held.enter_context(process(*ours)).address
+        routed = held.enter_context(process(*ours, "--routes", str(ROUTES))).address
+        behind = held.enter_context(process(*ours)).address
+        gateway = ("-m", "classifier", "gateway", "http", "--listen", "127.0.0.1:0", "--address", behind)
+        base = urlsplit(held.enter_context(process(*gateway)).address)
         stubs = [
             pb_grpc.ClassifierServiceStub(held.enter_context(grpc.insecure_channel(address)))
             for address in (plain, routed)

@@ -240,7 +240,8 @@ def main() -> None:
     if options.peer:
         serve_peer(options.peer[0], options.bundle, int(options.peer[1]))
         return
-    from bench_serving import facts, prompts
+    from load import prompts
+    from servers import facts
 
     port = free_port()
     command = [sys.executable, "-m", "classifier", "serve", "--listen", f"127.0.0.1:{port}", "--max-wait-seconds", "30"]

@@ -3,12 +3,8 @@
     python benchmarks/bench_serving.py [--bundle PATH] [--seconds 5] [--out serving.json]
 
 Everything is measured in turns within one run, so that a busy machine slows all sides alike; medians are compared,
-never numbers of two runs. The echo server answers bytes of the same sizes through the same admission and the same
-executor hop, without parsing, preparing or scoring: what remains is gRPC for Python and the wake-ups. A second echo
-server does without the hop when a request is alone, as the service does. A third runs the model in the hop, on one
-input prepared before: what it takes beyond the model alone is the least that any such server with a hop adds to a run
-of that length, as cores that idled meanwhile have to wake up and caches were swept.
-Prints a table on stderr and JSON on stdout.
+never numbers of two runs. The RPCs that do nothing are those of echo.py: with the executor hop, without it when a
+request is alone, and with a run of the model in it. Prints a table on stderr and JSON on stdout.
 """
 
 from __future__ import annotations
@@ -18,206 +14,23 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
-import random
-import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+from load import METHOD, TOKENS, closed_loop, fixed_request, message, open_loop, percentiles, prompts, timed
+from servers import Process, facts, process
 
 from classifier import Request, wire
 from classifier.bundle import SHIPPED
 from classifier.engine import Engine
-from classifier.lifetime import run
-from classifier.v1 import classifier_pb2 as pb
 
-METHOD = f"/{wire.SERVICE}/Classify"
-TEXT = """please explain how the billing service retries failed payments and write a short test that shows what happens
-when the database is slow or the network drops half of the packets between two regions during a deploy on friday"""
-TOKENS = {"20-60 tokens": 40, "200 tokens": 200, "2,000 tokens": 2000, "4 kB": 700, "1 MB": 175_000}
+ECHO = str(Path(__file__).with_name("echo.py"))
 TURNS = 12
-
-
-def prompts(words: int, count: int = 32) -> list[str]:
-    """Prompts of about that many tokens, all different."""
-    draw, vocabulary = random.Random(7), TEXT.split()
-    return [" ".join(draw.choice(vocabulary) for _ in range(words)) for _ in range(count)]
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """p50 and p99 in milliseconds."""
-    ordered = sorted(seconds)
-    return {
-        "p50_ms": 1e3 * statistics.median(ordered),
-        "p99_ms": 1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
-    }
-
-
-def timed(work: Callable[[int], object], seconds: float, start: int = 0) -> list[float]:
-    """Durations of `work(i)`, again and again for that long."""
-    took, end, i = [], time.perf_counter() + seconds, start
-    while (now := time.perf_counter()) < end:
-        work(i)
-        took.append(time.perf_counter() - now)
-        i += 1
-    return took
-
-
-def fixed_request() -> Request:
-    """What the echo server that runs the model runs it on."""
-    return Request.from_text(prompts(TOKENS["20-60 tokens"])[0])
-
-
-# --- the echo server: the same transport and the same hop, and nothing else
-
-
-async def echo_server(answer_bytes: int, cores: int, engine: Engine | None, *, single: bool) -> None:
-    """Answers every Classify with that many bytes, after a hop through `Admission`, and there a run of the model.
-
-    With `single` there is no hop for a request that is alone.
-    """
-    from classifier.admission import Admission
-
-    admission = Admission(cores, 256, 10.0)
-    answer = b"x" * answer_bytes
-    prepared = engine and engine.prepare(fixed_request())
-
-    def work() -> bytes:
-        if engine and prepared:
-            engine.score(prepared)
-        return answer
-
-    async def handle(data: bytes, context: object) -> bytes:
-        del data, context
-        found, _ = await admission.run(work, "echo", single=single)
-        return found
-
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2**24)])
-    methods = {"Classify": grpc.unary_unary_rpc_method_handler(handle)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"serving on 127.0.0.1:{port}", file=sys.stderr, flush=True)
-    await server.wait_for_termination()
-
-
-class Process:
-    """A server process: its address, CPU seconds and resident memory."""
-
-    def __init__(self, *command: str) -> None:
-        started = time.perf_counter()
-        self._process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr is not None
-        line = ""
-        while not line.startswith("serving on "):
-            line = self._process.stderr.readline()
-            if not line:
-                raise SystemExit(f"{' '.join(command)} ended with {self._process.wait()}")
-        self.ready_seconds = time.perf_counter() - started
-        self.address = line.split()[-1]
-
-    def cpu_seconds(self) -> float:
-        """User and system time so far (Linux)."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def resident_mb(self) -> float:
-        """Resident memory (Linux)."""
-        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-    def close(self) -> None:
-        """Ends it."""
-        self._process.terminate()
-        self._process.wait()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-
-
-@contextlib.contextmanager
-def process(*command: str) -> Iterator[Process]:
-    """A server process for the length of a block."""
-    running = Process(*command)
-    try:
-        yield running
-    finally:
-        running.close()
-
-
-# --- load over gRPC
-
-
-def message(prompt: str) -> bytes:
-    """A serialised ClassifyRequest."""
-    return pb.ClassifyRequest(messages=[pb.Message(role="user", content=prompt)]).SerializeToString()
-
-
-async def closed_loop(
-    address: str, payloads: list[bytes], callers: int, connections: int, seconds: float
-) -> dict[str, float]:
-    """`callers` that each send the next request when the last is answered."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(address, options) for _ in range(connections)]
-    calls = [channel.unary_unary(METHOD) for channel in channels]
-    await asyncio.gather(*(call(payloads[0], timeout=10) for call in calls))
-    took: list[float] = []
-    errors = 0
-    end = time.perf_counter() + seconds
-
-    async def caller(number: int) -> None:
-        nonlocal errors
-        call, i = calls[number % connections], number
-        while (now := time.perf_counter()) < end:
-            try:
-                await call(payloads[i % len(payloads)], timeout=10)
-                took.append(time.perf_counter() - now)
-            except grpc.RpcError:
-                errors += 1
-            i += 1
-
-    started = time.perf_counter()
-    await asyncio.gather(*(caller(n) for n in range(callers)))
-    wall = time.perf_counter() - started
-    for channel in channels:
-        await channel.close()
-    return {
-        "per_second": len(took) / wall,
-        "errors": errors,
-        "answered": len(took),
-        **percentiles(took or [float("nan")]),
-    }
-
-
-async def open_loop(address: str, payloads: list[bytes], rate: float, seconds: float) -> dict[str, float]:
-    """Poisson arrivals at `rate` a second, whether or not the earlier ones were answered."""
-    draw = random.Random(11)
-    took: list[float] = []
-    errors = 0
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(METHOD)
-        await call(payloads[0], timeout=10)
-
-        async def one(i: int, due: float) -> None:
-            nonlocal errors
-            try:
-                await call(payloads[i % len(payloads)], timeout=10)
-                took.append(time.perf_counter() - due)
-            except grpc.RpcError:
-                errors += 1
-
-        due, end, tasks = time.perf_counter(), time.perf_counter() + seconds, []
-        while due < end:
-            due += draw.expovariate(rate)
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            tasks.append(asyncio.create_task(one(len(tasks), due)))
-        await asyncio.gather(*tasks)
-    return {"offered_per_second": rate, "errors": errors, **percentiles(took or [float("nan")])}
 
 
 def latency(engine: Engine, servers: dict[str, Process], seconds: float) -> dict[str, dict[str, float]]:
@@ -317,36 +130,14 @@ def throughput(engine: Engine, bundle: Path, server: Process, echo: Process, sec
     }
 
 
-def facts(bundle: Path) -> dict[str, object]:
-    """What the numbers depend on."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {
-        "cpu": cpu[1] if cpu else "unknown",
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("grpcio", "onnxruntime", "tokenizers")},
-        "event_loop": "uvloop" if find_spec("uvloop") else "asyncio",
-        "bundle": json.loads((bundle / "manifest.json").read_text())["version"],
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=SHIPPED)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each number")
     parser.add_argument("--out", type=Path, help="write the JSON there as well")
-    parser.add_argument("--echo-server", type=int, metavar="BYTES", help=argparse.SUPPRESS)
     parser.add_argument("--in-process", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
-    parser.add_argument("--run-model", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--single", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.echo_server is not None:
-        runs = Engine.from_pretrained(options.bundle) if options.run_model else None
-        run(echo_server(options.echo_server, len(os.sched_getaffinity(0)), runs, single=options.single))
-        return
     engine = Engine.from_pretrained(options.bundle)
     if options.in_process is not None:
         requests = [Request.from_text(text) for text in prompts(TOKENS["20-60 tokens"])]
@@ -360,12 +151,12 @@ def main() -> None:
         with process(*serve) as server:
             ready.append(server.ready_seconds)
             resident.append(server.resident_mb())
-    echoes = (__file__, "--bundle", str(options.bundle), "--echo-server", str(answer_bytes))
+    echoes = (ECHO, str(answer_bytes))
     with (
         process(*serve) as server,
         process(*echoes) as echo,
         process(*echoes, "--single") as echo_here,
-        process(*echoes, "--run-model") as echo_model,
+        process(*echoes, "--bundle", str(options.bundle)) as echo_model,
     ):
         servers = {"rpc": server, "echo": echo, "echo_here": echo_here, "echo_model": echo_model}
         result = {
