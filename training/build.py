@@ -185,16 +185,45 @@ def build(
     student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
     if not processes.is_first():
         return None
-    head = None
+    parity, marks = _exported(recipe, out, data, student, fast, say=say)
+    facts = {
+        "recipe": dict(recipe),
+        "seed": int(recipe["seed"]),
+        "data": {
+            "train_sha256": data_sha256(data.train),
+            "train_rows": len(data.train),
+            "steering_sha256": STEERING_SHA256,
+            "demands_sha256": DEMANDS_SHA256 if marks else None,
+            "calibration_sha256": data_sha256(data.calibration),
+            "calibration_rows": len(data.calibration),
+        },
+        "teachers": _taught_by(teacher, answers) or _taught_by(out / "teacher", None),
+        TRAINING_ROWS: pack_rows([*learnt, *(r.sha256 for r in data.train)]),
+        "parity": asdict(parity),
+    }
+    promises = _calibrated(recipe, out, data, facts, cross_validated=cross_validated, say=say)
+    notes, parent = _notes(parity, data, marks=marks), bases[0].version if bases else None
+    bundle = _measured(recipe, out, data, promises, notes, parent=parent, say=say)
+    for line in own_alone(data.train):
+        say(line)
+    say(f"bundle {bundle.version} in {out / 'bundle'}")
+    return bundle
+
+
+def _exported(
+    recipe: Mapping[str, Any], out: Path, data: Data, student: PreTrainedModel, fast: FastTokenizer, *, say: Say
+) -> tuple[Parity, bool]:
+    """Leaves `out/export`; how far its graph is from the student, and whether it has a head that marks steering."""
+    head, max_tokens = None, int(recipe["max_tokens"])
     if forms := int(recipe.get(STEERING_FORMS, 0)):
-        tokenizer = tokenizer_of(fast, int(recipe["max_tokens"]))
+        tokenizer = tokenizer_of(fast, max_tokens)
         head = kept_head(out / "checkpoint", student, tokenizer, data.train, forms=forms, seed=int(recipe["seed"]))
         say("head that marks steering ready")
     parity = export(
         student,
         fast,
         out / "export",
-        max_tokens=int(recipe["max_tokens"]),
+        max_tokens=max_tokens,
         check=[*data.dev, *data.calibration][:600],
         rounding=data.train,
         head=head,
@@ -204,55 +233,61 @@ def build(
         f"exported: torch and ONNX differ by {parity.fp32_difference:.1e}, int8 chooses the fp32 tier on "
         f"{parity.int8_agreement:.4f} of {parity.rows} rows"
     )
-    facts = {
-        "recipe": dict(recipe),
-        "seed": int(recipe["seed"]),
-        "data": {
-            "train_sha256": data_sha256(data.train),
-            "train_rows": len(data.train),
-            "steering_sha256": STEERING_SHA256,
-            "demands_sha256": DEMANDS_SHA256 if head is not None else None,
-            "calibration_sha256": data_sha256(data.calibration),
-            "calibration_rows": len(data.calibration),
-        },
-        "teachers": _taught_by(teacher, answers) or _taught_by(out / "teacher", None),
-        TRAINING_ROWS: pack_rows([*learnt, *(r.sha256 for r in data.train)]),
-        "parity": asdict(parity),
-    }
+    return parity, head is not None
+
+
+def _calibrated(
+    recipe: Mapping[str, Any],
+    out: Path,
+    data: Data,
+    facts: Mapping[str, Any],
+    *,
+    cross_validated: Path | None,
+    say: Say,
+) -> dict[str, Any]:
+    """Leaves `out/calibrated`, a bundle of the export with a map and policies; what `calibrate` reports."""
     raw, calibrated = out / "uncalibrated", out / "calibrated"
     for stage in (raw, calibrated):
         shutil.rmtree(stage, ignore_errors=True)
     nothing = {"schema_version": 1, "n": 0}
     assemble(out / "export", raw, golden=choose_golden(data.golden), reference=nothing, card="", facts=facts)
     write_corpus(out / "calibration.jsonl", data.calibration)
-    fitted = calibrate(
+    promises = calibrate(
         raw, [out / "calibration.jsonl"], calibrated, policies=recipe["policies"], default="balanced",
         also_paths=[cross_validated] if cross_validated else None, seed=int(recipe["seed"]),
     )  # fmt: skip
+    shutil.rmtree(raw)
     say("calibrated")
+    return promises
+
+
+def _measured(
+    recipe: Mapping[str, Any],
+    out: Path,
+    data: Data,
+    promises: Mapping[str, Any],
+    notes: Sequence[str],
+    *,
+    parent: str | None,
+    say: Say,
+) -> Bundle:
+    """Leaves `out/report.json` and makes `out/bundle` of `out/calibrated`: with metrics, card and a reference."""
+    calibrated = out / "calibrated"
     engine = load_engine(calibrated)
     held_out = score(engine, data.calibration, name="calibration rows")
-    labelled = [r for r in data.train if r.label == RUBRIC]
-    report = evaluate(engine, data.dev, train=labelled)
+    report = evaluate(engine, data.dev, train=[r for r in data.train if r.label == RUBRIC])
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     say(as_text(report))
-    card = render_card(
-        recipe=recipe, rows=data.train, report=report, notes=_notes(parity, data, marks=head is not None)
-    )
+    card = render_card(recipe=recipe, rows=data.train, report=report, notes=notes)
+    signals = [render(row.request).signals for row in data.calibration]
     bundle = revise(
         calibrated,
         out / "bundle",
-        card=with_policies(card, policies_text(fitted)),
-        reference=reference_distributions(
-            held_out.probabilities, [render(r.request).signals for r in data.calibration]
-        ),
-        facts={"metrics": report["overall"], "parent": bases[0].version if bases else None},
+        card=with_policies(card, policies_text(promises)),
+        reference=reference_distributions(held_out.probabilities, signals),
+        facts={"metrics": report["overall"], "parent": parent},
     )
-    for stage in (raw, calibrated):
-        shutil.rmtree(stage)
-    for line in own_alone(data.train):
-        say(line)
-    say(f"bundle {bundle.version} in {out / 'bundle'}")
+    shutil.rmtree(calibrated)
     return bundle
 
 

@@ -103,7 +103,7 @@ def test_a_key_and_a_request_may_opt_out(proxy: Proxy, asked: dict[str, Any]) ->
     ids=["header", "metadata", "key", "key-holds", "key-holds-header", "named", "home", "plugin", "stream"],
 )
 def test_a_restricted_request_stays_on_premises(proxy: Proxy, asked: dict[str, Any]) -> None:
-    """However it is said, and whatever model is named: the one on premises. Nobody can take it back or opt out."""
+    """However it is said and whatever model is named, the one on premises answers; none can take it back or opt out."""
     status, _, _ = proxy.ask("prove it, unjudged", **asked)
     assert (status, proxy.upstream.models()[-1]) == (200, "large")
 
