@@ -79,6 +79,7 @@ class TokenFile:
         self._kept = Kept(lambda: _token(path), Path(path))
 
     def __call__(self) -> str:
+        """The token to show now."""
         try:
             self._kept.reload()
         except SettingsError as error:

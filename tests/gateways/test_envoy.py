@@ -219,7 +219,7 @@ def test_an_address_that_is_served_already_is_refused(tmp_path: Path, kind: str)
     port = server.add_insecure_port(asked)
     server.start()
     try:
-        with pytest.raises(SettingsError, match="is served already|is in use"):
+        with pytest.raises(SettingsError, match=r"is served already|is in use"):
             run(ExtProcSettings(listen=asked if kind == "socket" else f"127.0.0.1:{port}"))
     finally:
         server.stop(None).wait()
