@@ -39,7 +39,7 @@ async def answered(came, table, body=CHAT, labels=SECRET, *, fallback_tier=Tier.
         return found
 
     async with AsyncClient("unix:/nowhere", fallback_tier=fallback_tier, routes=table) as client:
-        client._stub = SimpleNamespace(Classify=classify)
+        client._connect = lambda: SimpleNamespace(Classify=classify)
         return await Asker(client, fallback_tier, table).ask(body, labels, floor=floor)
 
 

@@ -385,6 +385,92 @@ def test_a_stream_that_ends_well_with_answers_missing_is_a_failure(client_of):
     server.stop(None).wait()
 
 
+def answering(**methods):
+    """A server whose calls are these functions, and its address."""
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+    pb_grpc.add_ClassifierServiceServicer_to_server(
+        type("Some", (pb_grpc.ClassifierServiceServicer,), methods)(), server
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+def test_a_server_that_answers_what_was_not_asked_is_a_failure_too(client_of):
+    """More answers than requests, and answers of a kind of a newer contract, cost no item and raise no other error."""
+    decision = wire.decision_to_proto(FakeEngine().classify(Request.from_text("x")))
+    twice = [pb.ClassifyStreamResponse(result=pb.ClassifyResult(response=decision))] * 2
+    server, where = answering(
+        ClassifyStream=lambda self, requests, context: (answer for _ in requests for answer in twice),
+        ClassifyBatch=lambda self, request, context: pb.ClassifyBatchResponse(results=[pb.ClassifyResult()]),
+    )
+
+    def use(client, call):
+        assert [a.classified for a in call("classify_stream", ["a"])] == [True]
+        assert [a.fallback for a in call("classify_batch", ["a"])] == ["INTERNAL"]
+
+    def use_without(client, call):
+        with pytest.raises(errors.ClassifierError, match="more of a stream"):
+            call("classify_stream", ["a"])
+        with pytest.raises(errors.ClassifierError, match="does not know"):
+            call("classify_batch", ["a"])
+
+    client_of(where, fallback_tier=Tier.COMPLEX).run(use)
+    client_of(where).run(use_without)
+    server.stop(None).wait()
+
+
+def token_is_gone():
+    raise OSError("the token's file is gone")
+
+
+@pytest.mark.parametrize("token", ["half\0a token", "clé", token_is_gone], ids=["nul", "accent", "function"])
+def test_a_token_that_cannot_be_had_or_sent_falls_open_too(client_of, address, token):
+    """The fallback says UNAUTHENTICATED; what has no fallback raises that, as where the server turns a token down."""
+
+    def use(client, call):
+        assert call("classify", "x").fallback == "UNAUTHENTICATED"
+        for method in ("classify_batch", "classify_stream"):
+            assert [a.fallback for a in call(method, ["x", "y"])] == ["UNAUTHENTICATED"] * 2
+        with pytest.raises(errors.Unauthenticated):
+            call("report_outcome", OUTCOME)
+        with pytest.raises(errors.Unauthenticated):
+            call("info")
+
+    client_of(address, fallback_tier=Tier.COMPLEX, token=token).run(use)
+
+
+def test_a_token_may_end_as_files_do(client_of, tmp_path):
+    """A line's end is no part of a token, given or got."""
+    (tmp_path / "tokens").write_text("gateway a-token-of-the-gateway\n")
+    with fake_server(tokens=str(tmp_path / "tokens")) as where:
+        for token in ("a-token-of-the-gateway\n", lambda: "a-token-of-the-gateway\r\n"):
+            client_of(where, token=token).run(lambda client, call: call("classify", "x", timeout_seconds=60))
+
+
+def test_a_deadline_that_has_passed_is_one(client_of):
+    """No time left is no time, and not the client's own."""
+    gate = threading.Event()
+    with fake_server(engine=FakeEngine(on_score=lambda: gate.wait(5))) as where:
+
+        def use(client, call):
+            assert call("classify", "x", timeout_seconds=0).fallback == "DEADLINE_EXCEEDED"
+
+        client_of(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60).run(use)
+        gate.set()
+
+
+def test_an_async_client_may_be_older_than_its_loop_and_outlive_it(address):
+    """Made before a loop runs it is connected on the first that does, and anew where that one is closed."""
+    client = AsyncClient(address, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+
+    async def use():
+        return (await client.classify("frontier")).tier
+
+    assert [asyncio.run(use()) for _ in range(2)] == [Tier.FRONTIER] * 2
+    asyncio.run(client.close())
+
+
 def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowhere):
     """Calls that have no tier to fall back to raise our errors."""
 
@@ -555,7 +641,14 @@ def test_every_call_of_the_contract_has_a_method():
         assert all(callable(getattr(kind, name)) for name in methods.values())
 
 
-@pytest.mark.parametrize("seconds", [0, -1])
+@pytest.mark.parametrize("tier", ["complex", 7])
+def test_a_fallback_that_is_no_tier_is_told_at_once(tier):
+    """Not at the first failure, when it is needed."""
+    with pytest.raises(ValueError, match="fallback_tier"):
+        Client("127.0.0.1:1", fallback_tier=tier)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf")])
 def test_a_client_without_a_deadline_cannot_be_made(seconds):
     """A deadline is always there."""
     with pytest.raises(ValueError, match="timeout_seconds"):
