@@ -40,6 +40,7 @@ from classifier.credentials import Identity
 from classifier.errors import ClassifierError, InvalidRequest, Overloaded
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
 from classifier.statuses import code_name, error_of, status_of, status_of_call
+from classifier.texts import encodable
 
 log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 1024  # as many calls as the server takes at once on one connection (max_concurrent_calls)
@@ -234,10 +235,11 @@ class _Repeated(Exception):
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, value in pairs:
+    for raw, value in pairs:
+        key = encodable(raw)  # JSON may hold half of a surrogate pair, as a text cut by JavaScript does; no message may
         if key in found:
             raise _Repeated(key[:64])
-        found[key] = value
+        found[key] = encodable(value) if isinstance(value, str) else value
     return found
 
 
