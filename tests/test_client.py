@@ -460,6 +460,21 @@ def test_a_deadline_that_has_passed_is_one(client_of):
         gate.set()
 
 
+def test_no_proxy_is_asked_for_a_server(client_of, address, nowhere, monkeypatch):
+    """Prompts go to the server that was named, whatever proxy the machine has for the web, unless it is asked for."""
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://{nowhere}")
+    client_of(address).run(lambda client, call: call("classify", "x", timeout_seconds=60))
+
+    def use(client, call):
+        assert call("classify", "x", timeout_seconds=60).fallback == "UNAVAILABLE"
+
+    options = [("grpc.enable_http_proxy", 1)]
+    client_of(address, fallback_tier=Tier.COMPLEX, options=options).run(use)
+
+
 def test_an_async_client_may_be_older_than_its_loop_and_outlive_it(address):
     """Made before a loop runs it is connected on the first that does, and anew where that one is closed."""
     client = AsyncClient(address, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
