@@ -18,7 +18,7 @@ from classifier.client import SERVICE_CONFIG, Breaker
 from classifier.errors import NoAllowedRoute
 from classifier.settings import MOST
 from classifier.testing import FakeEngine, fake_server
-from classifier.types import Cause, Source, Verdict
+from classifier.types import Cause, OutcomeState, Source, Verdict
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
 from tests.serving_support import until
@@ -644,6 +644,16 @@ def test_several_servers_are_asked_in_turn(client_of):
             until(asked)  # the connection to the second may come later than the first one's answers
 
         client_of(f"ipv4:{first},{second}").run(use)
+
+
+def test_a_fake_server_takes_outcomes_and_leaves_the_users_own_alone(tmp_path, monkeypatch):
+    """A gateway's tests report to it, and neither make nor use the key of a server of the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with fake_server(feedback_url=f"sqlite:///{tmp_path}/f.db") as where, Client(where, timeout_seconds=60) as client:
+        decided = client.classify("x").decision.decision_id
+        outcome = Outcome(decided, "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
+        assert client.report_outcome(outcome, timeout_seconds=60) in (OutcomeState.JOINED, OutcomeState.PENDING)
+    assert not (tmp_path / "state").exists()
 
 
 def test_every_call_of_the_contract_has_a_method():
