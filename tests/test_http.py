@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import http.client
 import json
 import signal
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 from google.protobuf import any_pb2, descriptor_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
 from classifier.bundle import MANIFEST, SHIPPED
@@ -348,6 +350,30 @@ def test_a_server_that_is_slow_is_504():
             go.set()
     code, _, body = found[-1]
     assert (code, body["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.failure("down", "HTTP gateway")
+def test_a_server_that_loads_or_ends_is_told_from_one_that_is_away():
+    """Health says NOT_SERVING of a server that answers so, and SERVING as soon as it does."""
+    now = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    class Loading(health_pb2_grpc.HealthServicer):
+        def Check(self, request, context):
+            return now
+
+        def Watch(self, request, context):
+            yield now
+
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
+    health_pb2_grpc.add_HealthServicer_to_server(Loading(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with gateway(f"127.0.0.1:{port}") as process:
+        base = process.wait_ready()[0]
+        assert ask(base, "/healthz")[::2] == (503, {"status": "NOT_SERVING"})
+        now.status = health_pb2.HealthCheckResponse.SERVING
+        assert ask(base, "/healthz")[::2] == (200, {"status": "SERVING"})
+    server.stop(None).wait()
 
 
 @pytest.mark.failure("down", "HTTP gateway")

@@ -54,13 +54,15 @@ class Gateway:
     """Answers HTTP requests by calling a gRPC server.
 
     Attributes:
-        channel: to the server.
+        channel: to the server, for the calls.
+        probe: to the server, for its health, whatever that is.
         identity: checks tokens before a body is read; without tokens the server alone does.
         max_request_bytes: largest body.
         timeout_seconds: deadline of a request, reading its body included.
     """
 
     channel: grpc.aio.Channel
+    probe: grpc.aio.Channel
     identity: Identity = field(default_factory=Identity)
     max_request_bytes: int = 4 * 2**20
     timeout_seconds: float = 10.0
@@ -162,7 +164,7 @@ class Gateway:
     async def _health(self, request: Request) -> Response:  # noqa: ARG002
         asked = health_pb2.HealthCheckRequest(service=wire.SERVICE)
         try:
-            found = await health_pb2_grpc.HealthStub(self.channel).Check(asked, timeout=min(2.0, self.timeout_seconds))
+            found = await health_pb2_grpc.HealthStub(self.probe).Check(asked, timeout=min(2.0, self.timeout_seconds))
         except grpc.RpcError:
             status = "UNREACHABLE"
         else:
