@@ -195,8 +195,8 @@ class Logic:
             except ClassifierError as error:
                 return self.fall_back(plan, error, error.status)
         if not result.error.code:
-            error = ClassifierError("the server's answer holds what this package does not know; update it")
-            return self.fall_back(plan, error, error.status)
+            unknown = ClassifierError("the server's answer holds what this package does not know; update it")
+            return self.fall_back(plan, unknown, unknown.status)
         status = status_pb2.Status(code=result.error.code, message=result.error.message)
         return self.fall_back(plan, error_of(status), code_name(status.code))
 
