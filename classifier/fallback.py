@@ -247,7 +247,9 @@ class Logic:
             self.breaker.failed(time.monotonic())
         else:
             self.breaker.succeeded()
-        return error_of(status), code
+        known = error_of(status)
+        # gRPC says RESOURCE_EXHAUSTED of a message that it does not take, as a busy server does of itself.
+        return known, known.status if isinstance(known, InvalidRequest) else code
 
     def count(self, what: str) -> None:
         """One more request ended so."""

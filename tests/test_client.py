@@ -172,7 +172,12 @@ def test_a_message_that_grpc_does_not_take_is_an_invalid_request(client_of):
                 with pytest.raises(errors.InvalidRequest):
                     call("classify", "x" * size, timeout_seconds=60)
 
+        def use_with_fallback(client, call):
+            for size in (2_000, 2_000_000):
+                assert call("classify", "x" * size, timeout_seconds=60).fallback == "INVALID_ARGUMENT"
+
         client_of(address).run(use)
+        client_of(address, fallback_tier=Tier.COMPLEX).run(use_with_fallback)
 
 
 def test_the_largest_limits_can_be_served(client_of):
@@ -625,7 +630,7 @@ def test_an_option_of_the_callers_replaces_ours(client_of, address):
     config = {"methodConfig": [{"name": [{}], "maxRequestMessageBytes": 1}]}
 
     def use(client, call):
-        assert call("classify", "x", timeout_seconds=60).fallback == "RESOURCE_EXHAUSTED"
+        assert call("classify", "x", timeout_seconds=60).fallback == "INVALID_ARGUMENT"
 
     options = [("grpc.service_config", json.dumps(config))]
     client_of(address, fallback_tier=Tier.SIMPLE, options=options).run(use)
