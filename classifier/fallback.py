@@ -165,7 +165,7 @@ class Logic:
             token = (self.token if isinstance(self.token, str) else self.token() or "").strip()
         except Exception as error:  # where a token comes from may be away as the server may
             raise Unauthenticated(f"the function that gives the token raised {type(error).__name__}") from error
-        if not (token.isascii() and token.isprintable()):
+        if not (isinstance(token, str) and token.isascii() and token.isprintable()):
             raise Unauthenticated("the token holds characters that gRPC does not send; give it as printable ASCII")
         return (("authorization", f"Bearer {token}"),) if token else None
 

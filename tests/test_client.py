@@ -429,7 +429,9 @@ def token_is_gone():
     raise OSError("the token's file is gone")
 
 
-@pytest.mark.parametrize("token", ["half\0a token", "clé", token_is_gone], ids=["nul", "accent", "function"])
+@pytest.mark.parametrize(
+    "token", ["half\0a token", "clé", token_is_gone, lambda: b"a token"], ids=["nul", "accent", "function", "bytes"]
+)
 def test_a_token_that_cannot_be_had_or_sent_falls_open_too(client_of, address, token):
     """The fallback says UNAUTHENTICATED; what has no fallback raises that, as where the server turns a token down."""
 
