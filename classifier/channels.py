@@ -40,7 +40,11 @@ SERVICE_CONFIG: Mapping[str, Any] = {
     # The retry budget: when half of the tokens are gone, a failure costs one and a success gives back a tenth.
     "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.1},
 }
+# What is classified is prompts, and they go to the server that was named. By default gRPC asks the proxy that
+# `http_proxy` or `https_proxy` names, also for addresses of this machine.
+NO_PROXY = ("grpc.enable_http_proxy", 0)
 _OPTIONS: Sequence[tuple[str, Any]] = (
+    NO_PROXY,
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),

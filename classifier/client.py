@@ -8,6 +8,7 @@ Knows nothing of engines, bundles, servers' settings, or how a connection is mad
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -41,7 +42,8 @@ class _Base:
             are asked in turn.
         fallback_tier: what is answered when the server is not reachable, busy, late or refuses; None raises instead.
         timeout_seconds: deadline of one `classify`, retries included.
-        token: bearer token, or a function that returns the one of the moment.
+        token: bearer token, or a function that returns the one of the moment; where it raises nothing is sent, and the
+            fallback's reason is `UNAUTHENTICATED`.
         tls: use TLS, with the machine's authorities; implied by `tls_ca` or `tls_cert`.
         tls_ca: PEM file of the authority that signed the server's certificate.
         tls_cert: PEM file of this client's certificate chain, for mTLS.
@@ -113,9 +115,8 @@ class Client(_Base):
         logic, plan = self._logic, self._logic.plan(conversation, fields)
         try:
             logic.admit(plan)
-            response = self._stub.Classify(
-                plan.message, timeout=timeout_seconds or logic.timeout_seconds, metadata=logic.metadata()
-            )
+            seconds = logic.timeout_seconds if timeout_seconds is None else timeout_seconds
+            response = self._stub.Classify(plan.message, timeout=seconds, metadata=logic.metadata())
             logic.breaker.succeeded()
             return logic.answered(plan, response)
         except (ClassifierError, grpc.RpcError) as error:
@@ -219,12 +220,27 @@ class Client(_Base):
 
 
 class AsyncClient(_Base):
-    """A client for one event loop; keep one for its life. As `Client`, with `await`."""
+    """A client for one event loop at a time; keep one for its life. As `Client`, with `await`.
+
+    It may be made before its loop runs, and used on another one once that is closed.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._connected: Any = None
+
+    @property
+    def _stub(self) -> Any:
+        """The calls, on the loop that runs: gRPC ties a channel to the loop that it is made on."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop, self._connected = asyncio.get_running_loop(), self._connect()
+        return self._connected
+
+    def _connect(self) -> Any:
         self._channel = aio_channel(self._target, self._credentials, self._options)
-        self._stub: Any = pb_grpc.ClassifierServiceStub(self._channel)
+        return pb_grpc.ClassifierServiceStub(self._channel)
 
     async def classify(
         self, conversation: Conversation, *, timeout_seconds: float | None = None, **fields: Any
@@ -233,9 +249,8 @@ class AsyncClient(_Base):
         logic, plan = self._logic, self._logic.plan(conversation, fields)
         try:
             logic.admit(plan)
-            response = await self._stub.Classify(
-                plan.message, timeout=timeout_seconds or logic.timeout_seconds, metadata=logic.metadata()
-            )
+            seconds = logic.timeout_seconds if timeout_seconds is None else timeout_seconds
+            response = await self._stub.Classify(plan.message, timeout=seconds, metadata=logic.metadata())
             logic.breaker.succeeded()
             return logic.answered(plan, response)
         except (ClassifierError, grpc.RpcError) as error:
@@ -310,7 +325,8 @@ class AsyncClient(_Base):
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._channel.close()
+        if self._channel is not None and self._loop is not None and not self._loop.is_closed():
+            await self._channel.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -45,6 +45,7 @@ TOP = frozenset({*labels.ROLES, "drawn_as"})
 TEXTS = frozenset({"prompt", "input", "text", "content", "question", "query", "message"})
 """Columns of what people wrote: JSON in it is theirs, and says nothing of the request."""
 _OF_RESPONSES = frozenset({"usage", "choices"})
+_NO_TEXT = frozenset({"role", "type", "id", "model", "image_url", "source"})
 MAX_DEPTH = 5
 Path = tuple[str, ...]
 
@@ -147,8 +148,13 @@ def opened(value: Any) -> Any:
     if isinstance(value, str) and value[:1] == "{":
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
+    return _mapped(value)
+
+
+def _mapped(value: Any) -> Any:
+    """A list of pairs as a dictionary; everything else as it is."""
     if isinstance(value, list) and value and all(isinstance(p, tuple) and len(p) == 2 for p in value):
         return dict(value)
     return value
@@ -167,18 +173,21 @@ def value_at(value: Any, path: Sequence[str]) -> Any:
 def count_chars(value: Any) -> int:
     """Characters of text in a message, a body or an answer, however nested; roles, types and images left out.
 
+    Text is counted as it stands, whatever it looks like: gateways ask this of what callers sent, on every request.
+
     >>> count_chars([{"role": "user", "content": "12345"}, {"role": "assistant", "content": [{"text": "678"}]}])
     8
     """
-    value = opened(value)
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, list | tuple):
-        return sum(map(count_chars, value))
-    if isinstance(value, dict):
-        left_out = ("role", "type", "id", "model", "image_url", "source")
-        return sum(count_chars(v) for k, v in value.items() if k not in left_out)
-    return 0
+    chars, left = 0, [value]
+    while left:
+        value = _mapped(left.pop())
+        if isinstance(value, str):
+            chars += len(value)
+        elif isinstance(value, list | tuple):
+            left.extend(value)
+        elif isinstance(value, dict):
+            left.extend(inner for key, inner in value.items() if key not in _NO_TEXT)
+    return chars
 
 
 def seconds(value: Any) -> float:

@@ -6,6 +6,7 @@ breaker is an argument.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ import grpc
 from google.rpc import status_pb2
 
 from classifier import wire
-from classifier.errors import ClassifierError, InvalidRequest, NoAllowedRoute, ServerUnreachable
+from classifier.errors import ClassifierError, InvalidRequest, NoAllowedRoute, ServerUnreachable, Unauthenticated
 from classifier.routing import RoutingTable, is_restricted
 from classifier.statuses import code_name, error_of, status_of_call
 from classifier.types import TIERS, Decision, Request, Tier
@@ -117,8 +118,10 @@ class Logic:
         breaker: Breaker,
         routes: RoutingTable | None = None,
     ) -> None:
-        if not timeout_seconds > 0:
+        if not 0 < timeout_seconds < math.inf:
             raise ValueError(f"timeout_seconds is {timeout_seconds!r}; give a positive number of seconds")
+        if fallback_tier is not None and fallback_tier not in TIERS:
+            raise ValueError(f"fallback_tier is {fallback_tier!r}; give a tier such as Tier.COMPLEX, or None")
         self.fallback_tier = fallback_tier
         self.timeout_seconds = timeout_seconds
         self.token = token
@@ -153,8 +156,17 @@ class Logic:
             raise CircuitOpen("the server failed several times in a row and is not asked for a moment")
 
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What proves who we are."""
-        token = self.token if isinstance(self.token, str) else self.token()
+        """What proves who we are.
+
+        Raises:
+            Unauthenticated: the token's function failed, or what it gave cannot be sent.
+        """
+        try:
+            token = (self.token if isinstance(self.token, str) else self.token() or "").strip()
+        except Exception as error:  # where a token comes from may be away as the server may
+            raise Unauthenticated(f"the function that gives the token raised {type(error).__name__}") from error
+        if not (isinstance(token, str) and token.isascii() and token.isprintable()):
+            raise Unauthenticated("the token holds characters that gRPC does not send; give it as printable ASCII")
         return (("authorization", f"Bearer {token}"),) if token else None
 
     def answered(self, plan: Plan, response: pb.ClassifyResponse) -> Answer:
@@ -182,6 +194,9 @@ class Logic:
                 return self.answered(plan, result.response)
             except ClassifierError as error:
                 return self.fall_back(plan, error, error.status)
+        if not result.error.code:
+            unknown = ClassifierError("the server's answer holds what this package does not know; update it")
+            return self.fall_back(plan, unknown, unknown.status)
         status = status_pb2.Status(code=result.error.code, message=result.error.message)
         return self.fall_back(plan, error_of(status), code_name(status.code))
 
@@ -232,7 +247,9 @@ class Logic:
             self.breaker.failed(time.monotonic())
         else:
             self.breaker.succeeded()
-        return error_of(status), code
+        known = error_of(status)
+        # gRPC says RESOURCE_EXHAUSTED of a message that it does not take, as a busy server does of itself.
+        return known, known.status if isinstance(known, InvalidRequest) else code
 
     def count(self, what: str) -> None:
         """One more request ended so."""

@@ -1,4 +1,4 @@
-"""Whether the fields of a request hold what their types say, for those who hand on what somebody sent them.
+"""Whether the fields of a request or an outcome hold what their types say, for those who hand on what they were sent.
 
 Type checkers see our callers' code and not their callers' JSON: content as a list of parts, labels with numbers, tools
 as objects. Each such field is named with what would be right, and no value is quoted.
@@ -9,7 +9,7 @@ Knows nothing of what the values mean: `classifier.types` checks that.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 _LAST_TIER = 4
@@ -22,7 +22,27 @@ def misfits(request: Any) -> list[tuple[str, str]]:
         for i, message in enumerate(request.messages)
         if not isinstance(message.content, str)
     ]
-    return contents + [(name, remedy) for name, fits, remedy in _SHAPES if not fits(getattr(request, name))]
+    return contents + _found(request, _REQUEST)
+
+
+def misfits_of_outcome(outcome: Any) -> list[tuple[str, str]]:
+    """As `misfits`, of an outcome."""
+    return _found(outcome, _OUTCOME)
+
+
+_Shapes = tuple[tuple[str, Callable[[object], bool], str], ...]
+
+
+def _found(value: Any, shapes: _Shapes) -> list[tuple[str, str]]:
+    return [(name, remedy) for name, fits, remedy in shapes if not fits(getattr(value, name))]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_member(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _is_names(value: object) -> bool:
@@ -37,7 +57,7 @@ def _is_labels(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
-_SHAPES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+_REQUEST: _Shapes = (
     ("tools", _is_names, "is not a list of texts; give the name of each tool"),
     ("attachments", lambda value: isinstance(value, Integral), "is not a whole number; give how many there are"),
     ("policy", lambda value: value is None or isinstance(value, str), "is not a text; give a policy's name"),
@@ -45,5 +65,15 @@ _SHAPES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("ceiling", _is_tier, "is not a tier; give one such as Tier.COMPLEX"),
     ("record", lambda value: value is None or isinstance(value, int), "is not True, False or None"),
     ("labels", _is_labels, "is not a mapping of texts to texts; give numbers as text"),
-    ("request_id", lambda value: isinstance(value, str), "is not a text"),
+    ("request_id", _is_text, "is not a text"),
+)
+_OUTCOME: _Shapes = (
+    ("decision_id", _is_text, "is not a text; send the id that Classify answered with"),
+    ("outcome_id", _is_text, "is not a text; send an id of your own, so that a retry changes nothing"),
+    ("verdict", _is_member, "is not a verdict; give one such as Verdict.REJECTED"),
+    ("cause", _is_member, "is not a cause; give one such as Cause.QUALITY"),
+    ("source", _is_member, "is not a source; give one such as Source.USER"),
+    ("served_tier", lambda value: value is not None and _is_tier(value), "is not a tier; give the one that answered"),
+    ("accepted_tier", _is_tier, "is not a tier; give the one that satisfied, or None"),
+    ("occurred_at", lambda value: value is None or isinstance(value, Real), "is not seconds since the epoch"),
 )

@@ -35,7 +35,9 @@ class _Plans:
         self._sent = deque[Plan]()
 
     def answered(self) -> Plan:
-        """The plan whose answer came."""
+        """The plan whose answer came. Raises ClassifierError where none waits for one."""
+        if not self._sent:
+            raise ClassifierError("the server answered more of a stream than it was sent")
         return self._sent.popleft()
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -123,7 +124,8 @@ def fake_server(
         metrics: a `classifier.telemetry.Metrics` that counts.
         observer: a `classifier.seams.Observer` that is told instead.
         settings: fields of `classifier.settings.ServerSettings`; by default a port is picked, two requests run at once,
-            one may wait for 30 seconds, and the end comes without a delay.
+            one may wait for 30 seconds, and the end comes without a delay. With a `feedback_url` outcomes are taken;
+            ids hold as long as the server, unless a key is given.
     """
     from classifier.reload import Fixed
     from classifier.server import Server
@@ -144,7 +146,10 @@ def fake_server(
     stop: list[Callable[[], object]] = []
 
     async def serve() -> None:
-        server = Server(ServerSettings(**values), source=Fixed(engine), metrics=metrics, observer=observer)
+        told = ServerSettings(**values)
+        # A key of its own: the user's stays where a server of theirs has it.
+        key = b"" if told.key or told.key_file else secrets.token_bytes(32)
+        server = Server(told, source=Fixed(engine), key=key, metrics=metrics, observer=observer)
         await server.start()
         done = asyncio.Event()
         loop = asyncio.get_running_loop()

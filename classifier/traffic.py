@@ -28,6 +28,7 @@ from classifier.columns import (
     amount,
     count_chars,
     find_columns,
+    opened,
     places_of,
     seconds,
     value_at,
@@ -236,7 +237,7 @@ class _Collected:
             elif role == "time":
                 kept[role].append(seconds(value))
             elif role == "response":
-                kept[role].append(count_chars(value) / CHARS_PER_TOKEN)
+                kept[role].append(count_chars(opened(value)) / CHARS_PER_TOKEN)
             else:
                 kept[role].append(amount(value) if role in _NUMBERS else self._code(role, value))
 

@@ -6,20 +6,19 @@ Knows nothing of the wire, of files, of models.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from classifier.errors import InvalidRequest
-from classifier.shapes import misfits
+from classifier.shapes import misfits, misfits_of_outcome
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_ATTACHMENTS = 2**31 - 1
 MAX_LABELS = 16
 MAX_LABEL_CHARS = 256
 MAX_ID_CHARS = 256
+_MAX_SECONDS = 2**63  # what the wire holds
 
 
 class Tier(enum.IntEnum):
@@ -67,8 +66,9 @@ TIERS: tuple[Tier, ...] = tuple(Tier)
 
 
 class Reason(enum.IntEnum):
-    """Why the tier is what it is; the numbers are the wire's."""
+    """Why the tier is what it is; the numbers are the wire's. UNSPECIFIED stands for what only a newer server knows."""
 
+    UNSPECIFIED = 0
     MODEL = 1
     FLOOR = 2
     CEILING = 3
@@ -153,7 +153,7 @@ class Request:
     floor: Tier | None = None
     ceiling: Tier | None = None
     record: bool | None = None
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
 
     def __post_init__(self) -> None:
@@ -327,14 +327,15 @@ class Outcome:
     request: Request | None = None
 
     def __post_init__(self) -> None:
-        violations: list[tuple[str, str]] = []
+        if violations := misfits_of_outcome(self):
+            raise InvalidRequest(violations)
         if not self.decision_id:
             violations.append(("decision_id", "is empty; send the id that Classify answered with"))
         if not self.outcome_id:
             violations.append(("outcome_id", "is empty; send an id of your own, so that a retry changes nothing"))
         elif len(self.outcome_id) > MAX_ID_CHARS or "\0" in self.outcome_id:
             violations.append(("outcome_id", f"is longer than {MAX_ID_CHARS} characters or has a NUL byte"))
-        if self.occurred_at is not None and not 0 <= self.occurred_at < math.inf:
+        if self.occurred_at is not None and not 0 <= self.occurred_at < _MAX_SECONDS:
             violations.append(("occurred_at", "is before 1970 or not a time; leave it out to mean the time of receipt"))
         if self.accepted_tier is not None:
             if self.verdict is not Verdict.ESCALATED:

@@ -37,6 +37,7 @@ SERVICE = "classifier.v1.ClassifierService"
 P = TypeVar("P", bound=Message)
 
 _TIERS: Mapping[int, Tier] = {int(tier): tier for tier in TIERS}
+_REASONS: Mapping[int, Reason] = {int(reason): reason for reason in Reason}
 
 
 def parse(kind: type[P], data: bytes) -> P:
@@ -146,7 +147,8 @@ def decision_from_proto(message: pb.ClassifyResponse) -> Decision:
     """The decision that a server answered with.
 
     Raises:
-        ClassifierError: the server speaks of tiers or reasons that this package does not know.
+        ClassifierError: the server speaks of tiers that this package does not know. A reason that it does not know
+            makes no tier a worse one: servers may be updated before their clients.
     """
     try:
         times = message.timings
@@ -154,7 +156,7 @@ def decision_from_proto(message: pb.ClassifyResponse) -> Decision:
             tier=Tier(message.tier),
             probabilities=tuple(message.probabilities),
             model_tier=Tier(message.model_tier),
-            reason=Reason(message.reason),
+            reason=_REASONS.get(message.reason, Reason.UNSPECIFIED),
             decision_id=message.decision_id,
             policy=message.policy,
             threshold=message.threshold,
@@ -213,7 +215,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.ReportOutcomeRequest:
     """The message that reports an outcome."""
     message = pb.ReportOutcomeRequest(
         decision_id=outcome.decision_id,
-        outcome_id=outcome.outcome_id,
+        outcome_id=encodable(outcome.outcome_id),
         verdict=_number(outcome.verdict),
         cause=_number(outcome.cause),
         source=_number(outcome.source),

@@ -39,7 +39,7 @@ async def answered(came, table, body=CHAT, labels=SECRET, *, fallback_tier=Tier.
         return found
 
     async with AsyncClient("unix:/nowhere", fallback_tier=fallback_tier, routes=table) as client:
-        client._stub = SimpleNamespace(Classify=classify)
+        client._connect = lambda: SimpleNamespace(Classify=classify)
         return await Asker(client, fallback_tier, table).ask(body, labels, floor=floor)
 
 
@@ -66,6 +66,24 @@ async def test_there_is_always_an_answer(came, body, expected):
     """Slow, down, overloaded, broken or asked what it cannot read: the fallback tier, and why."""
     found = await answered(came, None, body, {})
     assert (found.tier, found.fallback) == expected
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 2000, '{"a": ' + "9" * 5000 + "}"], ids=["nested", "number"])
+@pytest.mark.parametrize("key", ["messages", "input"])
+async def test_a_text_that_looks_like_json_is_a_text(key, text):
+    """What a user writes is never read as anything but text, so that no text fails a request."""
+    body = {key: [{"role": "user", "content": text}] if key == "messages" else text}
+    found = await answered(wire.decision_to_proto(decision(Tier.SIMPLE)), None, body, {})
+    assert (found.tier, found.fallback) == (Tier.SIMPLE, "")
+
+
+async def test_a_text_of_json_counts_whole_for_the_context_window():
+    """A conversation is as long as its texts, those of JSON, too."""
+    table = parse_table(
+        "[[routes.complex]]\nmodel = 'narrow'\ncontext_window = 8000\n[[routes.complex]]\nmodel = 'wide'\n"
+    )
+    chat = {"messages": [{"role": "user", "content": '{"role": "' + "x" * 300_000 + '"}'}]}
+    assert (await answered(KeyError("ours"), table, chat, {})).route == "wide"
 
 
 async def test_a_long_conversation_falls_back_to_a_route_that_is_wide_enough():

@@ -166,3 +166,13 @@ def test_health_is_an_exit_code(tmp_path):
     done = run("health", "--timeout", "0.5", address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {address}: no answer (")
+
+
+def test_health_asks_no_proxy(monkeypatch):
+    """A probe is of the server that it names, whatever proxy the machine has for the web."""
+    from classifier.testing import fake_server
+
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with fake_server() as address:
+        assert run("health", "--timeout", "50", address).stdout == "SERVING\n"

@@ -18,7 +18,7 @@ from classifier.client import SERVICE_CONFIG, Breaker
 from classifier.errors import NoAllowedRoute
 from classifier.settings import MOST
 from classifier.testing import FakeEngine, fake_server
-from classifier.types import Cause, Source, Verdict
+from classifier.types import Cause, OutcomeState, Source, Verdict
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
 from tests.serving_support import until
@@ -172,7 +172,12 @@ def test_a_message_that_grpc_does_not_take_is_an_invalid_request(client_of):
                 with pytest.raises(errors.InvalidRequest):
                     call("classify", "x" * size, timeout_seconds=60)
 
+        def use_with_fallback(client, call):
+            for size in (2_000, 2_000_000):
+                assert call("classify", "x" * size, timeout_seconds=60).fallback == "INVALID_ARGUMENT"
+
         client_of(address).run(use)
+        client_of(address, fallback_tier=Tier.COMPLEX).run(use_with_fallback)
 
 
 def test_the_largest_limits_can_be_served(client_of):
@@ -385,6 +390,109 @@ def test_a_stream_that_ends_well_with_answers_missing_is_a_failure(client_of):
     server.stop(None).wait()
 
 
+def answering(**methods):
+    """A server whose calls are these functions, and its address."""
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+    pb_grpc.add_ClassifierServiceServicer_to_server(
+        type("Some", (pb_grpc.ClassifierServiceServicer,), methods)(), server
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+def test_a_server_that_answers_what_was_not_asked_is_a_failure_too(client_of):
+    """More answers than requests, and answers of a kind of a newer contract, cost no item and raise no other error."""
+    decision = wire.decision_to_proto(FakeEngine().classify(Request.from_text("x")))
+    twice = [pb.ClassifyStreamResponse(result=pb.ClassifyResult(response=decision))] * 2
+    server, where = answering(
+        ClassifyStream=lambda self, requests, context: (answer for _ in requests for answer in twice),
+        ClassifyBatch=lambda self, request, context: pb.ClassifyBatchResponse(results=[pb.ClassifyResult()]),
+    )
+
+    def use(client, call):
+        assert [a.classified for a in call("classify_stream", ["a"])] == [True]
+        assert [a.fallback for a in call("classify_batch", ["a"])] == ["INTERNAL"]
+
+    def use_without(client, call):
+        with pytest.raises(errors.ClassifierError, match="more of a stream"):
+            call("classify_stream", ["a"])
+        with pytest.raises(errors.ClassifierError, match="does not know"):
+            call("classify_batch", ["a"])
+
+    client_of(where, fallback_tier=Tier.COMPLEX).run(use)
+    client_of(where).run(use_without)
+    server.stop(None).wait()
+
+
+def token_is_gone():
+    raise OSError("the token's file is gone")
+
+
+@pytest.mark.parametrize(
+    "token", ["half\0a token", "clé", token_is_gone, lambda: b"a token"], ids=["nul", "accent", "function", "bytes"]
+)
+def test_a_token_that_cannot_be_had_or_sent_falls_open_too(client_of, address, token):
+    """The fallback says UNAUTHENTICATED; what has no fallback raises that, as where the server turns a token down."""
+
+    def use(client, call):
+        assert call("classify", "x").fallback == "UNAUTHENTICATED"
+        for method in ("classify_batch", "classify_stream"):
+            assert [a.fallback for a in call(method, ["x", "y"])] == ["UNAUTHENTICATED"] * 2
+        with pytest.raises(errors.Unauthenticated):
+            call("report_outcome", OUTCOME)
+        with pytest.raises(errors.Unauthenticated):
+            call("info")
+
+    client_of(address, fallback_tier=Tier.COMPLEX, token=token).run(use)
+
+
+def test_a_token_may_end_as_files_do(client_of, tmp_path):
+    """A line's end is no part of a token, given or got."""
+    (tmp_path / "tokens").write_text("gateway a-token-of-the-gateway\n")
+    with fake_server(tokens=str(tmp_path / "tokens")) as where:
+        for token in ("a-token-of-the-gateway\n", lambda: "a-token-of-the-gateway\r\n"):
+            client_of(where, token=token).run(lambda client, call: call("classify", "x", timeout_seconds=60))
+
+
+def test_a_deadline_that_has_passed_is_one(client_of):
+    """No time left is no time, and not the client's own."""
+    gate = threading.Event()
+    with fake_server(engine=FakeEngine(on_score=lambda: gate.wait(5))) as where:
+
+        def use(client, call):
+            assert call("classify", "x", timeout_seconds=0).fallback == "DEADLINE_EXCEEDED"
+
+        client_of(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60).run(use)
+        gate.set()
+
+
+def test_no_proxy_is_asked_for_a_server(client_of, address, nowhere, monkeypatch):
+    """Prompts go to the server that was named, whatever proxy the machine has for the web, unless it is asked for."""
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://{nowhere}")
+    client_of(address).run(lambda client, call: call("classify", "x", timeout_seconds=60))
+
+    def use(client, call):
+        assert call("classify", "x", timeout_seconds=60).fallback == "UNAVAILABLE"
+
+    options = [("grpc.enable_http_proxy", 1)]
+    client_of(address, fallback_tier=Tier.COMPLEX, options=options).run(use)
+
+
+def test_an_async_client_may_be_older_than_its_loop_and_outlive_it(address):
+    """Made before a loop runs it is connected on the first that does, and anew where that one is closed."""
+    client = AsyncClient(address, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+
+    async def use():
+        return (await client.classify("frontier")).tier
+
+    assert [asyncio.run(use()) for _ in range(2)] == [Tier.FRONTIER] * 2
+    asyncio.run(client.close())
+
+
 def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowhere):
     """Calls that have no tier to fall back to raise our errors."""
 
@@ -524,7 +632,7 @@ def test_an_option_of_the_callers_replaces_ours(client_of, address):
     config = {"methodConfig": [{"name": [{}], "maxRequestMessageBytes": 1}]}
 
     def use(client, call):
-        assert call("classify", "x", timeout_seconds=60).fallback == "RESOURCE_EXHAUSTED"
+        assert call("classify", "x", timeout_seconds=60).fallback == "INVALID_ARGUMENT"
 
     options = [("grpc.service_config", json.dumps(config))]
     client_of(address, fallback_tier=Tier.SIMPLE, options=options).run(use)
@@ -545,6 +653,16 @@ def test_several_servers_are_asked_in_turn(client_of):
         client_of(f"ipv4:{first},{second}").run(use)
 
 
+def test_a_fake_server_takes_outcomes_and_leaves_the_users_own_alone(tmp_path, monkeypatch):
+    """A gateway's tests report to it, and neither make nor use the key of a server of the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with fake_server(feedback_url=f"sqlite:///{tmp_path}/f.db") as where, Client(where, timeout_seconds=60) as client:
+        decided = client.classify("x").decision.decision_id
+        outcome = Outcome(decided, "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
+        assert client.report_outcome(outcome, timeout_seconds=60) in (OutcomeState.JOINED, OutcomeState.PENDING)
+    assert not (tmp_path / "state").exists()
+
+
 def test_every_call_of_the_contract_has_a_method():
     """Both clients cover every RPC of the service."""
     methods = {"Classify": "classify", "ClassifyBatch": "classify_batch"}
@@ -555,7 +673,14 @@ def test_every_call_of_the_contract_has_a_method():
         assert all(callable(getattr(kind, name)) for name in methods.values())
 
 
-@pytest.mark.parametrize("seconds", [0, -1])
+@pytest.mark.parametrize("tier", ["complex", 7])
+def test_a_fallback_that_is_no_tier_is_told_at_once(tier):
+    """Not at the first failure, when it is needed."""
+    with pytest.raises(ValueError, match="fallback_tier"):
+        Client("127.0.0.1:1", fallback_tier=tier)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf")])
 def test_a_client_without_a_deadline_cannot_be_made(seconds):
     """A deadline is always there."""
     with pytest.raises(ValueError, match="timeout_seconds"):

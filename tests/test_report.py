@@ -233,6 +233,14 @@ def test_what_people_and_models_wrote_says_nothing_of_the_request(tmp_path, colu
     assert not {"cost", "tenant", "time"} & numbers(path, *arguments)["columns"].keys()
 
 
+@pytest.mark.parametrize("column", ["response", "note"])
+def test_a_text_that_is_nested_too_deep_is_a_text(tmp_path, column):
+    """What begins like an object and nests deeper than any is not opened, and the report goes on."""
+    rows = [labelled_row("simple", **{column: '{"a":' * 2000})]
+    found = read_traffic(str(write_labelled(tmp_path / "l.parquet", rows)))
+    assert found.output_estimated == (column == "response")
+
+
 def test_an_answer_as_its_api_gave_it_is_opened(tmp_path):
     """A whole response as JSON text has tokens."""
     answer = json.dumps({"choices": [{"message": {"content": "yes"}}], "usage": {"completion_tokens": 9}})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -66,6 +68,13 @@ def test_json_of_another_shape_is_refused(row):
         Request.from_json(row)
 
 
+def test_a_request_can_be_copied():
+    """Requests go to other processes, and into logs as dictionaries, whether they have labels or not."""
+    for request in (Request.from_text("x"), Request.from_text("x", labels={"tenant": "a"})):
+        assert pickle.loads(pickle.dumps(request)) == copy.deepcopy(request) == request
+        assert dataclasses.asdict(request)["labels"] == request.labels
+
+
 def test_json_takes_tools_as_names_or_objects():
     """Tools are given as names or as objects with a name."""
     row = {"prompt": "x", "tools": ["a", {"name": "b", "description": "…"}], "attachments": 2}
@@ -79,11 +88,21 @@ def test_json_takes_tools_as_names_or_objects():
         ({"outcome_id": ""}, "outcome_id"),
         ({"verdict": Verdict.ACCEPTED, "accepted_tier": Tier.FRONTIER}, "accepted_tier"),
         ({"accepted_tier": Tier.SIMPLE}, "accepted_tier"),
+        ({"decision_id": None}, "decision_id"),
+        ({"outcome_id": 17}, "outcome_id"),
+        ({"verdict": "REJECTED"}, "verdict"),
+        ({"cause": None}, "cause"),
+        ({"source": "SOURCE_USER"}, "source"),
+        ({"served_tier": "simple"}, "served_tier"),
+        ({"served_tier": None}, "served_tier"),
+        ({"accepted_tier": "frontier"}, "accepted_tier"),
+        ({"occurred_at": "2026-01-01"}, "occurred_at"),
+        ({"occurred_at": 1e300}, "occurred_at"),
     ],
-    ids=["decision", "outcome", "not-escalated", "not-higher"],
+    ids=str,
 )
 def test_bad_outcome_names_its_field(fields, field):
-    """An outcome that contradicts itself names the field at fault."""
+    """An outcome that contradicts itself, or a field of another type, names the field at fault."""
     good = {
         "decision_id": "d", "outcome_id": "o", "verdict": Verdict.ESCALATED, "cause": Cause.QUALITY,
         "source": Source.USER, "served_tier": Tier.SIMPLE, "accepted_tier": Tier.COMPLEX,

@@ -55,6 +55,24 @@ def test_lone_surrogates_become_question_marks():
     assert (sent.messages[0].content, sent.labels["k"]) == ("a?b", "?")
 
 
+def test_an_outcomes_own_id_may_hold_what_no_message_holds():
+    """An id made of a text that was cut within a character is sent, and the same each time."""
+    outcome = Outcome("d", "cut \ud83d", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
+    assert wire.outcome_to_proto(outcome).outcome_id == "cut ?"
+
+
+def test_a_reason_of_a_newer_server_makes_no_tier_a_worse_one():
+    """A server may be updated before its clients: what it decided holds, whatever its reason is called."""
+    decision = Decision(Tier.COMPLEX, (0.25,) * 4, Tier.STANDARD, Reason.MODEL, "p", 0.5, guaranteed=True)
+    message = wire.decision_to_proto(decision)
+    message.reason = 99
+    found = wire.decision_from_proto(message)
+    assert (found.tier, found.reason) == (Tier.COMPLEX, Reason.UNSPECIFIED)
+    message.tier = 99
+    with pytest.raises(errors.ClassifierError, match="update it"):
+        wire.decision_from_proto(message)
+
+
 def test_a_decision_survives_the_wire():
     """A decision comes back equal, but for the float32 of its numbers."""
     decision = Decision(
@@ -169,6 +187,6 @@ def test_every_enum_of_the_types_is_the_contracts():
     ):
         contract = pb.DESCRIPTOR.enum_types_by_name[kind.__name__].values_by_name
         assert {f"{prefix}_{m.name}": int(m) for m in kind} == {
-            name: value.number for name, value in contract.items() if value.number
+            name: value.number for name, value in contract.items() if value.number or kind is Reason
         }
     assert wire.tiers_to_proto() == [int(tier) for tier in TIERS]

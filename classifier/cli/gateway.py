@@ -88,7 +88,9 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
     help="HOST:PORT or unix:/PATH; port 0 picks a free one. [CLASSIFIER_EXT_PROC_LISTEN] [default: 127.0.0.1:50061]",
 )
 @server_options
-@click.option("--server-token-file", metavar="FILE", help="File of the bearer token shown to the server.")
+@click.option(
+    "--server-token-file", metavar="FILE", help="File of the bearer token shown to the server; read again on change."
+)
 @click.option("--routes", metavar="FILE", envvar="CLASSIFIER_ROUTES", help="Routing table. [CLASSIFIER_ROUTES]")
 @click.option(
     "--fallback-tier",

@@ -28,11 +28,12 @@ def command(address: str, timeout: float) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from classifier import wire
+    from classifier.channels import NO_PROXY
     from classifier.errors import ServerUnreachable
     from classifier.settings import check_address
 
     check_address(address, "address")
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, [NO_PROXY]) as channel:
         try:
             asked = health_pb2.HealthCheckRequest(service=wire.SERVICE)
             status = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=timeout).status

@@ -16,9 +16,8 @@ import json
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -39,7 +38,8 @@ from classifier.gateways.chat import (
     labels_of,
 )
 from classifier.gateways.outbox import Outbox
-from classifier.gateways.settings import GatewaySettings
+from classifier.gateways.settings import GatewaySettings, TokenFile
+from classifier.listening import check_free
 from classifier.routing import RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
@@ -277,7 +277,7 @@ def _untouched(part: str) -> Any:
     return pb.ProcessingResponse(**{part: pb.BodyResponse()})
 
 
-async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: str) -> None:
+async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: str | Callable[[], str]) -> None:
     client = AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
@@ -292,11 +292,12 @@ async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: s
     # However large a body Envoy buffers, it gets an answer, the fallback where it is over `max_request_bytes`: a
     # stream that gRPC ends goes on unrouted.
     unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
-    server = grpc.aio.server(options=unlimited)
+    check_free(settings.listen, shared=False)
+    server = grpc.aio.server(options=[*unlimited, ("grpc.so_reuseport", 0)])  # else two would share a port by accident
     pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
     try:
         port = server.add_insecure_port(settings.listen)
-    except RuntimeError:
+    except RuntimeError:  # taken since it was looked at
         raise SettingsError(f"--listen {settings.listen}: cannot be bound; is something else there?") from None
     await server.start()
     stopped = asyncio.Event()
@@ -318,13 +319,4 @@ def run(settings: ExtProcSettings) -> None:
     """
     settings.credentials()  # names the file that cannot be read, which the client does not
     table = read_table(settings.routes) if settings.routes else None
-    token = ""
-    if settings.server_token_file:
-        try:
-            token = Path(settings.server_token_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "is no text"
-            raise SettingsError(f"--server-token-file {settings.server_token_file}: {why}; give its file") from None
-        if not token:
-            raise SettingsError(f"--server-token-file {settings.server_token_file}: holds no token")
-    asyncio.run(_serve(settings, table, token))
+    asyncio.run(_serve(settings, table, TokenFile(settings.server_token_file) if settings.server_token_file else ""))

@@ -40,6 +40,7 @@ from classifier.credentials import Identity
 from classifier.errors import ClassifierError, InvalidRequest, Overloaded
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
 from classifier.statuses import code_name, error_of, status_of, status_of_call
+from classifier.texts import encodable
 
 log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 1024  # as many calls as the server takes at once on one connection (max_concurrent_calls)
@@ -53,13 +54,15 @@ class Gateway:
     """Answers HTTP requests by calling a gRPC server.
 
     Attributes:
-        channel: to the server.
+        channel: to the server, for the calls.
+        probe: to the server, for its health, whatever that is.
         identity: checks tokens before a body is read; without tokens the server alone does.
         max_request_bytes: largest body.
         timeout_seconds: deadline of a request, reading its body included.
     """
 
     channel: grpc.aio.Channel
+    probe: grpc.aio.Channel
     identity: Identity = field(default_factory=Identity)
     max_request_bytes: int = 4 * 2**20
     timeout_seconds: float = 10.0
@@ -161,7 +164,7 @@ class Gateway:
     async def _health(self, request: Request) -> Response:  # noqa: ARG002
         asked = health_pb2.HealthCheckRequest(service=wire.SERVICE)
         try:
-            found = await health_pb2_grpc.HealthStub(self.channel).Check(asked, timeout=min(2.0, self.timeout_seconds))
+            found = await health_pb2_grpc.HealthStub(self.probe).Check(asked, timeout=min(2.0, self.timeout_seconds))
         except grpc.RpcError:
             status = "UNREACHABLE"
         else:
@@ -234,10 +237,11 @@ class _Repeated(Exception):
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, value in pairs:
+    for raw, value in pairs:
+        key = encodable(raw)  # JSON may hold half of a surrogate pair, as a text cut by JavaScript does; no message may
         if key in found:
             raise _Repeated(key[:64])
-        found[key] = value
+        found[key] = encodable(value) if isinstance(value, str) else value
     return found
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -99,8 +100,10 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it logs each start and stop
     identity = Identity(settings.tokens)
-    async with _channel(settings) as channel:
-        app = Gateway(channel, identity, settings.max_request_bytes, settings.timeout_seconds).app()
+    # The channel of the calls knows no server that does not serve, and so cannot tell one from none.
+    ungated = ("grpc.service_config", "{}")
+    async with _channel(settings) as channel, _channel(settings, ungated) as probe:
+        app = Gateway(channel, probe, identity, settings.max_request_bytes, settings.timeout_seconds).app()
         try:
             config = uvicorn.Config(
                 app,
@@ -126,8 +129,8 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
             watching.cancel()
 
 
-def _channel(settings: HttpSettings) -> grpc.aio.Channel:
-    return aio_channel(settings.address, settings.credentials(), [("grpc.max_receive_message_length", -1)])
+def _channel(settings: HttpSettings, *more: tuple[str, Any]) -> grpc.aio.Channel:
+    return aio_channel(settings.address, settings.credentials(), [("grpc.max_receive_message_length", -1), *more])
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
 
     @cached_property
     def client(self) -> AsyncClient:
-        """The client, made on the proxy's event loop at the first request."""
+        """The client, made at the first request: no client can be copied, as LiteLLM copies its configuration."""
         return AsyncClient(fallback_tier=self._fallback_tier, routes=self.table, **self._options)
 
     @cached_property

@@ -46,7 +46,7 @@ class ComplexityClassifier:
 
     async def classify(self, context: Any) -> str | None:
         """The router's tier of a request; None lets its fallback decide."""
-        if self._client is None:  # on the proxy's event loop, which is not there yet when it reads its configuration
+        if self._client is None:  # not before: LiteLLM copies what is in its configuration, and no client can be copied
             self._client = AsyncClient(**self._arguments)
         try:
             body = {"messages": [dict(m) for m in context.structured_messages or context.raw_messages]}

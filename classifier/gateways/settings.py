@@ -5,16 +5,20 @@ Knows nothing of what a gateway speaks.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
 from classifier.channels import credentials
 from classifier.errors import SettingsError
+from classifier.kept import Kept
 from classifier.settings import MOST, check_address, check_pair
 
 MIN_REQUEST_BYTES = 1024
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +66,33 @@ class GatewaySettings:
             SettingsError: a file cannot be used.
         """
         return credentials(self.server_ca, self.server_key, self.server_cert) if self.server_ca else None
+
+
+class TokenFile:
+    """The bearer token in a file, that of the moment: a token is rotated by writing the file.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds none. Later the token that was there stays.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._kept = Kept(lambda: _token(path), Path(path))
+
+    def __call__(self) -> str:
+        """The token to show now."""
+        try:
+            self._kept.reload()
+        except SettingsError as error:
+            _log.warning("%s; the token there was stays", error)
+        return self._kept.value
+
+
+def _token(path: str) -> str:
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "is no text"
+        raise SettingsError(f"--server-token-file {path}: {why}; give its file") from None
+    if not token:
+        raise SettingsError(f"--server-token-file {path}: holds no token")
+    return token

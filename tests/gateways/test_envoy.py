@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from classifier import Client, Decision, Outcome
 from classifier.errors import SettingsError
 from classifier.fallback import Answer
 from classifier.gateways.ext_proc import ExtProcSettings, Processor, core, pb, pb_grpc, run
+from classifier.gateways.settings import TokenFile
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 from tests.gateways.support import (
     ROOT,
@@ -195,6 +197,32 @@ def test_a_token_file_that_holds_none_is_named(tmp_path: Path, content: bytes | 
         (tmp_path / "token").write_bytes(content)
     with pytest.raises(SettingsError, match=f"token: {why}"):
         run(ExtProcSettings(server_token_file=str(tmp_path / "token")))
+
+
+def test_a_token_is_rotated_by_writing_its_file(tmp_path: Path) -> None:
+    """The next request shows the new token; while the file holds none the one that was there stays."""
+    path = tmp_path / "token"
+    path.write_text("the first one\n")
+    token = TokenFile(str(path))
+    shown = [token()]
+    for content in ("the second one, longer", "", "a third"):
+        path.write_text(content)
+        shown.append(token())
+    assert shown == ["the first one", "the second one, longer", "the second one, longer", "a third"]
+
+
+@pytest.mark.parametrize("kind", ["port", "socket"])
+def test_an_address_that_is_served_already_is_refused(tmp_path: Path, kind: str) -> None:
+    """Two processors would share a port by accident, each with its own table and some of the requests."""
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 1)])
+    asked = f"unix:{tmp_path / 'x.sock'}" if kind == "socket" else "127.0.0.1:0"
+    port = server.add_insecure_port(asked)
+    server.start()
+    try:
+        with pytest.raises(SettingsError, match=r"is served already|is in use"):
+            run(ExtProcSettings(listen=asked if kind == "socket" else f"127.0.0.1:{port}"))
+    finally:
+        server.stop(None).wait()
 
 
 def test_forged_headers_are_removed(gateway: Gateway) -> None:

@@ -39,7 +39,7 @@ def hook_of(table: RoutingTable, came: Any, **more: Any) -> ClassifierHook:
 
     hook = ClassifierHook("unix:/nowhere", routes=table, sticky=True, on_premises=["embed-home"], **more)
     hook.client = AsyncClient("unix:/nowhere", fallback_tier=hook._fallback_tier, routes=table)
-    hook.client._stub = SimpleNamespace(Classify=classify)
+    hook.client._connect = lambda: SimpleNamespace(Classify=classify)
     return hook
 
 

@@ -11,7 +11,8 @@ const { ClassifierService } = (grpc.loadPackageDefinition(loaded) as unknown as 
 
 const [address = "127.0.0.1:50051", prompt = "What is the capital of Australia?", within = "250"] =
   process.argv.slice(2);
-const client = new ClassifierService(address, grpc.credentials.createInsecure());
+// Prompts go to the server alone: by default gRPC asks the proxy that http_proxy or https_proxy names.
+const client = new ClassifierService(address, grpc.credentials.createInsecure(), { "grpc.enable_http_proxy": 0 });
 
 const request: ClassifyRequest = { messages: [{ role: "user", content: prompt }] };
 client.classify(request, { deadline: Date.now() + Number(within) }, (error, answer) => {
