@@ -166,3 +166,15 @@ def test_health_is_an_exit_code(tmp_path):
     done = run("health", "--timeout", "0.5", address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {address}: no answer (")
+
+
+def test_health_asks_the_server_and_no_proxy(monkeypatch):
+    """A proxy that the environment names for the web says nothing of whether this server serves."""
+    from classifier.testing import fake_server
+
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with fake_server() as address:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        done = run("health", "--timeout", "50", address)
+    assert (done.returncode, done.stdout) == (0, "SERVING\n")
