@@ -63,7 +63,7 @@ class Tokens:
             SettingsError: the file cannot be read, or a line is not that; the line's number is named, never its text.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"tokens: {path} cannot be read ({type(error).__name__})") from None
         entries = []

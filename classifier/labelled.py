@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from classifier.arrow import plain_rows, pyarrow
+from classifier.arrow import plain_rows, pyarrow, rows_at
 from classifier.errors import InputError
 from classifier.texts import csv_lines
 
@@ -270,14 +270,14 @@ def opened_rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(path: Path, wanted: set[str] | None, thinned: bool) -> Iterator[dict[str, Any]]:
-    pa, pq = pyarrow()
+    _, pq = pyarrow()
     position = 0
     with pq.ParquetFile(path, pre_buffer=False) as file:
         names = None if wanted is None else [name for name in file.schema_arrow.names if name in wanted]
         for batch in file.iter_batches(1000, columns=names, use_threads=False):
             picked = [i for i in range(batch.num_rows) if not thinned or _picked(position + i)]
             position += batch.num_rows
-            yield from opened_rows(batch.take(pa.array(picked, pa.int64())) if thinned else batch)
+            yield from opened_rows(rows_at(batch, picked) if thinned else batch)
 
 
 def _picked(position: int) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from classifier.spans import spans_of
+from classifier.texts import encodable
 
 MAX_ROW_BYTES = 16 * 2**20
 MAX_ROW_LINES = 100_000
@@ -104,7 +105,7 @@ def _not_lines(line: bytes) -> str:
 def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
     """The object on a line of JSON, or why there is none.
 
-    >>> parse_line(b'{"prompt": "hi"}'), parse_line(b"[1]")
+    >>> parse_line(b'{"prompt": "hi"}'), parse_line(b"1")
     (({'prompt': 'hi'}, ''), ({}, 'is JSON, but no object'))
     """
     try:
@@ -117,6 +118,8 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
         problem = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else "a number is too long"
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         return {}, f"is not JSON ({problem}{where})"
+    if isinstance(value, list):
+        return {}, "is a JSON array; make it JSON lines with jq -c '.[]'"
     return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")
 
 
@@ -128,7 +131,7 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
         if not fields and not error:
             continue
         if header is None:
-            if error:
+            if error := error or _not_commas(lines[0].text):
                 yield RawRow(name, number, None, f"the header {error}")
                 return
             header = _unique(fields)
@@ -139,8 +142,10 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
         values = dict(zip(header, fields, strict=False))
         if not error and len(fields) != len(header):
             error = f"has {len(fields)} fields, the header has {len(header)}"
-            values |= {"fields": json.dumps(fields[len(header) :])} if len(fields) > len(header) else {}
-        if any(not value.isascii() and _broken(value) for value in values.values()):
+            if len(fields) > len(header):
+                *_, beyond = _unique([*header, "fields"])
+                values[beyond] = json.dumps(fields[len(header) :])
+        if any(value != encodable(value) for value in values.values()):
             values = {column: _readable(value) for column, value in values.items()}
             error = error or "is not UTF-8"
         yield RawRow(name, number, values, error)
@@ -148,9 +153,18 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
 
 def header_of(file: IO[bytes]) -> list[str]:
     """Names of the columns of CSV; empty where there are none, or `csv_rows` calls the header a bad one."""
-    records = ((fields, error) for _, fields, error in _records(_csv_lines(file)))
-    fields, error = next((found for found in records if any(found)), ([], ""))
-    return [] if error else _unique(fields)
+    for lines, fields, error in _records(_csv_lines(file)):
+        if fields or error:
+            return [] if error or _not_commas(lines[0].text) else _unique(fields)
+    return []
+
+
+def _not_commas(header: str) -> str:
+    """What a header says of a file whose columns something else parts, as some spreadsheets write it; else empty."""
+    other = "semicolons" if ";" in header else "tabs" if "\t" in header else ""
+    if not other or "," in header or '"' in header:
+        return ""
+    return f"has {other} and no comma; write the file with commas, or where it is one column put its name in quotes"
 
 
 class _Line(NamedTuple):
@@ -219,20 +233,14 @@ def _alone(line: _Line) -> tuple[list[str], str]:
 
 def _unique(names: list[str]) -> list[str]:
     """The names, a repeated or empty one with its position behind it."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for i, name in enumerate(names, start=1):
-        clean = name.encode("utf-8", "replace").decode()
-        found.append(clean if clean and clean not in found else f"{clean or 'column'}_{i}")
-    return found
+        unique = encodable(name) or f"column_{i}"
+        while unique in found:  # also the name of another column may be what a repeated one would be called
+            unique += f"_{i}"
+        found[unique] = None
+    return list(found)
 
 
 def _readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _broken(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -27,7 +27,7 @@ def render(template: str, folder: Path | None = None, **values: Any) -> str:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
-        raise MissingExtra("pages need jinja2; install the extra 'report'") from error
+        raise _missing("jinja2") from error
     folders = [*([folder] if folder else []), Path(__file__).parent / "templates"]
     environment = Environment(
         loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -50,7 +50,11 @@ def check_page(path: Path) -> None:
         raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
     for name in ("jinja2", "matplotlib"):
         if find_spec(name) is None:
-            raise MissingExtra(f"pages need {name}; install the extra 'report'")
+            raise _missing(name)
+
+
+def _missing(name: str) -> MissingExtra:
+    return MissingExtra(f"pages need {name}; install the extra 'report'")
 
 
 def write_page(path: Path, text: str) -> None:

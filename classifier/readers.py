@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from classifier.arrow import decodable, pyarrow
+from classifier.arrow import decodable, pyarrow, rows_at
 from classifier.errors import InputError
 from classifier.lines import RawRow, csv_rows, header_of, json_rows
 from classifier.packed import Broken, unpacked
@@ -29,7 +29,7 @@ from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 2**20
-CUTS = 4
+CUTS = 5
 """Raised whenever the same files become other rows or chunks, so that no run goes on with pieces of another cut."""
 _BLOCK = 2**20
 _FEW_ROWS = 50
@@ -145,7 +145,7 @@ def _selected(chunk: Chunk, selection: Selection, left: int) -> Chunk:
     places = [i for i, number in enumerate(chunk.numbers) if selection.keeps(chunk.source, number)][:left]
     if len(places) == len(chunk.numbers):
         return chunk
-    return replace(chunk, batch=chunk.batch.take(places), numbers=tuple(chunk.numbers[i] for i in places))
+    return replace(chunk, batch=rows_at(chunk.batch, places), numbers=tuple(chunk.numbers[i] for i in places))
 
 
 def read_rows(source: Source, *, row_format: str = "auto", position: Position | None = None) -> Iterator[RawRow]:

@@ -5,6 +5,7 @@ Knows nothing of processes, of pieces, or of how rows are labelled.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -86,7 +87,11 @@ def input_schema(sources: Sequence[Source], head: Sequence[Chunk]) -> Any:
         other = next(source for source in sources if source.container != "parquet")
         raise InputError(f"{tables[0].name} is Parquet and {other.name} is not; label them into two outputs")
     if tables:
-        schemas = [schema for schema in map(parquet_schema, tables) if schema is not None]
+        found = {source.name: parquet_schema(source) for source in tables}
+        schemas = [schema for schema in found.values() if schema is not None]
+        for name, schema in found.items():
+            if twice := [column for column, n in Counter(schema.names if schema else ()).items() if n > 1]:
+                raise InputError(f"{name}: has several columns {twice[0]!r}; rename all but one of them")
         try:
             return pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
         except pa.ArrowException as error:

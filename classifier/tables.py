@@ -39,7 +39,7 @@ def infer_schema(rows: Iterable[Mapping[str, Any]], texts: Sequence[str] = ()) -
     types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string(), "": pa.string()}
     fields = []
     for name, kind in list(kinds.items())[:MAX_COLUMNS]:
-        if name.startswith(PREFIX) or not _is_encodable(name):
+        if name.startswith(PREFIX) or name != encodable(name):
             continue
         metadata = JSON_ENCODED if kind == "json" else None
         fields.append(pa.field(name, types.get(kind, pa.string()), metadata=metadata))
@@ -99,14 +99,6 @@ def _merged(one: str, other: str) -> str:
     return "float" if {one, other} == {"int", "float"} else "json"
 
 
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _nearest(value: Any, kind: str) -> Any:
     """What stands in the column for a value kept elsewhere: a text without its lone surrogates, else nothing."""
     return encodable(value) if kind == "string" and isinstance(value, str) else None
@@ -120,5 +112,5 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "bool": lambda v: isinstance(v, bool),
     "int64": lambda v: isinstance(v, int) and not isinstance(v, bool) and -_INT64 <= v < _INT64,
     "double": lambda v: isinstance(v, float) or (isinstance(v, int) and not isinstance(v, bool) and abs(v) <= 2**53),
-    "string": lambda v: isinstance(v, str) and (v.isascii() or _is_encodable(v)),
+    "string": lambda v: isinstance(v, str) and v == encodable(v),
 }

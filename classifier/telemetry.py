@@ -113,6 +113,7 @@ class Metrics(Observer):
         """See `Observer`."""
         del started
         self._in_flight.dec()
+        self._queue.set(self.waiting())  # here, too: after a burst nobody may come for a long time
         counter = self._request_of.get((method, code))
         if counter is None:
             counter = self._request_of[method, code] = self._requests.labels(method, code)
@@ -149,6 +150,7 @@ class Metrics(Observer):
         """The bundle that answers from now on."""
         if self._bundle_before:
             self._bundle.labels(*self._bundle_before).set(0)
+            self._recent.clear()  # what another model said tells nothing of drift from this one's reference
         self._bundle_before = (version, calibration)
         self._bundle.labels(version, calibration).set(1)
         self._golden.set(int(golden_ok))

@@ -23,7 +23,7 @@ def read_toml(path: str | Path, holds: str) -> dict[str, Any]:
         SettingsError: it cannot be read, or is not TOML.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); give the TOML file of {holds}") from None
     except UnicodeDecodeError:

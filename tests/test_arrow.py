@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from classifier.arrow import decodable, plain_rows, pyarrow
+from classifier.arrow import decodable, plain_rows, pyarrow, rows_at
 from classifier.errors import MissingExtra
 
 MOMENT = 1_767_225_600_123_456_789
@@ -49,6 +49,15 @@ def test_every_type_has_a_plain_value(column, value):
 def test_a_table_without_columns_has_its_rows():
     """Rows of no columns are empty rows."""
     assert plain_rows(pa.RecordBatch.from_struct_array(pa.array([{}, {}], pa.struct([])))) == [{}, {}]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view(), pa.binary_view()], ids=str)
+@pytest.mark.parametrize("places", [[2, 0], []], ids=["some", "none"])
+def test_rows_are_picked_of_every_type(kind, places):
+    """Some rows, or none, of a batch whose columns are of types that Arrow itself picks no rows of."""
+    picked = rows_at(batch(x=pa.array(["a", "b", "c"], kind), n=pa.array([1, 2, 3])), places)
+    assert picked["n"].to_pylist() == [n + 1 for n in places]
+    assert (picked["x"].type, len(picked["x"])) == (kind, len(places))
 
 
 def test_damaged_texts_are_mended_also_where_they_are_nested():

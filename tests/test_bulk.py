@@ -192,6 +192,25 @@ def test_a_parquet_table_keeps_its_types(tmp_path):
     assert found["classifier_tier"].to_pylist()[:4] == ["simple", "standard", "complex", "frontier"]
 
 
+def test_a_table_of_views_of_texts_is_labelled_in_part_and_read_back(tmp_path):
+    """Texts as views, as other writers of Parquet keep them, come through a limit and a thinned reading as they are."""
+    views = pa.array([f"{text} {'long ' * 9}" for text in prompts(1200)], pa.string_view())
+    pq.write_table(pa.table({"prompt": views}), tmp_path / "in.parquet")
+    label([str(tmp_path / "in.parquet")], str(tmp_path / "out.parquet"), FakeMaker(),
+          Options(processes=1, selection=Selection(limit=1150)))  # fmt: skip
+    assert pq.read_table(tmp_path / "out.parquet")["prompt"].combine_chunks().equals(views.slice(0, 1150))
+    thinned = [row["prompt"] for row in open_labelled(tmp_path / "out.parquet").rows(["prompt"], thinned=True)]
+    assert thinned == [*views.slice(0, 1000).to_pylist(), views[1000].as_py(), views[1100].as_py()]
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path):
+    """Which of them is meant cannot be told, so the file and the column are named."""
+    table = pa.Table.from_arrays([pa.array(["hi"]), pa.array([1]), pa.array([2])], names=["prompt", "n", "n"])
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(InputError, match=r"in\.parquet: has several columns 'n'; rename all but one"):
+        label([str(tmp_path / "in.parquet")], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+
+
 def test_a_cell_of_a_table_that_does_not_fit_the_other_files_is_kept_beside_it(tmp_path):
     """Tables whose columns share a type, and one value of them does not fit it: that one is in classifier_extra."""
     (tmp_path / "in").mkdir()

@@ -36,6 +36,12 @@ def test_a_token_names_its_principal(tokens):
     assert [found.principal(t) for t in (ALICE, NEXT, BOB, "x", "")] == ["alice", "alice", "bob", None, None]
 
 
+def test_a_mark_at_the_head_of_a_tokens_file_is_no_part_of_a_name(tmp_path):
+    """The byte order mark that some editors write does not make the first principal another one."""
+    (tmp_path / "tokens").write_text(f"alice {ALICE}\n", encoding="utf-8-sig")
+    assert Tokens.from_file(tmp_path / "tokens").principal(ALICE) == "alice"
+
+
 @pytest.mark.parametrize("content", ["", "# only a comment", "alice", "alice short", "alice a-token-long-enough more"])
 def test_a_tokens_file_that_cannot_be_is_refused_without_its_text(tmp_path, content):
     """A file without tokens or with a malformed line is refused by line number, never quoting it."""

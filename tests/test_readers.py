@@ -491,11 +491,12 @@ def test_mixed_encodings_cost_their_rows_only(tmp_path):
         (b'{"prompt": ' + b"9" * 5000 + b"}", "is not JSON (a number is too long)"),
         (b'{"prompt": 7}', "prompt: is not a text"),
         (b'"text"', "is JSON, but no object"),
+        (b'[{"prompt": "hi"}]', "is a JSON array; make it JSON lines with jq -c '.[]'"),
         (b'{"messages": [[["deep"]]]}', "messages[0]: is not an object"),
         (b'{"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": [1]}}]}]}', None),
         (b"\x00\x01\x02", "is not JSON"),
     ],
-    ids=["deep", "long-number", "number", "text", "nested", "nested-text", "bytes"],
+    ids=["deep", "long-number", "number", "text", "array", "nested", "nested-text", "bytes"],
 )
 def test_hostile_lines_are_bad_rows(line, error, tmp_path):
     """Nesting, huge numbers and bytes end as a row with an error, and the next line is read."""
@@ -606,6 +607,37 @@ def test_a_line_of_csv_that_is_too_long_keeps_its_head(tmp_path):
     assert errors == ["is 16 MiB long, the limit is 16 MiB; only its head is kept", None]
     rows = list(open_labelled(tmp_path / "a.csv.jsonl").rows(["classifier_extra"]))
     assert rows[0]["classifier_extra"] == {"line": "x" * 1000}
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        (b"a,a_3,a", ["a", "a_3", "a_3_3"]),
+        (b"a,a,a_2", ["a", "a_2", "a_2_3"]),
+        (b"column_2,,b", ["column_2", "column_2_2", "b"]),
+    ],
+    ids=["before", "behind", "empty"],
+)
+def test_no_column_of_csv_takes_the_place_of_another(header, names):
+    """A repeated or empty name becomes one that no other column has, and every value is kept."""
+    [row] = csv_rows(io.BytesIO(header + b"\n1,2,3\n"), "a.csv")
+    assert row.payload == dict(zip(names, "123", strict=True))
+
+
+def test_fields_beyond_the_header_are_kept_beside_a_column_called_fields():
+    """Of a CSV row that is too long every field is kept, also that of a column that is called as the rest would be."""
+    [row] = csv_rows(io.BytesIO(b"prompt,fields\nhi,mine,more\n"), "a.csv")
+    assert row.payload == {"prompt": "hi", "fields": "mine", "fields_3": '["more"]'}
+
+
+@pytest.mark.parametrize(("sign", "name"), [(b";", "semicolons"), (b"\t", "tabs")], ids=["semicolons", "tabs"])
+def test_csv_without_commas_says_so_once(sign, name, tmp_path):
+    """A file parted by semicolons or tabs is one bad row that says what to do; in quotes the sign is part of a name."""
+    (tmp_path / "a.csv").write_bytes(b"prompt" + sign + b"model\nhi" + sign + b"x, y\n")
+    (tmp_path / "b.csv").write_bytes(b'"prompt' + sign + b'model"\nhi\n')
+    [error], _ = outcome(tmp_path / "a.csv", tmp_path)
+    assert error.startswith(f"the header has {name} and no comma; write the file with commas")
+    assert outcome(tmp_path / "b.csv", tmp_path, text_field=f"prompt{sign.decode()}model")[0] == [None]
 
 
 def test_random_bytes_are_bad_rows_whatever_the_name(tmp_path):

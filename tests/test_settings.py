@@ -27,6 +27,12 @@ def test_the_file_may_be_named_by_its_variable(tmp_path):
     assert (found.workers, found.listen) == (2, ("127.0.0.1:1", "127.0.0.1:2"))
 
 
+def test_the_file_may_begin_with_a_byte_order_mark(tmp_path):
+    """Some editors write one; it is no part of the first key."""
+    (tmp_path / "c.toml").write_text("workers = 2\n", encoding="utf-8-sig")
+    assert resolve({}, {}, tmp_path / "c.toml").workers == 2
+
+
 def test_variables_hold_lists_and_switches_as_text():
     """A comma separates addresses and the usual words switch."""
     found = resolve({}, {"CLASSIFIER_LISTEN": "127.0.0.1:1, unix:/x", "CLASSIFIER_REFLECTION": "off"})

@@ -215,7 +215,7 @@ def test_json_logs_are_an_object_a_line():
 
 
 def test_the_queue_and_the_calls_at_hand_are_gauges():
-    """While requests run and wait the gauges say so."""
+    """While requests run and wait the gauges say so, and no longer than that."""
     import threading
 
     gate = threading.Event()
@@ -225,13 +225,15 @@ def test_the_queue_and_the_calls_at_hand_are_gauges():
         Client(address, timeout_seconds=60) as client,
     ):
         calls = [threading.Thread(target=client.classify, args=("x",)) for _ in range(3)]
-        for call in calls:
+        for n, call in enumerate(calls, start=1):
             call.start()
-        until(lambda: value(page(metrics), "classifier_in_flight") == 3)
+            until(lambda n=n: value(page(metrics), "classifier_in_flight") == n)
+        assert value(page(metrics), "classifier_queue_depth") == 1  # when the last one came
         gate.set()
         for call in calls:
             call.join()
     assert value(page(metrics), "classifier_in_flight") == 0
+    assert value(page(metrics), "classifier_queue_depth") == 0
 
 
 def test_an_observer_that_does_nothing_is_enough():
@@ -241,7 +243,7 @@ def test_an_observer_that_does_nothing_is_enough():
 
 
 def test_drift_is_measured_on_live_traffic(tiny_engine):
-    """Traffic like the reference has small indices, other traffic large ones; too little of it says nothing."""
+    """Traffic like the reference has small indices, other traffic large ones; little, or another bundle's, has none."""
     from classifier.drift import reference_distributions
 
     words = ["hi", "explain the function", "debug this please", "prove the theorem"]
@@ -267,3 +269,10 @@ def test_drift_is_measured_on_live_traffic(tiny_engine):
     assert max(alike.values()) < 0.01
     assert other["above_complex"] > 0.25
     assert index([0, 1]) == {}
+    metrics = Metrics()
+    metrics.bundle("old", "1", golden_ok=True)
+    for i in [3] * 400:
+        metrics.decided(decisions[i], prepared[i], {})
+    metrics.bundle("new", "1", golden_ok=True)
+    metrics.drift(reference)
+    assert "classifier_drift_index{" not in page(metrics)
