@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.bundle import FILES, Bundle, sha256, write_bundle
+from classifier.bundle import FILES, Bundle, check_new, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
 from classifier.engine import Engine
-from classifier.errors import BundleError, InputError, SettingsError
+from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.types import Request
@@ -33,7 +33,7 @@ from training.calibration_report import PRICES, as_text, curves, measure_calibra
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet, pack_rows
 from training.corpus import read_corpus
 from training.label_shift import shift_weights
-from training.policy_fit import Targets, fit_policies
+from training.policy_fit import Targets, fit_policies, shown
 from training.step_losses import EVERY_MISS
 
 LARGE_GROUP = 0.05
@@ -91,7 +91,7 @@ def calibrate(
     Raises:
         InputError: rows that cannot be used.
         SettingsError: targets that contradict one another.
-        BundleError: the bundle cannot be read, or `out_path` exists.
+        BundleError: the bundle cannot be read, or `out_path` exists or cannot be made.
     """
     targets = Targets(
         dict(policies),
@@ -106,8 +106,7 @@ def calibrate(
         raise SettingsError(
             "--prior-shift estimates and proves nothing, so it goes without --delta, --top-tier-miss and --group-by"
         )
-    if Path(out_path).exists():  # write_bundle refuses it, too, but only when every row was scored
-        raise BundleError(f"{out_path}: already exists; bundles are never overwritten, choose another folder")
+    check_new(Path(out_path))  # write_bundle does so, too, but only when every row was scored
     engine = Engine.from_pretrained(bundle_path)
     if default is None:
         default = engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
@@ -201,9 +200,8 @@ def _counted_once(
     once, _ = fit_policies(
         calibration, rows.take(first), targets, shift=None if shift is None else shift[first], also=also
     )
-    thresholds = ", ".join(
-        f"{a.name} {a.threshold:.4f} for {b.threshold:.4f}" for a, b in zip(once, served, strict=True)
-    )
+    pairs = zip(once, served, strict=True)
+    thresholds = ", ".join(f"{a.name} {shown(a.threshold)} for {shown(b.threshold)}" for a, b in pairs)
     return (
         f"On the {len(first)} different requests of {len(rows)}, each counted once, thresholds would be {thresholds}."
     )
