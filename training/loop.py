@@ -36,6 +36,7 @@ from classifier.ledger import Ledger
 from classifier.policy import promised_risks
 from classifier.registry import Event, Registry
 from classifier.settings import feedback_url, registry_url
+from classifier.texts import finite
 from training.corpus import OWN_DATA
 from training.recipe import RETRAINING
 from training.retrain import retrain
@@ -253,7 +254,7 @@ def _say(text: str) -> None:
 
 def _tell(receipt: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(receipt))
+        click.echo(json.dumps(finite(receipt)))
         return
     candidate = f" {receipt['candidate']}" if receipt.get("candidate") else ""
     click.echo(f"{receipt['decision']}{candidate}: {receipt['why']}")
