@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,33 @@ def test_few_frontier_rows_make_the_top_tier_infeasible():
     assert policies["balanced"].top_tier_threshold == 0
     assert not policies["balanced"].top_tier_guarantee.feasible
     assert any("it takes 60" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("one_group", "miss", "says"),
+    [(True, 0.4, "all rows are of one group"), (False, 0.005, "frontier rows are in one of two halves, it takes 199")],
+    ids=["one group", "a miss too rare"],
+)
+def test_what_a_top_tier_lacks_is_named(one_group: bool, miss: float, says: str):
+    """Rows that cannot be halved, and halves with too few frontier rows for the target, are no question of its cost."""
+    rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.03))
+    rows = replace(rows, groups=np.full(len(rows), "one")) if one_group else rows
+    policies, _, notes = fitted(rows, top_tier_miss=miss)
+    assert policies["balanced"].top_tier_threshold == 0
+    assert [note for note in notes if says in note]
+    assert not [note for note in notes if "in practice" in note]
+
+
+def test_further_rows_lower_the_top_tiers_threshold_too():
+    """Where the top tier of further rows is told less surely, they are missed no more often than was asked."""
+    rows, further = (population(3000, seed, prior=(0.5, 0.3, 0.1, 0.03)) for seed in (13, 14))
+    further = replace(further, logits=further.logits * np.float32(0.5))
+    alone = fitted(rows, top_tier_miss=0.6)[0]["economy"]
+    (policy, *_), _ = fit_policies(IDENTITY, rows, Targets(ALPHAS, top_tier_miss=0.6), also=further)
+    assert 0 < policy.top_tier_threshold < alone.top_tier_threshold
+    assert policy.top_tier_guarantee.empirical_risk < alone.top_tier_guarantee.empirical_risk
+    top = IDENTITY.apply(further.logits)[further.labels[:, 3] == 1, 3]
+    assert (top < policy.top_tier_threshold).mean() <= 0.6
 
 
 def test_a_top_tier_that_takes_too_much_traffic_is_infeasible_in_practice():
@@ -850,3 +878,43 @@ def test_floors_still_hold_on_a_recalibrated_bundle(recalibrated: tuple):
     lowered = engine.classify(Request.from_text(" ".join(WORDS["frontier"]), ceiling=Tier.SIMPLE))
     assert (raised.tier, raised.guaranteed) == (Tier.COMPLEX, True)
     assert (lowered.tier, lowered.guaranteed) == (Tier.SIMPLE, False)
+
+
+def test_a_threshold_that_nothing_reaches_is_called_always_frontier():
+    """To the digits shown it would be 1, which some requests do reach."""
+    notes: list[str] = []
+    rows = population(400, 3)
+    fit_policies(IDENTITY, rows, Targets({"balanced": 0.1}), also=rows.take(np.arange(5)), notes=notes)
+    assert [note for note in notes if "alone the threshold would be always frontier" in note]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [(["--out", "rows.jsonl/new"], "no folder can be made"), (["--out", "new", "--report", "."], "is a directory")],
+    ids=["bundle in a file", "report on a folder"],
+)
+def test_what_cannot_be_written_is_said_before_work_is_spent(
+    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], says: str
+):
+    """A line, no bundle, and no row scored."""
+    from training.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Engine, "score", None)
+    write_rows(tmp_path / "rows.jsonl", 30)
+    done = CliRunner().invoke(main, ["calibrate", "--bundle", str(tiny_bundle_path), "--data", "rows.jsonl", *more])
+    assert isinstance(done.exception, SystemExit)
+    assert done.exit_code in (1, 2)
+    assert says in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("label", ["group", "id", "label", "logit", "class"])
+def test_predictions_keep_a_gateways_label_whatever_its_name(tiny_bundle_path: Path, tmp_path: Path, label: str):
+    """A label may be named as an array of the file is, and is read back as it was written."""
+    rows = population(20, 1)
+    rows = replace(rows, facets={**rows.facets, label: np.array([f"{label}-{i % 2}" for i in range(20)])})
+    write_predictions(tmp_path / "rows.npz", rows, read_bundle(tiny_bundle_path))
+    read = read_predictions(tmp_path / "rows.npz")
+    assert read.facets[label].tolist() == rows.facets[label].tolist()
+    assert read.groups.tolist() == rows.groups.tolist()
