@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from classifier.bundle import read_bundle
 from classifier.calibration import IDENTITY, METHODS, Calibration
+from classifier.drift import reference_distributions, stability_indices
 from classifier.engine import Engine
 from classifier.errors import BundleError, InputError, SettingsError
 from classifier.metrics import ranked_probability_score, under_routing
@@ -918,3 +919,24 @@ def test_predictions_keep_a_gateways_label_whatever_its_name(tiny_bundle_path: P
     read = read_predictions(tmp_path / "rows.npz")
     assert read.facets[label].tolist() == rows.facets[label].tolist()
     assert read.groups.tolist() == rows.groups.tolist()
+
+
+def test_a_new_map_brings_the_scores_that_drift_is_measured_against(tmp_path: Path):
+    """The rows that a bundle was recalibrated on are no drift from it, and signals are measured as before."""
+    from training.export import revise
+
+    rows = read_corpus([write_rows(tmp_path / "rows.jsonl", 400, seed=5)])
+    old = Engine.from_pretrained(tiny_bundle(tmp_path / "plain", scale=6.0).path)
+    signals = [old.prepare(row.request).input.signals for row in rows]
+
+    def scores(engine: Engine) -> list[tuple[float, ...]]:
+        return [engine.score(engine.prepare(row.request)).probabilities for row in rows]
+
+    revise(tmp_path / "plain", tmp_path / "bundle", reference=reference_distributions(scores(old), signals))
+    calibrate(tmp_path / "bundle", [tmp_path / "rows.jsonl"], tmp_path / "out", policies=ALPHAS)
+    new = Engine.from_pretrained(tmp_path / "out")
+    assert new.calibration_revision != old.calibration_revision
+    indices = stability_indices(scores(new), signals, new.bundle.reference)
+    assert max(stability_indices(scores(new), signals, read_bundle(tmp_path / "bundle").reference).values()) > 0.25
+    assert max(indices.values()) < 0.01
+    assert new.bundle.reference["signals"] == read_bundle(tmp_path / "bundle").reference["signals"]

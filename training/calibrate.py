@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from classifier.bundle import FILES, Bundle, check_new, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
+from classifier.drift import reference_distributions
 from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy
@@ -162,7 +163,8 @@ def calibrate(
     if targets.group_by:
         report["rows"]["groups"] = {group: fit["n"] for group, fit in next(iter(details.values())).items()}
     known = {MAP_ROWS: map_rows, THRESHOLD_ROWS: pack_rows(threshold_rows.hashes)}
-    bundle = _write(engine, Path(out_path), calibration, fitted, default, report, known)
+    reference = _reference(engine.bundle, calibration, rows)
+    bundle = _write(engine, Path(out_path), calibration, fitted, default, reference, report, known)
     return report | {"bundle": {"path": str(bundle.path), "version": bundle.version, "parent": engine.bundle_version}}
 
 
@@ -255,12 +257,25 @@ def _report(
     }
 
 
+def _reference(old: Bundle, calibration: Calibration, rows: CalibrationSet) -> dict[str, Any]:
+    """What drift is measured against: with a new map the scores of the rows, as those before are another map's.
+
+    Signals stay as they were: no map changes them. The smaller number of rows stands for both.
+    """
+    reference = dict(old.reference)
+    if calibration is old.calibration or not reference.get("n"):
+        return reference
+    found = reference_distributions(calibration.apply(rows.logits), ())
+    return {**reference, "n": min(reference["n"], found["n"]), "scores": found["scores"]}
+
+
 def _write(
     engine: Engine,
     out: Path,
     calibration: Calibration,
     policies: Sequence[Policy],
     default: str,
+    reference: Mapping[str, Any],
     report: Mapping[str, Any],
     known: Mapping[str, str],
 ) -> Bundle:
@@ -280,7 +295,11 @@ def _write(
         policy_json = policies_to_json(
             policies, default, model_sha256=sha256(staged / "model.onnx"), calibration_revision=calibration.revision
         )
-        for name, content in (("calibration.json", calibration.to_json()), ("policy.json", policy_json)):
+        for name, content in (
+            ("calibration.json", calibration.to_json()),
+            ("policy.json", policy_json),
+            ("reference.json", reference),
+        ):
             (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         card = staged / "README.md"
         card.write_text(with_policies(card.read_text(encoding="utf-8"), as_text(report)), encoding="utf-8")
