@@ -659,6 +659,7 @@ def test_too_few_rows_are_infeasible_with_the_number_that_it_takes():
         ({"alphas": {"a": 1.5}}, "no share"),
         ({"alphas": {"a": 0.1}, "epsilon": 0.1}, "leaves nothing"),
         ({"alphas": {"a": 0.1}, "top_tier_miss": 0.05, "epsilon": 0.06}, "leaves nothing"),
+        ({"alphas": {"a": 0.1}, "exempt_labels": ("=eu",)}, "names no label"),
         ({"alphas": {"a": 0.1}, "group_by": "language"}, "not known of a request"),
         ({"alphas": {"a": 0.1}, "delta": 1.5}, "delta: 1.5"),
         ({"alphas": {"a": 0.1}, "delta": math.nan}, "delta: nan"),

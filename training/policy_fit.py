@@ -71,6 +71,8 @@ class Targets:
                 raise SettingsError(
                     f"{what}: exploring a share of {self.epsilon} leaves nothing of {value}; explore less or allow more"
                 )
+        if nameless := [label for label in self.exempt_labels if not label.partition("=")[0]]:
+            raise SettingsError(f"exempt-label: {nameless[0]!r} names no label; give NAME or NAME=VALUE")
         if self.group_by in ("kind", "language", "source"):
             raise SettingsError(
                 f"--group-by {self.group_by}: it is not known of a request when it is served, so nothing can be "
