@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from typing import Any
 
 from classifier.calibration import Calibration
 from classifier.drift import check_reference
-from classifier.durable import fsync
+from classifier.durable import explained, fsync
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
 from classifier.policy import Policy
 from classifier.policy_file import policies_from_json
@@ -96,8 +97,8 @@ def read_bundle(path: str | Path) -> Bundle:
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleCorrupt(
-            f"{path}: {MANIFEST} has schema version {found!r}, this package reads {SCHEMA_VERSION}; "
-            "export the bundle again with this package's training tool"
+            f"{path}: {MANIFEST} has schema version {reprlib.repr(found)}, this package reads "
+            f"{SCHEMA_VERSION}; export the bundle again with this package's training tool"
         )
     stated = manifest.get("files")
     if not isinstance(stated, dict) or set(stated) != set(FILES):
@@ -106,7 +107,7 @@ def read_bundle(path: str | Path) -> Bundle:
         verify_file(path, name, str(stated[name]))
     if manifest.get("version") != content_version(stated):
         raise BundleCorrupt(
-            f"{path}: version {manifest.get('version')!r} is not the hash of its files; export it again"
+            f"{path}: version {reprlib.repr(manifest.get('version'))} is not the hash of its files; export it again"
         )
     config, reference = _object(path, "config.json"), _object(path, "reference.json")
     try:
@@ -146,36 +147,50 @@ def write_bundle(path: str | Path, source: str | Path, manifest: Mapping[str, An
 
     Raises:
         BundleError: `path` exists, or a file is missing in `source`.
+        InputError: it cannot be written there.
     """
     path, source = Path(path), Path(source)
-    if path.exists():
-        raise BundleError(f"{path}: already exists; bundles are never overwritten, choose another folder")
+    check_new(path)
     missing = [name for name in FILES if not (source / name).is_file()]
     if missing:
         raise BundleError(f"{source}: lacks {', '.join(missing)}; a bundle needs them all")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        for name in FILES:
-            shutil.copyfile(source / name, staging / name)
-        files = {name: sha256(staging / name) for name in FILES}
-        whole = {
-            "schema_version": SCHEMA_VERSION,
-            "version": content_version(files),
-            "files": files,
-            **{k: v for k, v in manifest.items() if k not in ("schema_version", "version", "files")},
-        }
-        (staging / MANIFEST).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        bundle = read_bundle(staging)
-        for name in (*FILES, MANIFEST):
-            fsync(staging / name)
-        staging.chmod(0o755)
-        staging.rename(path)
-        fsync(path.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            for name in FILES:
+                shutil.copyfile(source / name, staging / name)
+            files = {name: sha256(staging / name) for name in FILES}
+            whole = {
+                "schema_version": SCHEMA_VERSION,
+                "version": content_version(files),
+                "files": files,
+                **{k: v for k, v in manifest.items() if k not in ("schema_version", "version", "files")},
+            }
+            (staging / MANIFEST).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            bundle = read_bundle(staging)
+            for name in (*FILES, MANIFEST):
+                fsync(staging / name)
+            staging.chmod(0o755)
+            staging.rename(path)
+            fsync(path.parent)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
     return Bundle(path, *(getattr(bundle, f) for f in list(Bundle.__slots__)[1:]))
+
+
+def check_new(path: Path) -> None:
+    """Refuses a folder for a bundle that is there already or cannot be made: before work is spent on it.
+
+    Raises:
+        BundleError: the message says which, and what to do.
+    """
+    if path.exists():
+        raise BundleError(f"{path}: already exists; bundles are never overwritten, choose another folder")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise BundleError(f"{path}: no folder can be made in {above}; choose another place, or check the rights")
 
 
 def verify_file(path: Path, name: str, stated: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from classifier.labels import outcome_interval
 from classifier.types import TIERS, Tier
 
 BINS = 10
@@ -134,6 +135,22 @@ def excess_p_value(failures: int, decisions: int, promised: float) -> float:
     return float(min(1.0, np.exp(choose + k * math.log(promised) + (decisions - k) * math.log1p(-promised)).sum()))
 
 
+def fell_short(row: Mapping[str, Any]) -> bool:
+    """Whether an outcome of quality says that the label is above the tier that was decided, whichever was served.
+
+    All else is no failure, and is counted like silence. It must not be left out: of audits, which are served the
+    cheapest tier whatever was decided, those that judge the decided tier are all of the cheapest. Nor does a rejection
+    at the top tier break a promise: nothing above it could have been chosen.
+
+    Args:
+        row: a decision with its outcome, or none, as exports spell it.
+    """
+    if row["cause"] != "quality":
+        return False
+    lowest, _ = outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), None)
+    return lowest > Tier.parse(row["tier"])
+
+
 def drift_report(
     rows: Iterable[Mapping[str, Any]], reference: Mapping[str, Any], promised: Mapping[str, float], *, max_index: float
 ) -> dict[str, Any]:
@@ -142,7 +159,7 @@ def drift_report(
     Args:
         rows: decisions with their outcomes, as exports spell them.
         reference: the bundle's, of at least one row.
-        promised: policy → P(chosen < label) at most. An outcome counts where it judged the tier that was decided.
+        promised: policy → P(chosen < label) at most.
         max_index: stability index above which something has drifted.
 
     Returns:
@@ -155,10 +172,10 @@ def drift_report(
     for row in rows:
         probabilities.append(row["probabilities"])
         signals.append(row["signals"])
-        if row["guaranteed"] and row["policy"] in promised and row["served_tier"] in (None, row["tier"]):
+        if row["guaranteed"] and row["policy"] in promised:
             count = counts.setdefault(row["policy"], [0, 0])
             count[0] += 1
-            count[1] += row["cause"] == "quality" and row["verdict"] in ("rejected", "escalated")
+            count[1] += fell_short(row)
     if not signals:
         return {"n": 0, "shifts": {}, "failures": {}, "alarms": []}
     indices = stability_indices(probabilities, signals, reference)

@@ -9,6 +9,7 @@ Knows nothing of ids, storage, queues or the wire.
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,17 +77,21 @@ class Engine:
             BundleCorrupt: it is not what its manifest says, or was made for other inputs.
         """
         bundle = read_bundle(path)
-        if bundle.manifest.get("input_version") != INPUT_VERSION:
+        if (version := bundle.manifest.get("input_version")) != INPUT_VERSION:
             raise BundleCorrupt(
-                f"{path}: made for input version {bundle.manifest.get('input_version')!r}, this package makes "
+                f"{path}: made for input version {reprlib.repr(version)}, this package makes "
                 f"{INPUT_VERSION}; use the package version that made it, or train again"
             )
         try:
             max_tokens = int(bundle.manifest["max_tokens"])
             golden, tolerance = list(bundle.manifest["golden"]), float(bundle.manifest["golden_tolerance"])
+            # Wider than probabilities can differ would be no check, and longer than the graph reads no answer.
+            if not 0 <= tolerance < 1 or max_tokens > int(bundle.config.get("max_position_embeddings", max_tokens)):
+                raise ValueError("out of range")  # noqa: TRY301 - as what cannot be read
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleCorrupt(
-                f"{path}: manifest.json lacks max_tokens or golden inputs, or has other values there; export it again"
+                f"{path}: manifest.json lacks max_tokens, golden_tolerance or golden inputs, or has others there; "
+                "export it again"
             ) from error
         tokenizer = Tokenizer.from_file(bundle.path / "tokenizer.json", max_tokens)
         engine = cls(bundle, tokenizer, Session(bundle.path / "model.onnx", threads=threads))

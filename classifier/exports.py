@@ -171,7 +171,10 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(path) as file:
             found = (file.schema_arrow.metadata or {}).get(b"classifier_export_version")
             if found != str(SCHEMA_VERSION).encode():
-                raise InputError(f"{path}: is no feedback export of version {SCHEMA_VERSION}; export it again")
+                raise InputError(
+                    f"{path}: is no feedback export of version {SCHEMA_VERSION}; export it again, or give "
+                    "rows of your own as JSON lines"
+                )
             for batch in file.iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     row.update({name: None if row[name] is None else json.loads(row[name]) for name in texts})

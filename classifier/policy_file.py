@@ -5,6 +5,7 @@ Knows nothing of folders or checksums of files: it takes and returns parsed JSON
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -67,8 +68,8 @@ def policies_from_json(data: Any, *, model_sha256: str, calibration_revision: st
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
         raise BundleCorrupt(
-            f"policy.json has schema version {found!r}, this package reads {SCHEMA_VERSION}; use the package version "
-            "that wrote the bundle, or recalibrate"
+            f"policy.json has schema version {reprlib.repr(found)}, this package reads {SCHEMA_VERSION}; use the "
+            "package version that wrote the bundle, or recalibrate"
         )
     for name, expected, file in (
         ("model_sha256", model_sha256, "model.onnx"),
@@ -76,8 +77,8 @@ def policies_from_json(data: Any, *, model_sha256: str, calibration_revision: st
     ):
         if data.get(name) != expected:
             raise BundleCorrupt(
-                f"policy.json was fitted for {name} {data.get(name)!r}, this bundle's {file} has {expected!r}: its "
-                "thresholds promise nothing here; run 'python -m training calibrate' on this bundle"
+                f"policy.json was fitted for {name} {reprlib.repr(data.get(name))}, this bundle's {file} has "
+                f"{expected!r}: its thresholds promise nothing here; run 'python -m training calibrate' on this bundle"
             )
     try:
         policies = [_policy_from_json(entry) for entry in data["policies"]]
@@ -89,7 +90,8 @@ def policies_from_json(data: Any, *, model_sha256: str, calibration_revision: st
     by_name = {policy.name: policy for policy in policies}
     if default not in by_name or len(by_name) != len(policies):
         raise BundleCorrupt(
-            f"policy.json: the default {default!r} is none of {sorted(by_name)}, or a name stands twice; recalibrate"
+            f"policy.json: the default {reprlib.repr(default)} is none of {reprlib.repr(sorted(by_name))}, or a "
+            "name stands twice; recalibrate"
         )
     return by_name, default
 

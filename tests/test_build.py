@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
@@ -17,7 +18,9 @@ from classifier.engine import Engine
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
 from classifier.types import Request
+from tests.calibration_support import write_rows
 from tests.tiny import WORDS
+from training.__main__ import main
 from training.build import build, train
 from training.build_data import load_data
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_seen
@@ -256,3 +259,13 @@ def test_fused_graph_computes_the_same():
         plain = model.eval()(input_ids=ids, attention_mask=mask).logits
         fused = fuse(model)(input_ids=ids, attention_mask=mask).logits
     assert torch.allclose(plain, fused, atol=1e-5)
+
+
+def test_what_cannot_be_written_ends_with_a_line(tmp_path):
+    """A run's folder inside a file is an error of one line, with the path and what to check."""
+    rows, dev = write_rows(tmp_path / "rows.jsonl", 200), write_rows(tmp_path / "dev.jsonl", 20, seed=1)
+    out = rows / "run"
+    arguments = ["build", "--recipe", "tiny", "--data", str(rows), "--dev", str(dev), "--out", str(out)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == f"error: {out}: Not a directory; check the path, the rights and the space"

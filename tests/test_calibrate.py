@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from classifier.bundle import read_bundle
 from classifier.calibration import IDENTITY, METHODS, Calibration
+from classifier.drift import reference_distributions, stability_indices
 from classifier.engine import Engine
 from classifier.errors import BundleError, InputError, SettingsError
 from classifier.metrics import ranked_probability_score, under_routing
@@ -425,6 +427,33 @@ def test_few_frontier_rows_make_the_top_tier_infeasible():
     assert any("it takes 60" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("one_group", "miss", "says"),
+    [(True, 0.4, "all rows are of one group"), (False, 0.005, "frontier rows are in one of two halves, it takes 199")],
+    ids=["one group", "a miss too rare"],
+)
+def test_what_a_top_tier_lacks_is_named(one_group: bool, miss: float, says: str):
+    """Rows that cannot be halved, and halves with too few frontier rows for the target, are no question of its cost."""
+    rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.03))
+    rows = replace(rows, groups=np.full(len(rows), "one")) if one_group else rows
+    policies, _, notes = fitted(rows, top_tier_miss=miss)
+    assert policies["balanced"].top_tier_threshold == 0
+    assert [note for note in notes if says in note]
+    assert not [note for note in notes if "in practice" in note]
+
+
+def test_further_rows_lower_the_top_tiers_threshold_too():
+    """Where the top tier of further rows is told less surely, they are missed no more often than was asked."""
+    rows, further = (population(3000, seed, prior=(0.5, 0.3, 0.1, 0.03)) for seed in (13, 14))
+    further = replace(further, logits=further.logits * np.float32(0.5))
+    alone = fitted(rows, top_tier_miss=0.6)[0]["economy"]
+    (policy, *_), _ = fit_policies(IDENTITY, rows, Targets(ALPHAS, top_tier_miss=0.6), also=further)
+    assert 0 < policy.top_tier_threshold < alone.top_tier_threshold
+    assert policy.top_tier_guarantee.empirical_risk < alone.top_tier_guarantee.empirical_risk
+    top = IDENTITY.apply(further.logits)[further.labels[:, 3] == 1, 3]
+    assert (top < policy.top_tier_threshold).mean() <= 0.6
+
+
 def test_a_top_tier_that_takes_too_much_traffic_is_infeasible_in_practice():
     """A top-tier threshold that would send more than 15 % of traffic there is not served, and the trade is shown."""
     policies, _, notes = fitted(population(3000, 15), top_tier_miss=0.05)
@@ -630,6 +659,7 @@ def test_too_few_rows_are_infeasible_with_the_number_that_it_takes():
         ({"alphas": {"a": 1.5}}, "no share"),
         ({"alphas": {"a": 0.1}, "epsilon": 0.1}, "leaves nothing"),
         ({"alphas": {"a": 0.1}, "top_tier_miss": 0.05, "epsilon": 0.06}, "leaves nothing"),
+        ({"alphas": {"a": 0.1}, "exempt_labels": ("=eu",)}, "names no label"),
         ({"alphas": {"a": 0.1}, "group_by": "language"}, "not known of a request"),
         ({"alphas": {"a": 0.1}, "delta": 1.5}, "delta: 1.5"),
         ({"alphas": {"a": 0.1}, "delta": math.nan}, "delta: nan"),
@@ -850,3 +880,64 @@ def test_floors_still_hold_on_a_recalibrated_bundle(recalibrated: tuple):
     lowered = engine.classify(Request.from_text(" ".join(WORDS["frontier"]), ceiling=Tier.SIMPLE))
     assert (raised.tier, raised.guaranteed) == (Tier.COMPLEX, True)
     assert (lowered.tier, lowered.guaranteed) == (Tier.SIMPLE, False)
+
+
+def test_a_threshold_that_nothing_reaches_is_called_always_frontier():
+    """To the digits shown it would be 1, which some requests do reach."""
+    notes: list[str] = []
+    rows = population(400, 3)
+    fit_policies(IDENTITY, rows, Targets({"balanced": 0.1}), also=rows.take(np.arange(5)), notes=notes)
+    assert [note for note in notes if "alone the threshold would be always frontier" in note]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [(["--out", "rows.jsonl/new"], "no folder can be made"), (["--out", "new", "--report", "."], "is a directory")],
+    ids=["bundle in a file", "report on a folder"],
+)
+def test_what_cannot_be_written_is_said_before_work_is_spent(
+    tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], says: str
+):
+    """A line, no bundle, and no row scored."""
+    from training.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Engine, "score", None)
+    write_rows(tmp_path / "rows.jsonl", 30)
+    done = CliRunner().invoke(main, ["calibrate", "--bundle", str(tiny_bundle_path), "--data", "rows.jsonl", *more])
+    assert isinstance(done.exception, SystemExit)
+    assert done.exit_code in (1, 2)
+    assert says in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("label", ["group", "id", "label", "logit", "class"])
+def test_predictions_keep_a_gateways_label_whatever_its_name(tiny_bundle_path: Path, tmp_path: Path, label: str):
+    """A label may be named as an array of the file is, and is read back as it was written."""
+    rows = population(20, 1)
+    rows = replace(rows, facets={**rows.facets, label: np.array([f"{label}-{i % 2}" for i in range(20)])})
+    write_predictions(tmp_path / "rows.npz", rows, read_bundle(tiny_bundle_path))
+    read = read_predictions(tmp_path / "rows.npz")
+    assert read.facets[label].tolist() == rows.facets[label].tolist()
+    assert read.groups.tolist() == rows.groups.tolist()
+
+
+def test_a_new_map_brings_the_scores_that_drift_is_measured_against(tmp_path: Path):
+    """The rows that a bundle was recalibrated on are no drift from it, and signals are measured as before."""
+    from training.export import revise
+
+    rows = read_corpus([write_rows(tmp_path / "rows.jsonl", 400, seed=5)])
+    old = Engine.from_pretrained(tiny_bundle(tmp_path / "plain", scale=6.0).path)
+    signals = [old.prepare(row.request).input.signals for row in rows]
+
+    def scores(engine: Engine) -> list[tuple[float, ...]]:
+        return [engine.score(engine.prepare(row.request)).probabilities for row in rows]
+
+    revise(tmp_path / "plain", tmp_path / "bundle", reference=reference_distributions(scores(old), signals))
+    calibrate(tmp_path / "bundle", [tmp_path / "rows.jsonl"], tmp_path / "out", policies=ALPHAS)
+    new = Engine.from_pretrained(tmp_path / "out")
+    assert new.calibration_revision != old.calibration_revision
+    indices = stability_indices(scores(new), signals, new.bundle.reference)
+    assert max(stability_indices(scores(new), signals, read_bundle(tmp_path / "bundle").reference).values()) > 0.25
+    assert max(indices.values()) < 0.01
+    assert new.bundle.reference["signals"] == read_bundle(tmp_path / "bundle").reference["signals"]

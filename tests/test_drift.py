@@ -13,6 +13,7 @@ from classifier import cli
 from classifier.drift import (
     _chi_squared_tail,
     excess_p_value,
+    fell_short,
     reference_distributions,
     stability_indices,
     two_sample_tests,
@@ -183,3 +184,21 @@ def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
             cli.main(["feedback", "drift", "--feedback-url", url, "--bundle", str(path)])
         assert ended.value.code == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("decided", "served", "verdict", "cause", "short"),
+    [
+        ("standard", "standard", "rejected", "quality", True),
+        ("simple", "standard", "escalated", "quality", True),
+        ("complex", "simple", "escalated", "quality", False),
+        ("frontier", "frontier", "rejected", "quality", False),
+        ("standard", "standard", "rejected", "availability", False),
+        ("standard", "standard", "accepted", "quality", False),
+        ("standard", None, None, None, False),
+    ],
+    ids=["rejected", "even above", "audit from simple up", "nothing above", "outage", "accepted", "silence"],
+)
+def test_an_outcome_counts_where_it_says_that_the_decided_tier_was_too_small(decided, served, verdict, cause, short):
+    """What says no more than that a lower tier failed, or that the top one did, breaks no promise."""
+    assert fell_short({"tier": decided, "served_tier": served, "verdict": verdict, "cause": cause}) is short

@@ -23,6 +23,7 @@ from tests.tiny import WORDS, tiny_bundle
 from training import evaluation_run, rivals
 from training.__main__ import main
 from training.corpus import parse_row
+from training.evaluate import as_text
 from training.evaluation_detail import detail, histories, worst_errors
 from training.evaluation_page import page
 from training.evaluation_run import Asked, run
@@ -196,6 +197,7 @@ def test_what_makes_numbers_too_good_or_is_missing_is_told(report, text):
         "LiteLLM is not installed here",
     )
     assert all(sentence in other for sentence in told)
+    assert "7 of them it was trained on" in as_text(report | {"seen_in_training": 7})
     assert told[0] not in text
     assert re.findall(r'src="(data:[^"]*)"', other) == re.findall(r'src="(data:[^"]*)"', text)
 

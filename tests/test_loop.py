@@ -20,7 +20,7 @@ from classifier.policy import Guarantee, Policy
 from classifier.registry import Registry
 from tests.loop_support import fill_store
 from tests.tiny import tiny_bundle
-from training.loop import drift_alarms, run_loop, seconds, tick
+from training.loop import broken, drift_alarms, run_loop, seconds, tick
 from training.round_options import Options
 from training.steps import Run, next_folder
 
@@ -79,6 +79,25 @@ def test_bundle_that_keeps_its_promise_stays(options, fields, promote):
     fill(options, 300, **{"audits": 0.0, **fields})
     assert tick(replace(options, promote=promote, min_outcomes=1000))["decision"] == "wait"
     assert Registry(options.registry).resolve("current") == before
+
+
+@pytest.mark.parametrize(
+    ("audits", "unserved"), [(0.3, 0.0), (0.0, 0.5)], ids=["a third is audited", "the top tier fails often"]
+)
+def test_promise_that_is_kept_is_hardly_ever_called_broken(audits, unserved):
+    """Neither audits of the cheapest tier nor rejections at the top make a risk of alpha look like more."""
+    fired = 0
+    for seed in range(20):
+        rng, rows = np.random.default_rng(seed), []
+        for _ in range(5000):
+            decided = str(rng.choice(["simple", "standard", "frontier"], p=[0.4, 0.4, 0.2]))
+            served = "simple" if rng.random() < audits else decided
+            short = rng.random() < {"simple": 0.19, "standard": 0.06, "frontier": 0.0}[decided]  # .10 of all
+            failed = short or (rng.random() < unserved if served == "frontier" else served != decided)
+            rows.append({"guaranteed": True, "policy": "balanced", "tier": decided, "served_tier": served,
+                         "cause": "quality", "verdict": "escalated" if failed else "accepted"})  # fmt: skip
+        fired += bool(broken({"balanced": 0.1}, rows))
+    assert fired <= 1
 
 
 def test_bundle_by_an_estimate_has_no_promise_to_break(tmp_path):

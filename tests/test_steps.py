@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -84,3 +85,14 @@ def test_only_one_process_at_a_time(tmp_path):
         other.communicate()
     with only_one(tmp_path / "lock"):
         assert "process" in (tmp_path / "lock.holder").read_text()
+
+
+def test_what_is_no_number_is_null_in_a_receipt(tmp_path):
+    """A gate that refuses has no cost; what it leaves is JSON to every reader all the same."""
+    Run(tmp_path / "1").close({"verdict": {"cost": float("nan"), "high": float("inf")}})
+
+    def no_constant(name):
+        raise AssertionError(name)
+
+    text = (tmp_path / "1" / "receipt.json").read_text()
+    assert json.loads(text, parse_constant=no_constant) == {"verdict": {"cost": None, "high": None}}

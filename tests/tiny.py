@@ -143,7 +143,8 @@ def tiny_bundle(
     staged.mkdir(parents=True)
     onnx.save(graph(scale, marks=marks), staged / "model.onnx")
     fast_tokenizer().save(str(staged / "tokenizer.json"))
-    (staged / "config.json").write_text(json.dumps({"model_type": "bert", "num_labels": 4}))
+    config = {"model_type": "bert", "num_labels": 4, "max_position_embeddings": 512}
+    (staged / "config.json").write_text(json.dumps(config))
     (staged / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS}))
     (staged / "calibration.json").write_text(json.dumps(calibration.to_json()))
     policy_json = policies_to_json(

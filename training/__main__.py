@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -33,6 +34,14 @@ class _Group(click.Group):
         except ClassifierError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # nobody reads any more: click ends without a word
+                raise
+            what = error.strerror or type(error).__name__
+            click.echo(
+                f"error: {error.filename or 'a file'}: {what}; check the path, the rights and the space", err=True
+            )
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)

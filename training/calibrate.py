@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.bundle import FILES, Bundle, sha256, write_bundle
+from classifier.bundle import FILES, Bundle, check_new, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
+from classifier.drift import reference_distributions
 from classifier.engine import Engine
-from classifier.errors import BundleError, InputError, SettingsError
+from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.types import Request
@@ -33,7 +34,7 @@ from training.calibration_report import PRICES, as_text, curves, measure_calibra
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet, pack_rows
 from training.corpus import read_corpus
 from training.label_shift import shift_weights
-from training.policy_fit import Targets, fit_policies
+from training.policy_fit import Targets, fit_policies, shown
 from training.step_losses import EVERY_MISS
 
 LARGE_GROUP = 0.05
@@ -91,7 +92,7 @@ def calibrate(
     Raises:
         InputError: rows that cannot be used.
         SettingsError: targets that contradict one another.
-        BundleError: the bundle cannot be read, or `out_path` exists.
+        BundleError: the bundle cannot be read, or `out_path` exists or cannot be made.
     """
     targets = Targets(
         dict(policies),
@@ -106,8 +107,7 @@ def calibrate(
         raise SettingsError(
             "--prior-shift estimates and proves nothing, so it goes without --delta, --top-tier-miss and --group-by"
         )
-    if Path(out_path).exists():  # write_bundle refuses it, too, but only when every row was scored
-        raise BundleError(f"{out_path}: already exists; bundles are never overwritten, choose another folder")
+    check_new(Path(out_path))  # write_bundle does so, too, but only when every row was scored
     engine = Engine.from_pretrained(bundle_path)
     if default is None:
         default = engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
@@ -163,7 +163,8 @@ def calibrate(
     if targets.group_by:
         report["rows"]["groups"] = {group: fit["n"] for group, fit in next(iter(details.values())).items()}
     known = {MAP_ROWS: map_rows, THRESHOLD_ROWS: pack_rows(threshold_rows.hashes)}
-    bundle = _write(engine, Path(out_path), calibration, fitted, default, report, known)
+    reference = _reference(engine.bundle, calibration, rows)
+    bundle = _write(engine, Path(out_path), calibration, fitted, default, reference, report, known)
     return report | {"bundle": {"path": str(bundle.path), "version": bundle.version, "parent": engine.bundle_version}}
 
 
@@ -201,9 +202,8 @@ def _counted_once(
     once, _ = fit_policies(
         calibration, rows.take(first), targets, shift=None if shift is None else shift[first], also=also
     )
-    thresholds = ", ".join(
-        f"{a.name} {a.threshold:.4f} for {b.threshold:.4f}" for a, b in zip(once, served, strict=True)
-    )
+    pairs = zip(once, served, strict=True)
+    thresholds = ", ".join(f"{a.name} {shown(a.threshold)} for {shown(b.threshold)}" for a, b in pairs)
     return (
         f"On the {len(first)} different requests of {len(rows)}, each counted once, thresholds would be {thresholds}."
     )
@@ -257,12 +257,25 @@ def _report(
     }
 
 
+def _reference(old: Bundle, calibration: Calibration, rows: CalibrationSet) -> dict[str, Any]:
+    """What drift is measured against: with a new map the scores of the rows, as those before are another map's.
+
+    Signals stay as they were: no map changes them. The smaller number of rows stands for both.
+    """
+    reference = dict(old.reference)
+    if calibration is old.calibration or not reference.get("n"):
+        return reference
+    found = reference_distributions(calibration.apply(rows.logits), ())
+    return {**reference, "n": min(reference["n"], found["n"]), "scores": found["scores"]}
+
+
 def _write(
     engine: Engine,
     out: Path,
     calibration: Calibration,
     policies: Sequence[Policy],
     default: str,
+    reference: Mapping[str, Any],
     report: Mapping[str, Any],
     known: Mapping[str, str],
 ) -> Bundle:
@@ -282,7 +295,11 @@ def _write(
         policy_json = policies_to_json(
             policies, default, model_sha256=sha256(staged / "model.onnx"), calibration_revision=calibration.revision
         )
-        for name, content in (("calibration.json", calibration.to_json()), ("policy.json", policy_json)):
+        for name, content in (
+            ("calibration.json", calibration.to_json()),
+            ("policy.json", policy_json),
+            ("reference.json", reference),
+        ):
             (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         card = staged / "README.md"
         card.write_text(with_policies(card.read_text(encoding="utf-8"), as_text(report)), encoding="utf-8")

@@ -100,8 +100,11 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
-@click.option("--report", type=click.Path(path_type=Path), help="Write the whole report there, as JSON.")
-@click.option("--plot", "figure", type=click.Path(path_type=Path), help="Draw reliability, risk and cost there (.svg).")
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole report there, as JSON."
+)
+@click.option("--plot", "figure", type=click.Path(dir_okay=False, path_type=Path),
+              help="Draw reliability, risk and cost there (.svg).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def command(
     bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, figure: Path | None,

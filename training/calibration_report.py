@@ -22,7 +22,7 @@ from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
-from training.policy_fit import Targets, chosen_by
+from training.policy_fit import Targets, chosen_by, shown
 from training.risk_control import fit_threshold, method_for, risk_bound
 from training.step_losses import EVERY_MISS, routing_losses
 
@@ -154,14 +154,12 @@ def _by(
     table = {}
     for value in np.unique(values):
         kept = values == value
-        if kept.sum() >= FEWEST_IN_SLICE:
+        if (n := int(kept.sum())) >= FEWEST_IN_SLICE:
             shares = tier_shares(chosen[kept])
             risk = bootstrap_interval(np.mean, risks[kept], groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
-            exact = stats.binomtest(round(risk.estimate * int(kept.sum())), int(kept.sum())).proportion_ci(
-                0.95, "exact"
-            )
+            exact = stats.binomtest(round(risk.estimate * n), n).proportion_ci(0.95, "exact")
             table[str(value)] = {
-                "n": int(kept.sum()),
+                "n": n,
                 "risk": risk.estimate,
                 "low": min(risk.low, float(exact.low)),
                 "high": max(risk.high, float(exact.high)),
@@ -333,10 +331,9 @@ def _before_and_after(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """A table of what the bundle's own policies do on the same rows; empty where it had promised nothing."""
 
     def row(name: str, threshold: float, measured: Mapping[str, Any]) -> str:
-        shown = "always frontier" if threshold > 1 else f"{threshold:.4f}"
         shares = " / ".join(f"{100 * s:.0f}" for s in measured["shares"])
-        risk = measured["risk"]
-        return f"| {name} | {shown} | {risk['estimate']:.3f} ({risk['low']:.3f} to {risk['high']:.3f}) | {shares} % |"
+        risk = "{estimate:.3f} ({low:.3f} to {high:.3f})".format(**measured["risk"])
+        return f"| {name} | {shown(threshold)} | {risk} | {shares} % |"
 
     both = [e for e in entries if e["before"] and e["before"]["feasible"]]
     if not both:

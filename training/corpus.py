@@ -159,7 +159,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}:{number}: is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise InputError(
+            f"{path}:{number}: is not UTF-8 ({error.reason} at byte {error.start}); a corpus is JSON lines"
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read after line {number} ({error}); check that the file is whole"

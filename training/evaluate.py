@@ -223,6 +223,8 @@ def failed_gates(report: Mapping[str, Any], gates: Mapping[str, float]) -> list[
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
     lines = [f"bundle {report['bundle']} on {report['rows']} rows (by tier: {report['tier_counts']})"]
+    if report.get("seen_in_training"):
+        lines += [f"  {report['seen_in_training']} of them it was trained on, where it is better than elsewhere"]
     if report.get("open_rows"):
         lines += [f"  {report['open_rows']} rows of which only an interval is known are left out"]
     lines += [""]

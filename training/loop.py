@@ -20,7 +20,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ import click
 
 from classifier.bundle import read_bundle
 from classifier.database import Database
-from classifier.drift import MAX_INDEX, drift_report
+from classifier.drift import MAX_INDEX, drift_report, fell_short
 from classifier.errors import Busy, ClassifierError, GateNotMet
 from classifier.exports import export_row
 from classifier.ledger import Ledger
 from classifier.policy import promised_risks
 from classifier.registry import Event, Registry
 from classifier.settings import feedback_url, registry_url
+from classifier.texts import finite
 from training.corpus import OWN_DATA
 from training.recipe import RETRAINING
 from training.retrain import retrain
@@ -103,8 +104,8 @@ def took_over(registry: Registry, version: str) -> Event:
 def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[str, Any] | None:
     """Rolls back the bundle that the last round promoted, where its promise is broken; None where there is no reason.
 
-    A failure is a reported quality failure at the tier that was decided; silence is none. So the test fires only where
-    the promise is broken even if everybody who said nothing was content.
+    A failure is reported, and says that the tier that was decided was too small; silence is none. So the test fires
+    only where the promise is broken even if everybody who said nothing was content.
     """
     registry = Registry(options.registry)
     state = registry.state()
@@ -115,13 +116,7 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
     with only_one(lock_path(options)):
         bundle = read_bundle(registry.fetch(current))
         promises = promised_risks(bundle.policies)
-        tests = {name: SequentialTest(risk, ERROR / len(promises)) for name, risk in promises.items()}
-        for row in decisions_of(options, current, took_over(registry, current).at):
-            if not row["guaranteed"] or row["policy"] not in tests or row["served_tier"] not in (None, row["tier"]):
-                continue
-            failed = row["cause"] == "quality" and row["verdict"] in ("rejected", "escalated")
-            tests[row["policy"]].add(failed=failed)
-        fired = {name: test.as_json() for name, test in tests.items() if test.fired}
+        fired = broken(promises, decisions_of(options, current, took_over(registry, current).at))
         if not fired:
             return None
         why = f"failures of {', '.join(fired)} exceed the promise (sequential test)"
@@ -137,6 +132,20 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         options.work.mkdir(parents=True, exist_ok=True)
         write_json(options.work / f"rollback-{current}.json", receipt)
         return receipt
+
+
+def broken(promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the tests counted of the policies whose failures exceed their promise.
+
+    Args:
+        promises: policy → P(chosen < label) at most.
+        rows: decisions with their outcomes, as exports spell them, oldest first.
+    """
+    tests = {name: SequentialTest(risk, ERROR / len(promises)) for name, risk in promises.items()}
+    for row in rows:
+        if row["guaranteed"] and row["policy"] in tests:
+            tests[row["policy"]].add(failed=fell_short(row))
+    return {name: test.as_json() for name, test in tests.items() if test.fired}
 
 
 def run_loop(
@@ -245,7 +254,7 @@ def _say(text: str) -> None:
 
 def _tell(receipt: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(receipt))
+        click.echo(json.dumps(finite(receipt)))
         return
     candidate = f" {receipt['candidate']}" if receipt.get("candidate") else ""
     click.echo(f"{receipt['decision']}{candidate}: {receipt['why']}")

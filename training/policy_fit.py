@@ -71,6 +71,8 @@ class Targets:
                 raise SettingsError(
                     f"{what}: exploring a share of {self.epsilon} leaves nothing of {value}; explore less or allow more"
                 )
+        if nameless := [label for label in self.exempt_labels if not label.partition("=")[0]]:
+            raise SettingsError(f"exempt-label: {nameless[0]!r} names no label; give NAME or NAME=VALUE")
         if self.group_by in ("kind", "language", "source"):
             raise SettingsError(
                 f"--group-by {self.group_by}: it is not known of a request when it is served, so nothing can be "
@@ -107,6 +109,15 @@ def chosen_by(
     return choose_many(probabilities, thresholds, policy.top_tier_threshold)
 
 
+def shown(threshold: float) -> str:
+    """A threshold for the reader: what no probability reaches is none.
+
+    >>> shown(0.9), shown(ALWAYS_FRONTIER)
+    ('0.9000', 'always frontier')
+    """
+    return f"{threshold:.4f}" if threshold <= 1 else "always frontier"
+
+
 def fit_policies(
     calibration: Calibration,
     rows: CalibrationSet,
@@ -123,8 +134,8 @@ def fit_policies(
         rows: what the thresholds are fitted on.
         targets: what to promise.
         shift: (n,) weights of the rows, or None.
-        also: rows of other kinds on which the thresholds must keep the targets too, or None. A threshold is then the
-            stricter of two, and what is proved on `rows` of the milder one holds for it all the more.
+        also: rows of other kinds on which the thresholds, the top tier's too, must keep the targets, or None. One is
+            then the stricter of two, and what is proved on `rows` of the milder one holds for it all the more.
         notes: sentences for the reader are appended here.
 
     Raises:
@@ -134,7 +145,7 @@ def fit_policies(
     if not len(rows):
         raise InputError("no row has a closed label, so no threshold can be fitted; label some, or lower --group-by")
     probabilities = calibration.apply(rows.logits)
-    top, top_detail = _top_tier(probabilities, rows, targets, notes)
+    top, top_detail = _top_tier(calibration, rows, targets, also, notes)
     policies, details = [], {}
     severity = () if targets.severity == EVERY_MISS else targets.severity
     for name, alpha in targets.alphas.items():
@@ -163,7 +174,7 @@ def fit_policies(
 
         if other is not None:
             notes.append(
-                f"{name}: on the {other.n} further rows alone the threshold would be {other.threshold:.4f} (risk "
+                f"{name}: on the {other.n} further rows alone the threshold would be {shown(other.threshold)} (risk "
                 f"{other.empirical_risk:.4f}); the stricter one is served."
             )
         whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
@@ -240,7 +251,7 @@ def _note_infeasible(
 
 
 def _top_tier(
-    probabilities: NDArray[np.float32], rows: CalibrationSet, targets: Targets, notes: list[str]
+    calibration: Calibration, rows: CalibrationSet, targets: Targets, also: CalibrationSet | None, notes: list[str]
 ) -> tuple[float, Guarantee | None]:
     """τ, or 0, and what is promised of it.
 
@@ -251,29 +262,44 @@ def _top_tier(
     """
     if not targets.top_tier_miss:
         return 0.0, None
-    beta = targets.top_tier_miss
+    beta, delta = targets.top_tier_miss, targets.delta
+    probabilities = calibration.apply(rows.logits)
     asked = fitting = np.ones(len(rows), dtype=bool)
-    if not targets.delta:
+    if not delta:
         asked, fitting = rows.halves(0)
+    highest = 1.0  # what further rows allow; where none of them is frontier, anything
+    if also is not None and also.labels[:, -1].any():
+        shares = calibration.apply(also.logits)
+        highest = fit_top_tier(shares, also.labels, beta - targets.epsilon, delta=delta).threshold
+        notes.append(f"The further rows allow a top-tier threshold of at most {highest:.4f}; the lower one is served.")
     pilot, fit = (
-        fit_top_tier(probabilities[half], rows.labels[half], beta - targets.epsilon, delta=targets.delta)
+        fit_top_tier(probabilities[half], rows.labels[half], beta - targets.epsilon, delta=delta, highest=highest)
         for half in (asked, fitting)
     )
-    share = float((probabilities[asked, -1] >= pilot.threshold).mean())
+    share = float((probabilities[asked, -1] >= pilot.threshold).mean()) if asked.any() else 1.0
     frontier = float(rows.labels[:, -1].sum())
-    feasible = fit.feasible and frontier >= FEWEST_FRONTIER and share <= MOST_TO_TOP_TIER
+    why, feasible = f"A top-tier miss of {beta:g} is infeasible", False
     if frontier < FEWEST_FRONTIER:
+        notes.append(f"{why}: {frontier:.0f} frontier rows are held out, it takes {FEWEST_FRONTIER}.")
+    elif not (asked.any() and fitting.any()):
         notes.append(
-            f"A top-tier miss of {beta:g} is infeasible: {frontier:.0f} frontier rows are held out, it takes "
-            f"{FEWEST_FRONTIER}."
+            f"{why}: all rows are of one group, which is not halved into rows that fit it and rows that say what it "
+            "costs; give rows of several groups, or --delta."
         )
-    elif not feasible:
+    elif needed := max(pilot.rows_needed or 0, fit.rows_needed or 0):
+        where = "are held out" if delta else "are in one of two halves"
+        notes.append(f"{why}: {min(pilot.n, fit.n)} frontier rows {where}, it takes {needed}.")
+    elif not highest:
+        notes.append(f"{why} on the further rows: their frontier rows are too few, or not told apart.")
+    elif not fit.feasible or share > MOST_TO_TOP_TIER:
         trade = "; ".join(f"{b:g} costs {s:.0%}" for b, s in top_tier_trade_off(probabilities, rows, targets))
         notes.append(
-            f"A top-tier miss of {beta:g} is infeasible in practice: it would send {share:.0%} of traffic to frontier, "
-            f"and {MOST_TO_TOP_TIER:.0%} is the most that is served. Missing at most {trade} of traffic."
+            f"{why} in practice: it would send {share:.0%} of traffic to frontier, and {MOST_TO_TOP_TIER:.0%} is the "
+            f"most that is served. Missing at most {trade} of traffic."
         )
-    return (fit.threshold if feasible else 0.0), Guarantee(
+    else:
+        feasible = True
+    return fit.threshold if feasible else 0.0, Guarantee(
         alpha=beta,
         delta=targets.delta,
         method=fit.method,

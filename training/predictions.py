@@ -1,8 +1,9 @@
 """Stored predictions: a model's answers to labelled rows in one `.npz`, such as cross-validation by source leaves.
 
 Its arrays are `logits` (n, 4), `labels` (n,) or (n, 4), `sources` (n,), optionally `groups`, `kinds`, `languages`,
-`scripts`, texts `NAMEs` for a gateway's label NAME, `ids`, `label`, `model`: what answered, in words, `model_sha256`
-of its model.onnx, and `baseline_NAME` (n, 4): probabilities of other models on the same rows. Others are not read.
+`scripts`, texts `NAMEs` or `label_NAME` for a gateway's label NAME, `ids`, `label`, `model`: what answered, in words,
+`model_sha256` of its model.onnx, and `baseline_NAME` (n, 4): probabilities of other models on the same rows. Others are
+not read.
 
 Knows nothing of thresholds.
 """
@@ -24,6 +25,8 @@ from training.step_losses import soft
 BASELINE = "baseline_"
 """What the arrays of other models begin with."""
 MODEL = "model_sha256"
+GATEWAY = "label_"
+"""What the arrays of a gateway's labels begin with, whose names may be those of our own arrays."""
 _OWN = ("logits", "labels", "groups", "ids")
 """Arrays of a file of predictions whose name ends as a facet's does and that are none."""
 
@@ -65,7 +68,9 @@ def read_predictions(path: Path, bundle: Bundle | None = None) -> CalibrationSet
         name[:-1]: values.astype(str)
         for name, values in arrays.items()
         if name[-1] == "s" and name not in _OWN and (values.dtype.kind in "US" or name[:-1] in FACETS)
+        if not name.startswith(GATEWAY)
     }
+    facets |= {n.removeprefix(GATEWAY): values.astype(str) for n, values in arrays.items() if n.startswith(GATEWAY)}
     groups = arrays.get("groups", ids).astype(str)
     named = {"ids": ids, "groups": groups, **facets}
     lengths = {name: array.shape for name, array in named.items() if array.shape != (n,)}
@@ -112,5 +117,9 @@ def write_predictions(path: Path, rows: CalibrationSet, bundle: Bundle) -> None:
         ids=rows.ids,
         label=np.array(rows.label),
         model_sha256=np.array(model_sha256(bundle)),
-        **{f"{name}s": values for name, values in rows.facets.items() if name != "source"},
+        **{
+            f"{name}s" if name in FACETS else f"{GATEWAY}{name}": values
+            for name, values in rows.facets.items()
+            if name != "source"
+        },
     )

@@ -221,7 +221,9 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
     )
 
 
-def fit_top_tier(probabilities: ArrayLike, labels: ArrayLike, beta: float, *, delta: float = 0.0) -> ThresholdFit:
+def fit_top_tier(
+    probabilities: ArrayLike, labels: ArrayLike, beta: float, *, delta: float = 0.0, highest: float = 1.0
+) -> ThresholdFit:
     """The largest τ on P(frontier) that keeps P(chosen < frontier, given label frontier) at `beta`.
 
     Only τ is looked at: rows that λ sends to frontier anyway can only lower the loss.
@@ -232,6 +234,7 @@ def fit_top_tier(probabilities: ArrayLike, labels: ArrayLike, beta: float, *, de
             weights at most 1, which for plain tiers is just the frontier rows.
         beta: the target, in (0, 1).
         delta: as for `fit_threshold`.
+        highest: τ is not above it, as other rows need it lower.
 
     Returns:
         The fit over frontier rows, whose threshold is τ, a float32 value, or 0 (none) where infeasible: where τ would
@@ -252,7 +255,7 @@ def fit_top_tier(probabilities: ArrayLike, labels: ArrayLike, beta: float, *, de
     size = float(weights.sum())
     allowed = float(_most_failures(len(top), beta, delta)) if delta else beta * (size + 1) - 1
     over = np.flatnonzero(np.cumsum(weights) > allowed)
-    threshold = float(top[over[0]]) if allowed >= 0 and over.size else 0.0
+    threshold = min(float(top[over[0]]), highest) if allowed >= 0 and over.size else 0.0
     missed = float(weights[top < threshold].sum())
     if not delta:
         bound = min(1.0, (missed + 1) / (size + 1))

@@ -28,6 +28,7 @@ from typing import Any
 
 from classifier.durable import fsync, write_whole
 from classifier.errors import Busy
+from classifier.texts import finite
 
 RESULT = "result.json"
 RECEIPT = "receipt.json"
@@ -160,8 +161,8 @@ def only_one(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON into a file that appears whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    """JSON into a file that appears whole or not at all; null for what is no number, which other readers refuse."""
+    write_whole(path, (json.dumps(finite(content), indent=1) + "\n").encode())
 
 
 def _flush(folder: Path) -> None:
