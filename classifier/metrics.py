@@ -293,17 +293,18 @@ def bootstrap_interval(
     return Interval(estimate, float(low), float(high))
 
 
-def _group_sampler(groups: NDArray[Any], rng: np.random.Generator) -> Callable[[], NDArray[np.int64]]:
+def _group_sampler(groups: NDArray[Any], rng: np.random.Generator) -> Callable[[], Indices]:
     """Draws as many groups as there are, with replacement, and returns the places of their rows."""
     _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order, starts = np.argsort(inverse, kind="stable"), np.cumsum(sizes) - sizes
 
-    def draw() -> NDArray[np.int64]:
+    def draw() -> Indices:
         # Each drawn group's rows are a run of `order`; a loop over thousands of them took 15 times as long.
         drawn = rng.integers(0, len(sizes), len(sizes))
         lengths = sizes[drawn]
         ends = np.cumsum(lengths)
-        return order[np.arange(ends[-1]) + np.repeat(starts[drawn] - ends + lengths, lengths)]
+        rows: Indices = order[np.arange(ends[-1]) + np.repeat(starts[drawn] - ends + lengths, lengths)]
+        return rows
 
     return draw
 
