@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -280,22 +281,32 @@ def bootstrap_interval(
     if not n or any(len(v) != n for v in values) or (groups is not None and len(np.asarray(groups)) != n):
         raise ValueError(f"arrays have lengths {[len(v) for v in values]}, expected one length above 0, groups too")
     rng = np.random.default_rng(seed)
-    members = None
-    if groups is not None:
-        _, inverse = np.unique(np.asarray(groups), return_inverse=True)
-        members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    draw = partial(rng.integers, 0, n, n) if groups is None else _group_sampler(np.asarray(groups), rng)
     samples = []
     for _ in range(draws):
-        if members is None:
-            rows = rng.integers(0, n, n)
-        else:
-            rows = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
+        rows = draw()
         samples.append(float(statistic(*(v[rows] for v in values))))
     estimate, finite = float(statistic(*values)), np.asarray(samples)[np.isfinite(samples)]
     if not finite.size:
         return Interval(estimate, float("nan"), float("nan"))
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high))
+
+
+def _group_sampler(groups: NDArray[Any], rng: np.random.Generator) -> Callable[[], Indices]:
+    """Draws as many groups as there are, with replacement, and returns the places of their rows."""
+    _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order, starts = np.argsort(inverse, kind="stable"), np.cumsum(sizes) - sizes
+
+    def draw() -> Indices:
+        # Each drawn group's rows are a run of `order`; a loop over thousands of them took 15 times as long.
+        drawn = rng.integers(0, len(sizes), len(sizes))
+        lengths = sizes[drawn]
+        ends = np.cumsum(lengths)
+        rows: Indices = order[np.arange(ends[-1]) + np.repeat(starts[drawn] - ends + lengths, lengths)]
+        return rows
+
+    return draw
 
 
 def paired_bootstrap(

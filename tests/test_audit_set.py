@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ from tests.feedback_set_support import export_row, silent
 from training.audit_set import is_export, read_rows
 from training.calibrate import calibrate
 
+pytestmark = pytest.mark.usefixtures("few_bootstraps")
+
 AUDITED = {"labels": {"sample": "audit"}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_bootstraps() -> Iterator[None]:
-    """Intervals of 40 samples: nothing here looks at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.calibration_report.BOOTSTRAPS", 40)
-        yield
 
 
 def audit(name: int | str, label: str, **changes: Any) -> dict[str, Any]:

@@ -30,7 +30,10 @@ from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 from training.recipe import load_recipe
 
-pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300),
+    pytest.mark.usefixtures("few_bootstraps"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,9 @@ from training.predictions import read_predictions, write_predictions
 from training.risk_control import fit_threshold, fit_top_tier
 from training.step_losses import routing_losses, soft
 
+pytestmark = pytest.mark.usefixtures("few_bootstraps")
+
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_bootstraps() -> Iterator[None]:
-    """Intervals of 40 samples: these tests look at what is fitted and written, tests/test_metrics.py at intervals."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.calibration_report.BOOTSTRAPS", 40)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,16 +13,10 @@ from tests.calibration_support import population
 from training.calibration_report import constant_mix, under
 from training.cost_at_risk import CONSTANT, CONSTANT_EQUAL_MISSES, RiskCost, as_text, costs, study
 
+pytestmark = pytest.mark.usefixtures("few_bootstraps")
+
 PRICES = (1.0, 2.0, 10.0, 100.0)
 LABELS = np.eye(4)[[0, 0, 1, 1, 1, 2, 2, 3]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_bootstraps() -> Iterator[None]:
-    """Intervals of 40 samples: these tests look at estimates, tests/test_metrics.py at intervals."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.cost_at_risk.BOOTSTRAPS", 40)
-        yield
 
 
 @given(seed=st.integers(0, 50), threshold=st.floats(0, 1), top=st.sampled_from([2, 3]))

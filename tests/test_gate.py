@@ -78,7 +78,7 @@ def test_one_that_is_worse_by_the_margin_seldom_passes(n: int):
     rng, passed, rounds = np.random.default_rng(n), 0, 200
     for _ in range(rounds):
         labels = (rng.random(n) < RISK_MARGIN).astype(np.int64)
-        rows = LabelledSet("recent", soft(labels), np.ones(n, np.int64), np.zeros(n, np.int64))
+        rows = LabelledSet("recent", soft(labels), np.ones(n, np.int64), np.zeros(n, np.int64), equal_cost=True)
         passed += judge([rows], draws=100).reasons[0].endswith(", no worse")
     assert passed <= stats.binom.isf(0.001, rounds, 0.025)
 

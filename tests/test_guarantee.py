@@ -6,7 +6,6 @@ import doctest
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +30,10 @@ from training.promise_test import check, promise_p_value, promised
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
+pytestmark = pytest.mark.usefixtures("few_bootstraps")
+
 TRUTH = population(60_000, 12)
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_bootstraps() -> Iterator[None]:
-    """Intervals of 40 samples: these tests look at what is fitted and written, tests/test_metrics.py at intervals."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("calibration_report", "cost_at_risk", "transfer"):
-            patch.setattr(f"training.{module}.BOOTSTRAPS", 40)
-        yield
 
 
 @pytest.fixture(scope="module")

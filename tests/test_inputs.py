@@ -120,9 +120,9 @@ def test_the_rated_message_can_be_named(request_, index):
 
 def test_messages_of_noise_cost_what_they_hold():
     """However many are passed over, each is looked at once: 50,000 take half a second, not minutes."""
-    start = time.perf_counter()
+    start = time.process_time()  # beside other work the clock on the wall runs on while this stands still
     assert rated_index(chat(("user", "sum the list"), *[("user", "")] * 50_000)) == 0
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("chars", [100, 2 * WINDOW_CHARS + 100])

@@ -159,6 +159,23 @@ def test_wilsons_interval_is_the_reference(count: int):
     assert metrics.wilson(count / 50, 50, 1.959963984540054)[1:] == pytest.approx((expected.low, expected.high))
 
 
+def test_cluster_bootstrap_draws_whole_groups():
+    """Every sample is as many groups as there are, each with all of its rows, whatever their sizes and order."""
+    groups = np.array(["b", "a", "c", "b", "d", "b", "c"])
+    sizes, seen = {"a": 1, "b": 3, "c": 2, "d": 1}, set()
+
+    def looked_at(rows: np.ndarray) -> float:
+        times = [np.count_nonzero(rows == row) for row in range(len(groups))]
+        drawn = {name: {times[i] for i in np.flatnonzero(groups == name)} for name in sizes}
+        assert all(len(counts) == 1 for counts in drawn.values())
+        assert sum(max(counts) for counts in drawn.values()) == len(sizes)
+        seen.update(name for name, counts in drawn.items() if counts != {0})
+        return 0.0
+
+    metrics.bootstrap_interval(looked_at, np.arange(len(groups)), groups=groups, draws=50)
+    assert seen == set(sizes)
+
+
 def test_paired_bootstrap_leaves_shared_luck_out():
     """Two models that differ by a constant have a difference without spread."""
     losses = np.random.default_rng(4).normal(0, 1, 200)

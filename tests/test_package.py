@@ -93,6 +93,22 @@ def test_links_between_documents_hold(page):
     assert missing == []
 
 
+@pytest.mark.training
+def test_the_help_of_training_waits_for_no_library():
+    """`python -m training --help` loads none of the libraries that take seconds; a command loads what it needs."""
+    slow = ("torch", "transformers", "sklearn", "scipy.stats", "pandas", "matplotlib")
+    code = f"""
+import runpy, sys
+sys.argv = ["training", "--help"]
+try:
+    runpy.run_module("training", run_name="__main__")
+finally:
+    print([name for name in {slow} if name in sys.modules])
+"""
+    pytest.importorskip("scipy")
+    assert python(code).splitlines()[-1] == "[]"
+
+
 def test_training_without_its_extra_is_one_line():
     """Where only the runtime is installed `python -m training` says what to install."""
     code = "import runpy, sys; sys.modules['scipy'] = None; runpy.run_module('training', run_name='__main__')"

@@ -33,7 +33,10 @@ from training.round_options import Options, lock_path
 from training.steering_head import fit_head, load_head, new_head, save_head
 from training.steps import Run, only_one, unfinished
 
-pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300),
+    pytest.mark.usefixtures("few_bootstraps"),
+]  # fmt: skip
 
 NOW = 2000.0
 STEPS = (

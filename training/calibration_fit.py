@@ -12,11 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 
 from classifier.calibration import METHODS, Calibration, log_odds
 from classifier.errors import InputError
@@ -106,6 +103,8 @@ def compare(
     Raises:
         ValueError: fewer than `FEWEST_ROWS` rows, or fewer than `FOLDS` groups.
     """
+    from sklearn.model_selection import GroupKFold
+
     if len(logits) < FEWEST_ROWS:
         raise ValueError(f"{len(logits)} rows are too few to fit a calibration; it takes {FEWEST_ROWS}")
     units = sources if len(np.unique(sources)) >= FOLDS else groups
@@ -201,7 +200,7 @@ def _log_loss(z: Array, labels: Array) -> float:
 
 def _fit_temperature(logits: NDArray[np.float32], labels: Array) -> dict[str, float]:
     z = logits.astype(np.float64)
-    found = optimize.minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda log_t: _log_loss(z / np.exp(log_t), labels), bounds=(np.log(0.05), np.log(20)), method="bounded"
     )
     return {"temperature": float(np.exp(found.x))}
@@ -220,7 +219,7 @@ def _fit_vector(logits: NDArray[np.float32], labels: Array) -> dict[str, list[fl
         gradient = np.concatenate([(error * z).sum(axis=0), error.sum(axis=0)]) + 2 * pull * (parameters - start)
         return _log_loss(moved, labels) + pull * float(((parameters - start) ** 2).sum()), gradient
 
-    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B").x
+    found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B").x
     return {"scale": found[: len(TIERS)].tolist(), "offset": found[len(TIERS) :].tolist()}
 
 
@@ -234,6 +233,8 @@ def _below(labels: Array, t: int) -> Array:
 
 
 def _fit_platt(logits: NDArray[np.float32], labels: Array) -> dict[str, list[float]]:
+    from sklearn.linear_model import LogisticRegression
+
     odds = log_odds(logits)
     slopes, intercepts = [], []
     for t in range(_BOUNDARIES):
@@ -254,6 +255,8 @@ def _fit_platt(logits: NDArray[np.float32], labels: Array) -> dict[str, list[flo
 
 
 def _fit_isotonic(logits: NDArray[np.float32], labels: Array) -> dict[str, list[list[float]]]:
+    from sklearn.isotonic import IsotonicRegression
+
     odds = log_odds(logits)
     xs, ys = [], []
     for t in range(_BOUNDARIES):

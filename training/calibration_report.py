@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from classifier.calibration import Calibration
 from classifier.metrics import Interval, bootstrap_interval, calibration_error, tier_shares
@@ -157,7 +157,7 @@ def _by(
         if (n := int(kept.sum())) >= FEWEST_IN_SLICE:
             shares = tier_shares(chosen[kept])
             risk = bootstrap_interval(np.mean, risks[kept], groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
-            exact = stats.binomtest(round(risk.estimate * n), n).proportion_ci(0.95, "exact")
+            exact = scipy.stats.binomtest(round(risk.estimate * n), n).proportion_ci(0.95, "exact")
             table[str(value)] = {
                 "n": n,
                 "risk": risk.estimate,

@@ -30,8 +30,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
 from classifier.metrics import Interval, bootstrap_interval, paired_bootstrap, wilson
 from training.calibration_report import PRICES, under
@@ -192,7 +192,7 @@ def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level
         reason = f"{rows.name}: {n} rows are too few to tell, {rows.fewest} are wanted"
         return _Found({"n": n}, [reason], refused=True)
     losses = (under(rows.current, rows.labels), under(rows.candidate, rows.labels))
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.stats.norm.ppf((1 + level) / 2))
     resampled = _compare(*losses, groups=rows.groups, draws=draws, level=level, seed=seed)
     by_rows = (*(wilson(float(one.mean()), n, z) for one in losses), tango(*losses, z))
     risk = tuple(map(_wider, resampled, by_rows))
@@ -257,7 +257,7 @@ def _highest(more: float, fewer: float, n: int, z: float) -> float:
         return more - fewer - n * difference + z * math.sqrt(max(n * (2 * fell + square), 0.0))
 
     low, high = (more - fewer) / n + _TINY, 1.0 - _TINY  # at the ends the variance may be 0
-    return float(optimize.brentq(beyond, low, high)) if low < high else 1.0
+    return float(scipy.optimize.brentq(beyond, low, high)) if low < high else 1.0
 
 
 _Compared = tuple[Interval, Interval, Interval]

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from classifier.metrics import Interval, wilson
 from classifier.types import TIERS
@@ -211,7 +211,7 @@ def _mean(
 
 
 def _t(rows: float, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, max(rows - 1, 1)))
+    return float(scipy.stats.t.ppf((1 + level) / 2, max(rows - 1, 1)))
 
 
 def _joined(inside: Interval, share: float, outside: tuple[float, float], *, binary: bool) -> Interval:
@@ -224,5 +224,5 @@ def _joined(inside: Interval, share: float, outside: tuple[float, float], *, bin
 
 
 def _outer(low: Array, high: Array, level: float) -> tuple[float, float]:
-    z = float(stats.norm.ppf((1 + level) / 2)) / math.sqrt(len(low))
+    z = float(scipy.stats.norm.ppf((1 + level) / 2)) / math.sqrt(len(low))
     return float(low.mean() - z * low.std()), float(high.mean() + z * high.std())

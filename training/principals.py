@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from classifier.policy import choose_many
 from training.decision_log import ExportRow
@@ -139,8 +139,8 @@ def most_unnoticed(count: int, principals: int, *, others: int, largest: int, al
     if honest <= left:
         return count
     at_most = max(alpha, min(1.0, target * (others + 1) / (honest + 1)))
-    by_luck = stats.betabinom.isf(error, count, left + 1, honest - left)
-    return int(max(stats.binom.isf(error, count, at_most), by_luck))
+    by_luck = scipy.stats.betabinom.isf(error, count, left + 1, honest - left)
+    return int(max(scipy.stats.binom.isf(error, count, at_most), by_luck))
 
 
 def others_alphas(n: int, mine: int, alpha: float, target: float, principals: int, largest: int) -> tuple[float, float]:

@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from classifier.engine import Engine
 from classifier.errors import InputError
@@ -142,7 +142,7 @@ def _entry(
     # Exploration sends up to a share of epsilon lower on purpose: the thresholds left that room.
     alpha = promise.alpha - epsilon
     if n:
-        interval = stats.binomtest(count, n).proportion_ci(0.95, "exact")
+        interval = scipy.stats.binomtest(count, n).proportion_ci(0.95, "exact")
         p_value = max(
             promise_p_value(promise, alpha, int(some.sum()), int(missed[some].sum())) for some in (fresh, about)
         )
@@ -171,7 +171,7 @@ def promise_p_value(promise: Guarantee, alpha: float, n: int, missed: int) -> fl
     if promise.method == SHIFTED:
         return binomial_p_value(missed, n, alpha)
     lost = max(0, math.floor(allowed_loss(promise.n, alpha, promise.delta, promise.method) + 1e-9))
-    return float(stats.betabinom.sf(missed - 1, n, lost + 1, max(promise.n - lost, 1)))
+    return float(scipy.stats.betabinom.sf(missed - 1, n, lost + 1, max(promise.n - lost, 1)))
 
 
 def as_text(found: Mapping[str, Any]) -> str:

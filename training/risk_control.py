@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
 from classifier.policy import ALWAYS_FRONTIER
 from training.step_losses import StepLosses, soft
@@ -86,14 +86,14 @@ def binomial_p_value(missed: int, n: int, alpha: float) -> float:
     >>> round(binomial_p_value(45, 300, 0.1), 3)
     0.004
     """
-    return float(stats.binom.sf(missed - 1, n, alpha))
+    return float(scipy.stats.binom.sf(missed - 1, n, alpha))
 
 
 def hoeffding_bentkus(risk: float, n: int, alpha: float) -> float:
     """P-value of "the mean of n losses in [0, 1] is above alpha" when `risk` was seen (arXiv:2110.01052, prop. 1)."""
     r = min(risk, alpha)
     relative = (r * math.log(r / alpha) if r > 0 else 0.0) + (1 - r) * math.log((1 - r) / (1 - alpha))
-    bentkus = math.e * float(stats.binom.cdf(math.ceil(n * risk), n, alpha))
+    bentkus = math.e * float(scipy.stats.binom.cdf(math.ceil(n * risk), n, alpha))
     return min(math.exp(-n * relative), bentkus, 1.0)
 
 
@@ -121,8 +121,8 @@ def allowed_loss(n: int, alpha: float, delta: float, method: str, *, size: float
 @lru_cache(maxsize=256)
 def _most_failures(n: int, alpha: float, delta: float) -> int:
     """The largest k with P(Binomial(n, alpha) <= k) <= delta, or -1."""
-    k = int(stats.binom.ppf(delta, n, alpha))
-    while k >= 0 and stats.binom.cdf(k, n, alpha) > delta:
+    k = int(scipy.stats.binom.ppf(delta, n, alpha))
+    while k >= 0 and scipy.stats.binom.cdf(k, n, alpha) > delta:
         k -= 1
     return k
 
@@ -136,7 +136,7 @@ def _hoeffding_limit(n: int, alpha: float, delta: float) -> float:
     smallest = 1e-12
     if excess(smallest) < 0:
         return -1.0
-    return n * float(optimize.brentq(excess, smallest, alpha, xtol=1e-14)) * (1 - 1e-9)
+    return n * float(scipy.optimize.brentq(excess, smallest, alpha, xtol=1e-14)) * (1 - 1e-9)
 
 
 def risk_bound(losses: StepLosses, threshold: float, delta: float, method: str) -> float:
@@ -148,7 +148,7 @@ def risk_bound(losses: StepLosses, threshold: float, delta: float, method: str) 
     if method == CONFORMAL:
         return min(1.0, (total + 1) / (n + 1))
     if method == BINOMIAL:
-        return 1.0 if total >= n else float(stats.beta.ppf(1 - delta, total + 1, n - total))
+        return 1.0 if total >= n else float(scipy.stats.beta.ppf(1 - delta, total + 1, n - total))
     low, high = max(total / n, 1e-12), 1 - 1e-12
     if low >= high or hoeffding_bentkus(total / n, n, high) > delta:
         return 1.0
@@ -260,6 +260,6 @@ def fit_top_tier(
     if not delta:
         bound = min(1.0, (missed + 1) / (size + 1))
     else:
-        bound = 1.0 if missed >= size else float(stats.beta.ppf(1 - delta, missed + 1, size - missed))
+        bound = 1.0 if missed >= size else float(scipy.stats.beta.ppf(1 - delta, missed + 1, size - missed))
     needed = rows_needed(beta, delta, method) if allowed < 0 else None
     return ThresholdFit(threshold, threshold > 0, method, round(size), missed / size if size else 0.0, bound, needed)

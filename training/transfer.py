@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold
 
 from classifier.calibration import IDENTITY, Calibration
 from classifier.errors import InputError
@@ -192,6 +191,8 @@ def calibration_across(rows: CalibrationSet, *, current: Calibration = IDENTITY,
     Raises:
         InputError: too few rows or sources to leave some out.
     """
+    from sklearn.model_selection import GroupKFold
+
     sources = len(np.unique(rows.sources))
     if sources < FOLDS or len(rows) < 2 * FEWEST_ROWS:
         raise InputError(
