@@ -1,15 +1,25 @@
-"""What a registry's event says, as it is kept: one change, and everything as it is after it.
+"""A registry's events, in its store: each is one change, and everything as it is after it.
 
-Pure: standard library only. Knows nothing of stores or bundles.
+Theory of operation. The events are the state: the last one holds every alias and every version with its folder. A
+change reads the last event, numbered n, and creates event n+1 only if there is none; who comes second reads again and
+decides anew (compare and append). So changes are serialised, and a crash leaves the old state or the new one.
+
+Knows nothing of bundles.
 """
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
+from classifier.errors import BundleError
+from classifier.objects import Objects
+
+_ATTEMPTS = 100
 _FOLDER = re.compile(r"bundles/[\w-]+")
 _END_OF_TIME = 253_402_300_800.0  # the year 10000: no calendar here has it
 
@@ -69,3 +79,96 @@ def event_of(data: bytes) -> Event:
     if not fits:
         raise ValueError("a field of another type, or a folder outside the registry")
     return event
+
+
+class History:
+    """The events of a registry. Safe with several writers and readers.
+
+    Args:
+        objects: its store.
+        by: who acts; by default user@host.
+        clock: seconds since the epoch.
+
+    Every method raises BundleError where the store cannot be reached.
+    """
+
+    def __init__(self, objects: Objects, *, by: str | None, clock: Callable[[], float]) -> None:
+        self._objects = objects
+        self._by = by or _whoami()
+        self._clock = clock
+
+    def last(self) -> Event:
+        """The last event: every alias and version; the empty one where nothing happened yet.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        numbers = self._numbers()
+        return self._read(numbers[-1]) if numbers else Event()
+
+    def events(self) -> list[Event]:
+        """Every event, oldest first."""
+        return [self._read(number) for number in self._numbers()]
+
+    def append(self, action: str, version: str, why: str, change: Callable[[Event], Event | None]) -> Event:
+        """Applies `change` to the last event and appends the result, again if somebody was faster.
+
+        Args:
+            action: add, promote, rollback or gc.
+            version: what it is about.
+            why: the reason given.
+            change: the state after it, or None where it changes nothing. It is called once for each try.
+
+        Returns:
+            The event that is the last one then.
+
+        Raises:
+            BundleError: others were always faster.
+            SettingsError: two writers could overwrite each other there.
+        """
+        self._objects.prove()
+        for _ in range(_ATTEMPTS):
+            state = self.last()
+            changed = change(state)
+            if changed is None:
+                return state
+            now = self._clock()
+            freed = {v: now for v in state.aliases.values() if v not in changed.aliases.values()}
+            fresh = {v: now for v in changed.folders if v not in state.folders}
+            since = {v: t for v, t in {**state.since, **freed, **fresh}.items() if v in changed.folders}
+            event = replace(
+                changed,
+                number=state.number + 1,
+                action=action,
+                version=version,
+                by=self._by,
+                why=why,
+                at=now,
+                since=since,
+            )
+            if self._objects.create(_event_name(event.number), event_bytes(event)):
+                return event
+        raise BundleError(f"{self._objects.url}: too many writers at once; try again")
+
+    def _numbers(self) -> list[int]:
+        names = self._objects.names("events")
+        return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
+
+    def _read(self, number: int) -> Event:
+        try:
+            return event_of(self._objects.read(_event_name(number)))
+        except (OSError, ValueError) as error:
+            where = self._objects.path(_event_name(number))
+            raise BundleError(f"{where}: is no event of a registry ({type(error).__name__})") from error
+
+
+def _whoami() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"  # a container's user without a name
+    return f"{user}@{socket.gethostname()}"
+
+
+def _event_name(number: int) -> str:
+    return f"events/{number:08d}.json"

@@ -5,11 +5,9 @@ Layout, in a folder or at any fsspec URL whose store can create an object only i
     events/00000007.json            what happened, and all names and versions after it
     bundles/VERSION-1a2b3c4d/       bundle/, checkpoint/ beside it, and files.json with a sha256 of each file
 
-Theory of operation. The events are the state: the last one holds every alias and every version with its folder. A
-change reads the last event, numbered n, and creates event n+1 only if there is none; who comes second reads again and
-decides anew (compare and append). So changes are serialised, and a crash leaves the old state or the new one. Folders
-are written before an event names them and their names are never used twice; gc takes a version out of the state first
-and deletes its folder after. So a reader never sees half a bundle, and a deletion never meets a new upload.
+Theory of operation. The events are the state, and changes to it are serialised (`classifier.history`). Folders are
+written before an event names them and their names are never used twice; gc takes a version out of the state first and
+deletes its folder after. So a reader never sees half a bundle, and a deletion never meets a new upload.
 
 Knows nothing of models or servers.
 """
@@ -18,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import getpass
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,11 +25,10 @@ from pathlib import Path
 
 from classifier.bundle import FILES, MANIFEST, SHIPPED, is_folder, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
-from classifier.history import Event, event_bytes, event_of
+from classifier.history import Event, History
 from classifier.objects import Objects, hashes, verify
 from classifier.settings import cache_folder
 
-_ATTEMPTS = 100
 _UPLOAD_SECONDS = 86_400.0
 """A folder that no event names yet may still be being written for so long."""
 
@@ -65,8 +60,8 @@ class Registry:
         self.url = str(url)
         self._objects = Objects(self.url)
         self._cache = Path(cache) if cache else None
-        self._by = by or _whoami()
         self._clock = clock
+        self._history = History(self._objects, by=by, clock=clock)
 
     def state(self) -> Event:
         """The last event: every alias and version.
@@ -74,12 +69,11 @@ class Registry:
         Raises:
             BundleError: the registry cannot be read.
         """
-        numbers = self._numbers()
-        return self._read(numbers[-1]) if numbers else Event()
+        return self._history.last()
 
     def history(self) -> list[Event]:
         """Every event, oldest first."""
-        return [self._read(number) for number in self._numbers()]
+        return self._history.events()
 
     def resolve(self, name: str) -> str:
         """The version that an alias or a version names.
@@ -168,7 +162,7 @@ class Registry:
                 raise BundleError(f"{self.url}: {version} was removed meanwhile; add it again")
             return replace(state, aliases=aliases, folders={**state.folders, version: folder})
 
-        after = self._append("add", version, why, change)
+        after = self._history.append("add", version, why, change)
         if folder and after.folders.get(version) != folder:
             self._objects.discard(folder)  # another writer stored the same version first
         return version
@@ -190,9 +184,8 @@ class Registry:
         self.fetch(version)
 
         def change(state: Event) -> Event | None:
+            _check_current(state, expected, self.url)
             current = state.aliases.get("current")
-            if expected is not None and current != expected:
-                raise BundleError(f"{self.url}: current is {current}, expected {expected}; compare again")
             _resolve(state, version, self.url)
             if current == version:
                 return None
@@ -202,24 +195,30 @@ class Registry:
                 aliases["previous"] = current
             return replace(state, aliases=aliases)
 
-        return self._append("promote", version, why, change)
+        return self._history.append("promote", version, why, change)
 
-    def rollback(self, *, why: str = "") -> Event:
+    def rollback(self, *, why: str = "", expected: str | None = None) -> Event:
         """Makes the previous version the current one, and the current one the previous.
+
+        Args:
+            why: for the history.
+            expected: the version that must still be current, for who judged it.
 
         Raises:
             BundleNotFound: there is no previous one.
             BundleCorrupt: its files are not what its manifest says.
+            BundleError: another version than `expected` is current, or another became the previous one meanwhile.
         """
         version = self.resolve("previous")
         self.fetch(version)
 
         def change(state: Event) -> Event | None:
+            _check_current(state, expected, self.url)
             if state.aliases.get("previous") != version:
                 raise BundleError(f"{self.url}: somebody else changed what is previous; look and roll back again")
             return replace(state, aliases={**state.aliases, "current": version, "previous": state.aliases["current"]})
 
-        return self._append("rollback", version, why, change)
+        return self._history.append("rollback", version, why, change)
 
     def gc(self, *, older_than_days: float = 30.0, dry_run: bool = False) -> list[str]:
         """Removes versions without an alias, and uploads that never finished, once they are old enough.
@@ -248,7 +247,7 @@ class Registry:
 
         # What the event took out counts, not what was seen before it.
         why = f"no alias for {older_than_days:g} days"
-        after = replace(earlier, folders=left(earlier)) if dry_run else self._append("gc", "", why, change)
+        after = replace(earlier, folders=left(earlier)) if dry_run else self._history.append("gc", "", why, change)
         removed = {v: f for v, f in earlier.folders.items() if v not in after.folders}
         # A folder that no event names was left by a crash, of a writer or of an earlier gc, unless it is being written.
         before = min(before, self._clock() - _UPLOAD_SECONDS)
@@ -290,43 +289,6 @@ class Registry:
             read_bundle(path)
         return path
 
-    def _append(self, action: str, version: str, why: str, change: Callable[[Event], Event | None]) -> Event:
-        """Applies `change` to the last state and appends the result, again if somebody was faster."""
-        self._objects.prove()
-        for _ in range(_ATTEMPTS):
-            state = self.state()
-            changed = change(state)
-            if changed is None:
-                return state
-            now = self._clock()
-            freed = {v: now for v in state.aliases.values() if v not in changed.aliases.values()}
-            fresh = {v: now for v in changed.folders if v not in state.folders}
-            since = {v: t for v, t in {**state.since, **freed, **fresh}.items() if v in changed.folders}
-            event = replace(
-                changed,
-                number=state.number + 1,
-                action=action,
-                version=version,
-                by=self._by,
-                why=why,
-                at=now,
-                since=since,
-            )
-            if self._objects.create(_event_name(event.number), event_bytes(event)):
-                return event
-        raise BundleError(f"{self.url}: too many writers at once; try again")
-
-    def _numbers(self) -> list[int]:
-        names = self._objects.names("events")
-        return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
-
-    def _read(self, number: int) -> Event:
-        try:
-            return event_of(self._objects.read(_event_name(number)))
-        except (OSError, ValueError) as error:
-            where = self._objects.path(_event_name(number))
-            raise BundleError(f"{where}: is no event of a registry ({type(error).__name__})") from error
-
 
 def resolve_bundle(name: str, registry: Registry | None) -> Path:
     """The folder that `--bundle` names, which may hold no bundle; "" is the registry's current, or the shipped one.
@@ -346,6 +308,12 @@ def resolve_bundle(name: str, registry: Registry | None) -> Path:
     return SHIPPED
 
 
+def _check_current(state: Event, expected: str | None, url: str) -> None:
+    current = state.aliases.get("current")
+    if expected is not None and current != expected:
+        raise BundleError(f"{url}: current is {current}, expected {expected}; compare again")
+
+
 def _resolve(state: Event, name: str, where: str) -> str:
     version = state.aliases.get(name, name)
     if version not in state.folders:
@@ -354,15 +322,3 @@ def _resolve(state: Event, name: str, where: str) -> str:
         meant = f"; did you mean ./{name}?" if not is_folder(name) and (Path(name) / MANIFEST).is_file() else ""
         raise BundleNotFound(f"{where}: no bundle {name!r} there; it has {known}{meant}")
     return version
-
-
-def _whoami() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = "unknown"  # a container's user without a name
-    return f"{user}@{socket.gethostname()}"
-
-
-def _event_name(number: int) -> str:
-    return f"events/{number:08d}.json"

@@ -375,6 +375,19 @@ def test_an_expected_current_that_is_not_current_refuses(registry, bundles, vers
     assert registry.promote(versions[2], expected=versions[0]).aliases["current"] == versions[2]
 
 
+def test_a_rollback_of_what_is_no_longer_current_refuses(registry, bundles, versions):
+    """Who judged one bundle and would roll it back does not bring it back where another was promoted meanwhile."""
+    for bundle in bundles:
+        registry.add(bundle)
+    registry.promote(versions[0])
+    registry.promote(versions[1])
+    registry.promote(versions[2])
+    with pytest.raises(BundleError, match="compare again"):
+        registry.rollback(expected=versions[1])
+    assert registry.resolve("current") == versions[2]
+    assert registry.rollback(expected=versions[2]).aliases["current"] == versions[1]
+
+
 def test_promoters_are_serialised(url, tmp_path, bundles, versions):
     """Of many promotions at once each sees the one before: the history is a chain, and the last is current."""
     Registry(url, cache=tmp_path / "cache").add(bundles[0])

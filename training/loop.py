@@ -120,12 +120,12 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         if not fired:
             return None
         why = f"failures of {', '.join(fired)} exceed the promise (sequential test)"
-        registry.rollback(why=why)
+        restored = registry.rollback(why=why, expected=current).version
         receipt = {
             "decision": "rolled back",
             "why": why,
             "current": current,
-            "candidate": registry.resolve("current"),
+            "candidate": restored,
             "tests": fired,
             "closed_at": clock(),
         }
