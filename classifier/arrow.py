@@ -114,23 +114,46 @@ def decodable(batch: Any) -> Any:
 def _undecoded(kind: Any) -> Any:
     """The type with bytes in place of texts."""
     pa, _ = pyarrow()
-    if pa.types.is_string(kind):
-        return pa.binary()
-    if pa.types.is_large_string(kind):
-        return pa.large_binary()
-    if pa.types.is_struct(kind):
+    types = pa.types
+    if _is_text(kind):
+        return pa.large_binary() if types.is_large_string(kind) else pa.binary()
+    if types.is_dictionary(kind):
+        values = _undecoded(kind.value_type)
+        return kind if values == kind.value_type else values
+    if types.is_struct(kind):
         return pa.struct([field.with_type(_undecoded(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_undecoded(kind.value_type)))
+    if types.is_map(kind):
+        return pa.map_(_undecoded(kind.key_type), _undecoded(kind.item_type))
+    if _is_list(kind):
+        field = kind.value_field.with_type(_undecoded(kind.value_type))
+        if types.is_fixed_size_list(kind):
+            return pa.list_(field, kind.list_size)
+        return pa.large_list(field) if types.is_large_list(kind) else pa.list_(field)
     return kind
 
 
 def _decoded(value: Any, kind: Any) -> Any:
+    """A value of `_undecoded(kind)` as one of `kind`."""
     pa, _ = pyarrow()
-    if isinstance(value, bytes) and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _decoded(value, kind.value_type)
+    if isinstance(value, bytes) and _is_text(kind):
         return value.decode("utf-8", "replace")
-    if isinstance(value, list) and pa.types.is_list(kind):
+    if isinstance(value, list) and types.is_map(kind):
+        return [(_decoded(key, kind.key_type), _decoded(item, kind.item_type)) for key, item in value]
+    if isinstance(value, list) and _is_list(kind):
         return [_decoded(item, kind.value_type) for item in value]
-    if isinstance(value, dict) and pa.types.is_struct(kind):
+    if isinstance(value, dict) and types.is_struct(kind):
         return {field.name: _decoded(value[field.name], field.type) for field in kind}
     return value
+
+
+def _is_text(kind: Any) -> bool:
+    types = pyarrow()[0].types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    types = pyarrow()[0].types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))

@@ -77,6 +77,29 @@ def test_damaged_texts_are_mended_also_where_they_are_nested():
     ]
 
 
+_DAMAGED = pa.array([b"x", b"\xe9t"])
+_TEXTS = pa.Array.from_buffers(pa.string(), 2, _DAMAGED.buffers())
+_VIEWS = pa.Array.from_buffers(pa.string_view(), 2, _DAMAGED.cast(pa.binary_view()).buffers())
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (_VIEWS, ["x", "\ufffdt"]),
+        (pa.DictionaryArray.from_arrays(pa.array([1, 0]), _TEXTS, safe=False), ["\ufffdt", "x"]),
+        (pa.LargeListArray.from_arrays([0, 1, 2], _TEXTS), [["x"], ["\ufffdt"]]),
+        (pa.FixedSizeListArray.from_arrays(_TEXTS, 1), [["x"], ["\ufffdt"]]),
+        (pa.MapArray.from_arrays([0, 1, 2], pa.array(["k", "l"]), _TEXTS), [[("k", "x")], [("l", "\ufffdt")]]),
+    ],
+    ids=["view", "dictionary", "large list", "fixed list", "map"],
+)
+def test_damaged_texts_are_mended_in_columns_of_every_type(column, values):
+    """What is no UTF-8 costs neither its row nor the rest of the file, and the column keeps its type."""
+    mended = decodable(batch(c=column, n=pa.array([1, 2])))
+    assert [row["c"] for row in plain_rows(mended)] == values
+    assert mended["c"].type == column.type
+
+
 def test_tables_are_labelled_and_read_back_without_pandas(tmp_path):
     """Pandas is no dependency: nanoseconds come out of a Parquet file into every kind of output, and into a report."""
     table = {"prompt": pa.array([b"hi", b"prove it"]), "timestamp": pa.array([MOMENT] * 2, pa.timestamp("ns"))}
