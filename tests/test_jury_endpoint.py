@@ -61,6 +61,17 @@ def test_without_a_key_none_is_sent():
     assert "authorization" not in server.asked[0].headers
 
 
+def test_an_endpoint_of_this_machine_is_asked_through_no_proxy(monkeypatch):
+    """Prompts do not go to the web's proxy on their way from this machine to itself."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with endpoint(lambda _: completion("meant")) as server, endpoint(lambda _: completion("proxy")) as proxy:
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        assert ask(server.url, Clock()).content == "meant"
+    assert not proxy.asked
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 503, 529])
 def test_what_may_pass_is_tried_again_later_and_later(status):
     """A passing failure is tried again after 1, 2, 4 … seconds, drawn from the upper half of each."""

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Self
 import httpx
 
 from classifier.errors import InputError, ServerUnreachable
+from classifier.settings import is_local
 from training.jury_journal import Usage
 
 MOST_TRIES = 8
@@ -166,6 +167,8 @@ class Endpoint:
             timeout=httpx.Timeout(timeout, connect=min(10.0, timeout), pool=None),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             headers={"authorization": f"Bearer {key}"} if key else {},
+            # A proxy for the web, where the environment names one, is not asked for what is on this machine.
+            mounts={f"all://{url.netloc.decode()}": None} if is_local(f"{url.host}:0") else {},
         )
 
     async def __aenter__(self) -> Self:
