@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from servers import Process, process
+from servers import Process, serving
 
 from classifier import AsyncClient, Client, Outcome, Tier
 from classifier.bundle import SHIPPED
@@ -112,9 +112,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-feedback-") as name:
         folder = Path(name)
-        serve = ("-m", "classifier", "serve", "--listen", "127.0.0.1:0", "--bundle", str(arguments.bundle))
-        serve += ("--feedback-url", f"sqlite:///{folder}/feedback.db", "--key-file", f"{folder}/key")
-        with process(*serve) as server:
+        remember = ("--feedback-url", f"sqlite:///{folder}/feedback.db", "--key-file", f"{folder}/key")
+        with serving(arguments.bundle, *remember) as server:
             ids = DecisionIds(read_key(folder / "key"))
             cpu = server.cpu_seconds()
             count, seconds = asyncio.run(outcomes_per_second(server.address, ids, arguments.seconds))

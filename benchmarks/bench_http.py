@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
-from servers import process
+from servers import process, serving
 
 from classifier import Request, wire
 from classifier.bundle import SHIPPED
@@ -40,10 +40,10 @@ def main() -> None:
     request = wire.request_to_proto(Request.from_text(PROMPT))
     body = json.dumps({"messages": [{"role": "user", "content": PROMPT}]})
     with contextlib.ExitStack() as held:
-        ours = ("-m", "classifier", "serve", "--listen", "127.0.0.1:0", "--bundle", str(asked.bundle), "--store", "off")
-        plain = held.enter_context(process(*ours)).address
-        routed = held.enter_context(process(*ours, "--routes", str(ROUTES))).address
-        behind = held.enter_context(process(*ours)).address
+        off = ("--store", "off")
+        plain = held.enter_context(serving(asked.bundle, *off)).address
+        routed = held.enter_context(serving(asked.bundle, *off, "--routes", str(ROUTES))).address
+        behind = held.enter_context(serving(asked.bundle, *off)).address
         gateway = ("-m", "classifier", "gateway", "http", "--listen", "127.0.0.1:0", "--address", behind)
         base = urlsplit(held.enter_context(process(*gateway)).address)
         stubs = [

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import grpc
 from load import METHOD, TOKENS, closed_loop, fixed_request, message, open_loop, percentiles, prompts, timed
-from servers import Process, facts, process
+from servers import Process, facts, process, serving
 
 from classifier import Request, wire
 from classifier.bundle import SHIPPED
@@ -144,16 +144,15 @@ def main() -> None:
         print(statistics.median(timed(lambda i: engine.classify(requests[i % len(requests)]), options.in_process)))
         return
     answer_bytes = wire.decision_to_proto(engine.classify(Request.from_text("hi"))).ByteSize() + 60
-    serve = ("-m", "classifier", "serve", "--listen", "127.0.0.1:0", "--bundle", str(options.bundle))
-    serve += ("--queue-size", "256", "--max-wait-seconds", "10", "--store", "off")
+    limits = ("--queue-size", "256", "--max-wait-seconds", "10", "--store", "off")
     ready, resident = [], []
     for _ in range(5):
-        with process(*serve) as server:
+        with serving(options.bundle, *limits) as server:
             ready.append(server.ready_seconds)
             resident.append(server.resident_mb())
     echoes = (ECHO, str(answer_bytes))
     with (
-        process(*serve) as server,
+        serving(options.bundle, *limits) as server,
         process(*echoes) as echo,
         process(*echoes, "--single") as echo_here,
         process(*echoes, "--bundle", str(options.bundle)) as echo_model,

@@ -64,6 +64,11 @@ def process(*command: str) -> Iterator[Process]:
         running.close()
 
 
+def serving(bundle: Path, *more: str) -> contextlib.AbstractContextManager[Process]:
+    """`classifier serve` with that bundle and these further arguments, on a port that it picks."""
+    return process("-m", "classifier", "serve", "--listen", "127.0.0.1:0", "--bundle", str(bundle), *more)
+
+
 def facts(bundle: Path) -> dict[str, object]:
     """What the numbers depend on."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())

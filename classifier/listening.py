@@ -21,6 +21,8 @@ from classifier.pem import read_pem
 from classifier.settings import MOST, ServerSettings, is_unix, split_address
 
 log = logging.getLogger(__name__)
+ALONE = ("grpc.so_reuseport", 0)
+"""Without this option two servers would share a port by accident, each getting some of the requests."""
 # Above max_request_bytes our own check answers with the field; above this many times it gRPC cuts the transfer short.
 _TRANSPORT_LIMIT = 4
 _MOST_SOCKET_BYTES = 107  # Linux; sun_path less its end
@@ -34,8 +36,7 @@ def transport_bytes(settings: ServerSettings) -> int:
 def options(settings: ServerSettings) -> list[tuple[str, int]]:
     """Channel arguments of the server."""
     return [
-        # Without this two servers would share a port by accident, each getting some of the requests.
-        ("grpc.so_reuseport", int(settings.workers > 1)),
+        ("grpc.so_reuseport", 1) if settings.workers > 1 else ALONE,
         ("grpc.max_receive_message_length", transport_bytes(settings)),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", settings.max_concurrent_calls),
@@ -46,25 +47,22 @@ def options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 
 def bind(
-    server: grpc.aio.Server, address: str, settings: ServerSettings, told: Callable[[bool], None] = lambda _: None
+    server: grpc.aio.Server, address: str, tls: grpc.ServerCredentials | None = None, *, shared: bool = False
 ) -> str:
     """Listens on one address; returns it with the port that it got.
 
     Args:
-        server: has not started.
+        server: has not started; not `shared` it needs `ALONE` among its options.
         address: TCP or Unix socket.
-        settings: say whether with TLS.
-        told: called where changed certificates were read, with whether they could be used.
+        tls: from `server_credentials`.
+        shared: whether several processes are to share the port.
 
     Raises:
         SettingsError: it cannot be had; says why.
     """
-    check_free(address, shared=settings.workers > 1)
+    check_free(address, shared=shared)
     try:
-        if settings.tls_cert and not is_unix(address):
-            port = server.add_secure_port(address, _credentials(settings, told))
-        else:
-            port = server.add_insecure_port(address)
+        port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
     except RuntimeError as error:
         raise SettingsError(f"listen: {address} cannot be listened on; is it an address of this machine?") from error
     return address if is_unix(address) else f"{address.rpartition(':')[0]}:{port}"
@@ -130,8 +128,21 @@ def bound_socket(address: str, *, shared: bool) -> socket.socket:
     return probe
 
 
-def _credentials(settings: ServerSettings, told: Callable[[bool], None]) -> grpc.ServerCredentials:
-    """TLS, asked for at each handshake after a file changed; what cannot be used is said, and changes nothing."""
+def server_credentials(
+    settings: ServerSettings, address: str, told: Callable[[bool], None]
+) -> grpc.ServerCredentials | None:
+    """TLS, asked for at each handshake after a file changed; what cannot be used is said, and changes nothing.
+
+    Args:
+        settings: say whether, and from which files.
+        address: that it is for; a Unix socket has none.
+        told: called where changed certificates were read, with whether they could be used.
+
+    Raises:
+        SettingsError: a file cannot be read, or they are not what they should be.
+    """
+    if not settings.tls_cert or is_unix(address):
+        return None
     key, cert, authority = (
         Path(p) if p else None for p in (settings.tls_key, settings.tls_cert, settings.tls_client_ca)
     )

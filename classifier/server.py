@@ -26,7 +26,7 @@ from classifier.credentials import Identity
 from classifier.errors import ClassifierError
 from classifier.health import SERVICE as HEALTH
 from classifier.health import Health
-from classifier.listening import bind, options, transport_bytes
+from classifier.listening import bind, options, server_credentials, transport_bytes
 from classifier.reload import Routes, Shadow, Source, Watched, source_of
 from classifier.seams import Classifies, Ids, Limits, Observer
 from classifier.service import Service
@@ -166,8 +166,13 @@ class Server:
             self._shadow.share = settings.shadow_share
 
     async def _listen(self) -> None:
-        told = lambda ok: self._count("tls", ok=ok)  # noqa: E731
-        self.addresses = tuple([bind(self._grpc, address, self.settings, told) for address in self.settings.listen])
+        settings, told = self.settings, lambda ok: self._count("tls", ok=ok)
+        self.addresses = tuple(
+            [
+                bind(self._grpc, address, server_credentials(settings, address, told), shared=settings.workers > 1)
+                for address in settings.listen
+            ]
+        )
         await self._grpc.start()
 
     async def _load(self) -> None:

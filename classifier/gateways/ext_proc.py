@@ -39,7 +39,7 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.outbox import Outbox
 from classifier.gateways.settings import GatewaySettings, TokenFile
-from classifier.listening import check_free
+from classifier.listening import ALONE, bind
 from classifier.routing import RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
@@ -292,19 +292,14 @@ async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: s
     # However large a body Envoy buffers, it gets an answer, the fallback where it is over `max_request_bytes`: a
     # stream that gRPC ends goes on unrouted.
     unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
-    check_free(settings.listen, shared=False)
-    server = grpc.aio.server(options=[*unlimited, ("grpc.so_reuseport", 0)])  # else two would share a port by accident
+    server = grpc.aio.server(options=[*unlimited, ALONE])
     pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
-    try:
-        port = server.add_insecure_port(settings.listen)
-    except RuntimeError:  # taken since it was looked at
-        raise SettingsError(f"--listen {settings.listen}: cannot be bound; is something else there?") from None
+    address = bind(server, settings.listen)
     await server.start()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    shown = settings.listen if settings.listen.startswith("unix:") else f"{settings.listen.rpartition(':')[0]}:{port}"
-    print(f"serving on {shown}", file=sys.stderr, flush=True)
+    print(f"serving on {address}", file=sys.stderr, flush=True)
     await stopped.wait()
     await server.stop(DRAIN_SECONDS)
     await processor.outbox.drain(DRAIN_SECONDS)
