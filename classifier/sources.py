@@ -140,7 +140,8 @@ def _is_of(path: str, written: str) -> bool:
     written = written.rstrip("/")
     if not written:
         return False
-    return path in (written, f"{written}.manifest.json") or path.startswith((f"{written}/", f"{written}.parts/"))
+    beside = (written, f"{written}.manifest.json", f"{written}.votes")
+    return path in beside or path.startswith((f"{written}/", f"{written}.parts/"))
 
 
 def _local(path: Path) -> Source:

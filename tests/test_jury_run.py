@@ -154,6 +154,9 @@ def test_answers_that_are_no_votes_leave_the_row_out(log, tmp_path):
         assert "debug this" not in out.read_text()
         run(log, "-o", out, url=server.url)
         assert len(server.asked) == 8, "not asked a fourth time"
+    with endpoint(lambda _: completion("no")) as server:
+        done = run(log, "-o", tmp_path / "none.jsonl", url=server.url)
+    assert "error: no row could be rated: is not one JSON object (18 times); see" in done.output
     with endpoint(honest) as server:
         run(log, "-o", out, "--again", url=server.url)
         assert server.texts == ["debug this"]
@@ -370,6 +373,41 @@ def test_output_among_the_logs_is_no_log(log, tmp_path):
     assert second["against_stated"] is None
 
 
+def test_output_that_a_pattern_names_is_no_log(log, tmp_path):
+    """Neither the output nor the journal beside it is read as a log where a pattern matches them."""
+    given = tmp_path / "*", "-o", tmp_path / "out.jsonl", "--json"
+    with endpoint(honest) as server:
+        first, second = (json.loads(run(*given, url=server.url).stdout) for _ in range(2))
+    assert first["rows"] == second["rows"] == 8
+
+
+@pytest.mark.parametrize("status", [401, 402])
+def test_endpoint_that_gives_out_leaves_the_rows_that_are_rated(status, log, tmp_path):
+    """A key or an account that ends on the way ends the run with an error, and what was rated by then is written."""
+    out = tmp_path / "out.jsonl"
+    gone = status, {}, {"error": {"code": "invalid_request_error"}}
+    with endpoint(lambda a: honest(a) if a.count < 2 else gone) as server:
+        done = run(log, "-o", out, "--concurrency", 1, url=server.url)
+    assert (done.exit_code, len(server.asked), len(lines_of(out))) == (1, 3, 2), done.output
+
+
+def test_journal_that_cannot_grow_ends_the_run_with_its_name(log, tmp_path):
+    """A disk that is full while answers come in is one line that names the journal, and what fitted is gone on from."""
+    out, room = tmp_path / "out.jsonl", 700
+    code = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); "
+        "from training.__main__ import main; main()"
+    )
+    with endpoint(honest) as server:
+        given = ["jury", str(log), "-o", str(out), "--base-url", server.url, "--model", "m"]
+        whole = [sys.executable, "-c", code, *given]
+        done = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+        assert f"error: {out}.votes: cannot be written (File too large); make space" in done.stderr
+        assert run(log, "-o", out, url=server.url).exit_code == 0
+    assert len(lines_of(out)) == 6
+
+
 def test_question_that_waits_for_its_turn_is_not_put_once_the_budget_is_spent(log, tmp_path):
     """A question that waits, by --rate, while the last of the budget is spent is not put."""
     (tmp_path / "prices.toml").write_text(PRICES)
@@ -500,7 +538,7 @@ def test_endpoint_that_takes_no_case_ends_the_run(tmp_path):
     with endpoint(lambda _: (400, {}, {"error": {"code": "unknown_parameter"}})) as server:
         done = run(log, "-o", tmp_path / "out.jsonl", "--concurrency", 1, url=server.url)
     assert (done.exit_code, len(server.asked)) == (1, 10)
-    assert "10 rows in a row bring no answer, the last: HTTP 400 (unknown_parameter)" in done.output
+    assert "10 rows in a row bring no answer, the last: HTTP 400 (unknown_parameter); try" in done.output
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -115,9 +115,11 @@ def command(
                         say=lambda text: tqdm.write(text, file=sys.stderr),
                     )  # fmt: skip
 
-            sitting = asyncio.run(hear())
-        found_rows = rated(jury, cases, journal)
-        write_lines(output, [line for _, line in found_rows])
+            try:
+                sitting = asyncio.run(hear())
+            finally:  # what is answered is paid for, also where the endpoint gives out on the way
+                found_rows = rated(jury, cases, journal)
+                write_lines(output, [line for _, line in found_rows])
         found = summary(jury, cases, tally, journal, sitting, found_rows, known)
     click.echo(json.dumps(finite(found)) if as_json else summary_as_text(found))
     if sitting.ended == "interrupted":
@@ -130,7 +132,8 @@ def command(
     if sitting.ended == "budget":
         raise GateNotMet(f"the budget of ${budget:g} is spent and {found['open_rows']} rows are open; raise --budget")
     if not found_rows:
-        raise InputError(f"no row could be rated: {found['refused'] or found['in_vain']}; see docs/jury.md")
+        why = "; ".join(f"{why} ({n:,} times)" for why, n in (found["refused"] or found["in_vain"]).items())
+        raise InputError(f"no row could be rated: {why}; see docs/jury.md")
 
 
 def _endpoint_of(base_url: str, key: str, jury: Any, *, rate: float | None, width: int, timeout: float) -> Any:

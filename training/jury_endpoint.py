@@ -39,6 +39,7 @@ MOST_TOKENS = 10**9
 _PASSING = frozenset({408, 409, 425, 429})
 _FINAL = {
     401: "the key is not accepted; give the name of the variable that holds it with --api-key-env",
+    402: "the account has no money left; what is answered is kept",
     403: "the key may not do this",
     404: "there is no such path or model; give --base-url up to /v1, and --model as the endpoint spells it",
     405: "there is no such path; give --base-url up to /v1",

@@ -79,7 +79,7 @@ class Journal:
     """The answers so far.
 
     Args:
-        file: where further ones go; None for a journal that is only looked at.
+        file: where further ones go, unbuffered; None for a journal that is only looked at.
 
     Attributes:
         votes: of each question that is answered.
@@ -111,9 +111,11 @@ class Journal:
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        with explained(self._file.name):
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
 
     def _count(self, question: Question, answer: Vote | str, usage: Usage) -> None:
         self.spent.setdefault(question.model, Spent()).add(usage)
@@ -167,14 +169,14 @@ def open_journal(output: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
 
     Raises:
         InputError: the output is there and has no journal, or the journal's answers are of other facts, or it is
-            damaged or cannot be written.
+            damaged or cannot be written, now or later.
         Busy: another run has it.
     """
     path = journal_path(output)
     _check_ours(output, path)
     with contextlib.ExitStack() as stack:
         with explained(path):
-            file = stack.enter_context(path.open("a+b"))
+            file = stack.enter_context(path.open("a+b", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -194,8 +194,10 @@ async def sit(
                         if len(vain_rows) > 1
                         else "no answer"
                     )
+                    # What an endpoint refuses before it has answered anything is mostly the schema, which not all know.
+                    advice = "try another --answer-format; " if isinstance(error, QuestionRefused) else ""
                     raise ServerUnreachable(
-                        f"{where}: {error}; once that is mended the same command goes on"
+                        f"{where}: {error}; {advice}once that is mended the same command goes on"
                     ) from error
                 break
             vain_rows.clear()
