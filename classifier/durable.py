@@ -95,6 +95,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def unusable(error: OSError) -> str:
+    """What a command says of a file that it could not use and that nothing else explained."""
+    what = error.strerror or type(error).__name__
+    return f"{error.filename or 'the output'} cannot be used ({what}); check the path, the space and the rights"
+
+
 @contextlib.contextmanager
 def explained(path: str | Path, advice: str = "make space, or choose another place") -> Iterator[None]:
     """Says what to do where a file cannot be written.

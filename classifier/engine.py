@@ -85,8 +85,9 @@ class Engine:
         try:
             max_tokens = int(bundle.manifest["max_tokens"])
             golden, tolerance = list(bundle.manifest["golden"]), float(bundle.manifest["golden_tolerance"])
-            # Wider than probabilities can differ would be no check, and longer than the graph reads no answer.
-            if not 0 <= tolerance < 1 or max_tokens > int(bundle.config.get("max_position_embeddings", max_tokens)):
+            # None, or wider than probabilities can differ, would be no check; longer than the graph reads, no answer.
+            longest = int(bundle.config.get("max_position_embeddings", max_tokens))
+            if not golden or not 0 <= tolerance < 1 or max_tokens > longest:
                 raise ValueError("out of range")  # noqa: TRY301 - as what cannot be read
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleCorrupt(

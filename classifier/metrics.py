@@ -7,7 +7,7 @@ Knows nothing of bundles, policies or files. Tiers are column indices, int, 0 is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -276,6 +276,33 @@ def bootstrap_interval(
     >>> bootstrap_interval(np.mean, np.arange(101.0), draws=200).estimate
     50.0
     """
+    found = bootstrap_intervals(
+        lambda *drawn: [statistic(*drawn)], *arrays, groups=groups, draws=draws, level=level, seed=seed
+    )
+    return found[0]
+
+
+def bootstrap_intervals(
+    statistics: Callable[..., Sequence[float]],
+    *arrays: ArrayLike,
+    groups: ArrayLike | None = None,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Interval]:
+    """As `bootstrap_interval`, of several numbers on the same samples: each is drawn once for all of them.
+
+    Args:
+        statistics: takes the arrays, resampled along their first axis, and returns the numbers.
+        arrays: of equal length n.
+        groups: as there.
+        draws: as there.
+        level: as there.
+        seed: as there.
+
+    Returns:
+        For each number what `bootstrap_interval` returns for it alone.
+    """
     values = [np.asarray(a) for a in arrays]
     n = len(values[0])
     if not n or any(len(v) != n for v in values) or (groups is not None and len(np.asarray(groups)) != n):
@@ -285,8 +312,16 @@ def bootstrap_interval(
     samples = []
     for _ in range(draws):
         rows = draw()
-        samples.append(float(statistic(*(v[rows] for v in values))))
-    estimate, finite = float(statistic(*values)), np.asarray(samples)[np.isfinite(samples)]
+        samples.append([float(number) for number in statistics(*(v[rows] for v in values))])
+    estimates = [float(number) for number in statistics(*values)]
+    return [
+        _percentiles(estimate, np.asarray(of_one), level)
+        for estimate, of_one in zip(estimates, zip(*samples, strict=True), strict=True)
+    ]
+
+
+def _percentiles(estimate: float, samples: Array, level: float) -> Interval:
+    finite = samples[np.isfinite(samples)]
     if not finite.size:
         return Interval(estimate, float("nan"), float("nan"))
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])

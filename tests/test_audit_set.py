@@ -12,11 +12,12 @@ import pytest
 from classifier.bundle import read_bundle
 from classifier.engine import Engine
 from classifier.errors import InputError
-from classifier.types import TIERS
-from tests.calibration_support import population
+from classifier.types import TIERS, Request
+from tests.calibration_support import population, write_rows
 from tests.feedback_set_support import export_row, silent
-from training.audit_set import is_export, read_rows
+from training.audit_set import is_export, read_rows, read_traffic
 from training.calibrate import calibrate
+from training.corpus import read_corpus
 
 pytestmark = pytest.mark.usefixtures("few_bootstraps")
 
@@ -127,6 +128,33 @@ def test_an_export_without_audits_promises_nothing(tiny_engine: Engine, tmp_path
     with pytest.raises(InputError, match="give it alone"):
         path = export(tmp_path / "e.jsonl", [audit(1, "simple")])
         read_rows([path, path], tiny_engine)
+
+
+def test_every_decision_of_an_export_is_traffic(tiny_engine: Engine, tiny_bundle_path: Path, tmp_path: Path):
+    """Tier shares are estimated from each decision once, by its text or this bundle's answer, whatever it came to."""
+    known = {"request": None, "bundle_version": tiny_engine.bundle_version, "logits": [0.0, 1.0, 2.0, 3.0]}
+    rows = [
+        audit(1, "simple", text="hello"),
+        audit(1, "simple", text="hello", effective=False),
+        silent(2, **known),
+        export_row(3, **(known | {"bundle_version": "another"})),
+        export_row(4, text="hello"),
+    ]
+    path = export(tmp_path / "e.jsonl", rows)
+    found = read_traffic([path], tiny_engine)
+    np.testing.assert_array_equal(found[[0, 2]], np.tile(tiny_engine.logits(Request.from_text("hello")), (2, 1)))
+    assert found[1].tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="no request to estimate tier shares from"):
+        read_traffic([export(tmp_path / "none.jsonl", rows[3:4])], tiny_engine)
+    labelled = write_rows(tmp_path / "rows.jsonl", 40)
+    moved = calibrate(tiny_bundle_path, [labelled], tmp_path / "out", policies={"balanced": 0.2}, prior_shift=[path])
+    assert any("estimated from 3 unlabelled requests" in note for note in moved["notes"])
+
+
+def test_an_export_where_a_corpus_is_wanted_is_named(tmp_path: Path):
+    """A row of an export is no corpus line: its labels are not fair ones, and the error says who takes it."""
+    with pytest.raises(InputError, match=r"e\.jsonl:1: .*export of the feedback store, as --data of calibrate and"):
+        read_corpus([export(tmp_path / "e.jsonl", [export_row(1)])])
 
 
 def test_an_export_is_told_from_a_corpus(tmp_path: Path):

@@ -271,4 +271,5 @@ def test_what_cannot_be_written_ends_with_a_line(tmp_path):
     arguments = ["build", "--recipe", "tiny", "--data", str(rows), "--dev", str(dev), "--out", str(out)]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1
-    assert done.output.splitlines()[-1] == f"error: {out}: Not a directory; check the path, the rights and the space"
+    told = f"error: {out} cannot be used (Not a directory); check the path, the space and the rights"
+    assert done.output.splitlines()[-1] == told

@@ -68,18 +68,23 @@ def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, messag
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
-def test_a_full_disk_behind_stdout_is_one_line():
-    """What stdout cannot take is said on stderr in one line."""
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "classifier", "--version"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert "No space left" in done.stderr
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+    """What stdout cannot take is said on stderr in one line, the same by both commands."""
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"prompt": "hi"}')
+    jury = ["jury", log, "-o", tmp_path / "o.jsonl", "--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--dry-run"]
+    told = "error: the output cannot be used (No space left on device); check the path, the space and the rights\n"
+    for arguments in (["classifier", "--version"], ["training", *jury]):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", *map(str, arguments)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                cwd=Path(__file__).parent.parent,
+            )
+        assert (done.returncode, done.stderr) == (1, told), arguments
 
 
 def test_version_is_one_line_with_what_matters():

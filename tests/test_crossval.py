@@ -90,6 +90,15 @@ def test_a_probe_is_learnt_without_the_source_and_says_what_it_is(data: Data, tm
     assert "linear probe of tiny" in as_text(summary(path))
 
 
+def test_a_probe_finds_out_first_where_nothing_can_be_written(data: Data, tmp_path):
+    """A folder that cannot be made is an error before anything is embedded."""
+    (tmp_path / "file").write_text("")
+    said = []
+    with pytest.raises(InputError, match="file/out: cannot be written"):
+        probe_across(tmp_path / "file" / "out", data, base="tiny", folds=3, say=said.append)
+    assert said == []
+
+
 def test_a_probe_knows_nothing_of_the_rows_that_it_answers(data: Data):
     """Other labels on the held-out rows change no answer."""
     rows = data.traffic

@@ -351,6 +351,9 @@ def test_the_cost_table_of_a_bundle_stands_beside_baselines(promising: Path, tmp
     )
     only = CliRunner().invoke(command, [*ask, "--baseline-data", str(fresh)])
     assert "besides those that are judged" in str(only.exception)
+    stored = ["--bundle", str(promising), "--data", "answers.npz", "--table", "cost", "--baseline-data", str(older)]
+    result = CliRunner().invoke(command, stored)
+    assert (result.exit_code, "baselines are judged on texts" in result.output) == (2, True)
 
 
 def test_prices_rise_from_tier_to_tier(promising: Path, tmp_path: Path):

@@ -135,6 +135,22 @@ def test_auroc_is_the_usual_one_with_ties():
     assert np.isnan(metrics.auroc(scores, np.ones(400, dtype=bool)))
 
 
+def test_numbers_that_share_samples_have_the_intervals_of_each_alone():
+    """Several numbers of the same samples get what each gets by itself, and the samples are drawn once for all."""
+    groups, taken = np.arange(40) // 4, []
+
+    def numbers(values):
+        taken.append(values)
+        return values.mean(), float("nan"), values.max()
+
+    values = np.random.default_rng(2).random(40)
+    found = metrics.bootstrap_intervals(numbers, values, groups=groups, draws=50)
+    alone = [metrics.bootstrap_interval(one, values, groups=groups, draws=50) for one in (np.mean, np.max)]
+    assert [found[0], found[2]] == alone
+    assert np.isnan(found[1]).all()
+    assert len(taken) == 50 + 1
+
+
 def test_bootstrap_interval_has_the_width_of_the_sampling_error():
     """The 95 % interval of a mean is about 1.96 standard errors to either side."""
     values = np.random.default_rng(2).normal(0, 1, 400)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from classifier.durable import unusable
 from classifier.errors import ClassifierError, GateNotMet
 
 try:
@@ -37,10 +38,7 @@ class _Group(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # nobody reads any more: click ends without a word
                 raise
-            what = error.strerror or type(error).__name__
-            click.echo(
-                f"error: {error.filename or 'a file'}: {what}; check the path, the rights and the space", err=True
-            )
+            click.echo(f"error: {unusable(error)}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)

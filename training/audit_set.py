@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.exports import read_export
-from classifier.types import TIERS, Tier
+from classifier.types import TIERS, Request, Tier
 from training.calibration_set import FACETS, CalibrationSet, OpenRows, score_rows
-from training.corpus import OUTCOME, Row, parse_row, read_corpus
+from training.corpus import EXPORTED, OUTCOME, Row, parse_row, read_corpus
 from training.decision_log import ExportRow, closed_label, is_audit, is_unserved
 from training.predictions import read_predictions
 from training.step_losses import soft
@@ -56,12 +57,9 @@ def read_rows(
     Raises:
         InputError: a file or row that cannot be used, or an export without a closed audit.
     """
-    exports = [path for path in paths if is_export(Path(path))]
-    if not exports:
+    if not any(is_export(Path(path)) for path in paths):
         return read_set(paths, engine, group_by, split=split, any_model=any_model)
-    if len(paths) > 1:
-        raise InputError("an export of the feedback store is a calibration set by itself; give it alone")
-    return _audits(Path(exports[0]), engine, group_by, audit, [] if notes is None else notes)
+    return _audits(_alone(paths), engine, group_by, audit, [] if notes is None else notes)
 
 
 def read_set(
@@ -95,6 +93,25 @@ def read_set(
     return score_rows(rows, engine, group_by)
 
 
+def read_traffic(paths: Sequence[str | Path], engine: Engine) -> NDArray[np.float32]:
+    """Logits of unlabelled requests, (m, 4): of corpus files, or of every decision in one export of the feedback store.
+
+    A decision without a text counts where this very bundle made it; others of that kind are left out.
+
+    Raises:
+        InputError: a file or row that cannot be used, or none that can.
+    """
+    if any(is_export(Path(path)) for path in paths):
+        decisions = {row["decision_id"]: row for row in read_export(_alone(paths))}
+        found = [_logits(row, engine) for row in decisions.values()]
+    else:
+        found = [engine.logits(row.request) for row in read_corpus(paths, repeats=True)]
+    logits = [one for one in found if one is not None]
+    if not logits:
+        raise InputError(f"{', '.join(map(str, paths))}: no request to estimate tier shares from")
+    return np.array(logits, dtype=np.float32)
+
+
 def is_export(path: Path) -> bool:
     """Whether the file is an export of the feedback store: Parquet, or lines with decisions and outcomes."""
     if path.suffix == ".parquet":
@@ -106,7 +123,20 @@ def is_export(path: Path) -> bool:
             first = json.loads(file.readline() or "null")
         except ValueError:
             return False
-    return isinstance(first, dict) and {"decision_id", "outcome_id"} <= first.keys()
+    return isinstance(first, dict) and first.keys() >= EXPORTED
+
+
+def _alone(paths: Sequence[str | Path]) -> Path:
+    if len(paths) > 1:
+        raise InputError("an export of the feedback store is a set of rows by itself; give it alone")
+    return Path(paths[0])
+
+
+def _logits(row: ExportRow, engine: Engine) -> Sequence[float] | NDArray[np.float32] | None:
+    """What the engine's bundle says of a decision's request; None where neither is there to tell."""
+    if row["logits"] is not None and row["bundle_version"] == engine.bundle_version:
+        return row["logits"]
+    return None if row["request"] is None else engine.logits(Request.from_json(row["request"]))
 
 
 def _audits(path: Path, engine: Engine, group_by: str, audit: tuple[str, str], notes: list[str]) -> CalibrationSet:

@@ -28,11 +28,10 @@ from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.types import Request
-from training.audit_set import AUDIT, read_rows
+from training.audit_set import AUDIT, read_rows, read_traffic
 from training.calibration_fit import Comparison, choose_map
 from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet, pack_rows
-from training.corpus import read_corpus
 from training.label_shift import shift_weights
 from training.policy_fit import Targets, fit_policies, shown
 from training.step_losses import EVERY_MISS
@@ -76,7 +75,8 @@ def calibrate(
         severity: None for 1, 1, 1.
         epsilon: share of requests that will be explored; the thresholds leave room for it.
         exempt_labels: `name=value` or `name`: requests with such a label are never explored.
-        prior_shift: unlabelled traffic whose tier shares the thresholds are moved to, under an assumption.
+        prior_shift: unlabelled traffic, or an export of the feedback store, whose tier shares the thresholds are moved
+            to, under an assumption.
         fit_paths: other rows to fit the probability map on, e.g. predictions across sources (`.npz`).
         also_paths: rows of other kinds, e.g. predictions across sources (`.npz`), on which the thresholds must keep
             the promise as well: the stricter threshold of the two is taken.
@@ -113,9 +113,7 @@ def calibrate(
         default = engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
     if default not in targets.alphas:
         raise SettingsError(f"default policy {default!r} is none of {sorted(targets.alphas)}")
-    unlabelled = [row.request for row in read_corpus(prior_shift, repeats=True)] if prior_shift else []
-    if prior_shift and not unlabelled:
-        raise InputError(f"{', '.join(map(str, prior_shift))}: no request to estimate tier shares from")
+    traffic = read_traffic(prior_shift, engine) if prior_shift else None
     notes: list[str] = []
     rows = read_rows(data_paths, engine, targets.group_by, audit=audit, notes=notes)
     if rows.repeats:
@@ -143,8 +141,7 @@ def calibrate(
     if kept_map or fit_rows is not None:
         threshold_rows = _without(threshold_rows, map_rows, fit_rows, notes)
     shift = None
-    if prior_shift:
-        traffic = np.array([engine.logits(request) for request in unlabelled], dtype=np.float32)
+    if traffic is not None:
         shift, note = shift_weights(
             calibration.apply(traffic), calibration.apply(threshold_rows.logits), threshold_rows.labels
         )

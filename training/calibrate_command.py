@@ -92,7 +92,9 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option("--epsilon", type=float, default=0.0, help="Share of requests that will be explored.")
 @click.option("--exempt-label", "exempt_labels", multiple=True, metavar="NAME[=VALUE]",
               help="Requests with this label are never explored. Repeatable.")  # fmt: skip
-@click.option("--prior-shift", multiple=True, help="Unlabelled traffic: move the thresholds to its tier shares.")
+@click.option(
+    "--prior-shift", multiple=True, help="Unlabelled traffic, or one export: move the thresholds to its tier shares."
+)
 @click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
               show_default=True, metavar="NAME=VALUE",
               help="What marks audits in an export of the feedback store.")  # fmt: skip

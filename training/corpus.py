@@ -33,6 +33,8 @@ OWN_DATA = Path(__file__).parent.parent / "data"
 """The corpus written for this project."""
 RUBRIC, OUTCOME, UNLABELLED = KINDS
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
+EXPORTED = frozenset({"decision_id", "outcome_id"})
+"""Names by which a row of an export of the feedback store is told from a corpus line."""
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
 
 
@@ -210,6 +212,11 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         InvalidRequest: the conversation is not valid.
         ValueError: the label or a field is not.
     """
+    if data.keys() >= EXPORTED:
+        raise ValueError(
+            "it is of an export of the feedback store, as --data of calibrate and guarantee and --prior-shift take "
+            "one: as it was written, alone"
+        )
     labels = data.get("labels") or {}
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin

@@ -15,6 +15,7 @@ predictions.npz       logits (n, 4) float32, labels (n,) int64, sources, groups,
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.calibration import IDENTITY
+from classifier.durable import explained
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import bootstrap_interval
+from classifier.metrics import bootstrap_intervals
 from training import processes
 from training.corpus import RUBRIC, Row, source_folds, tiers
 from training.evaluate import baselines, statistics
@@ -122,8 +124,14 @@ def probe_across(
 
     Returns:
         The file of predictions.
+
+    Raises:
+        InputError: there are fewer sources than folds, or nothing can be written in the folder.
     """
     parts = fold_data(data, folds)
+    with explained(out):  # before the work, of which nothing is kept until its end
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
     rows = {r.sha256: r for r in [*data.traffic, *data.train] if r.label == RUBRIC}
     at = {digest: i for i, digest in enumerate(rows)}
     say(f"embedding {len(rows)} rows")
@@ -184,14 +192,14 @@ def summary(path: Path) -> dict[str, Any]:
         if (here := sources == name).sum() >= FEWEST_OF_SOURCE
     ]
     numbers = statistics()
+    headline = bootstrap_intervals(
+        lambda p, y: [numbers[name](p, y) for name in HEADLINE], probabilities, labels, groups=sources, draws=200
+    )
     return {
         "model": model_of(path),
         "rows": len(labels),
         "sources": len(np.unique(sources)),
-        **{
-            name: bootstrap_interval(numbers[name], probabilities, labels, groups=sources, draws=200)
-            for name in HEADLINE
-        },
+        **dict(zip(HEADLINE, headline, strict=True)),
         "by_source": sorted(by_source, key=lambda entry: entry[2]),
     }
 

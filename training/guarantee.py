@@ -24,7 +24,7 @@ from classifier.errors import GateNotMet, InputError
 from classifier.policy import choose_many
 from classifier.texts import finite
 from training import cost_at_risk, promise_test, transfer
-from training.audit_set import AUDIT, read_rows
+from training.audit_set import AUDIT, is_export, read_rows
 from training.calibrate_command import MOST_SEED, parse_policies, prices
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
@@ -157,6 +157,10 @@ def command(
         raise click.UsageError("give --bundle with --data, or --predictions alone")
     if predictions is not None and (split or baseline_data or PROMISE in tables):
         raise click.UsageError("--split, --baseline-data and --table promise are about --data; leave them out")
+    if baseline_data and any(is_export(Path(path)) or path.endswith(".npz") for path in data):
+        raise click.UsageError(
+            "--baseline-data: baselines are judged on texts; give --data corpus files, or leave it out"
+        )
     found: dict[str, Any] = {}
     if predictions is not None:
         tables = tables or (HALVES, TRANSFER, COST, CALIBRATION)

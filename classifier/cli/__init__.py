@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import click
 
+from classifier.durable import unusable
 from classifier.errors import ClassifierError
 
 EXIT_CODES = """\b
@@ -93,7 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # the reader of our stdout had enough
-            told = f"{error.filename or 'the output'} cannot be used ({error.strerror or error})"
-            click.echo(f"error: {told}; check the space and the rights", err=True)
+            click.echo(f"error: {unusable(error)}", err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
