@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from classifier.errors import InputError
+from classifier.types import TIERS
 from tests.tiny import WORDS
 from training.build import train
 from training.build_data import Data, load_data
@@ -58,6 +59,14 @@ def test_fewer_sources_than_folds_are_refused(data: Data):
     one = replace(data, traffic=[r for r in data.traffic if r.source == "traffic-0"])
     with pytest.raises(InputError, match="1 sources"):
         fold_data(one)
+
+
+def test_folds_that_leave_nothing_to_learn_from_are_refused(data: Data):
+    """Where fewer than two tiers are left without a fold's sources, that is said before anything is trained."""
+    with pytest.raises(InputError, match="fold 1, 0 rows of 0 tiers are left"):
+        fold_data(replace(data, train=[]))
+    with pytest.raises(InputError, match="rows of 1 tiers are left"):
+        fold_data(replace(data, train=[r for r in data.train if r.tier is TIERS[0]]))
 
 
 def test_predictions_are_a_calibration_set(data: Data, tmp_path):

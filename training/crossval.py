@@ -56,7 +56,7 @@ def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
     Nothing is trained on that has the source, or is of the group, of a held-out row.
 
     Raises:
-        InputError: there are fewer sources than folds.
+        InputError: there are fewer sources than folds, or nothing can be learnt without those of one.
     """
     sources = len({r.source for r in data.traffic})
     if sources < folds:
@@ -71,6 +71,12 @@ def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
         # A group may have rows of several sources, as where two logs hold one template: they would tell the answer.
         names, groups = {r.source for r in held}, {r.group for r in held}
         rest = [r for r in data.train if r.source not in names and r.group not in groups]
+        learnt = [r.tier for r in rest if r.label == RUBRIC]
+        if len(set(learnt)) < 2:
+            raise InputError(
+                f"without the sources of fold {fold + 1}, {len(learnt)} rows of {len(set(learnt))} tiers are left to "
+                "learn from, and it takes two; give --extra more rows, or more --folds"
+            )
         found.append((replace(data, train=rest), held))
     return found
 
@@ -126,7 +132,7 @@ def probe_across(
         The file of predictions.
 
     Raises:
-        InputError: there are fewer sources than folds, or nothing can be written in the folder.
+        InputError: see `fold_data`; or nothing can be written in the folder.
     """
     parts = fold_data(data, folds)
     with explained(out):  # before the work, of which nothing is kept until its end
