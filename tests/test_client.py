@@ -702,6 +702,14 @@ def test_several_servers_are_asked_in_turn(client_of):
         client_of(f"ipv4:{first},{second}").run(use)
 
 
+@pytest.mark.parametrize(("said", "expected"), [(3, Tier.COMPLEX), ("complex", None)])
+def test_a_fakes_tier_is_a_tier_or_an_error(said, expected):
+    """A number stands for its tier; what names none fails a gateway's test, and is not the top tier by silence."""
+    engine = FakeEngine(tier_of=lambda request: said)
+    with contextlib.nullcontext() if expected else pytest.raises(ValueError, match="complex"):
+        assert engine.classify(Request.from_text("x")).tier is expected
+
+
 def test_a_fake_server_takes_outcomes_and_leaves_the_users_own_alone(tmp_path, monkeypatch):
     """A gateway's tests report to it, and neither make nor use the key of a server of the user's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
