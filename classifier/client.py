@@ -72,7 +72,7 @@ class _Base:
         self._options = options
         table = routes if routes is None or isinstance(routes, RoutingTable) else read_table(routes)
         self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker(), table)
-        self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert else None
+        self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert or tls_key else None
         self._connected: Any = None
 
     @property
