@@ -8,13 +8,16 @@ Knows nothing of calls, answers or fallbacks.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from classifier import wire
+from classifier.errors import ServerUnreachable
 from classifier.pem import read_pem
 
 SERVICE_CONFIG: Mapping[str, Any] = {
@@ -76,6 +79,28 @@ def aio_channel(target: str, secure: grpc.ChannelCredentials | None = None, opti
     """A channel for an event loop; as `channel`."""
     every = _merged(options)
     return grpc.aio.secure_channel(target, secure, every) if secure else grpc.aio.insecure_channel(target, every)
+
+
+def check_process() -> None:
+    """To be called before each call of an event loop's.
+
+    gRPC serves all event loops of a process by one thread, which a fork does not take along: there a call would wait
+    for ever, whatever its deadline.
+
+    Raises:
+        ServerUnreachable: this process was forked after the first such call.
+    """
+    if os.getpid() != _asking_process():
+        raise ServerUnreachable(
+            "this process was forked after the first call of an AsyncClient, and gRPC answers none here; fork before "
+            "it, or start processes by spawn or forkserver"
+        )
+
+
+@cache
+def _asking_process() -> int:
+    """The process of the first call."""
+    return os.getpid()
 
 
 def _merged(options: Options) -> list[tuple[str, Any]]:

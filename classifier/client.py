@@ -16,11 +16,10 @@ from typing import Any, Self
 import grpc
 
 from classifier import wire
-from classifier.channels import SERVICE_CONFIG, aio_channel, channel, credentials
-from classifier.errors import ClassifierError, NoAllowedRoute
-from classifier.fallback import Answer, Batch, Breaker, Conversation, Logic
+from classifier.channels import SERVICE_CONFIG, aio_channel, channel, check_process, credentials
+from classifier.errors import NoAllowedRoute
+from classifier.fallback import LONGEST_SECONDS, Answer, Batch, Breaker, ClientClosed, Conversation, Logic
 from classifier.routing import RoutingTable, read_table
-from classifier.statuses import error_of, status_of_call
 from classifier.streams import AsyncStream, Stream
 from classifier.types import Outcome, OutcomeState, Tier
 from classifier.v1 import classifier_pb2 as pb
@@ -73,7 +72,8 @@ class _Base:
         self._options = options
         table = routes if routes is None or isinstance(routes, RoutingTable) else read_table(routes)
         self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker(), table)
-        self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert else None
+        self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert or tls_key else None
+        self._connected: Any = None
 
     @property
     def coverage(self) -> float:
@@ -85,6 +85,16 @@ class _Base:
         """How many requests ended how: `classified`, or the fallback's reason."""
         with self._logic.lock:
             return dict(self._logic.counts)
+
+    @property
+    def _stub(self) -> Any:
+        """The calls of the connection."""
+        return self._connected
+
+    def _call(self, method: str, message: Any, timeout_seconds: float) -> Any:
+        """A call, begun."""
+        seconds = min(timeout_seconds, LONGEST_SECONDS)
+        return getattr(self._stub, method)(message, timeout=seconds, metadata=self._logic.metadata())
 
 
 class Client(_Base):
@@ -98,7 +108,7 @@ class Client(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._channel = channel(self._target, self._credentials, self._options)
-        self._stub = pb_grpc.ClassifierServiceStub(self._channel)
+        self._connected = pb_grpc.ClassifierServiceStub(self._channel)
 
     def classify(self, conversation: Conversation, *, timeout_seconds: float | None = None, **fields: Any) -> Answer:
         """The tier of one conversation.
@@ -114,12 +124,12 @@ class Client(_Base):
         """
         logic, plan = self._logic, self._logic.plan(conversation, fields)
         try:
-            logic.admit(plan)
             seconds = logic.timeout_seconds if timeout_seconds is None else timeout_seconds
-            response = self._stub.Classify(plan.message, timeout=seconds, metadata=logic.metadata())
+            logic.admit(seconds, plan)
+            response = self._call("Classify", plan.message, seconds)
             logic.breaker.succeeded()
             return logic.answered(plan, response)
-        except (ClassifierError, grpc.RpcError) as error:
+        except Exception as error:
             return logic.failed(plan, error)
 
     def classify_batch(
@@ -134,16 +144,14 @@ class Client(_Base):
             NoAllowedRoute: a restricted request would have to leave the premises.
         """
         logic, batch = self._logic, Batch(self._logic, conversations)
+        results: Sequence[pb.ClassifyResult] = ()
         try:
-            if not batch.plans_sent:
-                return batch.answers(())
-            logic.admit()
-            response = self._stub.ClassifyBatch(batch.message, timeout=timeout_seconds, metadata=logic.metadata())
-            return batch.answers(response.results)
-        except NoAllowedRoute:
-            raise
-        except (ClassifierError, grpc.RpcError) as error:
+            if batch.plans_sent:
+                logic.admit(timeout_seconds)
+                results = self._call("ClassifyBatch", batch.message, timeout_seconds).results
+        except Exception as error:
             return batch.failed(error)
+        return batch.answers(results)
 
     def classify_stream(
         self, conversations: Iterable[Conversation], *, timeout_seconds: float = STREAM_SECONDS
@@ -159,15 +167,15 @@ class Client(_Base):
         logic = self._logic
         stream, call = Stream(conversations, lambda conversation: logic.plan(conversation, {})), None
         try:
-            logic.admit()
-            call = self._stub.ClassifyStream(stream.messages(), timeout=timeout_seconds, metadata=logic.metadata())
+            logic.admit(timeout_seconds)
+            call = self._call("ClassifyStream", stream.messages(), timeout_seconds)
             for response in call:
                 yield logic.result(stream.answered(), response.result)
             stream.check()
             logic.breaker.succeeded()
         except NoAllowedRoute:
             raise
-        except (ClassifierError, grpc.RpcError) as error:
+        except Exception as error:
             known, code = logic.understood(error)
             if logic.fallback_tier is None:
                 raise known from None
@@ -187,11 +195,9 @@ class Client(_Base):
             ClassifierError: it was not taken; the same outcome may be sent again.
         """
         try:
-            response = self._stub.ReportOutcome(
-                wire.outcome_to_proto(outcome), timeout=timeout_seconds, metadata=self._logic.metadata()
-            )
-        except grpc.RpcError as error:
-            raise error_of(status_of_call(error)) from None  # the breaker is told of classifications alone
+            response = self._call("ReportOutcome", wire.outcome_to_proto(outcome), timeout_seconds)
+        except Exception as error:  # the breaker is told of classifications alone
+            raise self._logic.error_of_call(error) from None
         return wire.outcome_state(response)
 
     def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
@@ -201,15 +207,14 @@ class Client(_Base):
             ClassifierError: the server did not answer.
         """
         try:
-            response: pb.GetInfoResponse = self._stub.GetInfo(
-                pb.GetInfoRequest(), timeout=timeout_seconds, metadata=self._logic.metadata()
-            )
-        except grpc.RpcError as error:
-            raise error_of(status_of_call(error)) from None
+            response: pb.GetInfoResponse = self._call("GetInfo", pb.GetInfoRequest(), timeout_seconds)
+        except Exception as error:
+            raise self._logic.error_of_call(error) from None
         return response
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections. What is in flight or comes later falls back, or raises, as `CANCELLED`."""
+        self._logic.closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -222,25 +227,37 @@ class Client(_Base):
 class AsyncClient(_Base):
     """A client for one event loop at a time; keep one for its life. As `Client`, with `await`.
 
-    It may be made before its loop runs, and used on another one once that is closed.
+    It may be made before its loop runs, and used on another one once that is closed. A process that is forked after the
+    first call of any such client can make none: fork before it, or start processes by spawn or forkserver.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
-        self._connected: Any = None
 
     @property
     def _stub(self) -> Any:
         """The calls, on the loop that runs: gRPC ties a channel to the loop that it is made on."""
+        check_process()
         if self._loop is None or self._loop.is_closed():
             self._loop, self._connected = asyncio.get_running_loop(), self._connect()
+            self._logic.closed = False
         return self._connected
 
     def _connect(self) -> Any:
         self._channel = aio_channel(self._target, self._credentials, self._options)
         return pb_grpc.ClassifierServiceStub(self._channel)
+
+    async def _answer_of(self, call: Any) -> Any:
+        """What a call comes to. gRPC cancels who waits for it where the client is closed: as if the caller had left."""
+        try:
+            return await call
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._logic.closed and (task is None or not task.cancelling()):
+                raise ClientClosed from None
+            raise
 
     async def classify(
         self, conversation: Conversation, *, timeout_seconds: float | None = None, **fields: Any
@@ -248,12 +265,12 @@ class AsyncClient(_Base):
         """As `Client.classify`."""
         logic, plan = self._logic, self._logic.plan(conversation, fields)
         try:
-            logic.admit(plan)
             seconds = logic.timeout_seconds if timeout_seconds is None else timeout_seconds
-            response = await self._stub.Classify(plan.message, timeout=seconds, metadata=logic.metadata())
+            logic.admit(seconds, plan)
+            response = await self._answer_of(self._call("Classify", plan.message, seconds))
             logic.breaker.succeeded()
             return logic.answered(plan, response)
-        except (ClassifierError, grpc.RpcError) as error:
+        except Exception as error:
             return logic.failed(plan, error)
 
     async def classify_batch(
@@ -261,16 +278,14 @@ class AsyncClient(_Base):
     ) -> list[Answer]:
         """As `Client.classify_batch`."""
         logic, batch = self._logic, Batch(self._logic, conversations)
+        results: Sequence[pb.ClassifyResult] = ()
         try:
-            if not batch.plans_sent:
-                return batch.answers(())
-            logic.admit()
-            response = await self._stub.ClassifyBatch(batch.message, timeout=timeout_seconds, metadata=logic.metadata())
-            return batch.answers(response.results)
-        except NoAllowedRoute:
-            raise
-        except (ClassifierError, grpc.RpcError) as error:
+            if batch.plans_sent:
+                logic.admit(timeout_seconds)
+                results = (await self._answer_of(self._call("ClassifyBatch", batch.message, timeout_seconds))).results
+        except Exception as error:
             return batch.failed(error)
+        return batch.answers(results)
 
     async def classify_stream(
         self,
@@ -282,15 +297,15 @@ class AsyncClient(_Base):
         logic = self._logic
         stream, call = AsyncStream(conversations, lambda conversation: logic.plan(conversation, {})), None
         try:
-            logic.admit()
-            call = self._stub.ClassifyStream(stream.messages(), timeout=timeout_seconds, metadata=logic.metadata())
-            async for response in call:
+            logic.admit(timeout_seconds)
+            call = self._call("ClassifyStream", stream.messages(), timeout_seconds)
+            while (response := await self._answer_of(call.read())) is not grpc.aio.EOF:
                 yield logic.result(stream.answered(), response.result)
             stream.check()
             logic.breaker.succeeded()
         except NoAllowedRoute:
             raise
-        except (ClassifierError, grpc.RpcError) as error:
+        except Exception as error:
             known, code = logic.understood(error)
             if logic.fallback_tier is None:
                 raise known from None
@@ -306,25 +321,24 @@ class AsyncClient(_Base):
     async def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> OutcomeState:
         """As `Client.report_outcome`."""
         try:
-            response = await self._stub.ReportOutcome(
-                wire.outcome_to_proto(outcome), timeout=timeout_seconds, metadata=self._logic.metadata()
-            )
-        except grpc.RpcError as error:
-            raise error_of(status_of_call(error)) from None
+            call = self._call("ReportOutcome", wire.outcome_to_proto(outcome), timeout_seconds)
+            response = await self._answer_of(call)
+        except Exception as error:
+            raise self._logic.error_of_call(error) from None
         return wire.outcome_state(response)
 
     async def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
         """As `Client.info`."""
         try:
-            response: pb.GetInfoResponse = await self._stub.GetInfo(
-                pb.GetInfoRequest(), timeout=timeout_seconds, metadata=self._logic.metadata()
-            )
-        except grpc.RpcError as error:
-            raise error_of(status_of_call(error)) from None
+            call = self._call("GetInfo", pb.GetInfoRequest(), timeout_seconds)
+            response: pb.GetInfoResponse = await self._answer_of(call)
+        except Exception as error:
+            raise self._logic.error_of_call(error) from None
         return response
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """As `Client.close`."""
+        self._logic.closed = True
         if self._channel is not None and self._loop is not None and not self._loop.is_closed():
             await self._channel.close()
 

@@ -3,7 +3,8 @@
 What a body says in its own way becomes what the model was trained on: content parts become text, with images, files
 and recordings counted as attachments; a tool call becomes `{"call": ..., "args": ...}` in the assistant's message; a
 tool's result becomes a `tool` message, also where Anthropic wraps it in a user message; a system prompt is the first
-message. Thinking is left out. A part of an unknown kind is read where it has a text and counted as an attachment else.
+message. Thinking is left out, and so are references to what the provider keeps. A part of an unknown kind is read where
+it has a text and counted as an attachment else.
 
 Pure. Knows nothing of files, logs or the wire.
 """
@@ -163,10 +164,11 @@ def _add_item(found: Collected, item: Mapping[str, Any], where: str) -> None:
         found.add("tool", texts)
     elif kind.endswith("_call"):
         found.add("assistant", [call_text(item.get("name") or kind, item.get("arguments") or item.get("input"))])
-    else:
+    elif kind.startswith("input_") or any(isinstance(item.get(key), str) for key in _TEXT_KEYS):
         texts = []
         _add_content(found, texts, [item], where)
         found.add("user", texts)
+    # Else it refers to what the provider keeps, or tells of tools: nobody's words, and no file.
 
 
 def _add_content(found: Collected, texts: list[str], content: Any, where: str) -> None:

@@ -18,13 +18,22 @@ import grpc
 from google.rpc import status_pb2
 
 from classifier import wire
-from classifier.errors import ClassifierError, InvalidRequest, NoAllowedRoute, ServerUnreachable, Unauthenticated
+from classifier.errors import (
+    ClassifierError,
+    DeadlinePassed,
+    InvalidRequest,
+    NoAllowedRoute,
+    ServerUnreachable,
+    Unauthenticated,
+)
 from classifier.routing import RoutingTable, is_restricted
 from classifier.statuses import code_name, error_of, status_of_call
 from classifier.types import TIERS, Decision, Request, Tier
 from classifier.v1 import classifier_pb2 as pb
 
 CIRCUIT_OPEN = "CIRCUIT_OPEN"
+LONGEST_SECONDS = 366 * 86_400.0
+"""A deadline that is later, or never, is this one: gRPC takes what its clock cannot hold for the past."""
 Conversation = Request | str | Sequence[Mapping[str, str]]
 """What can be classified: a request, a prompt, or messages as `{"role": ..., "content": ...}`."""
 
@@ -122,11 +131,14 @@ class Logic:
             raise ValueError(f"timeout_seconds is {timeout_seconds!r}; give a positive number of seconds")
         if fallback_tier is not None and fallback_tier not in TIERS:
             raise ValueError(f"fallback_tier is {fallback_tier!r}; give a tier such as Tier.COMPLEX, or None")
+        if not (isinstance(token, str) or callable(token)):  # such as a variable that is not set: nothing would pass
+            raise TypeError(f"token is of type {type(token).__name__}; give a text, a function, or nothing")
         self.fallback_tier = fallback_tier
         self.timeout_seconds = timeout_seconds
         self.token = token
         self.breaker = breaker
         self.routes = routes
+        self.closed = False
         self.counts: Counter[str] = Counter()
         self.lock = threading.Lock()
 
@@ -148,10 +160,12 @@ class Logic:
         tier = _bounded(self.fallback_tier, request.floor, request.ceiling)
         return Plan(wire.request_to_proto(request), tier, request, is_restricted(request.labels))
 
-    def admit(self, plan: Plan | None = None) -> None:
+    def admit(self, timeout_seconds: float, plan: Plan | None = None) -> None:
         """Raises where nothing should be sent."""
         if plan is not None and plan.problem is not None:
             raise plan.problem
+        if not timeout_seconds > 0:  # nothing is known of the server by that
+            raise DeadlinePassed(f"no time is left to ask (timeout_seconds is {timeout_seconds:g}); allow more")
         if not self.breaker.allow(time.monotonic()):
             raise CircuitOpen("the server failed several times in a row and is not asked for a moment")
 
@@ -189,6 +203,8 @@ class Logic:
 
     def result(self, plan: Plan, result: pb.ClassifyResult) -> Answer:
         """The answer to an item of a batch or stream."""
+        if plan.problem is not None:  # the server was sent an empty request in its place, or nothing
+            return self.failed(plan, plan.problem)
         if result.HasField("response"):
             try:
                 return self.answered(plan, result.response)
@@ -235,12 +251,9 @@ class Logic:
 
     def understood(self, error: Exception) -> tuple[ClassifierError, str]:
         """Our error, and its code's name; tells the breaker."""
-        if isinstance(error, CircuitOpen):
-            return error, CIRCUIT_OPEN
-        if isinstance(error, ClassifierError):
-            return error, error.status
         if not isinstance(error, grpc.RpcError):
-            raise error
+            known = self.error_of_call(error)
+            return known, CIRCUIT_OPEN if isinstance(known, CircuitOpen) else known.status
         status = status_of_call(error)
         code = code_name(status.code)
         if code in _BREAKING:
@@ -251,10 +264,20 @@ class Logic:
         # gRPC says RESOURCE_EXHAUSTED of a message that it does not take, as a busy server does of itself.
         return known, known.status if isinstance(known, InvalidRequest) else code
 
-    def count(self, what: str) -> None:
-        """One more request ended so."""
+    def error_of_call(self, error: Exception) -> ClassifierError:
+        """Our error for what a call raised; the breaker is not told. What is a fault of ours is raised as it is."""
+        if isinstance(error, ClassifierError):
+            return error
+        if isinstance(error, grpc.RpcError):
+            return error_of(status_of_call(error))
+        if self.closed:  # each kind of channel has an error of its own for that
+            return ClientClosed()
+        raise error
+
+    def count(self, what: str, requests: int = 1) -> None:
+        """So many more requests ended so."""
         with self.lock:
-            self.counts[what] += 1
+            self.counts[what] += requests
 
     def coverage(self) -> float:
         """Share of requests that got a real classification; 1 before the first."""
@@ -265,6 +288,18 @@ class Logic:
 
 class CircuitOpen(ServerUnreachable):
     """The breaker is open."""
+
+
+class ClientClosed(ServerUnreachable):
+    """The client was closed before the call, or during it."""
+
+    status = "CANCELLED"
+
+    def __init__(self) -> None:
+        super().__init__("the client is closed; make another, and close it when nothing is asked any more")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
 
 class Batch:
@@ -283,21 +318,22 @@ class Batch:
     def answers(self, results: Sequence[pb.ClassifyResult]) -> list[Answer]:
         """The answers to all plans, in their order."""
         if len(results) != len(self.plans_sent):
-            raise ClassifierError(f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch")
+            missing = ClassifierError(
+                f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch"
+            )
+            return self.failed(missing)
         if self.plans_sent:
             self._logic.breaker.succeeded()
         found = iter(results)
-        return [
-            self._logic.result(plan, next(found)) if plan.problem is None else self._logic.failed(plan, plan.problem)
-            for plan in self._plans
-        ]
+        return [self._logic.result(plan, pb.ClassifyResult() if plan.problem else next(found)) for plan in self._plans]
 
     def failed(self, error: Exception) -> list[Answer]:
         """The fallback for all, or the error where there is none."""
+        known, code = self._logic.understood(error)
         if self._logic.fallback_tier is None:
-            raise self._logic.understood(error)[0] from None
-        known = self._logic.understood(error)
-        return [self._logic.fall_back(plan, *known) for plan in self._plans]
+            self._logic.count(code, len(self._plans))
+            raise known from None
+        return [self._logic.fall_back(plan, known, code) for plan in self._plans]
 
 
 def _bounded(tier: Tier | None, floor: Any, ceiling: Any) -> Tier | None:

@@ -1,4 +1,5 @@
 """What PEM files hold, tried before gRPC has it: gRPC takes anything, says nothing, and then no connection comes up.
+Half of a key pair even ends the process.
 
 Knows nothing of servers, clients or gRPC.
 """
@@ -19,6 +20,8 @@ def read_pem(
     Raises:
         SettingsError: a file cannot be read, or they are not what they should be.
     """
+    if bool(key) != bool(cert):
+        raise SettingsError(f"tls: {key or cert} is given alone; a key and its certificate chain go together")
     trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trial.set_ciphers("ALL:@SECLEVEL=0")  # whether a key is long enough is for its owner to say
     what = ""

@@ -63,7 +63,11 @@ _REQUEST: _Shapes = (
     ("policy", lambda value: value is None or isinstance(value, str), "is not a text; give a policy's name"),
     ("floor", _is_tier, "is not a tier; give one such as Tier.COMPLEX"),
     ("ceiling", _is_tier, "is not a tier; give one such as Tier.COMPLEX"),
-    ("record", lambda value: value is None or isinstance(value, int), "is not True, False or None"),
+    (
+        "record",
+        lambda value: value is None or (isinstance(value, int) and value in (0, 1)),
+        "is not True, False or None",
+    ),
     ("labels", _is_labels, "is not a mapping of texts to texts; give numbers as text"),
     ("request_id", _is_text, "is not a text"),
 )

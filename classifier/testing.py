@@ -71,7 +71,7 @@ class FakeEngine:
             self.on_score()
         if self.delay_seconds:
             time.sleep(self.delay_seconds)
-        tier = self.tier_of(prepared.request)
+        tier = Tier(self.tier_of(prepared.request))  # no other value stands for a tier in silence
         likely = tuple(0.85 if other is tier else 0.05 for other in TIERS)
         return Scores((0.0,) * len(TIERS), likely, len(prepared.input.text), prepared.input.truncated)
 

@@ -214,7 +214,7 @@ def _nested_request(message: pb.ReportOutcomeRequest, max_messages: int | None) 
 def outcome_to_proto(outcome: Outcome) -> pb.ReportOutcomeRequest:
     """The message that reports an outcome."""
     message = pb.ReportOutcomeRequest(
-        decision_id=outcome.decision_id,
+        decision_id=encodable(outcome.decision_id),
         outcome_id=encodable(outcome.outcome_id),
         verdict=_number(outcome.verdict),
         cause=_number(outcome.cause),

@@ -7,6 +7,8 @@ import concurrent.futures
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -232,6 +234,7 @@ def test_a_conversation_of_another_shape_falls_open_too(client_of, address, conv
         {"ceiling": 9},
         {"policy": 3},
         {"record": "no"},
+        {"record": 2**70},
         {"request_id": 17},
     ],
     ids=str,
@@ -277,6 +280,29 @@ def test_a_batch_and_a_stream_answer_in_order_and_alone(client_of, address):
         assert call("classify_batch", []) == []
 
     client_of(address, fallback_tier=Tier.STANDARD).run(use)
+
+
+def test_what_is_wrong_with_an_item_is_told_where_there_is_no_fallback(client_of, address):
+    """The field at fault is named, as for a call of its own, and not what the server says of what was sent instead."""
+
+    def use(client, call):
+        for method in ("classify_batch", "classify_stream"):
+            with pytest.raises(errors.InvalidRequest) as found:
+                call(method, ["a\0b"])
+            assert [name for name, _ in found.value.violations] == ["messages[0].content"]
+
+    client_of(address).run(use)
+
+
+def test_the_items_of_a_batch_that_failed_count(client_of, nowhere):
+    """Coverage is right without a fallback tier, too."""
+
+    def use(client, call):
+        with pytest.raises(errors.ServerUnreachable):
+            call("classify_batch", ["a", "b"])
+        assert (client.coverage, client.counts) == (0, {"UNAVAILABLE": 2})
+
+    client_of(nowhere).run(use)
 
 
 def test_a_batch_and_a_stream_to_nobody_fall_back_item_by_item(client_of, nowhere):
@@ -467,6 +493,29 @@ def test_a_deadline_that_has_passed_is_one(client_of):
         gate.set()
 
 
+def test_a_caller_without_time_says_nothing_of_the_server(client_of, address):
+    """However many callers have no time left, the server goes on being asked for those who have."""
+
+    def use(client, call):
+        for method, what in (("classify", "x"), ("classify_batch", ["x"]), ("classify_stream", ["x"])) * 3:
+            found = call(method, what, timeout_seconds=-1)
+            assert [a.fallback for a in (found if isinstance(found, list) else [found])] == ["DEADLINE_EXCEEDED"]
+        assert call("classify", "x", timeout_seconds=60).classified
+
+    client_of(address, fallback_tier=Tier.COMPLEX).run(use)
+
+
+def test_a_deadline_that_never_comes_is_a_late_one(client_of, address):
+    """What gRPC's clock cannot hold is not over at once."""
+
+    def use(client, call):
+        for seconds in (float("inf"), 1e300):
+            assert call("classify", "x", timeout_seconds=seconds).classified
+            assert call("info", timeout_seconds=seconds).tiers
+
+    client_of(address, fallback_tier=Tier.COMPLEX).run(use)
+
+
 def test_no_proxy_is_asked_for_a_server(client_of, address, nowhere, monkeypatch):
     """Prompts go to the server that was named, whatever proxy the machine has for the web, unless it is asked for."""
     for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
@@ -653,6 +702,14 @@ def test_several_servers_are_asked_in_turn(client_of):
         client_of(f"ipv4:{first},{second}").run(use)
 
 
+@pytest.mark.parametrize(("said", "expected"), [(3, Tier.COMPLEX), ("complex", None)])
+def test_a_fakes_tier_is_a_tier_or_an_error(said, expected):
+    """A number stands for its tier; what names none fails a gateway's test, and is not the top tier by silence."""
+    engine = FakeEngine(tier_of=lambda request: said)
+    with contextlib.nullcontext() if expected else pytest.raises(ValueError, match="complex"):
+        assert engine.classify(Request.from_text("x")).tier is expected
+
+
 def test_a_fake_server_takes_outcomes_and_leaves_the_users_own_alone(tmp_path, monkeypatch):
     """A gateway's tests report to it, and neither make nor use the key of a server of the user's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -678,6 +735,120 @@ def test_a_fallback_that_is_no_tier_is_told_at_once(tier):
     """Not at the first failure, when it is needed."""
     with pytest.raises(ValueError, match="fallback_tier"):
         Client("127.0.0.1:1", fallback_tier=tier)
+
+
+@pytest.mark.parametrize("token", [None, b"secret"])
+def test_a_token_that_is_no_text_is_told_at_once(token):
+    """A variable that is not set would else have every request fall back."""
+    with pytest.raises(TypeError, match="token is of type"):
+        Client("127.0.0.1:1", token=token)
+
+
+class Held:
+    """A server that answers nothing before it is let go."""
+
+    def __init__(self):
+        self._began, self._gate = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def server(self):
+        with fake_server(engine=FakeEngine(on_score=self._hold)) as address:
+            try:
+                yield address
+            finally:
+                self._gate.set()
+
+    def began(self):
+        assert self._began.wait(60)
+
+    def _hold(self):
+        self._began.set()
+        self._gate.wait(60)
+
+
+def test_closing_a_client_ends_what_is_in_flight_with_the_fallback():
+    """Threads that wait for an answer have one, and so has who asks later."""
+    held = Held()
+    with held.server() as where, concurrent.futures.ThreadPoolExecutor() as threads:
+        client = Client(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+        asked = threads.submit(client.classify, "x")
+        held.began()
+        client.close()
+        found = [asked.result(60), client.classify("x"), *client.classify_batch(["x"]), *client.classify_stream(["x"])]
+        assert [answer.fallback for answer in found] == ["CANCELLED"] * 4
+        with pytest.raises(errors.ServerUnreachable, match="the client is closed"):
+            client.info()
+
+
+def test_closing_an_async_client_ends_what_is_in_flight_with_the_fallback():
+    """Tasks that wait for an answer are not cancelled: nobody cancelled them."""
+    held = Held()
+
+    async def use(where):
+        client = AsyncClient(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+
+        async def streamed():
+            return [answer async for answer in client.classify_stream(["x", "y"])]
+
+        asked = [asyncio.create_task(some) for some in (client.classify("x"), client.classify_batch(["x"]), streamed())]
+        await asyncio.to_thread(held.began)
+        await client.close()
+        one, batch, stream = await asyncio.gather(*asked)
+        found = [one, *batch, *stream, await client.classify("x"), *await client.classify_batch(["x"])]
+        assert [answer.fallback for answer in found] == ["CANCELLED"] * 6
+        assert [answer.fallback for answer in await streamed()] == ["CANCELLED"] * 2
+        with pytest.raises(errors.ServerUnreachable, match="the client is closed"):
+            await client.info()
+
+    with held.server() as where:
+        asyncio.run(use(where))
+
+
+def test_a_task_that_is_cancelled_stays_so_where_its_client_is_closed():
+    """A caller that leaves gets no answer."""
+    held = Held()
+
+    async def use(where):
+        client = AsyncClient(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+        asked = asyncio.create_task(client.classify("x"))
+        await asyncio.to_thread(held.began)
+        asked.cancel()
+        await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert client.counts == {}
+
+    with held.server() as where:
+        asyncio.run(use(where))
+
+
+FORKED = """
+import asyncio, os, sys
+from classifier import AsyncClient, Client, Tier
+
+address, used = sys.argv[1:]
+first, second = (AsyncClient(address, fallback_tier=Tier.COMPLEX, timeout_seconds=60) for _ in range(2))
+threads = Client(address, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+if used == "async":
+    assert asyncio.run(first.classify("x")).classified
+else:
+    assert threads.classify("x").classified
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+found = [asyncio.run(client.classify("x")) for client in (first, second)]
+if used == "sync":
+    found.append(threads.classify("x"))
+print(*(answer.fallback or "classified" for answer in found), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("used", "expected"), [("sync", ["classified"] * 3), ("async", ["UNAVAILABLE"] * 2)])
+def test_a_process_that_is_forked_has_an_answer_too(address, used, expected):
+    """Not one that waits for ever: what gRPC answers to nobody after a fork falls back at once."""
+    command = [sys.executable, "-c", FORKED, address, used]
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert child.stdout.split() == expected
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf")])

@@ -131,6 +131,15 @@ def test_mtls_serves_those_with_a_certificate_and_names_them_by_it(certificates)
                 client.classify("x")
 
 
+@pytest.mark.parametrize("more", [{}, {"tls_ca": "ca.pem"}], ids=["alone", "with an authority"])
+@pytest.mark.parametrize("given", [{"tls_key": "gateway.key"}, {"tls_cert": "gateway.pem"}], ids=["key", "certificate"])
+def test_a_client_with_half_of_a_key_pair_cannot_be_made(certificates, given, more):
+    """The file is named; gRPC would end the process, or a key alone be ignored and prompts go in plain text."""
+    files = {name: certificates / file for name, file in {**given, **more}.items()}
+    with pytest.raises(errors.SettingsError, match=r"gateway\..* is given alone; a key and its certificate chain"):
+        Client("127.0.0.1:1", **files)
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

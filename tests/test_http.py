@@ -183,6 +183,8 @@ def test_a_detail_that_cannot_be_read_hides_no_error(strange):
         (b"[" * 100_000, "(body)", "is not JSON"),
         (b'{"a": 1, "a": 2}', "a", "stands twice"),
         (b'{"\\ud83d": 1, "\\ud83d": 2}', "?", "stands twice"),
+        (b'{"request_id": "a", "requestId": "secret"}', "request_id", "stands there as requestId"),
+        (b'{"labels": {"request_id": "a", "requestId": "b"}, "attachments": "secret"}', "attachments", "a number"),
         (b'{"prompt": "secret"}', "(body)", "a field that the contract does not know"),
         (b'{"messages": "secret"}', "messages", "expected a list of objects"),
         (b'{"messages": [{"role": "user", "content": ["secret"]}]}', "messages.content", "expected text"),
@@ -226,6 +228,11 @@ def test_nested_fields_and_times_are_explained():
         (pb.ClassifyBatchRequest, {"requests": [{"attachments": 0.5}]}, "requests[0].attachments: does not fit"),
         (pb.ReportOutcomeRequest, {"occurred_at": "now"}, "occurred_at: does not fit; expected a time such as 2026"),
         (pb.ClassifyBatchRequest, {"requests": [{"messages": [{"x": 1}]}]}, "requests[0].messages[0]: has a field"),
+        (
+            pb.ClassifyBatchRequest,
+            {"requests": [{}, {"requestId": "", "request_id": ""}]},
+            "requests[1].request_id: stands",
+        ),
     ):
         with pytest.raises(InvalidRequest) as refused:
             parse(kind, json.dumps(body).encode())

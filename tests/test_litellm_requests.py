@@ -57,8 +57,9 @@ def test_key_metadata_and_headers_are_read(key, data, labels, off):
 
 
 def test_a_confined_request_has_no_way_out():
-    """Fallbacks, other servers and own configurations of a caller are taken out; the rest stays."""
+    """Fallbacks, other servers, providers and own configurations of a caller are taken out; the rest stays."""
     data = {"model": "m", "fallbacks": ["x"], "context_window_fallbacks": [], "user_config": {}, "api_base": "http://x"}
+    data |= {"custom_llm_provider": "openai", "azure": True, "deployment_id": "x"}
     confine(data)
     assert data == {"model": "m", "disable_fallbacks": True}
 

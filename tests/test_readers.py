@@ -249,6 +249,30 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "item_reference", "id": "rs_1"},
+        {"type": "mcp_list_tools", "server_label": "s", "tools": []},
+        {"type": "compaction", "encrypted_content": "x"},
+    ],
+    ids=lambda item: item["type"],
+)
+def test_an_item_of_responses_that_says_nothing_is_no_message(item):
+    """The user's last words stay the last ones; where there are none the request cannot be classified."""
+    result = {"type": "function_call_output", "call_id": "c", "output": "42"}
+    row = {"input": [{"role": "user", "content": "prove it"}, item, result]}
+    assert told(request_of_row(row, "openai")) == ([("user", "prove it"), ("tool", "42")], (), 0)
+    with pytest.raises(InvalidRequest, match="no message with role 'user'"):
+        request_of_row({"input": [item, result]}, "openai")
+
+
+def test_words_and_files_that_stand_alone_in_responses_are_the_users():
+    """A part of a message may stand in its place."""
+    row = {"input": [{"type": "input_text", "text": "hi"}, {"type": "input_image", "image_url": "data:"}]}
+    assert told(request_of_row(row, "openai")) == ([("user", "hi"), ("user", "")], (), 1)
+
+
 def test_every_log_has_a_broken_twin():
     """For each fixture of good rows there is one that says what of its form can be broken."""
     names = {path.name for path in LOGS.iterdir()}

@@ -55,10 +55,11 @@ def test_lone_surrogates_become_question_marks():
     assert (sent.messages[0].content, sent.labels["k"]) == ("a?b", "?")
 
 
-def test_an_outcomes_own_id_may_hold_what_no_message_holds():
-    """An id made of a text that was cut within a character is sent, and the same each time."""
-    outcome = Outcome("d", "cut \ud83d", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
+def test_an_outcomes_ids_may_hold_what_no_message_holds():
+    """An id made of a text that was cut within a character is sent, and the same each time; the server judges it."""
+    outcome = Outcome("id \udfff", "cut \ud83d", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
     assert wire.outcome_to_proto(outcome).outcome_id == "cut ?"
+    assert wire.outcome_to_proto(outcome).decision_id == "id ?"
 
 
 def test_a_reason_of_a_newer_server_makes_no_tier_a_worse_one():

@@ -176,6 +176,26 @@ class Remembered(Generic[T]):
         return self._values.get(name)
 
 
+class Loops:
+    """The tier of each of the last `size` tool loops."""
+
+    def __init__(self, size: int) -> None:
+        self._tiers: Remembered[Tier] = Remembered(size)
+
+    def tier(self, messages: Any, caller: str) -> Tier | None:
+        """Of the loop that a conversation is inside of; None where it is in none, or in one that was never kept."""
+        return self._tiers.get(tool_loop(messages, caller))
+
+    def put(self, messages: Any, caller: str, tier: Tier) -> None:
+        """Keeps the tier of the loop that a conversation is inside of, or begins."""
+        if name := tool_loop(messages, caller) or loop_start(messages, caller):
+            self._tiers.put(name, tier)
+
+    def put_call(self, call_id: str, caller: str, tier: Tier) -> None:
+        """Keeps the tier that made a call: behind a `previous_response_id` the next step names nothing else."""
+        self._tiers.put(call_name(call_id, caller), tier)
+
+
 _BLOCKED = frozenset({400, 403, 422})
 """Statuses that are a guardrail's word where a hook raises them; others tell of a guardrail that failed."""
 _GUARDRAILS = frozenset({"GuardrailRaisedException", "BlockedPiiEntityError", "ModifyResponseException"})

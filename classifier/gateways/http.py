@@ -223,6 +223,7 @@ def parse(kind: type[wire.P], body: bytes) -> wire.P:
         raise InvalidRequest("(body)", "is not JSON; send one JSON object, as /openapi.json says") from None
     if not isinstance(data, dict):
         raise InvalidRequest("(body)", "is not a JSON object")
+    _check_spellings(data, kind.DESCRIPTOR)
     message = kind()
     try:
         json_format.ParseDict(data, message)
@@ -243,6 +244,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _Repeated(key[:64])
         found[key] = encodable(value) if isinstance(value, str) else value
     return found
+
+
+def _check_spellings(data: Any, kind: Any, where: str = "") -> None:
+    """Raises InvalidRequest for a field in both of its spellings, of which protobuf would take either."""
+    if not isinstance(data, dict):
+        return
+    for found in kind.fields:
+        name = found.name if found.name in data else found.json_name
+        if name != found.json_name and found.json_name in data:
+            raise InvalidRequest(f"{where}{name}", f"stands there as {found.json_name}, too; send it once")
+        if name in data and found.message_type is not None:
+            for i, item in enumerate(data[name] if isinstance(data[name], list) else [data[name]]):
+                index = f"[{i}]" if found.is_repeated else ""
+                _check_spellings(item, found.message_type, f"{where}{name}{index}.")
 
 
 _WHERE = re.compile(r'at "?\w+\.((?:\w+(?:\[\d+\])?\.?)+)')

@@ -29,16 +29,7 @@ from classifier.columns import count_chars
 from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
 from classifier.gateways.asking import Asker
-from classifier.gateways.chat import (
-    Remembered,
-    call_name,
-    cause_of_exception,
-    has_words,
-    headers_of,
-    loop_start,
-    tier_of_model,
-    tool_loop,
-)
+from classifier.gateways.chat import Loops, Remembered, cause_of_exception, has_words, headers_of, tier_of_model
 from classifier.gateways.judging import Validator, escalate, judged
 from classifier.gateways.litellm_plugin import HOOK_SECONDS, ComplexityClassifier
 from classifier.gateways.litellm_requests import (
@@ -116,7 +107,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self._validators, self._judge = tuple(validators), judge
         self._options = options | {"target": target, "timeout_seconds": timeout_seconds}
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
-        self._loops: Remembered[Tier] = Remembered(REMEMBERED)
+        self._loops = Loops(REMEMBERED)
 
     @cached_property
     def client(self) -> AsyncClient:
@@ -175,15 +166,14 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     async def _answer(self, data: Mapping[str, Any], labels: Mapping[str, str], request_id: str, caller: str) -> Answer:
         """The answer to a request; where the hook is sticky, not below what its tool loop had."""
         messages = data.get("messages") or data.get("input")
-        running = tool_loop(messages, caller) if self._sticky else ""
-        before = self._loops.get(running)
+        before = self._loops.tier(messages, caller) if self._sticky else None
         if before is not None and not has_words(messages):  # nobody can tell a tier by results alone
             chars = count_chars(messages)
             return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels), chars=chars)
         floor = max((tier for tier in (self._floor, before) if tier), default=None)
         answer = await self._asker.ask(data, labels, floor=floor, policy=self._policy, request_id=request_id)
-        if self._sticky and (name := running or loop_start(messages, caller)):
-            self._loops.put(name, answer.tier)
+        if self._sticky:
+            self._loops.put(messages, caller, answer.tier)
         return answer
 
     async def async_post_call_response_headers_hook(
@@ -329,10 +319,10 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self.outbox.put(Outcome(decision_id, name, verdict, Cause.QUALITY, source, tier))
 
     def _remember(self, routed: Routed | None, response: Any) -> None:
-        """Behind a `previous_response_id` the next step names a call, and neither its loop nor what began it."""
+        """Where the hook is sticky: the calls of an answer, whose results the next step may bring alone."""
         if routed is not None and self._sticky:
             for call in calls_of(response):
-                self._loops.put(call_name(call, routed.caller), routed.answer.tier)
+                self._loops.put_call(call, routed.caller, routed.answer.tier)
 
     def _of(self, data: Mapping[str, Any]) -> Routed | None:
         return next((routed for name in marks(data) if (routed := self._routed.get(name))), None)

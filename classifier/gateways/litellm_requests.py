@@ -32,7 +32,10 @@ BY_MODEL = frozenset({"_arealtime", "anthropic_messages"}) | {
 }
 """Calls that go where the router's model is. All others, such as those that are passed through to a provider, may name
 any model and go elsewhere."""
-_WAYS_OUT = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "user_config", "api_base", "base_url")
+_WAYS_OUT = (
+    *("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "user_config", "api_base", "base_url"),
+    *("custom_llm_provider", "azure", "deployment_id"),  # a model whose place its provider implies goes to another's
+)
 """What a caller may send to be served by another model or place than the table's."""
 _ONCE = frozenset({"model", "stream", "stream_options", "disable_fallbacks", "api_key", "litellm_call_id", *_WAYS_OUT})
 """What does not belong to the same request at another model."""

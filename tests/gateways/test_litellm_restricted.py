@@ -88,7 +88,7 @@ def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
     async def run() -> dict[str, Any]:
         hook = hook_of(table, came, models=models, fallback_tier=fallback)
         if before is not None:
-            hook._loops.put(_loop_of(data), before)
+            hook._loops.put(data["messages"], "t", before)
         try:
             return await hook.async_pre_call_hook(SimpleNamespace(metadata=key, token="t"), None, data, call)
         finally:
@@ -140,9 +140,3 @@ def test_the_proxy_does_not_start_with_a_bad_table(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=r"\[routes.huge\]: unknown tier"):
         get_instance_fn("bad_hook.hook", config_file_path=str(tmp_path / "config.yaml"))
-
-
-def _loop_of(data: dict[str, Any]) -> str:
-    from classifier.gateways.chat import tool_loop
-
-    return tool_loop(data["messages"], "t")

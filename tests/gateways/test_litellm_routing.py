@@ -99,8 +99,9 @@ def test_a_key_and_a_request_may_opt_out(proxy: Proxy, asked: dict[str, Any]) ->
         {"headers": RESTRICTED, "model": "large"},
         {"headers": RESTRICTED, "model": "by-plugin"},
         {"headers": RESTRICTED, "stream": True},
+        {"headers": RESTRICTED, "custom_llm_provider": "cohere"},
     ],
-    ids=["header", "metadata", "key", "key-holds", "key-holds-header", "named", "home", "plugin", "stream"],
+    ids=["header", "metadata", "key", "key-holds", "key-holds-header", "named", "home", "plugin", "stream", "provider"],
 )
 def test_a_restricted_request_stays_on_premises(proxy: Proxy, asked: dict[str, Any]) -> None:
     """However it is said and whatever model is named, the one on premises answers; none can take it back or opt out."""
