@@ -216,12 +216,9 @@ def _work(
     from classifier.lifetime import run, serve
     from classifier.logs import configure_logging
     from classifier.server import Server
-    from classifier.telemetry import Metrics, Observers, Traces
+    from classifier.telemetry import observing
 
     configure_logging(settings.log_format, settings.log_level)
-    metrics = Metrics()
-    traces = Traces() if settings.traces else None
-    observer = Observers([metrics, traces]) if traces else metrics
 
     async def work() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -235,10 +232,8 @@ def _work(
         await serve(server, ready=lambda _: pipe.send(None), stop=stop)
 
     try:
-        run(work())
+        with observing(traces=settings.traces) as (metrics, observer):
+            run(work())
     except ClassifierError as error:
         with contextlib.suppress(OSError):
             pipe.send(error)
-    finally:
-        if traces:
-            traces.close()

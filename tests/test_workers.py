@@ -121,6 +121,13 @@ def test_a_worker_that_cannot_start_ends_the_start(tmp_path):
         assert not server.ready_lines
 
 
+def test_workers_whose_spans_nobody_would_get_are_refused_in_one_line(arguments):
+    """Spans are sent over gRPC: variables that ask for another protocol end the start with what to set."""
+    with server_process(*arguments, "--traces", env={"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}) as server:
+        assert server.wait() == 2
+    assert [line.partition(",")[0] for line in server.lines] == ["error: traces: spans are sent over gRPC"]
+
+
 def test_the_port_of_workers_is_not_shared_with_strangers(arguments):
     """A second set of workers on the same port is refused."""
     with server_process(*arguments) as server:

@@ -68,7 +68,7 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     from classifier.logs import configure_logging
     from classifier.server import Server, server_key
     from classifier.settings import sqlite_file
-    from classifier.telemetry import Metrics, Observers, Traces, serve_metrics
+    from classifier.telemetry import observing, serve_metrics
 
     configure_logging(settings.log_format, settings.log_level)
     if settings.store == "off" and (left := sqlite_file(settings.feedback_url)) is not None and left.exists():
@@ -82,13 +82,7 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
 
         supervise(settings, key=server_key(settings), reread=reread, ready=print_ready)
         return
-    with contextlib.ExitStack() as held:
-        metrics = Metrics()
+    with observing(traces=settings.traces) as (metrics, observer), contextlib.ExitStack() as held:
         if settings.metrics_listen:
             held.callback(serve_metrics(settings.metrics_listen, metrics.registry))
-        observer: Metrics | Observers = metrics
-        if settings.traces:
-            traces = Traces()
-            held.callback(traces.close)
-            observer = Observers([metrics, traces])
         run_server(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))
