@@ -20,13 +20,12 @@ import grpc
 
 from classifier.channels import aio_channel
 from classifier.credentials import Identity
-from classifier.errors import ClassifierError, MissingExtra, SettingsError
-from classifier.gateways.settings import GatewaySettings
+from classifier.errors import MissingExtra, SettingsError
+from classifier.gateways.settings import GatewaySettings, follow
 from classifier.listening import bound_socket, check_free
 from classifier.settings import check_pair, is_local, is_unix
 
 log = logging.getLogger(__name__)
-TOKENS_SECONDS = 5.0
 DRAIN_SECONDS = 10
 
 
@@ -122,7 +121,7 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
-        watching = asyncio.create_task(_watch(identity))
+        watching = asyncio.create_task(follow("tokens", identity.reload))
         try:
             await server.serve(sockets=[listening])
         finally:
@@ -162,14 +161,3 @@ def _shown(settings: HttpSettings, listening: socket.socket) -> str:
 
 def _print_ready(address: str) -> None:
     print(f"serving on {address}", file=sys.stderr, flush=True)
-
-
-async def _watch(identity: Identity) -> None:
-    """Takes new tokens over when the file changes; keeps the old ones where it cannot be used."""
-    while True:
-        await asyncio.sleep(TOKENS_SECONDS)
-        try:
-            if identity.reload():
-                log.info("tokens: read again")
-        except ClassifierError as error:
-            log.warning("%s; the tokens there were stay", error)
