@@ -106,9 +106,9 @@ class _Keeper:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._hang_up)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM})
         try:
-            waiting = [self._start() for _ in range(self._settings.workers)]
+            waiting = [self._start() for _ in range(self._settings.workers) if not self._stopping]
             for worker in waiting:
                 self._wait_ready(worker)
             if not self._stopping:
@@ -155,9 +155,11 @@ class _Keeper:
         for told in multiprocessing.connection.wait([*pipes, *sentinels], timeout=0.5):
             if isinstance(told, Connection):
                 with contextlib.suppress(EOFError, OSError):
-                    problem = told.recv()
-                    state = "serves" if problem is None else f"cannot start: {problem}"
-                    log.info("worker %s %s", pipes[told].pid, state)
+                    problem, pid = told.recv(), pipes[told].pid
+                    if problem is None:
+                        log.info("worker %s serves", pid)
+                    else:
+                        log.warning("worker %s cannot start: %s", pid, problem)
         for worker in [w for w in self._workers if not w.is_alive()]:
             pipe, started = self._workers.pop(worker)
             pipe.close()

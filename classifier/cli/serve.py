@@ -61,8 +61,9 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     import logging
     import signal
 
-    # From here to where it is listened to SIGHUP waits: before, it would end the process.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # From here to where they are listened to these wait: before, SIGHUP would end the process, and SIGTERM be lost on
+    # one that is the first of its container.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
     from classifier.lifetime import print_ready, serve
     from classifier.lifetime import run as run_server
     from classifier.logs import configure_logging
