@@ -70,6 +70,7 @@ def test_the_settings_of_compose_are_accepted():
     server = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["classifier"]
     found = resolve({"insecure": server["command"] == ["--insecure"]}, server["environment"])
     assert found.key_file == "/var/lib/classifier/server.key"
+    assert int(server["stop_grace_period"].removesuffix("s")) > found.shutdown_delay_seconds + found.drain_seconds + 10
 
 
 def test_any_password_reaches_the_database():
