@@ -388,6 +388,7 @@ def test_a_bad_routing_table_is_refused(tmp_path: Path) -> None:
     assert (done.returncode, "[routes.huge]: unknown tier" in done.stderr) == (2, True)
 
 
+@pytest.mark.failure("a bad routing table", "Envoy")
 def test_a_table_that_changes_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is no more on premises gets no restricted request, and a broken table changes nothing."""
     monkeypatch.setattr("classifier.gateways.settings.FOLLOW_SECONDS", 0.01)
