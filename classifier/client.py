@@ -76,6 +76,15 @@ class _Base:
         self._connected: Any = None
 
     @property
+    def routes(self) -> RoutingTable | None:
+        """The routing table; a new one may take its place at any time."""
+        return self._logic.routes
+
+    @routes.setter
+    def routes(self, table: RoutingTable | None) -> None:
+        self._logic.routes = table
+
+    @property
     def coverage(self) -> float:
         """Share of requests that got a real classification since the client was made; 1 before the first."""
         return self._logic.coverage()

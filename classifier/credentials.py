@@ -11,6 +11,7 @@ import hmac
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -57,24 +58,29 @@ class Tokens:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokens:
-        """Tokens from a file with a line `NAME TOKEN` each; `#` starts a comment.
+        """Tokens from a file with a line `NAME TOKEN` each; a `#` at its start or after a blank begins a comment.
 
         Raises:
-            SettingsError: the file cannot be read, or a line is not that; the line's number is named, never its text.
+            SettingsError: the file cannot be read, a line is not that, or two names have one token; the line's number
+                is named, never its text.
         """
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"tokens: {path} cannot be read ({type(error).__name__})") from None
+        names: dict[str, str] = {}
         entries = []
         for number, line in enumerate(lines, start=1):
-            parts = line.split("#", 1)[0].split()
+            parts = list(takewhile(lambda part: not part.startswith("#"), line.split()))
             if not parts:
                 continue
             if len(parts) != 2 or len(parts[1]) < MIN_TOKEN_CHARS:
                 what = f"expected NAME TOKEN, a token of {MIN_TOKEN_CHARS} characters or more"
                 raise SettingsError(f"tokens: {path} line {number}: {what}")
-            entries.append((parts[0], parts[1]))
+            name, token = parts
+            if names.setdefault(token, name) != name:
+                raise SettingsError(f"tokens: {path} line {number}: another name has that token; make one of its own")
+            entries.append((name, token))
         if not entries:
             raise SettingsError(f"tokens: {path} holds no token; write a line NAME TOKEN")
         return cls(entries)

@@ -33,12 +33,14 @@ async def serve(
         ready: called with the addresses when the server is SERVING; by default prints the line `serving on ADDRESS`.
         stop: another way to end it.
     """
+    if signal.SIGTERM in signal.sigpending():  # it came before this process listened, and nothing is begun
+        return
     stop, hung_up = stop or asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked from the start on
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM})  # blocked from the start on
 
     async def reload() -> None:
         while await hung_up.wait():

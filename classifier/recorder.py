@@ -210,30 +210,38 @@ class Recorder:
 
     def _write_all(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
         try:
-            states = self._write([row for row, _ in decisions], [row for row, *_ in outcomes])
+            self._write_together(decisions, outcomes)
         except StoreUnavailable as error:
             self._fail(decisions, outcomes, error)
-        except Exception as error:
-            if len(decisions) + len(outcomes) > 1:
-                for decision in decisions:
-                    self._write_all([decision], [])
-                for outcome in outcomes:
-                    self._write_all([], [outcome])
-            elif decisions:
-                log.warning("a decision cannot be written (%s) and is dropped", type(error).__name__)
-                self._let_go(decisions, [])
-                with self._changed:
-                    self.dropped += not self._given_up
-            else:
-                self._let_go([], outcomes)
-                _end(outcomes[0][2], error)
-        else:
-            self._let_go(decisions, outcomes)
-            if self._failing:
-                self._failing = False
-                log.warning("the feedback store is written again")
-            for (*_, future), state in zip(outcomes, states, strict=True):
-                _end(future, state)
+        except Exception:
+            self._write_singly(decisions, outcomes)
+
+    def _write_together(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
+        states = self._write([row for row, _ in decisions], [row for row, *_ in outcomes])
+        self._let_go(decisions, outcomes)
+        if self._failing:
+            self._failing = False
+            log.warning("the feedback store is written again")
+        for (*_, future), state in zip(outcomes, states, strict=True):
+            _end(future, state)
+
+    def _write_singly(self, decisions: list[Queued], outcomes: list[Promised]) -> None:
+        while decisions or outcomes:
+            decision, outcome = (decisions[:1], []) if decisions else ([], outcomes[:1])
+            try:
+                self._write_together(decision, outcome)
+            except StoreUnavailable as error:  # so it would be for all that are left
+                self._fail(decisions, outcomes, error)
+                return
+            except Exception as error:
+                self._let_go(decision, outcome)
+                if outcome:
+                    _end(outcome[0][2], error)
+                else:
+                    log.warning("a decision cannot be written (%s) and is dropped", type(error).__name__)
+                    with self._changed:
+                        self.dropped += not self._given_up
+            del (decisions or outcomes)[0]
 
     def _fail(
         self,

@@ -1,7 +1,8 @@
 """A new bundle beside the old one: looked for, verified, warmed, then swapped in between two requests.
 
 A bundle that cannot be used is counted and remembered; the old one stays, and the bad one is not tried again until
-something else is wanted or SIGHUP asks. A shadow bundle is kept up to date in the same way and scored off the hot path.
+something else is wanted or SIGHUP asks. Where storage fails it is tried again at every look. A shadow bundle is kept up
+to date in the same way and scored off the hot path; a server starts without one.
 
 Knows nothing of ports, calls or messages.
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from classifier.errors import BundleNotFound, ClassifierError
+from classifier.errors import BundleCorrupt, BundleNotFound, ClassifierError
 from classifier.kept import Kept
 from classifier.routing import RoutingTable, read_table
 from classifier.seams import Classifies
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 SHADOW_QUEUE = 64  # requests that may wait for the shadow; it is a sample, so more are dropped and counted
+_VERDICTS = (BundleNotFound, BundleCorrupt)  # on a bundle; a store that failed says nothing of it, and is asked again
 _LAST_LOAD_SECONDS = 5.0  # that a load may still take when the process ends; it takes half a second on an idle core
 _LAST_RUNS_SECONDS = 0.5  # until requests that began with the engine before have it no more
 
@@ -174,6 +176,7 @@ class Watched:
         self._what, self._source, self._swap, self._metrics = what, source, swap, metrics
         self._have = ""
         self._refused = ""
+        self._trouble: tuple[str, type[ClassifierError]] | None = None
         self._engine: Classifies | None = None
 
     async def start(self) -> None:
@@ -187,28 +190,36 @@ class Watched:
         self._swap(engine)
 
     async def check(self, *, again: bool = False) -> None:
-        """Takes over what is wanted now.
+        """Takes over what is wanted now; where nothing was started with, the first engine too.
 
         Args:
             again: also try what was refused before.
         """
+        wanted = ""
         try:
             wanted = await _aside(self._source.wanted)
-        except ClassifierError as error:
-            wanted = f"({error})"  # not there at all: counted once, until it is
-        if wanted == self._have or (wanted == self._refused and not again):
-            return
-        try:
+            if wanted == self._have:
+                self._refused, self._trouble = "", None  # what was refused may come back mended, under the same hash
+                return
+            if wanted == self._refused and not again:
+                return
             engine = await _aside(self._source.load)
         except ClassifierError as error:
-            self._refused = wanted
-            self._count(ok=False)
-            log.warning("%s: %s; %s stays", self._what, error, self._have)
+            if isinstance(error, _VERDICTS):
+                self._refused = wanted
+            trouble = (wanted, type(error))
+            if again or trouble != self._trouble:  # what lasts is said and counted once
+                self._trouble = trouble
+                self._count(ok=False)
+                log.warning("%s: %s; %s", self._what, error, f"{self._have} stays" if self._have else "it is awaited")
             return
-        self._refused, before, self._have = "", self._have, engine.bundle_version
+        self._refused, self._trouble, before, self._have = "", None, self._have, engine.bundle_version
         old, self._engine = [self._engine], engine
         self._swap(engine)
         self._count(ok=True)
+        if not before:
+            log.info("%s: %s", self._what, self._have)
+            return
         log.info("%s: %s took over from %s", self._what, self._have, before)
         await asyncio.sleep(_LAST_RUNS_SECONDS)
         # Not on the event loop: to free a model takes it many milliseconds.

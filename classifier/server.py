@@ -181,7 +181,8 @@ class Server:
             self._feedback = await asyncio.to_thread(_open_store, settings, self._key)
             self.service.feedback = self._feedback
             log.info("decisions are kept in %s (store: %s)", self._feedback.name, self._feedback.keep)
-        self._watched = [Watched("bundle", self._source, self._take, self._metrics)]
+        self._watched = [bundle := Watched("bundle", self._source, self._take, self._metrics)]
+        await bundle.start()
         if settings.shadow:
             shadow = self._shadow = Shadow(settings.shadow_share, lambda: admission.waiting > 0, self._metrics)
             self.service.after = shadow.offer
@@ -189,8 +190,8 @@ class Server:
             self._watched.append(
                 Watched("shadow", source, lambda engine: setattr(shadow, "engine", engine), self._metrics)
             )
-        for watched in self._watched:
-            await watched.start()
+            # Whoever is promoted is no candidate any more: a server that starts after that must start all the same.
+            await self._look(again=False)
         if self._metrics is not None:
             self._metrics.waiting = lambda: admission.waiting
 

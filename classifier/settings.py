@@ -154,6 +154,8 @@ class ServerSettings:
             raise SettingsError("tls_client_ca asks clients for certificates, which needs tls_cert and tls_key")
         for address in self.listen:
             check_address(address)
+            if self.listen.count(address) > 1 and not address.endswith(":0"):
+                raise SettingsError(f"listen: {address} is given twice; give each address once")
         if self.metrics_listen:
             check_address(self.metrics_listen, "metrics_listen")
         if is_unix(self.metrics_listen):

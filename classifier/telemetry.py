@@ -8,9 +8,11 @@ opentelemetry.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -220,9 +222,12 @@ class Traces(Observer):
 
     Raises:
         MissingExtra: opentelemetry is not installed.
+        SettingsError: the variables ask for another protocol than gRPC.
     """
 
     def __init__(self, provider: Any = None) -> None:
+        if provider is None:
+            _check_protocol()
         try:
             from opentelemetry import context, propagate, trace
 
@@ -284,6 +289,18 @@ class Traces(Observer):
         self._provider.shutdown()
 
 
+def _check_protocol() -> None:
+    """Refuses what would be lost: gRPC's exporter sends to an HTTP port all the same, and only its log could tell."""
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := os.environ.get(name):
+            if protocol != "grpc":
+                raise SettingsError(
+                    f"traces: spans are sent over gRPC, and {name} is {protocol}; set it to grpc, and the endpoint to "
+                    "the collector's gRPC port (4317)"
+                )
+            return
+
+
 class Observers(Observer):
     """Several observers as one."""
 
@@ -309,3 +326,21 @@ class Observers(Observer):
         """See `Observer`."""
         for observer in self._observers:
             observer.refused(code)
+
+
+@contextlib.contextmanager
+def observing(*, traces: bool) -> Iterator[tuple[Metrics, Observer]]:
+    """The metrics of this process, and whom it tells what happens: them, and where `traces` are wanted the spans too.
+
+    Raises:
+        MissingExtra, SettingsError: as `Traces`.
+    """
+    metrics = Metrics()
+    if not traces:
+        yield metrics, metrics
+        return
+    spans = Traces()
+    try:
+        yield metrics, Observers([metrics, spans])
+    finally:
+        spans.close()

@@ -106,9 +106,9 @@ class _Keeper:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._hang_up)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM})
         try:
-            waiting = [self._start() for _ in range(self._settings.workers)]
+            waiting = [self._start() for _ in range(self._settings.workers) if not self._stopping]
             for worker in waiting:
                 self._wait_ready(worker)
             if not self._stopping:
@@ -155,9 +155,11 @@ class _Keeper:
         for told in multiprocessing.connection.wait([*pipes, *sentinels], timeout=0.5):
             if isinstance(told, Connection):
                 with contextlib.suppress(EOFError, OSError):
-                    problem = told.recv()
-                    state = "serves" if problem is None else f"cannot start: {problem}"
-                    log.info("worker %s %s", pipes[told].pid, state)
+                    problem, pid = told.recv(), pipes[told].pid
+                    if problem is None:
+                        log.info("worker %s serves", pid)
+                    else:
+                        log.warning("worker %s cannot start: %s", pid, problem)
         for worker in [w for w in self._workers if not w.is_alive()]:
             pipe, started = self._workers.pop(worker)
             pipe.close()
@@ -216,12 +218,9 @@ def _work(
     from classifier.lifetime import run, serve
     from classifier.logs import configure_logging
     from classifier.server import Server
-    from classifier.telemetry import Metrics, Observers, Traces
+    from classifier.telemetry import observing
 
     configure_logging(settings.log_format, settings.log_level)
-    metrics = Metrics()
-    traces = Traces() if settings.traces else None
-    observer = Observers([metrics, traces]) if traces else metrics
 
     async def work() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -235,10 +234,8 @@ def _work(
         await serve(server, ready=lambda _: pipe.send(None), stop=stop)
 
     try:
-        run(work())
+        with observing(traces=settings.traces) as (metrics, observer):
+            run(work())
     except ClassifierError as error:
         with contextlib.suppress(OSError):
             pipe.send(error)
-    finally:
-        if traces:
-            traces.close()

@@ -40,7 +40,7 @@ async def answered(came, table, body=CHAT, labels=SECRET, *, fallback_tier=Tier.
 
     async with AsyncClient("unix:/nowhere", fallback_tier=fallback_tier, routes=table) as client:
         client._connect = lambda: SimpleNamespace(Classify=classify)
-        return await Asker(client, fallback_tier, table).ask(body, labels, floor=floor)
+        return await Asker(client, fallback_tier).ask(body, labels, floor=floor)
 
 
 def decision(tier, route=""):

@@ -42,9 +42,22 @@ def test_a_mark_at_the_head_of_a_tokens_file_is_no_part_of_a_name(tmp_path):
     assert Tokens.from_file(tmp_path / "tokens").principal(ALICE) == "alice"
 
 
-@pytest.mark.parametrize("content", ["", "# only a comment", "alice", "alice short", "alice a-token-long-enough more"])
+def test_a_token_may_hold_what_begins_a_comment(tmp_path):
+    """A # within a token is a part of it; after a blank it begins a comment."""
+    (tmp_path / "tokens").write_text(f"# callers\nalice {ALICE}#{BOB} # since May\n")
+    found = Tokens.from_file(tmp_path / "tokens")
+    assert [found.principal(token) for token in (f"{ALICE}#{BOB}", ALICE)] == ["alice", None]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "# only a comment", "alice", "alice short", "alice # short", "alice a-token-long-enough more"),
+        "alice a-token-long-enough\nbob a-token-long-enough",
+    ],
+)
 def test_a_tokens_file_that_cannot_be_is_refused_without_its_text(tmp_path, content):
-    """A file without tokens or with a malformed line is refused by line number, never quoting it."""
+    """A file without tokens, with a malformed line or a token of two names is refused by line number, unquoted."""
     path = tmp_path / "tokens"
     path.write_text(content)
     with pytest.raises(errors.SettingsError, match="tokens: ") as refusal:

@@ -65,6 +65,14 @@ def test_the_containers_are_not_root_and_cannot_write_their_root():
     assert re.search(r"^USER 10001$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
 
 
+def test_the_settings_of_compose_are_accepted():
+    """What Compose tells the server resolves, the key that PostgreSQL asks for included."""
+    server = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["classifier"]
+    found = resolve({"insecure": server["command"] == ["--insecure"]}, server["environment"])
+    assert found.key_file == "/var/lib/classifier/server.key"
+    assert int(server["stop_grace_period"].removesuffix("s")) > found.shutdown_delay_seconds + found.drain_seconds + 10
+
+
 def test_any_password_reaches_the_database():
     """Compose hands PostgreSQL's password over beside the URL, where an @ in it would be the end of it."""
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]

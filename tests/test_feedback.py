@@ -755,6 +755,31 @@ def test_a_decision_that_comes_while_the_store_is_down_is_written_when_it_is_bac
     recorder.close()
 
 
+def test_a_store_that_goes_while_a_bad_row_is_looked_for_keeps_the_rest_in_order():
+    """The first write that finds it gone is the last until it is back; what was not written then is, as it came."""
+    written, away, tried = [], threading.Event(), []
+
+    def write(decisions, outcomes):
+        if 2 in decisions:
+            raise ValueError("a row")
+        if written == [0, 1] and not away.is_set():
+            tried.append(decisions)
+            raise StoreUnavailable("away")
+        written.extend(decisions)
+        return [PENDING] * len(outcomes)
+
+    recorder = Recorder(write, linger_seconds=30)
+    for n in range(6):
+        recorder.add(n, 1)
+    with pytest.raises(StoreUnavailable):
+        recorder.submit({}, 1).result(60)
+    assert [row for row in tried if len(row) == 1] == [[3]]
+    away.set()
+    assert recorder.flush(60)
+    assert (written, recorder.dropped) == ([0, 1, 3, 4, 5], 1)
+    recorder.close()
+
+
 def test_a_store_that_stays_away_loses_only_what_it_must(caplog):
     """Closing while the store is away gives up after the time allowed, and says how many decisions were lost."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
+import shutil
 import signal
 import socket
 import ssl
@@ -26,7 +28,7 @@ from classifier.bundle import MANIFEST, SHIPPED
 from classifier.engine import Engine
 from classifier.errors import InvalidRequest, MissingExtra, Overloaded, SettingsError
 from classifier.gateways.http import as_json, error_response, parse
-from classifier.gateways.http_server import HttpSettings, run
+from classifier.gateways.http_server import HttpSettings, _shown_by, run
 from classifier.gateways.openapi import OPERATIONS, document
 from classifier.gateways.openapi_page import page
 from classifier.seams import Observer
@@ -410,6 +412,40 @@ def test_it_serves_tls_and_speaks_it_to_the_server(tmp_path):
         assert base.startswith("https://")
         trusted = ssl.create_default_context(cafile=f"{tmp_path}/ca.pem")
         assert ask(base, "/v1/classify", HI, context=trusted)[0] == 200
+
+
+def test_a_replaced_certificate_is_shown_to_who_connects_next(tmp_path):
+    """Callers see the certificate that the files hold now; files that hold none change nothing."""
+    make_certificates(tmp_path / "old", "server")
+    make_certificates(tmp_path / "new", "server")
+    shutil.copytree(tmp_path / "old", tmp_path / "live")
+    cert, key = tmp_path / "live" / "server.pem", tmp_path / "live" / "server.key"
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(cert, key)
+    kept = _shown_by(served, HttpSettings(tls_cert=str(cert), tls_key=str(key)))
+
+    def trusted_by(whose):
+        """Whether a client that trusts that authority takes what it is shown."""
+        client = ssl.create_default_context(cafile=tmp_path / whose / "ca.pem")
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ours = client.wrap_bio(back, there, server_hostname="localhost")
+        theirs = served.wrap_bio(there, back, server_side=True)
+        for side in (ours, theirs, ours):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                try:
+                    side.do_handshake()
+                except ssl.SSLCertVerificationError:
+                    return False
+        return True
+
+    assert (trusted_by("old"), trusted_by("new")) == (True, False)
+    cert.write_bytes((tmp_path / "new" / "server.pem").read_bytes())
+    with pytest.raises(SettingsError, match="are not a certificate chain and its key"):
+        kept.reload()
+    assert trusted_by("old")
+    key.write_bytes((tmp_path / "new" / "server.key").read_bytes())
+    assert kept.reload()
+    assert (trusted_by("old"), trusted_by("new")) == (False, True)
 
 
 @pytest.mark.parametrize(

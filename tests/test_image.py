@@ -74,6 +74,15 @@ def test_the_image_starts_with_one_more_word_and_refuses_without():
         resolve({}, found)
 
 
+def test_the_image_takes_a_key_that_it_is_given():
+    """CLASSIFIER_KEY is enough for replicas that share a PostgreSQL; the image names no file that contradicts it."""
+    found = {k: v for k, v in environment(ROOT / "deploy" / "Dockerfile").items() if k.startswith(PREFIX)}
+    shared = {**found, "CLASSIFIER_FEEDBACK_URL": "postgresql+psycopg://classifier@db/classifier"}
+    assert resolve({"insecure": True}, {**shared, "CLASSIFIER_KEY": "ab" * 32}).key_file == ""
+    with pytest.raises(Exception, match="need one key"):  # each would make its own
+        resolve({"insecure": True}, shared)
+
+
 # In namespaces of its own: a read-only root, /tmp and /var/lib/classifier that are not, no network but its own.
 INSIDE = """
 set -eu

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from classifier import Client, Tier
-from classifier.errors import BundleNotFound, Unauthenticated
+from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, Unauthenticated
 from classifier.reload import Folder, Shadow, Watched
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine
@@ -75,6 +75,36 @@ async def test_a_bad_bundle_is_counted_once_and_the_old_one_stays():
     source.engine = FakeEngine(bundle_version="two")
     await watched.check()
     assert taken[-1].bundle_version == "two"
+
+
+async def test_a_bundle_that_was_refused_and_mended_takes_over_when_it_is_wanted_again():
+    """After a way back the version that was refused is tried again: mended, it has the same hash."""
+    taken = []
+    source = Pretend(FakeEngine(bundle_version="one"))
+    watched = Watched("bundle", source, taken.append)
+    await watched.start()
+    source.engine = BundleCorrupt("half")
+    await watched.check()
+    source.engine = FakeEngine(bundle_version="one")
+    await watched.check()
+    source.engine = FakeEngine(bundle_version="broken")
+    await watched.check()
+    assert [engine.bundle_version for engine in taken] == ["one", "broken"]
+
+
+async def test_a_store_that_fails_is_asked_again_and_counted_once():
+    """A failure of the registry's storage refuses no bundle: it takes over when the storage is back."""
+    metrics, taken = Metrics(), []
+    source = Pretend(FakeEngine(bundle_version="one"))
+    watched = Watched("bundle", source, taken.append, metrics)
+    await watched.start()
+    for number in range(3):
+        source.engine = BundleError(f"the store failed ({number})")
+        await watched.check()
+    assert 'classifier_reload_failures_total{what="bundle"} 1.0' in generate_latest(metrics.registry).decode()
+    source.engine = FakeEngine(bundle_version="broken")
+    await watched.check()
+    assert [engine.bundle_version for engine in taken] == ["one", "broken"]
 
 
 def test_a_folder_wants_its_manifests_version(tiny_bundle_path, tmp_path):
@@ -143,7 +173,7 @@ def test_the_registrys_current_is_served_and_followed(tiny_bundle_path, other_bu
 
 
 def test_a_name_without_a_registry_is_looked_up_in_the_users_own(tiny_bundle_path, other_bundle_path, tmp_path):
-    """`--bundle NAME` and `--shadow NAME` mean the registry of `classifier bundle`; an unknown name is refused."""
+    """`--bundle NAME` and `--shadow NAME` mean the user's registry; an unknown bundle is refused, a shadow awaited."""
     from classifier.registry import Registry
 
     env = {"XDG_STATE_HOME": str(tmp_path)}
@@ -159,6 +189,11 @@ def test_a_name_without_a_registry_is_looked_up_in_the_users_own(tiny_bundle_pat
             until(lambda: "classifier_shadow_total{" in server.metrics_page())
             registry.promote(second)
             until(lambda: client.info(timeout_seconds=60).bundle_version == second)
+    with server_process(*arguments, "--metrics-listen", "127.0.0.1:0", "--watch-seconds", "0.05", env=env) as server:
+        [address] = server.wait_ready()
+        server.wait_said("no bundle 'candidate' there")
+        registry.add(tiny_bundle_path, candidate=True)
+        server.wait_said(f"shadow: {first}")
     with server_process("--bundle", "nope", "--listen", "127.0.0.1:0", env=env) as server:
         assert server.wait() == 1
         assert "no bundle 'nope' there" in server.lines[-1]

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import grpc
 import pytest
@@ -75,6 +76,17 @@ def test_a_limit_that_grpc_holds_below_is_told_of_on_sighup(caplog):
     for times, told in ((4, 0), (5, 1)):
         asyncio.run(main(times * ServerSettings().max_request_bytes))
         assert caplog.text.count("gRPC takes in no more") == told
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_sigterm_that_comes_early_is_kept_for_the_start(tiny_bundle_path, workers):
+    """One that comes before the server listens to it is no death: the first process of a container would lose it."""
+    arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--workers", workers]
+    with server_process(*arguments) as server:
+        status = Path(f"/proc/{server.process.pid}/status")
+        until(lambda: int(re.findall(r"SigBlk:\s*(\w+)", status.read_text())[0], 16) & 1)  # SIGHUP waits as well
+        server.signal(signal.SIGTERM)
+        assert (server.wait(), server.ready_lines) == (0, [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from classifier.server import RELOADABLE
 from classifier.settings import ServerSettings
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
@@ -40,6 +41,12 @@ def test_the_page_has_every_setting_with_its_default_and_meaning():
     page = SERVING.read_text(encoding="utf-8")
     [table] = re.findall(r"<!-- settings -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
     assert table == settings_table(), "run: python -m tests.test_serving_docs"
+
+
+def test_the_page_names_what_sighup_changes():
+    """The settings that a running server takes over are told apart from those that need a restart."""
+    [told] = re.findall(r"What changes is\s(.*?); for the rest", SERVING.read_text(encoding="utf-8"), re.DOTALL)
+    assert set(re.findall(r"`([a-z_]+)`", told)) == RELOADABLE
 
 
 def test_the_page_has_every_metric():

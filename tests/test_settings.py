@@ -50,6 +50,7 @@ def test_variables_hold_lists_and_switches_as_text():
         ({"listen": "50051"}, "expected HOST:PORT"),
         ({"listen": "localhost:99999"}, "expected HOST:PORT"),
         ({"listen": "unix:"}, "expected unix:/PATH"),
+        ({"listen": "unix:/x,127.0.0.1:1,unix:/x"}, "listen: unix:/x is given twice"),
         ({"tls_cert": "c.pem"}, "tls_cert and tls_key go together"),
         ({"tls_client_ca": "ca.pem"}, "which needs tls_cert"),
         ({"workers": "2", "listen": "unix:/x"}, "a unix: address cannot be shared"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -119,6 +120,24 @@ def test_a_worker_that_cannot_start_ends_the_start(tmp_path):
         assert server.wait() == 1
         assert [line for line in server.lines if line.startswith("error: ")] == server.lines[-1:]
         assert not server.ready_lines
+
+
+def test_a_worker_that_cannot_take_a_place_says_why(tiny_bundle_path, tmp_path):
+    """Where the bundle is gone by then, the reason is a warning, and tried again."""
+    shutil.copytree(tiny_bundle_path, tmp_path / "served")
+    arguments = ["--bundle", str(tmp_path / "served"), "--listen", "127.0.0.1:0", "--log-level", "warning"]
+    with server_process(*arguments, "--workers", "2", "--watch-seconds", "60") as server:
+        server.wait_ready()
+        shutil.rmtree(tmp_path / "served")
+        os.kill(children(server.process.pid)[0], signal.SIGKILL)
+        assert "give the folder of a bundle" in server.wait_said("cannot start: ")
+
+
+def test_workers_whose_spans_nobody_would_get_are_refused_in_one_line(arguments):
+    """Spans are sent over gRPC: variables that ask for another protocol end the start with what to set."""
+    with server_process(*arguments, "--traces", env={"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}) as server:
+        assert server.wait() == 2
+    assert [line.partition(",")[0] for line in server.lines] == ["error: traces: spans are sent over gRPC"]
 
 
 def test_the_port_of_workers_is_not_shared_with_strangers(arguments):

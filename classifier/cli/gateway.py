@@ -91,7 +91,12 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
 @click.option(
     "--server-token-file", metavar="FILE", help="File of the bearer token shown to the server; read again on change."
 )
-@click.option("--routes", metavar="FILE", envvar="CLASSIFIER_ROUTES", help="Routing table. [CLASSIFIER_ROUTES]")
+@click.option(
+    "--routes",
+    metavar="FILE",
+    envvar="CLASSIFIER_ROUTES",
+    help="Routing table; read again on change. [CLASSIFIER_ROUTES]",
+)
 @click.option(
     "--fallback-tier",
     default="complex",
@@ -106,6 +111,7 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
     "--model-header", default="x-ai-eg-model", show_default=True, metavar="NAME", help="Header for the route's model."
 )
 @click.option("--rewrite-body", is_flag=True, help="Write the route's model into the body too.")
+@click.option("--insecure", is_flag=True, help="Serve other machines, without TLS.")
 @click.option("--max-request-bytes", default=4 * 2**20, show_default=True, metavar="INT", help="Largest body to read.")
 @click.option("--log-format", default="auto", type=click.Choice(["auto", "json", "text"]), help="As in serve.")
 def ext_proc(log_format: str, fallback_tier: str, **flags: str | bool | float | None) -> None:

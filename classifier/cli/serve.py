@@ -61,14 +61,15 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     import logging
     import signal
 
-    # From here to where it is listened to SIGHUP waits: before, it would end the process.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # From here to where they are listened to these wait: before, SIGHUP would end the process, and SIGTERM be lost on
+    # one that is the first of its container.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
     from classifier.lifetime import print_ready, serve
     from classifier.lifetime import run as run_server
     from classifier.logs import configure_logging
     from classifier.server import Server, server_key
     from classifier.settings import sqlite_file
-    from classifier.telemetry import Metrics, Observers, Traces, serve_metrics
+    from classifier.telemetry import observing, serve_metrics
 
     configure_logging(settings.log_format, settings.log_level)
     if settings.store == "off" and (left := sqlite_file(settings.feedback_url)) is not None and left.exists():
@@ -82,13 +83,7 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
 
         supervise(settings, key=server_key(settings), reread=reread, ready=print_ready)
         return
-    with contextlib.ExitStack() as held:
-        metrics = Metrics()
+    with observing(traces=settings.traces) as (metrics, observer), contextlib.ExitStack() as held:
         if settings.metrics_listen:
             held.callback(serve_metrics(settings.metrics_listen, metrics.registry))
-        observer: Metrics | Observers = metrics
-        if settings.traces:
-            traces = Traces()
-            held.callback(traces.close)
-            observer = Observers([metrics, traces])
         run_server(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))

@@ -27,13 +27,12 @@ class Asker:
     """Asks one server.
 
     Args:
-        client: with the same fallback tier and table.
+        client: with the same fallback tier; its routing table counts here, too.
         fallback_tier: where nothing comes back in time, or a body cannot be read.
-        table: the routing table, or None.
     """
 
-    def __init__(self, client: AsyncClient, fallback_tier: Tier, table: RoutingTable | None) -> None:
-        self._client, self._fallback_tier, self._table = client, fallback_tier, table
+    def __init__(self, client: AsyncClient, fallback_tier: Tier) -> None:
+        self._client, self._fallback_tier = client, fallback_tier
 
     async def ask(
         self, body: Mapping[str, Any], labels: Mapping[str, str], *, floor: Tier | None = None, **fields: Any
@@ -83,7 +82,7 @@ class Asker:
     def stay(self, tier: Tier, code: str, *, restricted: bool, chars: int = 0) -> Answer:
         """That tier and its route, without asking; else as `fall_back`."""
         try:
-            route = (self._table or RoutingTable()).choose(tier, restricted=restricted, chars=chars)
+            route = (self._client.routes or RoutingTable()).choose(tier, restricted=restricted, chars=chars)
         except NoAllowedRoute:
             if restricted:
                 raise

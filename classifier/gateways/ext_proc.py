@@ -38,9 +38,11 @@ from classifier.gateways.chat import (
     labels_of,
 )
 from classifier.gateways.outbox import Outbox
-from classifier.gateways.settings import GatewaySettings, TokenFile
+from classifier.gateways.settings import GatewaySettings, TokenFile, follow
 from classifier.listening import ALONE, bind
-from classifier.routing import RoutingTable, is_restricted, read_table
+from classifier.reload import Routes
+from classifier.routing import is_restricted
+from classifier.settings import is_local
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
 try:
@@ -67,10 +69,11 @@ class ExtProcSettings(GatewaySettings):
 
     Attributes:
         server_token_file: file of the bearer token shown to the server.
-        routes: routing table; empty sets no model.
+        routes: routing table, read again when it changes; empty sets no model.
         fallback_tier: where nothing comes back in time, and for bodies that are larger than `max_request_bytes`.
         model_header: what the model's name is written to.
         rewrite_body: write the model into the body too, where that names one.
+        insecure: listen where other machines reach it, without TLS.
     """
 
     listen: str = "127.0.0.1:50061"
@@ -80,9 +83,15 @@ class ExtProcSettings(GatewaySettings):
     fallback_tier: Tier = Tier.COMPLEX
     model_header: str = MODEL_HEADER
     rewrite_body: bool = False
+    insecure: bool = False
 
     def __post_init__(self) -> None:
         GatewaySettings.__post_init__(self)
+        if not is_local(self.listen) and not self.insecure:
+            raise SettingsError(
+                f"listen: {self.listen} can be reached by other machines, and Envoy sends prompts there without TLS; "
+                "listen on 127.0.0.1 or a unix socket beside Envoy, or say --insecure"
+            )
         if self.rewrite_body and not self.routes:
             raise SettingsError("--rewrite-body needs --routes: without a table no model is known for a tier")
 
@@ -91,13 +100,12 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
     """Envoy's calls → the client's answers.
 
     Args:
-        client: with a fallback tier and the table.
+        client: with a fallback tier and the routing table.
         settings: what to write where.
-        table: the routing table, or None.
     """
 
-    def __init__(self, client: AsyncClient, settings: ExtProcSettings, table: RoutingTable | None) -> None:
-        self._asker, self._settings = Asker(client, settings.fallback_tier, table), settings
+    def __init__(self, client: AsyncClient, settings: ExtProcSettings) -> None:
+        self._asker, self._settings = Asker(client, settings.fallback_tier), settings
         self.outbox = Outbox(client.report_outcome)
 
     async def Process(  # noqa: N802 - the proto's name
@@ -277,18 +285,18 @@ def _untouched(part: str) -> Any:
     return pb.ProcessingResponse(**{part: pb.BodyResponse()})
 
 
-async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: str | Callable[[], str]) -> None:
+async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callable[[], str]) -> None:
     client = AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
         timeout_seconds=settings.timeout_seconds,
-        routes=table,
+        routes=routes.table,
         token=token,
         tls_ca=settings.server_ca or None,
         tls_cert=settings.server_cert or None,
         tls_key=settings.server_key or None,
     )
-    processor = Processor(client, settings, table)
+    processor = Processor(client, settings)
     # However large a body Envoy buffers, it gets an answer, the fallback where it is over `max_request_bytes`: a
     # stream that gRPC ends goes on unrouted.
     unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
@@ -296,11 +304,19 @@ async def _serve(settings: ExtProcSettings, table: RoutingTable | None, token: s
     pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
     address = bind(server, settings.listen)
     await server.start()
+
+    def reread() -> bool:
+        changed = routes.reload()
+        client.routes = routes.table
+        return changed
+
+    following = asyncio.create_task(follow("routes", reread))
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     print(f"serving on {address}", file=sys.stderr, flush=True)
     await stopped.wait()
+    following.cancel()
     await server.stop(DRAIN_SECONDS)
     await processor.outbox.drain(DRAIN_SECONDS)
     await client.close()
@@ -313,5 +329,5 @@ def run(settings: ExtProcSettings) -> None:
         SettingsError: the address cannot be had, or a file cannot be read.
     """
     settings.credentials()  # names the file that cannot be read, which the client does not
-    table = read_table(settings.routes) if settings.routes else None
-    asyncio.run(_serve(settings, table, TokenFile(settings.server_token_file) if settings.server_token_file else ""))
+    routes = Routes(settings.routes)
+    asyncio.run(_serve(settings, routes, TokenFile(settings.server_token_file) if settings.server_token_file else ""))

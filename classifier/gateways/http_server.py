@@ -10,6 +10,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ import grpc
 
 from classifier.channels import aio_channel
 from classifier.credentials import Identity
-from classifier.errors import ClassifierError, MissingExtra, SettingsError
-from classifier.gateways.settings import GatewaySettings
+from classifier.errors import MissingExtra, SettingsError
+from classifier.gateways.settings import GatewaySettings, follow
+from classifier.kept import Kept
 from classifier.listening import bound_socket, check_free
+from classifier.pem import read_pem
 from classifier.settings import check_pair, is_local, is_unix
 
 log = logging.getLogger(__name__)
-TOKENS_SECONDS = 5.0
 DRAIN_SECONDS = 10
 
 
@@ -122,11 +124,31 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
-        watching = asyncio.create_task(_watch(identity))
+        following = [asyncio.create_task(follow("tokens", identity.reload))]
+        if config.ssl is not None:
+            following.append(asyncio.create_task(follow("certificates", _shown_by(config.ssl, settings).reload)))
         try:
             await server.serve(sockets=[listening])
         finally:
-            watching.cancel()
+            for task in following:
+                task.cancel()
+
+
+def _shown_by(served: ssl.SSLContext, settings: HttpSettings) -> Kept[ssl.SSLContext]:
+    """The certificate of the moment, shown to whoever connects; uvicorn itself knows one for all its life."""
+    key, cert = Path(settings.tls_key), Path(settings.tls_cert)
+
+    def read() -> ssl.SSLContext:
+        read_pem(key=key, cert=cert)  # says what they are not
+        # A context of its own: one that holds an older certificate of another kind of key goes on showing that.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        return context
+
+    kept = Kept(read, key, cert)
+    # Called at every handshake, also where the caller names no host.
+    served.sni_callback = lambda connection, *_: setattr(connection, "context", kept.value)
+    return kept
 
 
 def _channel(settings: HttpSettings, *more: tuple[str, Any]) -> grpc.aio.Channel:
@@ -162,14 +184,3 @@ def _shown(settings: HttpSettings, listening: socket.socket) -> str:
 
 def _print_ready(address: str) -> None:
     print(f"serving on {address}", file=sys.stderr, flush=True)
-
-
-async def _watch(identity: Identity) -> None:
-    """Takes new tokens over when the file changes; keeps the old ones where it cannot be used."""
-    while True:
-        await asyncio.sleep(TOKENS_SECONDS)
-        try:
-            if identity.reload():
-                log.info("tokens: read again")
-        except ClassifierError as error:
-            log.warning("%s; the tokens there were stay", error)

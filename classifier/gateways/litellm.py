@@ -116,7 +116,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
 
     @cached_property
     def _asker(self) -> Asker:
-        return Asker(self.client, self._fallback_tier, self.table)
+        return Asker(self.client, self._fallback_tier)
 
     @cached_property
     def outbox(self) -> Outbox:

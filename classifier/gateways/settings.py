@@ -5,19 +5,22 @@ Knows nothing of what a gateway speaks.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from classifier.channels import credentials
-from classifier.errors import SettingsError
+from classifier.errors import ClassifierError, SettingsError
 from classifier.kept import Kept
 from classifier.settings import MOST, check_address, check_pair
 
 MIN_REQUEST_BYTES = 1024
+FOLLOW_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +69,23 @@ class GatewaySettings:
             SettingsError: a file cannot be used.
         """
         return credentials(self.server_ca, self.server_key, self.server_cert) if self.server_ca else None
+
+
+async def follow(what: str, reload: Callable[[], bool]) -> None:
+    """Takes a file over when it changes, for as long as the gateway serves.
+
+    Args:
+        what: it holds, for the log.
+        reload: reads it again if it changed, and says whether it did; raises where it cannot be used and keeps what
+            was there.
+    """
+    while True:
+        await asyncio.sleep(FOLLOW_SECONDS)
+        try:
+            if reload():
+                _log.info("%s: read again", what)
+        except ClassifierError as error:
+            _log.warning("%s; the %s there were stay", error, what)
 
 
 class TokenFile:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,8 +19,9 @@ import pytest
 from classifier import Client, Decision, Outcome
 from classifier.errors import SettingsError
 from classifier.fallback import Answer
-from classifier.gateways.ext_proc import ExtProcSettings, Processor, core, pb, pb_grpc, run
+from classifier.gateways.ext_proc import ExtProcSettings, Processor, _serve, core, pb, pb_grpc, run
 from classifier.gateways.settings import TokenFile
+from classifier.reload import Routes
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 from tests.gateways.support import (
     ROOT,
@@ -164,7 +167,7 @@ def test_a_body_of_responses_is_read(gateway: Gateway) -> None:
 def test_a_body_that_is_rewritten_stays_readable() -> None:
     """Half a character, which JSON can escape and UTF-8 cannot hold, reaches the upstream as the caller wrote it."""
     told = ExtProcSettings(routes="routing.toml", rewrite_body=True)
-    processor = Processor(SimpleNamespace(report_outcome=None), told, None)
+    processor = Processor(SimpleNamespace(report_outcome=None), told)
     body = {"model": "auto", "messages": [{"role": "user", "content": "é \ud83d"}]}
     mutation = processor._routed(Answer(Tier.SIMPLE, None, "", "small"), body).request_body.response.body_mutation
     assert json.loads(mutation.body.decode("utf-8")) == body | {"model": "small"}
@@ -172,7 +175,7 @@ def test_a_body_that_is_rewritten_stays_readable() -> None:
 
 def test_a_body_with_a_number_that_json_cannot_say_again_is_not_rewritten() -> None:
     """What Python reads as infinity goes on as the caller wrote it."""
-    processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes="x", rewrite_body=True), None)
+    processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes="x", rewrite_body=True))
     body = json.loads('{"model": "auto", "max": 1e400}')
     assert not processor._routed(Answer(Tier.SIMPLE, None, "", "small"), body).request_body.response.HasField(
         "body_mutation"
@@ -181,7 +184,7 @@ def test_a_body_with_a_number_that_json_cannot_say_again_is_not_rewritten() -> N
 
 def test_a_body_that_names_no_model_is_not_rewritten() -> None:
     """What has no such field does not get one: its API may not know it."""
-    processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes="x", rewrite_body=True), None)
+    processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes="x", rewrite_body=True))
     response = processor._routed(Answer(Tier.SIMPLE, None, "", "small"), chat("hi") | {"model": "auto"})
     assert response.request_body.response.HasField("body_mutation")
     response = processor._routed(Answer(Tier.SIMPLE, None, "", "small"), {"role": "user", "content": "hi"})
@@ -345,7 +348,7 @@ def test_an_outage_is_reported_before_envoy_has_its_last_answer() -> None:
 
     async def leave_early() -> None:
         client = SimpleNamespace(classify=classify, report_outcome=report_outcome)
-        processor = Processor(client, ExtProcSettings(), None)
+        processor = Processor(client, ExtProcSettings())
         answers = processor.Process(parts(), None)
         for _ in range(3):
             await anext(answers)
@@ -383,6 +386,55 @@ def test_a_bad_routing_table_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "classifier", "gateway", "ext-proc", "--routes", str(tmp_path / "routing.toml")]
     done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=100, check=False)
     assert (done.returncode, "[routes.huge]: unknown tier" in done.stderr) == (2, True)
+
+
+@pytest.mark.failure("a bad routing table", "Envoy")
+def test_a_table_that_changes_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is no more on premises gets no restricted request, and a broken table changes nothing."""
+    monkeypatch.setattr("classifier.gateways.settings.FOLLOW_SECONDS", 0.01)
+    routes, told = tmp_path / "routing.toml", logging.getLogger("classifier.gateways.settings")
+    routes.write_text("[routes.complex]\nmodel = 'large'\non_premises = true\n")
+    said: list[str] = []
+    monkeypatch.setattr(told, "warning", lambda template, *values: said.append(template % values))
+    headers = {":path": "/v1/chat/completions", ":method": "POST", **RESTRICTED}
+    sent = core.HeaderMap(headers=[core.HeaderValue(key=key, value=value) for key, value in headers.items()])
+    parts = [
+        pb.ProcessingRequest(request_headers=pb.HttpHeaders(headers=sent)),
+        pb.ProcessingRequest(request_body=pb.HttpBody(body=json.dumps(chat("hi")).encode(), end_of_stream=True)),
+    ]
+
+    async def check() -> None:
+        socket = f"unix:{tmp_path}/s"
+        settings = ExtProcSettings(listen=socket, address=f"unix:{tmp_path}/nobody", routes=str(routes))
+        serving = asyncio.create_task(_serve(settings, Routes(settings.routes), ""))
+        async with grpc.aio.insecure_channel(socket) as channel:
+            await channel.channel_ready()
+            process_all = pb_grpc.ExternalProcessorStub(channel).Process
+
+            async def refused() -> bool:
+                return [answer async for answer in process_all(parts)][-1].HasField("immediate_response")
+
+            assert not await refused()
+            routes.write_text("[routes.complex")
+            await asyncio.to_thread(until, lambda: said)
+            assert not await refused()
+            routes.write_text("[routes.complex]\nmodel = 'large'\n")
+            while not await refused():
+                pass
+        signal.raise_signal(signal.SIGTERM)
+        await serving
+
+    asyncio.run(asyncio.wait_for(check(), 100))
+    assert len(said) == 1
+    assert said[0].endswith("the routes there were stay")
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:50061", "10.0.0.1:50061"])
+def test_other_machines_are_served_only_with_the_word_for_it(listen: str) -> None:
+    """Envoy sends prompts to the processor without TLS: beyond this machine that takes --insecure."""
+    with pytest.raises(SettingsError, match=r"can be reached by other machines.*--insecure"):
+        ExtProcSettings(listen=listen)
+    assert ExtProcSettings(listen=listen, insecure=True).listen == listen
 
 
 @pytest.mark.failure("down", "Envoy")

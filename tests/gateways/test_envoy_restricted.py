@@ -45,7 +45,7 @@ async def processed(
     told = ExtProcSettings(fallback_tier=fallback, max_request_bytes=1024)
     async with AsyncClient("unix:/nowhere", fallback_tier=fallback, routes=table) as client:
         client._connect = lambda: SimpleNamespace(Classify=classify)
-        answers = [answer async for answer in Processor(client, told, table).Process(parts(), None)]
+        answers = [answer async for answer in Processor(client, told).Process(parts(), None)]
     return answers[-1]
 
 
