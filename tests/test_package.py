@@ -49,6 +49,13 @@ print("ok")
     assert python(code).strip() == "ok"
 
 
+def test_settings_alone_read_the_environment():
+    """What the environment says comes through `settings` or a command's option; no module has a knob of its own."""
+    modules = sorted((ROOT / "classifier").rglob("*.py"))
+    readers = {m.name for m in modules if re.search(r"os\.environ(?!\[\S+\] =)|os\.getenv", m.read_text("utf-8"))}
+    assert readers == {"settings.py"}
+
+
 def test_public_names_are_few_and_work():
     """The public names are these, and each can be imported."""
     assert sorted(classifier.__all__) == [
