@@ -45,8 +45,6 @@ UNSEEN = (*RAISING, *(Path(__file__).parent / "steering_held_out.txt").read_text
 """Texts that would raise the tier, by two writers who had not seen those of training, nor the other's."""
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 STAGES = (0, 1, 5, 10, 25, 50, 100, 200)
-SAME_TIER = ("steering", "harness-noise", "same-ask-other-form", "same-ask-other-language")
-"""Families of `data/` whose twins share their tier by construction: they only say it otherwise."""
 
 
 def keyboard_typos(text: str, rng: random.Random, rate: float = 0.04) -> str:
