@@ -16,6 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from classifier import routing
 from classifier.calibration import Calibration
 from classifier.metrics import Interval, bootstrap_interval, calibration_error, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
@@ -26,7 +27,7 @@ from training.policy_fit import Targets, chosen_by, shown
 from training.risk_control import fit_threshold, method_for, risk_bound
 from training.step_losses import EVERY_MISS, routing_losses
 
-PRICES = (0.10, 0.30, 2.40, 100.0)
+PRICES = tuple(routing.PRICES.values())
 """Dollars a million tokens, cheapest tier first; a user's own come by argument."""
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
