@@ -76,6 +76,11 @@ class Reason(enum.IntEnum):
     EXPLORED = 5
     ROUTE = 6
 
+    @property
+    def label(self) -> str:
+        """The reason's name as data files, metrics and commands spell it."""
+        return self.name.lower()
+
 
 class Verdict(enum.IntEnum):
     """What became of the answer at the served tier; the numbers are the wire's."""
