@@ -85,7 +85,7 @@ def export_row(row: Mapping[str, Any]) -> dict[str, Any]:
         values["request"], values["request_hash"] = values.get("outcome_request"), sent
     for name, kind in _ENUMS.items():
         number = values.get(name)
-        values[name] = None if number is None else kind(number).name.lower()
+        values[name] = None if number is None else kind(number).label
     for name in _JSON:
         text = values.get(name)
         values[name] = None if text is None else json.loads(text)
