@@ -217,6 +217,9 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     Returns:
         0 to 1; NaN where one class is absent.
 
+    Raises:
+        ValueError: other shapes, or a score that is NaN.
+
     >>> auroc([0.1, 0.5, 0.5, 0.9], [False, False, True, True])
     0.875
     """
@@ -272,6 +275,9 @@ def bootstrap_interval(
 
     Returns:
         The statistic of all rows and its interval; samples on which it is NaN are left out.
+
+    Raises:
+        ValueError: the arrays are empty, or of different lengths.
 
     >>> bootstrap_interval(np.mean, np.arange(101.0), draws=200).estimate
     50.0

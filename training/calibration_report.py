@@ -32,8 +32,7 @@ PRICES = tuple(routing.PRICES.values())
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
 BOOTSTRAPS = 400
-FEWEST_SOURCES = 5
-"""From so many sources on whole sources are resampled."""
+FEWEST_SOURCES = 5  # from so many sources on whole sources are resampled
 
 Array = NDArray[np.float64]
 
@@ -58,7 +57,7 @@ def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
 
 
 def random_risk(shares: Sequence[float], labels: Array) -> float:
-    """Risk of a router that ignores the request and draws tiers in these shares."""
+    """Risk, 0 to 1, of a router that ignores the request and draws tiers in these shares; `labels` as (n, 4) shares."""
     above = 1 - np.cumsum(labels.mean(axis=0))
     return float(np.clip(np.asarray(shares) @ above, 0, 1))
 
@@ -97,7 +96,7 @@ def constant_mix(
 
 
 def constant_cost(risk: float, labels: Array, prices: Sequence[float]) -> float:
-    """Cost of `constant_mix`."""
+    """Cost of `constant_mix`, in dollars a million tokens."""
     return constant_mix(risk, labels, prices)[0]
 
 
