@@ -7,7 +7,7 @@ Knows nothing of bundles, policies or files. Tiers are column indices, int, 0 is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +28,15 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
+
+
+def ranged(value: Sequence[float]) -> str:
+    """An estimate and its interval as reports write them, of an `Interval` or of what JSON made of one.
+
+    >>> ranged(Interval(0.5, 0.25, 0.75))
+    '0.500 (0.250 to 0.750)'
+    """
+    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"
 
 
 @dataclass(frozen=True, slots=True)
