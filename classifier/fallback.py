@@ -153,12 +153,7 @@ class Logic:
         return Plan(wire.request_to_proto(request), tier, request, is_restricted(request.labels))
 
     def admit(self, plan: Plan | None = None) -> None:
-        """Raises where nothing should be sent.
-
-        Raises:
-            InvalidRequest: what the plan found of its conversation.
-            CircuitOpen: the server failed several times in a row.
-        """
+        """Raises where nothing should be sent."""
         if plan is not None and plan.problem is not None:
             raise plan.problem
         if not self.breaker.allow(time.monotonic()):
