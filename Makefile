@@ -163,4 +163,5 @@ peers: .venv-peers/.done .venv-bentoml/.done .venv-rayserve/.done  ## install th
 setup-mlflow: .venv-mlflow/.done  ## MLflow in a venv of its own (its pins do not fit ours), for the test of tracking
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .venv-s3 .venv-litellm .venv-envoy .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-ray .venv-s3 .venv-litellm .venv-envoy .venv-deploy .venv-peers .venv-bentoml .venv-rayserve \
+		.venv-mlflow .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

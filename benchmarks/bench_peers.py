@@ -106,8 +106,8 @@ def pipeline_function() -> Callable[[str], dict[str, object]]:
 class Over:
     """One server and how to ask it: `ask()` gives a function for one thread."""
 
-    def __init__(self, name: str, command: list[str], port: int, ask: Callable[[], Callable[[str], object]]) -> None:
-        self.name, self.ask, self._port = name, ask, port
+    def __init__(self, name: str, command: list[str], ask: Callable[[], Callable[[str], object]]) -> None:
+        self.name, self.ask = name, ask
         self.turns: list[dict[str, float]] = []
         environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}  # `training` is not installed
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -246,7 +246,7 @@ def main() -> None:
     port = free_port()
     command = [sys.executable, "-m", "classifier", "serve", "--listen", f"127.0.0.1:{port}", "--max-wait-seconds", "30"]
     command += ["--bundle", str(options.bundle), "--store", "off"]
-    servers = [Over("ours", command, port, over_grpc(f"127.0.0.1:{port}"))]
+    servers = [Over("ours", command, over_grpc(f"127.0.0.1:{port}"))]
     pythons = {name: f"{options.environments}{ENVIRONMENTS.get(name, 'peers')}/bin/python" for name in PEERS}
     missing, failed = [name for name in PEERS if not installed(pythons[name], NEEDS[name])], []
     try:
@@ -254,7 +254,7 @@ def main() -> None:
             if name not in missing:
                 port = free_port()
                 command = [pythons[name], __file__, "--bundle", str(options.bundle), "--peer", name, str(port)]
-                servers.append(Over(name, command, port, over_http(port, PATHS[name])))
+                servers.append(Over(name, command, over_http(port, PATHS[name])))
         for server in servers[:]:
             if not server.wait():
                 server.close()

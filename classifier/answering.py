@@ -95,7 +95,11 @@ class EngineMaker:
     path: str | Path
 
     def identity(self, policy: str) -> Identity:
-        """Of the bundle, every checksum verified."""
+        """Of the bundle, every checksum verified.
+
+        Raises:
+            SettingsError: the bundle has no such policy.
+        """
         from classifier.bundle import read_bundle
 
         bundle = read_bundle(self.path)
@@ -133,7 +137,11 @@ class ServerMaker:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self, policy: str) -> Identity:
-        """Of what the server serves now."""
+        """Of what the server serves now.
+
+        Raises:
+            SettingsError: its bundle has no such policy.
+        """
         from google.protobuf.json_format import MessageToDict
 
         from classifier.client import Client

@@ -22,7 +22,8 @@ def pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtra(
-            "logs in bulk need pyarrow; pip install 'request-complexity-classifier[bulk]', or [report] for reports"
+            "Parquet and logs in bulk need pyarrow; "
+            "pip install 'request-complexity-classifier[bulk]', or [report] for reports"
         ) from None
     return pa, pq
 

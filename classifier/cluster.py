@@ -68,8 +68,7 @@ def label_on_ray(
         output: a folder, or an fsspec URL of one, that every node can reach; made if it is not there.
         bundle: the bundle's folder on this machine.
         options: how rows are read; `processes` is the most actors, by default as many as the cluster has cores.
-        ray_address: of a running cluster; None means what RAY_ADDRESS says, or a new one on this machine, whatever
-            else runs or has run here.
+        ray_address: of a running cluster; None means a new one on this machine, whatever else runs or has run here.
         told: called whenever a chunk is done.
 
     Raises:
@@ -106,7 +105,7 @@ def label_on_ray(
     progress = Progress()
     started = not ray.is_initialized()
     if started:
-        _connect(ray, ray_address or os.environ.get("RAY_ADDRESS") or "local")
+        _connect(ray, ray_address or "local")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         tallies = _run(ray, sources, target, plan, bundle, options, progress, told)

@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from classifier.arrow import pyarrow
 from classifier.durable import explained, whole_file
-from classifier.errors import InputError, MissingExtra
+from classifier.errors import InputError
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 
 SCHEMA_VERSION = 1
@@ -84,7 +85,7 @@ def export_row(row: Mapping[str, Any]) -> dict[str, Any]:
         values["request"], values["request_hash"] = values.get("outcome_request"), sent
     for name, kind in _ENUMS.items():
         number = values.get(name)
-        values[name] = None if number is None else kind(number).name.lower()
+        values[name] = None if number is None else kind(number).label
     for name in _JSON:
         text = values.get(name)
         values[name] = None if text is None else json.loads(text)
@@ -140,7 +141,7 @@ def read_export(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow()
     kinds = {
         "string": pa.string(),
         "double": pa.float64(),
@@ -165,7 +166,7 @@ def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow()
     texts = [name for name, kind in COLUMNS.items() if kind == "json"]
     try:
         with pq.ParquetFile(path) as file:
@@ -181,12 +182,3 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                     yield row
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtra("Parquet needs pyarrow; pip install 'request-complexity-classifier[bulk]'") from None
-    return pa, pq

@@ -143,7 +143,11 @@ class Logic:
         self.lock = threading.Lock()
 
     def plan(self, conversation: Conversation, fields: Mapping[str, Any]) -> Plan:
-        """The message of a conversation. One that is not valid is a problem to fall back from, not to raise here."""
+        """The message of a conversation. One that is not valid is a problem to fall back from, not to raise here.
+
+        Raises:
+            TypeError: fields beside a `Request`, which has its own.
+        """
         try:
             if isinstance(conversation, Request):
                 if fields:
@@ -316,7 +320,11 @@ class Batch:
         return pb.ClassifyBatchRequest(requests=[plan.message for plan in self.plans_sent if plan.message is not None])
 
     def answers(self, results: Sequence[pb.ClassifyResult]) -> list[Answer]:
-        """The answers to all plans, in their order."""
+        """The answers to all plans, in their order.
+
+        Raises:
+            ClassifierError: the server answered more or fewer than it was asked.
+        """
         if len(results) != len(self.plans_sent):
             missing = ClassifierError(
                 f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch"

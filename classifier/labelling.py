@@ -205,7 +205,7 @@ class Labeller:
         tally.formats[kind] += 1
         ours["classifier_tier"] = decision.tier.label
         ours["classifier_probabilities"] = list(decision.probabilities)
-        ours["classifier_reason"] = decision.reason.name.lower()
+        ours["classifier_reason"] = decision.reason.label
         ours["classifier_truncated"] = decision.truncated
         ours["classifier_input_tokens"] = decision.input_tokens
         ours["classifier_characters"] = sum(len(message.content) for message in request.messages)

@@ -44,17 +44,17 @@ def interval_of(values: Mapping[str, Any]) -> Interval | None:
     >>> interval_of({"label": "complex"}), interval_of({"verdict": "accepted", "served_tier": "gold"})
     ((<Tier.COMPLEX: 3>, <Tier.COMPLEX: 3>), None)
     """
-    label = _tier(values.get("label"))
+    label = tier_of(values.get("label"))
     if label is not None:
         return label, label
-    low, high = _tier(values.get("at_least")), _tier(values.get("at_most"))
+    low, high = tier_of(values.get("at_least")), tier_of(values.get("at_most"))
     if low is None and high is None:
-        served, verdict = _tier(values.get("served_tier")), values.get("verdict")
+        served, verdict = tier_of(values.get("served_tier")), values.get("verdict")
         if served is None or verdict not in ("accepted", "rejected", "escalated"):
             return None
         if values.get("cause") not in (None, "quality"):
             return None
-        low, high = outcome_interval(str(verdict), served, _tier(values.get("accepted_tier")))
+        low, high = outcome_interval(str(verdict), served, tier_of(values.get("accepted_tier")))
     low, high = low or TIERS[0], high or TIERS[-1]
     return None if low > high or (low, high) == (TIERS[0], TIERS[-1]) else (low, high)
 
@@ -66,10 +66,11 @@ def are_tiers(values: Iterable[Any]) -> bool:
     (True, False, False)
     """
     there = [value for value in values if value is not None and value != ""]
-    return bool(there) and all(_tier(value) is not None for value in there)
+    return bool(there) and all(tier_of(value) is not None for value in there)
 
 
-def _tier(value: Any) -> Tier | None:
+def tier_of(value: Any) -> Tier | None:
+    """The tier that a value of a row names; None where it names none."""
     try:
         return Tier.parse(value) if isinstance(value, str) else None
     except ValueError:

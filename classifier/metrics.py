@@ -30,6 +30,15 @@ class Interval(NamedTuple):
     high: float
 
 
+def ranged(value: Sequence[float]) -> str:
+    """An estimate and its interval as reports write them, of an `Interval` or of what JSON made of one.
+
+    >>> ranged(Interval(0.5, 0.25, 0.75))
+    '0.500 (0.250 to 0.750)'
+    """
+    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"
+
+
 @dataclass(frozen=True, slots=True)
 class BoundaryError:
     """Calibration error of one boundary, P(label <= tier), beside what chance alone would show.
@@ -217,6 +226,9 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     Returns:
         0 to 1; NaN where one class is absent.
 
+    Raises:
+        ValueError: other shapes, or a score that is NaN.
+
     >>> auroc([0.1, 0.5, 0.5, 0.9], [False, False, True, True])
     0.875
     """
@@ -272,6 +284,9 @@ def bootstrap_interval(
 
     Returns:
         The statistic of all rows and its interval; samples on which it is NaN are left out.
+
+    Raises:
+        ValueError: the arrays are empty, or of different lengths.
 
     >>> bootstrap_interval(np.mean, np.arange(101.0), draws=200).estimate
     50.0

@@ -89,7 +89,7 @@ def _decider(policy: Policy, tiers: Counter[str]) -> Decide:
     def again(probabilities: list[float], group: str | None) -> tuple[str, str]:
         choice = decide(probabilities, policy, group=group)
         tiers[choice.tier.label] += 1
-        return choice.tier.label, choice.reason.name.lower()
+        return choice.tier.label, choice.reason.label
 
     return again
 

@@ -129,7 +129,7 @@ class Metrics(Observer):
         key = (decision.tier, decision.reason)
         counter = self._decision_of.get(key)
         if counter is None:
-            counter = self._decisions.labels(decision.tier.label, decision.reason.name.lower())
+            counter = self._decisions.labels(decision.tier.label, decision.reason.label)
             self._decision_of[key] = counter
         counter.inc()
         self._classified.inc()
@@ -274,7 +274,7 @@ class Traces(Observer):
             "decision",
             {
                 "classifier.tier": decision.tier.label,
-                "classifier.reason": decision.reason.name.lower(),
+                "classifier.reason": decision.reason.label,
                 "classifier.policy": decision.policy,
                 "classifier.decision_id": decision.decision_id,
                 "classifier.bundle.version": decision.bundle_version,

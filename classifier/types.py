@@ -21,7 +21,16 @@ MAX_ID_CHARS = 256
 _MAX_SECONDS = 2**63  # what the wire holds
 
 
-class Tier(enum.IntEnum):
+class _Labelled(enum.IntEnum):
+    """Numbers of the wire with names."""
+
+    @property
+    def label(self) -> str:
+        """The name as data files, metrics and commands spell it."""
+        return self.name.lower()
+
+
+class Tier(_Labelled):
     """Tiers of model, cheapest first; the numbers are ordered and are the wire's.
 
     >>> Tier.SIMPLE < Tier.FRONTIER, Tier.parse("complex").label, Tier.COMPLEX.index
@@ -37,11 +46,6 @@ class Tier(enum.IntEnum):
     def index(self) -> int:
         """Column of this tier in an array of probabilities: 0 is the cheapest."""
         return int(self) - 1
-
-    @property
-    def label(self) -> str:
-        """The tier's name as data files and commands spell it."""
-        return self.name.lower()
 
     @classmethod
     def from_index(cls, index: int) -> Tier:
@@ -65,7 +69,7 @@ class Tier(enum.IntEnum):
 TIERS: tuple[Tier, ...] = tuple(Tier)
 
 
-class Reason(enum.IntEnum):
+class Reason(_Labelled):
     """Why the tier is what it is; the numbers are the wire's. UNSPECIFIED stands for what only a newer server knows."""
 
     UNSPECIFIED = 0
@@ -77,7 +81,7 @@ class Reason(enum.IntEnum):
     ROUTE = 6
 
 
-class Verdict(enum.IntEnum):
+class Verdict(_Labelled):
     """What became of the answer at the served tier; the numbers are the wire's."""
 
     ACCEPTED = 1
@@ -85,7 +89,7 @@ class Verdict(enum.IntEnum):
     ESCALATED = 3
 
 
-class Cause(enum.IntEnum):
+class Cause(_Labelled):
     """Why; only QUALITY says anything about complexity. The numbers are the wire's."""
 
     QUALITY = 1
@@ -94,7 +98,7 @@ class Cause(enum.IntEnum):
     POLICY = 4
 
 
-class Source(enum.IntEnum):
+class Source(_Labelled):
     """Who judged; the numbers are the wire's."""
 
     AUTOMATIC = 1

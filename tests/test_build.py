@@ -101,6 +101,16 @@ def test_card_says_what_it_costs_to_leave_real_traffic_out(run):
     assert OWN_ALONE not in (SHIPPED / "README.md").read_text()
 
 
+def test_what_is_said_of_the_shipped_bundle_is_in_its_manifest():
+    """The page on training and the cards of others quote the figures that the shipped bundle's evaluation gave."""
+    measured = json.loads((SHIPPED / "manifest.json").read_text())["metrics"]
+    names = ("accuracy", "quadratic_kappa", "auroc_above_simple")
+    accuracy, kappa, auroc = (f"{measured[name][0]:.3f}".lstrip("0") for name in names)
+    page = (Path(__file__).parents[1] / "docs/training.md").read_text()
+    assert f"has {accuracy} and {kappa}." in page
+    assert f"{accuracy}, {kappa} and {auroc}." in OWN_ALONE
+
+
 def test_manifest_says_what_it_was_made_of(run):
     """The manifest holds recipe, seed, data hashes, parity and metrics."""
     manifest = read_bundle(run / "bundle").manifest

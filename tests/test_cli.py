@@ -38,7 +38,7 @@ def test_classify_prints_json_for_machines_and_reads_stdin(tiny_bundle_path):
     """`--json -` reads the text from stdin and prints one object."""
     done = run("classify", "--bundle", str(tiny_bundle_path), "--json", "--floor", "standard", "-", stdin="hi")
     found = json.loads(done.stdout)
-    assert (found["tier"], found["model_tier"], found["reason"]) == ("standard", "simple", "FLOOR")
+    assert (found["tier"], found["model_tier"], found["reason"]) == ("standard", "simple", "floor")
     assert sum(found["probabilities"]) == pytest.approx(1, abs=1e-4)
 
 

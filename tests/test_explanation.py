@@ -122,7 +122,7 @@ def test_a_whole_request_is_read_from_a_file_and_routed(tiny_bundle_path, tmp_pa
     arguments = ["--bundle", tiny_bundle_path, "--request", tmp_path / "r.json", "--routes", tmp_path / "t.toml"]
     assert "route cloud" in run(*arguments).output
     kept = json.loads(run(*arguments, "--label", "data=restricted", "--json").output)
-    assert (kept["tier"], kept["route"], kept["reason"], kept["guaranteed"]) == ("complex", "home", "ROUTE", False)
+    assert (kept["tier"], kept["route"], kept["reason"], kept["guaranteed"]) == ("complex", "home", "route", False)
 
 
 def test_a_request_that_is_nested_too_deeply_is_told(tmp_path):

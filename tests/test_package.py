@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -48,6 +49,13 @@ print("ok")
     assert python(code).strip() == "ok"
 
 
+def test_settings_alone_read_the_environment():
+    """What the environment says comes through `settings` or a command's option; no module has a knob of its own."""
+    modules = sorted((ROOT / "classifier").rglob("*.py"))
+    readers = {m.name for m in modules if re.search(r"os\.environ(?!\[\S+\] =)|os\.getenv", m.read_text("utf-8"))}
+    assert readers == {"settings.py"}
+
+
 def test_public_names_are_few_and_work():
     """The public names are these, and each can be imported."""
     assert sorted(classifier.__all__) == [
@@ -91,6 +99,14 @@ def test_links_between_documents_hold(page):
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
     missing = [t for t in targets if not (page.parent / t).exists()]
     assert missing == []
+
+
+@pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="no bundle was shipped yet")
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_shipped_bundle_of_a_page_is_the_one_that_ships(page):
+    """What a page calls the shipped bundle has the version that is shipped; older ones are called so."""
+    named = re.findall(r"shipped bundle \(`(\w{16})`", page.read_text(encoding="utf-8"))
+    assert set(named) <= {json.loads((SHIPPED / MANIFEST).read_text())["version"]}
 
 
 @pytest.mark.training

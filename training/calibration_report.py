@@ -16,6 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from classifier import routing
 from classifier.calibration import Calibration
 from classifier.metrics import Interval, bootstrap_interval, calibration_error, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
@@ -26,13 +27,12 @@ from training.policy_fit import Targets, chosen_by, shown
 from training.risk_control import fit_threshold, method_for, risk_bound
 from training.step_losses import EVERY_MISS, routing_losses
 
-PRICES = (0.10, 0.30, 2.40, 100.0)
+PRICES = tuple(routing.PRICES.values())
 """Dollars a million tokens, cheapest tier first; a user's own come by argument."""
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
 BOOTSTRAPS = 400
-FEWEST_SOURCES = 5
-"""From so many sources on whole sources are resampled."""
+FEWEST_SOURCES = 5  # from so many sources on whole sources are resampled
 
 Array = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
 
 
 def random_risk(shares: Sequence[float], labels: Array) -> float:
-    """Risk of a router that ignores the request and draws tiers in these shares."""
+    """Risk, 0 to 1, of a router that ignores the request and draws tiers in these shares; `labels` as (n, 4) shares."""
     above = 1 - np.cumsum(labels.mean(axis=0))
     return float(np.clip(np.asarray(shares) @ above, 0, 1))
 
@@ -96,7 +96,7 @@ def constant_mix(
 
 
 def constant_cost(risk: float, labels: Array, prices: Sequence[float]) -> float:
-    """Cost of `constant_mix`."""
+    """Cost of `constant_mix`, in dollars a million tokens."""
     return constant_mix(risk, labels, prices)[0]
 
 

@@ -309,11 +309,6 @@ def data_sha256(rows: Iterable[Row]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def with_weight(rows: Iterable[Row], factor: float) -> list[Row]:
-    """The rows with their weights multiplied by `factor`."""
-    return [replace(row, weight=row.weight * factor) for row in rows]
-
-
 def _is_plain(row: Row) -> bool:
     """Whether a tier is all that is known of the label."""
     tier = row.stated_tier

@@ -20,7 +20,7 @@ from classifier import metrics
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import Interval, bootstrap_interval, bootstrap_intervals, paired_bootstrap
+from classifier.metrics import Interval, bootstrap_interval, bootstrap_intervals, paired_bootstrap, ranged
 from classifier.types import TIERS
 from training.corpus import UNLABELLED, Row, tiers
 
@@ -229,7 +229,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     if report.get("open_rows"):
         lines += [f"  {report['open_rows']} rows of which only an interval is known are left out"]
     lines += [""]
-    lines += [f"  {name:<26} {_interval(value)}" for name, value in report["overall"].items()]
+    lines += [f"  {name:<26} {ranged(value)}" for name, value in report["overall"].items()]
     for error in report.get("calibration_error", ()):
         boundary = f"P(label <= {TIERS[error['tier']].label})"
         band = f"a perfect model shows {error['null_low']:+.3f} to {error['null_high']:+.3f}"
@@ -242,17 +242,16 @@ def as_text(report: Mapping[str, Any]) -> str:
     for name, numbers in report.get("baselines", {}).items():
         lines += [
             "",
-            f"  {name}: accuracy {_interval(numbers['accuracy'])}, kappa {_interval(numbers['quadratic_kappa'])}",
-            f"  {'':<{len(name)}}  bundle minus this: accuracy {_interval(numbers['bundle_accuracy_minus_this'])}",
+            f"  {name}: accuracy {ranged(numbers['accuracy'])}, kappa {ranged(numbers['quadratic_kappa'])}",
+            f"  {'':<{len(name)}}  bundle minus this: accuracy {ranged(numbers['bundle_accuracy_minus_this'])}",
             f"  {'':<{len(name)}}  ranked probability score (lower is better) "
-            + _interval(numbers["bundle_rps_minus_this"]),
+            + ranged(numbers["bundle_rps_minus_this"]),
         ]
     for what, members in report["slices"].items():
         if len(members) > 1:
             lines += ["", f"  by {what}"]
             lines += [
-                f"    {name:<24} {m['rows']:6d} rows   accuracy {_interval(m['accuracy'])}"
-                for name, m in members.items()
+                f"    {name:<24} {m['rows']:6d} rows   accuracy {ranged(m['accuracy'])}" for name, m in members.items()
             ]
     return "\n".join(lines)
 
@@ -260,7 +259,3 @@ def as_text(report: Mapping[str, Any]) -> str:
 def load_engine(bundle: Path) -> Engine:
     """The engine of a bundle, with two threads a run: evaluation has nobody to share the cores with."""
     return Engine.from_pretrained(bundle, threads=2)
-
-
-def _interval(value: Sequence[float]) -> str:
-    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"

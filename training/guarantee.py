@@ -102,7 +102,14 @@ def of_bundle(
 
 
 def baselines_of(train: Sequence[Row], judged: Sequence[Row], rows: CalibrationSet) -> dict[str, NDArray[np.float32]]:
-    """Length and TF-IDF with logistic regression, learnt from `train` without the rows that are judged."""
+    """Length and TF-IDF with logistic regression, learnt from `train` without the rows that are judged.
+
+    Returns:
+        (n, 4) float32 each, for the closed rows of `rows` in their order.
+
+    Raises:
+        InputError: what is left to learn from has one tier only.
+    """
     from training.evaluate import baselines
 
     by_hash = {row.sha256: row for row in judged}

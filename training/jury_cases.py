@@ -15,6 +15,7 @@ from typing import Any
 
 from classifier.arrow import plain_rows
 from classifier.errors import InvalidRequest
+from classifier.labels import tier_of
 from classifier.lines import RawRow, parse_line
 from classifier.payloads import COLUMNS, request_of_row
 from classifier.progress import Tally
@@ -98,7 +99,7 @@ def read_cases(
             identity = str(values.get("id") or "")
             identity = identity if identity and identity not in taken else row[:16]
             taken.add(identity)
-            cases[row] = Case(row, request, {"id": identity, **facts}, _tier(values.get("tier")))
+            cases[row] = Case(row, request, {"id": identity, **facts}, tier_of(values.get("tier")))
     return list(cases.values()), tally
 
 
@@ -162,10 +163,3 @@ def _facts(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def _name_of(file: str) -> str:
     return "stdin" if file == STDIN else PurePosixPath(file).name.split(".")[0] or "log"
-
-
-def _tier(value: Any) -> Tier | None:
-    try:
-        return Tier.parse(value) if isinstance(value, str) else None
-    except ValueError:
-        return None

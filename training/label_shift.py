@@ -32,6 +32,9 @@ def estimate_prior(
 
     Returns:
         (4,) float64 that sum to 1; a tier with prior 0 stays at 0, because nothing is known of its requests.
+
+    Raises:
+        ValueError: probabilities of another shape, or that are not finite.
     """
     rows = np.asarray(probabilities, dtype=np.float64)
     old = np.asarray(prior, dtype=np.float64)

@@ -37,6 +37,7 @@ from classifier.policy import promised_risks
 from classifier.registry import Event, Registry
 from classifier.settings import feedback_url, registry_url
 from classifier.texts import finite
+from training.audit_set import AUDIT
 from training.corpus import OWN_DATA
 from training.recipe import RETRAINING
 from training.retrain import retrain
@@ -189,8 +190,9 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--work", type=click.Path(path_type=Path), default=Path("runs/loop"), show_default=True,
                      help="Folder of the rounds and their receipts."),
         click.option("--window-days", default=30.0, show_default=True, help="How far back decisions are taken."),
-        click.option("--held-out", default=1 / 3, help="Share of the window, the latest, that calibrates and judges."),
-        click.option("--audit-label", default="sample=audit", show_default=True, metavar="NAME=VALUE",
+        click.option("--held-out", default=1 / 3, show_default="1/3",
+                     help="Share of the window, the latest, that calibrates and judges."),
+        click.option("--audit-label", default="=".join(AUDIT), show_default=True, metavar="NAME=VALUE",
                      help="Label of requests drawn at random and tried from the cheapest tier up."),
         click.option("--principal-share", default=0.2, show_default=True,
                      help="Highest share that one caller has in what trains, and in the audits."),

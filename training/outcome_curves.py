@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval, auroc, bootstrap_interval
+from classifier.metrics import auroc, bootstrap_interval, ranged
 from classifier.policy import choose_many
 from classifier.types import TIERS, Tier
 from training.outcomes import Array, Outcomes
@@ -185,14 +185,16 @@ def measure_pair(
     found: dict[str, Any] = {"rows": int(both.sum()), "weak": float(low.mean()), "strong": float(high.mean())}
     found["scores"] = {
         name: {
-            "apgr": _interval(apgr, values, low, high, draws=draws),
+            "apgr": bootstrap_interval(apgr, values, low, high, draws=draws),
             **{f"cpt_{level:.0%}": cpt(values, low, high, level) for level in LEVELS},
         }
         for name, values in given.items()
     }
     found["random"] = {"apgr": 0.5, **{f"cpt_{level:.0%}": level for level in LEVELS}}
     found["apgr_above"] = {
-        name: _interval(lambda a, b, w, s: apgr(a, w, s) - apgr(b, w, s), given[ours], values, low, high, draws=draws)
+        name: bootstrap_interval(
+            lambda a, b, w, s: apgr(a, w, s) - apgr(b, w, s), given[ours], values, low, high, draws=draws
+        )
         for name, values in given.items()
         if name not in (ours, "oracle")
     }
@@ -216,9 +218,9 @@ def measure_failures(
     return {
         "rows": int(known.sum()),
         "fails": float(fails.mean()),
-        "auroc": {name: _interval(auroc, values, fails, draws=draws) for name, values in given.items()},
+        "auroc": {name: bootstrap_interval(auroc, values, fails, draws=draws) for name, values in given.items()},
         "above": {
-            name: _interval(lambda a, b, y: auroc(a, y) - auroc(b, y), given[ours], values, fails, draws=draws)
+            name: bootstrap_interval(lambda a, b, y: auroc(a, y) - auroc(b, y), given[ours], values, fails, draws=draws)
             for name, values in given.items()
             if name != ours
         },
@@ -295,23 +297,15 @@ def as_text(report: Mapping[str, Any]) -> str:
         lines += ["", f"  {source} ({found['rows']} rows)"]
         fails = found["simple_fails"]
         if fails is not None:
-            told = "   ".join(f"{name} {_told(value)}" for name, value in fails["auroc"].items())
+            told = "   ".join(f"{name} {ranged(value)}" for name, value in fails["auroc"].items())
             lines.append(f"    simple fails on {fails['fails']:.1%}: AUROC {told}")
-            lines += [f"      above {name} by {_told(value)}" for name, value in fails["above"].items()]
+            lines += [f"      above {name} by {ranged(value)}" for name, value in fails["above"].items()]
         for pair, measured in found["pairs"].items():
             if measured is None:
                 continue
             lines.append(f"    {pair}: success {measured['weak']:.3f} and {measured['strong']:.3f}")
             for name, numbers in measured["scores"].items():
                 cpts = "   ".join(f"CPT({level:.0%}) {numbers[f'cpt_{level:.0%}']:.1%}" for level in LEVELS)
-                lines.append(f"      {name:<10} APGR {_told(numbers['apgr'])}   {cpts}")
-            lines += [f"      above {name} by {_told(value)}" for name, value in measured["apgr_above"].items()]
+                lines.append(f"      {name:<10} APGR {ranged(numbers['apgr'])}   {cpts}")
+            lines += [f"      above {name} by {ranged(value)}" for name, value in measured["apgr_above"].items()]
     return "\n".join(lines)
-
-
-def _interval(statistic: Callable[..., float], *arrays: Any, draws: int) -> Interval:
-    return bootstrap_interval(statistic, *arrays, draws=draws)
-
-
-def _told(value: Sequence[float]) -> str:
-    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"

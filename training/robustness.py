@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from classifier.engine import Engine
 from classifier.inputs import rated_index
-from classifier.metrics import Interval, bootstrap_interval
+from classifier.metrics import Interval, bootstrap_interval, ranged
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
 from classifier.types import TIERS, Message, Request, Tier
@@ -45,8 +45,6 @@ UNSEEN = (*RAISING, *(Path(__file__).parent / "steering_held_out.txt").read_text
 """Texts that would raise the tier, by two writers who had not seen those of training, nor the other's."""
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 STAGES = (0, 1, 5, 10, 25, 50, 100, 200)
-SAME_TIER = ("steering", "harness-noise", "same-ask-other-form", "same-ask-other-language")
-"""Families of `data/` whose twins share their tier by construction: they only say it otherwise."""
 
 
 def keyboard_typos(text: str, rng: random.Random, rate: float = 0.04) -> str:
@@ -267,24 +265,20 @@ def as_text(report: Mapping[str, Any]) -> str:
     for name, found in report["changes"].items():
         other = report["changes_of_arg_max"][name]
         lines.append(
-            f"  {name:<22} changed {_told(found['changed'])}   up {_told(found['up'])}   "
+            f"  {name:<22} changed {ranged(found['changed'])}   up {ranged(found['up'])}   "
             f"(arg-max {other['changed'][0]:.3f}, up {other['up'][0]:.3f})"
         )
     for family, found in report.get("twins", {}).items():
         lines.append(
-            f"  twins {family:<26} {found['groups']:4d} groups   accuracy {_told(found['accuracy'])}   all right "
+            f"  twins {family:<26} {found['groups']:4d} groups   accuracy {ranged(found['accuracy'])}   all right "
             f"{found['groups_right'][0]:.3f}   ordered {found['ordered'][0]:.3f}   steady {found['steady'][0]:.3f}"
         )
     if report.get("attack"):
         found = report["attack"]
         stages = "   ".join(f"{tries}: {share:.2f}" for tries, share in found["by_tries"])
         lines += [
-            f"  adversarial prefix raises {_told(found['raised'])} of {found['prompts']} simple prompts in "
+            f"  adversarial prefix raises {ranged(found['raised'])} of {found['prompts']} simple prompts in "
             f"{found['tries']} tries",
             f"    by tries  {stages}",
         ]
     return "\n".join(lines)
-
-
-def _told(value: Sequence[float]) -> str:
-    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"

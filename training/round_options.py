@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier.errors import InputError
+from training.audit_set import AUDIT
 from training.corpus import OWN_DATA
 from training.frozen import parse_audit
 from training.recipe import RETRAINING
@@ -53,7 +54,7 @@ class Options:
     min_outcomes: int = 500
     window_days: float = 30.0
     held_out: float = 1 / 3
-    audit_label: str = "sample=audit"
+    audit_label: str = "=".join(AUDIT)
     principal_share: float = 0.2
     principal_label: str = ""
     data: tuple[str, ...] = (str(OWN_DATA),)

@@ -120,7 +120,7 @@ def as_dict(decision: Decision) -> dict[str, object]:
         "tier": decision.tier.label,
         "probabilities": [round(p, 6) for p in decision.probabilities],
         "model_tier": decision.model_tier.label,
-        "reason": decision.reason.name,
+        "reason": decision.reason.label,
         "policy": decision.policy,
         "threshold": decision.threshold,
         "guaranteed": decision.guaranteed,
@@ -138,7 +138,7 @@ def as_text(decision: Decision) -> str:
     from classifier.types import TIERS
 
     promise = "guaranteed" if decision.guaranteed else "no guarantee"
-    lines = [f"{decision.tier.label}  ({decision.reason.name.lower()}; policy {decision.policy}, {promise})"]
+    lines = [f"{decision.tier.label}  ({decision.reason.label}; policy {decision.policy}, {promise})"]
     if decision.route:
         lines[0] += f"  route {decision.route}"
     for tier, probability in zip(TIERS, decision.probabilities, strict=True):

@@ -12,13 +12,13 @@ import click
 from click.core import ParameterSource
 
 from classifier.cli._bundles import bundle_folder, bundle_option
+from classifier.payloads import FORMATS
 
 if TYPE_CHECKING:
     from classifier.answering import Maker
     from classifier.progress import Progress, Tally
     from classifier.runs import Options
 
-_FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel")
 _LINE_SECONDS = 0.5
 
 
@@ -28,7 +28,7 @@ _LINE_SECONDS = 0.5
     "-o", "--output", required=True, metavar="OUT", help="A .parquet, .jsonl or .csv file to make; with ray a folder."
 )
 @click.option(
-    "--format", "row_format", default="auto", show_default=True, type=click.Choice(_FORMATS), help="What a row is."
+    "--format", "row_format", default="auto", show_default=True, type=click.Choice(FORMATS), help="What a row is."
 )
 @click.option("--text-field", default="prompt", show_default=True, metavar="NAME", help="The column of prompts.")
 @click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")

@@ -65,12 +65,10 @@ class World:
     Attributes:
         tasks: in a fixed order.
         origin: a sentence for the reader.
-        simulated: whether the success is derived and not observed.
     """
 
     tasks: tuple[Task, ...]
     origin: str
-    simulated: bool
 
 
 def simulated_world(data: Path) -> World:
@@ -85,7 +83,7 @@ def simulated_world(data: Path) -> World:
             needed = min(max(need + moved, 0), len(TIERS) - 1)
             success += share * np.array([NEAR[t - needed] for t in range(len(TIERS))])
         tasks.append(Task(row.request, _rising(success), row.kind, row.group, row.sha256))
-    return World(tuple(tasks), f"SIMULATED: derived from the labels of {len(tasks)} prompts in {data.name}/", True)
+    return World(tuple(tasks), f"SIMULATED: derived from the labels of {len(tasks)} prompts in {data.name}/")
 
 
 def outcome_world(paths: Sequence[str]) -> World:
@@ -110,7 +108,7 @@ def outcome_world(paths: Sequence[str]) -> World:
         raise InputError(f"{', '.join(paths)}: no row has success_by_tier for all of {[t.label for t in TIERS]}")
     unique = {task.sha256: task for task in tasks}
     origin = f"REAL outcomes of real models: {len(unique)} of {rows} rows, those with outcomes at all four tiers"
-    return World(tuple(unique.values()), origin, simulated=False)
+    return World(tuple(unique.values()), origin)
 
 
 @dataclass(frozen=True, slots=True)
