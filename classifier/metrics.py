@@ -7,7 +7,7 @@ Knows nothing of bundles, policies or files. Tiers are column indices, int, 0 is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -276,17 +276,35 @@ def bootstrap_interval(
     >>> bootstrap_interval(np.mean, np.arange(101.0), draws=200).estimate
     50.0
     """
+    one = partial(bootstrap_intervals, lambda *sample: [statistic(*sample)], *arrays)
+    return one(groups=groups, draws=draws, level=level, seed=seed)[0]
+
+
+def bootstrap_intervals(
+    statistics: Callable[..., Sequence[float]],
+    *arrays: ArrayLike,
+    groups: ArrayLike | None = None,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Interval]:
+    """Intervals of several statistics of the same samples, each what `bootstrap_interval` would give of it alone.
+
+    Takes what that takes; `statistics` returns as many numbers each time.
+    """
     values = [np.asarray(a) for a in arrays]
     n = len(values[0])
     if not n or any(len(v) != n for v in values) or (groups is not None and len(np.asarray(groups)) != n):
         raise ValueError(f"arrays have lengths {[len(v) for v in values]}, expected one length above 0, groups too")
     rng = np.random.default_rng(seed)
     draw = partial(rng.integers, 0, n, n) if groups is None else _group_sampler(np.asarray(groups), rng)
-    samples = []
-    for _ in range(draws):
-        rows = draw()
-        samples.append(float(statistic(*(v[rows] for v in values))))
-    estimate, finite = float(statistic(*values)), np.asarray(samples)[np.isfinite(samples)]
+    drawn = (draw() for _ in range(draws))
+    samples = np.array([statistics(*(v[rows] for v in values)) for rows in drawn], dtype=np.float64)
+    return [_percentiles(float(one), column, level) for one, column in zip(statistics(*values), samples.T, strict=True)]
+
+
+def _percentiles(estimate: float, samples: NDArray[np.float64], level: float) -> Interval:
+    finite = samples[np.isfinite(samples)]
     if not finite.size:
         return Interval(estimate, float("nan"), float("nan"))
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])

@@ -190,6 +190,24 @@ def test_paired_bootstrap_takes_a_statistic_of_labels():
     assert interval.estimate == pytest.approx(metrics.accuracy(PREDICTED, LABELS) - 1)
 
 
+@pytest.mark.parametrize("groups", [None, np.arange(len(LABELS)) % 7], ids=["rows", "groups"])
+def test_several_statistics_have_the_intervals_that_each_has_alone(groups):
+    """Asked for together, statistics look at the same samples as alone; one that is NaN on some costs no other any."""
+
+    def seldom(labels: np.ndarray) -> float:
+        return float("nan") if labels[0] else float(labels.mean())
+
+    alone = [metrics.bootstrap_interval(of, LABELS, groups=groups, draws=100) for of in (np.mean, seldom)]
+    asked = []
+
+    def both(labels: np.ndarray) -> tuple[float, float]:
+        asked.append(labels)
+        return float(labels.mean()), seldom(labels)
+
+    assert metrics.bootstrap_intervals(both, LABELS, groups=groups, draws=100) == alone
+    assert len(asked) == 101
+
+
 def test_the_same_seed_gives_the_same_interval():
     """Intervals are reproducible."""
     first, second = (metrics.bootstrap_interval(np.mean, PREDICTED, draws=100, seed=9) for _ in range(2))

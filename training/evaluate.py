@@ -20,7 +20,7 @@ from classifier import metrics
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import Interval, bootstrap_interval, paired_bootstrap
+from classifier.metrics import Interval, bootstrap_interval, bootstrap_intervals, paired_bootstrap
 from classifier.types import TIERS
 from training.corpus import UNLABELLED, Row, tiers
 
@@ -85,11 +85,10 @@ def statistics() -> dict[str, Callable[..., float]]:
 def summarise(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000
 ) -> dict[str, Interval]:
-    """Every statistic with its bootstrap interval."""
-    return {
-        name: bootstrap_interval(function, probabilities, labels, draws=draws)
-        for name, function in statistics().items()
-    }
+    """Every statistic with its bootstrap interval, on the same samples."""
+    wanted = statistics()
+    found = bootstrap_intervals(lambda p, y: [of(p, y) for of in wanted.values()], probabilities, labels, draws=draws)
+    return dict(zip(wanted, found, strict=True))
 
 
 def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:

@@ -8,7 +8,7 @@ Knows nothing of pages.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.inputs import rated_text
-from classifier.metrics import bootstrap_interval, tier_shares
+from classifier.metrics import bootstrap_intervals, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_report import constant_cost, promised_or_estimated, random_risk, reliability, under
@@ -120,18 +120,16 @@ def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[s
         return float(np.mean(c[top] < y[top])) if top.any() else float("nan")
 
     price = np.asarray(prices)
-
-    def interval(statistic: Any) -> Any:
-        return bootstrap_interval(statistic, chosen, labels, draws=DRAWS)
-
-    return {
-        "accuracy": interval(metrics.accuracy),
-        "quadratic_kappa": interval(metrics.quadratic_kappa),
-        "risk": interval(metrics.under_routing),
-        "over_routing": interval(metrics.over_routing),
-        "frontier_misses": interval(misses),
-        "cost": interval(lambda c, _: float(price[c].mean())),
+    numbers: dict[str, Callable[[Indices, Indices], float]] = {
+        "accuracy": metrics.accuracy,
+        "quadratic_kappa": metrics.quadratic_kappa,
+        "risk": metrics.under_routing,
+        "over_routing": metrics.over_routing,
+        "frontier_misses": misses,
+        "cost": lambda c, _: float(price[c].mean()),
     }
+    found = bootstrap_intervals(lambda c, y: [of(c, y) for of in numbers.values()], chosen, labels, draws=DRAWS)
+    return dict(zip(numbers, found, strict=True))
 
 
 def _routers(

@@ -33,7 +33,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval, bootstrap_interval, paired_bootstrap, wilson
+from classifier.metrics import Interval, bootstrap_intervals, wilson
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
 from training.risk_control import binomial_p_value
@@ -268,11 +268,13 @@ def _compare(
     current: NDArray[np.float64], candidate: NDArray[np.float64], *, groups: NDArray[np.str_] | None,
     draws: int, level: float, seed: int,
 ) -> _Compared:  # fmt: skip
-    before, after = (
-        bootstrap_interval(np.mean, one, groups=groups, draws=draws, level=level, seed=seed)
-        for one in (current, candidate)
+    def means(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
+        before, after = float(one.mean()), float(other.mean())
+        return before, after, after - before
+
+    before, after, change = bootstrap_intervals(
+        means, current, candidate, groups=groups, draws=draws, level=level, seed=seed
     )
-    change = paired_bootstrap(np.mean, candidate, current, groups=groups, draws=draws, level=level, seed=seed)
     return before, after, change
 
 
