@@ -32,8 +32,9 @@ serve: $(VENV)/.runtime  ## serve the shipped bundle on 127.0.0.1:50051
 demo: $(VENV)/.runtime  ## start a server, send it varied requests, print a table
 	$(BIN)/python docs/examples/demo.py
 
-# A process a core, each with whole files of tests; the tests' own models run on one thread each.
-TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# A process a core, each with whole files of tests; the tests' own models run on one thread each. They start hundreds of
+# processes: where the environment forbids Python to keep compiled code, each would compile all of it anew.
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test: $(VENV)/.dev  ## all checks but the long ones
 	$(TESTS) -m "not faults"

@@ -291,10 +291,8 @@ def bootstrap_interval(
     >>> bootstrap_interval(np.mean, np.arange(101.0), draws=200).estimate
     50.0
     """
-    found = bootstrap_intervals(
-        lambda *drawn: [statistic(*drawn)], *arrays, groups=groups, draws=draws, level=level, seed=seed
-    )
-    return found[0]
+    one = partial(bootstrap_intervals, lambda *sample: [statistic(*sample)], *arrays)
+    return one(groups=groups, draws=draws, level=level, seed=seed)[0]
 
 
 def bootstrap_intervals(
@@ -324,18 +322,12 @@ def bootstrap_intervals(
         raise ValueError(f"arrays have lengths {[len(v) for v in values]}, expected one length above 0, groups too")
     rng = np.random.default_rng(seed)
     draw = partial(rng.integers, 0, n, n) if groups is None else _group_sampler(np.asarray(groups), rng)
-    samples = []
-    for _ in range(draws):
-        rows = draw()
-        samples.append([float(number) for number in statistics(*(v[rows] for v in values))])
-    estimates = [float(number) for number in statistics(*values)]
-    return [
-        _percentiles(estimate, np.asarray(of_one), level)
-        for estimate, of_one in zip(estimates, zip(*samples, strict=True), strict=True)
-    ]
+    drawn = (draw() for _ in range(draws))
+    samples = np.array([statistics(*(v[rows] for v in values)) for rows in drawn], dtype=np.float64)
+    return [_percentiles(float(one), column, level) for one, column in zip(statistics(*values), samples.T, strict=True)]
 
 
-def _percentiles(estimate: float, samples: Array, level: float) -> Interval:
+def _percentiles(estimate: float, samples: NDArray[np.float64], level: float) -> Interval:
     finite = samples[np.isfinite(samples)]
     if not finite.size:
         return Interval(estimate, float("nan"), float("nan"))

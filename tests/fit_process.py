@@ -1,6 +1,7 @@
 """A process of a training run under torchrun: fits the tiny model and leaves what it saw and ended with.
 
 Usage: torchrun --nproc_per_node=2 tests/fit_process.py OUT [KILL_AFTER]
+       python tests/fit_process.py OUT    two processes that share one import of torch, told what torchrun tells its own
 
 Leaves OUT/rank-N.pt: the rows of each epoch, the weights at the end, the history, and whether it wrote any state.
 With KILL_AFTER the first process kills itself as soon as it has written its state so many times.
@@ -9,8 +10,10 @@ With KILL_AFTER the first process kills itself as soon as it has written its sta
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -58,5 +61,22 @@ def main(out: Path, kill_after: int) -> None:
     )
 
 
+def start_two(out: Path) -> int:
+    """Two processes of one run; their exit codes, joined."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = []
+    for rank in ("0", "1"):
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+        started.append(multiprocessing.get_context("fork").Process(target=main, args=(out, 0)))
+        started[-1].start()
+    for process in started:
+        process.join()
+    return int(any(process.exitcode for process in started))
+
+
 if __name__ == "__main__":
+    if "RANK" not in os.environ:
+        sys.exit(start_two(Path(sys.argv[1])))
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

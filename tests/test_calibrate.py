@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier.bundle import read_bundle
-from classifier.calibration import IDENTITY, METHODS, Calibration
+from classifier.calibration import IDENTITY, METHODS, Calibration, log_odds
 from classifier.drift import reference_distributions, stability_indices
 from classifier.engine import Engine
 from classifier.errors import BundleError, InputError, SettingsError
@@ -934,3 +934,19 @@ def test_a_new_map_brings_the_scores_that_drift_is_measured_against(tmp_path: Pa
     assert max(stability_indices(scores(new), signals, read_bundle(tmp_path / "bundle").reference).values()) > 0.25
     assert max(indices.values()) < 0.01
     assert new.bundle.reference["signals"] == read_bundle(tmp_path / "bundle").reference["signals"]
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])
+def test_a_platt_map_is_the_logistic_regression_of_its_boundaries(sharpness: float):
+    """Slopes and intercepts are scikit-learn's, in whose words a soft label is two hard ones with weights."""
+    from sklearn.linear_model import LogisticRegression
+
+    rows = population(300, 3, sharpness=sharpness)
+    labels = 0.8 * rows.labels + 0.05
+    found = fit_map("cumulative_platt", rows.logits, labels).parameters
+    for t, odds in enumerate(log_odds(rows.logits).T):
+        below = labels[:, : t + 1].sum(axis=1)
+        x, y = np.concatenate([odds, odds])[:, None], np.repeat([1, 0], len(below))
+        model = LogisticRegression(C=100.0, tol=1e-8).fit(x, y, sample_weight=np.concatenate([below, 1 - below]))
+        assert found["slope"][t] == pytest.approx(model.coef_[0, 0], abs=1e-3)
+        assert found["intercept"][t] == pytest.approx(model.intercept_[0], abs=1e-3)

@@ -33,6 +33,12 @@ def rows():
     return read_rows()
 
 
+@pytest.fixture(scope="module")
+def read():
+    """The corpus as the training reader takes it."""
+    return read_corpus([OWN_DATA])
+
+
 def test_every_row_has_the_stated_form(rows):
     """A row has the fields that GUIDELINES.md states, and no others."""
     fields = {
@@ -51,9 +57,8 @@ def test_every_row_has_the_stated_form(rows):
         assert row["licence"] == "CC-BY-4.0", row["id"]
 
 
-def test_rows_are_usable_for_training(rows):
+def test_rows_are_usable_for_training(rows, read):
     """The training reader takes every line; none is a duplicate of another."""
-    read = read_corpus([OWN_DATA])
     assert len(read) == len(rows) == len({r["id"] for r in rows})
 
 
@@ -198,10 +203,10 @@ def test_near_duplicates_share_a_group(rows):
     assert pairs == []
 
 
-def test_no_group_is_split(rows):
+def test_no_group_is_split(rows, read):
     """Every group lies in one of train, dev and test, and each has its share of rows."""
     sides = defaultdict(set)
-    for row in read_corpus([OWN_DATA]):
+    for row in read:
         sides[row.group].add(row.split)
     assert all(len(found) == 1 for found in sides.values())
     shares = Counter(split_of(r["group"]) for r in rows)
@@ -227,9 +232,9 @@ def test_no_personal_data(rows, what, pattern):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no other corpora beside the project to compare with")
-def test_nothing_is_copied_from_other_corpora():
+def test_nothing_is_copied_from_other_corpora(read):
     """No row of ours is a row of the corpora beside the project, nor shares a run of twenty words with one."""
-    ours = [r for r in read_corpus([OWN_DATA]) if sum(len(m.content) for m in r.request.messages) > 40]
+    ours = [r for r in read if sum(len(m.content) for m in r.request.messages) > 40]
     theirs = read_corpus([SHARED])
     whole = {r.sha256 for r in theirs}
     assert [r.id for r in ours if r.sha256 in whole] == []
@@ -241,7 +246,7 @@ def _runs(row: Row, step: int, length: int = 16) -> Iterator[int]:
     """Hashes of runs of `length` words, one begun every `step` words, in the first 8,000 characters of each message."""
     for message in row.request.messages:
         words = message.content[:8000].lower().split()
-        yield from (hash(tuple(words[i : i + length])) for i in range(0, len(words) - length + 1, step))
+        yield from map(hash, zip(*(words[first::step] for first in range(length)), strict=False))
 
 
 def test_load_dataset_works_as_documented(rows, tmp_path):

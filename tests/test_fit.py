@@ -42,14 +42,18 @@ def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """A script or module on two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def python(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script or module in a process of its own, which sees no GPU."""
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}, capture_output=True,
         text=True, timeout=240,
     )  # fmt: skip
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script or module on two processes."""
+    return python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_processes_share_the_rows_of_a_step(world):
 def two_processes(tmp_path_factory) -> list[dict]:
     """What each of two processes saw and ended with."""
     out = tmp_path_factory.mktemp("two")
-    done = torchrun(SCRIPT, out)
+    done = python(SCRIPT, out)
     assert done.returncode == 0, done.stderr[-2000:]
     return [torch.load(out / f"rank-{rank}.pt") for rank in (0, 1)]
 

@@ -87,13 +87,13 @@ def test_bundle_that_keeps_its_promise_stays(options, fields, promote):
 def test_promise_that_is_kept_is_hardly_ever_called_broken(audits, unserved):
     """Neither audits of the cheapest tier nor rejections at the top make a risk of alpha look like more."""
     fired = 0
+    tiers, short = ["simple", "standard", "frontier"], {"simple": 0.19, "standard": 0.06, "frontier": 0.0}  # .10 of all
     for seed in range(20):
         rng, rows = np.random.default_rng(seed), []
-        for _ in range(5000):
-            decided = str(rng.choice(["simple", "standard", "frontier"], p=[0.4, 0.4, 0.2]))
-            served = "simple" if rng.random() < audits else decided
-            short = rng.random() < {"simple": 0.19, "standard": 0.06, "frontier": 0.0}[decided]  # .10 of all
-            failed = short or (rng.random() < unserved if served == "frontier" else served != decided)
+        drawn = rng.choice(tiers, 5000, p=[0.4, 0.4, 0.2]).tolist()
+        for decided, (audit, miss, fail) in zip(drawn, rng.random((5000, 3)).tolist(), strict=True):
+            served = "simple" if audit < audits else decided
+            failed = miss < short[decided] or (fail < unserved if served == "frontier" else served != decided)
             rows.append({"guaranteed": True, "policy": "balanced", "tier": decided, "served_tier": served,
                          "cause": "quality", "verdict": "escalated" if failed else "accepted"})  # fmt: skip
         fired += bool(broken({"balanced": 0.1}, rows))

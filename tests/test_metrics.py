@@ -135,22 +135,6 @@ def test_auroc_is_the_usual_one_with_ties():
     assert np.isnan(metrics.auroc(scores, np.ones(400, dtype=bool)))
 
 
-def test_numbers_that_share_samples_have_the_intervals_of_each_alone():
-    """Several numbers of the same samples get what each gets by itself, and the samples are drawn once for all."""
-    groups, taken = np.arange(40) // 4, []
-
-    def numbers(values):
-        taken.append(values)
-        return values.mean(), float("nan"), values.max()
-
-    values = np.random.default_rng(2).random(40)
-    found = metrics.bootstrap_intervals(numbers, values, groups=groups, draws=50)
-    alone = [metrics.bootstrap_interval(one, values, groups=groups, draws=50) for one in (np.mean, np.max)]
-    assert [found[0], found[2]] == alone
-    assert np.isnan(found[1]).all()
-    assert len(taken) == 50 + 1
-
-
 def test_bootstrap_interval_has_the_width_of_the_sampling_error():
     """The 95 % interval of a mean is about 1.96 standard errors to either side."""
     values = np.random.default_rng(2).normal(0, 1, 400)
@@ -204,6 +188,24 @@ def test_paired_bootstrap_takes_a_statistic_of_labels():
     interval = metrics.paired_bootstrap(metrics.accuracy, PREDICTED, LABELS, LABELS, draws=300)
     assert interval.high < 0
     assert interval.estimate == pytest.approx(metrics.accuracy(PREDICTED, LABELS) - 1)
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(len(LABELS)) % 7], ids=["rows", "groups"])
+def test_several_statistics_have_the_intervals_that_each_has_alone(groups):
+    """Asked for together, statistics look at the same samples as alone; one that is NaN on some costs no other any."""
+
+    def seldom(labels: np.ndarray) -> float:
+        return float("nan") if labels[0] else float(labels.mean())
+
+    alone = [metrics.bootstrap_interval(of, LABELS, groups=groups, draws=100) for of in (np.mean, seldom)]
+    asked = []
+
+    def both(labels: np.ndarray) -> tuple[float, float]:
+        asked.append(labels)
+        return float(labels.mean()), seldom(labels)
+
+    assert metrics.bootstrap_intervals(both, LABELS, groups=groups, draws=100) == alone
+    assert len(asked) == 101
 
 
 def test_the_same_seed_gives_the_same_interval():

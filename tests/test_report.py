@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from classifier import annotate, bulk, cli, columns, labels, measured, page, sampling, savings, texts
+from classifier import annotate, bulk, charts, cli, columns, labels, measured, page, sampling, savings, texts
 from classifier import labelled as labelled_module
 from classifier import prices as prices_module
 from classifier.errors import InputError, SettingsError
@@ -61,6 +61,12 @@ def prices(tmp_path):
     return path
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages whose plots are empty, for tests of their words: drawing takes most of a page's time."""
+    monkeypatch.setattr(charts, "draw", lambda *_, **__: "data:,")
+
+
 def test_costs_come_from_counted_tokens_and_prices(tmp_path, prices):
     """A million tokens on a tier of one dollar cost one dollar."""
     usage = {"prompt_tokens": 400_000, "completion_tokens": 600_000}
@@ -88,6 +94,7 @@ def test_a_policy_without_a_guarantee_promises_nothing(tmp_path):
     assert numbers(path)["policy"]["promise"].startswith("Policy mine promises nothing")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_estimate_is_told_from_a_promise(tmp_path):
     """Thresholds by estimated tier shares promise nothing: text, page, warnings and recommendation say so."""
     shifted = Guarantee(0.1, 0.0, "LABEL_SHIFT", "RUBRIC", 948, 0.098, 0.099, feasible=True)
@@ -276,6 +283,7 @@ def test_a_log_without_labels_says_that_the_risk_was_not_measured(labelled):
     assert numbers(labelled)["strategies"][0]["measured"] is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_labels_in_the_log_measure_the_risk_beside_what_is_expected(tmp_path):
     """A column of tiers is the label: every strategy's measured risk with its interval, and the contradiction said."""
     rows = [row | {"tier": "frontier" if i % 4 == 0 else "simple"} for i, row in enumerate(traffic())]
@@ -347,6 +355,7 @@ def test_models_without_a_price_are_left_out_of_today_and_named(labelled, prices
     assert found["against_today"].startswith("Against today routing ")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_whose_long_names_begin_alike_are_told_apart(tmp_path):
     """An inference profile's name is longer than most: its price is found, and the page shows its two ends."""
     head = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/us.anthropic."
@@ -465,6 +474,7 @@ def test_the_page_stands_by_itself(labelled, prices, tmp_path):
     assert page.read_text() == first
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_shows_text_only_on_request_and_escaped(tmp_path):
     """By default no prompt text is on the page; with --show-text it cannot act."""
     tokens = {"prompt_tokens": 10, "completion_tokens": 10}

@@ -85,12 +85,10 @@ def statistics() -> dict[str, Callable[..., float]]:
 def summarise(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000
 ) -> dict[str, Interval]:
-    """Every statistic with its bootstrap interval."""
-    numbers = statistics()
-    found = bootstrap_intervals(
-        lambda p, y: [function(p, y) for function in numbers.values()], probabilities, labels, draws=draws
-    )
-    return dict(zip(numbers, found, strict=True))
+    """Every statistic with its bootstrap interval, on the same samples."""
+    wanted = statistics()
+    found = bootstrap_intervals(lambda p, y: [of(p, y) for of in wanted.values()], probabilities, labels, draws=draws)
+    return dict(zip(wanted, found, strict=True))
 
 
 def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:

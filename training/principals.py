@@ -20,6 +20,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -118,6 +119,7 @@ def contradicting(
     return found
 
 
+@lru_cache(maxsize=256)
 def most_unnoticed(count: int, principals: int, *, others: int, largest: int, alpha: float, target: float) -> int:
     """The most misses of an honest principal that chance or one liar explains: more has a chance below `ERROR` overall.
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from classifier.engine import Engine
 from classifier.inputs import rated_index
-from classifier.metrics import Interval, bootstrap_interval, ranged
+from classifier.metrics import bootstrap_interval, bootstrap_intervals, ranged
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
 from classifier.types import TIERS, Message, Request, Tier
@@ -105,16 +105,9 @@ def moved(before: Indices, after: Indices, *, draws: int = 1000) -> dict[str, An
         after: (n,) of the same rows, changed.
         draws: bootstrap samples.
     """
-
-    def share(values: NDArray[np.bool_]) -> Interval:
-        return bootstrap_interval(lambda v: float(v.mean()), values, draws=draws)
-
-    return {
-        "rows": len(before),
-        "changed": share(after != before),
-        "up": share(after > before),
-        "down": share(after < before),
-    }
+    went = {"changed": after != before, "up": after > before, "down": after < before}
+    shares = bootstrap_intervals(lambda *some: [one.mean() for one in some], *went.values(), draws=draws)
+    return {"rows": len(before), **dict(zip(went, shares, strict=True))}
 
 
 def twins(rows: Sequence[Row], chosen: Indices) -> dict[str, Any]:
@@ -157,17 +150,13 @@ def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[
         ])  # fmt: skip
     counts = np.array(table, dtype=np.float64)
 
-    def ratio(over: int) -> Interval:
-        def statistic(rows: NDArray[np.float64]) -> float:
-            total = rows[:, over + 1].sum()
-            return float(rows[:, over].sum() / total) if total else float("nan")
-
-        return bootstrap_interval(statistic, counts, draws=400)
+    def ratios(rows: NDArray[np.float64]) -> list[float]:
+        parts, wholes = rows.sum(axis=0).reshape(-1, 2).T.tolist()
+        return [part / whole if whole else float("nan") for part, whole in zip(parts, wholes, strict=True)]
 
     names = ("accuracy", "groups_right", "ordered", "steady")
-    return {"rows": int(counts[:, 1].sum()), "groups": len(groups)} | {
-        name: ratio(2 * i) for i, name in enumerate(names)
-    }
+    found = bootstrap_intervals(ratios, counts, draws=400)
+    return {"rows": int(counts[:, 1].sum()), "groups": len(groups), **dict(zip(names, found, strict=True))}
 
 
 def attack_rows(
