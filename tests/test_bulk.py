@@ -347,11 +347,29 @@ def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
     assert (tmp_path / "out.parquet").read_text() == "mine"
 
 
-def test_labelled_rows_are_not_labelled_again(log, tmp_path):
-    """An input that holds our columns is refused, and relabel is named."""
-    label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_labelled_rows_are_not_labelled_again(log, tmp_path, kind):
+    """An input that holds our columns is refused, and relabel is named; in lines one of them alone is the log's own."""
+    label([str(log)], str(tmp_path / f"out.{kind}"), FakeMaker(), ONE)
     with pytest.raises(InputError, match="classifier relabel"):
-        label([str(tmp_path / "out.parquet")], str(tmp_path / "again.parquet"), FakeMaker(), ONE)
+        label([str(tmp_path / f"out.{kind}")], str(tmp_path / "again.parquet"), FakeMaker(), ONE)
+    write_lines(tmp_path / "gateway.jsonl", [{"prompt": "hi", "classifier_tier": "simple"}])
+    tally = label([str(tmp_path / "gateway.jsonl")], str(tmp_path / "of_gateway.parquet"), FakeMaker(), ONE).tally
+    assert (tally.bad, tally.moved) == (0, {"classifier_tier": 1})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("pattern", ["", "*", "*.jsonl"], ids=["folder", "glob", "glob-of-lines"])
+def test_what_was_labelled_beside_its_logs_is_no_input(log, tmp_path, caplog, pattern, kind):
+    """Last month's output in the folder of the logs is left out and named, so that no row is labelled twice."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    shutil.copy(log, folder)
+    label([str(folder)], str(folder / f"january.{kind}"), FakeMaker(), ONE)
+    assert label([str(folder / pattern)], str(tmp_path / "february.jsonl"), FakeMaker(), ONE).tally.rows == 2500
+    left_out = [record.getMessage() for record in caplog.records if "labelled" in record.getMessage()]
+    assert all(f"1 file is left out, {folder}/january.{kind}" in message for message in left_out)
+    assert len(left_out) == (pattern != "*.jsonl" or kind == "jsonl")
 
 
 def test_an_unknown_policy_is_refused_before_anything_is_read(log, tiny_bundle_path, tmp_path):

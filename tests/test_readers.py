@@ -359,6 +359,35 @@ def test_the_one_file_that_a_folder_leaves_out_is_named(tmp_path, caplog):
     assert f"{tmp_path}: 1 file is left out, {tmp_path}/notes.txt; names end in .jsonl" in caplog.text
 
 
+def test_outputs_in_a_store_are_no_inputs_either(caplog):
+    """A folder of a store with an output and its manifest is read without them, as one on a disk is."""
+    remote = fsspec.filesystem("memory")
+    for name in ("a.jsonl", "out.jsonl", "out.jsonl.manifest.json"):
+        remote.pipe(f"/uploaded/{name}", b"{}\n")
+    for url in ("memory://uploaded", "memory://uploaded/*"):
+        caplog.clear()
+        assert [source.name for source in find_sources([url])] == ["memory:///uploaded/a.jsonl"]
+        assert f"{url}: 1 file is left out, /uploaded/out.jsonl" in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, caplog, monkeypatch):
+    """What stands in a folder below that belongs to somebody else is left out, and that is said."""
+    for name in ("mine", "theirs", ".theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text("{}\n")
+    scandir = os.scandir
+
+    def refused(place):
+        if str(place).endswith("theirs"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert [source.name for source in find_sources([str(tmp_path)])] == [str(tmp_path / "mine" / "a.jsonl")]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message == f"{tmp_path}/theirs: cannot be read (Permission denied); what is in it is left out"
+
+
 def test_archives_are_read_by_their_urls(tmp_path):
     """A file within an archive, or all of one, is opened where its URL says; other contents are another input."""
     archive = tmp_path / "logs.zip"
