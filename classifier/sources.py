@@ -244,4 +244,3 @@ def container_of(name: str) -> str | None:
     if path.suffix.lower() in _COMPRESSED:
         path = PurePosixPath(path.stem)
     return CONTAINERS.get(path.suffix.lower())
-

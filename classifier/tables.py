@@ -38,7 +38,7 @@ def infer_schema(rows: Iterable[Mapping[str, Any]], texts: Sequence[str] = ()) -
     pa, _ = pyarrow()
     types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string(), "": pa.string()}
     fields = []
-    labelled = COLUMNS.keys() <= kinds.keys()  # whoever adds our columns to these says so; one of them alone is the log's
+    labelled = COLUMNS.keys() <= kinds.keys()  # one of them alone is the log's own
     for name, kind in list(kinds.items())[:MAX_COLUMNS]:
         if (name.startswith(PREFIX) and not labelled) or name != encodable(name):
             continue
