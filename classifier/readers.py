@@ -1,4 +1,4 @@
-"""Log files → chunks of raw rows: JSON lines (plain, gzip, Zstandard), CSV and Parquet; files, folders, globs, fsspec
+"""Log files → chunks of raw rows: JSON lines, CSV and Parquet, packed or plain; files, folders, globs, fsspec
 URLs, standard input. The home of `pyarrow` for reading.
 
 Theory of operation. What is read is cut into chunks of at most `CHUNK_ROWS` rows and about `CHUNK_BYTES` bytes, always

@@ -26,10 +26,10 @@ CONTAINERS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_COMPRESSED = (".gz", ".zst", ".zstd")
+_COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 _MANIFEST = ".manifest.json"
 """Behind the name of an output; see `labelled.manifest_path`."""
-_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv (also .gz or .zst) or .parquet"
+_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv (also .gz, .zst, .bz2, .xz) or .parquet"
 _HIDDEN = (".", "_")
 _logger = logging.getLogger(__name__)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import http.server
 import io
 import json
+import lzma
 import os
 import pickle
 import resource
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -288,9 +291,9 @@ def test_a_named_format_takes_nothing_else():
             request_of_row({"prompt": "hi"}, row_format)
 
 
-@pytest.mark.parametrize("pack", ["plain", "gz", "zst", "zst-frames", "bom"])
+@pytest.mark.parametrize("pack", ["plain", "gz", "zst", "zst-frames", "bz2", "xz", "bom"])
 def test_compressed_files_are_read_as_plain_ones(pack, tmp_path):
-    """Packed by gzip or Zstandard, in one frame or several, or marked as UTF-8: the same rows; names do not matter."""
+    """Packed by one of four, in one frame or several, or marked as UTF-8: the same rows; names do not matter."""
     lines = [json.dumps({"prompt": text}).encode() + b"\n" for text in prompts(10)]
     data = b"".join(lines)
     one = zstandard.ZstdCompressor().compress
@@ -298,6 +301,8 @@ def test_compressed_files_are_read_as_plain_ones(pack, tmp_path):
         "plain": data,
         "gz": gzip.compress(data[:100]) + gzip.compress(data[100:]),
         "zst": one(data),
+        "bz2": bz2.compress(data[:100]) + bz2.compress(data[100:]),
+        "xz": lzma.compress(data[:100]) + bytes(4) + lzma.compress(data[100:]),
         "zst-frames": one(data[:100]) + one(data[100:]),
         "bom": b"\xef\xbb\xbf" + data,
     }[pack]
@@ -338,7 +343,7 @@ def test_a_file_that_comes_twice_is_named(tmp_path, monkeypatch):
 
 def test_what_a_folder_leaves_out_is_said(tmp_path, caplog):
     """Names count without their case; of files that are no logs by their names there is a number and an example."""
-    names = ["B.JSONL.GZ", "a.jsonl", "c.jsonl.bz2", "gw.log.1", ".hidden", "_temporary.txt", "a.parquet.manifest.json"]
+    names = ["B.JSONL.GZ", "a.jsonl", "c.jsonl.lz4", "gw.log.1", ".hidden", "_temporary.txt", "a.parquet.manifest.json"]
     remote = fsspec.filesystem("memory")
     for name in names:
         (tmp_path / name).write_text("{}\n")
@@ -348,7 +353,7 @@ def test_what_a_folder_leaves_out_is_said(tmp_path, caplog):
         assert [source.name.rsplit("/", 1)[1] for source in find_sources([folder])] == ["B.JSONL.GZ", "a.jsonl"]
         [message] = [record.getMessage() for record in caplog.records]
         assert message.startswith(f"{folder}: 2 files are left out, such as ")
-        assert "c.jsonl.bz2; names end in .jsonl" in message
+        assert "c.jsonl.lz4; names end in .jsonl" in message
 
 
 def test_the_one_file_that_a_folder_leaves_out_is_named(tmp_path, caplog):
@@ -474,7 +479,7 @@ def test_an_empty_file_is_an_empty_output(name, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
 
 
-@pytest.mark.parametrize("pack", ["gz", "zst", "parquet", "parquet-footer"])
+@pytest.mark.parametrize("pack", ["gz", "zst", "bz2", "xz", "parquet", "parquet-footer"])
 def test_the_rest_of_a_file_that_breaks_off_is_one_bad_row(pack, tmp_path):
     """What comes before the damage is labelled; the rest is one bad row that says so."""
     rows = [{"prompt": f"{text} {os.urandom(30).hex()}"} for text in prompts(5000)]
@@ -486,13 +491,26 @@ def test_the_rest_of_a_file_that_breaks_off_is_one_bad_row(pack, tmp_path):
     else:
         path = path.with_name(f"log.jsonl.{pack}")
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        packed = gzip.compress(data) if pack == "gz" else zstandard.ZstdCompressor().compress(data)
+        blocks = partial(
+            bz2.compress, compresslevel=1
+        )  # what breaks off is lost in blocks of 100 kB
+        how = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": blocks, "xz": lzma.compress}
+        packed = how[pack](data)
         path.write_bytes(packed[: len(packed) // 2])
     errors, tally = outcome(path, tmp_path)
     assert errors[-1].startswith("the rest of the file cannot be read")
     assert all(error is None for error in errors[:-2])
     assert tally.rows == len(errors)
     assert pack == "parquet-footer" or tally.rows > 500
+
+
+@pytest.mark.parametrize("name", ["logs.zip", "logs.csv"])
+def test_an_archive_that_is_named_as_a_file_says_how_to_name_it(name, tmp_path):
+    """A ZIP archive is one bad row, which says by which URL its files are read."""
+    with zipfile.ZipFile(tmp_path / name, "w") as file:
+        file.writestr("a.jsonl", '{"prompt": "hi"}\n' * 100)
+    [error], _ = outcome(tmp_path / name, tmp_path)
+    assert "is a ZIP archive; name what is in it, as zip://*.jsonl::FILE.zip" in error
 
 
 def test_utf_16_and_json_of_many_lines_say_what_to_do(tmp_path):
