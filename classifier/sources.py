@@ -23,13 +23,14 @@ CONTAINERS = {
     ".json": "lines",
     ".log": "lines",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 _MANIFEST = ".manifest.json"
 """Behind the name of an output; see `labelled.manifest_path`."""
-_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv (also .gz, .zst, .bz2, .xz) or .parquet"
+_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv, .tsv (also .gz, .zst, .bz2, .xz) or .parquet"
 _HIDDEN = (".", "_")
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Source:
 
     Attributes:
         name: as it is shown and written beside each row.
-        container: lines, csv or parquet.
+        container: lines, csv, tsv or parquet.
         size: bytes; None where nobody says.
         stamp: changes when the file does: its time of change, or what the store says in its place.
         remote: whether `name` is an fsspec URL.
@@ -235,7 +236,7 @@ def _file_name(path: str) -> str:
 
 
 def container_of(name: str) -> str | None:
-    """lines, csv or parquet by a file's name; None where it does not tell.
+    """lines, csv, tsv or parquet by a file's name; None where it does not tell.
 
     >>> container_of("a.jsonl.gz"), container_of("B.CSV.GZ"), container_of("README.md")
     ('lines', 'csv', None)

@@ -491,9 +491,7 @@ def test_the_rest_of_a_file_that_breaks_off_is_one_bad_row(pack, tmp_path):
     else:
         path = path.with_name(f"log.jsonl.{pack}")
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        blocks = partial(
-            bz2.compress, compresslevel=1
-        )  # what breaks off is lost in blocks of 100 kB
+        blocks = partial(bz2.compress, compresslevel=1)  # what breaks off is lost in blocks of 100 kB
         how = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": blocks, "xz": lzma.compress}
         packed = how[pack](data)
         path.write_bytes(packed[: len(packed) // 2])
@@ -515,8 +513,10 @@ def test_an_archive_that_is_named_as_a_file_says_how_to_name_it(name, tmp_path):
 
 def test_utf_16_and_json_of_many_lines_say_what_to_do(tmp_path):
     """A file that is no JSON lines says so on its first row, with the command that makes it so."""
-    (tmp_path / "a.jsonl").write_bytes('{"prompt": "hi"}\n'.encode("utf-16"))
-    assert "iconv" in outcome(tmp_path / "a.jsonl", tmp_path)[0][0]
+    for name in ("a.jsonl", "a.csv", "a.tsv"):
+        (tmp_path / name).write_bytes('{"prompt": "hi"}\n{"prompt": "ho"}\n'.encode("utf-16"))
+        [error], _ = outcome(tmp_path / name, tmp_path)
+        assert "iconv" in error
     (tmp_path / "b.json").write_text(json.dumps([{"prompt": "hi"}], indent=1))
     assert "jq -c" in outcome(tmp_path / "b.json", tmp_path)[0][0]
 
@@ -609,7 +609,7 @@ def test_a_line_of_200_mb_is_passed_over(monkeypatch):
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 5 * MAX_ROW_BYTES
 
 
-OPEN = "has a quote that is not closed before a comma or the end of a line"
+OPEN = "has a quote that is not closed at the end of its column or its line"
 COUNT = "has 1 fields, the header has 2"
 
 
@@ -677,13 +677,27 @@ def test_fields_beyond_the_header_are_kept_beside_a_column_called_fields():
     assert row.payload == {"prompt": "hi", "fields": "mine", "fields_3": '["more"]'}
 
 
+def test_a_tsv_file_is_parted_by_tabs(tmp_path):
+    """Its columns are kept by name, with commas, quotes and lines in them; a bad row costs itself, packed or not."""
+    rows = b'id\tprompt\n1\thi, you\n2\t"two\nlines\t""x"""\n3\n4\tsay "so"\n5\t"open\n'
+    (tmp_path / "a.tsv").write_bytes(rows)
+    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(rows))
+    for name in ("a.tsv", "b.tsv.gz"):
+        errors, _ = outcome(tmp_path / name, tmp_path)
+        assert errors == [None, None, "has 1 fields, the header has 2", None, OPEN]
+        found = [row["prompt"] for row in open_labelled(tmp_path / f"{name}.jsonl").rows(["prompt"]) if row]
+        assert found[:2] == ["hi, you", 'two\nlines\t"x"']
+        assert 'say "so"' in found
+
+
 @pytest.mark.parametrize(("sign", "name"), [(b";", "semicolons"), (b"\t", "tabs")], ids=["semicolons", "tabs"])
 def test_csv_without_commas_says_so_once(sign, name, tmp_path):
     """A file parted by semicolons or tabs is one bad row that says what to do; in quotes the sign is part of a name."""
     (tmp_path / "a.csv").write_bytes(b"prompt" + sign + b"model\nhi" + sign + b"x, y\n")
     (tmp_path / "b.csv").write_bytes(b'"prompt' + sign + b'model"\nhi\n')
     [error], _ = outcome(tmp_path / "a.csv", tmp_path)
-    assert error.startswith(f"the header has {name} and no comma; write the file with commas")
+    advice = {"tabs": "name the file .tsv", "semicolons": "write the file with commas"}[name]
+    assert error.startswith(f"the header has {name} and no comma; {advice}")
     assert outcome(tmp_path / "b.csv", tmp_path, text_field=f"prompt{sign.decode()}model")[0] == [None]
 
 

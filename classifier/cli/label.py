@@ -68,7 +68,7 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    r"""Labels logs: IN is a file, folder, glob or URL of JSON lines, CSV or Parquet, or - for stdin.
+    r"""Labels logs: IN is a file, folder, glob or URL of JSON lines, CSV, TSV or Parquet, or - for stdin.
 
     A run that was stopped goes on when the same command is given again. Bad rows are kept with their error.
 
