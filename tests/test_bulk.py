@@ -347,6 +347,17 @@ def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
     assert (tmp_path / "out.parquet").read_text() == "mine"
 
 
+def test_rights_that_are_wanting_are_no_want_of_space(log, tmp_path, monkeypatch):
+    """A folder that belongs to somebody else is told from a full disk by what to do about it."""
+
+    def refused(*_args, **_more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refused)
+    with pytest.raises(InputError, match=r"out.csv: cannot be written \(Permission denied\); see to the rights"):
+        label([str(log)], str(tmp_path / "out.csv"), FakeMaker(), ONE)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 def test_labelled_rows_are_not_labelled_again(log, tmp_path, kind):
     """An input that holds our columns is refused, and relabel is named; in lines one of them alone is the log's own."""
