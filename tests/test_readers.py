@@ -179,6 +179,21 @@ def test_an_empty_cell_is_no_request(row):
 
 
 @pytest.mark.parametrize(
+    ("more", "tools", "attachments"),
+    [
+        ({"tools": ["sh", {"name": "edit"}]}, ("sh", "edit"), 0),
+        ({"tools": [], "attachments": 2}, (), 2),
+        ({"tools": "hammer", "attachments": 1}, (), 0),
+        ({"attachments": "a.pdf", "tools": ["sh"]}, (), 0),
+    ],
+    ids=["tools", "attachments", "a text", "a file's name"],
+)
+def test_a_prompt_is_rated_with_what_it_came_with(more, tools, attachments):
+    """Tools and attachments beside a prompt count as beside messages; other columns of their names cost no row."""
+    assert told(request_of_row({"prompt": "hi", **more})) == ([("user", "hi")], tools, attachments)
+
+
+@pytest.mark.parametrize(
     ("row", "text_field", "wanted"),
     [
         ({"body": "Dear all", "question": "[1] Why?"}, "question", "[1] Why?"),
