@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from classifier import runs
+from classifier import bulk, runs
 from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
@@ -21,6 +21,7 @@ from classifier.labelled import COLUMNS, manifest_path, open_labelled
 from classifier.labelling import EngineAnswers
 from classifier.readers import Selection
 from classifier.runs import Options
+from classifier.sources import find_sources
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Request, Tier
 from tests.bulk_support import FakeMaker, prompts, write_lines
@@ -337,6 +338,26 @@ def test_an_output_may_lie_among_its_inputs(log, tmp_path, pattern):
         label(inputs, out, FakeMaker(), ONE, told=interrupt_after(1))
     assert label(inputs, out, FakeMaker(), ONE).resumed_rows >= 1000
     assert label(inputs, out, FakeMaker(), ONE).resumed_rows == 2500
+
+
+@pytest.mark.parametrize("meanwhile", ["begun", "complete"])
+def test_of_two_runs_that_begin_at_once_one_is_refused(log, tmp_path, meanwhile):
+    """Both saw no output: the manifest is that of the run that makes it, and the other one says to look again."""
+    out = tmp_path / "out.csv"
+    write_lines(tmp_path / "other.jsonl", [{"prompt": "hi"}])
+    identity = FakeMaker().identity("")
+    first, second = (
+        bulk.Run.open(find_sources([str(path)]), str(out), identity, ONE) for path in (log, tmp_path / "other.jsonl")
+    )
+    with first.held():
+        if meanwhile == "begun":
+            with pytest.raises(InputError, match="another run is writing it"), second.held():
+                pass
+        first.finish(first.label(FakeMaker(), lambda _: None).tally)
+    with pytest.raises(InputError, match="another run began it at the same time"), second.held():
+        pass
+    assert json.loads((tmp_path / "out.csv.manifest.json").read_text())["inputs"][0][0] == str(log)
+    assert label([str(log)], str(out), FakeMaker(), ONE).resumed_rows == 2500
 
 
 def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
