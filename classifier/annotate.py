@@ -1,8 +1,8 @@
 """Labelling by hand in a plain terminal: one request at a time, one key a tier, nothing lost when it stops.
 
 The classifier's own answer is not shown: who sees it first agrees with it too often. Each answer is written to disk
-before the next request is shown. Control characters of the text are shown as signs, so that a request cannot steer the
-terminal.
+before the next request is shown. What several rows hold is asked once, and is the answer of each. Control characters
+of the text are shown as signs, so that a request cannot steer the terminal.
 
 Knows nothing of models or of how the rows were drawn.
 """
@@ -42,31 +42,47 @@ def annotate(
         InputError: `path` holds what is not a labelled corpus, or cannot be written.
     """
     labelled = _read(path)
-    waiting = [row for row in rows if row["id"] not in labelled]
-    done: list[Mapping[str, Any]] = []
+    known = {request_of_line(row): row["tier"] for row in labelled.values()}
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["id"] not in labelled:
+            alike.setdefault(request_of_line(row), []).append(row)
+
+    def keep(group: Sequence[Mapping[str, Any]], tier: str) -> None:
+        labelled.update({row["id"]: {**row, "tier": tier} for row in group})
+        _write(path, labelled.values())
+
+    for request in alike.keys() & known.keys():
+        keep(alike.pop(request), known[request])
+    waiting = list(alike.values())
+    done: list[int] = []
     place = 0
     while place < len(waiting):
-        row = waiting[place]
-        say(f"\n{'─' * 72}\n{len(labelled)} labelled, {len(waiting) - place} to go   {row['id']}")
-        say(shown(row))
-        answer = _answer(row, ask, say)
+        group = waiting[place]
+        say(f"\n{'─' * 72}\n{len(labelled)} labelled, {sum(map(len, waiting[place:]))} to go   {group[0]['id']}")
+        say(shown(group[0]))
+        answer = _answer(group[0], ask, say)
         if answer == "q":
             break
         if answer == "b":
             if not done:
                 say("There is nothing to go back to.")
                 continue
-            last = done.pop()
-            labelled.pop(last["id"])
-            place = next(i for i, r in enumerate(waiting) if r["id"] == last["id"])
+            place = done.pop()
+            for row in waiting[place]:
+                labelled.pop(row["id"])
             _write(path, labelled.values())
             continue
         if answer != "s":
-            labelled[row["id"]] = {**row, "tier": TIERS[int(answer) - 1].label}
-            done.append(row)
-            _write(path, labelled.values())
+            keep(group, TIERS[int(answer) - 1].label)
+            done.append(place)
         place += 1
     return len(labelled), sum(row["id"] not in labelled for row in rows)
+
+
+def request_of_line(line: Mapping[str, Any]) -> str:
+    """What a corpus line asks, the same for lines that ask the same."""
+    return json.dumps([line.get(name) for name in ("messages", "prompt", "tools", "attachments")])
 
 
 def _answer(row: Mapping[str, Any], ask: Callable[[str], str], say: Callable[[str], None]) -> str:

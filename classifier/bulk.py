@@ -68,7 +68,7 @@ def label(
     run = Run.open(sources, output, maker.identity(options.policy), options)
     if run.complete is not None:
         return Progress(run.complete, run.complete.rows)
-    with run.held(), explained(output, SPACE):
+    with explained(output, SPACE), run.held():
         progress = run.label(maker, told)
         run.finish(progress.tally)
     return progress
@@ -95,6 +95,8 @@ class Run:
         self._count = 0
         self._few: int | None = None
         self._schema: Any = None
+        self._found: dict[str, Any] | None = None
+        self._begun: dict[str, Any] | None = None
 
     @classmethod
     def open(cls, sources: Sequence[Source], output: str, identity: Identity, options: Options) -> Run:
@@ -110,7 +112,7 @@ class Run:
         if not path.parent.is_dir():
             raise InputError(f"{output}: there is no folder {path.parent}; make it first")
         stated = stated_of(sources, identity, options)
-        found = read_manifest(manifest_path(path))
+        found = run._found = read_manifest(manifest_path(path))
         if found is None and path.exists():
             raise InputError(f"{output}: exists, and no manifest beside it says how it was made; choose another file")
         if found is not None and not (found.get("complete") and not path.exists()):
@@ -124,31 +126,30 @@ class Run:
                 run.complete = Tally.from_json(found["complete"])
                 shutil.rmtree(run._parts, ignore_errors=True)
                 return run
-            schema = found["schema"]
-        else:
-            found = schema = None
-        if sources[0].name == STDIN or found is None:
-            if run._parts.is_dir():
-                with run.held():
-                    shutil.rmtree(run._parts, ignore_errors=True)
-            found = schema = None
-        run._begin(stated, schema)
+        begun = None if found is None or found.get("complete") or sources[0].name == STDIN else found
+        run._begin(stated, begun)
         return run
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps a second run off this output, and removes what a killed one had begun to write.
+        """Keeps a second run off this output, writes its manifest if it is new, and removes what is none of its pieces.
 
         Raises:
-            InputError: another run is at it.
+            InputError: another run is at it, or was since this one looked.
         """
+        self._parts.mkdir(exist_ok=True)
         with (self._parts / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise InputError(f"{self._output}: another run is writing it; wait for that, or stop it") from None
-            for unfinished in self._parts.glob(".*"):
-                unfinished.unlink(missing_ok=True)
+            if read_manifest(manifest_path(self._output)) != self._found:
+                raise InputError(f"{self._output}: another run began it at the same time; run the same command again")
+            for left in self._parts.glob("*" if self._begun else ".*"):
+                if left.name != "lock":
+                    left.unlink(missing_ok=True)
+            if self._begun is not None:
+                self._write_manifest(self._begun)
             yield
 
     def label(self, maker: Maker, told: Callable[[Progress], None]) -> Progress:
@@ -195,8 +196,8 @@ class Run:
         self._write_manifest({**manifest, "complete": tally.to_json()})
         shutil.rmtree(self._parts, ignore_errors=True)
 
-    def _begin(self, stated: Mapping[str, Any], schema: str | None) -> None:
-        """Decides the columns, or takes those that were decided, and writes the manifest."""
+    def _begin(self, stated: Mapping[str, Any], begun: Mapping[str, Any] | None) -> None:
+        """Decides the columns and the manifest, or takes the columns of the run that goes on."""
         pa, _ = pyarrow()
         chunks = read_chunks(
             self._sources,
@@ -207,15 +208,12 @@ class Run:
         head = list(islice(chunks, HEAD_CHUNKS))
         self._few = len(head) if len(head) < HEAD_CHUNKS else None
         self._chunks = chain(_drained(deque(head)), chunks)
-        if schema is not None:
-            self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
-        else:
-            self._schema = output_schema(input_schema(self._sources, head), self._identity.facts())
+        if begun is not None:
+            self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(begun["schema"])))
+            return
+        self._schema = output_schema(input_schema(self._sources, head), self._identity.facts())
         text = base64.b64encode(self._schema.serialize().to_pybytes()).decode()
-        with explained(self._output, SPACE):
-            self._parts.mkdir(exist_ok=True)
-            if schema is None:
-                self._write_manifest({**stated, "schema": text, "complete": None})
+        self._begun = {**stated, "schema": text, "complete": None}
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_whole(manifest_path(self._output), as_json(manifest), staged_in=self._parts)

@@ -6,6 +6,7 @@ Knows nothing of what is in them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -105,10 +106,16 @@ def unusable(error: OSError) -> str:
 def explained(path: str | Path, advice: str = "make space, or choose another place") -> Iterator[None]:
     """Says what to do where a file cannot be written.
 
+    Args:
+        path: the file.
+        advice: where it is not the rights that are wanting.
+
     Raises:
         InputError: the disk is full, the folder is not there or not ours, in place of the system's own error.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "see to the rights, or choose another place"
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error

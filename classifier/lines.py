@@ -21,9 +21,11 @@ MAX_ROW_LINES = 100_000
 """Lines of one row of CSV."""
 KEPT_CHARS = 1000
 """Characters that are kept of a line that is too long."""
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+"""What parts the columns of a container of `sources`."""
 _BLOCK = 2**20
 _UTF_16, _CONVERT = (b"\xff\xfe", b"\xfe\xff"), "is UTF-16; convert the file with iconv -t UTF-8"
-_NEVER_CLOSED = "has a quote that is not closed before a comma or the end of a line"
+_NEVER_CLOSED = "has a quote that is not closed at the end of its column or its line"
 
 
 class RawRow(NamedTuple):
@@ -55,6 +57,8 @@ def json_rows(file: IO[bytes], name: str, row_format: str = "auto") -> Iterator[
         last = max(last + 1, number)
         if error:
             yield RawRow(name, last, line[:KEPT_CHARS], error)
+            if error == _CONVERT:
+                return
         elif row_format in ("auto", "otel") and b'"resourceSpans"' in line:
             last -= 1
             for payload in _spans(line):
@@ -123,15 +127,15 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")
 
 
-def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
-    """Rows of CSV, a header first. Bytes that are not UTF-8 make their row a bad one."""
+def csv_rows(file: IO[bytes], name: str, delimiter: str = ",") -> Iterator[RawRow]:
+    """Rows of CSV, or of TSV, a header first. Bytes that are not UTF-8 make their row a bad one."""
     header: list[str] | None = None
-    for lines, fields, problem in _records(_csv_lines(file)):
+    for lines, fields, problem in _records(_csv_lines(file), delimiter):
         number, error = lines[-1].number, problem
         if not fields and not error:
             continue
         if header is None:
-            if error := error or _not_commas(lines[0].text):
+            if error := error or _otherwise_parted(lines[0].text, delimiter):
                 yield RawRow(name, number, None, f"the header {error}")
                 return
             header = _unique(fields)
@@ -151,20 +155,21 @@ def csv_rows(file: IO[bytes], name: str) -> Iterator[RawRow]:
         yield RawRow(name, number, values, error)
 
 
-def header_of(file: IO[bytes]) -> list[str]:
+def header_of(file: IO[bytes], delimiter: str = ",") -> list[str]:
     """Names of the columns of CSV; empty where there are none, or `csv_rows` calls the header a bad one."""
-    for lines, fields, error in _records(_csv_lines(file)):
+    for lines, fields, error in _records(_csv_lines(file), delimiter):
         if fields or error:
-            return [] if error or _not_commas(lines[0].text) else _unique(fields)
+            return [] if error or _otherwise_parted(lines[0].text, delimiter) else _unique(fields)
     return []
 
 
-def _not_commas(header: str) -> str:
+def _otherwise_parted(header: str, delimiter: str) -> str:
     """What a header says of a file whose columns something else parts, as some spreadsheets write it; else empty."""
     other = "semicolons" if ";" in header else "tabs" if "\t" in header else ""
-    if not other or "," in header or '"' in header:
+    if delimiter != "," or not other or "," in header or '"' in header:
         return ""
-    return f"has {other} and no comma; write the file with commas, or where it is one column put its name in quotes"
+    advice = "name the file .tsv" if other == "tabs" else "write the file with commas"
+    return f"has {other} and no comma; {advice}, or where it is one column put its name in quotes"
 
 
 class _Line(NamedTuple):
@@ -183,7 +188,7 @@ def _csv_lines(file: IO[bytes]) -> Iterator[_Line]:
         yield _Line(number, line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"), error)
 
 
-def _records(lines: Iterator[_Line]) -> Iterator[tuple[list[_Line], list[str], str]]:
+def _records(lines: Iterator[_Line], delimiter: str) -> Iterator[tuple[list[_Line], list[str], str]]:
     """(lines, fields, error) of every row; where there are no fields it is one line, empty or with an error.
 
     A quote that is never closed would swallow all rows up to the next quote, which then stands before a letter, or up
@@ -202,7 +207,7 @@ def _records(lines: Iterator[_Line]) -> Iterator[tuple[list[_Line], list[str], s
                 raise csv.Error
             yield "\n" if line.error else line.text  # csv wants a line for a line
 
-    reader = csv.reader(texts([]), strict=True)
+    reader = csv.reader(texts([]), delimiter=delimiter, strict=True)
     while True:
         try:
             fields = next(reader)
@@ -211,19 +216,19 @@ def _records(lines: Iterator[_Line]) -> Iterator[tuple[list[_Line], list[str], s
         except csv.Error:
             alone, again = (taken[:-1], taken[-1:]) if len(taken) > 1 else (taken[:], [])
             for line in alone:
-                fields, error = _alone(line)
+                fields, error = _alone(line, delimiter)
                 yield [line], fields, error
-            reader = csv.reader(texts(again), strict=True)
+            reader = csv.reader(texts(again), delimiter=delimiter, strict=True)
         else:
             yield taken, fields, next((line.error for line in taken if line.error), "")
         taken.clear()
 
 
-def _alone(line: _Line) -> tuple[list[str], str]:
+def _alone(line: _Line, delimiter: str) -> tuple[list[str], str]:
     """(fields, error) of a line that is no part of a longer row; quotes need not be right within it."""
     if line.error:
         return [], line.error
-    reader = csv.reader([line.text, '"\n'])  # the second ends what the first leaves open
+    reader = csv.reader([line.text, '"\n'], delimiter=delimiter)  # the second ends what the first leaves open
     try:
         fields = next(reader)
     except csv.Error as problem:

@@ -1,4 +1,4 @@
-"""gzip and Zstandard → plain bytes: as many members or frames as there are, and an error where the last one breaks off.
+"""gzip, Zstandard, bzip2, xz → plain bytes: as many members or frames as there are; an error where the last breaks off.
 
 The libraries' own readers lose what they had buffered when a gzip breaks off, and take a broken Zstandard file for a
 whole one; logs that were cut by a full disk or a crash are common, so here every byte before the break comes out first.
@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from classifier.errors import MissingExtra
 
-GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+GZIP, ZSTANDARD, BZIP2, XZ, ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0", b"PK\3\4"
 _READ = 4096
 """Bytes unpacked at once: what they can become at most stays small, also in a file made to burst."""
 _BLOCK = 2**20
+_XZ_MEMORY = 256 * 2**20
+"""More than any level of xz asks of who reads it."""
 
 
 class Broken(EOFError):
@@ -76,19 +78,48 @@ def unpacked(raw: IO[bytes]) -> IO[bytes]:
     """The plain bytes of a file, by its first bytes rather than by its name.
 
     Raises:
+        Broken: it is an archive of files.
         MissingExtra: Zstandard needs its package.
     """
     buffered: IO[bytes] = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BLOCK)  # type: ignore[type-var]
-    magic = buffered.peek(4)[:4]  # type: ignore[attr-defined]
-    if magic[:2] == GZIP:
-        return io.BufferedReader(_Members(buffered, lambda: zlib.decompressobj(31), GZIP, zlib.error), _BLOCK)
-    if magic == ZSTANDARD:
-        try:
-            import zstandard
-        except ImportError:
-            raise MissingExtra(
-                "a .zst file needs zstandard; pip install 'request-complexity-classifier[bulk]'"
-            ) from None
-        unpacker = zstandard.ZstdDecompressor()
-        return io.BufferedReader(_Members(buffered, unpacker.decompressobj, ZSTANDARD, zstandard.ZstdError), _BLOCK)
-    return buffered
+    head = buffered.peek(len(XZ))  # type: ignore[attr-defined]
+    if head.startswith(ZIP):
+        raise Broken("it is a ZIP archive; name what is in it, as zip://*.jsonl::FILE.zip")
+    magic = next((magic for magic in _UNPACKERS if head.startswith(magic)), None)
+    if magic is None:
+        return buffered
+    make, damage = _UNPACKERS[magic]()
+    return io.BufferedReader(_Members(buffered, make, magic, damage), _BLOCK)
+
+
+Unpacker = tuple[Callable[[], Any], type[Exception]]
+"""Makes what unpacks one member, and what that raises where it is damaged."""
+
+
+def _zstandard() -> Unpacker:
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingExtra("a .zst file needs zstandard; pip install 'request-complexity-classifier[bulk]'") from None
+    return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+
+
+def _xz() -> Unpacker:
+    import lzma
+
+    return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY), lzma.LZMAError
+
+
+def _bzip2() -> Unpacker:
+    import bz2
+
+    return bz2.BZ2Decompressor, OSError
+
+
+_UNPACKERS: Mapping[bytes, Callable[[], Unpacker]] = {
+    GZIP: lambda: (lambda: zlib.decompressobj(31), zlib.error),
+    ZSTANDARD: _zstandard,
+    BZIP2: _bzip2,
+    XZ: _xz,
+}
+"""By the first bytes; each imports its library where a file needs it, which not every Python was built with."""

@@ -60,7 +60,7 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     if row.get("params"):
         return "anthropic"
     if row.get(text_field) not in (None, ""):
-        return "prompt"
+        return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
     if row.get("input"):
         return "openai"
     if row.get(text_field) is not None:
@@ -68,6 +68,13 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     if text_field != "prompt":
         raise InvalidRequest(text_field, "is not there, and no messages; see --text-field and --format")
     raise InvalidRequest("prompt", "is not there, and no messages or body; name the column with --text-field")
+
+
+def _has_more(row: Mapping[str, Any]) -> bool:
+    """Whether a prompt has tools or attachments beside it, of the types of a corpus line and not of another column."""
+    tools, attachments = row.get("tools"), row.get("attachments")
+    fits = (tools is None or isinstance(tools, list)) and (attachments is None or type(attachments) is int)
+    return fits and bool(tools or attachments)
 
 
 def _is_named_text(row: Mapping[str, Any], text_field: str) -> bool:

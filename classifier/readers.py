@@ -1,4 +1,4 @@
-"""Log files → chunks of raw rows: JSON lines (plain, gzip, Zstandard), CSV and Parquet; files, folders, globs, fsspec
+"""Log files → chunks of raw rows: JSON lines, CSV and Parquet, packed or plain; files, folders, globs, fsspec
 URLs, standard input. The home of `pyarrow` for reading.
 
 Theory of operation. What is read is cut into chunks of at most `CHUNK_ROWS` rows and about `CHUNK_BYTES` bytes, always
@@ -22,14 +22,14 @@ from typing import IO, Any
 
 from classifier.arrow import decodable, pyarrow, rows_at
 from classifier.errors import InputError
-from classifier.lines import RawRow, csv_rows, header_of, json_rows
+from classifier.lines import DELIMITERS, RawRow, csv_rows, header_of, json_rows
 from classifier.packed import Broken, unpacked
 from classifier.progress import Position
 from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 2**20
-CUTS = 5
+CUTS = 6
 """Raised whenever the same files become other rows or chunks, so that no run goes on with pieces of another cut."""
 _BLOCK = 2**20
 _FEW_ROWS = 50
@@ -159,9 +159,10 @@ def read_rows(source: Source, *, row_format: str = "auto", position: Position | 
     try:
         with _opened(source) as raw:
             file = unpacked(raw)
-            rows = (
-                csv_rows(file, source.name) if source.container == "csv" else json_rows(file, source.name, row_format)
-            )
+            if delimiter := DELIMITERS.get(source.container):
+                rows = csv_rows(file, source.name, delimiter)
+            else:
+                rows = json_rows(file, source.name, row_format)
             for row in rows:
                 number = row.number
                 if not number % 256:
@@ -185,7 +186,7 @@ def csv_header(source: Source) -> list[str]:
     """
     with _opened(source) as raw:
         try:
-            return header_of(unpacked(raw))
+            return header_of(unpacked(raw), DELIMITERS[source.container])
         except (OSError, Broken, ValueError):
             return []  # whoever reads the rows says so
 

@@ -16,7 +16,7 @@ from classifier.arrow import pyarrow
 from classifier.errors import InputError
 from classifier.labelled import LABEL_VERSION
 from classifier.labelling import Plan
-from classifier.lines import MAX_ROW_BYTES, parse_line
+from classifier.lines import DELIMITERS, MAX_ROW_BYTES, parse_line
 from classifier.readers import ALL, CHUNK_BYTES, CHUNK_ROWS, CUTS, Chunk, Selection, csv_header, parquet_schema
 from classifier.sources import Source
 from classifier.tables import infer_schema
@@ -96,7 +96,7 @@ def input_schema(sources: Sequence[Source], head: Sequence[Chunk]) -> Any:
             return pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
         except pa.ArrowException as error:
             raise InputError(f"the Parquet files do not fit one another ({error}); label them apart") from error
-    texts = list(dict.fromkeys(chain.from_iterable(csv_header(s) for s in sources if s.container == "csv")))
+    texts = list(dict.fromkeys(chain.from_iterable(csv_header(s) for s in sources if s.container in DELIMITERS)))
     rows = (row for chunk in head for row in chunk.rows)
     parsed = (parse_line(row.payload)[0] for row in rows if isinstance(row.payload, bytes) and not row.error)
     return infer_schema(parsed, texts)

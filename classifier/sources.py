@@ -9,7 +9,7 @@ import glob
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -23,11 +23,15 @@ CONTAINERS = {
     ".json": "lines",
     ".log": "lines",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_COMPRESSED = (".gz", ".zst", ".zstd")
-_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv (also .gz or .zst) or .parquet"
+_COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+_MANIFEST = ".manifest.json"
+"""Behind the name of an output; see `labelled.manifest_path`."""
+_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv, .tsv (also .gz, .zst, .bz2, .xz) or .parquet"
+_HIDDEN = (".", "_")
 _logger = logging.getLogger(__name__)
 
 
@@ -37,7 +41,7 @@ class Source:
 
     Attributes:
         name: as it is shown and written beside each row.
-        container: lines, csv or parquet.
+        container: lines, csv, tsv or parquet.
         size: bytes; None where nobody says.
         stamp: changes when the file does: its time of change, or what the store says in its place.
         remote: whether `name` is an fsspec URL.
@@ -100,8 +104,9 @@ def _find(name: str, written: str) -> list[Source]:
     if path.exists() and not path.is_dir():
         return [_local(path)]
     output = written and str(Path(written).resolve())
-    listed = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
+    listed = _files_below(path) if path.is_dir() else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
     paths = [p for p in listed if p.is_file() and not _is_of(str(p.resolve()), output)]
+    paths = [Path(p) for p in _without_outputs(name, [str(p) for p in paths], os.path.exists)]
     if path.is_dir():
         paths = [Path(p) for p in _logs_among(name, {str(p): p.relative_to(path).parts for p in paths})]
         missing = f"{name}: no log files in this folder; {_KINDS}"
@@ -110,6 +115,19 @@ def _find(name: str, written: str) -> list[Source]:
     if not paths:
         raise InputError(missing)
     return [_local(p) for p in paths]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Every file below a folder but for hidden folders, sorted; says which folders may not be read."""
+
+    def say(error: OSError) -> None:
+        _logger.warning("%s: cannot be read (%s); what is in it is left out", error.filename, error.strerror)
+
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=say):
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
+        found += [Path(place, name) for name in names]
+    return sorted(found)
 
 
 def _place(name: str) -> str:
@@ -125,14 +143,29 @@ def _logs_among(folder: str, files: Mapping[str, tuple[str, ...]]) -> list[str]:
         folder: its name, to show.
         files: the parts of their paths below the folder.
     """
-    shown = {name: parts for name, parts in files.items() if not _left_out(parts)}
+    shown = {name: parts for name, parts in files.items() if not any(part.startswith(_HIDDEN) for part in parts)}
     logs = [name for name, parts in shown.items() if container_of(parts[-1])]
-    if logs and len(logs) < len(shown):
-        other = next(name for name, parts in shown.items() if not container_of(parts[-1]))
-        others = len(shown) - len(logs)
-        told = f"1 file is left out, {other}" if others == 1 else f"{others} files are left out, such as {other}"
-        _logger.warning("%s: %s; %s", folder, told, _KINDS)
+    if logs:
+        _say_left_out(folder, [name for name, parts in shown.items() if not container_of(parts[-1])], _KINDS)
     return logs
+
+
+def _without_outputs(where: str, names: Sequence[str], is_there: Callable[[str], bool]) -> list[str]:
+    """The files that a folder or a pattern names without what this command made of others, told by its manifests.
+
+    Their rows are those of logs that lie beside them, and would be labelled twice.
+    """
+    names = [name for name in names if not name.endswith(_MANIFEST)]
+    made = {name: None for name in names if is_there(f"{name}{_MANIFEST}")}
+    _say_left_out(where, list(made), "a manifest beside it says that it was labelled")
+    return [name for name in names if name not in made]
+
+
+def _say_left_out(where: str, names: Sequence[str], why: str) -> None:
+    """Says how many files are left out, if any, and why."""
+    if names:
+        told = "1 file is left out, " if len(names) == 1 else f"{len(names)} files are left out, such as "
+        _logger.warning("%s: %s%s; %s", where, told, names[0], why)
 
 
 def _is_of(path: str, written: str) -> bool:
@@ -140,7 +173,7 @@ def _is_of(path: str, written: str) -> bool:
     written = written.rstrip("/")
     if not written:
         return False
-    beside = (written, f"{written}.manifest.json", f"{written}.votes")
+    beside = (written, f"{written}{_MANIFEST}", f"{written}.votes")
     return path in beside or path.startswith((f"{written}/", f"{written}.parts/"))
 
 
@@ -159,11 +192,13 @@ def _find_remote(url: str, written: str) -> list[Source]:
         fs, path = fsspec.core.url_to_fs(url)
         facts = None if any(sign in _without_query(path) for sign in "*?[") else fs.info(path)
         if facts is None:
-            listed = fs.glob(path, detail=True)
+            matched = fs.glob(path, detail=True)
+            listed = {p: matched[p] for p in _without_outputs(url, list(matched), matched.__contains__)}
         elif container_of(_file_name(path)) and facts["type"] == "file":  # asked of HTTP, isdir reads all of it
             listed = {path: facts}
         elif fs.isdir(path):
             found = fs.find(path, detail=True)
+            found = {p: found[p] for p in _without_outputs(url, list(found), found.__contains__)}
             below = {p: PurePosixPath(_file_name(p) if p == path else p[len(path) :].strip("/")).parts for p in found}
             listed = {p: found[p] for p in _logs_among(url, below)}
         else:
@@ -202,7 +237,7 @@ def _file_name(path: str) -> str:
 
 
 def container_of(name: str) -> str | None:
-    """lines, csv or parquet by a file's name; None where it does not tell.
+    """lines, csv, tsv or parquet by a file's name; None where it does not tell.
 
     >>> container_of("a.jsonl.gz"), container_of("B.CSV.GZ"), container_of("README.md")
     ('lines', 'csv', None)
@@ -211,8 +246,3 @@ def container_of(name: str) -> str | None:
     if path.suffix.lower() in _COMPRESSED:
         path = PurePosixPath(path.stem)
     return CONTAINERS.get(path.suffix.lower())
-
-
-def _left_out(parts: tuple[str, ...]) -> bool:
-    """Whether a folder's file is hidden, or the manifest of a labelled one."""
-    return any(part.startswith((".", "_")) for part in parts) or parts[-1].endswith(".manifest.json")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from classifier.arrow import pyarrow
-from classifier.labelled import JSON_ENCODED, PREFIX, json_encoded
+from classifier.labelled import COLUMNS, JSON_ENCODED, PREFIX, json_encoded
 from classifier.texts import encodable, json_text
 
 MAX_COLUMNS = 1000
@@ -38,8 +38,9 @@ def infer_schema(rows: Iterable[Mapping[str, Any]], texts: Sequence[str] = ()) -
     pa, _ = pyarrow()
     types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string(), "": pa.string()}
     fields = []
+    labelled = COLUMNS.keys() <= kinds.keys()  # one of them alone is the log's own
     for name, kind in list(kinds.items())[:MAX_COLUMNS]:
-        if name.startswith(PREFIX) or name != encodable(name):
+        if (name.startswith(PREFIX) and not labelled) or name != encodable(name):
             continue
         metadata = JSON_ENCODED if kind == "json" else None
         fields.append(pa.field(name, types.get(kind, pa.string()), metadata=metadata))

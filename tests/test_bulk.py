@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from classifier import runs
+from classifier import bulk, runs
 from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
@@ -21,6 +21,7 @@ from classifier.labelled import COLUMNS, manifest_path, open_labelled
 from classifier.labelling import EngineAnswers
 from classifier.readers import Selection
 from classifier.runs import Options
+from classifier.sources import find_sources
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Request, Tier
 from tests.bulk_support import FakeMaker, prompts, write_lines
@@ -339,6 +340,26 @@ def test_an_output_may_lie_among_its_inputs(log, tmp_path, pattern):
     assert label(inputs, out, FakeMaker(), ONE).resumed_rows == 2500
 
 
+@pytest.mark.parametrize("meanwhile", ["begun", "complete"])
+def test_of_two_runs_that_begin_at_once_one_is_refused(log, tmp_path, meanwhile):
+    """Both saw no output: the manifest is that of the run that makes it, and the other one says to look again."""
+    out = tmp_path / "out.csv"
+    write_lines(tmp_path / "other.jsonl", [{"prompt": "hi"}])
+    identity = FakeMaker().identity("")
+    first, second = (
+        bulk.Run.open(find_sources([str(path)]), str(out), identity, ONE) for path in (log, tmp_path / "other.jsonl")
+    )
+    with first.held():
+        if meanwhile == "begun":
+            with pytest.raises(InputError, match="another run is writing it"), second.held():
+                pass
+        first.finish(first.label(FakeMaker(), lambda _: None).tally)
+    with pytest.raises(InputError, match="another run began it at the same time"), second.held():
+        pass
+    assert json.loads((tmp_path / "out.csv.manifest.json").read_text())["inputs"][0][0] == str(log)
+    assert label([str(log)], str(out), FakeMaker(), ONE).resumed_rows == 2500
+
+
 def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
     """A file without our manifest is never written over."""
     (tmp_path / "out.parquet").write_text("mine")
@@ -347,11 +368,40 @@ def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
     assert (tmp_path / "out.parquet").read_text() == "mine"
 
 
-def test_labelled_rows_are_not_labelled_again(log, tmp_path):
-    """An input that holds our columns is refused, and relabel is named."""
-    label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+def test_rights_that_are_wanting_are_no_want_of_space(log, tmp_path, monkeypatch):
+    """A folder that belongs to somebody else is told from a full disk by what to do about it."""
+
+    def refused(*_args, **_more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refused)
+    with pytest.raises(InputError, match=r"out.csv: cannot be written \(Permission denied\); see to the rights"):
+        label([str(log)], str(tmp_path / "out.csv"), FakeMaker(), ONE)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_labelled_rows_are_not_labelled_again(log, tmp_path, kind):
+    """An input that holds our columns is refused, and relabel is named; in lines one of them alone is the log's own."""
+    label([str(log)], str(tmp_path / f"out.{kind}"), FakeMaker(), ONE)
     with pytest.raises(InputError, match="classifier relabel"):
-        label([str(tmp_path / "out.parquet")], str(tmp_path / "again.parquet"), FakeMaker(), ONE)
+        label([str(tmp_path / f"out.{kind}")], str(tmp_path / "again.parquet"), FakeMaker(), ONE)
+    write_lines(tmp_path / "gateway.jsonl", [{"prompt": "hi", "classifier_tier": "simple"}])
+    tally = label([str(tmp_path / "gateway.jsonl")], str(tmp_path / "of_gateway.parquet"), FakeMaker(), ONE).tally
+    assert (tally.bad, tally.moved) == (0, {"classifier_tier": 1})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("pattern", ["", "*", "*.jsonl"], ids=["folder", "glob", "glob-of-lines"])
+def test_what_was_labelled_beside_its_logs_is_no_input(log, tmp_path, caplog, pattern, kind):
+    """Last month's output in the folder of the logs is left out and named, so that no row is labelled twice."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    shutil.copy(log, folder)
+    label([str(folder)], str(folder / f"january.{kind}"), FakeMaker(), ONE)
+    assert label([str(folder / pattern)], str(tmp_path / "february.jsonl"), FakeMaker(), ONE).tally.rows == 2500
+    left_out = [record.getMessage() for record in caplog.records if "labelled" in record.getMessage()]
+    assert all(f"1 file is left out, {folder}/january.{kind}" in message for message in left_out)
+    assert len(left_out) == (pattern != "*.jsonl" or kind == "jsonl")
 
 
 def test_an_unknown_policy_is_refused_before_anything_is_read(log, tiny_bundle_path, tmp_path):

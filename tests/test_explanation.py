@@ -125,6 +125,35 @@ def test_a_whole_request_is_read_from_a_file_and_routed(tiny_bundle_path, tmp_pa
     assert (kept["tier"], kept["route"], kept["reason"], kept["guaranteed"]) == ("complex", "home", "route", False)
 
 
+@pytest.mark.parametrize(
+    ("body", "signals"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image_url"}]}],
+             "tools": [{"type": "function", "function": {"name": "f"}}]},
+            ["[turns=1]", "[tools=1]", "[attachments=1]"],
+        ),
+        (
+            {"system": "Be brief.", "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "content": "out"}]}]},
+            ["[turns=1]", "[tools=0]", "[attachments=0]"],
+        ),
+        ({"input": "hi"}, ["[turns=1]", "[tools=0]", "[attachments=0]"]),
+        ({"prompt": "hi", "attachments": 1}, ["[turns=1]", "[tools=0]", "[attachments=1]"]),
+    ],
+    ids=["openai", "anthropic", "responses", "prompt"],
+)  # fmt: skip
+def test_a_body_is_explained_as_its_api_means_it(tiny_bundle_path, tmp_path, body, signals):
+    """What a gateway sent is read as in its log: content parts, tool calls, the shapes of every API."""
+    (tmp_path / "r.json").write_text(json.dumps(body))
+    done = run("--bundle", tiny_bundle_path, "--explain", "--json", "--request", tmp_path / "r.json")
+    found = json.loads(done.output)["explanation"]
+    assert [signal["what"] for signal in found["signals"]][:3] == signals
+    assert [part["what"] for part in found["parts"]] == ["hi"]
+
+
 def test_a_request_that_is_nested_too_deeply_is_told(tmp_path):
     """A file that no reader can open is an error of one line, no traceback."""
     (tmp_path / "deep.json").write_text("[" * 100_000)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import http.server
 import io
 import json
+import lzma
 import os
 import pickle
 import resource
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -176,6 +179,21 @@ def test_an_empty_cell_is_no_request(row):
 
 
 @pytest.mark.parametrize(
+    ("more", "tools", "attachments"),
+    [
+        ({"tools": ["sh", {"name": "edit"}]}, ("sh", "edit"), 0),
+        ({"tools": [], "attachments": 2}, (), 2),
+        ({"tools": "hammer", "attachments": 1}, (), 0),
+        ({"attachments": "a.pdf", "tools": ["sh"]}, (), 0),
+    ],
+    ids=["tools", "attachments", "a text", "a file's name"],
+)
+def test_a_prompt_is_rated_with_what_it_came_with(more, tools, attachments):
+    """Tools and attachments beside a prompt count as beside messages; other columns of their names cost no row."""
+    assert told(request_of_row({"prompt": "hi", **more})) == ([("user", "hi")], tools, attachments)
+
+
+@pytest.mark.parametrize(
     ("row", "text_field", "wanted"),
     [
         ({"body": "Dear all", "question": "[1] Why?"}, "question", "[1] Why?"),
@@ -312,9 +330,9 @@ def test_a_named_format_takes_nothing_else():
             request_of_row({"prompt": "hi"}, row_format)
 
 
-@pytest.mark.parametrize("pack", ["plain", "gz", "zst", "zst-frames", "bom"])
+@pytest.mark.parametrize("pack", ["plain", "gz", "zst", "zst-frames", "bz2", "xz", "bom"])
 def test_compressed_files_are_read_as_plain_ones(pack, tmp_path):
-    """Packed by gzip or Zstandard, in one frame or several, or marked as UTF-8: the same rows; names do not matter."""
+    """Packed by one of four, in one frame or several, or marked as UTF-8: the same rows; names do not matter."""
     lines = [json.dumps({"prompt": text}).encode() + b"\n" for text in prompts(10)]
     data = b"".join(lines)
     one = zstandard.ZstdCompressor().compress
@@ -322,6 +340,8 @@ def test_compressed_files_are_read_as_plain_ones(pack, tmp_path):
         "plain": data,
         "gz": gzip.compress(data[:100]) + gzip.compress(data[100:]),
         "zst": one(data),
+        "bz2": bz2.compress(data[:100]) + bz2.compress(data[100:]),
+        "xz": lzma.compress(data[:100]) + bytes(4) + lzma.compress(data[100:]),
         "zst-frames": one(data[:100]) + one(data[100:]),
         "bom": b"\xef\xbb\xbf" + data,
     }[pack]
@@ -362,7 +382,7 @@ def test_a_file_that_comes_twice_is_named(tmp_path, monkeypatch):
 
 def test_what_a_folder_leaves_out_is_said(tmp_path, caplog):
     """Names count without their case; of files that are no logs by their names there is a number and an example."""
-    names = ["B.JSONL.GZ", "a.jsonl", "c.jsonl.bz2", "gw.log.1", ".hidden", "_temporary.txt", "a.parquet.manifest.json"]
+    names = ["B.JSONL.GZ", "a.jsonl", "c.jsonl.lz4", "gw.log.1", ".hidden", "_temporary.txt", "a.parquet.manifest.json"]
     remote = fsspec.filesystem("memory")
     for name in names:
         (tmp_path / name).write_text("{}\n")
@@ -372,7 +392,7 @@ def test_what_a_folder_leaves_out_is_said(tmp_path, caplog):
         assert [source.name.rsplit("/", 1)[1] for source in find_sources([folder])] == ["B.JSONL.GZ", "a.jsonl"]
         [message] = [record.getMessage() for record in caplog.records]
         assert message.startswith(f"{folder}: 2 files are left out, such as ")
-        assert "c.jsonl.bz2; names end in .jsonl" in message
+        assert "c.jsonl.lz4; names end in .jsonl" in message
 
 
 def test_the_one_file_that_a_folder_leaves_out_is_named(tmp_path, caplog):
@@ -381,6 +401,35 @@ def test_the_one_file_that_a_folder_leaves_out_is_named(tmp_path, caplog):
         (tmp_path / name).write_text("{}\n")
     find_sources([str(tmp_path)])
     assert f"{tmp_path}: 1 file is left out, {tmp_path}/notes.txt; names end in .jsonl" in caplog.text
+
+
+def test_outputs_in_a_store_are_no_inputs_either(caplog):
+    """A folder of a store with an output and its manifest is read without them, as one on a disk is."""
+    remote = fsspec.filesystem("memory")
+    for name in ("a.jsonl", "out.jsonl", "out.jsonl.manifest.json"):
+        remote.pipe(f"/uploaded/{name}", b"{}\n")
+    for url in ("memory://uploaded", "memory://uploaded/*"):
+        caplog.clear()
+        assert [source.name for source in find_sources([url])] == ["memory:///uploaded/a.jsonl"]
+        assert f"{url}: 1 file is left out, /uploaded/out.jsonl" in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, caplog, monkeypatch):
+    """What stands in a folder below that belongs to somebody else is left out, and that is said."""
+    for name in ("mine", "theirs", ".theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text("{}\n")
+    scandir = os.scandir
+
+    def refused(place):
+        if str(place).endswith("theirs"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert [source.name for source in find_sources([str(tmp_path)])] == [str(tmp_path / "mine" / "a.jsonl")]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message == f"{tmp_path}/theirs: cannot be read (Permission denied); what is in it is left out"
 
 
 def test_archives_are_read_by_their_urls(tmp_path):
@@ -469,7 +518,7 @@ def test_an_empty_file_is_an_empty_output(name, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
 
 
-@pytest.mark.parametrize("pack", ["gz", "zst", "parquet", "parquet-footer"])
+@pytest.mark.parametrize("pack", ["gz", "zst", "bz2", "xz", "parquet", "parquet-footer"])
 def test_the_rest_of_a_file_that_breaks_off_is_one_bad_row(pack, tmp_path):
     """What comes before the damage is labelled; the rest is one bad row that says so."""
     rows = [{"prompt": f"{text} {os.urandom(30).hex()}"} for text in prompts(5000)]
@@ -481,7 +530,9 @@ def test_the_rest_of_a_file_that_breaks_off_is_one_bad_row(pack, tmp_path):
     else:
         path = path.with_name(f"log.jsonl.{pack}")
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        packed = gzip.compress(data) if pack == "gz" else zstandard.ZstdCompressor().compress(data)
+        blocks = partial(bz2.compress, compresslevel=1)  # what breaks off is lost in blocks of 100 kB
+        how = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": blocks, "xz": lzma.compress}
+        packed = how[pack](data)
         path.write_bytes(packed[: len(packed) // 2])
     errors, tally = outcome(path, tmp_path)
     assert errors[-1].startswith("the rest of the file cannot be read")
@@ -490,10 +541,21 @@ def test_the_rest_of_a_file_that_breaks_off_is_one_bad_row(pack, tmp_path):
     assert pack == "parquet-footer" or tally.rows > 500
 
 
+@pytest.mark.parametrize("name", ["logs.zip", "logs.csv"])
+def test_an_archive_that_is_named_as_a_file_says_how_to_name_it(name, tmp_path):
+    """A ZIP archive is one bad row, which says by which URL its files are read."""
+    with zipfile.ZipFile(tmp_path / name, "w") as file:
+        file.writestr("a.jsonl", '{"prompt": "hi"}\n' * 100)
+    [error], _ = outcome(tmp_path / name, tmp_path)
+    assert "is a ZIP archive; name what is in it, as zip://*.jsonl::FILE.zip" in error
+
+
 def test_utf_16_and_json_of_many_lines_say_what_to_do(tmp_path):
     """A file that is no JSON lines says so on its first row, with the command that makes it so."""
-    (tmp_path / "a.jsonl").write_bytes('{"prompt": "hi"}\n'.encode("utf-16"))
-    assert "iconv" in outcome(tmp_path / "a.jsonl", tmp_path)[0][0]
+    for name in ("a.jsonl", "a.csv", "a.tsv"):
+        (tmp_path / name).write_bytes('{"prompt": "hi"}\n{"prompt": "ho"}\n'.encode("utf-16"))
+        [error], _ = outcome(tmp_path / name, tmp_path)
+        assert "iconv" in error
     (tmp_path / "b.json").write_text(json.dumps([{"prompt": "hi"}], indent=1))
     assert "jq -c" in outcome(tmp_path / "b.json", tmp_path)[0][0]
 
@@ -586,7 +648,7 @@ def test_a_line_of_200_mb_is_passed_over(monkeypatch):
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 5 * MAX_ROW_BYTES
 
 
-OPEN = "has a quote that is not closed before a comma or the end of a line"
+OPEN = "has a quote that is not closed at the end of its column or its line"
 COUNT = "has 1 fields, the header has 2"
 
 
@@ -654,13 +716,27 @@ def test_fields_beyond_the_header_are_kept_beside_a_column_called_fields():
     assert row.payload == {"prompt": "hi", "fields": "mine", "fields_3": '["more"]'}
 
 
+def test_a_tsv_file_is_parted_by_tabs(tmp_path):
+    """Its columns are kept by name, with commas, quotes and lines in them; a bad row costs itself, packed or not."""
+    rows = b'id\tprompt\n1\thi, you\n2\t"two\nlines\t""x"""\n3\n4\tsay "so"\n5\t"open\n'
+    (tmp_path / "a.tsv").write_bytes(rows)
+    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(rows))
+    for name in ("a.tsv", "b.tsv.gz"):
+        errors, _ = outcome(tmp_path / name, tmp_path)
+        assert errors == [None, None, "has 1 fields, the header has 2", None, OPEN]
+        found = [row["prompt"] for row in open_labelled(tmp_path / f"{name}.jsonl").rows(["prompt"]) if row]
+        assert found[:2] == ["hi, you", 'two\nlines\t"x"']
+        assert 'say "so"' in found
+
+
 @pytest.mark.parametrize(("sign", "name"), [(b";", "semicolons"), (b"\t", "tabs")], ids=["semicolons", "tabs"])
 def test_csv_without_commas_says_so_once(sign, name, tmp_path):
     """A file parted by semicolons or tabs is one bad row that says what to do; in quotes the sign is part of a name."""
     (tmp_path / "a.csv").write_bytes(b"prompt" + sign + b"model\nhi" + sign + b"x, y\n")
     (tmp_path / "b.csv").write_bytes(b'"prompt' + sign + b'model"\nhi\n')
     [error], _ = outcome(tmp_path / "a.csv", tmp_path)
-    assert error.startswith(f"the header has {name} and no comma; write the file with commas")
+    advice = {"tabs": "name the file .tsv", "semicolons": "write the file with commas"}[name]
+    assert error.startswith(f"the header has {name} and no comma; {advice}")
     assert outcome(tmp_path / "b.csv", tmp_path, text_field=f"prompt{sign.decode()}model")[0] == [None]
 
 

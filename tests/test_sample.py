@@ -100,11 +100,30 @@ def test_gateways_bodies_become_corpus_lines(tmp_path):
     assert (line["messages"], line["attachments"]) == ([{"role": "user", "content": "what is this"}], 1)
 
 
-def test_a_conversation_is_drawn_once(tmp_path):
-    """What the log repeats is not labelled twice."""
-    rows = [labelled_row("simple", prompt="the same") for _ in range(10)]
-    done = run(write_labelled(tmp_path / "l.parquet", rows), "--random", "10", "-o", "-")
-    assert len(done.stdout.splitlines()) == 1
+def test_a_random_draw_repeats_what_traffic_repeats(tmp_path):
+    """Thresholds are fitted on rows that count as often as they come; by tier no request is drawn twice."""
+    rows = [labelled_row("simple", prompt="the same" if i < 6 else f"p{i}") for i in range(10)]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    done = run(path, "--random", "10", "-o", tmp_path / "r.jsonl")
+    assert done.stderr == "10 rows to label, 5 of them repeat another, as the traffic does\n"
+    drawn = lines(tmp_path / "r.jsonl")
+    assert len({row["id"] for row in drawn}) == 10
+    assert sum(row["messages"][0]["content"] == "the same" for row in drawn) == 6
+    assert len(run(path, "--per-tier", "10", "-o", "-").stdout.splitlines()) == 5
+
+
+def test_what_repeats_is_asked_once(tmp_path):
+    """One answer is that of every row with the request, can be taken back, and holds for rows that are drawn later."""
+    path = tmp_path / "m.jsonl"
+    texts = ["same", "other", "same", "same"]
+    rows = [{"id": str(i), "messages": [{"role": "user", "content": text}]} for i, text in enumerate(texts)]
+    said = talk(rows[:3], path, "1", "b", "3", "q")
+    assert "2 labelled, 1 to go" in said
+    assert [(row["id"], row["tier"]) for row in lines(path)] == [("0", "complex"), ("2", "complex")]
+    talk(rows, path, "1")
+    assert {row["id"]: row["tier"] for row in lines(path)} == {
+        "0": "complex", "2": "complex", "3": "complex", "1": "simple"
+    }  # fmt: skip
 
 
 def test_rows_whose_columns_came_late_are_drawn(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ PART_CHARS = 60
 @click.command(name="classify")
 @click.argument("text", required=False)
 @click.option(
-    "--request", "path", metavar="FILE", help="JSON object with messages, tools, attachments, instead of TEXT."
+    "--request", "path", metavar="FILE", help="A chat body as JSON: messages, tools, attachments; instead of TEXT."
 )
 @bundle_option
 @click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")
@@ -75,6 +75,7 @@ def command(
 
 
 def _request(text: str | None, path: str | None, fields: dict[str, Any]) -> Request:
+    from classifier.conversations import request_of_body
     from classifier.errors import InputError
     from classifier.types import Request
 
@@ -92,7 +93,7 @@ def _request(text: str | None, path: str | None, fields: dict[str, Any]) -> Requ
         raise InputError(f"{path}: is not JSON ({type(error).__name__}); give one object with messages") from None
     if not isinstance(row, dict):
         raise InputError(f"{path}: expected one JSON object with messages, found a {type(row).__name__}")
-    return Request.from_json(row, **fields)
+    return request_of_body({"messages": row.get("prompt"), **row}, **fields)
 
 
 def _tier(name: str, value: str | None) -> Tier | None:

@@ -68,7 +68,7 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    r"""Labels logs: IN is a file, folder, glob or URL of JSON lines, CSV or Parquet (also .gz, .zst), or - for stdin.
+    r"""Labels logs: IN is a file, folder, glob or URL of JSON lines, CSV, TSV or Parquet, or - for stdin.
 
     A run that was stopped goes on when the same command is given again. Bad rows are kept with their error.
 
@@ -161,7 +161,7 @@ def _summary(progress: Progress, output: str, seconds: float) -> str:
               for reason, count in tally.errors.most_common()]  # fmt: skip
     if tally.moved:
         moved = ", ".join(f"{name} {count:,}" for name, count in tally.moved.most_common(5))
-        lines.append(f"  values of another type than the first rows had, kept in classifier_extra: {moved}")
+        lines.append(f"  values that do not fit the columns of the first rows, kept in classifier_extra: {moved}")
     if not tally.golden_ok:
         lines.append("  golden inputs differ on this processor: no policy's promise covers these tiers")
     return "\n".join(lines)

@@ -53,6 +53,7 @@ def command(
     classifier sample labelled.parquet --per-tier 50 --boundary -o to_label.jsonl
     python -m training calibrate --bundle BUNDLE --data mine.jsonl --out BUNDLE2
     """
+    from classifier.annotate import request_of_line
     from classifier.durable import explained, write_whole
 
     if (most is None) == (per_tier is None):
@@ -79,7 +80,9 @@ def command(
     else:
         with explained(output):
             write_whole(Path(output), lines)
-    click.echo(f"{len(rows)} rows to label", err=True)
+    repeats = len(rows) - len(set(map(request_of_line, rows)))
+    told = f", {repeats} of them repeat another, as the traffic does" if repeats else ""
+    click.echo(f"{len(rows)} rows to label{told}", err=True)
 
 
 def _draw(
@@ -91,7 +94,11 @@ def _draw(
     text_field: str,
     source: str,
 ) -> list[dict[str, Any]]:
-    """Corpus lines without a label, no conversation twice."""
+    """Corpus lines without a label; no request twice where they are drawn by tier.
+
+    A random draw keeps what traffic repeats: its thresholds are fitted on rows that count as often as they come.
+    """
+    from classifier.annotate import request_of_line
     from classifier.errors import InputError
     from classifier.sampling import distance_to_boundary, draw_by_tier, draw_random
     from classifier.traffic import read_decisions, read_rows
@@ -108,19 +115,21 @@ def _draw(
             distances = distance_to_boundary(traffic.probabilities, traffic.tiers, traffic.policy.threshold)
         drawn = draw_by_tier(traffic.tiers, int(per_tier or 0), distances=distances, seed=seed)
     places = [int(traffic.rows[d.position]) for d in drawn]
-    lines: dict[str, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
     unread = 0
     for d, place, row in zip(drawn, places, read_rows(path, places), strict=True):
         line = corpus_line(row, place, text_field)
         unread += line is None
         if line is not None:
             facts = {"source": source, "sampled_for": d.reason, "sampled_share": round(d.share, 9)}
-            lines.setdefault(json.dumps(line["messages"]), line | facts)
+            lines.append(line | facts)
     if not lines:
         raise InputError(f"{path}: no row drawn holds a request (messages, a body, or {text_field}); see --text-field")
     if unread:
         click.echo(_left_out(unread, len(drawn), text_field, at_random=most is not None), err=True)
-    return list(lines.values())
+    if most is not None:
+        return lines
+    return list({request_of_line(line): line for line in reversed(lines)}.values())[::-1]
 
 
 def _left_out(unread: int, drawn: int, text_field: str, *, at_random: bool) -> str:
