@@ -326,10 +326,8 @@ class Batch:
             ClassifierError: the server answered more or fewer than it was asked.
         """
         if len(results) != len(self.plans_sent):
-            missing = ClassifierError(
-                f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch"
-            )
-            return self.failed(missing)
+            answered = f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch"
+            return self.failed(ClassifierError(answered))
         if self.plans_sent:
             self._logic.breaker.succeeded()
         found = iter(results)

@@ -23,7 +23,6 @@ from classifier.types import TIERS
 
 FEWEST_LABELS = 50
 """A recommendation rests on measured risk from so many labels on."""
-_Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +100,5 @@ def wider(interval: Interval, n: float) -> Interval:
     p = interval.estimate
     if not n or not np.isfinite(p):
         return Interval(p, float("nan"), float("nan"))
-    _, low, high = wilson(p, n, _Z)
+    _, low, high = wilson(p, n)
     return Interval(p, float(np.nanmin([interval.low, low])), float(np.nanmax([interval.high, high])))

@@ -246,7 +246,7 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * (s.size - count)))
 
 
-def wilson(mean: float, n: float, z: float) -> Interval:
+def wilson(mean: float, n: float, z: float = 1.959964) -> Interval:
     """Wilson's interval of a share, which stays within 0 and 1 and is not empty where none of n, or all, were seen.
 
     Where rows are weighted n may be an effective sample size (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
@@ -254,9 +254,9 @@ def wilson(mean: float, n: float, z: float) -> Interval:
     Args:
         mean: the share seen, 0 to 1.
         n: rows that it was seen on, above 0.
-        z: quantile of the normal distribution, such as 1.96 for 95 %.
+        z: quantile of the normal distribution: 1.959964 gives 95 %.
 
-    >>> [round(x, 3) for x in wilson(0.0, 50, 1.96)]
+    >>> [round(x, 3) for x in wilson(0.0, 50)]
     [0.0, 0.0, 0.071]
     """
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
@@ -324,10 +324,11 @@ def bootstrap_intervals(
     draw = partial(rng.integers, 0, n, n) if groups is None else _group_sampler(np.asarray(groups), rng)
     drawn = (draw() for _ in range(draws))
     samples = np.array([statistics(*(v[rows] for v in values)) for rows in drawn], dtype=np.float64)
-    return [_percentiles(float(one), column, level) for one, column in zip(statistics(*values), samples.T, strict=True)]
+    return [percentiles(float(one), column, level) for one, column in zip(statistics(*values), samples.T, strict=True)]
 
 
-def _percentiles(estimate: float, samples: NDArray[np.float64], level: float) -> Interval:
+def percentiles(estimate: float, samples: NDArray[np.float64], level: float) -> Interval:
+    """An estimate with the middle `level` of its (draws,) bootstrap samples; those that are not finite are left out."""
     finite = samples[np.isfinite(samples)]
     if not finite.size:
         return Interval(estimate, float("nan"), float("nan"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval
+from classifier.metrics import Interval, percentiles
 
 FEWEST_DAYS = 20
 MOST_BLOCKS = 5000
@@ -57,11 +57,7 @@ class Resampled:
 
     def interval(self, samples: Array) -> Interval:
         """The first of (1 + draws,) numbers with the interval that the others have; NaN among them are left out."""
-        finite = samples[1:][np.isfinite(samples[1:])]
-        if not len(finite):
-            return Interval(float(samples[0]), float("nan"), float("nan"))
-        low, high = np.quantile(finite, [(1 - self._level) / 2, (1 + self._level) / 2])
-        return Interval(float(samples[0]), float(low), float(high))
+        return percentiles(float(samples[0]), samples[1:], self._level)
 
     def share(self, part: Array, whole: Array) -> Array:
         """Parts of wholes, (1 + draws,) each; NaN where there is no whole."""

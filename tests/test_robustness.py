@@ -52,8 +52,14 @@ def test_typos_hit_about_as_many_letters_as_asked():
 
 def test_moved_counts_both_directions():
     """Changed is up and down together."""
-    found = moved(np.array([0, 1, 2, 3]), np.array([0, 2, 1, 1]), draws=50)
+    found = moved(np.array([0, 1, 2, 3]), np.array([0, 2, 1, 1]))
     assert (found["changed"].estimate, found["up"].estimate, found["down"].estimate) == (0.75, 0.25, 0.5)
+
+
+def test_tiers_that_never_moved_may_still_move_at_times():
+    """None of 50 rows changed leaves room for some that would: the interval is not empty."""
+    found = moved(np.zeros(50, dtype=np.int64), np.zeros(50, dtype=np.int64))
+    assert found["changed"] == pytest.approx((0.0, 0.0, 0.0713), abs=1e-4)
 
 
 def test_twins_are_judged_in_their_groups():

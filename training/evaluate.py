@@ -20,7 +20,7 @@ from classifier import metrics
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import Interval, bootstrap_interval, bootstrap_intervals, paired_bootstrap, ranged
+from classifier.metrics import Interval, bootstrap_intervals, paired_bootstrap, ranged, wilson
 from classifier.types import TIERS
 from training.corpus import UNLABELLED, Row, tiers
 
@@ -188,7 +188,7 @@ def evaluate(
             what: {
                 name: {
                     "rows": len(index),
-                    "accuracy": bootstrap_interval(metrics.accuracy, p[index].argmax(1), y[index]),
+                    "accuracy": wilson(metrics.accuracy(p[index].argmax(1), y[index]), len(index)),
                 }
                 for name, index in members.items()
             }

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from classifier.engine import Engine
 from classifier.inputs import rated_index
-from classifier.metrics import bootstrap_interval, bootstrap_intervals, ranged
+from classifier.metrics import bootstrap_intervals, ranged, wilson
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
 from classifier.types import TIERS, Message, Request, Tier
@@ -97,17 +97,15 @@ def score_requests(engine: Engine, requests: Sequence[Request], *, name: str = "
     return np.array(found, dtype=np.float32).reshape(-1, len(TIERS))
 
 
-def moved(before: Indices, after: Indices, *, draws: int = 1000) -> dict[str, Any]:
-    """Shares of rows whose tier changed, went up, and went down, with intervals.
+def moved(before: Indices, after: Indices) -> dict[str, Any]:
+    """Shares of rows whose tier changed, went up, and went down, with Wilson's 95 % intervals.
 
     Args:
         before: (n,) tier indices.
         after: (n,) of the same rows, changed.
-        draws: bootstrap samples.
     """
     went = {"changed": after != before, "up": after > before, "down": after < before}
-    shares = bootstrap_intervals(lambda *some: [one.mean() for one in some], *went.values(), draws=draws)
-    return {"rows": len(before), **dict(zip(went, shares, strict=True))}
+    return {"rows": len(before)} | {name: wilson(float(rows.mean()), len(rows)) for name, rows in went.items()}
 
 
 def twins(rows: Sequence[Row], chosen: Indices) -> dict[str, Any]:
@@ -242,7 +240,7 @@ def summarise_attacks(attacks: Sequence[Attack], tries: int) -> dict[str, Any] |
     return {
         "prompts": len(attacks),
         "tries": tries,
-        "raised": bootstrap_interval(lambda v: float(v.mean()), raised),
+        "raised": wilson(float(raised.mean()), len(raised)),
         "by_tries": [[t, float((needed <= t).mean())] for t in sorted({s for s in STAGES if s <= tries} | {tries})],
         "by_steering_sentence": float((needed <= min(tries, len(RAISING))).mean()),
     }
