@@ -305,7 +305,7 @@ class Shadow:
         while (item := self._queue.get()) is not None:
             prepared, decision = item
             engine = self.engine
-            if engine is None:
+            if engine is None or engine.bundle_version == decision.bundle_version:  # promoted: it answers by now
                 continue
             try:
                 again = engine.prepare(prepared.request)

@@ -260,6 +260,20 @@ def test_a_shadow_is_scored_and_never_answers(tiny_engine):
     shadow.close()
 
 
+def test_a_shadow_that_was_promoted_is_not_scored_beside_itself(tiny_engine):
+    """Where the bundle that answers is the shadow's own, a second run would say nothing."""
+    from classifier import Request
+
+    shadow = Shadow(1.0, lambda: False)
+    shadow.engine = promoted = FakeEngine(bundle_version=tiny_engine.bundle_version)
+    prepared = tiny_engine.prepare(Request.from_text("hi"))
+    decision = tiny_engine.decide(prepared, tiny_engine.score(prepared))
+    shadow.offer(prepared, decision)
+    until(shadow._queue.empty)
+    shadow.close()
+    assert promoted.runs == 0
+
+
 def test_a_shadow_with_no_time_drops_and_counts(tiny_engine):
     """While requests wait for a core the shadow sees none; what it missed is counted."""
     from classifier import Request
