@@ -228,6 +228,13 @@ def test_response_without_a_text_is_an_empty_one(body):
     assert (found.content, found.usage) == ("", (None, None))
 
 
+def test_an_answer_in_parts_is_its_text():
+    """Of an answer in parts the text counts, and neither thinking nor what is no part."""
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, 5, {"type": "text", "text": "[2]"}]
+    with endpoint(lambda _: (200, {}, {"choices": [{"message": {"content": parts}}]})) as server:
+        assert ask(server.url, Clock()).content == "[2]"
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [

@@ -307,13 +307,20 @@ def _response_of(body: bytes) -> Response | None:
     try:
         found = json.loads(body)
         usage, choice = found.get("usage"), found["choices"][0]
-        content = (choice.get("message") or {}).get("content")
+        content = _text_of((choice.get("message") or {}).get("content"))
         finish = choice.get("finish_reason")
     except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
         return None
     counts = (usage.get(name) if isinstance(usage, dict) else None for name in Usage._fields)
     usage = Usage(*(n if type(n) is int and 0 <= n <= MOST_TOKENS else None for n in counts))
-    return Response(content if isinstance(content, str) else "", usage, cut_off=finish == "length")
+    return Response(content, usage, cut_off=finish == "length")
+
+
+def _text_of(content: Any) -> str:
+    """The text of an answer; of one in parts, as models that show their thinking give, the parts of text."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _code_of(body: bytes) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 import uuid
@@ -59,6 +60,7 @@ except ImportError as missing:
 PATHS = ("/chat/completions", "/messages", "/responses")
 MODEL_HEADER = "x-ai-eg-model"
 """The header that Envoy AI Gateway routes on."""
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
 _BODY_REASON = "BODY_UNREADABLE"
 DRAIN_SECONDS = 10
 
@@ -92,6 +94,9 @@ class ExtProcSettings(GatewaySettings):
                 f"listen: {self.listen} can be reached by other machines, and Envoy sends prompts there without TLS; "
                 "listen on 127.0.0.1 or a unix socket beside Envoy, or say --insecure"
             )
+        if not _HEADER_NAME.fullmatch(self.model_header):
+            told = f"model_header: {self.model_header!r} is no header's name"
+            raise SettingsError(f"{told}; give letters, digits and hyphens, such as {MODEL_HEADER}")
         if self.rewrite_body and not self.routes:
             raise SettingsError("--rewrite-body needs --routes: without a table no model is known for a tier")
 

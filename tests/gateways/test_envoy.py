@@ -437,6 +437,13 @@ def test_other_machines_are_served_only_with_the_word_for_it(listen: str) -> Non
     assert ExtProcSettings(listen=listen, insecure=True).listen == listen
 
 
+@pytest.mark.parametrize("name", ["", "x model", "x-model:", "x-modèle", ":path\n"])
+def test_a_header_that_cannot_be_one_is_refused_at_the_start(name: str) -> None:
+    """What would reach no route is a mistake to hear of before the first request."""
+    with pytest.raises(SettingsError, match="no header's name"):
+        ExtProcSettings(model_header=name)
+
+
 @pytest.mark.failure("down", "Envoy")
 @pytest.mark.failure("the gateway", "Envoy")
 @pytest.mark.parametrize(("requests", "kills"), [(60, 1), pytest.param(1000, 10, marks=pytest.mark.faults)])
