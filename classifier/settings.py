@@ -288,6 +288,11 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     return Path(base) / "classifier"
 
 
+def otlp_protocol() -> str:
+    """What OpenTelemetry's own variables want spans to be sent by; empty where they do not say."""
+    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
+
+
 def _told(
     kinds: Mapping[str, Any],
     flags: Mapping[str, Any],

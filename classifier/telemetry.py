@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from classifier.errors import MissingExtra, SettingsError
 from classifier.seams import Observer
-from classifier.settings import split_address
+from classifier.settings import otlp_protocol, split_address
 from classifier.types import Decision, Tier
 
 # Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.
@@ -226,8 +225,12 @@ class Traces(Observer):
     """
 
     def __init__(self, provider: Any = None) -> None:
-        if provider is None:
-            _check_protocol()
+        # gRPC's exporter would send to an HTTP port all the same, and only its log could tell.
+        if provider is None and (protocol := otlp_protocol()) not in ("", "grpc"):
+            raise SettingsError(
+                f"traces: spans are sent over gRPC, and OTEL_EXPORTER_OTLP_(TRACES_)PROTOCOL is {protocol}; set it to "
+                "grpc, and the endpoint to the collector's gRPC port (4317)"
+            )
         try:
             from opentelemetry import context, propagate, trace
 
@@ -287,18 +290,6 @@ class Traces(Observer):
     def close(self) -> None:
         """Sends what is left."""
         self._provider.shutdown()
-
-
-def _check_protocol() -> None:
-    """Refuses what would be lost: gRPC's exporter sends to an HTTP port all the same, and only its log could tell."""
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if protocol := os.environ.get(name):
-            if protocol != "grpc":
-                raise SettingsError(
-                    f"traces: spans are sent over gRPC, and {name} is {protocol}; set it to grpc, and the endpoint to "
-                    "the collector's gRPC port (4317)"
-                )
-            return
 
 
 class Observers(Observer):
