@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from classifier.arrow import plain_rows, pyarrow, rows_at
 from classifier.errors import InputError
+from classifier.sources import MANIFEST
 from classifier.texts import csv_lines
 
 PREFIX = "classifier_"
@@ -74,7 +75,7 @@ def kind_of(path: str) -> str:
 def manifest_path(path: str | Path) -> Path:
     """Where the manifest of an output is."""
     path = Path(path)
-    return path.with_name(path.name + ".manifest.json")
+    return path.with_name(path.name + MANIFEST)
 
 
 def our_fields() -> list[Any]:

@@ -7,7 +7,7 @@ Knows nothing of bundles, policies or files. Tiers are column indices, int, 0 is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -303,18 +303,9 @@ def bootstrap_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval]:
-    """As `bootstrap_interval`, of several numbers on the same samples: each is drawn once for all of them.
+    """Intervals of several statistics of the same samples, each what `bootstrap_interval` would give of it alone.
 
-    Args:
-        statistics: takes the arrays, resampled along their first axis, and returns the numbers.
-        arrays: of equal length n.
-        groups: as there.
-        draws: as there.
-        level: as there.
-        seed: as there.
-
-    Returns:
-        For each number what `bootstrap_interval` returns for it alone.
+    Takes what that takes; `statistics` returns as many numbers each time.
     """
     values = [np.asarray(a) for a in arrays]
     n = len(values[0])
@@ -325,6 +316,14 @@ def bootstrap_intervals(
     drawn = (draw() for _ in range(draws))
     samples = np.array([statistics(*(v[rows] for v in values)) for rows in drawn], dtype=np.float64)
     return [percentiles(float(one), column, level) for one, column in zip(statistics(*values), samples.T, strict=True)]
+
+
+def bootstrap_each(
+    statistics: Mapping[str, Callable[..., float]], *arrays: ArrayLike, **more: Any
+) -> dict[str, Interval]:
+    """Named statistics with their intervals, on the same samples; the arguments are those of `bootstrap_intervals`."""
+    found = bootstrap_intervals(lambda *drawn: [of(*drawn) for of in statistics.values()], *arrays, **more)
+    return dict(zip(statistics, found, strict=True))
 
 
 def percentiles(estimate: float, samples: NDArray[np.float64], level: float) -> Interval:

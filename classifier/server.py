@@ -187,11 +187,10 @@ class Server:
             shadow = self._shadow = Shadow(settings.shadow_share, lambda: admission.waiting > 0, self._metrics)
             self.service.after = shadow.offer
             source = source_of(settings.shadow, settings.registry)
-            self._watched.append(
-                Watched("shadow", source, lambda engine: setattr(shadow, "engine", engine), self._metrics)
-            )
+            candidate = Watched("shadow", source, lambda engine: setattr(shadow, "engine", engine), self._metrics)
+            self._watched.append(candidate)
             # Whoever is promoted is no candidate any more: a server that starts after that must start all the same.
-            await self._look(again=False)
+            await _look_for(candidate, again=False)
         if self._metrics is not None:
             self._metrics.waiting = lambda: admission.waiting
 
@@ -229,10 +228,7 @@ class Server:
     async def _look(self, *, again: bool) -> None:
         async with self._looking:  # SIGHUP may come while the watcher looks
             for watched in self._watched:
-                try:
-                    await watched.check(again=again)
-                except Exception as error:  # looking must go on, whatever was found
-                    log.warning("looking for a bundle failed with %s; it goes on", type(error).__name__)
+                await _look_for(watched, again=again)
 
     def _read_files(self, *, again: bool) -> None:
         for what, read in (("tokens", self.service.identity.reload), ("routes", self._routes.reload)):
@@ -293,6 +289,13 @@ def _open_store(settings: ServerSettings, key: bytes) -> FeedbackStore:
     from classifier.feedback import open_store
 
     return open_store(settings.feedback_url, key=key, keep=settings.store, retention_days=settings.retention_days)
+
+
+async def _look_for(watched: Watched, *, again: bool) -> None:
+    try:
+        await watched.check(again=again)
+    except Exception as error:  # looking must go on, whatever was found
+        log.warning("looking for a bundle failed with %s; it goes on", type(error).__name__)
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

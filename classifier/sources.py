@@ -28,8 +28,8 @@ CONTAINERS = {
     ".pq": "parquet",
 }
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
-_MANIFEST = ".manifest.json"
-"""Behind the name of an output; see `labelled.manifest_path`."""
+MANIFEST = ".manifest.json"
+"""What the name of an output's manifest has behind that of the output."""
 _KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv, .tsv (also .gz, .zst, .bz2, .xz) or .parquet"
 _HIDDEN = (".", "_")
 _logger = logging.getLogger(__name__)
@@ -155,8 +155,8 @@ def _without_outputs(where: str, names: Sequence[str], is_there: Callable[[str],
 
     Their rows are those of logs that lie beside them, and would be labelled twice.
     """
-    names = [name for name in names if not name.endswith(_MANIFEST)]
-    made = {name: None for name in names if is_there(f"{name}{_MANIFEST}")}
+    names = [name for name in names if not name.endswith(MANIFEST)]
+    made = {name: None for name in names if is_there(f"{name}{MANIFEST}")}
     _say_left_out(where, list(made), "a manifest beside it says that it was labelled")
     return [name for name in names if name not in made]
 
@@ -173,7 +173,7 @@ def _is_of(path: str, written: str) -> bool:
     written = written.rstrip("/")
     if not written:
         return False
-    beside = (written, f"{written}{_MANIFEST}", f"{written}.votes")
+    beside = (written, f"{written}{MANIFEST}", f"{written}.votes")
     return path in beside or path.startswith((f"{written}/", f"{written}.parts/"))
 
 

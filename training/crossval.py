@@ -28,7 +28,7 @@ from classifier.calibration import IDENTITY
 from classifier.durable import explained
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import bootstrap_intervals
+from classifier.metrics import bootstrap_each
 from training import processes
 from training.corpus import RUBRIC, Row, source_folds, tiers
 from training.evaluate import baselines, statistics
@@ -198,14 +198,12 @@ def summary(path: Path) -> dict[str, Any]:
         if (here := sources == name).sum() >= FEWEST_OF_SOURCE
     ]
     numbers = statistics()
-    headline = bootstrap_intervals(
-        lambda p, y: [numbers[name](p, y) for name in HEADLINE], probabilities, labels, groups=sources, draws=200
-    )
+    headline = {name: numbers[name] for name in HEADLINE}
     return {
         "model": model_of(path),
         "rows": len(labels),
         "sources": len(np.unique(sources)),
-        **dict(zip(HEADLINE, headline, strict=True)),
+        **bootstrap_each(headline, probabilities, labels, groups=sources, draws=200),
         "by_source": sorted(by_source, key=lambda entry: entry[2]),
     }
 

@@ -20,7 +20,7 @@ from classifier import metrics
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import Interval, bootstrap_intervals, paired_bootstrap, ranged, wilson
+from classifier.metrics import Interval, bootstrap_each, paired_bootstrap, ranged, wilson
 from classifier.types import TIERS
 from training.corpus import UNLABELLED, Row, tiers
 
@@ -86,9 +86,7 @@ def summarise(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000
 ) -> dict[str, Interval]:
     """Every statistic with its bootstrap interval, on the same samples."""
-    wanted = statistics()
-    found = bootstrap_intervals(lambda p, y: [of(p, y) for of in wanted.values()], probabilities, labels, draws=draws)
-    return dict(zip(wanted, found, strict=True))
+    return bootstrap_each(statistics(), probabilities, labels, draws=draws)
 
 
 def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.inputs import rated_text
-from classifier.metrics import bootstrap_intervals, tier_shares
+from classifier.metrics import bootstrap_each, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_report import constant_cost, promised_or_estimated, random_risk, reliability, under
@@ -128,8 +128,7 @@ def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[s
         "frontier_misses": misses,
         "cost": lambda c, _: float(price[c].mean()),
     }
-    found = bootstrap_intervals(lambda c, y: [of(c, y) for of in numbers.values()], chosen, labels, draws=DRAWS)
-    return dict(zip(numbers, found, strict=True))
+    return bootstrap_each(numbers, chosen, labels, draws=DRAWS)
 
 
 def _routers(

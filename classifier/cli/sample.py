@@ -129,7 +129,10 @@ def _draw(
         click.echo(_left_out(unread, len(drawn), text_field, at_random=most is not None), err=True)
     if most is not None:
         return lines
-    return list({request_of_line(line): line for line in reversed(lines)}.values())[::-1]
+    once: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        once.setdefault(request_of_line(line), line)
+    return list(once.values())
 
 
 def _left_out(unread: int, drawn: int, text_field: str, *, at_random: bool) -> str:
