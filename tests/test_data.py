@@ -231,6 +231,7 @@ def test_no_personal_data(rows, what, pattern):
     assert found == [], what
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no other corpora beside the project to compare with")
 def test_nothing_is_copied_from_other_corpora(read):
     """No row of ours is a row of the corpora beside the project, nor shares a run of twenty words with one."""
