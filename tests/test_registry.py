@@ -655,6 +655,24 @@ def test_an_event_that_nobody_here_wrote_is_not_followed(tmp_path, bundles, fiel
     assert (tmp_path / "precious").is_dir()
 
 
+def test_a_version_is_no_path_to_delete_or_to_write_to(tmp_path, bundles):
+    """Whoever can write to a remote registry has no folder deleted or filled on the machines that read from it."""
+    name = f"registry-{next(_numbers)}"
+    registry = Registry(f"memory://{name}", cache=tmp_path / "cache")
+    registry.promote(registry.add(bundles[0]))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    event = fsspec.filesystem("memory")
+    state = json.loads(event.cat_file(f"/{name}/events/00000002.json"))
+    [folder] = state["folders"].values()
+    for version in ("../../precious", str(tmp_path / "precious"), "..", ""):
+        forged = state | {"number": 3, "folders": {version: folder}, "aliases": {"current": version}, "since": {}}
+        event.pipe_file(f"/{name}/events/00000003.json", json.dumps(forged).encode())
+        with pytest.raises(BundleError, match=r"00000003\.json: is no event"):
+            registry.fetch("current")
+    assert [path.name for path in (tmp_path / "precious").iterdir()] == ["file"]
+
+
 def test_what_a_server_starts_from(tmp_path, bundles, versions):
     """A folder is itself, a name is looked up, nothing means current where there is one and the shipped one else."""
     registry = Registry(tmp_path / "registry")
