@@ -238,7 +238,7 @@ async def _aside(work: Callable[[], T]) -> T:
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as error:
+        except BaseException as error:  # a panic of the tokeniser's is no Exception, and whoever waits must hear of it
             done.set_exception(error)
 
     thread = threading.Thread(target=run, name="bundle", daemon=True)
