@@ -211,7 +211,7 @@ def serve_metrics(address: str, registry: CollectorRegistry) -> Callable[[], Non
 
 
 def _quiet(handler: Any) -> Any:
-    """The page's handler that waits for no caller for ever, and writes no traceback where one leaves or sends rubbish."""
+    """The page's handler that waits for no caller for ever, and writes no traceback where one leaves or sends junk."""
 
     class Quiet(handler):  # type: ignore[misc]
         timeout = PAGE_SECONDS
