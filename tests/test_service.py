@@ -306,6 +306,36 @@ def test_a_caller_leaves_streams_to_others(stub_of, tmp_path):
         assert opened(lambda: stream("flood"))
 
 
+def test_a_token_that_is_taken_back_ends_the_streams_that_it_opened(stub_of, tmp_path):
+    """From then on a stream gets no answer, however long it was open before."""
+    path, token = tmp_path / "tokens", "alice-0123456789abcdef"
+    path.write_text(f"alice {token}\n")
+    bearer = (("authorization", f"Bearer {token}"),)
+    with fake_server(tokens=str(path), watch_seconds=0.01) as address:
+        stub, taken_back = stub_of(address), threading.Event()
+
+        def one_and_then_another():
+            yield pb.ClassifyStreamRequest(request=prompt())
+            taken_back.wait(60)
+            yield pb.ClassifyStreamRequest(request=prompt())
+
+        held = opened(lambda: stub.ClassifyStream(one_and_then_another(), timeout=60, metadata=bearer))
+        path.write_text("alice fedcba9876543210-alice\n")
+
+        def refused():
+            try:
+                stub.Classify(prompt(), timeout=60, metadata=bearer)
+            except grpc.RpcError as error:
+                return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return False
+
+        until(refused)
+        taken_back.set()
+        with pytest.raises(grpc.RpcError) as end:
+            list(held)
+        assert end.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_info_states_versions_limits_and_promises(stub):
     """GetInfo has tiers, limits, the default policy and what each policy promises."""
     info = stub.GetInfo(pb.GetInfoRequest(), timeout=60)
