@@ -156,7 +156,7 @@ class History:
 
     def _numbers(self) -> list[int]:
         names = self._objects.names("events")
-        return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
+        return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
 
     def _read(self, number: int) -> Event:
         try:

@@ -138,6 +138,13 @@ def test_a_folder_wants_its_manifests_version(tiny_bundle_path, tmp_path):
     assert source.wanted() == source.load().bundle_version
     with pytest.raises(BundleNotFound):
         Folder(tmp_path).wanted()
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleNotFound):
+        Folder(tmp_path).wanted()
+    (tmp_path / "manifest.json").unlink()
+    os.mkfifo(tmp_path / "manifest.json")  # would be waited for
+    with pytest.raises(BundleNotFound):
+        Folder(tmp_path).wanted()
 
 
 @pytest.mark.parametrize("damage", ["half", "altered"])
