@@ -20,6 +20,7 @@ from classifier.kept import Kept
 
 MIN_TOKEN_CHARS = 16
 _SCHEME = "bearer "
+_COMMON_NAME = "x509_common_name"
 log = logging.getLogger(__name__)
 
 
@@ -111,7 +112,7 @@ class Identity:
         """Whose call it is.
 
         Raises:
-            Unauthenticated: no token, or one that is not known.
+            Unauthenticated: no token, one that is not known, or a certificate without a name.
         """
         principal = ""
         if self._tokens is not None:
@@ -125,7 +126,10 @@ class Identity:
                 raise Unauthenticated(f"{what}; send the metadata 'authorization: Bearer TOKEN'")
             principal = found
         elif self._certificates:
-            principal = _certificate_name(call.auth_context())
+            context = call.auth_context()
+            principal = _certificate_name(context)
+            if not principal and _COMMON_NAME in context:  # a Unix socket has no certificates
+                raise Unauthenticated("the certificate names nobody; give it an alternative name or a common name")
         return Caller(principal, principal or call.peer())
 
     def reload(self, *, again: bool = False) -> bool:
@@ -140,8 +144,10 @@ class Identity:
 def _certificate_name(context: Mapping[str, Iterable[bytes]]) -> str:
     """A SPIFFE id where the certificate has one, else its common name, else its first alternative name."""
     alternatives = [name.decode("utf-8", "replace") for name in context.get("x509_subject_alternative_name", ())]
-    common = [name.decode("utf-8", "replace") for name in context.get("x509_common_name", ())]
-    return next(iter([*(n for n in alternatives if n.startswith("spiffe://")), *common, *alternatives]), "")
+    # One that is not there gRPC gives as an empty one.
+    common = [name.decode("utf-8", "replace").strip() for name in context.get(_COMMON_NAME, ())]
+    ids = (name for name in alternatives if name.startswith("spiffe://"))
+    return next(filter(None, [*ids, *common, *alternatives]), "")
 
 
 def _digest(token: str) -> bytes:

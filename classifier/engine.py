@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.bundle import Bundle, read_bundle
-from classifier.errors import BundleCorrupt, InvalidRequest
+from classifier.errors import BundleCorrupt, BundleError, InvalidRequest
 from classifier.inputs import INPUT_VERSION, ModelInput, render
 from classifier.policy import Policy, decide
 from classifier.session import Session
@@ -94,12 +94,17 @@ class Engine:
                 f"{path}: manifest.json lacks max_tokens, golden_tolerance or golden inputs, or has others there; "
                 "export it again"
             ) from error
-        tokenizer = Tokenizer.from_file(bundle.path / "tokenizer.json", max_tokens)
-        engine = cls(bundle, tokenizer, Session(bundle.path / "model.onnx", threads=threads))
         try:
+            tokenizer = Tokenizer.from_file(bundle.path / "tokenizer.json", max_tokens)
+            engine = cls(bundle, tokenizer, Session(bundle.path / "model.onnx", threads=threads))
             engine._replay(golden, tolerance)
-        except (InvalidRequest, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BundleCorrupt(f"{path}: manifest.json holds golden inputs that are none; export it again") from error
+        except (BundleError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # onnxruntime's own are many and private; a panic of tokenizers is no Exception
+            raise BundleCorrupt(
+                f"{path}: manifest.json holds golden inputs that are none, or that its tokenizer and graph cannot "
+                f"answer ({type(error).__name__}); export it again"
+            ) from error
         return engine
 
     @property

@@ -29,6 +29,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+MOST_VIOLATIONS = 16
+"""Fields that one error names: gRPC carries an error beside the answer, where 8 kB are the limit."""
+
 
 class ClassifierError(Exception):
     """Base of every error raised on purpose.
@@ -48,7 +51,8 @@ class InvalidRequest(ClassifierError):
     """A request that cannot be classified as it stands.
 
     Attributes:
-        violations: (field path, what is wrong and what would be right), one for each field at fault.
+        violations: (field path, what is wrong and what would be right), one for each field at fault; of more than
+            `MOST_VIOLATIONS` the last says how many more there are.
     """
 
     status = "INVALID_ARGUMENT"
@@ -58,6 +62,9 @@ class InvalidRequest(ClassifierError):
     def __init__(self, violations: Sequence[tuple[str, str]] | str, description: str | None = None) -> None:
         if isinstance(violations, str):
             violations = [(violations, description or "is not valid")]
+        more = len(violations) - (MOST_VIOLATIONS - 1)
+        if more > 1:
+            violations = [*violations[: MOST_VIOLATIONS - 1], ("(more)", f"{more} more fields are at fault")]
         self.violations: tuple[tuple[str, str], ...] = tuple((str(f), str(d)) for f, d in violations)
         super().__init__("; ".join(f"{field}: {text}" for field, text in self.violations))
 

@@ -264,9 +264,7 @@ class Logic:
             self.breaker.failed(time.monotonic())
         else:
             self.breaker.succeeded()
-        known = error_of(status)
-        # gRPC says RESOURCE_EXHAUSTED of a message that it does not take, as a busy server does of itself.
-        return known, known.status if isinstance(known, InvalidRequest) else code
+        return error_of(status), code
 
     def error_of_call(self, error: Exception) -> ClassifierError:
         """Our error for what a call raised; the breaker is not told. What is a fault of ours is raised as it is."""

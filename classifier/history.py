@@ -20,6 +20,7 @@ from classifier.errors import BundleError
 from classifier.objects import Objects
 
 _ATTEMPTS = 100
+_NAME = re.compile(r"[\w-]+")
 _FOLDER = re.compile(r"bundles/[\w-]+")
 _END_OF_TIME = 253_402_300_800.0  # the year 10000: no calendar here has it
 
@@ -59,6 +60,8 @@ def event_bytes(event: Event) -> bytes:
 def event_of(data: bytes) -> Event:
     """The event that was kept. Its folders lie in the registry: what it names is read, and by gc deleted.
 
+    Its versions are names and no paths, for copies are kept, and what is damaged is deleted, in folders of their names.
+
     Raises:
         ValueError: it is none.
 
@@ -73,11 +76,12 @@ def event_of(data: bytes) -> Event:
         fits = isinstance(event.number, int) and all(isinstance(m, dict) for m in mappings)
         fits = fits and all(isinstance(text, str) for text in texts)
         fits = fits and all(isinstance(t, (int, float)) and 0 <= t < _END_OF_TIME for t in times)
+        fits = fits and all(_NAME.fullmatch(version) for version in event.folders)
         fits = fits and all(_FOLDER.fullmatch(folder) for folder in event.folders.values())
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(type(error).__name__) from error
     if not fits:
-        raise ValueError("a field of another type, or a folder outside the registry")
+        raise ValueError("a field of another type, or a folder outside the registry or the cache")
     return event
 
 
@@ -152,7 +156,7 @@ class History:
 
     def _numbers(self) -> list[int]:
         names = self._objects.names("events")
-        return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
+        return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
 
     def _read(self, number: int) -> Event:
         try:

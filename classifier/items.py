@@ -26,6 +26,7 @@ async def answer_all(items: Sequence[Item], answer: Callable[[Item], Awaitable[A
     async def serve() -> None:
         for i in left:
             answers[i] = await answer(items[i])
+            await asyncio.sleep(0)  # an item that is refused waits for nothing, and others are to have their turn
 
     await _all_or_cancelled([serve() for _ in range(min(len(items), width))])
     return answers

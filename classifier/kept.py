@@ -5,9 +5,12 @@ Knows nothing of what the files are for.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from classifier.errors import SettingsError
 
 T = TypeVar("T")
 _Stamp = tuple[int, ...]
@@ -35,11 +38,17 @@ class Kept(Generic[T]):
 
         Args:
             again: also what was refused before and has not changed since.
+
+        Raises:
+            SettingsError: one of them is something else now; and what `read` raises.
         """
         now = self._stamps()
         if now == self._seen and not (again and self._refused):
             return False
         self._seen, self._refused = now, True
+        for path in self._paths:
+            if not _may_be_read(path):
+                raise SettingsError(f"{path}: is no file any more; a pipe would be waited for, and all else with it")
         self.value = self._read()
         self._refused = False
         return True
@@ -55,3 +64,11 @@ def _stamp(path: Path) -> _Stamp:
     except OSError:
         return ()
     return (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether reading comes to an end: of what is not there, it says why."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True

@@ -112,6 +112,8 @@ class Objects:
         Raises:
             FileNotFoundError: there is none.
         """
+        if self.local and not Path(self.path(name)).is_file():  # a pipe would be waited for
+            raise FileNotFoundError(self.path(name))
         with self._guarded(missing_is_an_answer=True), self._turn:
             return bytes(self._fs.cat_file(self.path(name)))
 
@@ -284,9 +286,9 @@ def verify(path: Path, files: Mapping[str, str]) -> None:
     """
     for name, stated in files.items():
         try:
+            if not (path / name).is_file():  # a pipe would be waited for
+                raise BundleCorrupt(f"{path}: {name} is missing; add the bundle again")
             found = _sha256(path / name)
-        except FileNotFoundError:
-            raise BundleCorrupt(f"{path}: {name} is missing; add the bundle again") from None
         except OSError as error:
             raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
         if found != stated:

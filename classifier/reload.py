@@ -108,9 +108,12 @@ class Folder:
 
     def wanted(self) -> str:
         """See `Source`."""
+        manifest = self._path / "manifest.json"
         try:
-            return str(json.loads((self._path / "manifest.json").read_bytes())["version"])
-        except (OSError, ValueError, KeyError, TypeError):
+            if not manifest.is_file():  # a pipe would be waited for
+                raise FileNotFoundError(manifest)
+            return str(json.loads(manifest.read_bytes())["version"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise BundleNotFound(
                 f"{self._path}: no manifest.json with a version there; give a bundle's folder"
             ) from None
@@ -238,7 +241,7 @@ async def _aside(work: Callable[[], T]) -> T:
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as error:
+        except BaseException as error:  # a panic of the tokeniser's is no Exception, and whoever waits must hear of it
             done.set_exception(error)
 
     thread = threading.Thread(target=run, name="bundle", daemon=True)

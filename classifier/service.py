@@ -266,7 +266,8 @@ class Service:
                 deadline, limits = _deadline(context), self.limits
                 await answer_in_order(
                     requests,
-                    lambda data: self._stream_item(data, caller, deadline),
+                    # Who it is is asked again: a token that is taken back ends the streams that it opened.
+                    lambda data: self._stream_item(data, self.identity.caller(context), deadline),
                     context.write,
                     width=self.admission.cores + _AHEAD,
                     most=limits.max_stream_items,

@@ -339,7 +339,7 @@ def _parse(kind: Any, value: Any, where: str, *, secret: bool = False) -> Any:
         if kind == tuple[str, ...]:
             parts = value.split(",") if isinstance(value, str) else value
             return tuple(part.strip() for part in parts if part.strip())
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
         pass
     name = (
         "a list of texts"

@@ -20,7 +20,8 @@ from classifier.errors import ClassifierError, InvalidRequest, Overloaded, Store
 
 DOMAIN = "classifier.v1"
 _DETAILS = "grpc-status-details-bin"
-_TOO_LARGE = "message larger than max"  # gRPC's own words, of either end: to wait does not help
+# gRPC's own words, of either end, for what it does not take, which to its code is the same as a busy server.
+_TOO_LARGE = {"message larger than max": "(message)", "metadata size exceeds": "(metadata)"}
 _CODES: Mapping[str, int] = dict(code_pb2.Code.items())
 _CODE_NAMES: Mapping[int, str] = {number: name for name, number in _CODES.items()}
 _OF_GRPC = {code.value[0]: code for code in grpc.StatusCode}
@@ -73,8 +74,6 @@ def error_of(status: status_pb2.Status) -> ClassifierError:
                 retry = found.retry_delay.seconds + found.retry_delay.nanos * 1e-9
     if code == "INVALID_ARGUMENT":
         return InvalidRequest(violations or [("(request)", status.message)])
-    if code == "RESOURCE_EXHAUSTED" and not status.details and _TOO_LARGE in status.message:
-        return InvalidRequest("(message)", f"{status.message}; cut long contents in the middle, or send less at a time")
     if code == "RESOURCE_EXHAUSTED":
         return Overloaded(status.message, retry_after_seconds=0.05 if retry is None else retry)
     if reason == StoreUnavailable.reason:
@@ -101,14 +100,20 @@ def refuse(context: grpc.aio.ServicerContext[bytes, bytes], status: status_pb2.S
 
 
 def status_of_call(error: grpc.RpcError) -> status_pb2.Status:
-    """The rich status of a failed call, or a plain one from its code and text."""
+    """The rich status of a failed call, or one from its code and text; what is too large is the caller's to mend."""
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS:
             try:
                 return status_pb2.Status.FromString(value)
             except DecodeError:
                 break
-    return status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    told = error.details() or ""
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        for words, where in _TOO_LARGE.items():
+            if words in told:
+                advice = "cut long contents in the middle, or send less at a time"
+                return status_of(InvalidRequest(where, f"{told}; {advice}"))
+    return status_pb2.Status(code=error.code().value[0], message=told)
 
 
 def _packed(message: Message) -> any_pb2.Any:

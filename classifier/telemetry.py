@@ -9,6 +9,7 @@ opentelemetry.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 DRIFT_WINDOW = 2000
 """Requests that drift is measured on."""
 DRIFT_MIN = 200
+PAGE_SECONDS = 10.0
+"""How long a caller of the Prometheus page may be silent: each holds a thread and an open file."""
 
 
 class Metrics(Observer):
@@ -196,6 +199,7 @@ def serve_metrics(address: str, registry: CollectorRegistry) -> Callable[[], Non
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise SettingsError(f"metrics_listen: {address} cannot be had ({error.strerror}); choose another") from None
+    server.RequestHandlerClass = _quiet(server.RequestHandlerClass)
     log.info("metrics on %s:%d", address.rpartition(":")[0], server.server_port)
 
     def stop() -> None:
@@ -204,6 +208,22 @@ def serve_metrics(address: str, registry: CollectorRegistry) -> Callable[[], Non
         thread.join()
 
     return stop
+
+
+def _quiet(handler: Any) -> Any:
+    """The page's handler that waits for no caller for ever, and writes no traceback where one leaves or sends junk."""
+
+    class Quiet(handler):  # type: ignore[misc]
+        timeout = PAGE_SECONDS
+
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                super().handle()
+
+        def get_stderr(self) -> io.StringIO:
+            return io.StringIO()
+
+    return Quiet
 
 
 def collected(folder: str) -> CollectorRegistry:

@@ -48,3 +48,5 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{where}: is not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise SettingsError(f"{where}: holds a number or a nesting that is too large; write a smaller one") from None

@@ -121,13 +121,19 @@ class _Keeper:
             self._end()
 
     def _start(self) -> SpawnProcess:
-        ours, theirs = self._spawn.Pipe()
-        told = (theirs, self._settings, self._key, self._reread, self._folder)
-        worker = self._spawn.Process(target=_work, args=told, name="worker")
         # The worker inherits the mask, until `serve` listens: before, SIGHUP would end it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        worker.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            ours, theirs = self._spawn.Pipe()
+            told = (theirs, self._settings, self._key, self._reread, self._folder)
+            worker = self._spawn.Process(target=_work, args=told, name="worker")
+            worker.start()
+        except OSError as error:
+            raise ClassifierError(
+                f"a worker cannot be started ({error.strerror}); look at the limits of processes, open files and memory"
+            ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self._workers[worker] = (ours, time.monotonic())
         return worker
@@ -149,7 +155,7 @@ class _Keeper:
             return
 
     def _tend(self) -> None:
-        """Waits a moment for a worker to say something or to end, and starts another in its place."""
+        """Waits a moment for a worker to say something or to end, and starts others in the place of those that did."""
         pipes = {pipe: worker for worker, (pipe, _) in self._workers.items()}
         sentinels = [worker.sentinel for worker in self._workers]
         for told in multiprocessing.connection.wait([*pipes, *sentinels], timeout=0.5):
@@ -171,7 +177,13 @@ class _Keeper:
                 continue
             log.warning("worker %s ended with %s; another takes its place", worker.pid, worker.exitcode)
             time.sleep(max(0.0, MIN_LIFE_SECONDS - (time.monotonic() - started)))
-            self._start()
+        while len(self._workers) < self._settings.workers and not self._stopping:
+            try:
+                self._start()
+            except ClassifierError as error:  # those that are there serve on
+                log.warning("%s; it is tried again", error)
+                time.sleep(MIN_LIFE_SECONDS)
+                return
 
     def _stop(self, *_: Any) -> None:
         self._stopping = True

@@ -156,17 +156,26 @@ def port_nobody_is_given() -> int:
             return port
 
 
+_NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+
 def make_certificates(folder: Path, *names: str) -> None:
     """An authority (`ca.pem`) and for each name a certificate for localhost it signed (`NAME.pem`, `NAME.key`)."""
     folder.mkdir(parents=True, exist_ok=True)
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"]
-    openssl("req", "-x509", *new_key, "-days", "2", "-subj", "/CN=test", "-keyout", "ca.key", "-out", "ca.pem")
+    _openssl(
+        folder, "req", "-x509", *_NEW_KEY, "-days", "2", "-subj", "/CN=test", "-keyout", "ca.key", "-out", "ca.pem"
+    )
     for name in names:
-        openssl("req", *new_key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        (folder / f"{name}.ext").write_text(f"subjectAltName=DNS:localhost,DNS:{name},IP:127.0.0.1\n")
-        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-extfile", f"{name}.ext", "-out", f"{name}.pem")
+        sign_certificate(folder, name, f"/CN={name}", f"DNS:localhost,DNS:{name},IP:127.0.0.1")
+
+
+def sign_certificate(folder: Path, name: str, subject: str, alternatives: str = "") -> None:
+    """A certificate of the authority in `folder` (`NAME.pem`, `NAME.key`), with those alternative names."""
+    _openssl(folder, "req", *_NEW_KEY, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+    (folder / f"{name}.ext").write_text(f"subjectAltName={alternatives}\n" if alternatives else "")
+    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext"]
+    _openssl(folder, "x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)

@@ -9,7 +9,7 @@ from classifier import Client, Tier, errors
 from classifier.credentials import Tokens
 from classifier.telemetry import Metrics
 from classifier.testing import fake_server
-from tests.serving_support import make_certificates, until
+from tests.serving_support import make_certificates, sign_certificate, until
 
 ALICE, BOB, NEXT = "alice-0123456789abcdef", "bob-0123456789abcdef", "alice-next-0123456789"
 
@@ -142,6 +142,26 @@ def test_mtls_serves_those_with_a_certificate_and_names_them_by_it(certificates)
             client = Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=3, **keys)
             with client, pytest.raises(errors.ClassifierError):
                 client.classify("x")
+
+
+def test_certificates_without_a_common_name_have_principals_of_their_own(certificates):
+    """An alternative name is a name, as authorities give it today; a certificate with none at all is nobody's."""
+    sign_certificate(certificates, "one", "/O=x", "DNS:one,DNS:both")
+    sign_certificate(certificates, "two", "/O=x", "email:two@x")
+    sign_certificate(certificates, "spiffe", "/CN=gateway", "DNS:one,URI:spiffe://x/three")
+    sign_certificate(certificates, "nobody", "/O=x")
+    tls = {"tls_cert": str(certificates / "server.pem"), "tls_key": str(certificates / "server.key")}
+    with fake_server(**tls, tls_client_ca=str(certificates / "ca.pem")) as address:
+
+        def decided(name):
+            keys = {"tls_cert": certificates / f"{name}.pem", "tls_key": certificates / f"{name}.key"}
+            with Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=60, **keys) as client:
+                return client.classify("x", request_id="r").decision.decision_id
+
+        names = ("one", "two", "spiffe", "gateway")
+        assert len({decided(name) for name in names}) == len(names)
+        with pytest.raises(errors.Unauthenticated, match="names nobody"):
+            decided("nobody")
 
 
 @pytest.mark.parametrize("more", [{}, {"tls_ca": "ca.pem"}], ids=["alone", "with an authority"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classifier.bundle import MANIFEST, SHIPPED
+from classifier.bundle import MANIFEST, SHIPPED, content_version, sha256
 from classifier.engine import Engine
 from classifier.errors import BundleCorrupt, InvalidRequest
 from classifier.session import Session
@@ -143,8 +143,6 @@ def test_bundle_for_other_inputs_is_refused(tiny_bundle_path, tmp_path, fields, 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
 def test_foreign_file_with_right_checksum_is_refused(tiny_bundle_path, tmp_path, name):
     """A file that is not what its name says is refused although its checksum holds."""
-    from classifier.bundle import content_version, sha256
-
     path = Path(shutil.copytree(tiny_bundle_path, tmp_path / "copy"))
     (path / name).write_bytes(b"something else")
     manifest = json.loads((path / MANIFEST).read_text())
@@ -152,6 +150,30 @@ def test_foreign_file_with_right_checksum_is_refused(tiny_bundle_path, tmp_path,
     manifest["version"] = content_version(manifest["files"])
     (path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleCorrupt):
+        Engine.from_pretrained(path)
+
+
+def _out_of_the_graphs_reach(tokenizer):
+    for i, word in enumerate(word for group in WORDS.values() for word in group):
+        tokenizer["model"]["vocab"][word] = 10**6 + i
+
+
+def _panicking(tokenizer):
+    tokenizer["pre_tokenizer"] = {"type": "FixedLength", "length": 0}
+
+
+@pytest.mark.parametrize("damage", [_out_of_the_graphs_reach, _panicking])
+def test_a_tokenizer_that_the_graph_cannot_follow_is_refused(tiny_bundle_path, tmp_path, damage):
+    """Whatever onnxruntime or tokenizers raise at the golden inputs, a panic too, it is the bundle that is refused."""
+    path = Path(shutil.copytree(tiny_bundle_path, tmp_path / "copy"))
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    damage(tokenizer)
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"]["tokenizer.json"] = sha256(path / "tokenizer.json")
+    manifest["version"] = content_version(manifest["files"])
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleCorrupt, match=r"cannot answer \(\w+\); export it again"):
         Engine.from_pretrained(path)
 
 

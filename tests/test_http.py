@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import http.client
@@ -31,6 +32,7 @@ from classifier.gateways.http import as_json, error_response, parse
 from classifier.gateways.http_server import HttpSettings, _shown_by, run
 from classifier.gateways.openapi import OPERATIONS, document
 from classifier.gateways.openapi_page import page
+from classifier.gateways.settings import follow
 from classifier.seams import Observer
 from classifier.statuses import status_of, status_of_call
 from classifier.testing import FakeEngine, fake_server
@@ -64,6 +66,12 @@ def ask(base, path, body=None, *, method=None, headers=None, context=None):
         return response.status, response.headers, json.loads(text) if is_json else text.decode()
     finally:
         connection.close()
+
+
+@pytest.fixture
+def address_of_fake():
+    with fake_server() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +191,11 @@ def test_a_detail_that_cannot_be_read_hides_no_error(strange):
         (b"[]", "(body)", "is not a JSON object"),
         (b"\xff", "(body)", "is not JSON"),
         (b"[" * 100_000, "(body)", "is not JSON"),
-        (b'{"a": 1, "a": 2}', "a", "stands twice"),
-        (b'{"\\ud83d": 1, "\\ud83d": 2}', "?", "stands twice"),
+        (b'{"policy": "x", "policy": "y"}', "policy", "stands twice"),
+        (b'{"my secret": 1, "my secret": 2}', "(key)", "stands twice"),
+        (b'{"\\ud83d": 1, "\\ud83d": 2}', "(key)", "stands twice"),
+        (b'{"floor": 1e999}', "(body)", "does not fit"),
+        (b'{"messages": ["\\ud83d"]}', "(body)", "does not fit"),
         (b'{"request_id": "a", "requestId": "secret"}', "request_id", "stands there as requestId"),
         (b'{"labels": {"request_id": "a", "requestId": "b"}, "attachments": "secret"}', "attachments", "a number"),
         (b'{"prompt": "secret"}', "(body)", "a field that the contract does not know"),
@@ -219,7 +230,7 @@ def test_many_keys_are_looked_through_once():
     """A key that stands twice behind 200,000 others is found in one pass."""
     keys = ",".join(f'"{i}":1' for i in range(200_000))
     start = time.process_time()
-    with pytest.raises(InvalidRequest, match="z: stands twice"):
+    with pytest.raises(InvalidRequest, match="stands twice"):
         parse(pb.ClassifyRequest, f'{{{keys},"z":1,"z":1}}'.encode())
     assert time.process_time() - start < 30  # an hour where each is looked for among all
 
@@ -399,6 +410,42 @@ def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
             until(lambda: ask(base, "/healthz")[0] == 200)
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+def test_a_head_that_does_not_come_ends_its_connection(address_of_fake):
+    """Who sends no head, half of one or no second one holds a connection for --timeout-seconds at most."""
+    with gateway(address_of_fake, "--timeout-seconds", "0.5") as process, contextlib.ExitStack() as held:
+        at = urlsplit(process.wait_ready()[0])
+        for sent in (b"", b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT"):
+            slow = held.enter_context(socket.create_connection((at.hostname, at.port), timeout=60))
+            slow.sendall(sent)
+            with contextlib.suppress(ConnectionResetError):
+                while slow.recv(65_536):  # to its end
+                    pass
+
+
+async def test_files_are_followed_whatever_one_look_ends_in(monkeypatch):
+    """A look that fails in a way that nobody foresaw is said, and the next ones are made."""
+    monkeypatch.setattr("classifier.gateways.settings.FOLLOW_SECONDS", 0.0)
+    looks, seen = [], asyncio.Event()
+
+    def reload():
+        looks.append(None)
+        if len(looks) > 1:
+            seen.set()
+        raise RuntimeError
+
+    following = asyncio.create_task(follow("tokens", reload))
+    await seen.wait()
+    following.cancel()
+
+
+def test_what_grpc_cannot_carry_is_no_busy_server(address_of_fake):
+    """A token that is larger than gRPC's metadata may be is 400, and waiting is not advised."""
+    with gateway(address_of_fake) as process:
+        base = process.wait_ready()[0]
+        code, headers, body = ask(base, "/v1/classify", HI, headers={"Authorization": f"Bearer {'x' * 20_000}"})
+    assert (code, body["error"]["status"], "Retry-After" in headers) == (400, "INVALID_ARGUMENT", False)
 
 
 def test_it_serves_tls_and_speaks_it_to_the_server(tmp_path):

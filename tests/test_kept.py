@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from classifier.credentials import Identity
@@ -51,6 +53,19 @@ def test_a_refused_file_is_read_again_when_asked_or_when_its_rights_change(kept)
         assert mend()
         assert value.value == path.read_text()
         assert not value.reload(again=True)
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(kept):
+    """What has no end is not read, for everything else would wait with it; a file in its place is taken over."""
+    value, path, _ = kept
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SettingsError, match="is no file any more"):
+        value.reload()
+    assert value.value == "one"
+    path.unlink()
+    path.write_text("two")
+    assert value.reload()
 
 
 @pytest.mark.parametrize("kind", [Identity, Routes])

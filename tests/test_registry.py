@@ -655,6 +655,45 @@ def test_an_event_that_nobody_here_wrote_is_not_followed(tmp_path, bundles, fiel
     assert (tmp_path / "precious").is_dir()
 
 
+@pytest.mark.parametrize("where", ["bundles/*/bundle/model.onnx", "bundles/*/files.json", "events/00000002.json"])
+def test_a_pipe_in_a_files_place_is_damage_and_not_waited_for(tmp_path, bundles, where):
+    """What would never come to an end is not begun: whoever watches the registry would look for nothing any more."""
+    registry = Registry(tmp_path / "registry")
+    registry.promote(registry.add(bundles[0]))
+    [path] = (tmp_path / "registry").glob(where)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleError, match=rf"{path.name}.* (is missing|is not readable|is no event)"):
+        registry.fetch()
+
+
+def test_files_of_other_names_are_no_events(tmp_path, bundles):
+    """What lies among the events and is not numbered as they are is left out."""
+    registry = Registry(tmp_path / "registry")
+    registry.promote(registry.add(bundles[0]))
+    for name in ("²0000003.json", "notes.json", "00000003.json~"):
+        (tmp_path / "registry" / "events" / name).write_text("x")
+    assert registry.state().number == 2
+
+
+def test_a_version_is_no_path_to_delete_or_to_write_to(tmp_path, bundles):
+    """Whoever can write to a remote registry has no folder deleted or filled on the machines that read from it."""
+    name = f"registry-{next(_numbers)}"
+    registry = Registry(f"memory://{name}", cache=tmp_path / "cache")
+    registry.promote(registry.add(bundles[0]))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    event = fsspec.filesystem("memory")
+    state = json.loads(event.cat_file(f"/{name}/events/00000002.json"))
+    [folder] = state["folders"].values()
+    for version in ("../../precious", str(tmp_path / "precious"), "..", ""):
+        forged = state | {"number": 3, "folders": {version: folder}, "aliases": {"current": version}, "since": {}}
+        event.pipe_file(f"/{name}/events/00000003.json", json.dumps(forged).encode())
+        with pytest.raises(BundleError, match=r"00000003\.json: is no event"):
+            registry.fetch("current")
+    assert [path.name for path in (tmp_path / "precious").iterdir()] == ["file"]
+
+
 def test_what_a_server_starts_from(tmp_path, bundles, versions):
     """A folder is itself, a name is looked up, nothing means current where there is one and the shipped one else."""
     registry = Registry(tmp_path / "registry")

@@ -107,10 +107,42 @@ async def test_a_store_that_fails_is_asked_again_and_counted_once():
     assert [engine.bundle_version for engine in taken] == ["one", "broken"]
 
 
+async def test_a_load_that_ends_in_no_ordinary_exception_is_heard_of():
+    """What a panic of the tokeniser's raises comes back to who looks, so that the next look finds what came since."""
+
+    class Panic(BaseException):
+        pass
+
+    class Source(Pretend):
+        def load(self):
+            if isinstance(self.engine, Panic):
+                raise self.engine
+            return super().load()
+
+        def wanted(self):
+            return "panics" if isinstance(self.engine, Panic) else super().wanted()
+
+    taken = []
+    source = Source(Panic())
+    watched = Watched("bundle", source, taken.append)
+    with pytest.raises(Panic):
+        await watched.check()
+    source.engine = FakeEngine(bundle_version="two")
+    await watched.check()
+    assert [engine.bundle_version for engine in taken] == ["two"]
+
+
 def test_a_folder_wants_its_manifests_version(tiny_bundle_path, tmp_path):
     """A folder's bundle is known by its manifest; a folder without one has none."""
     source = Folder(tiny_bundle_path)
     assert source.wanted() == source.load().bundle_version
+    with pytest.raises(BundleNotFound):
+        Folder(tmp_path).wanted()
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleNotFound):
+        Folder(tmp_path).wanted()
+    (tmp_path / "manifest.json").unlink()
+    os.mkfifo(tmp_path / "manifest.json")  # would be waited for
     with pytest.raises(BundleNotFound):
         Folder(tmp_path).wanted()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import threading
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
 from classifier.errors import NotReady
+from classifier.items import answer_all
 from classifier.logs import JsonFormatter
 from classifier.seams import Observer
 from classifier.service import Service
@@ -127,6 +129,31 @@ def test_bad_input_is_refused_with_its_field(stub, request_, field):
     assert [v.field for v in details(refusal.value)["BadRequest"].field_violations] == [field]
     assert details(refusal.value)["ErrorInfo"].reason == "INVALID_REQUEST"
     assert stub.Classify(prompt(), timeout=60).tier == pb.TIER_STANDARD
+
+
+def test_a_conversation_at_fault_in_every_message_is_refused_with_the_first_fields(stub):
+    """However many fields are at fault, the refusal fits beside an answer: the first are named, the rest counted."""
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Classify(pb.ClassifyRequest(messages=[pb.Message(role="function")] * 50), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    fields = [(v.field, v.description) for v in details(caught.value)["BadRequest"].field_violations]
+    assert [field for field, _ in fields[:-1]] == [f"messages[{i}].role" for i in range(15)]
+    assert fields[-1] == ("(more)", "35 more fields are at fault")
+
+
+async def test_items_that_are_refused_leave_others_their_turn():
+    """A batch whose items all fail at once does not hold the event loop until the last of them."""
+    seen, begun = [], asyncio.Event()
+
+    async def refuse(item):
+        seen.append(item)
+        begun.set()
+
+    answering = asyncio.create_task(answer_all(range(100), refuse, width=1))
+    await begun.wait()
+    assert len(seen) < 100
+    await answering
+    assert seen == list(range(100))
 
 
 def test_bytes_that_are_no_message_are_invalid_and_not_internal(address):
@@ -277,6 +304,36 @@ def test_a_caller_leaves_streams_to_others(stub_of, tmp_path):
         stop.set()
         assert [list(each) for each in held] == [[]] * 4
         assert opened(lambda: stream("flood"))
+
+
+def test_a_token_that_is_taken_back_ends_the_streams_that_it_opened(stub_of, tmp_path):
+    """From then on a stream gets no answer, however long it was open before."""
+    path, token = tmp_path / "tokens", "alice-0123456789abcdef"
+    path.write_text(f"alice {token}\n")
+    bearer = (("authorization", f"Bearer {token}"),)
+    with fake_server(tokens=str(path), watch_seconds=0.01) as address:
+        stub, taken_back = stub_of(address), threading.Event()
+
+        def one_and_then_another():
+            yield pb.ClassifyStreamRequest(request=prompt())
+            taken_back.wait(60)
+            yield pb.ClassifyStreamRequest(request=prompt())
+
+        held = opened(lambda: stub.ClassifyStream(one_and_then_another(), timeout=60, metadata=bearer))
+        path.write_text("alice fedcba9876543210-alice\n")
+
+        def refused():
+            try:
+                stub.Classify(prompt(), timeout=60, metadata=bearer)
+            except grpc.RpcError as error:
+                return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return False
+
+        until(refused)
+        taken_back.set()
+        with pytest.raises(grpc.RpcError) as end:
+            list(held)
+        assert end.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_info_states_versions_limits_and_promises(stub):

@@ -70,6 +70,22 @@ def test_a_value_that_cannot_be_is_refused_by_name(values, message):
         resolve(values, {})
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1" * 5000, "holds a number or a nesting that is too large"),
+        ("[" * 5000, "holds a number or a nesting that is too large"),
+        ("1" + "0" * 400, "rate_limit: expected a number"),
+    ],
+    ids=["digits", "nested", "no float"],
+)
+def test_a_value_beyond_all_measure_is_refused_by_name(tmp_path, value, message):
+    """A number that nothing holds and a nesting without end are one line, too, and no traceback."""
+    (tmp_path / "serve.toml").write_text(f"rate_limit = {value}")
+    with pytest.raises(SettingsError, match=message):
+        resolve({}, {}, tmp_path / "serve.toml")
+
+
 def test_an_unknown_key_of_the_file_is_refused(tmp_path):
     """A key that is no setting is an error and not silence."""
     (tmp_path / "c.toml").write_text("quue_size = 1\n")

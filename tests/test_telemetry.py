@@ -7,6 +7,9 @@ import json
 import logging
 import re
 import signal
+import socket
+import struct
+import threading
 
 import grpc
 import pytest
@@ -15,9 +18,9 @@ from prometheus_client import generate_latest
 from classifier import Client, Request, Tier, errors
 from classifier.logs import JsonFormatter, TextFormatter, configure_logging
 from classifier.seams import Observer
-from classifier.telemetry import Metrics, Observers, Traces
+from classifier.telemetry import Metrics, Observers, Traces, serve_metrics
 from classifier.testing import FakeEngine, fake_server
-from tests.serving_support import server_process, until
+from tests.serving_support import port_nobody_is_given, server_process, until
 
 CANARY = "canary-9d1f7c"
 
@@ -105,6 +108,24 @@ def test_the_page_is_served_beside_the_calls(tiny_bundle_path):
         until(lambda: value(server.metrics_page(), "classifier_decisions_total") == 1)  # counted after the answer
         text = server.metrics_page()
     assert value(text, "classifier_golden_ok") == 1
+
+
+def test_strangers_at_the_page_leave_no_trace_and_hold_nothing(monkeypatch, capfd):
+    """Who asks rubbish, resets or says nothing gets no line of the log, and no thread of its own for ever."""
+    monkeypatch.setattr("classifier.telemetry.PAGE_SECONDS", 0.05)
+    address = f"127.0.0.1:{port_nobody_is_given()}"
+    stop, before = serve_metrics(address, Metrics().registry), threading.active_count()
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as silent:
+        assert silent.recv(1) == b""  # it is ended
+    with socket.create_connection((host, int(port)), timeout=60) as reset:
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with socket.create_connection((host, int(port)), timeout=60) as strange:
+        strange.sendall(b"GET / HTTP/1.0\r\nAccept: application/openmetrics-text;version=abc\r\n\r\n")
+        assert b"500" in strange.recv(100)
+    until(lambda: threading.active_count() == before)
+    stop()
+    assert capfd.readouterr().err == ""
 
 
 def test_no_prompt_is_in_logs_metrics_errors_or_spans(tiny_bundle_path):

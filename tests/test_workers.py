@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -58,6 +59,22 @@ def test_a_killed_worker_is_replaced_and_the_port_stays(arguments):
             with Client(address, timeout_seconds=60) as client:
                 assert client.classify("hi").classified
         until(lambda: len(set(children(server.process.pid)) - before) == 1)
+
+
+def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(arguments):
+    """Where the system gives no process or file, the other workers serve on, and the place is filled when it does."""
+    with server_process(*arguments) as server:
+        [address] = server.wait_ready()
+        parent = server.process.pid
+        before, limits = set(children(parent)), resource.prlimit(parent, resource.RLIMIT_NOFILE)
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(min(before), signal.SIGKILL)
+        server.wait_said("a worker cannot be started (Too many open files)")
+        assert set(children(parent)) == before - {min(before)}
+        with Client(address, timeout_seconds=60) as client:
+            assert client.classify("hi").classified
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, limits)
+        until(lambda: len(set(children(parent)) - before) == 1)
 
 
 def test_a_worker_that_still_starts_outlives_sighup(arguments):

@@ -41,6 +41,7 @@ from classifier.errors import ClassifierError, InvalidRequest, Overloaded
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
 from classifier.statuses import code_name, error_of, status_of, status_of_call
 from classifier.texts import encodable
+from classifier.v1 import classifier_pb2 as pb
 
 log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 1024  # as many calls as the server takes at once on one connection (max_concurrent_calls)
@@ -218,7 +219,8 @@ def parse(kind: type[wire.P], body: bytes) -> wire.P:
     try:
         data = json.loads(body, object_pairs_hook=_unique)
     except _Repeated as error:
-        raise InvalidRequest(str(error), "stands twice in one object; send it once") from None
+        where = str(error) if str(error) in _NAMES else "(key)"  # what is no name of ours may be anything
+        raise InvalidRequest(where, "stands twice in one object; send it once") from None
     except (ValueError, RecursionError):
         raise InvalidRequest("(body)", "is not JSON; send one JSON object, as /openapi.json says") from None
     if not isinstance(data, dict):
@@ -227,9 +229,14 @@ def parse(kind: type[wire.P], body: bytes) -> wire.P:
     message = kind()
     try:
         json_format.ParseDict(data, message)
-    except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # of what protobuf does not look at itself, such as an enum's 1e999, each has its own
         raise InvalidRequest(*_violation(str(error), kind.DESCRIPTOR)) from None
     return message
+
+
+_NAMES = frozenset(
+    name for kind in pb.DESCRIPTOR.message_types_by_name.values() for f in kind.fields for name in (f.name, f.json_name)
+)
 
 
 class _Repeated(Exception):
@@ -241,7 +248,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for raw, value in pairs:
         key = encodable(raw)  # JSON may hold half of a surrogate pair, as a text cut by JavaScript does; no message may
         if key in found:
-            raise _Repeated(key[:64])
+            raise _Repeated(key)
         found[key] = encodable(value) if isinstance(value, str) else value
     return found
 

@@ -86,6 +86,7 @@ def run(settings: HttpSettings, ready: Callable[[str], None] | None = None) -> N
 
 async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callable[[str], None]) -> None:
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from classifier.gateways.http import Gateway
 
@@ -100,6 +101,38 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
         def capture_signals(self) -> Iterator[None]:
             yield
 
+    class _Timely(H11Protocol):
+        """Closes a connection on which no request begins in time: uvicorn waits for the rest of a head for ever.
+
+        With the faster parser, which uvicorn would take where it is installed, a head has no limit.
+        """
+
+        awaited: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.await_head()
+
+        def on_response_complete(self) -> None:
+            self.await_head()
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.await_nothing()
+
+        def await_head(self) -> None:
+            self.await_nothing()
+            self.awaited = self.loop.call_later(settings.timeout_seconds, self.close_after, self.cycle)
+
+        def await_nothing(self) -> None:
+            if self.awaited is not None:
+                self.awaited.cancel()
+
+        def close_after(self, request: Any) -> None:
+            if self.cycle is request:  # the last one, or none
+                self.transport.close()
+
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it logs each start and stop
     identity = Identity(settings.tokens)
     # The channel of the calls knows no server that does not serve, and so cannot tell one from none.
@@ -109,6 +142,8 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
         try:
             config = uvicorn.Config(
                 app,
+                http=_Timely,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -86,6 +86,8 @@ async def follow(what: str, reload: Callable[[], bool]) -> None:
                 _log.info("%s: read again", what)
         except ClassifierError as error:
             _log.warning("%s; the %s there were stay", error, what)
+        except Exception as error:  # looking must go on, whatever was found
+            _log.warning("%s: reading failed with %s; those there were stay", what, type(error).__name__)
 
 
 class TokenFile:
