@@ -41,7 +41,8 @@ Indices = NDArray[np.int64]
 class RiskCost:
     """Cost and frontier misses of the threshold rule on some rows, at any risk: λ is moved until the risk is met.
 
-    Between two neighbouring λ the router draws between them, so that every risk is met exactly.
+    Between two neighbouring λ the router draws between them, so that every risk is met exactly. Rows of one score are
+    moved together, as λ does: one by one their order in the file would tell the hard ones from the easy ones.
 
     Args:
         probabilities: (n, 4) float32.
@@ -54,6 +55,8 @@ class RiskCost:
         scores = cumulative_probabilities(probabilities)[:, :top].ravel()
         order = np.argsort(scores, kind="stable")
         self._rows, boundary = order // top, order % top
+        ranked = scores[order]
+        self._cuts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1], [True]]))
         # A row is lost at boundary t while λ is at or below its C_t; once λ is above, it pays for the next tier.
         self._lost = labels[:, 1 : top + 1].ravel()[order]
         self._paid = np.diff(np.asarray(prices, dtype=np.float64))[boundary]
@@ -67,8 +70,8 @@ class RiskCost:
         Below the smallest risk that the rule can reach it is that of always the highest tier.
         """
         weights, n = counts[self._rows], counts.sum()
-        lost = np.append((weights * self._lost)[::-1].cumsum()[::-1], 0.0) + float(counts @ self._beyond)
-        cost = np.append(0.0, (weights * self._paid).cumsum()) + self._cheapest * n
+        lost = self._left(weights * self._lost) + float(counts @ self._beyond)
+        cost = np.append(0.0, (weights * self._paid).cumsum())[self._cuts] + self._cheapest * n
         at = int(np.argmax(lost <= risk * n)) if lost[-1] <= risk * n else len(lost) - 1
         part = 0.0
         if at and lost[at - 1] > lost[at]:
@@ -76,9 +79,14 @@ class RiskCost:
         tops = float(counts @ self._top)
         misses = 1.0 if tops else float("nan")
         if self._missed is not None and tops:
-            left = np.append((weights * self._missed)[::-1].cumsum()[::-1], 0.0)
+            left = self._left(weights * self._missed)
             misses = float(((1 - part) * left[at] + part * left[at - 1 if at else 0]) / tops)
         return float(((1 - part) * cost[at] + part * cost[at - 1 if at else 0]) / n), misses
+
+    def _left(self, values: Array) -> Array:
+        """What of (steps,) values in order of score is left at each λ, from the lowest to above all scores."""
+        left: Array = np.append(values[::-1].cumsum()[::-1], 0.0)[self._cuts]
+        return left
 
 
 def costs(
