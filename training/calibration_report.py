@@ -32,7 +32,8 @@ PRICES = tuple(routing.PRICES.values())
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
 BOOTSTRAPS = 400
-FEWEST_SOURCES = 5  # from so many sources on whole sources are resampled
+FEWEST_UNITS = 5
+"""Sources, or groups, that a bootstrap can draw from: of one it has no width at all, of two it covers half the time."""
 
 Array = NDArray[np.float64]
 
@@ -52,8 +53,11 @@ def frontier_misses(chosen: NDArray[np.int64], labels: Array) -> float:
 
 
 def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
-    """What a bootstrap draws as a whole: (n,) the sources where there are some, else the groups."""
-    return rows.sources if len(np.unique(rows.sources)) >= FEWEST_SOURCES else rows.groups
+    """What a bootstrap draws as a whole: (n,) the sources where there are enough, else the groups, else the rows."""
+    return next(
+        (units for units in (rows.sources, rows.groups) if len(np.unique(units)) >= FEWEST_UNITS),
+        np.arange(len(rows)).astype(np.str_),
+    )
 
 
 def random_risk(shares: Sequence[float], labels: Array) -> float:
