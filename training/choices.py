@@ -62,7 +62,8 @@ def recent_set(
         out_of_fold(candidate, after)[new],
         groups=before.groups[new],
         alpha=serving.guarantee.alpha,
-        promised=serving.guarantee.promised_risk is not None,
+        severity=serving.guarantee.severity or EVERY_MISS,
+        promised=serving.guarantee.proved,
         traffic=None if not traffic else (on_requests(current, traffic), on_requests(candidate, traffic)),
     )
 
