@@ -140,8 +140,9 @@ def fell_short(row: Mapping[str, Any]) -> bool | None:
 
     All else is no failure, and is counted like silence. It must not be left out: of audits, which are served the
     cheapest tier whatever was decided, those that judge the decided tier are all of the cheapest. Nor does a rejection
-    at the top tier break a promise: nothing above it could have been chosen. Nor may an answer be left out that a
-    ceiling or a route lowered: the promise is about all requests, and without the hard ones the others miss more often.
+    at the top tier break a promise, whatever was decided: what no tier satisfies is part of none. Nor may an answer be
+    left out that a ceiling or a route lowered: the promise is about all requests, and without the hard ones the others
+    miss more often.
 
     Args:
         row: a decision with its outcome, or none, as exports spell it.
@@ -155,8 +156,9 @@ def fell_short(row: Mapping[str, Any]) -> bool | None:
         return False if lowered else None
     if row["cause"] != "quality":
         return False
-    lowest, _ = outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), None)
-    return lowest > decided
+    served = Tier.parse(row["served_tier"])
+    lowest, _ = outcome_interval(row["verdict"], served, None)
+    return served is not TIERS[-1] and lowest > decided
 
 
 def drift_report(

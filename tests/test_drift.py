@@ -193,11 +193,12 @@ def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
         ("simple", "standard", "escalated", "quality", True),
         ("complex", "simple", "escalated", "quality", False),
         ("frontier", "frontier", "rejected", "quality", False),
+        ("standard", "frontier", "rejected", "quality", False),
         ("standard", "standard", "rejected", "availability", False),
         ("standard", "standard", "accepted", "quality", False),
         ("standard", None, None, None, False),
     ],
-    ids=["rejected", "even above", "audit from simple up", "nothing above", "outage", "accepted", "silence"],
+    ids=["rejected", "even above", "audit from simple up", "nothing above", "satisfied nowhere", "outage", "accepted", "silence"],
 )
 def test_an_outcome_counts_where_it_says_that_the_decided_tier_was_too_small(decided, served, verdict, cause, short):
     """What says no more than that a lower tier failed, or that the top one did, breaks no promise."""
