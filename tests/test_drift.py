@@ -198,7 +198,16 @@ def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
         ("standard", "standard", "accepted", "quality", False),
         ("standard", None, None, None, False),
     ],
-    ids=["rejected", "even above", "audit from simple up", "nothing above", "satisfied nowhere", "outage", "accepted", "silence"],
+    ids=[
+        "rejected",
+        "even above",
+        "audit from simple up",
+        "nothing above",
+        "satisfied nowhere",
+        "outage",
+        "accepted",
+        "silence",
+    ],
 )
 def test_an_outcome_counts_where_it_says_that_the_decided_tier_was_too_small(decided, served, verdict, cause, short):
     """What says no more than that a lower tier failed, or that the top one did, breaks no promise."""
@@ -212,7 +221,7 @@ def test_an_outcome_counts_where_it_says_that_the_decided_tier_was_too_small(dec
     ids=["lowered by a ceiling", "of a group without a promise", "of an unseen group"],
 )
 def test_an_answer_below_what_the_policy_chose_counts_and_is_no_failure(fields, counts):
-    """A promise is about all requests, so that those that a ceiling lowered stay in; where none is made, none counts."""
+    """A promise is about all requests, so that what a ceiling lowered stays in; where none is made, none counts."""
     lowered = {"guaranteed": False, "tier": "simple", "model_tier": "frontier", "threshold": 0.7}
     failed = {"served_tier": "simple", "verdict": "rejected", "cause": "quality"}
     assert fell_short({**lowered, **failed, **fields}) is counts

@@ -39,7 +39,17 @@ def test_a_label_or_an_outcome_is_an_interval_of_tiers(said, low, high):
         {"at_least": "complex", "at_most": "simple"},
         {"label": 3},
     ],
-    ids=["nothing", "another-word", "empty", "says-nothing", "unserved", "not-quality", "no-tier", "contradiction", "a-number"],
+    ids=[
+        "nothing",
+        "another-word",
+        "empty",
+        "says-nothing",
+        "unserved",
+        "not-quality",
+        "no-tier",
+        "contradiction",
+        "a-number",
+    ],
 )
 def test_what_says_nothing_of_complexity_is_no_label(said):
     """An outage, an outcome of the top tier, whichever, and words that are no tiers are left out."""

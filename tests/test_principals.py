@@ -90,7 +90,7 @@ def test_who_says_that_simple_was_always_enough_turns_nobody_out(principals, aud
 
 
 def test_requests_of_another_kind_contradict_nobody_where_their_group_has_its_own_threshold():
-    """A principal whose requests are harder is left out of one threshold for all, and kept where groups tell it apart."""
+    """Whose requests are harder is left out of one threshold for all, and kept where groups tell them apart."""
     p, y = population(800, np.random.default_rng(0))
     names = np.array(list("abcd"))[np.arange(800) % 4]
     hard = names == "d"

@@ -32,8 +32,7 @@ PRICES = tuple(routing.PRICES.values())
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
 BOOTSTRAPS = 400
-FEWEST_UNITS = 5
-"""Sources, or groups, that a bootstrap can draw from: of one it has no width at all, of two it covers half the time."""
+FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time
 
 Array = NDArray[np.float64]
 
@@ -54,10 +53,8 @@ def frontier_misses(chosen: NDArray[np.int64], labels: Array) -> float:
 
 def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
     """What a bootstrap draws as a whole: (n,) the sources where there are enough, else the groups, else the rows."""
-    return next(
-        (units for units in (rows.sources, rows.groups) if len(np.unique(units)) >= FEWEST_UNITS),
-        np.arange(len(rows)).astype(np.str_),
-    )
+    enough = (units for units in (rows.sources, rows.groups) if len(np.unique(units)) >= FEWEST_UNITS)
+    return next(enough, np.arange(len(rows)).astype(np.str_))
 
 
 def random_risk(shares: Sequence[float], labels: Array) -> float:
@@ -316,8 +313,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             "The constant mix has the same risk and may miss every frontier request; `python -m training guarantee "
             "--table cost` stands each policy beside routers that may not, and beside TF-IDF and length.",
         ]
-    lines += ["", *(f"- {note}" for note in report["notes"])]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in report["notes"])]).rstrip() + "\n"
 
 
 def _promise(fit: Guarantee) -> str:

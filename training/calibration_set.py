@@ -113,7 +113,7 @@ class CalibrationSet:
         return replace(self, **taken, facets={name: values[rows] for name, values in self.facets.items()})
 
     def drawn(self, seed: int) -> CalibrationSet:
-        """The set with one label drawn from each distribution, whatever the rows' order: what a binomial bound needs."""
+        """The set with one label drawn from each distribution, in any order of rows: what a binomial bound needs."""
         drawn = np.empty(len(self))
         order = np.lexsort((*self.labels.T, *self.logits.T, self.ids))
         drawn[order] = np.random.default_rng(seed).random(len(self))
