@@ -170,6 +170,16 @@ def test_rows_that_a_bootstrap_cannot_draw_in_groups_are_drawn_one_by_one():
     assert widths[1] > 0.03
 
 
+def test_no_miss_of_a_few_rows_is_no_proof_of_none():
+    """Where nothing is missed a risk has Wilson's interval, and so have frontier misses, instead of 0 to 0."""
+    rows = population(60, 0)
+    found = measure_policy(
+        Policy("p", ALWAYS_FRONTIER), rows, IDENTITY.apply(rows.logits), np.empty((0, 4), np.float32)
+    )
+    assert (found["risk"]["low"], found["risk"]["high"]) == (0.0, pytest.approx(0.0602, abs=1e-3))
+    assert found["frontier_misses"]["high"] > 0.2
+
+
 def test_labels_are_drawn_from_rates_whatever_the_order_of_the_rows():
     """A file sorted otherwise has the same thresholds where a confidence is asked for."""
     rng = np.random.default_rng(0)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.measured import wider
 from classifier.metrics import Interval, bootstrap_interval, tier_shares
 from classifier.policy import cumulative_probabilities
 from classifier.types import TIERS
@@ -98,7 +99,8 @@ def costs(
     units: NDArray[np.str_],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A policy's choices beside routers of equal risk, every number with a 95 % bootstrap interval.
+    """A policy's choices beside routers of equal risk, every number with a 95 % bootstrap interval, shares with at
+    least Wilson's.
 
     Args:
         chosen: (n,) tier indices.
@@ -120,22 +122,24 @@ def costs(
     if np.any(np.diff(np.asarray(prices, dtype=np.float64)) < 0):
         raise ValueError(f"prices are {tuple(prices)}, expected non-decreasing from the cheapest tier on")
 
-    def interval(statistic: Callable[[Indices, Array, Array], float]) -> dict[str, float]:
+    def interval(
+        statistic: Callable[[Indices, Array, Array], float], share_of: float | None = None
+    ) -> dict[str, float]:
         def of(rows: Indices) -> float:
             counts = np.bincount(rows, minlength=len(chosen)).astype(np.float64)
             return statistic(chosen[rows], labels[rows], counts)
 
         found: Interval = bootstrap_interval(of, np.arange(len(chosen)), groups=units, draws=BOOTSTRAPS, seed=seed)
-        return found._asdict()
+        return (found if share_of is None else wider(found, share_of))._asdict()
 
-    shares = tier_shares(chosen)
+    shares, n, top = tier_shares(chosen), len(chosen), float(labels[:, -1].sum())
     return {
         "prices": list(prices),
-        "n": len(chosen),
+        "n": n,
         "shares": list(shares),
-        "cheap_share": interval(lambda c, _y, _w: float((c <= 1).mean())),
-        "frontier_rows": float(labels[:, -1].sum()),
-        "frontier_misses": interval(lambda c, y, _: frontier_misses(c, y)),
+        "cheap_share": interval(lambda c, _y, _w: float((c <= 1).mean()), n),
+        "frontier_rows": top,
+        "frontier_misses": interval(lambda c, y, _: frontier_misses(c, y), top),
         "random_router_risk": interval(lambda c, y, _: random_risk(tier_shares(c), y)),
         "risk_below_random_router": interval(lambda c, y, _: random_risk(tier_shares(c), y) - _risk(c, y)),
         "all tiers": _beside(interval, chosen, labels, rivals, prices, len(TIERS) - 1),
@@ -157,7 +161,7 @@ def study(
 
 
 def _beside(
-    interval: Callable[[Callable[[Indices, Array, Array], float]], dict[str, float]],
+    interval: Callable[..., dict[str, float]],
     chosen: Indices,
     labels: Array,
     rivals: Mapping[str, NDArray[np.float32]],
@@ -193,7 +197,7 @@ def _beside(
             "saved_share": interval(lambda c, y, w, router=router: 1 - own(c) / router(c, y, w)[0]),
         }
     return {
-        "risk": interval(lambda c, y, _: _risk(np.minimum(c, top), y)),
+        "risk": interval(lambda c, y, _: _risk(np.minimum(c, top), y), len(labels)),
         "cost": interval(lambda c, _y, _w: own(c)),
         "beside": table,
     }
