@@ -135,20 +135,30 @@ def excess_p_value(failures: int, decisions: int, promised: float) -> float:
     return float(min(1.0, np.exp(choose + k * math.log(promised) + (decisions - k) * math.log1p(-promised)).sum()))
 
 
-def fell_short(row: Mapping[str, Any]) -> bool:
+def fell_short(row: Mapping[str, Any]) -> bool | None:
     """Whether an outcome of quality says that the label is above the tier that was decided, whichever was served.
 
     All else is no failure, and is counted like silence. It must not be left out: of audits, which are served the
     cheapest tier whatever was decided, those that judge the decided tier are all of the cheapest. Nor does a rejection
-    at the top tier break a promise: nothing above it could have been chosen.
+    at the top tier break a promise, whatever was decided: what no tier satisfies is part of none. Nor may an answer be
+    left out that a ceiling or a route lowered: the promise is about all requests, and without the hard ones the others
+    miss more often.
 
     Args:
         row: a decision with its outcome, or none, as exports spell it.
+
+    Returns:
+        None where the policy promises nothing of such requests.
     """
+    decided = Tier.parse(row["tier"])
+    if not row["guaranteed"]:
+        lowered = decided < Tier.parse(row["model_tier"]) and row["threshold"] <= 1.0
+        return False if lowered else None
     if row["cause"] != "quality":
         return False
-    lowest, _ = outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), None)
-    return lowest > Tier.parse(row["tier"])
+    served = Tier.parse(row["served_tier"])
+    lowest, _ = outcome_interval(row["verdict"], served, None)
+    return served is not TIERS[-1] and lowest > decided
 
 
 def drift_report(
@@ -172,10 +182,11 @@ def drift_report(
     for row in rows:
         probabilities.append(row["probabilities"])
         signals.append(row["signals"])
-        if row["guaranteed"] and row["policy"] in promised:
+        short = fell_short(row)
+        if short is not None and row["policy"] in promised:
             count = counts.setdefault(row["policy"], [0, 0])
             count[0] += 1
-            count[1] += fell_short(row)
+            count[1] += short
     if not signals:
         return {"n": 0, "shifts": {}, "failures": {}, "alarms": []}
     indices = stability_indices(probabilities, signals, reference)

@@ -1,7 +1,8 @@
 """What a log itself says of the tier that a request needed: a label, or an outcome, as an interval of tiers.
 
 A label names the tier, or the lowest and highest that it may be. An outcome of quality at tier t says label <= t where
-it was accepted, label > t where it was not, and no more than the tier that was accepted in the end. Pure.
+it was accepted, label > t where it was not, and no more than the tier that was accepted in the end. One at the top tier
+says nothing: accepted there, any might have done; rejected, none does. Pure.
 
 Knows nothing of files, of who said it, or how often it is wrong.
 """
@@ -36,7 +37,7 @@ def outcome_interval(verdict: str, served: Tier, accepted: Tier | None) -> Inter
 
 
 def interval_of(values: Mapping[str, Any]) -> Interval | None:
-    """What a row says of the label; None where it says nothing.
+    """What a row says of the label; None where it says nothing, or that no tier satisfied.
 
     Args:
         values: of the row, by role.
@@ -54,6 +55,8 @@ def interval_of(values: Mapping[str, Any]) -> Interval | None:
             return None
         if values.get("cause") not in (None, "quality"):
             return None
+        if served is TIERS[-1] and verdict != "accepted":
+            return None  # else, where all is served by the top tier, rejections alone would have labels
         low, high = outcome_interval(str(verdict), served, tier_of(values.get("accepted_tier")))
     low, high = low or TIERS[0], high or TIERS[-1]
     return None if low > high or (low, high) == (TIERS[0], TIERS[-1]) else (low, high)

@@ -11,10 +11,13 @@ import pytest
 pytest.importorskip("scipy")
 
 from classifier.calibration import Calibration
+from classifier.engine import Engine
 from classifier.policy import Guarantee, Policy, choose_many
+from classifier.types import Request
+from tests.tiny import tiny_bundle
 from training.calibration_report import PRICES, under
 from training.calibration_set import CalibrationSet, pack_rows
-from training.choices import at_cost, out_of_fold, recent_set, targets_of
+from training.choices import at_cost, on_requests, out_of_fold, recent_set, targets_of
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses, soft
 
@@ -74,6 +77,14 @@ def test_audits_that_fitted_the_serving_bundle_do_not_judge():
         new = ~np.isin(hashes, hashes[fitted])
         assert found.groups.tolist() == hashes[new].tolist()
         assert found.candidate.tolist() == out_of_fold(candidate, rows)[new].tolist()
+
+
+def test_requests_are_judged_at_the_threshold_of_their_group(tmp_path):
+    """As they are served: by the default policy, whatever they name, and not by the threshold of unseen groups."""
+    given = dataclasses.replace(policy(), group_by="tenant", threshold=1.0, group_thresholds={"acme": 0.0})
+    engine = Engine.from_pretrained(tiny_bundle(tmp_path / "bundle", policies=(given,)).path)
+    requests = [Request.from_text("sum", labels={"tenant": name}, policy="other") for name in ("acme", "new")]
+    assert on_requests(engine, requests).tolist() == [0, 3]
 
 
 def test_choices_out_of_fold_know_nothing_of_their_own_label():

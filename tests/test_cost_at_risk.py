@@ -45,6 +45,16 @@ def test_between_two_thresholds_the_router_draws():
     assert curve.at(0.25, np.ones(2))[0] == pytest.approx((1.0 + curve.at(0.0, np.ones(2))[0]) / 2)
 
 
+@pytest.mark.parametrize("order", ["hard first", "easy first"])
+def test_the_order_of_a_file_tells_a_model_nothing_that_cannot_tell_its_rows_apart(order: str):
+    """A model with one answer for all is no cheaper than the best mix of constant tiers, however the file is sorted."""
+    tiers = np.sort(np.random.default_rng(0).choice(4, 400, p=[0.5, 0.3, 0.15, 0.05]))
+    labels = np.eye(4)[tiers[::-1] if order == "hard first" else tiers]
+    curve = RiskCost(np.tile(np.float32([0.4, 0.3, 0.2, 0.1]), (400, 1)), labels, PRICES, 3)
+    for risk in (0.3, 0.1, 0.05):
+        assert curve.at(risk, np.ones(400))[0] >= constant_mix(risk, labels, PRICES)[0] - 1e-9
+
+
 def test_resampled_rows_count_as_often_as_they_were_drawn():
     """Counts of rows give the same curve as the rows repeated."""
     rows, counts = population(50, 3), np.random.default_rng(0).integers(0, 4, 50)

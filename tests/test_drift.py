@@ -19,7 +19,7 @@ from classifier.drift import (
     two_sample_tests,
 )
 from classifier.feedback import open_store
-from classifier.policy import Guarantee, Policy
+from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import Verdict
 from tests.feedback_support import KEY, decision, mint, outcome, request
 from tests.tiny import tiny_bundle
@@ -193,12 +193,35 @@ def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
         ("simple", "standard", "escalated", "quality", True),
         ("complex", "simple", "escalated", "quality", False),
         ("frontier", "frontier", "rejected", "quality", False),
+        ("standard", "frontier", "rejected", "quality", False),
         ("standard", "standard", "rejected", "availability", False),
         ("standard", "standard", "accepted", "quality", False),
         ("standard", None, None, None, False),
     ],
-    ids=["rejected", "even above", "audit from simple up", "nothing above", "outage", "accepted", "silence"],
+    ids=[
+        "rejected",
+        "even above",
+        "audit from simple up",
+        "nothing above",
+        "satisfied nowhere",
+        "outage",
+        "accepted",
+        "silence",
+    ],
 )
 def test_an_outcome_counts_where_it_says_that_the_decided_tier_was_too_small(decided, served, verdict, cause, short):
     """What says no more than that a lower tier failed, or that the top one did, breaks no promise."""
-    assert fell_short({"tier": decided, "served_tier": served, "verdict": verdict, "cause": cause}) is short
+    row = {"guaranteed": True, "tier": decided, "served_tier": served, "verdict": verdict, "cause": cause}
+    assert fell_short(row) is short
+
+
+@pytest.mark.parametrize(
+    ("fields", "counts"),
+    [({"threshold": 0.7}, False), ({"threshold": ALWAYS_FRONTIER}, None), ({"model_tier": "simple"}, None)],
+    ids=["lowered by a ceiling", "of a group without a promise", "of an unseen group"],
+)
+def test_an_answer_below_what_the_policy_chose_counts_and_is_no_failure(fields, counts):
+    """A promise is about all requests, so that what a ceiling lowered stays in; where none is made, none counts."""
+    lowered = {"guaranteed": False, "tier": "simple", "model_tier": "frontier", "threshold": 0.7}
+    failed = {"served_tier": "simple", "verdict": "rejected", "cause": "quality"}
+    assert fell_short({**lowered, **failed, **fields}) is counts

@@ -179,6 +179,16 @@ def test_the_table_of_policies_says_what_is_promised(report, monkeypatch, change
     assert ("Policy p promises a risk of at most 10.0%" in text) is (alpha is not None)
 
 
+def test_a_router_without_a_miss_has_no_empty_interval():
+    """Of 40 rows that all went up, the risk may still be some: an interval of 0 to 0 would say that it is none."""
+    rows = [parse_row({"id": f"{i}", "prompt": "x", "tier": "frontier"}, "t") for i in range(40)]
+    shares = np.full((40, 4), 0.25, dtype=np.float32)
+    found = detail(rows, np.full(40, 3), shares, {"p": Policy("p", 1.0)}, "p", prices=PRICES)["routers"]["oracle"]
+    assert found["risk"][1:] == (0.0, pytest.approx(0.0876, abs=1e-3))
+    assert found["frontier_misses"][2] == found["risk"][2]
+    assert found["accuracy"][1] < 1.0
+
+
 def test_risk_falls_and_cost_rises_with_the_threshold(report):
     """The curve on which policies are marked is monotone."""
     curve = report["detail"]["risk_cost"]["bundle"]

@@ -140,6 +140,16 @@ def test_a_broken_promise_that_the_candidate_keeps_is_a_repair(current, candidat
     assert (verdict.accepted, verdict.repairs) == (False, repairs)
 
 
+@pytest.mark.parametrize(("severity", "repairs"), [((1.0, 1.0, 1.0), True), ((0.5, 1.0, 1.0), False)])
+def test_risk_is_the_mean_loss_that_was_promised(severity: tuple[float, ...], repairs: bool):
+    """Where one tier too low counts a half, .15 of such misses keep a promise of .10, and nothing is to be repaired."""
+    rows = labelled(chooser(0.25, 0.2, 1), chooser(0.05, 0.5, 2), alpha=0.1, severity=severity)
+    verdict = judge([rows], draws=200)
+    assert verdict.repairs is repairs
+    found = verdict.sets["recent"]["risk"]["current"]["estimate"]
+    assert found == pytest.approx(severity[0] * (rows.current < LABELS).mean())
+
+
 @pytest.mark.parametrize(("promised", "word"), [(True, "promise"), (False, "target")])
 def test_a_target_is_kept_like_a_promise_and_not_called_one(promised: bool, word: str):
     """What is only aimed at may be mended like what is proved; the reason says which it was."""

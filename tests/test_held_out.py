@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from tests.feedback_set_support import export_row, silent
 from training.calibration_set import TRAINING_ROWS, pack_rows
-from training.feedback_set import SetOptions
+from training.feedback_set import SetOptions, build
 from training.frozen import Frozen
 from training.held_out import audits, hold_out
 
@@ -43,6 +43,15 @@ def test_a_request_that_was_audited_again_counts_again():
     found, counts = audits(rows, ALL)
     assert [(row.id, row.tier.name) for row in found] == [("d0", "SIMPLE"), ("d1", "COMPLEX")]
     assert (counts["closed"], counts["open"]) == (2, 0)
+
+
+def test_requests_keep_the_labels_that_group_them():
+    """What a policy goes by is known of audits, of traffic and of the log, though the text came without it."""
+    rows = [export_row(i, served_tier="simple", labels={**AUDIT, "tenant": "acme"}) for i in range(3)]
+    found = hold_out(Frozen([], rows, SAMPLE), [], SimpleNamespace(manifest={}), options=ALL, most=10)
+    log = build([export_row(0, labels={"tenant": "acme"})]).log
+    requests = [row.request for row in found.recent] + found.traffic + list(log.requests)
+    assert [request.labels["tenant"] for request in requests] == ["acme"] * 7
 
 
 def test_a_caller_whose_requests_all_fail_is_believed():
@@ -95,3 +104,15 @@ def test_recent_audits_fit_the_map_of_what_was_taught_where_no_others_are_left()
     assert (len(mapped) + len(judged), len(mapped) > 100) == (300, True)
     mapped, judged = hold_out(Frozen([], few, SAMPLE), [], serving, options=ALL, most=10).to_fit(retrained=True)
     assert (len(mapped), len(judged)) == (0, 150)
+
+
+def test_a_request_that_came_again_fits_thresholds_as_often_as_it_came():
+    """A quarter of the recent audits is one prompt: it is a quarter of what thresholds stand on, and fits no map."""
+    rows = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(300)]
+    rows += [export_row(f"a{i}", text="hello", served_tier="simple", labels=AUDIT) for i in range(100)]
+    found = hold_out(Frozen([], rows, SAMPLE), [], SimpleNamespace(manifest={}), options=ALL, most=10)
+    mapped, judged = found.to_fit(retrained=True)
+    repeated = sum(row.request.messages[0].content == "hello" for row in judged)
+    assert 0.15 < repeated / len(judged) < 0.35
+    assert len(mapped) > 100
+    assert not {row.sha256 for row in mapped} & {row.sha256 for row in judged}

@@ -17,10 +17,9 @@ from classifier.types import Tier
         ({"at_most": "standard"}, "simple", "standard"),
         ({"verdict": "accepted", "served_tier": "standard", "cause": "quality"}, "simple", "standard"),
         ({"verdict": "rejected", "served_tier": "standard"}, "complex", "frontier"),
-        ({"verdict": "rejected", "served_tier": "frontier"}, "frontier", "frontier"),
         ({"verdict": "escalated", "served_tier": "simple", "accepted_tier": "complex"}, "standard", "complex"),
     ],
-    ids=["label", "label-over-outcome", "lowest", "highest", "accepted", "rejected", "unserved", "escalated"],
+    ids=["label", "label-over-outcome", "lowest", "highest", "accepted", "rejected", "escalated"],
 )
 def test_a_label_or_an_outcome_is_an_interval_of_tiers(said, low, high):
     """Accepted bounds the label above, rejected below, escalated on both sides; a label of its own wins."""
@@ -34,13 +33,24 @@ def test_a_label_or_an_outcome_is_an_interval_of_tiers(said, low, high):
         {"label": "gold"},
         {"label": None, "verdict": None},
         {"verdict": "accepted", "served_tier": "frontier"},
+        {"verdict": "rejected", "served_tier": "frontier"},
         {"verdict": "rejected", "served_tier": "simple", "cause": "availability"},
         {"verdict": "accepted"},
         {"at_least": "complex", "at_most": "simple"},
         {"label": 3},
     ],
-    ids=["nothing", "another-word", "empty", "says-nothing", "not-quality", "no-tier", "contradiction", "a-number"],
+    ids=[
+        "nothing",
+        "another-word",
+        "empty",
+        "says-nothing",
+        "unserved",
+        "not-quality",
+        "no-tier",
+        "contradiction",
+        "a-number",
+    ],
 )
 def test_what_says_nothing_of_complexity_is_no_label(said):
-    """An outage, an answer of the top tier that was accepted, and words that are no tiers are left out."""
+    """An outage, an outcome of the top tier, whichever, and words that are no tiers are left out."""
     assert interval_of(said) is None

@@ -81,6 +81,13 @@ def test_bundle_that_keeps_its_promise_stays(options, fields, promote):
     assert Registry(options.registry).resolve("current") == before
 
 
+def accepted_or_not(failed: bool, day: float = 0.0, **fields) -> dict:
+    """A decision that its policy promised about, and what was said of it."""
+    return {"guaranteed": True, "policy": "balanced", "tier": "simple", "model_tier": "simple", "threshold": 0.7,
+            "served_tier": "simple", "cause": "quality", "verdict": "escalated" if failed else "accepted",
+            "decided_at": day * 86_400} | fields  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("audits", "unserved"), [(0.3, 0.0), (0.0, 0.5)], ids=["a third is audited", "the top tier fails often"]
 )
@@ -94,10 +101,43 @@ def test_promise_that_is_kept_is_hardly_ever_called_broken(audits, unserved):
         for decided, (audit, miss, fail) in zip(drawn, rng.random((5000, 3)).tolist(), strict=True):
             served = "simple" if audit < audits else decided
             failed = miss < short[decided] or (fail < unserved if served == "frontier" else served != decided)
-            rows.append({"guaranteed": True, "policy": "balanced", "tier": decided, "served_tier": served,
-                         "cause": "quality", "verdict": "escalated" if failed else "accepted"})  # fmt: skip
-        fired += bool(broken({"balanced": 0.1}, rows))
+            rows.append(accepted_or_not(failed, tier=decided, served_tier=served))
+        fired += bool(broken({"balanced": 0.1}, rows, 0.0))
     assert fired <= 1
+
+
+@pytest.mark.parametrize(("short", "expected"), [(0.19, 0), (0.3, 20)], ids=["kept", "broken"])
+def test_a_ceiling_on_hard_requests_breaks_no_promise_about_all_of_them(short, expected):
+    """Half of the requests are lowered to the ceiling: the others may miss twice as often as all do, and no more."""
+    fired = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        hard, missed = rng.random(3000) < 0.5, rng.random(3000) < short
+        lowered = {"guaranteed": False, "model_tier": "frontier", "ceiling": "simple"}
+        rows = [
+            accepted_or_not(bool(miss or above), **(lowered if above else {}))
+            for miss, above in zip(missed, hard, strict=True)
+        ]
+        fired += bool(broken({"balanced": 0.1}, rows, 0.0))
+    assert abs(fired - expected) <= 1
+
+
+def test_a_store_that_forgets_accuses_no_bundle_in_the_long_run():
+    """A risk of just what is promised stays unaccused for four years of looks at the last 90 days."""
+    fired = 0
+    for seed in range(12):
+        failed = (np.random.default_rng(seed).random(1500 * 4) < 0.1).tolist()
+        rows = [accepted_or_not(one, i / 4) for i, one in enumerate(failed)]
+        looks = (rows[4 * (day - 90) : 4 * day] for day in range(95, 1500, 20))
+        fired += any(broken({"balanced": 0.1}, seen, 0.0) for seen in looks)
+    assert fired <= 1
+
+
+def test_a_promise_that_breaks_late_is_found():
+    """Failures that begin after half a year are told within two periods."""
+    failed = (np.random.default_rng(0).random(4000) < 0.2).tolist()
+    rows = [accepted_or_not(one, 190 + i / 200) for i, one in enumerate(failed)]
+    assert broken({"balanced": 0.1}, rows, 0.0)["balanced"]["failures"] > 100
 
 
 def test_bundle_by_an_estimate_has_no_promise_to_break(tmp_path):

@@ -89,6 +89,19 @@ def test_who_says_that_simple_was_always_enough_turns_nobody_out(principals, aud
         assert threshold(p, y, ALPHA) >= threshold(p[~mine], y[~mine], highest)
 
 
+def test_requests_of_another_kind_contradict_nobody_where_their_group_has_its_own_threshold():
+    """Whose requests are harder is left out of one threshold for all, and kept where groups tell them apart."""
+    p, y = population(800, np.random.default_rng(0))
+    names = np.array(list("abcd"))[np.arange(800) % 4]
+    hard = names == "d"
+    y[hard] = np.eye(4)[np.minimum(y[hard].argmax(axis=1) + 1, 3)]
+    groups = np.where(hard, "hard", "usual")
+    assert set(contradicting(p, y, names, alpha=ALPHA, target=TARGET)) == {"d"}
+    assert contradicting(p, y, names, alpha=ALPHA, target=TARGET, groups=groups) == {}
+    y[names == "c"] = np.eye(4)[3]
+    assert set(contradicting(p, y, names, alpha=ALPHA, target=TARGET, groups=groups)) == {"c"}
+
+
 def test_honest_principals_are_hardly_ever_left_out():
     """Of 300 rounds of eight honest principals at most one leaves somebody out: the chance is below .001 a round."""
     left_out = 0

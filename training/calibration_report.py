@@ -13,11 +13,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from classifier import routing
 from classifier.calibration import Calibration
+from classifier.measured import wider
 from classifier.metrics import Interval, bootstrap_interval, calibration_error, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
@@ -32,7 +32,7 @@ PRICES = tuple(routing.PRICES.values())
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
 BOOTSTRAPS = 400
-FEWEST_SOURCES = 5  # from so many sources on whole sources are resampled
+FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time
 
 Array = NDArray[np.float64]
 
@@ -52,8 +52,9 @@ def frontier_misses(chosen: NDArray[np.int64], labels: Array) -> float:
 
 
 def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
-    """What a bootstrap draws as a whole: (n,) the sources where there are some, else the groups."""
-    return rows.sources if len(np.unique(rows.sources)) >= FEWEST_SOURCES else rows.groups
+    """What a bootstrap draws as a whole: (n,) the sources where there are enough, else the groups, else the rows."""
+    enough = (units for units in (rows.sources, rows.groups) if len(np.unique(units)) >= FEWEST_UNITS)
+    return next(enough, np.arange(len(rows)).astype(np.str_))
 
 
 def random_risk(shares: Sequence[float], labels: Array) -> float:
@@ -111,7 +112,7 @@ def measure_policy(
 ) -> dict[str, Any]:
     """What the policy does on the rows, without floors, ceilings and exploration.
 
-    Intervals are 95 % bootstrap, over what `resampled` says.
+    Intervals are 95 % bootstrap, over what `resampled` says; of shares the wider of that and Wilson's.
     """
     chosen = chosen_by(policy, probabilities, rows)
     labels, price = rows.labels, np.asarray(prices, dtype=np.float64)
@@ -126,11 +127,11 @@ def measure_policy(
     def advantage(c: NDArray[np.int64], y: Array) -> float:
         return random_risk(tier_shares(c), y) - float(under(c, y).mean())
 
-    risk = interval(np.mean, risks)
+    risk, top = wider(interval(np.mean, risks), len(rows)), float(labels[:, -1].sum())
     return {
         "risk": risk._asdict(),
-        "frontier_misses": interval(frontier_misses, chosen, labels)._asdict(),
-        "frontier_rows": float(labels[:, -1].sum()),
+        "frontier_misses": wider(interval(frontier_misses, chosen, labels), top)._asdict(),
+        "frontier_rows": top,
         "shares": list(shares),
         "cheap_share": shares[0] + shares[1],
         "cost": float(price[chosen].mean()),
@@ -150,21 +151,17 @@ def measure_policy(
 def _by(
     values: NDArray[np.str_], risks: Array, chosen: NDArray[np.int64], groups: NDArray[np.str_], seed: int
 ) -> dict[str, Any]:
-    """Risk by value, with the wider of two intervals: groups resampled, and exact for single rows."""
+    """Risk by value, with the wider of two intervals: groups resampled, and Wilson's for single rows."""
     table = {}
     for value in np.unique(values):
         kept = values == value
         if (n := int(kept.sum())) >= FEWEST_IN_SLICE:
             shares = tier_shares(chosen[kept])
             risk = bootstrap_interval(np.mean, risks[kept], groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
-            exact = scipy.stats.binomtest(round(risk.estimate * n), n).proportion_ci(0.95, "exact")
+            estimate, low, high = wider(risk, n)
             table[str(value)] = {
-                "n": n,
-                "risk": risk.estimate,
-                "low": min(risk.low, float(exact.low)),
-                "high": max(risk.high, float(exact.high)),
-                "cheap_share": shares[0] + shares[1],
-            }
+                "n": n, "risk": estimate, "low": low, "high": high, "cheap_share": shares[0] + shares[1],
+            }  # fmt: skip
     return table
 
 
@@ -312,8 +309,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             "The constant mix has the same risk and may miss every frontier request; `python -m training guarantee "
             "--table cost` stands each policy beside routers that may not, and beside TF-IDF and length.",
         ]
-    lines += ["", *(f"- {note}" for note in report["notes"])]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in report["notes"])]).rstrip() + "\n"
 
 
 def _promise(fit: Guarantee) -> str:

@@ -113,9 +113,11 @@ class CalibrationSet:
         return replace(self, **taken, facets={name: values[rows] for name, values in self.facets.items()})
 
     def drawn(self, seed: int) -> CalibrationSet:
-        """The set with one label drawn from each distribution: what a binomial bound needs."""
-        u = np.random.default_rng(seed).random(len(self))[:, None]
-        labels = (u > np.cumsum(self.labels, axis=1)[:, :-1]).sum(axis=1)
+        """The set with one label drawn from each distribution, in any order of rows: what a binomial bound needs."""
+        drawn = np.empty(len(self))
+        order = np.lexsort((*self.labels.T, *self.logits.T, self.ids))
+        drawn[order] = np.random.default_rng(seed).random(len(self))
+        labels = (drawn[:, None] > np.cumsum(self.labels, axis=1)[:, :-1]).sum(axis=1)
         return replace(self, labels=soft(labels))
 
     @property

@@ -96,8 +96,9 @@ def recalibrated(
     def consistent(rows: CalibrationSet, calibration: Calibration) -> tuple[CalibrationSet, dict[str, tuple[int, int]]]:
         shares, alpha = calibration.apply(rows.logits), default.guarantee.alpha
         against = contradicting(
-            shares, rows.labels, rows.sources, alpha=alpha, target=alpha - asked.epsilon, delta=asked.delta
-        )
+            shares, rows.labels, rows.sources, alpha=alpha, target=alpha - asked.epsilon, delta=asked.delta,
+            groups=rows.facets[asked.group_by] if asked.group_by else None,
+        )  # fmt: skip
         return rows.take(~np.isin(rows.sources, list(against))), against
 
     def fitted(weights: Path, rows: CalibrationSet, to: Path, map_path: Path | None) -> dict[str, Any]:

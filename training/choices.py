@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,8 @@ def recent_set(
         out_of_fold(candidate, after)[new],
         groups=before.groups[new],
         alpha=serving.guarantee.alpha,
-        promised=serving.guarantee.promised_risk is not None,
+        severity=serving.guarantee.severity or EVERY_MISS,
+        promised=serving.guarantee.proved,
         traffic=None if not traffic else (on_requests(current, traffic), on_requests(candidate, traffic)),
     )
 
@@ -106,11 +108,9 @@ def probabilities(engine: Engine, requests: Sequence[Request]) -> Probabilities:
 
 
 def on_requests(engine: Engine, requests: Sequence[Request]) -> Choices:
-    """What the default policy chooses, without floors, ceilings and exploration: (n,) int64.
-
-    Requests of a policy with groups get the fallback threshold, the strictest of all.
-    """
-    return chosen_by(_default(engine), probabilities(engine, requests))
+    """What the default policy chooses, without floors, ceilings and exploration: (n,) int64."""
+    prepared = [engine.prepare(replace(request, policy="")) for request in requests]
+    return np.array([engine.decide(p, engine.score(p)).model_tier.index for p in prepared], dtype=np.int64)
 
 
 def out_of_fold(engine: Engine, rows: CalibrationSet, folds: int = FOLDS) -> Choices:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.measured import wider
 from classifier.metrics import Interval, bootstrap_interval, tier_shares
 from classifier.policy import cumulative_probabilities
 from classifier.types import TIERS
@@ -41,7 +42,8 @@ Indices = NDArray[np.int64]
 class RiskCost:
     """Cost and frontier misses of the threshold rule on some rows, at any risk: λ is moved until the risk is met.
 
-    Between two neighbouring λ the router draws between them, so that every risk is met exactly.
+    Between two neighbouring λ the router draws between them, so that every risk is met exactly. Rows of one score are
+    moved together, as λ does: one by one their order in the file would tell the hard ones from the easy ones.
 
     Args:
         probabilities: (n, 4) float32.
@@ -54,6 +56,8 @@ class RiskCost:
         scores = cumulative_probabilities(probabilities)[:, :top].ravel()
         order = np.argsort(scores, kind="stable")
         self._rows, boundary = order // top, order % top
+        ranked = scores[order]
+        self._cuts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1], [True]]))
         # A row is lost at boundary t while λ is at or below its C_t; once λ is above, it pays for the next tier.
         self._lost = labels[:, 1 : top + 1].ravel()[order]
         self._paid = np.diff(np.asarray(prices, dtype=np.float64))[boundary]
@@ -67,8 +71,8 @@ class RiskCost:
         Below the smallest risk that the rule can reach it is that of always the highest tier.
         """
         weights, n = counts[self._rows], counts.sum()
-        lost = np.append((weights * self._lost)[::-1].cumsum()[::-1], 0.0) + float(counts @ self._beyond)
-        cost = np.append(0.0, (weights * self._paid).cumsum()) + self._cheapest * n
+        lost = self._left(weights * self._lost) + float(counts @ self._beyond)
+        cost = np.append(0.0, (weights * self._paid).cumsum())[self._cuts] + self._cheapest * n
         at = int(np.argmax(lost <= risk * n)) if lost[-1] <= risk * n else len(lost) - 1
         part = 0.0
         if at and lost[at - 1] > lost[at]:
@@ -76,9 +80,14 @@ class RiskCost:
         tops = float(counts @ self._top)
         misses = 1.0 if tops else float("nan")
         if self._missed is not None and tops:
-            left = np.append((weights * self._missed)[::-1].cumsum()[::-1], 0.0)
+            left = self._left(weights * self._missed)
             misses = float(((1 - part) * left[at] + part * left[at - 1 if at else 0]) / tops)
         return float(((1 - part) * cost[at] + part * cost[at - 1 if at else 0]) / n), misses
+
+    def _left(self, values: Array) -> Array:
+        """What of (steps,) values in order of score is left at each λ, from the lowest to above all scores."""
+        left: Array = np.append(values[::-1].cumsum()[::-1], 0.0)[self._cuts]
+        return left
 
 
 def costs(
@@ -90,7 +99,8 @@ def costs(
     units: NDArray[np.str_],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A policy's choices beside routers of equal risk, every number with a 95 % bootstrap interval.
+    """A policy's choices beside routers of equal risk, every number with a 95 % bootstrap interval, shares with at
+    least Wilson's.
 
     Args:
         chosen: (n,) tier indices.
@@ -112,22 +122,24 @@ def costs(
     if np.any(np.diff(np.asarray(prices, dtype=np.float64)) < 0):
         raise ValueError(f"prices are {tuple(prices)}, expected non-decreasing from the cheapest tier on")
 
-    def interval(statistic: Callable[[Indices, Array, Array], float]) -> dict[str, float]:
+    def interval(
+        statistic: Callable[[Indices, Array, Array], float], share_of: float | None = None
+    ) -> dict[str, float]:
         def of(rows: Indices) -> float:
             counts = np.bincount(rows, minlength=len(chosen)).astype(np.float64)
             return statistic(chosen[rows], labels[rows], counts)
 
         found: Interval = bootstrap_interval(of, np.arange(len(chosen)), groups=units, draws=BOOTSTRAPS, seed=seed)
-        return found._asdict()
+        return (found if share_of is None else wider(found, share_of))._asdict()
 
-    shares = tier_shares(chosen)
+    shares, n, top = tier_shares(chosen), len(chosen), float(labels[:, -1].sum())
     return {
         "prices": list(prices),
-        "n": len(chosen),
+        "n": n,
         "shares": list(shares),
-        "cheap_share": interval(lambda c, _y, _w: float((c <= 1).mean())),
-        "frontier_rows": float(labels[:, -1].sum()),
-        "frontier_misses": interval(lambda c, y, _: frontier_misses(c, y)),
+        "cheap_share": interval(lambda c, _y, _w: float((c <= 1).mean()), n),
+        "frontier_rows": top,
+        "frontier_misses": interval(lambda c, y, _: frontier_misses(c, y), top),
         "random_router_risk": interval(lambda c, y, _: random_risk(tier_shares(c), y)),
         "risk_below_random_router": interval(lambda c, y, _: random_risk(tier_shares(c), y) - _risk(c, y)),
         "all tiers": _beside(interval, chosen, labels, rivals, prices, len(TIERS) - 1),
@@ -149,7 +161,7 @@ def study(
 
 
 def _beside(
-    interval: Callable[[Callable[[Indices, Array, Array], float]], dict[str, float]],
+    interval: Callable[..., dict[str, float]],
     chosen: Indices,
     labels: Array,
     rivals: Mapping[str, NDArray[np.float32]],
@@ -185,7 +197,7 @@ def _beside(
             "saved_share": interval(lambda c, y, w, router=router: 1 - own(c) / router(c, y, w)[0]),
         }
     return {
-        "risk": interval(lambda c, y, _: _risk(np.minimum(c, top), y)),
+        "risk": interval(lambda c, y, _: _risk(np.minimum(c, top), y), len(labels)),
         "cost": interval(lambda c, _y, _w: own(c)),
         "beside": table,
     }

@@ -216,6 +216,6 @@ def _request(row: ExportRow) -> Request | None:
     if row["request"] is None:
         return None
     try:
-        return Request.from_json(row["request"])
+        return Request.from_json(row["request"], labels=row["labels"] or {})
     except InvalidRequest:
         return None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.inputs import rated_text
+from classifier.measured import wider
 from classifier.metrics import bootstrap_each, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
@@ -128,7 +129,10 @@ def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[s
         "frontier_misses": misses,
         "cost": lambda c, _: float(price[c].mean()),
     }
-    return bootstrap_each(numbers, chosen, labels, draws=DRAWS)
+    found = bootstrap_each(numbers, chosen, labels, draws=DRAWS)
+    of = dict.fromkeys(("accuracy", "risk", "over_routing"), len(labels))
+    of["frontier_misses"] = int((labels == len(TIERS) - 1).sum())
+    return found | {name: wider(found[name], n) for name, n in of.items()}
 
 
 def _routers(

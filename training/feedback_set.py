@@ -286,6 +286,7 @@ def _row(e: _Evidence, rates: Mapping[str, tuple[float, float]]) -> Row | None:
     data = {
         **row["request"],
         "id": row["decision_id"],
+        "labels": row["labels"] or {},
         "at_least": e.low.label,
         # Up to frontier because it satisfied is another thing than because nothing more is known.
         "at_most": None if e.high is TIERS[-1] and row["accepted_tier"] is None else e.high.label,

@@ -107,8 +107,8 @@ def outcomes_since(url: str, since: float) -> int:
 
 
 def request_of(row: ExportRow) -> Request | None:
-    """The request of a row where its text is there."""
-    return None if row["request"] is None else Request.from_json(row["request"])
+    """The request of a row where its text is there, with the labels that came with it."""
+    return None if row["request"] is None else Request.from_json(row["request"], labels=row["labels"] or {})
 
 
 def conversations(rows: Iterable[ExportRow]) -> set[str]:

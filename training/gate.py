@@ -34,9 +34,11 @@ import scipy
 from numpy.typing import NDArray
 
 from classifier.metrics import Interval, bootstrap_intervals, wilson
+from classifier.types import TIERS
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
 from training.risk_control import binomial_p_value
+from training.step_losses import EVERY_MISS
 
 FEWEST_ROWS = 60
 RISK_MARGIN = 0.03
@@ -54,7 +56,8 @@ class LabelledSet:
         current: (n,) int64, index of the tier that the serving bundle chooses.
         candidate: (n,) int64, the same of the candidate.
         groups: (n,) str; rows of one group are resampled together. None where each is its own.
-        alpha: what the policy aims at on this set: P(chosen < label) at most; 0 where it aims at nothing here.
+        alpha: what the policy aims at on this set: a risk of at most so much; 0 where it aims at nothing here.
+        severity: loss of choosing 1, 2, 3 tiers too low, whose mean is the risk that alpha bounds.
         promised: that much is promised as well; else it is a target, such as that of an estimate.
         equal_cost: the choices were brought to one cost, so that risk alone is compared.
         traffic: what the serving bundle and the candidate choose on (m,) further requests of the same kind, labelled or
@@ -73,6 +76,7 @@ class LabelledSet:
     candidate: NDArray[np.int64]
     groups: NDArray[np.str_] | None = None
     alpha: float = 0.0
+    severity: tuple[float, ...] = EVERY_MISS
     promised: bool = True
     equal_cost: bool = False
     traffic: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
@@ -191,7 +195,7 @@ def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level
     if n < rows.fewest:
         reason = f"{rows.name}: {n} rows are too few to tell, {rows.fewest} are wanted"
         return _Found({"n": n}, [reason], refused=True)
-    losses = (under(rows.current, rows.labels), under(rows.candidate, rows.labels))
+    losses = (_losses(rows, rows.current), _losses(rows, rows.candidate))
     z = float(scipy.stats.norm.ppf((1 + level) / 2))
     resampled = _compare(*losses, groups=rows.groups, draws=draws, level=level, seed=seed)
     by_rows = (*(wilson(float(one.mean()), n, z) for one in losses), tango(*losses, z))
@@ -225,6 +229,13 @@ def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level
     found.worse |= dearer
     found.better |= cost[2].high < 0
     return found
+
+
+def _losses(rows: LabelledSet, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What each row's choice loses: (n,) in [0, 1]."""
+    rises = np.diff([0.0, *rows.severity])
+    further = [rise * under(np.minimum(chosen + d, len(TIERS) - 1), rows.labels) for d, rise in enumerate(rises)]
+    return np.sum(further, axis=0)
 
 
 def tango(current: NDArray[np.float64], candidate: NDArray[np.float64], z: float) -> Interval:

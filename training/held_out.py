@@ -68,8 +68,11 @@ class HeldOut:
         left = [row for row in self.earlier if row.sha256 not in known]
         if len(left) >= FEWEST_ROWS or len(self.recent) < 2 * FEWEST_ROWS:
             return left, self.recent
-        mapped = [row for row in self.recent if _position(row.group) < 0.5]
-        return [*left, *mapped], [row for row in self.recent if _position(row.group) >= 0.5]
+        judged = [row for row in self.recent if _position(row.group) >= 0.5]
+        # A request that came again stays among those that thresholds promise about, as often as it is there.
+        again = {row.sha256 for row in judged}
+        mapped = [row for row in self.recent if _position(row.group) < 0.5 and row.sha256 not in again]
+        return [*left, *mapped], judged
 
 
 def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: SetOptions, most: int) -> HeldOut:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import signal
 import threading
@@ -47,6 +48,8 @@ from training.steps import only_one, receipts, unfinished, write_json
 
 DRIFT_SHARE = 0.2
 """An alarm counts once this share of `min_outcomes` came in since the last round: recalibration takes labels, too."""
+PERIOD_DAYS = 30.0
+"""How long a test of a promise goes on before the next one; two of them are less than what the store keeps."""
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 Say = Callable[[str], object]
@@ -117,7 +120,8 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
     with only_one(lock_path(options)):
         bundle = read_bundle(registry.fetch(current))
         promises = promised_risks(bundle.policies)
-        fired = broken(promises, decisions_of(options, current, took_over(registry, current).at))
+        since = took_over(registry, current).at
+        fired = broken(promises, decisions_of(options, current, since), since)
         if not fired:
             return None
         why = f"failures of {', '.join(fired)} exceed the promise (sequential test)"
@@ -135,18 +139,30 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         return receipt
 
 
-def broken(promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def broken(promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]], since: float) -> dict[str, dict[str, Any]]:
     """What the tests counted of the policies whose failures exceed their promise.
+
+    A test begins anew every `PERIOD_DAYS`, with a share of the error of its own (1/2, 1/6, 1/12 … are 1 in all), and
+    the last two count. One of all decisions would begin at another one each day, once the store forgets the oldest:
+    after a year it had accused 2 in 5 of the bundles whose risk was just what they promise.
 
     Args:
         promises: policy → P(chosen < label) at most.
         rows: decisions with their outcomes, as exports spell them, oldest first.
+        since: when the bundle took over, seconds since the epoch.
     """
-    tests = {name: SequentialTest(risk, ERROR / len(promises)) for name, risk in promises.items()}
+    tests: dict[tuple[int, str], SequentialTest] = {}
+    period = 0
     for row in rows:
-        if row["guaranteed"] and row["policy"] in tests:
-            tests[row["policy"]].add(failed=fell_short(row))
-    return {name: test.as_json() for name, test in tests.items() if test.fired}
+        short, name = fell_short(row), row["policy"]
+        if short is None or name not in promises:
+            continue
+        period = max(0, math.floor((row["decided_at"] - since) / (PERIOD_DAYS * 86_400)))
+        if (period, name) not in tests:
+            error = ERROR / len(promises) / ((period + 1) * (period + 2))
+            tests[period, name] = SequentialTest(promises[name], error)
+        tests[period, name].add(failed=short)
+    return {name: test.as_json() for (at, name), test in tests.items() if at >= period - 1 and test.fired}
 
 
 def run_loop(

@@ -6,7 +6,8 @@ A principal is a caller, or one of its clients where a label that the gateway se
   over is left out, chosen by a hash.
 - *A contradiction.* On audits, a principal that misses more at the threshold which the others' audits give than chance
   would explain, were one of the others a liar, is left out, and named. It lies, or its requests are of another kind;
-  either way a threshold for all of them would be wrong for somebody.
+  either way a threshold for all of them would be wrong for somebody. Where thresholds go by groups, the
+  others are those of its group.
 
 Together they bound what a liar among the audits does to everybody else (`others_alphas`), whatever it says. A flood is
 cut to the share, and a lie that goes unnoticed must be told so seldom that it looks like chance.
@@ -90,6 +91,7 @@ def contradicting(
     alpha: float,
     target: float,
     delta: float = 0.0,
+    groups: NDArray[np.str_] | None = None,
 ) -> dict[str, tuple[int, int]]:
     """Principals that miss more at the threshold of the others than a risk of α explains.
 
@@ -100,22 +102,29 @@ def contradicting(
         alpha: what is promised: the risk that is tested.
         target: what thresholds are fitted to; at most alpha.
         delta: as for `fit_threshold`.
+        groups: (n,) the group that each audit's threshold is fitted for: others of the same one are what it may
+            contradict. None where all have one threshold.
 
     Returns:
-        Misses and audits by principal. Empty where there are fewer than three principals.
+        Misses and audits by principal, in the groups in which it contradicts. None of a group with fewer than three.
     """
+    of = np.zeros(len(principals), dtype=np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
+    parts = [np.flatnonzero(of == group) for group in np.unique(of)]
+    parts = [part for part in parts if len(np.unique(principals[part])) >= FEWEST_PRINCIPALS]
+    tested = sum(len(np.unique(principals[part])) for part in parts)
     found: dict[str, tuple[int, int]] = {}
-    names, counts = np.unique(principals, return_counts=True)
-    if len(names) < FEWEST_PRINCIPALS:
-        return found
-    for name in names.tolist():
-        mine = principals == name
-        rest = fit_threshold(routing_losses(probabilities[~mine], labels[~mine]), target, delta=delta)
-        chosen = choose_many(probabilities[mine], rest.threshold)
-        misses, count = int((labels[mine].argmax(axis=1) > chosen).sum()), int(mine.sum())
-        others, largest = len(principals) - count, int(counts[names != name].max())
-        if misses > most_unnoticed(count, len(names), others=others, largest=largest, alpha=alpha, target=target):
-            found[name] = (misses, count)
+    for part in parts:
+        names, counts = np.unique(principals[part], return_counts=True)
+        for name in names.tolist():
+            own = principals[part] == name
+            mine, rest = part[own], part[~own]
+            threshold = fit_threshold(routing_losses(probabilities[rest], labels[rest]), target, delta=delta).threshold
+            chosen = choose_many(probabilities[mine], threshold)
+            misses, largest = int((labels[mine].argmax(axis=1) > chosen).sum()), int(counts[names != name].max())
+            limits = {"others": len(rest), "largest": largest, "alpha": alpha, "target": target}
+            if misses > most_unnoticed(len(mine), tested, **limits):
+                before = found.get(name, (0, 0))
+                found[name] = (before[0] + misses, before[1] + len(mine))
     return found
 
 
@@ -129,7 +138,7 @@ def most_unnoticed(count: int, principals: int, *, others: int, largest: int, al
 
     Args:
         count: audits of the principal.
-        principals: how many there are.
+        principals: how many there are, in all groups together.
         others: audits of everybody else.
         largest: of these, those of the principal that has the most.
         alpha: as for `contradicting`.
