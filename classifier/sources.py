@@ -205,19 +205,18 @@ def _find_remote(url: str, written: str) -> list[Source]:
 
     try:
         fs, path = fsspec.core.url_to_fs(url)
-        facts = None if any(sign in _without_query(path) for sign in "*?[") else fs.info(path)
-        if facts is None:
-            matched = fs.glob(path, detail=True)
-            listed = {p: matched[p] for p in _without_outputs(url, list(matched), matched.__contains__)}
-        elif container_of(_file_name(path)) and facts["type"] == "file":  # asked of HTTP, isdir reads all of it
-            listed = {path: facts}
-        elif fs.isdir(path):
-            found = fs.find(path, detail=True)
-            found = {p: found[p] for p in _without_outputs(url, list(found), found.__contains__)}
-            below = {p: PurePosixPath(_file_name(p) if p == path else p[len(path) :].strip("/")).parts for p in found}
-            listed = {p: found[p] for p in _logs_among(url, below)}
-        else:
-            listed = {path: facts}
+        is_pattern = any(sign in _without_query(path) for sign in "*?[")
+        listed = {} if is_pattern else {path: fs.info(path)}
+        # Asked of HTTP, isdir reads all of it.
+        is_file = not is_pattern and container_of(_file_name(path)) and listed[path]["type"] == "file"
+        is_folder = not is_pattern and not is_file and fs.isdir(path)
+        if is_pattern or is_folder:
+            listed = (fs.find if is_folder else fs.glob)(path, detail=True)
+            kept = _without_outputs(url, list(listed), listed.__contains__)
+            if is_folder:
+                below = (_file_name(p) if p == path else p[len(path) :].strip("/") for p in kept)
+                kept = _logs_among(url, {p: PurePosixPath(b).parts for p, b in zip(kept, below, strict=True)})
+            listed = {p: listed[p] for p in kept}
     except (ImportError, ValueError) as error:
         raise InputError(f"{url}: cannot be used ({error})") from error
     except OSError as error:
