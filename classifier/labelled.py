@@ -224,6 +224,11 @@ def open_labelled(path: str | Path) -> Labelled:
     return Labelled(path, kind, {name.removeprefix(PREFIX): str(facts[name]) for name in facts}, names)
 
 
+def begun_manifest(stated: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """The manifest of an output that is begun: what it is about, and its Arrow schema."""
+    return {**stated, "schema": base64.b64encode(schema.serialize().to_pybytes()).decode(), "complete": None}
+
+
 def schema_of(manifest: Mapping[str, Any]) -> Any:
     """The output's Arrow schema, as its manifest holds it."""
     pa, _ = pyarrow()

@@ -117,14 +117,18 @@ class _Row:
 
 
 class Labeller:
-    """Labels chunks by a plan."""
+    """Labels chunks by a plan.
+
+    Attributes:
+        schema: the output's Arrow schema.
+    """
 
     def __init__(self, answers: Answers, plan: Plan) -> None:
         pa, _ = pyarrow()
         self.answers = answers
         self.plan = plan
-        self._schema = pa.ipc.read_schema(pa.py_buffer(plan.schema))
-        self._inputs = pa.schema(list(self._schema)[: -len(COLUMNS)])
+        self.schema = pa.ipc.read_schema(pa.py_buffer(plan.schema))
+        self._inputs = pa.schema(list(self.schema)[: -len(COLUMNS)])
 
     def label(self, chunk: Chunk) -> tuple[bytes, Tally]:
         """The piece of the output that a chunk becomes, as `labelled.merge_pieces` takes it, and its tally.
@@ -220,20 +224,20 @@ class Labeller:
         pa, _ = pyarrow()
         if self.plan.kind == "csv" and batch is not None:
             values = self._objects(rows, batch, tally)
-            return csv_lines([[row.get(name) for name in self._schema.names] for row in values])
+            return csv_lines([[row.get(name) for name in self.schema.names] for row in values])
         extras = [row.extra for row in rows]
         if batch is None:
             arrays = fill_columns([row.values for row in rows], self._inputs, extras, tally.moved)
         else:
             arrays = [_column(batch, f, extras, tally.moved) for f in self._inputs]
         ours = [_encodable(row) for row in rows]
-        for name, f in zip(COLUMNS, list(self._schema)[-len(COLUMNS) :], strict=True):
+        for name, f in zip(COLUMNS, list(self.schema)[-len(COLUMNS) :], strict=True):
             arrays.append(pa.array([values[name] for values in ours], type=f.type))
-        table = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        table = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         if self.plan.kind == "csv":
             return csv_lines([list(row.values()) for row in table.to_pylist()])
         sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        with pa.ipc.new_stream(sink, self.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_batch(table)
         return sink.getvalue()
 
