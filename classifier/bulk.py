@@ -113,19 +113,20 @@ class Run:
         found = run._found = read_manifest(manifest_path(path))
         if found is None and path.exists():
             raise InputError(f"{output}: exists, and no manifest beside it says how it was made; choose another file")
-        if found is not None and not (found.get("complete") and not path.exists()):
+        if found is not None and found.get("complete") and not path.exists():
+            found = None  # the output was taken away, and is made anew
+        if found is not None:
             check_same(output, found, stated)
-            if found.get("complete") and sources[0].name == STDIN:
+        if found is not None and found.get("complete"):
+            if sources[0].name == STDIN:
                 raise InputError(
                     f"{output}: is complete, and whether standard input is the same again cannot be told; choose "
                     "another file, or remove this one"
                 )
-            if found.get("complete"):
-                run.complete = Tally.from_json(found["complete"])
-                shutil.rmtree(run._parts, ignore_errors=True)
-                return run
-        begun = None if found is None or found.get("complete") or sources[0].name == STDIN else found
-        run._begin(stated, begun)
+            run.complete = Tally.from_json(found["complete"])
+            shutil.rmtree(run._parts, ignore_errors=True)
+            return run
+        run._begin(stated, None if sources[0].name == STDIN else found)
         return run
 
     @contextlib.contextmanager
