@@ -15,7 +15,6 @@ import asyncio
 import json
 import re
 import signal
-import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.outbox import Outbox
 from classifier.gateways.settings import GatewaySettings, Latest, read_token
+from classifier.lifetime import print_ready
 from classifier.listening import ALONE, bind
 from classifier.routing import RoutingTable, is_restricted, read_table
 from classifier.settings import is_local
@@ -316,7 +316,7 @@ async def _serve(
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    print(f"serving on {address}", file=sys.stderr, flush=True)
+    print_ready([address])
     await stopped.wait()
     await server.stop(DRAIN_SECONDS)
     await processor.outbox.drain(DRAIN_SECONDS)
