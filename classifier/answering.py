@@ -119,11 +119,10 @@ class EngineMaker:
 
 def identity_of(bundle_version: str, calibration_revision: str, policy: Policy) -> Identity:
     """The identity of a policy of a bundle."""
-    from classifier.policy_file import policies_to_json
+    from classifier.policy_file import policy_to_json
 
-    listed = policies_to_json([policy], policy.name, model_sha256="", calibration_revision="")["policies"]
     group_by = "" if policy.group_by == "script" else policy.group_by
-    return Identity(bundle_version, calibration_revision, policy.name, group_by, listed[0])
+    return Identity(bundle_version, calibration_revision, policy.name, group_by, policy_to_json(policy))
 
 
 @dataclass(frozen=True, slots=True)
