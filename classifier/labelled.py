@@ -253,7 +253,7 @@ def _open_parquet(path: Path) -> Labelled:
 
 def json_encoded(schema: Any) -> set[str]:
     """Names of the text columns that hold JSON."""
-    return {field.name for field in schema if (field.metadata or {}).get(b"classifier_encoding") == b"json"}
+    return {field.name for field in schema if JSON_ENCODED.items() <= (field.metadata or {}).items()}
 
 
 def opened_rows(batch: Any) -> Iterator[dict[str, Any]]:

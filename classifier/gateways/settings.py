@@ -1,6 +1,6 @@
-"""What every gateway is told: where it listens, where the server is, and how the two trust one another.
+"""What every gateway is told: where it listens, where the server is, how the two trust one another, and what files say.
 
-Knows nothing of what a gateway speaks.
+Files are read again when they change. Knows nothing of what a gateway speaks.
 """
 
 from __future__ import annotations
