@@ -106,7 +106,7 @@ def shown(row: Mapping[str, Any], *, whole: bool = False) -> str:
     users = [i for i, m in enumerate(messages) if m.get("role") == "user"]
     last = users[-1] if users else len(messages) - 1
     lines = []
-    facts = [f"{len(row[name])} {name}" for name in ("tools",) if row.get(name)]
+    facts = [f"{len(row['tools'])} tools"] if row.get("tools") else []
     facts += [f"{row['attachments']} attachments"] if row.get("attachments") else []
     if facts:
         lines.append(f"({', '.join(facts)})")

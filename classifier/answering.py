@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from classifier.errors import (
     DeadlinePassed,
-    InvalidRequest,
     NotReady,
     Overloaded,
     ServerUnreachable,
@@ -29,6 +28,9 @@ from classifier.errors import (
 from classifier.labelled import LABEL_VERSION
 from classifier.labelling import Answers, EngineAnswers
 from classifier.types import Decision, Request
+
+if TYPE_CHECKING:
+    from classifier.policy import Policy
 
 T = TypeVar("T")
 
@@ -57,7 +59,7 @@ class Identity:
     definition: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, str]:
-        """As the output's metadata; see `labelled.FACTS`."""
+        """As the output's metadata: texts, by names with the prefix of our columns."""
         from classifier import __version__
 
         return {
@@ -115,13 +117,12 @@ class EngineMaker:
         return EngineAnswers(Engine.from_pretrained(self.path))
 
 
-def identity_of(bundle_version: str, calibration_revision: str, policy: Any) -> Identity:
+def identity_of(bundle_version: str, calibration_revision: str, policy: Policy) -> Identity:
     """The identity of a policy of a bundle."""
-    from classifier.policy_file import policies_to_json
+    from classifier.policy_file import policy_to_json
 
-    listed = policies_to_json([policy], policy.name, model_sha256="", calibration_revision="")["policies"]
     group_by = "" if policy.group_by == "script" else policy.group_by
-    return Identity(bundle_version, calibration_revision, policy.name, group_by, listed[0])
+    return Identity(bundle_version, calibration_revision, policy.name, group_by, policy_to_json(policy))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +195,6 @@ def _patiently(ask: Callable[[], T]) -> T:
     while True:
         try:
             return ask()
-        except InvalidRequest:
-            raise
         except _PASSING as error:
             if time.monotonic() + pause > end:
                 raise ServerUnreachable(

@@ -12,7 +12,6 @@ Knows nothing of formats of rows, of the model, or of terminals.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import shutil
@@ -25,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from classifier.answering import Identity, Maker
-from classifier.arrow import pyarrow
 from classifier.cores import available_cores
 from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError
-from classifier.labelled import kind_of, manifest_path, merge_pieces, output_schema
+from classifier.labelled import begun_manifest, kind_of, manifest_path, merge_pieces, output_schema, schema_of
 from classifier.labelling import Labeller
 from classifier.pieces import SPACE, as_json, check_same, read_manifest, read_piece, read_tally
 from classifier.processes import processes_of
@@ -115,19 +113,20 @@ class Run:
         found = run._found = read_manifest(manifest_path(path))
         if found is None and path.exists():
             raise InputError(f"{output}: exists, and no manifest beside it says how it was made; choose another file")
-        if found is not None and not (found.get("complete") and not path.exists()):
+        if found is not None and found.get("complete") and not path.exists():
+            found = None  # the output was taken away, and is made anew
+        if found is not None:
             check_same(output, found, stated)
-            if found.get("complete") and sources[0].name == STDIN:
+        if found is not None and found.get("complete"):
+            if sources[0].name == STDIN:
                 raise InputError(
                     f"{output}: is complete, and whether standard input is the same again cannot be told; choose "
                     "another file, or remove this one"
                 )
-            if found.get("complete"):
-                run.complete = Tally.from_json(found["complete"])
-                shutil.rmtree(run._parts, ignore_errors=True)
-                return run
-        begun = None if found is None or found.get("complete") or sources[0].name == STDIN else found
-        run._begin(stated, begun)
+            run.complete = Tally.from_json(found["complete"])
+            shutil.rmtree(run._parts, ignore_errors=True)
+            return run
+        run._begin(stated, None if sources[0].name == STDIN else found)
         return run
 
     @contextlib.contextmanager
@@ -198,7 +197,6 @@ class Run:
 
     def _begin(self, stated: Mapping[str, Any], begun: Mapping[str, Any] | None) -> None:
         """Decides the columns and the manifest, or takes the columns of the run that goes on."""
-        pa, _ = pyarrow()
         chunks = read_chunks(
             self._sources,
             row_format=self._options.row_format,
@@ -209,11 +207,10 @@ class Run:
         self._few = len(head) if len(head) < HEAD_CHUNKS else None
         self._chunks = chain(_drained(deque(head)), chunks)
         if begun is not None:
-            self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(begun["schema"])))
+            self._schema = schema_of(begun)
             return
         self._schema = output_schema(input_schema(self._sources, head), self._identity.facts())
-        text = base64.b64encode(self._schema.serialize().to_pybytes()).decode()
-        self._begun = {**stated, "schema": text, "complete": None}
+        self._begun = begun_manifest(stated, self._schema)
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_whole(manifest_path(self._output), as_json(manifest), staged_in=self._parts)

@@ -18,7 +18,7 @@ import reprlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def write_bundle(path: str | Path, source: str | Path, manifest: Mapping[str, An
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-    return Bundle(path, *(getattr(bundle, f) for f in list(Bundle.__slots__)[1:]))
+    return replace(bundle, path=path)
 
 
 def check_new(path: Path) -> None:

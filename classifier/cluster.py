@@ -15,7 +15,6 @@ The home of `ray`. Knows nothing of formats of rows or of models.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import json
@@ -32,10 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from classifier.answering import EngineMaker
-from classifier.arrow import pyarrow
 from classifier.bundle import FILES, MANIFEST, read_bundle
 from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, ServerUnreachable, SettingsError
-from classifier.labelled import CLUSTER_MANIFEST, merge_pieces, output_schema, schema_of
+from classifier.labelled import CLUSTER_MANIFEST, begun_manifest, merge_pieces, output_schema, schema_of
 from classifier.labelling import Labeller, Plan
 from classifier.pieces import as_json, check_same
 from classifier.progress import Progress, Tally
@@ -99,8 +97,7 @@ def label_on_ray(
         schema = schema_of(manifest)
     else:
         schema = output_schema(input_schema(sources, head), identity.facts())
-        text = base64.b64encode(schema.serialize().to_pybytes()).decode()
-        target.write(CLUSTER_MANIFEST, as_json({**stated, "schema": text, "complete": None}))
+        target.write(CLUSTER_MANIFEST, as_json(begun_manifest(stated, schema)))
     plan = plan_of(options, identity, "parquet", schema)
     progress = Progress()
     started = not ray.is_initialized()
@@ -249,7 +246,6 @@ class _Labelling:
     def __init__(self, files: list[Any], plan: Plan, url: str) -> None:
         folder = unpack_bundle(_ray().get(files[0]))
         self._labeller = Labeller(EngineMaker(folder)(), plan)
-        self._schema = pyarrow()[0].ipc.read_schema(pyarrow()[0].py_buffer(plan.schema))
         self._target = Target(url)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -269,7 +265,7 @@ class _Labelling:
             return {"tally": json.loads(done), "resumed": True}
         piece, tally = self._labeller.label(pickle.loads(rows))  # noqa: S301 (our own bytes)
         part = io.BytesIO()
-        merge_pieces([piece], part, "parquet", self._schema)
+        merge_pieces([piece], part, "parquet", self._labeller.schema)
         self._target.write(f"{name}.parquet", part.getvalue())
         self._target.write(f"{_TALLIES}/{name}.json", json.dumps(tally.to_json()).encode())
         return {"tally": tally.to_json(), "resumed": False}

@@ -43,10 +43,7 @@ def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence
         edges = np.unique(np.quantile(above, np.linspace(0, 1, BINS + 1)[1:-1]))
         shares = np.bincount(np.searchsorted(edges, above, side="right"), minlength=len(edges) + 1) / n
         scores.append({"edges": [float(e) for e in edges], "shares": [float(s) for s in shares]})
-    counts: dict[str, int] = {}
-    for row in signals:
-        for name in row:
-            counts[name] = counts.get(name, 0) + 1
+    counts = Counter(name for row in signals for name in row)
     return {
         "schema_version": 1,
         "n": n,

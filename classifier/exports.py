@@ -70,6 +70,8 @@ _ENUMS = {
     "source": Source,
 }
 _JSON = ("probabilities", "logits", "signals", "labels", "request")
+_TEXTS = [name for name, kind in COLUMNS.items() if kind == "json"]
+"""Columns that Parquet holds as the text of JSON."""
 _BATCH = 5000
 
 
@@ -153,13 +155,12 @@ def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
     }
     metadata = {"classifier_export_version": str(SCHEMA_VERSION)}
     schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()], metadata=metadata)
-    texts = [name for name, kind in COLUMNS.items() if kind == "json"]
     count = 0
     source = iter(rows)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while batch := [dict(row) for row in islice(source, _BATCH)]:
             for row in batch:
-                row.update({name: None if row[name] is None else json.dumps(row[name]) for name in texts})
+                row.update({name: None if row[name] is None else json.dumps(row[name]) for name in _TEXTS})
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
             count += len(batch)
     return count
@@ -167,7 +168,6 @@ def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     pa, pq = pyarrow()
-    texts = [name for name, kind in COLUMNS.items() if kind == "json"]
     try:
         with pq.ParquetFile(path) as file:
             found = (file.schema_arrow.metadata or {}).get(b"classifier_export_version")
@@ -178,7 +178,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                 )
             for batch in file.iter_batches(_BATCH):
                 for row in batch.to_pylist():
-                    row.update({name: None if row[name] is None else json.loads(row[name]) for name in texts})
+                    row.update({name: None if row[name] is None else json.loads(row[name]) for name in _TEXTS})
                     yield row
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error

@@ -207,7 +207,7 @@ class Logic:
 
     def result(self, plan: Plan, result: pb.ClassifyResult) -> Answer:
         """The answer to an item of a batch or stream."""
-        if plan.problem is not None:  # the server was sent an empty request in its place, or nothing
+        if plan.problem is not None:  # the server was sent an empty request in its place
             return self.failed(plan, plan.problem)
         if result.HasField("response"):
             try:
@@ -328,8 +328,11 @@ class Batch:
             return self.failed(ClassifierError(answered))
         if self.plans_sent:
             self._logic.breaker.succeeded()
-        found = iter(results)
-        return [self._logic.result(plan, pb.ClassifyResult() if plan.problem else next(found)) for plan in self._plans]
+        logic, found = self._logic, iter(results)
+        return [
+            logic.failed(plan, plan.problem) if plan.problem else logic.result(plan, next(found))
+            for plan in self._plans
+        ]
 
     def failed(self, error: Exception) -> list[Answer]:
         """The fallback for all, or the error where there is none."""

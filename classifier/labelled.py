@@ -2,8 +2,8 @@
 
 `COLUMNS` are ours. `classifier_file` and `classifier_row` are the order key. What stands in a text column whose field
 says `classifier_encoding: json` is JSON (nested values of JSON lines); what did not fit its column is in
-`classifier_extra`, an object, and is put back when rows are read. Facts of the run (`FACTS`) are in the Parquet file's
-metadata, for the other two in the manifest beside them. docs/bulk.md is the page for users.
+`classifier_extra`, an object, and is put back when rows are read. Facts of the run (`answering.Identity.facts`) are in
+the Parquet file's metadata, for the other two in the manifest beside them. docs/bulk.md is the page for users.
 
 Knows nothing of engines, requests or how the pieces are made. The home of `pyarrow` for labelled files.
 """
@@ -37,16 +37,6 @@ COLUMNS: Mapping[str, str] = {
     "classifier_extra": "string",
 }
 """Name and type of our columns, in order; all but the first two are null where they say nothing."""
-
-FACTS = (
-    "classifier_label_version",
-    "classifier_package_version",
-    "classifier_bundle_version",
-    "classifier_calibration_revision",
-    "classifier_policy",
-    "classifier_policy_definition",
-)
-"""Facts of a run: texts; the definition is the policy with its guarantee, as policy.json has it."""
 
 LABEL_VERSION = "1"
 CLUSTER_MANIFEST = "_manifest.json"
@@ -155,7 +145,7 @@ class Labelled:
     Attributes:
         path: the file, or the folder of a cluster's run.
         kind: parquet, jsonl or csv.
-        facts: of the run, by `FACTS` without their prefix, such as "bundle_version" and "policy".
+        facts: of the run, by their names without the prefix, such as "bundle_version" and "policy".
         names: the columns, and what else its manifest says that values were moved from.
     """
 
@@ -224,6 +214,11 @@ def open_labelled(path: str | Path) -> Labelled:
     return Labelled(path, kind, {name.removeprefix(PREFIX): str(facts[name]) for name in facts}, names)
 
 
+def begun_manifest(stated: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """The manifest of an output that is begun: what it is about, and its Arrow schema."""
+    return {**stated, "schema": base64.b64encode(schema.serialize().to_pybytes()).decode(), "complete": None}
+
+
 def schema_of(manifest: Mapping[str, Any]) -> Any:
     """The output's Arrow schema, as its manifest holds it."""
     pa, _ = pyarrow()
@@ -258,7 +253,7 @@ def _open_parquet(path: Path) -> Labelled:
 
 def json_encoded(schema: Any) -> set[str]:
     """Names of the text columns that hold JSON."""
-    return {field.name for field in schema if (field.metadata or {}).get(b"classifier_encoding") == b"json"}
+    return {field.name for field in schema if JSON_ENCODED.items() <= (field.metadata or {}).items()}
 
 
 def opened_rows(batch: Any) -> Iterator[dict[str, Any]]:

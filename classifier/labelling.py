@@ -13,7 +13,7 @@ import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from classifier.arrow import plain_rows, pyarrow
@@ -27,10 +27,9 @@ from classifier.progress import Tally
 from classifier.readers import Chunk
 from classifier.tables import fill_columns
 from classifier.texts import csv_lines, json_text
-from classifier.types import Decision, Request, Scores
+from classifier.types import MAX_LABEL_CHARS, Decision, Request, Scores
 
 REMEMBERED = 65_536
-_OUR_ROW: Mapping[str, Any] = dict.fromkeys(COLUMNS)
 
 
 class Answers(Protocol):
@@ -49,13 +48,11 @@ class EngineAnswers:
 
     Args:
         engine: a `classifier.Engine`, or what has its `prepare`, `score` and `decide`.
-        remembered: how many different inputs.
     """
 
-    def __init__(self, engine: Any, remembered: int = REMEMBERED) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.repeats = 0
-        self._remembered = remembered
         self._scores: OrderedDict[bytes, Scores] = OrderedDict()
 
     def answer(self, request: Request) -> Decision:
@@ -65,7 +62,7 @@ class EngineAnswers:
         scores = self._scores.get(key)
         if scores is None:
             scores = self._scores[key] = self.engine.score(prepared)
-            if len(self._scores) > self._remembered:
+            if len(self._scores) > REMEMBERED:
                 self._scores.popitem(last=False)
         else:
             self._scores.move_to_end(key)
@@ -107,24 +104,26 @@ class Plan:
 
 @dataclass(slots=True)
 class _Row:
-    """One row on its way: where it is from, its columns, and ours."""
+    """One row on its way: its columns, ours, among them where it is from, and what fits none."""
 
-    source: str
-    number: int
     values: Mapping[str, Any]
     ours: dict[str, Any]
-    extra: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Labeller:
-    """Labels chunks by a plan."""
+    """Labels chunks by a plan.
+
+    Attributes:
+        schema: the output's Arrow schema.
+    """
 
     def __init__(self, answers: Answers, plan: Plan) -> None:
         pa, _ = pyarrow()
         self.answers = answers
         self.plan = plan
-        self._schema = pa.ipc.read_schema(pa.py_buffer(plan.schema))
-        self._inputs = pa.schema(list(self._schema)[: -len(COLUMNS)])
+        self.schema = pa.ipc.read_schema(pa.py_buffer(plan.schema))
+        self._inputs = pa.schema(list(self.schema)[: -len(COLUMNS)])
 
     def label(self, chunk: Chunk) -> tuple[bytes, Tally]:
         """The piece of the output that a chunk becomes, as `labelled.merge_pieces` takes it, and its tally.
@@ -145,8 +144,7 @@ class Labeller:
 
     def _parsed(self, raw: RawRow, tally: Tally) -> _Row:
         """A raw row's columns, or its error."""
-        ours = {**_OUR_ROW, "classifier_file": raw.source, "classifier_row": raw.number}
-        row = _Row(raw.source, raw.number, {}, ours, {})
+        row = _Row({}, _ours(raw.source, raw.number))
         error = raw.error
         if isinstance(raw.payload, dict):
             row.values = raw.payload
@@ -166,16 +164,7 @@ class Labeller:
         wanted = PAYLOAD_COLUMNS | {self.plan.text_field, self.plan.group_by}
         names = [name for name in chunk.batch.schema.names if name in wanted]
         found = plain_rows(chunk.batch.select(names))
-        return [
-            _Row(
-                chunk.source,
-                number,
-                values,
-                {**_OUR_ROW, "classifier_file": chunk.source, "classifier_row": number},
-                {},
-            )
-            for number, values in zip(chunk.numbers, found, strict=True)
-        ]
+        return [_Row(row, _ours(chunk.source, number)) for number, row in zip(chunk.numbers, found, strict=True)]
 
     def _answer(self, row: _Row, tally: Tally) -> None:
         plan, ours = self.plan, row.ours
@@ -183,7 +172,7 @@ class Labeller:
             kind = recognise(row.values, plan.text_field) if plan.row_format == "auto" else plan.row_format
             labels = {}
             if plan.group_by and row.values.get(plan.group_by) is not None:
-                labels = {plan.group_by: str(row.values[plan.group_by])[:256]}
+                labels = {plan.group_by: str(row.values[plan.group_by])[:MAX_LABEL_CHARS]}
             request = request_of_row(
                 row.values, kind, text_field=plan.text_field, policy=plan.policy, labels=labels, record=False
             )
@@ -212,7 +201,7 @@ class Labeller:
 
     def _fail(self, row: _Row, error: str, tally: Tally) -> None:
         row.ours["classifier_error"] = error
-        tally.failed((row.source, row.number), error)
+        tally.failed((row.ours["classifier_file"], row.ours["classifier_row"]), error)
 
     def _written(self, rows: Sequence[_Row], batch: Any, tally: Tally) -> bytes:
         if self.plan.kind == "jsonl":
@@ -220,20 +209,20 @@ class Labeller:
         pa, _ = pyarrow()
         if self.plan.kind == "csv" and batch is not None:
             values = self._objects(rows, batch, tally)
-            return csv_lines([[row.get(name) for name in self._schema.names] for row in values])
+            return csv_lines([[row.get(name) for name in self.schema.names] for row in values])
         extras = [row.extra for row in rows]
         if batch is None:
             arrays = fill_columns([row.values for row in rows], self._inputs, extras, tally.moved)
         else:
             arrays = [_column(batch, f, extras, tally.moved) for f in self._inputs]
         ours = [_encodable(row) for row in rows]
-        for name, f in zip(COLUMNS, list(self._schema)[-len(COLUMNS) :], strict=True):
+        for name, f in zip(COLUMNS, list(self.schema)[-len(COLUMNS) :], strict=True):
             arrays.append(pa.array([values[name] for values in ours], type=f.type))
-        table = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        table = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         if self.plan.kind == "csv":
             return csv_lines([list(row.values()) for row in table.to_pylist()])
         sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        with pa.ipc.new_stream(sink, self.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_batch(table)
         return sink.getvalue()
 
@@ -281,9 +270,14 @@ def _column(batch: Any, wanted: Any, extras: list[dict[str, Any]], moved: dict[s
     return pa.concat_arrays(cells)
 
 
+def _ours(source: str, number: int) -> dict[str, Any]:
+    """Our columns of a row of which nothing is known but where it is from."""
+    return {**dict.fromkeys(COLUMNS), "classifier_file": source, "classifier_row": number}
+
+
 def _encodable(row: _Row) -> dict[str, Any]:
     """Our columns of a row as Arrow takes them."""
-    file = row.source.encode("utf-8", "backslashreplace").decode()
+    file = row.ours["classifier_file"].encode("utf-8", "backslashreplace").decode()
     error = row.ours["classifier_error"]
     if error is not None and not error.isascii():
         error = error.encode("utf-8", "backslashreplace").decode()

@@ -33,11 +33,12 @@ def policies_to_json(
         "default": default,
         "model_sha256": model_sha256,
         "calibration_revision": calibration_revision,
-        "policies": [_policy_to_json(policy) for policy in listed],
+        "policies": [policy_to_json(policy) for policy in listed],
     }
 
 
-def _policy_to_json(policy: Policy) -> dict[str, Any]:
+def policy_to_json(policy: Policy) -> dict[str, Any]:
+    """One of the policies of policy.json."""
     values = {name: getattr(policy, name) for name in Policy.__slots__}
     top = policy.top_tier_guarantee
     return values | {
@@ -81,7 +82,7 @@ def policies_from_json(data: Any, *, model_sha256: str, calibration_revision: st
                 f"{expected!r}: its thresholds promise nothing here; run 'python -m training calibrate' on this bundle"
             )
     try:
-        policies = [_policy_from_json(entry) for entry in data["policies"]]
+        policies = [policy_from_json(entry) for entry in data["policies"]]
         default = data["default"]
     except KeyError as error:
         raise BundleCorrupt(f"policy.json has no {error.args[0]!r}; recalibrate") from error
@@ -96,7 +97,12 @@ def policies_from_json(data: Any, *, model_sha256: str, calibration_revision: st
     return by_name, default
 
 
-def _policy_from_json(entry: Mapping[str, Any]) -> Policy:
+def policy_from_json(entry: Mapping[str, Any]) -> Policy:
+    """The policy that `policy_to_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is none.
+    """
     top = entry.get("top_tier_guarantee")
     return Policy(
         **{

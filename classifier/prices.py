@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from classifier.errors import SettingsError
 from classifier.routing import PRICES, RoutingTable, table_of
-from classifier.toml import parse_toml, read_toml
+from classifier.toml import read_toml
 from classifier.types import TIERS, Tier
 
 MILLION = 1_000_000
@@ -86,22 +86,6 @@ def read_prices(path: str | Path) -> Prices:
     """
     data = read_toml(path, "the prices, or of the routes")
     return prices_of_table(table_of(data, str(path)), str(path)) if "routes" in data else _prices_of(data, str(path))
-
-
-def parse_prices(text: str, where: str = "prices") -> Prices:
-    r"""The prices that a TOML text holds.
-
-    Args:
-        text: TOML.
-        where: its name in messages.
-
-    Raises:
-        SettingsError: an entry is not a price; the message names it.
-
-    >>> parse_prices('[tiers]\nsimple = 0.2').tiers[Tier.SIMPLE]
-    Price(input=0.2, output=0.2, tier=None)
-    """
-    return _prices_of(parse_toml(text, where), where)
 
 
 def prices_of_table(table: RoutingTable, source: str) -> Prices:

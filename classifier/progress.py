@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from classifier.lines import RawRow
-
 _EXAMPLES = 3
 _MAX_REASONS = 100
 
@@ -46,8 +44,8 @@ class Tally:
         """Rows with an error."""
         return sum(self.errors.values())
 
-    def failed(self, row: RawRow | tuple[str, int], error: str) -> None:
-        """One more bad row. Numbers are left out of its reason, so that like rows are counted together."""
+    def failed(self, row: tuple[str, int], error: str) -> None:
+        """One more bad row (file, number). Its reason goes without numbers, so that like rows are counted together."""
         reason = re.sub(r"(?<!UTF-)(?<!limit is )\b\d+", "N", error)
         reason = reason if reason in self.errors or len(self.errors) < _MAX_REASONS else "other reasons"
         self.errors[reason] += 1

@@ -169,12 +169,12 @@ def read_rows(source: Source, *, row_format: str = "auto", position: Position | 
                     position.current = _tell(raw)
                 yield row
     except OSError as error:
-        raise unreachable(source, error) from error
+        raise _unreachable(source, error) from error
     except Broken as error:
         yield _rest_of(source, number, error)
     except Exception as error:
         if source.remote:  # every store has errors of its own
-            raise unreachable(source, error) from error
+            raise _unreachable(source, error) from error
         raise
 
 
@@ -229,7 +229,7 @@ def _batches(source: Source, position: Position) -> Iterator[Any]:
                 position.current = (source.size or 0) * last // max(1, facts.num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise unreachable(source, error) from error
+            raise _unreachable(source, error) from error
         yield _rest_of(source, last, error)
 
 
@@ -276,7 +276,7 @@ def parquet_schema(source: Source) -> Any:
         raise InputError(f"{source.name}: cannot be read ({error.strerror})") from error
 
 
-def unreachable(source: Source, error: Exception) -> InputError:
+def _unreachable(source: Source, error: Exception) -> InputError:
     """What to say of a source that cannot be reached."""
     reason = getattr(error, "strerror", None) or type(error).__name__
     return InputError(f"{source.name}: cannot be read ({reason}); run the same command again to go on")

@@ -6,7 +6,6 @@ Knows nothing of how traffic was labelled, of flags, or of pages.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +27,6 @@ from classifier.savings import (
     movers,
     recommend,
     strategies,
-    tier_of_today,
 )
 from classifier.traffic import Traffic, categories_of
 from classifier.types import TIERS, Tier
@@ -110,10 +108,9 @@ def _today(traffic: Traffic, prices: Prices) -> tuple[NDArray[np.float64], NDArr
         price = prices.models.get(name)
         if price is not None:
             today[open_rows] = price.cost(traffic.input_tokens, traffic.output_tokens)[open_rows]
+            tiers[rows] = -1 if price.tier is None else price.tier.index
         elif open_rows.any():
             unpriced.append((name or "(none)", int(open_rows.sum())))
-    known: Mapping[str, Tier | None] = {name: price.tier for name, price in prices.models.items()}
-    tiers = tier_of_today(category.names, known)[category.codes]
     return today, tiers, sorted(unpriced, key=lambda item: -item[1])
 
 

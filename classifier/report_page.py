@@ -62,7 +62,7 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
     """
     entries = [
         m | _money(m) | {"text": t, "model": _cut(m["model"], NAME_CHARS)}
-        for m, t in zip(report["movers"], texts or [""] * 1000, strict=False)
+        for m, t in zip(report["movers"], texts or [""] * len(report["movers"]), strict=True)
     ]
     ids, models = (any(m[column] for m in report["movers"]) for column in ("id", "model"))
     one, ten = (report["concentration"][key] for key in ("0.01", "0.1"))

@@ -14,12 +14,12 @@ from classifier.metrics import Interval, percentiles
 
 FEWEST_DAYS = 20
 MOST_BLOCKS = 5000
-DRAWS = 1000
+DRAWS, LEVEL = 1000, 0.95
 DAY_SECONDS = 86_400
 Array = NDArray[np.float64]
 
 
-def units_of(n: int, times: Array | None = None, seed: int = 0) -> tuple[NDArray[np.int64], str]:
+def units_of(n: int, times: Array | None = None) -> tuple[NDArray[np.int64], str]:
     """What the bootstrap resamples: a unit for each of n requests, (n,) int64 from 0, and what a unit is.
 
     Requests of one day are alike, so whole days are resampled where there are enough. Else requests are; from
@@ -31,7 +31,7 @@ def units_of(n: int, times: Array | None = None, seed: int = 0) -> tuple[NDArray
             return days.astype(np.int64), "days"
     blocks = min(n, MOST_BLOCKS)
     units = np.arange(n) % blocks
-    np.random.default_rng(seed).shuffle(units)
+    np.random.default_rng(0).shuffle(units)
     return units.astype(np.int64), "requests"
 
 
@@ -41,12 +41,11 @@ class Resampled:
     Args:
         units: (n,) int64 from `units_of`; whole units are resampled.
         draws: bootstrap samples.
-        level: of the intervals.
         seed: of the resampling.
     """
 
-    def __init__(self, units: NDArray[np.int64], *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> None:
-        self._units, self._count, self._level = units, int(units.max()) + 1, level
+    def __init__(self, units: NDArray[np.int64], *, draws: int = DRAWS, seed: int = 0) -> None:
+        self._units, self._count = units, int(units.max()) + 1
         drawn = np.random.default_rng(seed).multinomial(self._count, np.full(self._count, 1 / self._count), size=draws)
         self._weights = np.concatenate([np.ones((1, self._count)), drawn.astype(np.float64)])
 
@@ -56,8 +55,8 @@ class Resampled:
         return summed
 
     def interval(self, samples: Array) -> Interval:
-        """The first of (1 + draws,) numbers with the interval that the others have; NaN among them are left out."""
-        return percentiles(float(samples[0]), samples[1:], self._level)
+        """The first of (1 + draws,) numbers with the 95% interval that the others have; NaN among them are left out."""
+        return percentiles(float(samples[0]), samples[1:], LEVEL)
 
     def share(self, part: Array, whole: Array) -> Array:
         """Parts of wholes, (1 + draws,) each; NaN where there is no whole."""

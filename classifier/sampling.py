@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.types import TIERS, Tier
+from classifier.types import TIERS
 
 RANDOM, BOUNDARY = "random", "boundary"
 
@@ -49,7 +49,7 @@ def distance_to_boundary(
     rows = np.arange(len(tiers))
     over = np.where(tiers < len(TIERS) - 1, cumulative[rows, tiers] - threshold, np.inf)
     lacks = np.where(tiers > 0, threshold - cumulative[rows, np.maximum(tiers - 1, 0)], np.inf)
-    nearest: NDArray[np.float64] = np.abs(np.minimum(np.abs(over), np.abs(lacks)))
+    nearest: NDArray[np.float64] = np.minimum(np.abs(over), np.abs(lacks))
     return nearest
 
 
@@ -86,5 +86,5 @@ def draw_by_tier(
         rest = np.setdiff1d(members, near)
         count = min(per_tier - len(near), len(rest))
         chosen = rng.permutation(rest)[:count]
-        drawn += [Drawn(int(i), Tier.from_index(tier.index).label, count / len(rest)) for i in chosen]
+        drawn += [Drawn(int(i), tier.label, count / len(rest)) for i in chosen]
     return [drawn[i] for i in rng.permutation(len(drawn))]

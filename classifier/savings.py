@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.metrics import Interval
-from classifier.resampling import DRAWS, Resampled
-from classifier.types import TIERS, Tier
+from classifier.resampling import DRAWS, Array, Resampled
+from classifier.types import TIERS
 
 ROUTED, RANDOM, TODAY = "routed", "random", "today"
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,6 @@ def compare(
     units: NDArray[np.int64],
     *,
     draws: int = DRAWS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> list[Comparison]:
     """Each strategy beside the first, which is the policy's routing.
@@ -140,10 +138,9 @@ def compare(
         probabilities: (n, 4).
         units: from `units_of`.
         draws: bootstrap samples.
-        level: of the intervals.
         seed: of the resampling.
     """
-    routed, resampled = found[0], Resampled(units, draws=draws, level=level, seed=seed)
+    routed, resampled = found[0], Resampled(units, draws=draws, seed=seed)
     sums, interval, share = resampled.sums, resampled.interval, resampled.share
     frontier = probabilities[:, -1]
 
@@ -267,8 +264,3 @@ def dollars(value: float) -> str:
 
 def _percent(value: Interval) -> str:
     return f"{value.estimate:.1%} ({value.low:.1%} to {value.high:.1%})"
-
-
-def tier_of_today(names: Sequence[str], known: Mapping[str, Tier | None]) -> NDArray[np.int64]:
-    """Tier index of each model name, -1 where it is not known: (names,) int64."""
-    return np.array([-1 if (t := known.get(name)) is None else t.index for name in names], dtype=np.int64)

@@ -5,6 +5,7 @@ Knows nothing of what is in them.
 
 from __future__ import annotations
 
+import errno
 import glob
 import logging
 import os
@@ -96,18 +97,21 @@ def find_sources(inputs: Iterable[str], *, written: str = "") -> list[Source]:
 def _find(name: str, written: str) -> list[Source]:
     if name == STDIN:
         return [Source(STDIN)]
+    if name.startswith("file://"):
+        name = os.path.expanduser(name.removeprefix("file://"))  # noqa: PTH111 - a path may be a pattern
     if not name:  # an unset variable of a script; as a path it would be the folder here and all below it
         raise InputError("an input is empty; give a file, a folder, a pattern or a URL")
     if "://" in name:
         return _find_remote(name, written)
-    path = Path(name)
-    if path.exists() and not path.is_dir():
+    # A path's own questions raise where a folder above may not be read.
+    path, is_folder = Path(name), os.path.isdir(name)  # noqa: PTH112
+    if os.path.exists(name) and not is_folder:  # noqa: PTH110
         return [_local(path)]
-    output = written and str(Path(written).resolve())
-    listed = _files_below(path) if path.is_dir() else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
+    output = written and str(Path(written.removeprefix("file://")).resolve())
+    listed = _files_below(path) if is_folder else _matching(name)
     paths = [p for p in listed if p.is_file() and not _is_of(str(p.resolve()), output)]
     paths = [Path(p) for p in _without_outputs(name, [str(p) for p in paths], os.path.exists)]
-    if path.is_dir():
+    if is_folder:
         paths = [Path(p) for p in _logs_among(name, {str(p): p.relative_to(path).parts for p in paths})]
         missing = f"{name}: no log files in this folder; {_KINDS}"
     else:
@@ -119,21 +123,32 @@ def _find(name: str, written: str) -> list[Source]:
 
 def _files_below(folder: Path) -> list[Path]:
     """Every file below a folder but for hidden folders, sorted; says which folders may not be read."""
-
-    def say(error: OSError) -> None:
-        _logger.warning("%s: cannot be read (%s); what is in it is left out", error.filename, error.strerror)
-
     found: list[Path] = []
-    for place, folders, names in os.walk(folder, onerror=say):
+    for place, folders, names in os.walk(folder, onerror=_say_unread):
         folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
         found += [Path(place, name) for name in names]
     return sorted(found)
 
 
+def _matching(pattern: str) -> list[Path]:
+    """What a pattern matches, sorted; says which folders on its way may not be read, over which `glob` passes."""
+    parts, closed = Path(pattern).parts, set()
+    for i, part in enumerate(parts):
+        above = os.path.join(".", *parts[: i + (part == "**")], "")  # noqa: PTH118 - with a slash behind it: only folders
+        wanted = os.X_OK | os.R_OK * glob.has_magic(part)
+        closed |= {Path(f) for f in glob.glob(above, recursive=True) if not os.access(f, wanted)}
+    for folder in sorted(closed):
+        _say_unread(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder)))
+    return [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]
+
+
+def _say_unread(error: OSError) -> None:
+    _logger.warning("%s: cannot be read (%s); what is in it is left out", error.filename, error.strerror)
+
+
 def _place(name: str) -> str:
     """The same for the names of a local file, relative and absolute, and for no others."""
-    path = name.removeprefix("file://")
-    return path if "://" in path or path == STDIN else os.path.abspath(path)  # noqa: PTH100 - a link beside its file is no mistake
+    return name if "://" in name or name == STDIN else os.path.abspath(name)  # noqa: PTH100 - a link beside its file is no mistake
 
 
 def _logs_among(folder: str, files: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -190,19 +205,18 @@ def _find_remote(url: str, written: str) -> list[Source]:
 
     try:
         fs, path = fsspec.core.url_to_fs(url)
-        facts = None if any(sign in _without_query(path) for sign in "*?[") else fs.info(path)
-        if facts is None:
-            matched = fs.glob(path, detail=True)
-            listed = {p: matched[p] for p in _without_outputs(url, list(matched), matched.__contains__)}
-        elif container_of(_file_name(path)) and facts["type"] == "file":  # asked of HTTP, isdir reads all of it
-            listed = {path: facts}
-        elif fs.isdir(path):
-            found = fs.find(path, detail=True)
-            found = {p: found[p] for p in _without_outputs(url, list(found), found.__contains__)}
-            below = {p: PurePosixPath(_file_name(p) if p == path else p[len(path) :].strip("/")).parts for p in found}
-            listed = {p: found[p] for p in _logs_among(url, below)}
-        else:
-            listed = {path: facts}
+        is_pattern = any(sign in _without_query(path) for sign in "*?[")
+        listed = {} if is_pattern else {path: fs.info(path)}
+        # Asked of HTTP, isdir reads all of it.
+        is_file = not is_pattern and container_of(_file_name(path)) and listed[path]["type"] == "file"
+        is_folder = not is_pattern and not is_file and fs.isdir(path)
+        if is_pattern or is_folder:
+            listed = (fs.find if is_folder else fs.glob)(path, detail=True)
+            kept = _without_outputs(url, list(listed), listed.__contains__)
+            if is_folder:
+                below = (_file_name(p) if p == path else p[len(path) :].strip("/") for p in kept)
+                kept = _logs_among(url, {p: PurePosixPath(b).parts for p, b in zip(kept, below, strict=True)})
+            listed = {p: listed[p] for p in kept}
     except (ImportError, ValueError) as error:
         raise InputError(f"{url}: cannot be used ({error})") from error
     except OSError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ class Target:
 
     def parts(self) -> set[tuple[int, int]]:
         """The pieces that are there, by group and chunk."""
-        found = (name.removesuffix(".parquet").split("-") for name in self.names() if name.endswith(".parquet"))
-        return {(int(parts[1]), int(parts[2])) for parts in found if len(parts) == 3}
+        found = (re.fullmatch(r"part-(\d+)-(\d+)\.parquet", name) for name in self.names())
+        return {(int(match[1]), int(match[2])) for match in found if match}
 
     def manifest(self) -> dict[str, Any] | None:
         """What the run in this folder is about; None where there is none."""

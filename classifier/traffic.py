@@ -33,10 +33,10 @@ from classifier.columns import (
     seconds,
     value_at,
 )
-from classifier.errors import BundleCorrupt, InputError
+from classifier.errors import InputError
 from classifier.labelled import COLUMNS, Labelled, open_labelled
 from classifier.policy import Policy
-from classifier.policy_file import SCHEMA_VERSION, policies_from_json
+from classifier.policy_file import policy_from_json
 from classifier.types import TIERS, Tier
 
 MAX_VALUE_CHARS = 512
@@ -185,14 +185,10 @@ def _read(
 
 def _policy(definition: str) -> Policy | None:
     """The policy whose definition a file holds; None where it holds none that this version understands."""
-    whole = {"schema_version": SCHEMA_VERSION, "model_sha256": "", "calibration_revision": ""}
     try:
-        entry = json.loads(definition)
-        listed = whole | {"default": entry["name"], "policies": [entry]}
-        policies, default = policies_from_json(listed, model_sha256="", calibration_revision="")
-    except (BundleCorrupt, ValueError, KeyError, TypeError):
+        return policy_from_json(json.loads(definition))
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return policies[default]
 
 
 def _mean(values: NDArray[np.float64], otherwise: float) -> float:

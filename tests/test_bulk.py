@@ -22,6 +22,7 @@ from classifier.labelling import EngineAnswers
 from classifier.readers import Selection
 from classifier.runs import Options
 from classifier.sources import find_sources
+from classifier.target import Target
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Request, Tier
 from tests.bulk_support import FakeMaker, prompts, write_lines
@@ -493,3 +494,10 @@ def test_what_cannot_be_is_one_line_with_an_exit_code(
     assert done.returncode == code
     assert message in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_files_of_others_in_a_clusters_folder_are_no_pieces(tmp_path):
+    """Only what is named as a piece is counted as one."""
+    for name in ("part-000000-000001.parquet", "june-of-2026.parquet", "part-000000-000001.jsonl", "_manifest.json"):
+        (tmp_path / name).touch()
+    assert Target(str(tmp_path)).parts() == {(0, 1)}

@@ -414,7 +414,10 @@ def test_outputs_in_a_store_are_no_inputs_either(caplog):
         assert f"{url}: 1 file is left out, /uploaded/out.jsonl" in caplog.text
 
 
-def test_a_folder_that_may_not_be_read_is_named(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    "form", ["{}", "{}/*/*.jsonl", "{}/**/*.jsonl", "{}/**", "{}/[mt]*/*", "file://{}", "file://{}/*/*"]
+)
+def test_a_folder_that_may_not_be_read_is_named(form, tmp_path, caplog, monkeypatch):
     """What stands in a folder below that belongs to somebody else is left out, and that is said."""
     for name in ("mine", "theirs", ".theirs"):
         (tmp_path / name).mkdir()
@@ -422,12 +425,13 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, caplog, monkeypatch):
     scandir = os.scandir
 
     def refused(place):
-        if str(place).endswith("theirs"):
+        if str(place).rstrip("/").endswith("theirs"):
             raise PermissionError(13, "Permission denied", str(place))
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", refused)
-    assert [source.name for source in find_sources([str(tmp_path)])] == [str(tmp_path / "mine" / "a.jsonl")]
+    monkeypatch.setattr(os, "access", lambda place, _: not str(place).rstrip("/").endswith("theirs"))
+    assert [source.name for source in find_sources([form.format(tmp_path)])] == [str(tmp_path / "mine" / "a.jsonl")]
     [message] = [record.getMessage() for record in caplog.records]
     assert message == f"{tmp_path}/theirs: cannot be read (Permission denied); what is in it is left out"
 

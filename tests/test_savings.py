@@ -7,7 +7,7 @@ import pytest
 
 from classifier.errors import SettingsError
 from classifier.metrics import Interval
-from classifier.prices import Prices, parse_prices, read_prices
+from classifier.prices import Prices, read_prices
 from classifier.resampling import units_of
 from classifier.savings import (
     Comparison,
@@ -150,12 +150,13 @@ def test_movers_are_the_largest_differences_either_way():
     assert concentration(routed, reference, [0.25])[0.25] == pytest.approx(8 / 11)
 
 
-def test_prices_replace_the_defaults_one_by_one():
+def test_prices_replace_the_defaults_one_by_one(tmp_path):
     """A tier that the file leaves out keeps its default; a model may name its tier."""
-    prices = parse_prices(
+    (tmp_path / "prices.toml").write_text(
         "[tiers]\nsimple = 1\ncomplex = {input = 2, output = 8}\n"
         "[models]\nbig = {input = 5, output = 20, tier = 'complex'}"
     )
+    prices = read_prices(tmp_path / "prices.toml")
     assert prices.tiers[Tier.STANDARD] == Prices().tiers[Tier.STANDARD]
     assert (prices.tiers[Tier.COMPLEX].input, prices.tiers[Tier.COMPLEX].output) == (2.0, 8.0)
     assert prices.models["big"].tier is Tier.COMPLEX
@@ -191,10 +192,11 @@ def test_a_routing_table_has_prices(tmp_path):
         ("models = 3", "expected a table"),
     ],
 )
-def test_a_price_that_is_none_is_named(text, message):
+def test_a_price_that_is_none_is_named(text, message, tmp_path):
     """The message names the entry and what was expected."""
+    (tmp_path / "prices.toml").write_text(text)
     with pytest.raises(SettingsError, match=message):
-        parse_prices(text)
+        read_prices(tmp_path / "prices.toml")
 
 
 def test_a_missing_price_file_is_named(tmp_path):

@@ -80,10 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = command.main(args=arguments, prog_name="classifier", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:

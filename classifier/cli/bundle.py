@@ -54,7 +54,6 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
     classifier bundle list --history --json
     """
     registry = _registry(url)
-    state = registry.state()
     if history:
         for event in registry.history():
             facts = {"number": event.number, "at": event.at, "action": event.action, "version": event.version}
@@ -63,6 +62,7 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
             line = f"{_time(event.at)}  {event.action:<8}  {event.version:<16}  {told}"
             click.echo(json.dumps(facts) if as_json else line.rstrip())
         return
+    state = registry.state()
     if not state.folders:
         click.echo(f"{registry.url}: holds no bundle; add one with 'classifier bundle promote ./FOLDER'", err=True)
     for version in sorted(state.folders, key=lambda v: state.since.get(v, 0.0)):

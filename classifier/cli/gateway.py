@@ -9,19 +9,17 @@ import click
 
 def server_options(function: Callable[..., None]) -> Callable[..., None]:
     """Where the gRPC server is, and how to trust it: the same flags for every gateway."""
-    prefix = "CLASSIFIER_SERVER_"
-    for flag, name, metavar, help_text in (
-        ("--server-key", "server_key", "FILE", "PEM file of that certificate's key."),
-        ("--server-cert", "server_cert", "FILE", "PEM file of the certificate shown to the server (mTLS)."),
-        ("--server-ca", "server_ca", "FILE", "PEM file of the authority of the server's certificate: turns TLS on."),
-        ("--address", "address", "ADDRESS", "The gRPC server: HOST:PORT or unix:/PATH. [default: 127.0.0.1:50051]"),
+    told = "The gRPC server: HOST:PORT or unix:/PATH. [default: 127.0.0.1:50051]"
+    for name, metavar, default, help_text in (
+        ("server-key", "FILE", None, "PEM file of that certificate's key."),
+        ("server-cert", "FILE", None, "PEM file of the certificate shown to the server (mTLS)."),
+        ("server-ca", "FILE", None, "PEM file of the authority of the server's certificate: turns TLS on."),
+        ("address", "ADDRESS", "127.0.0.1:50051", told),
     ):
-        variable = "CLASSIFIER_ADDRESS" if name == "address" else prefix + name.removeprefix("server_").upper()
-        default = "127.0.0.1:50051" if name == "address" else None
-        option = click.option(
-            flag, name, metavar=metavar, envvar=variable, default=default, help=f"{help_text} [{variable}]"
-        )
-        function = option(function)
+        variable = f"CLASSIFIER_{name.upper().replace('-', '_')}"
+        function = click.option(
+            f"--{name}", metavar=metavar, envvar=variable, default=default, help=f"{help_text} [{variable}]"
+        )(function)
     return function
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ from classifier.payloads import FORMATS
 
 if TYPE_CHECKING:
     from classifier.answering import Maker
-    from classifier.progress import Progress, Tally
+    from classifier.progress import Progress
     from classifier.runs import Options
 
 _LINE_SECONDS = 0.5
@@ -114,23 +115,18 @@ def command(
     if "-" in inputs:
         click.echo("standard input cannot be resumed: a run that is stopped begins anew", err=True)
     start = time.monotonic()
-    told, clear = _teller()
     try:
-        if engine == "ray":
-            from classifier.cluster import label_on_ray
+        with _telling() as told:
+            if engine == "ray":
+                from classifier.cluster import label_on_ray
 
-            progress = label_on_ray(inputs, output, folder, options, ray_address=ray_address, told=told)
-        else:
-            progress = label(inputs, output, maker, options, told=told)
+                progress = label_on_ray(inputs, output, folder, options, ray_address=ray_address, told=told)
+            else:
+                progress = label(inputs, output, maker, options, told=told)
     except KeyboardInterrupt:
-        clear()
         if "-" not in inputs:
             click.echo("stopped; the same command goes on from here", err=True)
         raise
-    except BaseException:
-        clear()
-        raise
-    clear()
     tally, seconds = progress.tally, time.monotonic() - start
     if as_json:
         facts = {
@@ -148,6 +144,8 @@ def command(
 
 def _summary(progress: Progress, output: str, seconds: float) -> str:
     """What became of the rows, for people."""
+    from classifier.types import TIERS
+
     tally = progress.tally
     fresh = tally.rows - progress.resumed_rows
     lines = [f"{output}: {tally.rows:,} rows, {tally.bad:,} of them bad"]
@@ -156,7 +154,7 @@ def _summary(progress: Progress, output: str, seconds: float) -> str:
     if progress.resumed_rows:
         lines.append(f"  {progress.resumed_rows:,} rows had been labelled by an earlier run")
     good = max(1, tally.rows - tally.bad)
-    lines += [f"  {tier:<9} {n:>10,}  {n / good:6.1%}" for tier, n in _in_order(tally)]
+    lines += [f"  {t.label:<9} {tally.tiers[t.label]:>10,}  {tally.tiers[t.label] / good:6.1%}" for t in TIERS]
     lines += [f"  bad: {count:,} × {reason}  ({', '.join(tally.examples[reason])}{'…' if count > 3 else ''})"
               for reason, count in tally.errors.most_common()]  # fmt: skip
     if tally.moved:
@@ -167,16 +165,12 @@ def _summary(progress: Progress, output: str, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _in_order(tally: Tally) -> list[tuple[str, int]]:
-    from classifier.types import TIERS
-
-    return [(tier.label, tally.tiers.get(tier.label, 0)) for tier in TIERS]
-
-
-def _teller() -> tuple[Callable[[Progress], None], Callable[[], None]]:
-    """What shows progress on a terminal, on one line, and what clears it; both are silent elsewhere."""
+@contextlib.contextmanager
+def _telling() -> Iterator[Callable[[Progress], None]]:
+    """What shows progress on a terminal, on one line that is cleared at the end; it is silent elsewhere."""
     if not sys.stderr.isatty():
-        return lambda _: None, lambda: None
+        yield lambda _: None
+        return
     start, last = time.monotonic(), [0.0]
     click.echo("\r\x1b[Kstarting", nl=False, err=True)
 
@@ -194,7 +188,10 @@ def _teller() -> tuple[Callable[[Progress], None], Callable[[], None]]:
             line += f", {tally.bad:,} bad"
         click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
-    return told, lambda: click.echo("\r\x1b[K", nl=False, err=True)
+    try:
+        yield told
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ Knows nothing of LiteLLM or Envoy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from classifier.client import AsyncClient
@@ -29,10 +29,13 @@ class Asker:
     Args:
         client: with the same fallback tier; its routing table counts here, too.
         fallback_tier: where nothing comes back in time, or a body cannot be read.
+        routes: the routing table of the moment, which becomes the client's; None leaves the client its own.
     """
 
-    def __init__(self, client: AsyncClient, fallback_tier: Tier) -> None:
-        self._client, self._fallback_tier = client, fallback_tier
+    def __init__(
+        self, client: AsyncClient, fallback_tier: Tier, routes: Callable[[], RoutingTable] | None = None
+    ) -> None:
+        self._client, self._fallback_tier, self._routes = client, fallback_tier, routes
 
     async def ask(
         self, body: Mapping[str, Any], labels: Mapping[str, str], *, floor: Tier | None = None, **fields: Any
@@ -49,6 +52,7 @@ class Asker:
             NoAllowedRoute: the request is restricted, and no route is known to be on premises.
         """
         restricted, chars = is_restricted(labels), count_chars(body.get("messages") or body.get("input"))
+        self._follow()
         try:
             answer = await self._client.classify(request_of_body(body, floor=floor, labels=labels, **fields))
         except NoAllowedRoute:
@@ -81,6 +85,7 @@ class Asker:
 
     def stay(self, tier: Tier, code: str, *, restricted: bool, chars: int = 0) -> Answer:
         """That tier and its route, without asking; else as `fall_back`."""
+        self._follow()
         try:
             route = (self._client.routes or RoutingTable()).choose(tier, restricted=restricted, chars=chars)
         except NoAllowedRoute:
@@ -88,3 +93,8 @@ class Asker:
                 raise
             return Answer(tier, None, code)
         return Answer(route.tier, None, code, route.model)
+
+    def _follow(self) -> None:
+        """Gives the client the table of the moment."""
+        if self._routes is not None:
+            self._client.routes = self._routes()

@@ -15,7 +15,6 @@ import asyncio
 import json
 import re
 import signal
-import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -39,10 +38,10 @@ from classifier.gateways.chat import (
     labels_of,
 )
 from classifier.gateways.outbox import Outbox
-from classifier.gateways.settings import GatewaySettings, TokenFile, follow
+from classifier.gateways.settings import GatewaySettings, Latest, read_token
+from classifier.lifetime import print_ready
 from classifier.listening import ALONE, bind
-from classifier.reload import Routes
-from classifier.routing import is_restricted
+from classifier.routing import RoutingTable, is_restricted, read_table
 from classifier.settings import is_local
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
@@ -105,12 +104,15 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
     """Envoy's calls → the client's answers.
 
     Args:
-        client: with a fallback tier and the routing table.
+        client: with a fallback tier.
         settings: what to write where.
+        routes: the routing table of the moment; None sets no model.
     """
 
-    def __init__(self, client: AsyncClient, settings: ExtProcSettings) -> None:
-        self._asker, self._settings = Asker(client, settings.fallback_tier), settings
+    def __init__(
+        self, client: AsyncClient, settings: ExtProcSettings, routes: Callable[[], RoutingTable] | None = None
+    ) -> None:
+        self._asker, self._settings = Asker(client, settings.fallback_tier, routes), settings
         self.outbox = Outbox(client.report_outcome)
 
     async def Process(  # noqa: N802 - the proto's name
@@ -290,18 +292,20 @@ def _untouched(part: str) -> Any:
     return pb.ProcessingResponse(**{part: pb.BodyResponse()})
 
 
-async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callable[[], str]) -> None:
+async def _serve(
+    settings: ExtProcSettings, routes: Callable[[], RoutingTable] | None, token: str | Callable[[], str]
+) -> None:
     client = AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
         timeout_seconds=settings.timeout_seconds,
-        routes=routes.table,
+        routes=routes() if routes else None,
         token=token,
         tls_ca=settings.server_ca or None,
         tls_cert=settings.server_cert or None,
         tls_key=settings.server_key or None,
     )
-    processor = Processor(client, settings)
+    processor = Processor(client, settings, routes)
     # However large a body Envoy buffers, it gets an answer, the fallback where it is over `max_request_bytes`: a
     # stream that gRPC ends goes on unrouted.
     unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
@@ -309,19 +313,11 @@ async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callabl
     pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
     address = bind(server, settings.listen)
     await server.start()
-
-    def reread() -> bool:
-        changed = routes.reload()
-        client.routes = routes.table
-        return changed
-
-    following = asyncio.create_task(follow("routes", reread))
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    print(f"serving on {address}", file=sys.stderr, flush=True)
+    print_ready([address])
     await stopped.wait()
-    following.cancel()
     await server.stop(DRAIN_SECONDS)
     await processor.outbox.drain(DRAIN_SECONDS)
     await client.close()
@@ -334,5 +330,6 @@ def run(settings: ExtProcSettings) -> None:
         SettingsError: the address cannot be had, or a file cannot be read.
     """
     settings.credentials()  # names the file that cannot be read, which the client does not
-    routes = Routes(settings.routes)
-    asyncio.run(_serve(settings, routes, TokenFile(settings.server_token_file) if settings.server_token_file else ""))
+    routes = Latest("routes", read_table, settings.routes) if settings.routes else None
+    token = Latest("tokens", read_token, settings.server_token_file) if settings.server_token_file else ""
+    asyncio.run(_serve(settings, routes, token))

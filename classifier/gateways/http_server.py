@@ -11,8 +11,7 @@ import logging
 import signal
 import socket
 import ssl
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from classifier.credentials import Identity
 from classifier.errors import MissingExtra, SettingsError
 from classifier.gateways.settings import GatewaySettings, follow
 from classifier.kept import Kept
+from classifier.lifetime import print_ready
 from classifier.listening import bound_socket, check_free
 from classifier.pem import read_pem
 from classifier.settings import check_pair, is_local, is_unix
@@ -66,7 +66,7 @@ class HttpSettings(GatewaySettings):
                 )
 
 
-def run(settings: HttpSettings, ready: Callable[[str], None] | None = None) -> None:
+def run(settings: HttpSettings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is in flight.
 
     Raises:
@@ -81,10 +81,10 @@ def run(settings: HttpSettings, ready: Callable[[str], None] | None = None) -> N
             f"the HTTP gateway needs {error.name}: pip install 'request-complexity-classifier[http]'"
         ) from None
     with _socket(settings.listen) as listening:
-        asyncio.run(_serve(settings, listening, ready or _print_ready))
+        asyncio.run(_serve(settings, listening))
 
 
-async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callable[[str], None]) -> None:
+async def _serve(settings: HttpSettings, listening: socket.socket) -> None:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -95,7 +95,7 @@ async def _serve(settings: HttpSettings, listening: socket.socket, ready: Callab
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            ready(_shown(settings, listening))
+            print_ready([_shown(settings, listening)])
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -215,7 +215,3 @@ def _shown(settings: HttpSettings, listening: socket.socket) -> str:
         return settings.listen
     scheme = "https" if settings.tls_cert else "http"
     return f"{scheme}://{settings.listen.rpartition(':')[0]}:{listening.getsockname()[1]}"
-
-
-def _print_ready(address: str) -> None:
-    print(f"serving on {address}", file=sys.stderr, flush=True)

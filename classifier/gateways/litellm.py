@@ -44,6 +44,7 @@ from classifier.gateways.litellm_requests import (
     outcome_of,
 )
 from classifier.gateways.outbox import Outbox
+from classifier.gateways.settings import Latest
 from classifier.routing import Route, RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
@@ -69,7 +70,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
 
     Args:
         target: the classifier, as `AsyncClient` takes it.
-        routes: the routing table or its file; its models are the proxy's model names.
+        routes: the routing table, or its file, read again when it changes; its models are the proxy's model names.
         models: the names that are routed, such as `auto`; None routes every chat request.
         on_premises: more models that restricted requests may name, such as those for embeddings.
         policy: of the bundle; empty means its default.
@@ -99,15 +100,20 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
-        self.table = routes if isinstance(routes, RoutingTable) else read_table(routes)
+        self._routes = routes if isinstance(routes, RoutingTable) else Latest("routes", read_table, routes)
         self.counts: Counter[str] = Counter()
         self._models = None if models is None else frozenset(models)
-        self._at_home = {route.model for route in self.table if route.on_premises} | set(on_premises)
+        self._on_premises = frozenset(on_premises)
         self._fallback_tier, self._policy, self._floor, self._sticky = fallback_tier, policy, floor, sticky
         self._validators, self._judge = tuple(validators), judge
         self._options = options | {"target": target, "timeout_seconds": timeout_seconds}
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
         self._loops = Loops(REMEMBERED)
+
+    @property
+    def table(self) -> RoutingTable:
+        """The routing table of the moment."""
+        return self._routes if isinstance(self._routes, RoutingTable) else self._routes()
 
     @cached_property
     def client(self) -> AsyncClient:
@@ -116,7 +122,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
 
     @cached_property
     def _asker(self) -> Asker:
-        return Asker(self.client, self._fallback_tier)
+        return Asker(self.client, self._fallback_tier, lambda: self.table)
 
     @cached_property
     def outbox(self) -> Outbox:
@@ -140,7 +146,8 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         wanted = call_type in CALLS and (self._models is None or model in self._models)
         if restricted:
             confine(data)
-            if not wanted and call_type in BY_MODEL and model in self._at_home:
+            at_home = model in self._on_premises or any(r.on_premises and r.model == model for r in self.table)
+            if not wanted and call_type in BY_MODEL and at_home:
                 return data
             if call_type not in CALLS:
                 self.counts["refused"] += 1

@@ -17,25 +17,16 @@ BY_MODEL = frozenset({"_arealtime", "anthropic_messages"}) | {
     prefix + call
     for prefix in ("", "a")
     for call in (
-        *(
-            "completion",
-            "text_completion",
-            "responses",
-            "compact_responses",
-            "embedding",
-            "rerank",
-            "moderation",
-            "ocr",
-        ),
-        *("generate_content", "generate_content_stream", "image_generation", "image_edit", "speech", "transcription"),
+        "completion", "text_completion", "responses", "compact_responses", "embedding", "rerank", "moderation", "ocr",
+        "generate_content", "generate_content_stream", "image_generation", "image_edit", "speech", "transcription",
     )
-}
+}  # fmt: skip
 """Calls that go where the router's model is. All others, such as those that are passed through to a provider, may name
 any model and go elsewhere."""
 _WAYS_OUT = (
-    *("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "user_config", "api_base", "base_url"),
-    *("custom_llm_provider", "azure", "deployment_id"),  # a model whose place its provider implies goes to another's
-)
+    "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "user_config", "api_base", "base_url",
+    "custom_llm_provider", "azure", "deployment_id",  # a model whose place its provider implies goes to another's
+)  # fmt: skip
 """What a caller may send to be served by another model or place than the table's."""
 _ONCE = frozenset({"model", "stream", "stream_options", "disable_fallbacks", "api_key", "litellm_call_id", *_WAYS_OUT})
 """What does not belong to the same request at another model."""

@@ -127,7 +127,6 @@ _ERRORS = {
     504: "DEADLINE_EXCEEDED",
 }
 _ERRORS_OF_GET = frozenset({401, 429, 503, 504})
-_ERRORS_OF_OUTCOMES = frozenset({501})
 
 
 @cache
@@ -139,8 +138,8 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         post = operation.method == "POST"
-        possible = _ERRORS.keys() - (set() if operation.rpc == "ReportOutcome" else _ERRORS_OF_OUTCOMES)
-        possible &= _ERRORS.keys() if post else _ERRORS_OF_GET
+        never = {501} if operation.rpc != "ReportOutcome" else set()
+        possible = (_ERRORS.keys() if post else _ERRORS_OF_GET) - never
         errors = {str(code): _body(_ERRORS[code], "Error") for code in sorted(possible)}
         said: dict[str, Any] = {
             "operationId": operation.rpc,
@@ -151,7 +150,7 @@ def document() -> dict[str, Any]:
             },
         }
         if post:
-            content = _body("", operation.request.DESCRIPTOR.name)["content"]
+            content = _content(operation.request.DESCRIPTOR.name)
             content["application/json"]["example"] = operation.example
             said["requestBody"] = {"required": True, "content": content}
         if operation.rpc == "Classify":
@@ -226,9 +225,12 @@ def _method(rpc: str) -> Any:
     return pb.DESCRIPTOR.services_by_name[SERVICE].methods_by_name[rpc]
 
 
+def _content(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": REF + schema}}}
+
+
 def _body(description: str, schema: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": REF + schema}}}
-    return {"description": description, "content": content} if description else {"content": content}
+    return {"description": description, "content": _content(schema)}
 
 
 def _schemas(roots: list[Any], about: Mapping[str, str]) -> dict[str, Any]:

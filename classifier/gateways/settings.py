@@ -1,6 +1,6 @@
-"""What every gateway is told: where it listens, where the server is, and how the two trust one another.
+"""What every gateway is told: where it listens, where the server is, how the two trust one another, and what files say.
 
-Knows nothing of what a gateway speaks.
+Files are read again when they change. Knows nothing of what a gateway speaks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import grpc
 
@@ -19,6 +21,7 @@ from classifier.errors import ClassifierError, SettingsError
 from classifier.kept import Kept
 from classifier.settings import MOST, check_address, check_pair
 
+T = TypeVar("T")
 MIN_REQUEST_BYTES = 1024
 FOLLOW_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -72,46 +75,56 @@ class GatewaySettings:
 
 
 async def follow(what: str, reload: Callable[[], bool]) -> None:
-    """Takes a file over when it changes, for as long as the gateway serves.
+    """Takes a file over when it changes, for as long as the gateway serves; arguments as `take_over`."""
+    while True:
+        await asyncio.sleep(FOLLOW_SECONDS)
+        take_over(what, reload)
+
+
+def take_over(what: str, reload: Callable[[], bool]) -> None:
+    """Takes a file over if it changed, and logs that.
 
     Args:
         what: it holds, for the log.
         reload: reads it again if it changed, and says whether it did; raises where it cannot be used and keeps what
             was there.
     """
-    while True:
-        await asyncio.sleep(FOLLOW_SECONDS)
-        try:
-            if reload():
-                _log.info("%s: read again", what)
-        except ClassifierError as error:
-            _log.warning("%s; the %s there were stay", error, what)
-        except Exception as error:  # looking must go on, whatever was found
-            _log.warning("%s: reading failed with %s; those there were stay", what, type(error).__name__)
+    try:
+        if reload():
+            _log.info("%s: read again", what)
+    except ClassifierError as error:
+        _log.warning("%s; the %s there were stay", error, what)
+    except Exception as error:  # looking must go on, whatever was found
+        _log.warning("%s: reading failed with %s; those there were stay", what, type(error).__name__)
 
 
-class TokenFile:
-    """The bearer token in a file, that of the moment: a token is rotated by writing the file.
+class Latest(Generic[T]):
+    """What a file holds at the moment, for whoever asks at every request.
 
-    Raises:
-        SettingsError: the file cannot be read, or holds none. Later the token that was there stays.
+    Args:
+        what: it holds, for the log.
+        read: makes the value of the file at a path; raises where that cannot be used: at the start, later what was
+            there stays.
+        path: the file.
     """
 
-    def __init__(self, path: str) -> None:
-        self._kept = Kept(lambda: _token(path), Path(path))
+    def __init__(self, what: str, read: Callable[[Path], T], path: str | Path) -> None:
+        self._what, self._kept = what, Kept(partial(read, Path(path)), Path(path))
 
-    def __call__(self) -> str:
-        """The token to show now."""
-        try:
-            self._kept.reload()
-        except SettingsError as error:
-            _log.warning("%s; the token there was stays", error)
+    def __call__(self) -> T:
+        """The value now."""
+        take_over(self._what, self._kept.reload)
         return self._kept.value
 
 
-def _token(path: str) -> str:
+def read_token(path: Path) -> str:
+    """The bearer token in a file.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds none.
+    """
     try:
-        token = Path(path).read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "is no text"
         raise SettingsError(f"--server-token-file {path}: {why}; give its file") from None

@@ -20,8 +20,8 @@ from classifier import Client, Decision, Outcome
 from classifier.errors import SettingsError
 from classifier.fallback import Answer
 from classifier.gateways.ext_proc import ExtProcSettings, Processor, _serve, core, pb, pb_grpc, run
-from classifier.gateways.settings import TokenFile
-from classifier.reload import Routes
+from classifier.gateways.settings import Latest, read_token
+from classifier.routing import read_table
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 from tests.gateways.support import (
     ROOT,
@@ -206,7 +206,7 @@ def test_a_token_is_rotated_by_writing_its_file(tmp_path: Path) -> None:
     """The next request shows the new token; while the file holds none the one that was there stays."""
     path = tmp_path / "token"
     path.write_text("the first one\n")
-    token = TokenFile(str(path))
+    token = Latest("tokens", read_token, path)
     shown = [token()]
     for content in ("the second one, longer", "", "a third"):
         path.write_text(content)
@@ -391,7 +391,6 @@ def test_a_bad_routing_table_is_refused(tmp_path: Path) -> None:
 @pytest.mark.failure("a bad routing table", "Envoy")
 def test_a_table_that_changes_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is no more on premises gets no restricted request, and a broken table changes nothing."""
-    monkeypatch.setattr("classifier.gateways.settings.FOLLOW_SECONDS", 0.01)
     routes, told = tmp_path / "routing.toml", logging.getLogger("classifier.gateways.settings")
     routes.write_text("[routes.complex]\nmodel = 'large'\non_premises = true\n")
     said: list[str] = []
@@ -406,7 +405,7 @@ def test_a_table_that_changes_is_taken_over(tmp_path: Path, monkeypatch: pytest.
     async def check() -> None:
         socket = f"unix:{tmp_path}/s"
         settings = ExtProcSettings(listen=socket, address=f"unix:{tmp_path}/nobody", routes=str(routes))
-        serving = asyncio.create_task(_serve(settings, Routes(settings.routes), ""))
+        serving = asyncio.create_task(_serve(settings, Latest("routes", read_table, routes), ""))
         async with grpc.aio.insecure_channel(socket) as channel:
             await channel.channel_ready()
             process_all = pb_grpc.ExternalProcessorStub(channel).Process
@@ -416,11 +415,9 @@ def test_a_table_that_changes_is_taken_over(tmp_path: Path, monkeypatch: pytest.
 
             assert not await refused()
             routes.write_text("[routes.complex")
-            await asyncio.to_thread(until, lambda: said)
             assert not await refused()
             routes.write_text("[routes.complex]\nmodel = 'large'\n")
-            while not await refused():
-                pass
+            assert await refused()
         signal.raise_signal(signal.SIGTERM)
         await serving
 

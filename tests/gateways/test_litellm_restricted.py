@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ PASSED = ["pass_through_endpoint", "allm_passthrough_route", "_aresponses_websoc
 HOME_IS_COMPLEX = RoutingTable(
     {tier: (Route(tier, tier.label, 1.0, on_premises=tier is Tier.COMPLEX),) for tier in TIERS}
 )
+RESTRICTED = {"classifier_labels": {"data": "restricted"}}
 WAYS = ["key", "metadata", "litellm_metadata", "header"]
 
 
@@ -140,3 +142,30 @@ def test_the_proxy_does_not_start_with_a_bad_table(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=r"\[routes.huge\]: unknown tier"):
         get_instance_fn("bad_hook.hook", config_file_path=str(tmp_path / "config.yaml"))
+
+
+@pytest.mark.failure("a bad routing table", "LiteLLM hook")
+def test_a_table_that_changes_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that is no more on premises gets no restricted request, and a broken table changes nothing."""
+    routes = tmp_path / "routing.toml"
+    routes.write_text("[routes.complex]\nmodel = 'large'\non_premises = true\n")
+    hook = deepcopy(ClassifierHook(f"unix:{tmp_path}/nobody", routes=routes))  # as LiteLLM copies its configuration
+
+    async def goes_to(model: str, call: str) -> str | None:
+        data = {"model": model, "messages": [{"role": "user", "content": "hi"}], "metadata": dict(RESTRICTED)}
+        try:
+            return str((await hook.async_pre_call_hook(SimpleNamespace(), None, data, call))["model"])
+        except Refused:
+            return None
+
+    async def run() -> None:
+        assert [await goes_to("auto", "acompletion"), await goes_to("large", "aembedding")] == ["large", "large"]
+        routes.write_text("[routes.complex")
+        assert [await goes_to("auto", "acompletion"), await goes_to("large", "aembedding")] == ["large", "large"]
+        routes.write_text("[routes.complex]\nmodel = 'large'\n")
+        assert [await goes_to("auto", "acompletion"), await goes_to("large", "aembedding")] == [None, None]
+        await hook.close()
+
+    asyncio.run(run())
+    [said] = [record.getMessage() for record in caplog.records if record.name == "classifier.gateways.settings"]
+    assert said.endswith("the routes there were stay")
