@@ -401,6 +401,14 @@ def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
         assert process.wait() == 0
 
 
+def test_ctrl_c_is_told_from_the_end():
+    """SIGINT ends the gateway as it ends every command, with 130."""
+    with gateway("127.0.0.1:1") as process:
+        process.wait_ready()
+        process.signal(signal.SIGINT)
+        assert process.wait() == 130
+
+
 def test_it_serves_tls_and_speaks_it_to_the_server(tmp_path):
     """Callers see its certificate, the server sees its client certificate."""
     make_certificates(tmp_path, "server", "gateway")

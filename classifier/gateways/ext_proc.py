@@ -40,6 +40,7 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.outbox import Outbox
 from classifier.gateways.settings import GatewaySettings, TokenFile, follow
+from classifier.lifetime import first_signal
 from classifier.listening import ALONE, bind
 from classifier.reload import Routes
 from classifier.routing import is_restricted
@@ -290,7 +291,7 @@ def _untouched(part: str) -> Any:
     return pb.ProcessingResponse(**{part: pb.BodyResponse()})
 
 
-async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callable[[], str]) -> None:
+async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callable[[], str]) -> signal.Signals:
     client = AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
@@ -316,23 +317,24 @@ async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callabl
         return changed
 
     following = asyncio.create_task(follow("routes", reread))
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    told = first_signal()
     print(f"serving on {address}", file=sys.stderr, flush=True)
-    await stopped.wait()
+    ended_by = await told
     following.cancel()
     await server.stop(DRAIN_SECONDS)
     await processor.outbox.drain(DRAIN_SECONDS)
     await client.close()
+    return ended_by
 
 
-def run(settings: ExtProcSettings) -> None:
-    """Serves until a signal.
+def run(settings: ExtProcSettings) -> signal.Signals:
+    """Serves until SIGTERM or SIGINT, and returns which it was.
 
     Raises:
         SettingsError: the address cannot be had, or a file cannot be read.
     """
     settings.credentials()  # names the file that cannot be read, which the client does not
     routes = Routes(settings.routes)
-    asyncio.run(_serve(settings, routes, TokenFile(settings.server_token_file) if settings.server_token_file else ""))
+    return asyncio.run(
+        _serve(settings, routes, TokenFile(settings.server_token_file) if settings.server_token_file else "")
+    )
