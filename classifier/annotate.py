@@ -2,21 +2,24 @@
 
 The classifier's own answer is not shown: who sees it first agrees with it too often. Each answer is written to disk
 before the next request is shown. What several rows hold is asked once, and is the answer of each. Control characters
-of the text are shown as signs, so that a request cannot steer the terminal.
+of the text are shown as signs, so that a request cannot steer the terminal. One person at a time labels into a file.
 
 Knows nothing of models or of how the rows were drawn.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from classifier.durable import explained, write_whole
-from classifier.errors import InputError
+from classifier.errors import Busy, InputError
 from classifier.types import TIERS
 
 HELP = "1 simple   2 standard   3 complex   4 frontier   m more text   s skip   b back   q stop"
@@ -40,7 +43,38 @@ def annotate(
 
     Raises:
         InputError: `path` holds what is not a labelled corpus, or cannot be written.
+        Busy: somebody else labels into it.
     """
+    with _alone(path):
+        return _annotate(rows, path, ask, say)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps a second person off these labels: both write all of them, so one's would be gone at the other's answer.
+
+    The lock is a file beside them, because theirs is another one after each answer.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as held:
+        with explained(path, "choose another -o"):
+            file = held.enter_context(lock.open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # not one that was removed meanwhile
+        except OSError:
+            ours = False
+        if not ours:
+            raise Busy(f"{path}: somebody else labels into it; wait for their end, or choose another -o")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _annotate(
+    rows: Sequence[Mapping[str, Any]], path: Path, ask: Callable[[str], str], say: Callable[[str], None]
+) -> tuple[int, int]:
     labelled = _read(path)
     known = {request_of_line(row): row["tier"] for row in labelled.values()}
     alike: dict[str, list[Mapping[str, Any]]] = {}

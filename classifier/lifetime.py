@@ -1,6 +1,7 @@
 """A server's life in its process: from the start to the signal that ends it, on a loop that is tuned for it.
 
-SIGTERM and SIGINT drain the server, SIGHUP reads its settings again.
+SIGTERM and SIGINT drain the server, SIGHUP reads its settings again. After SIGINT the command was interrupted, and says
+so; after SIGTERM it is done.
 
 Knows nothing of what a server does.
 """
@@ -11,36 +12,41 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from classifier.server import Server
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 SWITCH_SECONDS = 0.0005
 
 
 async def serve(
     server: Server, *, ready: Callable[[Sequence[str]], None] | None = None, stop: asyncio.Event | None = None
-) -> None:
+) -> signal.Signals | None:
     """Starts the server and serves until SIGTERM or SIGINT, then drains.
 
     Args:
         server: not started yet.
         ready: called with the addresses when the server is SERVING; by default prints the line `serving on ADDRESS`.
         stop: another way to end it.
+
+    Returns:
+        The signal that ended it, for `leave`; None where `stop` did.
     """
     if signal.SIGTERM in signal.sigpending():  # it came before this process listened, and nothing is begun
-        return
+        return signal.SIGTERM
     stop, hung_up = stop or asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM})  # blocked from the start on
+    told = first_signal()
+    told.add_done_callback(lambda _: stop.set())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+    # Blocked from the start on; SIGINT in workers alone.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
 
     async def reload() -> None:
         while await hung_up.wait():
@@ -57,7 +63,7 @@ async def serve(
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
-        return
+        return _result(told)
     if starting.exception() is not None:
         stopping.cancel()
     starting.result()
@@ -75,17 +81,52 @@ async def serve(
     await asyncio.gather(reloading, return_exceptions=True)
     await server.stop()
     log.info("stopped")
+    return _result(told)
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
+def first_signal() -> asyncio.Future[signal.Signals]:
+    """The first of SIGTERM and SIGINT that comes from here on; neither does anything else until the loop ends."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def tell(number: signal.Signals) -> None:
+        if not told.done():
+            told.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, tell, number)
+    return told
+
+
+def _result(told: asyncio.Future[signal.Signals]) -> signal.Signals | None:
+    return told.result() if told.done() else None
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs `serve` or the like to its end, on uvloop where it is installed (extra `fast`), else on asyncio's loop."""
     try:
         from uvloop import new_event_loop
     except ImportError:
-        asyncio.run(main)
-        return
+        return asyncio.run(main)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main)
+        return runner.run(main)
+
+
+def leave(by: signal.Signals | None) -> None:
+    """Ends a command that a signal stopped, when all else is closed; returns where it is simply done.
+
+    Raises:
+        KeyboardInterrupt: it was SIGINT.
+    """
+    from classifier.reload import is_loading
+
+    if is_loading():
+        # Python's own end kills the thread, which in onnxruntime's or the tokeniser's code aborts the process.
+        log.warning("a bundle still loads; it is left at that")
+        logging.shutdown()
+        os._exit(130 if by == signal.SIGINT else 0)
+    if by == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 def print_ready(addresses: Sequence[str]) -> None:

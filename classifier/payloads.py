@@ -8,6 +8,8 @@
 | `anthropic` | a messages body, or a batch's line with one in `params` |
 | `litellm` | a standard logging payload, or a row of the proxy's spend logs |
 | `otel` | a GenAI span |
+| `gemini` | a generateContent body, a row of Vertex AI's request-response log, or a batch's line (`request`) |
+| `bedrock` | an entry of Amazon Bedrock's model invocation log |
 
 Objects may stand as their JSON text, as they do in CSV files and tables. Pure. Knows nothing of files.
 """
@@ -18,17 +20,18 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from classifier.clouds import request_of_contents, request_of_converse
 from classifier.conversations import request_of_body
 from classifier.errors import InvalidRequest
 from classifier.spans import is_span, request_of_span
 from classifier.types import Request
 
-FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel")
+FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel", "gemini", "bedrock")
 COLUMNS = frozenset({
     "prompt", "messages", "input", "system", "instructions", "tools", "functions", "attachments", "body", "params",
     "custom_id", "call_type", "model_parameters", "model_group", "proxy_server_request", "standard_logging_object",
     "request", "decision_id", "attributes", "events", "context", "span_id", "spanId", "trace_id", "traceId", "name",
-    "max_tokens",
+    "max_tokens", "contents", "systemInstruction", "system_instruction", "full_request", "schemaType", "modelId",
 })  # fmt: skip
 """Columns that a format may look at, beside the text field."""
 
@@ -51,6 +54,8 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "otel"
     if row.get("standard_logging_object") or row.get("call_type"):
         return "litellm"
+    if row.get("schemaType") == "ModelInvocationLog" or _holds(row.get("input"), "inputBodyJson"):
+        return "bedrock"
     if row.get("request") and row.get("decision_id"):
         return "corpus"
     if row.get("messages"):
@@ -63,11 +68,18 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
     if row.get("input"):
         return "openai"
+    if row.get("full_request") or row.get("contents") or _holds(row.get("request"), "contents"):
+        return "gemini"
     if row.get(text_field) is not None:
         return "prompt"
     if text_field != "prompt":
         raise InvalidRequest(text_field, "is not there, and no messages; see --text-field and --format")
     raise InvalidRequest("prompt", "is not there, and no messages or body; name the column with --text-field")
+
+
+def _holds(value: Any, name: str) -> bool:
+    """Whether an object, or what looks like its JSON text, has a field of that name."""
+    return name in value if isinstance(value, Mapping) else isinstance(value, str) and f'"{name}"' in value
 
 
 def _has_more(row: Mapping[str, Any]) -> bool:
@@ -149,12 +161,33 @@ def _otel(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     return request_of_span(row, **fields)
 
 
+def _gemini(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+    body = _opened(
+        _inner(row, "full_request", "request"), "contents", "systemInstruction", "system_instruction", "tools"
+    )
+    if "contents" not in body and "messages" in body:  # Vertex AI logs Anthropic's models in the same table
+        return request_of_body(body, **fields)
+    return request_of_contents(body, **fields)
+
+
+def _bedrock(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+    entry = _inner(row, "input")
+    if entry.get("inputBodyS3Path") and not entry.get("inputBodyJson"):
+        raise InvalidRequest("input.inputBodyJson", "is not in the log; its body, a large one, lies at inputBodyS3Path")
+    body = _opened(_inner(entry, "inputBodyJson"), "messages", "system", "toolConfig")
+    if "messages" not in body:
+        raise InvalidRequest("input.inputBodyJson", "has no messages; of Bedrock's models those that chat are read")
+    return request_of_converse(body, **fields)
+
+
 _READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Request]] = {
     "corpus": _corpus,
     "openai": _openai,
     "anthropic": _anthropic,
     "litellm": _litellm,
     "otel": _otel,
+    "gemini": _gemini,
+    "bedrock": _bedrock,
 }
 
 

@@ -38,6 +38,7 @@ SHADOW_QUEUE = 64  # requests that may wait for the shadow; it is a sample, so m
 _VERDICTS = (BundleNotFound, BundleCorrupt)  # on a bundle; a store that failed says nothing of it, and is asked again
 _LAST_LOAD_SECONDS = 5.0  # that a load may still take when the process ends; it takes half a second on an idle core
 _LAST_RUNS_SECONDS = 0.5  # until requests that began with the engine before have it no more
+_THREAD = "bundle"
 
 
 class Source(Protocol):
@@ -233,6 +234,11 @@ class Watched:
             self._metrics.reloaded(self._what, ok=ok)
 
 
+def is_loading() -> bool:
+    """Whether a load still runs on its thread, also one that nobody waits for any more."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
+
+
 async def _aside(work: Callable[[], T]) -> T:
     """What `work` returns, on a thread of its own that no process waits for long at its end: storage may hang."""
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -244,13 +250,12 @@ async def _aside(work: Callable[[], T]) -> T:
         except BaseException as error:  # a panic of the tokeniser's is no Exception, and whoever waits must hear of it
             done.set_exception(error)
 
-    thread = threading.Thread(target=run, name="bundle", daemon=True)
+    thread = threading.Thread(target=run, name=_THREAD, daemon=True)
     thread.start()
     try:
         return await asyncio.wrap_future(done)
     except asyncio.CancelledError:
-        # The process ends. In the middle of onnxruntime's or the tokeniser's own code the end of a daemon's thread
-        # aborts it, so a load that gets on may finish.
+        # The process ends. A load that gets on may finish; `leave` ends the process under one that does not.
         await asyncio.to_thread(thread.join, _LAST_LOAD_SECONDS)
         raise
 

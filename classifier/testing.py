@@ -124,8 +124,8 @@ def fake_server(
         metrics: a `classifier.telemetry.Metrics` that counts.
         observer: a `classifier.seams.Observer` that is told instead.
         settings: fields of `classifier.settings.ServerSettings`; by default a port is picked, two requests run at once,
-            one may wait for 30 seconds, and the end comes without a delay. With a `feedback_url` outcomes are taken;
-            ids hold as long as the server, unless a key is given.
+            one may wait for 30 seconds, and the end comes at once, whatever is in flight. With a `feedback_url`
+            outcomes are taken; ids hold as long as the server, unless a key is given.
     """
     from classifier.reload import Fixed
     from classifier.server import Server
@@ -138,6 +138,7 @@ def fake_server(
         "cores": 2,
         "max_wait_seconds": 30.0,
         "shutdown_delay_seconds": 0.0,
+        "drain_seconds": 0.0,
         **settings,
     }
     started: threading.Event = threading.Event()

@@ -43,7 +43,9 @@ MAX_VALUE_CHARS = 512
 """Of a model's name and the like: a Bedrock inference profile's has over 100, and a file's path more."""
 CACHED = ("cache_read_tokens", "cache_creation_tokens")
 """Input tokens that a log counts beside the others."""
-_NUMBERS = frozenset({"time", "input_tokens", *CACHED, "output_tokens", "cost", "response"})
+_COUNTED_APART = frozenset({"input_tokens", "inputTokenCount"})
+"""Names of Anthropic and Amazon Bedrock; what others call input holds the cached tokens."""
+_NUMBERS = frozenset({"time", "input_tokens", *CACHED, "output_tokens", "thinking_tokens", "cost", "response"})
 OURS = ("classifier_tier", "classifier_probabilities", "classifier_truncated", "classifier_error",
         "classifier_characters", "classifier_file", "classifier_row")  # fmt: skip
 
@@ -149,8 +151,8 @@ def read_traffic(
         said = (row.get(columns["label"]) for row in labelled.rows([columns["label"]]))
         if "verdict" in columns or not labels.are_tiers(said):  # a customer's tier, or the tier of a decision
             del columns["label"]
-    if columns.get("input_tokens", "").rpartition(".")[2] != "input_tokens" or "gen_ai." in columns["input_tokens"]:
-        for role in CACHED:  # Anthropic alone counts these apart
+    if columns.get("input_tokens", "").rpartition(".")[2] not in _COUNTED_APART or "gen_ai." in columns["input_tokens"]:
+        for role in CACHED:
             columns.pop(role, None)
     unread = {"response"} if "output_tokens" in columns else set()
     return _read(path, labelled, {r: places[c].path for r, c in columns.items() if r not in unread}, columns,
@@ -262,6 +264,7 @@ class _Collected:
         counted_in, counted_out = self._numbers("input_tokens"), self._numbers("output_tokens")
         for role in CACHED:
             counted_in = counted_in + np.nan_to_num(self._numbers(role))
+        counted_out = counted_out + np.nan_to_num(self._numbers("thinking_tokens"))  # Gemini counts them apart
         answers = self._numbers("response")
         held = answers > 0
         estimated_out = np.where(held, answers, _mean(counted_out, assumed))

@@ -40,7 +40,7 @@ def supervise(
     key: bytes,
     reread: Callable[[], ServerSettings] | None = None,
     ready: Callable[[tuple[str, ...]], None],
-) -> None:
+) -> signal.Signals:
     """Serves with `settings.workers` processes until SIGTERM or SIGINT.
 
     Args:
@@ -48,6 +48,9 @@ def supervise(
         key: secret of decision ids, the same in all.
         reread: reads the settings again, for SIGHUP; must pickle.
         ready: called with the addresses when all workers are SERVING.
+
+    Returns:
+        The signal that ended it.
 
     Raises:
         ClassifierError: a worker could not start; its error.
@@ -66,7 +69,7 @@ def supervise(
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="classifier-metrics-"))
             held.callback(serve_metrics(settings.metrics_listen, collected(folder)))
         again = None if reread is None else partial(_told_again, reread, settings, told)
-        _Keeper(told, key, again, folder, lambda: ready(addresses)).run()
+        return _Keeper(told, key, again, folder, lambda: ready(addresses)).run()
 
 
 def _told_again(reread: Callable[[], ServerSettings], settings: ServerSettings, told: ServerSettings) -> ServerSettings:
@@ -99,10 +102,11 @@ class _Keeper:
         self._folder, self._ready = folder, ready
         self._spawn = multiprocessing.get_context("spawn")
         self._workers: dict[SpawnProcess, tuple[Connection, float]] = {}
-        self._stopping = self._hung_up = False
+        self._stopping: signal.Signals | None = None
+        self._hung_up = False
 
-    def run(self) -> None:
-        """Until a signal."""
+    def run(self) -> signal.Signals:
+        """Until a signal, which it returns."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._hang_up)
@@ -117,12 +121,14 @@ class _Keeper:
                 if self._hung_up:
                     self._reload()
                 self._tend()
+            return self._stopping
         finally:
             self._end()
 
     def _start(self) -> SpawnProcess:
-        # The worker inherits the mask, until `serve` listens: before, SIGHUP would end it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        # The worker inherits the mask, until `serve` listens: before, SIGHUP would end it, and so would the SIGINT
+        # that a terminal sends to all, with a traceback.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT})
         try:
             ours, theirs = self._spawn.Pipe()
             told = (theirs, self._settings, self._key, self._reread, self._folder)
@@ -185,8 +191,8 @@ class _Keeper:
                 time.sleep(MIN_LIFE_SECONDS)
                 return
 
-    def _stop(self, *_: Any) -> None:
-        self._stopping = True
+    def _stop(self, number: int, _: Any) -> None:
+        self._stopping = self._stopping or signal.Signals(number)
 
     def _hang_up(self, *_: Any) -> None:
         self._hung_up = True
@@ -227,7 +233,7 @@ def _work(
     """A worker process: a server that tells the parent when it is ready, and ends when the parent does."""
     if folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read once, when prometheus_client is imported
-    from classifier.lifetime import run, serve
+    from classifier.lifetime import leave, run, serve
     from classifier.logs import configure_logging
     from classifier.server import Server
     from classifier.telemetry import observing
@@ -251,3 +257,4 @@ def _work(
     except ClassifierError as error:
         with contextlib.suppress(OSError):
             pipe.send(error)
+    leave(None)

@@ -141,6 +141,21 @@ def test_gc_says_what_it_removes(registry, bundles):
     assert len(run(registry, "list").stdout.splitlines()) == 1
 
 
+def test_each_command_answers_machines_with_one_object(registry, bundles, tmp_path):
+    """With --json stdout is one object with what the text says."""
+    first, second = map(version, bundles)
+
+    def told(*arguments):
+        return json.loads(run(registry, *arguments, "--json").stdout)
+
+    assert told("promote", bundles[0]) == {"current": first, "previous": None}
+    assert told("promote", bundles[1]) == {"current": second, "previous": first}
+    assert told("rollback") == {"current": first, "previous": second}
+    assert told("verify", bundles[1]) == {"version": second, "path": str(bundles[1])}
+    assert told("pull", "current", tmp_path / "mine") == {"path": str(tmp_path / "mine")}
+    assert told("gc", "--dry-run") == {"removed": [], "dry_run": True}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

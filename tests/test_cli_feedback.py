@@ -203,6 +203,18 @@ def test_forget_by_id_for_machines(url):
     assert first["not_reached"]
 
 
+def test_each_command_answers_machines_with_one_object(url, tmp_path, monkeypatch):
+    """With --json stdout is one object with what the text says; rows on stdout leave no place for it."""
+    monkeypatch.setattr(time, "time", lambda: 1_767_225_600.0 + 2.5 * 86_400)
+    shared = ("--json", "--feedback-url", url)
+    assert json.loads(run("migrate", *shared).stdout) == {"steps": []}
+    assert json.loads(run("export", "-o", str(tmp_path / "e.jsonl"), *shared).stdout) == {"rows": 3, "pending": 0}
+    left = {"left": {"decisions": 1, "outcomes": 0}}
+    assert json.loads(run("expire", "--older-than-days", "1", *shared).stdout) == left
+    refused = run("export", "-o", "-", *shared)
+    assert (refused.exit_code, "choose one of them" in refused.stderr) == (2, True)
+
+
 def test_what_a_server_keeps_by_default_is_what_the_commands_read(tiny_bundle_path, tmp_path, monkeypatch):
     """Decisions go into the user's own SQLite, without text, and the commands look there; off keeps none."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -18,7 +18,7 @@ import pytest
 from classifier import AsyncClient, Client, Outcome, Request, Tier, errors, wire
 from classifier.client import SERVICE_CONFIG, Breaker
 from classifier.errors import NoAllowedRoute
-from classifier.settings import MOST
+from classifier.settings import MOST, ServerSettings
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, OutcomeState, Source, Verdict
 from classifier.v1 import classifier_pb2 as pb
@@ -335,7 +335,7 @@ def test_a_server_that_goes_while_the_source_of_a_stream_waits_costs_no_item(cli
     """What had no answer and what the source yields later get the fallback, in order."""
     both = client_of("", fallback_tier=Tier.COMPLEX)
     with contextlib.ExitStack() as server:
-        both.args = (server.enter_context(fake_server(tier_of=by_word, drain_seconds=0)),)
+        both.args = (server.enter_context(fake_server(tier_of=by_word)),)
         heard = threading.Event()
         breaker = Breaker()
         breaker.failed = breaker.succeeded = lambda *_: heard.set()
@@ -718,6 +718,26 @@ def test_a_fake_server_takes_outcomes_and_leaves_the_users_own_alone(tmp_path, m
         outcome = Outcome(decided, "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
         assert client.report_outcome(outcome, timeout_seconds=60) in (OutcomeState.JOINED, OutcomeState.PENDING)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_fake_server_ends_at_once_under_an_open_stream():
+    """A gateway's tests wait for no stream that they left open, as a server that drains would."""
+    left = threading.Event()
+
+    def items():
+        yield pb.ClassifyStreamRequest()
+        left.wait(60)
+
+    with contextlib.ExitStack() as later:
+        with fake_server() as address:
+            channel = later.enter_context(grpc.insecure_channel(address))
+            later.callback(left.set)
+            answers = pb_grpc.ClassifierServiceStub(channel).ClassifyStream(items())
+            next(answers)
+            started = time.monotonic()
+        assert time.monotonic() - started < ServerSettings().drain_seconds
+        with pytest.raises(grpc.RpcError):
+            next(answers)
 
 
 def test_every_call_of_the_contract_has_a_method():

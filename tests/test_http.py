@@ -396,6 +396,14 @@ def test_a_server_that_loads_or_ends_is_told_from_one_that_is_away():
     server.stop(None).wait()
 
 
+def test_ctrl_c_is_told_from_the_end():
+    """SIGINT ends the gateway as it ends every command, with 130."""
+    with gateway("127.0.0.1:1") as process:
+        process.wait_ready()
+        process.signal(signal.SIGINT)
+        assert process.wait() == 130
+
+
 @pytest.mark.failure("down", "HTTP gateway")
 def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
     """Without a server every call is UNAVAILABLE and health says so; when it is back, so are the answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("scipy")
 
@@ -20,6 +22,7 @@ from classifier.policy import Guarantee, Policy
 from classifier.registry import Registry
 from tests.loop_support import fill_store
 from tests.tiny import tiny_bundle
+from training.__main__ import main
 from training.loop import broken, drift_alarms, run_loop, seconds, tick
 from training.round_options import Options
 from training.steps import Run, next_folder
@@ -252,3 +255,24 @@ def test_no_duration(text):
     """Anything else is refused with examples."""
     with pytest.raises(click.BadParameter, match="90s, 15m, 1h or 1d"):
         seconds(text)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_loop_after_its_round_with_its_code(tmp_path, monkeypatch, number, code):
+    """SIGTERM is the end of an unattended loop, Ctrl-C interrupts it; both wait for the round."""
+    rounds = []
+
+    def one_round(*_, stop, **__):
+        signal.raise_signal(number)
+        rounds.append(stop.wait(60))
+
+    monkeypatch.setattr("training.loop.run_loop", one_round)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        done = CliRunner().invoke(
+            main, ["loop", "--registry", str(tmp_path), "--feedback-url", f"sqlite:///{tmp_path}/f"]
+        )
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert (done.exit_code, rounds) == (code, [True])

@@ -133,6 +133,54 @@ READ = {
         ),
     ],
     "otel_console.jsonl": [([("user", "Hello there")], (), 0)],
+    "gemini.jsonl": [
+        (
+            [
+                ("system", "You date photographs.\nBe brief."),
+                ("user", "Which of the two photographs is older?"),
+            ],
+            (),
+            2,
+        ),
+        (
+            [
+                ("user", "Turn the heating down."),
+                ("assistant", '{"call":"get_heating","args":{"room":"hall"}}'),
+                ("tool", '{"celsius": 23}'),
+            ],
+            ("get_heating", "set_heating", "googleSearch"),
+            0,
+        ),
+        ([("system", "Be kind."), ("user", "Rewrite this letter.")], (), 0),
+        ([("system", "You are terse."), ("user", "Name three rivers.")], (), 0),
+        (
+            [
+                ("user", "Sum the primes below 100."),
+                ("tool", "1060\n"),
+                (
+                    "assistant",
+                    '{"call":"code_execution","args":{"language":"PYTHON","code":"print(1060)"}}\n1060.',
+                ),
+                ("user", "And below 200?"),
+            ],
+            ("codeExecution",),
+            0,
+        ),
+    ],
+    "bedrock.jsonl": [
+        ([("system", "You read contracts."), ("user", "Does the contract allow subletting?")], (), 1),
+        (
+            [
+                ("user", "How full is the tank?"),
+                ("assistant", 'I will look.\n{"call":"read_sensor","args":{"id":"tank"}}'),
+                ("tool", '{"litres": 40}\nas of now'),
+            ],
+            ("read_sensor",),
+            0,
+        ),
+        ([("user", "Translate the menu.")], (), 0),
+        ([("system", "Be kind."), ("user", "What is this?")], ("zoom",), 1),
+    ],
     "corpus.jsonl": [
         ([("user", "What is the capital of Australia?")], (), 0),
         (
@@ -146,7 +194,7 @@ READ = {
         ),
     ],
 }
-NAMED = {"openai": "openai", "anthropic": "anthropic", "litellm": "litellm", "otel": "otel", "corpus": "corpus"}
+NAMED = {name: name for name in ("openai", "anthropic", "litellm", "otel", "corpus", "gemini", "bedrock")}
 
 
 @pytest.mark.parametrize("name", READ)
@@ -251,6 +299,22 @@ BROKEN = {
         "is not JSON (Expecting property name",
         "is not JSON (Extra data",
         "is not JSON (Extra data",
+    ],
+    "gemini_broken.jsonl": [
+        "contents: is not there or not a list",
+        "contents[0]: is not an object with role and parts",
+        "contents[0].parts[1]: is not an object",
+        "no message with role 'user'",
+        "full_request: is a text, and not of JSON",
+        "contents: is not there or not a list",
+    ],
+    "bedrock_broken.jsonl": [
+        "input.inputBodyJson: has no messages",
+        "lies at inputBodyS3Path",
+        "messages[0].content[0]",
+        "no message with role 'user'",
+        "inputBodyJson: is a text, and not of JSON",
+        "input: is a text, and not of JSON",
     ],
     "corpus_broken.jsonl": [
         "messages[0].content: is not a text",

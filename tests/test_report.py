@@ -265,6 +265,23 @@ def test_cached_tokens_of_anthropic_are_input(tmp_path):
     assert counts == [[52_003, 3], [3, 3]]
 
 
+@pytest.mark.parametrize(
+    ("log", "tokens", "columns"),
+    [
+        ("gemini", ([41], [42]), {"time": "logging_time", "model": "model"}),
+        ("bedrock", ([1235], [7]), {"time": "timestamp", "model": "modelId", "id": "requestId"}),
+    ],
+)
+def test_what_a_clouds_log_counts_is_found(tmp_path, log, tokens, columns):
+    """Tokens that Bedrock reads from its cache and those that Gemini thinks in count, as they do on the bill."""
+    first = (Path(__file__).parent / "logs" / f"{log}.jsonl").read_text().splitlines()[0]
+    bulk.label([str(write_lines(tmp_path / "in.jsonl", [json.loads(first)]))], str(tmp_path / "l.parquet"), FakeMaker())
+    found = read_traffic(str(tmp_path / "l.parquet"))
+    assert (found.input_tokens.tolist(), found.output_tokens.tolist()) == tokens
+    assert (found.input_counted, found.output_counted) == (1, 1)
+    assert columns.items() <= found.columns.items()
+
+
 def test_a_column_that_is_named_wins(tmp_path):
     """--column says where a fact stands; an empty name says nowhere."""
     rows = [labelled_row("simple", prompt_tokens=1, real=5, completion_tokens=1, model="big")]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from classifier import bulk, cli
 from classifier.annotate import annotate, printable, shown
-from classifier.errors import InputError
+from classifier.errors import Busy, InputError
 from classifier.runs import Options
 from classifier.sampling import distance_to_boundary, draw_by_tier, draw_random
 from classifier.types import TIERS
@@ -262,6 +262,22 @@ def test_an_unlabelled_file_is_not_gone_on_with(tmp_path):
     path.write_text('{"id": "0", "prompt": "p"}\n')
     with pytest.raises(InputError, match="has no tier"):
         talk([{"id": "0", "prompt": "p"}], path, "1")
+
+
+def test_a_second_person_at_the_same_labels_is_refused(labelled, tmp_path):
+    """Who labels into a file that somebody labels into is told so in one line, and no answer of either is lost."""
+    path = tmp_path / "m.jsonl"
+    command = (labelled, "--random", "1", "--annotate", "-o", path)
+
+    def ask(_):
+        with pytest.raises(Busy, match=f"^{path}: somebody else labels into it; wait .*, or choose another -o$"):
+            run(*command, typed="1\n")
+        return "2"
+
+    assert annotate([{"id": "0", "prompt": "p"}], path, ask=ask, say=lambda _: None) == (1, 0)
+    assert run(*command, typed="1\n").exit_code == 0
+    assert [row["tier"] for row in lines(path)] == ["standard", "simple"]
+    assert {p.name for p in tmp_path.iterdir()} - {labelled.name} == {path.name}
 
 
 def in_a_terminal(arguments, answers, end):

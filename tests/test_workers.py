@@ -48,6 +48,16 @@ def test_workers_share_the_port_the_ids_and_the_page(arguments):
         assert len(server.ready_lines) == 1
 
 
+def test_ctrl_c_while_workers_start_is_one_word(arguments):
+    """The SIGINT that a terminal sends to all of them ends workers without a traceback, also before they listen."""
+    with server_process(*arguments) as server:
+        until(lambda: children(server.process.pid))
+        for pid in (*children(server.process.pid), server.process.pid):
+            os.kill(pid, signal.SIGINT)
+        assert server.wait() == 130
+        assert not [line for line in server.lines if "Traceback" in line]
+
+
 def test_a_killed_worker_is_replaced_and_the_port_stays(arguments):
     """After kill -9 of a worker another takes its place; clients are served again."""
     with server_process(*arguments) as server:

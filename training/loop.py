@@ -260,10 +260,18 @@ def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None
     if once:
         _tell(tick(Options(**given), say=_say), as_json=as_json)
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
+    came: list[int] = []
+
+    def end(number: int, _: Any) -> None:
+        came.append(number)
         # In a thread: the one that is interrupted may hold the event's lock just then, and would wait for itself.
-        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
+        threading.Thread(target=stop.set).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     run_loop(Options(**given), pause, stop=stop, say=_say, tell=lambda receipt: _tell(receipt, as_json=as_json))
+    if came[0] == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from classifier.cli._json import answer, json_option
 from classifier.settings import registry_url
 
 if TYPE_CHECKING:
+    from classifier.history import Event
     from classifier.registry import Registry
 
 
@@ -75,7 +77,8 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
 @command.command(name="verify")
 @click.argument("name")
 @_registry_option
-def verify(*, name: str, url: str) -> None:
+@json_option
+def verify(*, name: str, url: str, as_json: bool) -> None:
     r"""Checks every file of a bundle: NAME is a folder (./NAME), an alias or a version. Exit 1 if one is not right.
 
     \b
@@ -86,7 +89,8 @@ def verify(*, name: str, url: str) -> None:
     from classifier.registry import resolve_bundle
 
     bundle = read_bundle(resolve_bundle(name, _registry(url)))
-    click.echo(f"{bundle.version}  every file is what the manifest says  {bundle.path}")
+    facts = {"version": bundle.version, "path": str(bundle.path)}
+    answer(facts, f"{bundle.version}  every file is what the manifest says  {bundle.path}", as_json=as_json)
 
 
 @command.command(name="promote")
@@ -94,7 +98,8 @@ def verify(*, name: str, url: str) -> None:
 @click.option("--why", default="", metavar="TEXT", help="Kept in the history.")
 @click.option("--checkpoint", metavar="PATH", help="With a folder as NAME: weights to keep beside it, for retraining.")
 @_registry_option
-def promote(*, name: str, why: str, checkpoint: str | None, url: str) -> None:
+@json_option
+def promote(*, name: str, why: str, checkpoint: str | None, url: str, as_json: bool) -> None:
     r"""Makes a bundle the current one: NAME is an alias, a version, or a folder (./NAME) that is added first.
 
     Servers that watch the registry load it within seconds.
@@ -110,50 +115,58 @@ def promote(*, name: str, why: str, checkpoint: str | None, url: str) -> None:
         name = registry.add(name, checkpoint=checkpoint, why=why)
     elif checkpoint:
         raise click.UsageError("--checkpoint goes with a bundle's folder as NAME")
-    event = registry.promote(name, why=why)
-    click.echo(f"current is {event.aliases['current']}, previous is {event.aliases.get('previous', 'none')}")
+    _tell(registry.promote(name, why=why), as_json=as_json)
 
 
 @command.command(name="rollback")
 @click.option("--why", default="", metavar="TEXT", help="Kept in the history.")
 @_registry_option
-def rollback(*, why: str, url: str) -> None:
+@json_option
+def rollback(*, why: str, url: str, as_json: bool) -> None:
     r"""Makes the previous bundle the current one; again undoes it.
 
     \b
     classifier bundle rollback --why "escalations doubled"
     """
-    event = _registry(url).rollback(why=why)
-    click.echo(f"current is {event.aliases['current']}, previous is {event.aliases['previous']}")
+    _tell(_registry(url).rollback(why=why), as_json=as_json)
 
 
 @command.command(name="pull")
 @click.argument("name")
 @click.argument("target")
 @_registry_option
-def pull(*, name: str, target: str, url: str) -> None:
+@json_option
+def pull(*, name: str, target: str, url: str, as_json: bool) -> None:
     r"""Copies a bundle, verified, into the new folder TARGET.
 
     \b
     classifier bundle pull current ./current --registry s3://models/classifier
     """
-    click.echo(_registry(url).pull(name, target))
+    path = str(_registry(url).pull(name, target))
+    answer({"path": path}, path, as_json=as_json)
 
 
 @command.command(name="gc")
 @click.option("--older-than-days", default=30.0, show_default=True, metavar="DAYS", help="Time without an alias.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @_registry_option
-def gc(*, older_than_days: float, dry_run: bool, url: str) -> None:
+@json_option
+def gc(*, older_than_days: float, dry_run: bool, url: str, as_json: bool) -> None:
     r"""Removes versions that have had no alias for a while, and what crashes left.
 
     \b
     classifier bundle gc --dry-run
     """
     removed = _registry(url).gc(older_than_days=older_than_days, dry_run=dry_run)
-    for name in removed:
-        click.echo(name)
+    answer({"removed": removed, "dry_run": dry_run}, "\n".join(removed), as_json=as_json)
     click.echo(f"{len(removed)} {'would be ' if dry_run else ''}removed", err=True)
+
+
+def _tell(event: Event, *, as_json: bool) -> None:
+    """Which bundle serves now, and which one a rollback would bring back."""
+    current, previous = event.aliases["current"], event.aliases.get("previous")
+    text = f"current is {current}, previous is {previous or 'none'}"
+    answer({"current": current, "previous": previous}, text, as_json=as_json)
 
 
 def _on_a_line(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from classifier.cli._bundles import bundle_folder, bundle_option
+from classifier.cli._json import json_option
 
 if TYPE_CHECKING:
     from classifier.explanation import Effect, Explanation
@@ -32,7 +33,7 @@ PART_CHARS = 60
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label, such as data=restricted.")
 @click.option("--routes", metavar="FILE", envvar="CLASSIFIER_ROUTES", help="Routing table. [CLASSIFIER_ROUTES]")
 @click.option("--explain", "explained", is_flag=True, help="Say what led to the answer: some ten more runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(
     *,
     text: str | None,

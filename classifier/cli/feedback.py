@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from classifier.cli._bundles import bundle_folder, bundle_option
+from classifier.cli._json import answer, json_option
 from classifier.settings import feedback_url
 
 _CANNOT_REACH = (
@@ -43,7 +44,8 @@ def command() -> None:
 
 @command.command(name="migrate")
 @_store_option
-def migrate(*, url: str) -> None:
+@json_option
+def migrate(*, url: str, as_json: bool) -> None:
     r"""Makes the tables, or brings them to this version. A SQLite file is also migrated when a server opens it.
 
     \b
@@ -53,7 +55,7 @@ def migrate(*, url: str) -> None:
 
     with contextlib.closing(Database(url)) as database:
         steps = database.migrate()
-    click.echo("\n".join(steps) if steps else "nothing to do")
+    answer({"steps": steps}, "\n".join(steps) or "nothing to do", as_json=as_json)
 
 
 @command.command(name="export")
@@ -64,7 +66,8 @@ def migrate(*, url: str) -> None:
 )
 @click.option("--until", metavar="TIME", help="First moment after the last.")
 @click.option("--history", is_flag=True, help="Every outcome in a row of its own, also those without their decision.")
-def export(*, url: str, output: str, since: str | None, until: str | None, history: bool) -> None:
+@json_option
+def export(*, url: str, output: str, since: str | None, until: str | None, history: bool, as_json: bool) -> None:
     r"""Writes decisions, each with its effective outcome, for training and analysis.
 
     \b
@@ -73,6 +76,8 @@ def export(*, url: str, output: str, since: str | None, until: str | None, histo
     """
     from pathlib import Path
 
+    if as_json and output == "-":
+        raise click.UsageError("-o - has the rows on stdout, where --json has its object; choose one of them")
     from classifier.database import Database
     from classifier.exports import export_row, write_export, write_lines
     from classifier.ledger import Ledger
@@ -83,6 +88,7 @@ def export(*, url: str, output: str, since: str | None, until: str | None, histo
         rows = map(export_row, ledger.rows(first, last, history=history))
         count = write_lines(rows, sys.stdout.buffer) if output == "-" else write_export(rows, Path(output))
         pending = ledger.counts()["pending"]
+    answer({"rows": count, "pending": pending}, "", as_json=as_json)
     left = "" if history or not pending else f"; {pending} outcomes wait for a decision (--history shows them)"
     click.echo(f"{count} rows{left}", err=True)
 
@@ -91,7 +97,7 @@ def export(*, url: str, output: str, since: str | None, until: str | None, histo
 @_store_option
 @click.option("--decision-id", "decision_ids", multiple=True, metavar="ID", help="A decision; may be given again.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Every decision whose request had it.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
     r"""Deletes decisions and all that was reported of them, and keeps late writes from bringing them back.
 
@@ -115,7 +121,7 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
         ids = set(decision_ids).union(*(ledger.labelled(name, value) for name, _, value in pairs))
         decisions, outcomes = ledger.forget(ids)
     result: dict[str, Any] = {"decisions": decisions, "outcomes": outcomes, "not_reached": _CANNOT_REACH}
-    click.echo(json.dumps(result) if as_json else f"{decisions} decisions and {outcomes} outcomes forgotten")
+    answer(result, f"{decisions} decisions and {outcomes} outcomes forgotten", as_json=as_json)
     if not as_json:
         click.echo(_CANNOT_REACH, err=True)
 
@@ -123,7 +129,8 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
 @command.command(name="expire")
 @_store_option
 @click.option("--older-than-days", required=True, type=float, metavar="DAYS", help="Age to delete at.")
-def expire(*, url: str, older_than_days: float) -> None:
+@json_option
+def expire(*, url: str, older_than_days: float, as_json: bool) -> None:
     r"""Deletes what is older than so many days, as a server does by its --retention-days while it keeps feedback.
 
     \b
@@ -143,7 +150,9 @@ def expire(*, url: str, older_than_days: float) -> None:
             pass
         database.scrub()
         left = ledger.counts()
-    click.echo(f"{left['decisions']} decisions and {left['outcomes']} outcomes are left")
+    decisions, outcomes = left["decisions"], left["outcomes"]
+    facts = {"left": {"decisions": decisions, "outcomes": outcomes}}
+    answer(facts, f"{decisions} decisions and {outcomes} outcomes are left", as_json=as_json)
 
 
 @command.command(name="drift")
@@ -152,7 +161,7 @@ def expire(*, url: str, older_than_days: float) -> None:
 @click.option("--since", metavar="TIME", help="First moment, as for export.")
 @click.option("--until", metavar="TIME", help="First moment after the last.")
 @click.option("--max-index", default=0.25, show_default=True, help="Stability index above which traffic has drifted.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def drift(
     *, url: str, bundle: str | None, since: str | None, until: str | None, max_index: float, as_json: bool
 ) -> None:

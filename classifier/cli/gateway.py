@@ -70,11 +70,12 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
     from typing import Any, cast
 
     from classifier.gateways.http_server import HttpSettings, run
+    from classifier.lifetime import leave
     from classifier.logs import configure_logging
 
     configure_logging(log_format, "info")
     given = {name: value for name, value in flags.items() if value is not None}
-    run(HttpSettings(**cast("dict[str, Any]", given)))
+    leave(run(HttpSettings(**cast("dict[str, Any]", given))))
 
 
 @command.command(name="ext-proc")
@@ -125,9 +126,10 @@ def ext_proc(log_format: str, fallback_tier: str, **flags: str | bool | float | 
     from typing import Any, cast
 
     from classifier.gateways.ext_proc import ExtProcSettings, run
+    from classifier.lifetime import leave
     from classifier.logs import configure_logging
     from classifier.types import Tier
 
     configure_logging(log_format, "info")
     given = {name: value for name, value in flags.items() if value is not None}
-    run(ExtProcSettings(fallback_tier=Tier.parse(fallback_tier), **cast("dict[str, Any]", given)))
+    leave(run(ExtProcSettings(fallback_tier=Tier.parse(fallback_tier), **cast("dict[str, Any]", given))))

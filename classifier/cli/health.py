@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from classifier.cli._json import answer, json_option
+
 
 @click.command(name="health")
 @click.argument("address", default="127.0.0.1:50051")
@@ -15,7 +17,8 @@ import click
     metavar="SECONDS",
     help="The longest to wait.",
 )
-def command(address: str, timeout: float) -> None:
+@json_option
+def command(*, address: str, timeout: float, as_json: bool) -> None:
     r"""Exits 0 where the server at ADDRESS says SERVING, else 1.
 
     It speaks no TLS: give a server behind TLS a Unix socket beside its port, and ask that.
@@ -38,8 +41,10 @@ def command(address: str, timeout: float) -> None:
             asked = health_pb2.HealthCheckRequest(service=wire.SERVICE)
             status = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=timeout).status
         except grpc.RpcError as error:
+            answer({"address": address, "status": "UNREACHABLE"}, "", as_json=as_json)
             raise ServerUnreachable(f"{address}: no answer ({error.code().name})") from None
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
-    if status != health_pb2.HealthCheckResponse.SERVING:
+    serves = status == health_pb2.HealthCheckResponse.SERVING
+    answer({"address": address, "status": name}, name if serves else "", as_json=as_json)
+    if not serves:
         raise ServerUnreachable(f"{address}: {name}")
-    click.echo(name)

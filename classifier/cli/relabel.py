@@ -7,6 +7,7 @@ import json
 import click
 
 from classifier.cli._bundles import bundle_folder, bundle_option
+from classifier.cli._json import json_option
 
 
 @click.command(name="relabel")
@@ -14,7 +15,7 @@ from classifier.cli._bundles import bundle_folder, bundle_option
 @click.option("--policy", required=True, metavar="NAME", help="Policy of the bundle that labelled the file.")
 @click.option("-o", "--output", metavar="FILE", help="Where to, a name of the same kind. Default: in place.")
 @bundle_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(*, path: str, policy: str, output: str | None, bundle: str | None, as_json: bool) -> None:
     r"""Applies another policy's threshold to the probabilities in a labelled file, without running the model.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import click
+
+from classifier.cli._json import answer, json_option
 
 if TYPE_CHECKING:
     from classifier.routing import Route, RoutingTable
@@ -27,7 +28,7 @@ def command() -> None:
 @command.command(name="check")
 @click.argument("path", metavar="ROUTES")
 @click.option("--strict", is_flag=True, help="Exit code 3 where there is a warning.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def check(*, path: str, strict: bool, as_json: bool) -> None:
     r"""Checks the routing table in the TOML file ROUTES, and shows where requests will go.
 
@@ -42,7 +43,7 @@ def check(*, path: str, strict: bool, as_json: bool) -> None:
 
     table = read_table(path)
     found = warnings(table)
-    click.echo(json.dumps(as_dict(table, found)) if as_json else as_text(table))
+    answer(as_dict(table, found), as_text(table), as_json=as_json)
     for warning in [] if as_json else found:
         click.echo(f"warning: {warning}", err=True)
     if strict and found:

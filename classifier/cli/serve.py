@@ -64,7 +64,7 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     # From here to where they are listened to these wait: before, SIGHUP would end the process, and SIGTERM be lost on
     # one that is the first of its container.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
-    from classifier.lifetime import print_ready, serve
+    from classifier.lifetime import leave, print_ready, serve
     from classifier.lifetime import run as run_server
     from classifier.logs import configure_logging
     from classifier.server import Server, server_key
@@ -81,9 +81,10 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     if settings.workers > 1:
         from classifier.workers import supervise
 
-        supervise(settings, key=server_key(settings), reread=reread, ready=print_ready)
+        leave(supervise(settings, key=server_key(settings), reread=reread, ready=print_ready))
         return
     with observing(traces=settings.traces) as (metrics, observer), contextlib.ExitStack() as held:
         if settings.metrics_listen:
             held.callback(serve_metrics(settings.metrics_listen, metrics.registry))
-        run_server(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))
+        ended_by = run_server(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))
+    leave(ended_by)

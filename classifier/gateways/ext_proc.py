@@ -39,7 +39,7 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.outbox import Outbox
 from classifier.gateways.settings import GatewaySettings, Latest, read_token
-from classifier.lifetime import print_ready
+from classifier.lifetime import first_signal, print_ready
 from classifier.listening import ALONE, bind
 from classifier.routing import RoutingTable, is_restricted, read_table
 from classifier.settings import is_local
@@ -294,7 +294,7 @@ def _untouched(part: str) -> Any:
 
 async def _serve(
     settings: ExtProcSettings, routes: Callable[[], RoutingTable] | None, token: str | Callable[[], str]
-) -> None:
+) -> signal.Signals:
     client = AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
@@ -313,18 +313,17 @@ async def _serve(
     pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
     address = bind(server, settings.listen)
     await server.start()
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    told = first_signal()
     print_ready([address])
-    await stopped.wait()
+    ended_by = await told
     await server.stop(DRAIN_SECONDS)
     await processor.outbox.drain(DRAIN_SECONDS)
     await client.close()
+    return ended_by
 
 
-def run(settings: ExtProcSettings) -> None:
-    """Serves until a signal.
+def run(settings: ExtProcSettings) -> signal.Signals:
+    """Serves until SIGTERM or SIGINT, and returns which it was.
 
     Raises:
         SettingsError: the address cannot be had, or a file cannot be read.
@@ -332,4 +331,4 @@ def run(settings: ExtProcSettings) -> None:
     settings.credentials()  # names the file that cannot be read, which the client does not
     routes = Latest("routes", read_table, settings.routes) if settings.routes else None
     token = Latest("tokens", read_token, settings.server_token_file) if settings.server_token_file else ""
-    asyncio.run(_serve(settings, routes, token))
+    return asyncio.run(_serve(settings, routes, token))

@@ -23,7 +23,7 @@ from classifier.credentials import Identity
 from classifier.errors import MissingExtra, SettingsError
 from classifier.gateways.settings import GatewaySettings, follow
 from classifier.kept import Kept
-from classifier.lifetime import print_ready
+from classifier.lifetime import first_signal, print_ready
 from classifier.listening import bound_socket, check_free
 from classifier.pem import read_pem
 from classifier.settings import check_pair, is_local, is_unix
@@ -66,8 +66,8 @@ class HttpSettings(GatewaySettings):
                 )
 
 
-def run(settings: HttpSettings) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what is in flight.
+def run(settings: HttpSettings) -> signal.Signals:
+    """Serves until SIGTERM or SIGINT, then finishes what is in flight, and returns the signal.
 
     Raises:
         MissingExtra: starlette or uvicorn is not installed.
@@ -81,10 +81,10 @@ def run(settings: HttpSettings) -> None:
             f"the HTTP gateway needs {error.name}: pip install 'request-complexity-classifier[http]'"
         ) from None
     with _socket(settings.listen) as listening:
-        asyncio.run(_serve(settings, listening))
+        return asyncio.run(_serve(settings, listening))
 
 
-async def _serve(settings: HttpSettings, listening: socket.socket) -> None:
+async def _serve(settings: HttpSettings, listening: socket.socket) -> signal.Signals:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -156,9 +156,8 @@ async def _serve(settings: HttpSettings, listening: socket.socket) -> None:
         except OSError as error:
             raise SettingsError(f"tls_cert or tls_key cannot be used ({error.strerror or error})") from None
         server = _Quiet(config)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+        told = first_signal()
+        told.add_done_callback(lambda _: setattr(server, "should_exit", True))
         following = [asyncio.create_task(follow("tokens", identity.reload))]
         if config.ssl is not None:
             following.append(asyncio.create_task(follow("certificates", _shown_by(config.ssl, settings).reload)))
@@ -167,6 +166,7 @@ async def _serve(settings: HttpSettings, listening: socket.socket) -> None:
         finally:
             for task in following:
                 task.cancel()
+        return told.result()
 
 
 def _shown_by(served: ssl.SSLContext, settings: HttpSettings) -> Kept[ssl.SSLContext]:
