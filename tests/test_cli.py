@@ -74,7 +74,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
     log.write_text('{"prompt": "hi"}')
     jury = ["jury", log, "-o", tmp_path / "o.jsonl", "--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--dry-run"]
     told = "error: the output cannot be used (No space left on device); check the path, the space and the rights\n"
-    for arguments in (["classifier", "--version"], ["training", *jury]):
+    for arguments in (["classifier", "--version"], ["training", *jury], ["training", "--help"]):
         with Path("/dev/full").open("wb") as full:
             done = subprocess.run(
                 [sys.executable, "-m", *map(str, arguments)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import sys
@@ -35,14 +34,16 @@ class _Group(click.Group):
         except ClassifierError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # nobody reads any more: click ends without a word
-                raise
-            click.echo(f"error: {unusable(error)}", err=True)
-            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        try:
+            return super().main(*args, **more)
+        except OSError as error:  # here, as help is printed before anything is invoked
+            click.echo(f"error: {unusable(error)}", err=True)
+            sys.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -285,4 +286,3 @@ main.add_command(loop_command)
 
 if __name__ == "__main__":
     main(prog_name="python -m training")
-    sys.exit(0)
