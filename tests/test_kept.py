@@ -7,7 +7,7 @@ import pytest
 from classifier.credentials import Identity
 from classifier.errors import SettingsError
 from classifier.kept import Kept
-from classifier.reload import Routes
+from classifier.reload import routes_of
 from tests.test_routes_served import MIXED_TOML
 
 
@@ -53,7 +53,7 @@ def test_a_refused_file_is_read_again_when_asked_or_when_its_rights_change(kept)
         assert not value.reload(again=True)
 
 
-@pytest.mark.parametrize("kind", [Identity, Routes])
+@pytest.mark.parametrize("kind", [Identity, routes_of])
 def test_tokens_and_routes_that_were_refused_are_refused_again_when_asked(kind, tmp_path):
     """A file that stays broken is told of at each SIGHUP and not at each look."""
     path = tmp_path / "x"

@@ -40,9 +40,10 @@ from classifier.gateways.chat import (
 )
 from classifier.gateways.outbox import Outbox
 from classifier.gateways.settings import GatewaySettings, TokenFile, follow
+from classifier.kept import Kept
 from classifier.listening import ALONE, bind
-from classifier.reload import Routes
-from classifier.routing import is_restricted
+from classifier.reload import routes_of
+from classifier.routing import RoutingTable, is_restricted
 from classifier.settings import is_local
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
@@ -290,12 +291,12 @@ def _untouched(part: str) -> Any:
     return pb.ProcessingResponse(**{part: pb.BodyResponse()})
 
 
-async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callable[[], str]) -> None:
+async def _serve(settings: ExtProcSettings, routes: Kept[RoutingTable | None], token: str | Callable[[], str]) -> None:
     client = AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
         timeout_seconds=settings.timeout_seconds,
-        routes=routes.table,
+        routes=routes.value,
         token=token,
         tls_ca=settings.server_ca or None,
         tls_cert=settings.server_cert or None,
@@ -312,7 +313,7 @@ async def _serve(settings: ExtProcSettings, routes: Routes, token: str | Callabl
 
     def reread() -> bool:
         changed = routes.reload()
-        client.routes = routes.table
+        client.routes = routes.value
         return changed
 
     following = asyncio.create_task(follow("routes", reread))
@@ -334,5 +335,5 @@ def run(settings: ExtProcSettings) -> None:
         SettingsError: the address cannot be had, or a file cannot be read.
     """
     settings.credentials()  # names the file that cannot be read, which the client does not
-    routes = Routes(settings.routes)
+    routes = routes_of(settings.routes)
     asyncio.run(_serve(settings, routes, TokenFile(settings.server_token_file) if settings.server_token_file else ""))

@@ -21,7 +21,7 @@ from classifier.errors import SettingsError
 from classifier.fallback import Answer
 from classifier.gateways.ext_proc import ExtProcSettings, Processor, _serve, core, pb, pb_grpc, run
 from classifier.gateways.settings import TokenFile
-from classifier.reload import Routes
+from classifier.reload import routes_of
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 from tests.gateways.support import (
     ROOT,
@@ -406,7 +406,7 @@ def test_a_table_that_changes_is_taken_over(tmp_path: Path, monkeypatch: pytest.
     async def check() -> None:
         socket = f"unix:{tmp_path}/s"
         settings = ExtProcSettings(listen=socket, address=f"unix:{tmp_path}/nobody", routes=str(routes))
-        serving = asyncio.create_task(_serve(settings, Routes(settings.routes), ""))
+        serving = asyncio.create_task(_serve(settings, routes_of(settings.routes), ""))
         async with grpc.aio.insecure_channel(socket) as channel:
             await channel.channel_ready()
             process_all = pb_grpc.ExternalProcessorStub(channel).Process
