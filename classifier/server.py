@@ -23,12 +23,13 @@ from classifier import wire
 from classifier.admission import Admission, RateLimit
 from classifier.cores import available_cores
 from classifier.credentials import Identity
+from classifier.decision_id import DecisionIds, parse_key, read_key
 from classifier.errors import ClassifierError
 from classifier.health import SERVICE as HEALTH
 from classifier.health import Health
 from classifier.listening import bind, options, server_credentials, transport_bytes
 from classifier.reload import Shadow, Source, Watched, routes_of, source_of
-from classifier.seams import Classifies, Ids, Limits, Observer
+from classifier.seams import Classifies, Limits, Observer
 from classifier.service import Service
 from classifier.settings import ServerSettings, state_folder
 
@@ -101,7 +102,7 @@ class Server:
         self._routes = routes_of(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
-            ids=_ids(self._key),
+            ids=DecisionIds(self._key),
             identity=Identity(settings.tokens, certificates=bool(settings.tls_client_ca)),
             observer=self._observer,
             store=settings.store,
@@ -268,8 +269,6 @@ def server_key(settings: ServerSettings) -> bytes:
     Raises:
         SettingsError: it is no key, or its file can be neither read nor made.
     """
-    from classifier.decision_id import parse_key, read_key
-
     if settings.key:
         return parse_key(settings.key)
     if settings.key_file or _remembers(settings):
@@ -279,12 +278,6 @@ def server_key(settings: ServerSettings) -> bytes:
 
 def _remembers(settings: ServerSettings) -> bool:
     return bool(settings.feedback_url) and settings.store != "off"
-
-
-def _ids(key: bytes) -> Ids:
-    from classifier.decision_id import DecisionIds
-
-    return DecisionIds(key)
 
 
 def _open_store(settings: ServerSettings, key: bytes) -> FeedbackStore:
