@@ -105,7 +105,6 @@ class Server:
             ids=DecisionIds(self._key),
             identity=Identity(settings.tokens, certificates=bool(settings.tls_client_ca)),
             observer=self._observer,
-            store=settings.store,
             routes=self._routes.value,
         )
         self._apply(settings)
