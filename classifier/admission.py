@@ -127,9 +127,8 @@ class Admission:
     def _serve(self, core: _Core) -> None:
         """A core's thread: the next ticket, again and again."""
         while (ticket := self._next(core)) is not None:
-            result, problem, seconds = None, None, None
-            started = time.monotonic()
-            problem = self._refusal(ticket, started)
+            result, seconds, started = None, None, time.monotonic()
+            problem: BaseException | None = self._line.refuse(ticket, started)
             if problem is None and not ticket.left:
                 ticket.queue_seconds = started - ticket.entered
                 assert ticket.work is not None
@@ -160,9 +159,6 @@ class Admission:
                 self._line.finish(None)
                 self._loop.call_soon_threadsafe(self._settle, ticket, None, refusal)
         return None
-
-    def _refusal(self, ticket: Ticket, now: float) -> BaseException | None:
-        return self._line.refuse(ticket, now) if now > ticket.latest_start else None
 
     @staticmethod
     def _settle(ticket: Ticket, result: Any, problem: BaseException | None) -> None:

@@ -28,10 +28,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from classifier.errors import BundleCorrupt
-from classifier.types import TIERS
+from classifier.types import LABEL_KINDS, TIERS
 
 SCHEMA_VERSION = 1
-LABELS = ("RUBRIC", "OUTCOME")
 _TIERS = len(TIERS)
 _BOUNDARIES = _TIERS - 1
 # exp() underflows beyond a gap of 745 between logits; the log-odds of a boundary stay finite with this floor.
@@ -193,8 +192,8 @@ class Calibration:
     _arrays: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.label not in LABELS:
-            raise ValueError(f"label is {self.label!r}, expected one of {', '.join(LABELS)}")
+        if self.label not in LABEL_KINDS:
+            raise ValueError(f"label is {self.label!r}, expected one of {', '.join(LABEL_KINDS)}")
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 0:
             raise ValueError(f"n is {self.n!r}, expected a count of rows")
         object.__setattr__(self, "_arrays", _checked(self.method, self.parameters))

@@ -73,7 +73,7 @@ class _Base:
         table = routes if routes is None or isinstance(routes, RoutingTable) else read_table(routes)
         self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker(), table)
         self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert or tls_key else None
-        self._connected: Any = None
+        self._stub: Any = None
 
     @property
     def routes(self) -> RoutingTable | None:
@@ -95,11 +95,6 @@ class _Base:
         with self._logic.lock:
             return dict(self._logic.counts)
 
-    @property
-    def _stub(self) -> Any:
-        """The calls of the connection."""
-        return self._connected
-
     def _call(self, method: str, message: Any, timeout_seconds: float) -> Any:
         """A call, begun."""
         seconds = min(timeout_seconds, LONGEST_SECONDS)
@@ -117,7 +112,7 @@ class Client(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._channel = channel(self._target, self._credentials, self._options)
-        self._connected = pb_grpc.ClassifierServiceStub(self._channel)
+        self._stub = pb_grpc.ClassifierServiceStub(self._channel)
 
     def classify(self, conversation: Conversation, *, timeout_seconds: float | None = None, **fields: Any) -> Answer:
         """The tier of one conversation.
@@ -203,11 +198,7 @@ class Client(_Base):
         Raises:
             ClassifierError: it was not taken; the same outcome may be sent again.
         """
-        try:
-            response = self._call("ReportOutcome", wire.outcome_to_proto(outcome), timeout_seconds)
-        except Exception as error:  # the breaker is told of classifications alone
-            raise self._logic.error_of_call(error) from None
-        return wire.outcome_state(response)
+        return wire.outcome_state(self._asked("ReportOutcome", wire.outcome_to_proto(outcome), timeout_seconds))
 
     def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
         """Versions, tiers, limits and the promise of each policy, as the contract's message.
@@ -215,11 +206,15 @@ class Client(_Base):
         Raises:
             ClassifierError: the server did not answer.
         """
+        response: pb.GetInfoResponse = self._asked("GetInfo", pb.GetInfoRequest(), timeout_seconds)
+        return response
+
+    def _asked(self, method: str, message: Any, timeout_seconds: float) -> Any:
+        """What a call that classifies nothing comes to: the breaker is told of classifications alone."""
         try:
-            response: pb.GetInfoResponse = self._call("GetInfo", pb.GetInfoRequest(), timeout_seconds)
+            return self._call(method, message, timeout_seconds)
         except Exception as error:
             raise self._logic.error_of_call(error) from None
-        return response
 
     def close(self) -> None:
         """Closes the connections. What is in flight or comes later falls back, or raises, as `CANCELLED`."""
@@ -245,14 +240,13 @@ class AsyncClient(_Base):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
 
-    @property
-    def _stub(self) -> Any:
-        """The calls, on the loop that runs: gRPC ties a channel to the loop that it is made on."""
+    def _call(self, method: str, message: Any, timeout_seconds: float) -> Any:
+        """A call, begun on the loop that runs: gRPC ties a channel to the loop that it is made on."""
         check_process()
         if self._loop is None or self._loop.is_closed():
-            self._loop, self._connected = asyncio.get_running_loop(), self._connect()
+            self._loop, self._stub = asyncio.get_running_loop(), self._connect()
             self._logic.closed = False
-        return self._connected
+        return super()._call(method, message, timeout_seconds)
 
     def _connect(self) -> Any:
         self._channel = aio_channel(self._target, self._credentials, self._options)
@@ -329,21 +323,19 @@ class AsyncClient(_Base):
 
     async def report_outcome(self, outcome: Outcome, *, timeout_seconds: float = REPORT_SECONDS) -> OutcomeState:
         """As `Client.report_outcome`."""
-        try:
-            call = self._call("ReportOutcome", wire.outcome_to_proto(outcome), timeout_seconds)
-            response = await self._answer_of(call)
-        except Exception as error:
-            raise self._logic.error_of_call(error) from None
-        return wire.outcome_state(response)
+        return wire.outcome_state(await self._asked("ReportOutcome", wire.outcome_to_proto(outcome), timeout_seconds))
 
     async def info(self, *, timeout_seconds: float = REPORT_SECONDS) -> pb.GetInfoResponse:
         """As `Client.info`."""
+        response: pb.GetInfoResponse = await self._asked("GetInfo", pb.GetInfoRequest(), timeout_seconds)
+        return response
+
+    async def _asked(self, method: str, message: Any, timeout_seconds: float) -> Any:
+        """As `Client._asked`."""
         try:
-            call = self._call("GetInfo", pb.GetInfoRequest(), timeout_seconds)
-            response: pb.GetInfoResponse = await self._answer_of(call)
+            return await self._answer_of(self._call(method, message, timeout_seconds))
         except Exception as error:
             raise self._logic.error_of_call(error) from None
-        return response
 
     async def close(self) -> None:
         """As `Client.close`."""

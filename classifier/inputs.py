@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from classifier.texts import encodable
@@ -57,26 +58,24 @@ _CODE = re.compile(
     re.MULTILINE,
 )
 
-_TURNS = ((9, "9"), (5, "5"), (3, "3"), (2, "2"), (0, "1"))
-_TOOLS = ((6, "6"), (2, "2"), (1, "1"), (0, "0"))
-_ATTACHMENTS = ((2, "2"), (1, "1"), (0, "0"))
-_LENGTHS = (
-    (30_000, "30000"), (10_000, "10000"), (3_000, "3000"), (1_000, "1000"), (300, "300"), (100, "100"), (32, "32"),
-    (0, "0"),
-)  # fmt: skip
+# Lower edges of the buckets. A request has a user message, so at least one turn.
+_TURNS = (1, 2, 3, 5, 9)
+_TOOLS = (0, 1, 2, 6)
+_ATTACHMENTS = (0, 1, 2)
+_LENGTHS = (0, 32, 100, 300, 1_000, 3_000, 10_000, 30_000)
 _CODES = ("none", "some", "mostly")
 SCRIPTS = ("latin", "cyrillic", "han", "kana", "hangul", "arabic", "indic", "other", "none")
 
 
-def _names(kind: str, values: Iterable[str]) -> tuple[str, ...]:
+def _names(kind: str, values: Iterable[object]) -> tuple[str, ...]:
     return tuple(f"[{kind}={value}]" for value in values)
 
 
 SIGNALS: tuple[str, ...] = (
-    *_names("turns", ["1", "2", "3", "5", "9"]),
-    *_names("tools", ["0", "1", "2", "6"]),
-    *_names("attachments", ["0", "1", "2"]),
-    *_names("length", [name for _, name in reversed(_LENGTHS)]),
+    *_names("turns", _TURNS),
+    *_names("tools", _TOOLS),
+    *_names("attachments", _ATTACHMENTS),
+    *_names("length", _LENGTHS),
     *_names("code", _CODES),
     *_names("script", SCRIPTS),
 )
@@ -284,8 +283,8 @@ def _signals_of_text(text: str, total_chars: int, script: str) -> tuple[str, ...
     return (f"[length={_bucket(total_chars, _LENGTHS)}]", f"[code={_code(text)}]", f"[script={script}]")
 
 
-def _bucket(value: int, edges: tuple[tuple[int, str], ...]) -> str:
-    return next(name for edge, name in edges if value >= edge)
+def _bucket(value: int, edges: Sequence[int]) -> int:
+    return edges[bisect_right(edges, value) - 1]
 
 
 def _code(text: str) -> str:

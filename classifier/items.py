@@ -19,7 +19,10 @@ Answer = TypeVar("Answer")
 
 
 async def answer_all(items: Sequence[Item], answer: Callable[[Item], Awaitable[Answer]], *, width: int) -> list[Answer]:
-    """The answers to all items, in their order. Where the caller leaves, what was begun is cancelled and waited for."""
+    """The answers to all items, in their order.
+
+    Where one fails or the caller leaves, what was begun is cancelled and waited for.
+    """
     answers: list[Any] = [None] * len(items)
     left = iter(range(len(items)))
 
@@ -28,7 +31,13 @@ async def answer_all(items: Sequence[Item], answer: Callable[[Item], Awaitable[A
             answers[i] = await answer(items[i])
             await asyncio.sleep(0)  # an item that is refused waits for nothing, and others are to have their turn
 
-    await _all_or_cancelled([serve() for _ in range(min(len(items), width))])
+    tasks = [asyncio.create_task(serve()) for _ in range(min(len(items), width))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return answers
 
 
@@ -93,14 +102,3 @@ async def answer_in_order(
         for unfinished in (reader, *tasks):
             unfinished.cancel()
         await asyncio.gather(reader, *tasks, return_exceptions=True)
-
-
-async def _all_or_cancelled(work: list[Coroutine[Any, Any, None]]) -> None:
-    """Waits for all; where one fails or the caller leaves, the others are cancelled and waited for."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.types import TIERS, Reason, Tier
+from classifier.types import LABEL_KINDS, TIERS, Reason, Tier
 
 METHODS = ("UNPROVEN", "CONFORMAL_RISK_CONTROL", "CLOPPER_PEARSON", "HOEFFDING_BENTKUS", "LABEL_SHIFT")
-LABELS = ("RUBRIC", "OUTCOME")
 # The smallest float32 above 1: no probability reaches it, so every request goes to the top tier.
 ALWAYS_FRONTIER = float(np.nextafter(np.float32(1), np.float32(2)))
 # Where an explored request goes, relative to the tier it would have had: one lower mostly, so that it is learnt
@@ -49,7 +48,7 @@ class Guarantee:
         alpha: P(chosen tier < label) is at most this, in (0, 1).
         delta: the promise holds with confidence 1 - delta; 0 means that it is on the expectation.
         method: one of `METHODS`.
-        label: what a label is here, "RUBRIC" or "OUTCOME".
+        label: what a label is here, one of `LABEL_KINDS`.
         n: closed labels that the threshold was fitted on.
         empirical_risk: risk of the fitted threshold on those rows.
         bound: what the method proves; at most alpha where feasible.
@@ -71,7 +70,7 @@ class Guarantee:
     severity: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("label", LABELS)):
+        for name, allowed in (("method", METHODS), ("label", LABEL_KINDS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         for name in ("alpha", "delta", "empirical_risk", "bound"):

@@ -59,31 +59,13 @@ class Source(Protocol):
         """
 
 
-class Routes:
-    """The routing table of a file.
-
-    Args:
-        path: TOML; empty means that there is none.
+def routes_of(path: str) -> Kept[RoutingTable | None]:
+    """The routing table in a TOML file; always None where `path` is empty.
 
     Raises:
         SettingsError: it cannot be used.
     """
-
-    def __init__(self, path: str) -> None:
-        self._kept = Kept(lambda: read_table(path), Path(path)) if path else None
-
-    @property
-    def table(self) -> RoutingTable | None:
-        """What the file held when it was last good; None without one."""
-        return None if self._kept is None else self._kept.value
-
-    def reload(self, *, again: bool = False) -> bool:
-        """Reads the file again if it changed, or if it was refused and `again` is set. True where the table is new.
-
-        Raises:
-            SettingsError: the new file cannot be used; the old table stays.
-        """
-        return self._kept is not None and self._kept.reload(again=again)
+    return Kept(lambda: read_table(path), Path(path)) if path else Kept(lambda: None)
 
 
 class Fixed:

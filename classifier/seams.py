@@ -47,6 +47,8 @@ class Ids(Protocol):
 class Feedback(Protocol):
     """Keeps decisions and outcomes; `classifier.feedback.FeedbackStore`."""
 
+    @property
+    def keep(self) -> str: ...  # noqa: D102
     def record(  # noqa: D102
         self, decision: Decision, request: Request, caller: str, *, signals: Sequence[str], logits: Sequence[float]
     ) -> None: ...

@@ -23,17 +23,20 @@ from classifier import wire
 from classifier.admission import Admission, RateLimit
 from classifier.cores import available_cores
 from classifier.credentials import Identity
+from classifier.decision_id import DecisionIds, parse_key, read_key
 from classifier.errors import ClassifierError
 from classifier.health import SERVICE as HEALTH
 from classifier.health import Health
 from classifier.listening import bind, options, server_credentials, transport_bytes
-from classifier.reload import Routes, Shadow, Source, Watched, source_of
-from classifier.seams import Classifies, Ids, Limits, Observer
+from classifier.reload import Shadow, Source, Watched, routes_of, source_of
+from classifier.seams import Classifies, Limits, Observer
 from classifier.service import Service
 from classifier.settings import ServerSettings, state_folder
 
 if TYPE_CHECKING:
     from classifier.feedback import FeedbackStore
+    from classifier.kept import Kept
+    from classifier.routing import RoutingTable
     from classifier.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -80,7 +83,7 @@ class Server:
         self._transport_bytes = 0
         self._feedback: FeedbackStore | None = None
         self._shadow: Shadow | None = None
-        self._routes: Routes
+        self._routes: Kept[RoutingTable | None]
         self._watched: list[Watched] = []
         self._watching: asyncio.Task[None] | None = None
         self._looking, self._looks = asyncio.Lock(), set[asyncio.Task[None]]()
@@ -96,14 +99,13 @@ class Server:
         self._key = self._key or server_key(settings)
         self._grpc = grpc.aio.server(options=options(settings))
         self._transport_bytes = transport_bytes(settings)
-        self._routes = Routes(settings.routes)
+        self._routes = routes_of(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
-            ids=_ids(self._key),
+            ids=DecisionIds(self._key),
             identity=Identity(settings.tokens, certificates=bool(settings.tls_client_ca)),
             observer=self._observer,
-            store=settings.store,
-            routes=self._routes.table,
+            routes=self._routes.value,
         )
         self._apply(settings)
         self._grpc.add_generic_rpc_handlers((self.service.handlers(),))  # first: each call is looked up in this order
@@ -239,7 +241,7 @@ class Server:
             except ClassifierError as error:
                 self._count(what, ok=False)
                 log.warning("%s; the %s there were stay", error, what)
-        self.service.routes = self._routes.table
+        self.service.routes = self._routes.value
         if self._metrics is not None and self._feedback is not None:
             self._metrics.feedback_dropped(self._feedback.dropped)
 
@@ -266,8 +268,6 @@ def server_key(settings: ServerSettings) -> bytes:
     Raises:
         SettingsError: it is no key, or its file can be neither read nor made.
     """
-    from classifier.decision_id import parse_key, read_key
-
     if settings.key:
         return parse_key(settings.key)
     if settings.key_file or _remembers(settings):
@@ -277,12 +277,6 @@ def server_key(settings: ServerSettings) -> bytes:
 
 def _remembers(settings: ServerSettings) -> bool:
     return bool(settings.feedback_url) and settings.store != "off"
-
-
-def _ids(key: bytes) -> Ids:
-    from classifier.decision_id import DecisionIds
-
-    return DecisionIds(key)
 
 
 def _open_store(settings: ServerSettings, key: bytes) -> FeedbackStore:

@@ -49,7 +49,6 @@ class Service:
         ids: makes and checks decision ids.
         engine: None until it is loaded; calls are UNAVAILABLE then.
         feedback: None where outcomes are not taken.
-        store: what is kept of a recorded request: off, hash or text.
         identity: names callers.
         limits: what one call may ask for.
         rate_limit: how often one caller may ask.
@@ -62,7 +61,6 @@ class Service:
     ids: Ids
     engine: Classifies | None = None
     feedback: Feedback | None = None
-    store: str = "off"
     identity: Identity = field(default_factory=Identity)
     limits: Limits = field(default_factory=Limits)
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 1))
@@ -115,7 +113,7 @@ class Service:
         prepared = engine.prepare(request)
         # What need not wait for the model comes before it: a run sweeps the caches, and all after it is slow.
         decision_id = self.ids.mint(caller.principal, request.request_id, time.time())
-        recorded = self.feedback is not None and self.store != "off" and request.record is not False
+        recorded = self.feedback is not None and request.record is not False
         draw = self.ids.draw(decision_id) if recorded else None
         before_line = time.perf_counter()
         (scores, model_seconds), queue_seconds = await self.admission.run(
@@ -223,7 +221,7 @@ class Service:
                 max_messages=self.limits.max_messages,
                 max_batch_items=self.limits.max_batch_items,
             ),
-            store=self.store if self.feedback is not None else "off",
+            store="off" if self.feedback is None else self.feedback.keep,
         ).SerializeToString()
 
     async def _unary(

@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from classifier import wire
 from classifier.errors import MissingExtra, SettingsError
 from classifier.seams import Observer
 from classifier.settings import otlp_protocol, split_address
@@ -25,7 +26,6 @@ from classifier.types import Decision, Tier
 
 # Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.
 _BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_OWN = "classifier"
 log = logging.getLogger(__name__)
 DRIFT_WINDOW = 2000
 """Requests that drift is measured on."""
@@ -264,17 +264,18 @@ class Traces(Observer):
         except ImportError as error:
             raise MissingExtra("--traces needs OpenTelemetry; install the extra 'otel'") from error
         self._provider, self._trace, self._context, self._propagate = provider, trace, context, propagate
-        self._tracer = provider.get_tracer(_OWN)
+        self._tracer = provider.get_tracer("classifier")
 
     def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> object:
         """See `Observer`."""
         parent = self._propagate.extract({k: v for k, v in metadata if isinstance(v, str)})
+        name = f"{wire.SERVICE}/{method}"
         span = self._tracer.start_span(
-            f"classifier.v1.ClassifierService/{method}",
+            name,
             context=parent,
             kind=self._trace.SpanKind.SERVER,
             # The RPC conventions are a release candidate: their names stand here alone.
-            attributes={"rpc.system.name": "grpc", "rpc.method": f"classifier.v1.ClassifierService/{method}"},
+            attributes={"rpc.system.name": "grpc", "rpc.method": name},
         )
         # Each call is a task with a context of its own, which ends with it: nothing is detached.
         self._context.attach(self._trace.set_span_in_context(span))
@@ -283,11 +284,10 @@ class Traces(Observer):
     def call_ended(self, started: Any, method: str, code: str, seconds: float) -> None:
         """See `Observer`."""
         del method, seconds
-        span = started
-        span.set_attribute("rpc.response.status_code", code)
+        started.set_attribute("rpc.response.status_code", code)
         if code in {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:
-            span.set_status(self._trace.StatusCode.ERROR)
-        span.end()
+            started.set_status(self._trace.StatusCode.ERROR)
+        started.end()
 
     def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
         """See `Observer`."""

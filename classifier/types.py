@@ -67,6 +67,7 @@ class Tier(_Labelled):
 
 
 TIERS: tuple[Tier, ...] = tuple(Tier)
+LABEL_KINDS = ("RUBRIC", "OUTCOME")  # a juror's tier; the first tier that satisfied
 
 
 class Reason(_Labelled):
@@ -223,8 +224,7 @@ class Request:
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise InvalidRequest("tools", "is not a list of names or of objects with a name")
         names = tuple(str(t.get("name", "")) if isinstance(t, Mapping) else str(t) for t in tools)
-        attachments = row.get("attachments") or 0
-        return cls(messages=tuple(_parsed(messages)), tools=names, attachments=attachments, **fields)
+        return cls(messages=tuple(_parsed(messages)), tools=names, attachments=row.get("attachments") or 0, **fields)
 
 
 def _parsed(messages: Iterable[Any]) -> list[Message]:

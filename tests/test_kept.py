@@ -9,7 +9,7 @@ import pytest
 from classifier.credentials import Identity
 from classifier.errors import SettingsError
 from classifier.kept import Kept
-from classifier.reload import Routes
+from classifier.reload import routes_of
 from tests.test_routes_served import MIXED_TOML
 
 
@@ -68,7 +68,7 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(kept):
     assert value.reload()
 
 
-@pytest.mark.parametrize("kind", [Identity, Routes])
+@pytest.mark.parametrize("kind", [Identity, routes_of])
 def test_tokens_and_routes_that_were_refused_are_refused_again_when_asked(kind, tmp_path):
     """A file that stays broken is told of at each SIGHUP and not at each look."""
     path = tmp_path / "x"

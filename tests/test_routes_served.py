@@ -13,7 +13,7 @@ from classifier import Client, Request, Tier, errors, wire
 from classifier.errors import NoAllowedRoute, SettingsError
 from classifier.fallback import Breaker, Logic
 from classifier.policy import Policy
-from classifier.reload import Routes
+from classifier.reload import routes_of
 from classifier.routing import RoutingTable
 from classifier.telemetry import Metrics
 from classifier.testing import FakeEngine, fake_server
@@ -128,15 +128,15 @@ def test_the_table_is_read_again_when_it_changes_and_a_bad_one_is_not_taken(tabl
     """A changed file takes over; one that is no table leaves the old one in force."""
     path = tmp_path / "routing.toml"
     path.write_text(MIXED_TOML)
-    routes = Routes(str(path))
+    routes = routes_of(str(path))
     assert not routes.reload()
     path.write_text(MIXED_TOML.replace("standard-cloud", "standard-new"))
     assert routes.reload()
-    assert routes.table.routes[Tier.STANDARD][0].model == "standard-new"
+    assert routes.value.routes[Tier.STANDARD][0].model == "standard-new"
     path.write_text("[routes.none]\nmodel='x'")
     with pytest.raises(SettingsError, match="unknown tier 'none'"):
         routes.reload()
-    assert routes.table.routes[Tier.STANDARD][0].model == "standard-new"
+    assert routes.value.routes[Tier.STANDARD][0].model == "standard-new"
 
 
 @pytest.mark.failure("a bad routing table", "Python client")
