@@ -64,7 +64,8 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
             click.echo(json.dumps(facts) if as_json else line.rstrip())
         return
     if not state.folders:
-        click.echo(f"{registry.url}: holds no bundle; add one with 'classifier bundle promote ./FOLDER'", err=True)
+        how = f"classifier bundle promote ./FOLDER --registry {registry.url}"
+        click.echo(f"{registry.url}: holds no bundle; add one with '{how}'", err=True)
     for version in sorted(state.folders, key=lambda v: state.since.get(v, 0.0)):
         aliases = sorted(alias for alias, named in state.aliases.items() if named == version)
         since = state.since.get(version, 0.0)
@@ -76,7 +77,9 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
 @click.argument("name")
 @_registry_option
 def verify(*, name: str, url: str) -> None:
-    r"""Checks every file of a bundle: NAME is a folder (./NAME), an alias or a version. Exit 1 if one is not right.
+    r"""Checks every file of a bundle; exit code 1 if one is wrong.
+
+    NAME is an alias, a version, or a folder (./NAME).
 
     \b
     classifier bundle verify current
@@ -95,9 +98,10 @@ def verify(*, name: str, url: str) -> None:
 @click.option("--checkpoint", metavar="PATH", help="With a folder as NAME: weights to keep beside it, for retraining.")
 @_registry_option
 def promote(*, name: str, why: str, checkpoint: str | None, url: str) -> None:
-    r"""Makes a bundle the current one: NAME is an alias, a version, or a folder (./NAME) that is added first.
+    r"""Makes a bundle the current one.
 
-    Servers that watch the registry load it within seconds.
+    NAME is an alias, a version, or a folder (./NAME), which is added to the registry first. Servers that watch the
+    registry load it within seconds.
 
     \b
     classifier bundle promote candidate --why "beats current on the golden set"
@@ -118,7 +122,7 @@ def promote(*, name: str, why: str, checkpoint: str | None, url: str) -> None:
 @click.option("--why", default="", metavar="TEXT", help="Kept in the history.")
 @_registry_option
 def rollback(*, why: str, url: str) -> None:
-    r"""Makes the previous bundle the current one; again undoes it.
+    r"""Makes the previous bundle current; a second time undoes it.
 
     \b
     classifier bundle rollback --why "escalations doubled"
@@ -145,7 +149,9 @@ def pull(*, name: str, target: str, url: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @_registry_option
 def gc(*, older_than_days: float, dry_run: bool, url: str) -> None:
-    r"""Removes versions that have had no alias for a while, and what crashes left.
+    r"""Removes versions that nothing has named for a while.
+
+    Also what crashes left behind.
 
     \b
     classifier bundle gc --dry-run

@@ -44,7 +44,9 @@ def command() -> None:
 @command.command(name="migrate")
 @_store_option
 def migrate(*, url: str) -> None:
-    r"""Makes the tables, or brings them to this version. A SQLite file is also migrated when a server opens it.
+    r"""Makes the tables, or brings them to this version.
+
+    A SQLite file is also migrated when a server opens it.
 
     \b
     classifier feedback migrate --feedback-url postgresql+psycopg://classifier@db/classifier
@@ -65,7 +67,9 @@ def migrate(*, url: str) -> None:
 @click.option("--until", metavar="TIME", help="First moment after the last.")
 @click.option("--history", is_flag=True, help="Every outcome in a row of its own, also those without their decision.")
 def export(*, url: str, output: str, since: str | None, until: str | None, history: bool) -> None:
-    r"""Writes decisions, each with its effective outcome, for training and analysis.
+    r"""Writes decisions with their effective outcomes to a file.
+
+    For training and analysis.
 
     \b
     classifier feedback export -o feedback.parquet --since 2026-01-01
@@ -93,7 +97,9 @@ def export(*, url: str, output: str, since: str | None, until: str | None, histo
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Every decision whose request had it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
-    r"""Deletes decisions and all that was reported of them, and keeps late writes from bringing them back.
+    r"""Deletes decisions and all that was reported of them.
+
+    Late writes do not bring them back.
 
     \b
     classifier feedback forget --decision-id 54hFyiiNB2YBUdGUGcbtQNSNcGAqOYuKQIydKuOZdM0
@@ -124,7 +130,9 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
 @_store_option
 @click.option("--older-than-days", required=True, type=float, metavar="DAYS", help="Age to delete at.")
 def expire(*, url: str, older_than_days: float) -> None:
-    r"""Deletes what is older than so many days, as a server does by its --retention-days while it keeps feedback.
+    r"""Deletes what is older than so many days.
+
+    A server that keeps feedback does the same by its --retention-days.
 
     \b
     classifier feedback expire --older-than-days 90
@@ -156,13 +164,15 @@ def expire(*, url: str, older_than_days: float) -> None:
 def drift(
     *, url: str, bundle: str | None, since: str | None, until: str | None, max_index: float, as_json: bool
 ) -> None:
-    r"""Compares what a bundle decided with what it was calibrated on, and reported failures with its promise.
+    r"""Tests for other traffic, and for broken promises.
+
+    Compares what a bundle decided with what it was calibrated on, and reported failures with what its policies promise.
 
     Exit code 3 where an index is above the limit and its test below .001, or where a policy has more reported failures
     than its promise allows (test below .001, silence counted as success).
 
     \b
-    classifier feedback drift --since 2026-01-01 --bundle /srv/bundles/current
+    classifier feedback drift --since 2026-01-01 --bundle current
     """
     from classifier.bundle import read_bundle
     from classifier.database import Database
