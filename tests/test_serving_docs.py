@@ -61,11 +61,11 @@ def test_the_page_has_every_metric():
 @pytest.mark.parametrize(
     "block", re.findall(r"<!-- test: runs -->\n```python\n(.*?)```", CLIENT.read_text(encoding="utf-8"), re.DOTALL)
 )
-def test_the_python_of_the_page_runs(block):
+def test_the_python_of_the_page_runs(block, tmp_path):
     """Each block of Python on the clients' page runs as it stands, against a server."""
     default = FakeEngine().policies["default"]
     engine = FakeEngine(policies={"default": default, "balanced": replace(default, name="balanced")})
-    with fake_server(engine=engine) as address:
+    with fake_server(engine=engine, feedback_url=f"sqlite:///{tmp_path}/feedback.db") as address:
         code = block.replace("127.0.0.1:50051", address)
         done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
