@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -105,10 +106,11 @@ def bundle_files(registry: Registry) -> set[str]:
 
 
 def test_a_registry_starts_empty(registry):
-    """Nothing has a name yet, and asking for one says so."""
+    """Nothing has a name yet, and asking for one says how to add one to this very registry."""
     assert registry.state().number == 0
     assert registry.history() == []
-    with pytest.raises(BundleNotFound, match=r"nothing yet; add one with 'classifier bundle promote \./FOLDER'"):
+    how = re.escape(f"'classifier bundle promote ./FOLDER --registry {registry.url}'")
+    with pytest.raises(BundleNotFound, match=f"nothing yet; add one with {how}"):
         registry.fetch("current")
 
 

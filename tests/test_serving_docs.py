@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from classifier import cli
 from classifier.server import RELOADABLE
 from classifier.settings import ServerSettings
 from classifier.telemetry import Metrics
@@ -60,14 +61,39 @@ def test_the_page_has_every_metric():
 @pytest.mark.parametrize(
     "block", re.findall(r"<!-- test: runs -->\n```python\n(.*?)```", CLIENT.read_text(encoding="utf-8"), re.DOTALL)
 )
-def test_the_python_of_the_page_runs(block):
+def test_the_python_of_the_page_runs(block, tmp_path):
     """Each block of Python on the clients' page runs as it stands, against a server."""
     default = FakeEngine().policies["default"]
     engine = FakeEngine(policies={"default": default, "balanced": replace(default, name="balanced")})
-    with fake_server(engine=engine) as address:
+    with fake_server(engine=engine, feedback_url=f"sqlite:///{tmp_path}/feedback.db") as address:
         code = block.replace("127.0.0.1:50051", address)
         done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_starts_that_fail_say_what_the_page_quotes(tmp_path, monkeypatch, capsys):
+    """What the page quotes of a start that fails is what such a start says, with the exit code that the page has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLASSIFIER_STORE", "off")
+    (tmp_path / "serve.toml").write_text("lissten = 'x'")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        starts = {
+            "is in use": (["--listen", f"127.0.0.1:{taken.getsockname()[1]}"], 2),
+            "can be reached by other machines": (["--listen", "0.0.0.0:0"], 2),
+            "no bundle 'current' there": (["--listen", "127.0.0.1:0", "--registry", "reg"], 1),
+            "no manifest.json there": (["--listen", "127.0.0.1:0", "--bundle", "./no"], 1),
+            "unknown key": (["--config", "serve.toml"], 2),
+            "one key": (["--store", "hash", "--feedback-url", "postgresql+psycopg://c@db/c"], 2),
+        }
+        for words, (arguments, code) in starts.items():
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["serve", *arguments])
+            told = capsys.readouterr().err.splitlines()[-1]
+            assert (told.startswith("error: "), words in told, ended.value.code) == (True, True, code), told
+    table = SERVING.read_text(encoding="utf-8").partition("| the line says |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([^`…]+)` \|", table, re.MULTILINE) == list(starts)
 
 
 def check_answered_and_falls_back(ask, unavailable):

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from classifier.cli import with_examples
 from classifier.durable import unusable
 from classifier.errors import ClassifierError, GateNotMet
 
@@ -48,7 +49,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Label, build, evaluate and recalibrate.
+    """Labels, builds, evaluates and recalibrates.
 
     Exit 0 done, 1 failed, 2 usage, 3 a gate was not met, 130 interrupted.
     """
@@ -62,15 +63,23 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--student-base", help="The student starts from this one, not from the teacher's layers."),
         click.option("--lora-r", type=int, help="Train the teachers through adapters of this rank."),
         click.option(
-            "--lora-alpha", type=float, help="Their updates are multiplied by this / rank. Default: 2 × rank."
+            "--lora-alpha",
+            type=float,
+            help="The adapters' scale: updates are multiplied by this / rank. Default: 2 × rank.",
         ),
         click.option("--extra", multiple=True, help="Corpus file, folder or glob besides data/. Repeatable."),
         click.option("--dev", multiple=True, help="Rows to evaluate on, kept out of training. Default: data/'s test."),
-        click.option("--data", "own", type=click.Path(path_type=Path), help="Instead of data/."),
+        click.option("--data", "own", type=click.Path(path_type=Path), help="Corpus instead of data/."),
         click.option("--seed", type=click.IntRange(0, MOST_SEED), help="Instead of the recipe's."),
-        click.option("--teacher", type=click.Path(path_type=Path, exists=True), help="Distil from these teachers."),
         click.option(
-            "--answers", type=click.Path(path_type=Path, exists=True), help="Distil from these answers (.npz)."
+            "--teacher",
+            type=click.Path(path_type=Path, exists=True),
+            help="Folder of trained teachers to distil from, instead of training them.",
+        ),
+        click.option(
+            "--answers",
+            type=click.Path(path_type=Path, exists=True),
+            help="Answers of teachers (.npz) to distil from, instead of training them.",
         ),
         click.option("--out", type=click.Path(path_type=Path), help="Default: runs/RECIPE. A stopped run goes on."),
     )
@@ -112,9 +121,12 @@ def _say(text: object, *, err: bool = True) -> None:
     help="predictions.npz of cross-validate: thresholds keep their promise on new sources too.",
 )
 def build(teacher: Path | None, answers: Path | None, cross_validated: Path | None, **options: Any) -> None:
-    """From corpus to bundle: train a teacher, distil a student, export, calibrate, evaluate, write the card.
+    r"""Makes a bundle out of a corpus.
 
-    Example: python -m training build --recipe base --extra corpora/ --dev dev.jsonl.gz
+    Trains teachers, distils a student, exports, calibrates and evaluates it, and writes the model card.
+
+    \b
+    python -m training build --recipe base --extra corpora/ --dev dev.jsonl.gz
     """
     from training import build as building
 
@@ -135,7 +147,13 @@ def build(teacher: Path | None, answers: Path | None, cross_validated: Path | No
 @main.command()
 @_run_options
 def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
-    """Teacher and student only; leaves checkpoint/ in the run's folder. `build` goes on from there."""
+    r"""Trains teachers and student, and nothing more.
+
+    Leaves checkpoint/ in the run's folder; `build` with the same options goes on from there.
+
+    \b
+    python -m training train --recipe base --out runs/mine
+    """
     from training import build as building
 
     recipe, data, out = _prepare(**options)
@@ -145,7 +163,7 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
 
 @main.command("cross-validate")
 @_run_options
-@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Sources are dealt to so many.")
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="How many folds.")
 @click.option(
     "--probe", is_flag=True, help="A regression over the frozen base instead of a student: weaker, in minutes."
 )
@@ -154,12 +172,13 @@ def cross_validate(
     folds: int, probe: bool, as_json: bool, out: Path | None, teacher: Path | None, answers: Path | None, recipe: str,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Train a student for each fold of sources and score it on sources that it has not seen.
+    r"""Scores students on sources that they have not seen.
 
-    What is left in OUT/predictions.npz goes to `build --cross-validated`, `calibrate --fit-data` or `guarantee
-    --predictions`.
+    Trains one for each fold of sources. What is left in OUT/predictions.npz goes to `build --cross-validated`,
+    `calibrate --fit-data` or `guarantee --predictions`.
 
-    Example: python -m training cross-validate --recipe shipped --extra corpora/ --dev dev.jsonl.gz
+    \b
+    python -m training cross-validate --recipe shipped --extra corpora/ --dev dev.jsonl.gz
     """
     from training import build as building
     from training import crossval
@@ -186,9 +205,12 @@ def cross_validate(
 @click.option("--data", required=True, multiple=True, help="Rows on which parity is checked; not trained on.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the exported files.")
 def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
-    """A checkpoint as ONNX, fp32 and int8, with its parity checked.
+    r"""Exports a checkpoint as ONNX, in fp32 and int8.
 
-    Example: python -m training export --checkpoint runs/base/checkpoint --data dev.jsonl.gz --out exported
+    Says how far their answers agree with the checkpoint's.
+
+    \b
+    python -m training export --checkpoint runs/base/checkpoint --data dev.jsonl.gz --out exported
     """
     from dataclasses import asdict
 
@@ -211,7 +233,7 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
 @click.option("--bundle", type=click.Path(path_type=Path), help="Default: the shipped one.")
 @click.option("--data", multiple=True, help="Labelled rows the bundle was not trained on. Default: data/'s test split.")
 @click.option(
-    "--baseline-data", multiple=True, help="Rows that baselines learn from. None: with --report data/'s others."
+    "--baseline-data", multiple=True, help="Rows that baselines learn from. Default: with --report the rest of data/."
 )
 @click.option("--outcomes", multiple=True, help="Rows with success_by_tier: APGR, CPT, cost against quality.")
 @click.option("--robustness/--no-robustness", default=None, help="Typos, steering, twins, attacks. On with --report.")
@@ -234,9 +256,12 @@ def evaluate(
     robustness: bool | None, prices: tuple[float, ...], target: Path | None, show_text: bool, gate: tuple[str, ...],
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Score a bundle through the serving engine, with intervals, slices and baselines; --report makes a page.
+    r"""Scores a bundle through the serving engine.
 
-    Example: python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76 --report report.html
+    With intervals, slices and baselines; --report makes a page of it.
+
+    \b
+    python -m training evaluate --data dev.jsonl.gz --gate accuracy=0.76 --report report.html
     """
     from classifier.bundle import SHIPPED
     from classifier.page import check_page, write_page
@@ -283,6 +308,7 @@ main.add_command(guarantee)
 main.add_command(jury)
 main.add_command(retrain_command)
 main.add_command(loop_command)
+with_examples(main)
 
 if __name__ == "__main__":
     main(prog_name="python -m training")

@@ -113,9 +113,12 @@ def command(
     as_json: bool,
     fit_data: tuple[str, ...], also: tuple[str, ...], prior_shift: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
-    """Fit probabilities and thresholds anew, without retraining.
+    r"""Fits probabilities and thresholds anew.
 
-    Example: python -m training calibrate --bundle runs/base/bundle --data mine.jsonl --out runs/mine --delta 0.05
+    Nothing is retrained: a new bundle has the weights of the old one.
+
+    \b
+    python -m training calibrate --bundle runs/base/bundle --data mine.jsonl --out runs/mine --delta 0.05
     """
     for name, path in (("--report", report), ("--plot", figure)):
         if path is not None and not path.absolute().parent.is_dir():

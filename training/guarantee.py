@@ -154,10 +154,12 @@ def command(
     policies: tuple[str, ...], baseline_data: tuple[str, ...], prices: tuple[float, ...],
     audit: tuple[str, str], seed: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Check what a bundle promises on your own labelled traffic; exit with 3 where a promise is refuted.
+    r"""Checks what a bundle promises on your own traffic.
 
-    Examples: python -m training guarantee --bundle runs/base/bundle --data mine.jsonl
+    Exit code 3 where the labelled rows refute a promise.
 
+    \b
+    python -m training guarantee --bundle runs/base/bundle --data mine.jsonl
     python -m training guarantee --bundle runs/base/bundle --data mine.jsonl --table cost --baseline-data older.jsonl
     """
     if (bundle is None) == (predictions is None) or (bundle is not None) != bool(data):

@@ -61,12 +61,14 @@ def command(
     budget: float | None, rate: float | None, concurrency: int, timeout: float, answer_format: str, body: str,
     max_chars: int, guidelines: Path, again: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Label your own requests by the rubric, by language models behind an OpenAI-compatible endpoint.
+    r"""Has language models label your requests by the rubric.
 
-    IN is whatever `classifier label` reads. A run that was stopped goes on when the same command is given again; no
-    answer that came is asked for twice. Texts go to --base-url and nowhere else.
+    They stand behind an OpenAI-compatible endpoint. IN is whatever `classifier label` reads. A run that was stopped
+    goes on when the same command is given again; no answer that came is asked for twice. Texts go to --base-url and
+    nowhere else.
 
-    Example: python -m training jury logs/ -o mine.jsonl --base-url http://localhost:8000/v1 --model qwen3-32b --votes 3
+    \b
+    python -m training jury logs/ -o mine.jsonl --base-url http://localhost:8000/v1 --model qwen3-32b --votes 3
     """
     from classifier.texts import finite
     from training.jury_cases import read_cases

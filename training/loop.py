@@ -232,11 +232,14 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
 @_loop_options
 @click.option("--min-outcomes", default=1, show_default=True, help="Do nothing below so many new outcomes.")
 def retrain_command(*, as_json: bool, **given: Any) -> None:
-    """One round: recalibrate or retrain on what the feedback store learnt, judge, register, perhaps promote.
+    r"""Runs one round of the feedback loop.
 
-    Goes on with a round that was cut off. Exit 3 where the current bundle stays because nothing passed the gate.
+    Recalibrates or retrains on what the feedback store holds, judges the result, registers it as `candidate` and, with
+    --promote, promotes it. Goes on with a round that was cut off. Exit code 3 where the current bundle stays because
+    nothing passed the gate.
 
-    Example: python -m training retrain --registry /srv/bundles --feedback-url sqlite:////var/lib/classifier/feedback.db
+    \b
+    python -m training retrain --registry /srv/bundles --feedback-url sqlite:////var/lib/classifier/feedback.db
     """
     receipt = retrain(Options(**given), say=_say)
     _tell(receipt, as_json=as_json)
@@ -250,11 +253,14 @@ def retrain_command(*, as_json: bool, **given: Any) -> None:
 @click.option("--min-outcomes", default=500, show_default=True, help="New outcomes that a round waits for.")
 @click.option("--once", is_flag=True, help="One look, then exit: for cron and Kubernetes.")
 def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None:
-    """Runs the loop unattended: rolls back, resumes, retrains, recalibrates on drift. SIGTERM ends it after the round.
+    r"""Runs the feedback loop unattended.
+
+    Rolls back, resumes, retrains, recalibrates on drift. SIGTERM ends it after the round.
 
     One at a time: a second one on the same registry waits its turn. A round that is killed goes on at the next start.
 
-    Example: python -m training loop --every 1h --min-outcomes 500 --promote --registry /srv/bundles
+    \b
+    python -m training loop --every 1h --min-outcomes 500 --promote --registry /srv/bundles
     """
     pause, stop = seconds(every), threading.Event()
     if once:

@@ -37,14 +37,14 @@ class Verbs(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), "command", None)
-        return _with_examples(command) if isinstance(command, click.Command) else None
+        return with_examples(command) if isinstance(command, click.Command) else None
 
 
-def _with_examples(command: click.Command) -> click.Command:
+def with_examples(command: click.Command) -> click.Command:
     r"""Examples keep their lines: click wants the control character \b, and a raw docstring holds its two letters."""
     command.help = (command.help or "").replace("\\b\n", "\b\n")
     for inner in command.commands.values() if isinstance(command, click.Group) else ():
-        _with_examples(inner)
+        with_examples(inner)
     return command
 
 
@@ -72,7 +72,7 @@ def command() -> None:
     """
 
 
-_with_examples(command)
+with_examples(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -66,7 +66,8 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
         return
     state = registry.state()
     if not state.folders:
-        click.echo(f"{registry.url}: holds no bundle; add one with 'classifier bundle promote ./FOLDER'", err=True)
+        how = f"classifier bundle promote ./FOLDER --registry {registry.url}"
+        click.echo(f"{registry.url}: holds no bundle; add one with '{how}'", err=True)
     for version in sorted(state.folders, key=lambda v: state.since.get(v, 0.0)):
         aliases = sorted(alias for alias, named in state.aliases.items() if named == version)
         since = state.since.get(version, 0.0)
@@ -79,7 +80,9 @@ def list_(*, url: str, history: bool, as_json: bool) -> None:
 @_registry_option
 @json_option
 def verify(*, name: str, url: str, as_json: bool) -> None:
-    r"""Checks every file of a bundle: NAME is a folder (./NAME), an alias or a version. Exit 1 if one is not right.
+    r"""Checks every file of a bundle; exit code 1 if one is wrong.
+
+    NAME is an alias, a version, or a folder (./NAME).
 
     \b
     classifier bundle verify current
@@ -100,9 +103,10 @@ def verify(*, name: str, url: str, as_json: bool) -> None:
 @_registry_option
 @json_option
 def promote(*, name: str, why: str, checkpoint: str | None, url: str, as_json: bool) -> None:
-    r"""Makes a bundle the current one: NAME is an alias, a version, or a folder (./NAME) that is added first.
+    r"""Makes a bundle the current one.
 
-    Servers that watch the registry load it within seconds.
+    NAME is an alias, a version, or a folder (./NAME), which is added to the registry first. Servers that watch the
+    registry load it within seconds.
 
     \b
     classifier bundle promote candidate --why "beats current on the golden set"
@@ -123,7 +127,7 @@ def promote(*, name: str, why: str, checkpoint: str | None, url: str, as_json: b
 @_registry_option
 @json_option
 def rollback(*, why: str, url: str, as_json: bool) -> None:
-    r"""Makes the previous bundle the current one; again undoes it.
+    r"""Makes the previous bundle current; a second time undoes it.
 
     \b
     classifier bundle rollback --why "escalations doubled"
@@ -152,7 +156,9 @@ def pull(*, name: str, target: str, url: str, as_json: bool) -> None:
 @_registry_option
 @json_option
 def gc(*, older_than_days: float, dry_run: bool, url: str, as_json: bool) -> None:
-    r"""Removes versions that have had no alias for a while, and what crashes left.
+    r"""Removes versions that nothing has named for a while.
+
+    Also what crashes left behind.
 
     \b
     classifier bundle gc --dry-run

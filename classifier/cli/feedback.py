@@ -46,7 +46,9 @@ def command() -> None:
 @_store_option
 @json_option
 def migrate(*, url: str, as_json: bool) -> None:
-    r"""Makes the tables, or brings them to this version. A SQLite file is also migrated when a server opens it.
+    r"""Makes the tables, or brings them to this version.
+
+    A SQLite file is also migrated when a server opens it.
 
     \b
     classifier feedback migrate --feedback-url postgresql+psycopg://classifier@db/classifier
@@ -68,7 +70,9 @@ def migrate(*, url: str, as_json: bool) -> None:
 @click.option("--history", is_flag=True, help="Every outcome in a row of its own, also those without their decision.")
 @json_option
 def export(*, url: str, output: str, since: str | None, until: str | None, history: bool, as_json: bool) -> None:
-    r"""Writes decisions, each with its effective outcome, for training and analysis.
+    r"""Writes decisions with their effective outcomes to a file.
+
+    For training and analysis.
 
     \b
     classifier feedback export -o feedback.parquet --since 2026-01-01
@@ -99,7 +103,9 @@ def export(*, url: str, output: str, since: str | None, until: str | None, histo
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Every decision whose request had it.")
 @json_option
 def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
-    r"""Deletes decisions and all that was reported of them, and keeps late writes from bringing them back.
+    r"""Deletes decisions and all that was reported of them.
+
+    Late writes do not bring them back.
 
     \b
     classifier feedback forget --decision-id 54hFyiiNB2YBUdGUGcbtQNSNcGAqOYuKQIydKuOZdM0
@@ -131,7 +137,9 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
 @click.option("--older-than-days", required=True, type=float, metavar="DAYS", help="Age to delete at.")
 @json_option
 def expire(*, url: str, older_than_days: float, as_json: bool) -> None:
-    r"""Deletes what is older than so many days, as a server does by its --retention-days while it keeps feedback.
+    r"""Deletes what is older than so many days.
+
+    A server that keeps feedback does the same by its --retention-days.
 
     \b
     classifier feedback expire --older-than-days 90
@@ -165,13 +173,15 @@ def expire(*, url: str, older_than_days: float, as_json: bool) -> None:
 def drift(
     *, url: str, bundle: str | None, since: str | None, until: str | None, max_index: float, as_json: bool
 ) -> None:
-    r"""Compares what a bundle decided with what it was calibrated on, and reported failures with its promise.
+    r"""Tests for other traffic, and for broken promises.
+
+    Compares what a bundle decided with what it was calibrated on, and reported failures with what its policies promise.
 
     Exit code 3 where an index is above the limit and its test below .001, or where a policy has more reported failures
     than its promise allows (test below .001, silence counted as success).
 
     \b
-    classifier feedback drift --since 2026-01-01 --bundle /srv/bundles/current
+    classifier feedback drift --since 2026-01-01 --bundle current
     """
     from classifier.bundle import read_bundle
     from classifier.database import Database

@@ -57,10 +57,11 @@ def command() -> None:
 @click.option("--timeout-seconds", default=10.0, show_default=True, metavar="FLOAT", help="Deadline of one request.")
 @click.option("--log-format", default="auto", type=click.Choice(["auto", "json", "text"]), help="As in serve.")
 def http(log_format: str, **flags: str | bool | float | None) -> None:
-    r"""Serves the calls as JSON over HTTP: POST /v1/classify, /v1/classify/batch, /v1/outcomes, GET /v1/info, /healthz.
+    r"""Serves the calls as JSON over HTTP.
 
-    A caller's bearer token is passed on to the server. / is a page that explains the calls, /openapi.json the document.
-    Prints `serving on ADDRESS` on stderr when it is ready. Needs the extra `http`.
+    POST /v1/classify, /v1/classify/batch, /v1/outcomes; GET /v1/info, /healthz. A caller's bearer token is passed on to
+    the server. / is a page that explains the calls, /openapi.json the document. Prints `serving on ADDRESS` on stderr
+    when it is ready. Needs the extra `http`.
 
     \b
     classifier gateway http --listen 127.0.0.1:8080 --address 127.0.0.1:50051
@@ -114,7 +115,7 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
 @click.option("--max-request-bytes", default=4 * 2**20, show_default=True, metavar="INT", help="Largest body to read.")
 @click.option("--log-format", default="auto", type=click.Choice(["auto", "json", "text"]), help="As in serve.")
 def ext_proc(log_format: str, fallback_tier: str, **flags: str | bool | float | None) -> None:
-    r"""Serves Envoy's external processing: sets the headers that Envoy's routes match on.
+    r"""Serves Envoy's external processing.
 
     Reads chat bodies as OpenAI and Anthropic have them, sets x-classifier-tier, x-classifier-decision-id and, with a
     routing table, the header of the model. Prints `serving on ADDRESS` on stderr when it is ready. Envoy reaches it

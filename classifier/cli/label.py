@@ -69,9 +69,10 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    r"""Labels logs: IN is a file, folder, glob or URL of JSON lines, CSV, TSV or Parquet, or - for stdin.
+    r"""Labels logs with the tier that each request needs.
 
-    A run that was stopped goes on when the same command is given again. Bad rows are kept with their error.
+    IN is a file, folder, glob or URL of JSON lines, CSV, TSV or Parquet, or - for stdin. A run that was stopped goes on
+    when the same command is given again. Bad rows are kept with their error.
 
     \b
     classifier label logs/ -o labelled.parquet

@@ -17,7 +17,9 @@ from classifier.cli._json import json_option
 @bundle_option
 @json_option
 def command(*, path: str, policy: str, output: str | None, bundle: str | None, as_json: bool) -> None:
-    r"""Applies another policy's threshold to the probabilities in a labelled file, without running the model.
+    r"""Applies another policy to OUT, as `classifier label` wrote it.
+
+    The stored probabilities are enough: no model runs.
 
     \b
     classifier relabel labelled.parquet --policy economy

@@ -50,7 +50,9 @@ def command(
     text_field: str,
     show_text: bool,
 ) -> None:
-    r"""Says what routing the traffic in OUT, as `classifier label` wrote it, would cost and save.
+    r"""Says what routing the labelled traffic would cost and save.
+
+    OUT is what `classifier label` wrote.
 
     Compares the policy's routing with today, with one model for all, and with a router that draws the same shares of
     tiers without looking; with intervals and the risk beside every saving.

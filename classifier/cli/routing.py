@@ -30,9 +30,10 @@ def command() -> None:
 @click.option("--strict", is_flag=True, help="Exit code 3 where there is a warning.")
 @json_option
 def check(*, path: str, strict: bool, as_json: bool) -> None:
-    r"""Checks the routing table in the TOML file ROUTES, and shows where requests will go.
+    r"""Checks a routing table and shows where requests will go.
 
-    A table that cannot be used ends with exit code 2. What can be used and is perhaps not meant is a warning.
+    ROUTES is the TOML file. A table that cannot be used ends with exit code 2. What can be used but is perhaps not
+    meant is a warning.
 
     \b
     classifier routing check routing.toml

@@ -43,7 +43,9 @@ def command(
     text_field: str,
     source: str,
 ) -> None:
-    r"""Draws requests from OUT, as `classifier label` wrote it, for a person to label.
+    r"""Draws requests from labelled traffic, for a person to label.
+
+    OUT is what `classifier label` wrote.
 
     --random draws rows that thresholds may be calibrated on. --per-tier finds errors and feeds training, and is no
     picture of the traffic.

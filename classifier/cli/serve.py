@@ -38,10 +38,10 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--config", metavar="FILE", help=f"TOML file with the same settings. [{PREFIX}CONFIG]")
 @_options
 def command(config: str | None, **flags: Any) -> None:
-    r"""Serves Classify, ClassifyBatch, ClassifyStream, ReportOutcome and GetInfo over gRPC.
+    r"""Serves the classifier over gRPC.
 
-    Prints `serving on ADDRESS` on stderr when it is ready. A flag comes before its CLASSIFIER_* variable, that before
-    the file.
+    Prints `serving on ADDRESS` on stderr when it is ready. A flag goes before its CLASSIFIER_* variable, and that
+    before the file.
 
     \b
     classifier serve
