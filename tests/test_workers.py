@@ -77,7 +77,8 @@ def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(arguments):
         [address] = server.wait_ready()
         parent = server.process.pid
         before, limits = set(children(parent)), resource.prlimit(parent, resource.RLIMIT_NOFILE)
-        resource.prlimit(parent, resource.RLIMIT_NOFILE, (3, limits[1]))
+        # No new one, and as many as the parent polls: a pipe and an end of each worker.
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, (4, limits[1]))
         os.kill(min(before), signal.SIGKILL)
         server.wait_said("a worker cannot be started (Too many open files)")
         assert set(children(parent)) == before - {min(before)}
