@@ -385,6 +385,18 @@ def test_an_unseen_group_gets_the_strictest_threshold():
     assert policy.threshold <= 1
 
 
+def test_an_unseen_group_gets_no_milder_threshold_where_more_is_promised():
+    """A rare group may be infeasible under the stricter policy alone; what it took before still counts there."""
+    for seed in range(30):
+        rows = population(400, seed)
+        rare = np.where(np.random.default_rng(seed).random(400) < 0.03, "rare", "usual")
+        rows = replace(rows, facets={**rows.facets, "tenant": rare})
+        fitted, _ = fit_policies(IDENTITY, rows, Targets({"q": 0.05, "e": 0.2, "b": 0.1}, group_by="tenant"))
+        thresholds = {policy.name: policy.threshold for policy in fitted}
+        assert list(thresholds) == ["q", "e", "b"]
+        assert thresholds["e"] <= thresholds["b"] <= thresholds["q"]
+
+
 def test_the_bound_is_of_the_groups_that_are_promised_something():
     """A group without a promise does not spoil the bound: where a policy is feasible it is at most alpha."""
     guarantee = fitted(with_groups(1000), group_by="script")[0]["balanced"].guarantee

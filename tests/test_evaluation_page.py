@@ -183,7 +183,8 @@ def test_a_router_without_a_miss_has_no_empty_interval():
     """Of 40 rows that all went up, the risk may still be some: an interval of 0 to 0 would say that it is none."""
     rows = [parse_row({"id": f"{i}", "prompt": "x", "tier": "frontier"}, "t") for i in range(40)]
     shares = np.full((40, 4), 0.25, dtype=np.float32)
-    found = detail(rows, np.full(40, 3), shares, {"p": Policy("p", 1.0)}, "p", prices=PRICES)["routers"]["oracle"]
+    up = np.full(40, 3)
+    found = detail(rows, up, shares, {"p": Policy("p", 1.0)}, "p", prices=PRICES, routers={"up": up})["routers"]["up"]
     assert found["risk"][1:] == (0.0, pytest.approx(0.0876, abs=1e-3))
     assert found["frontier_misses"][2] == found["risk"][2]
     assert found["accuracy"][1] < 1.0

@@ -8,7 +8,7 @@ Knows nothing of files, bundles or reports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -146,7 +146,8 @@ def fit_policies(
         raise InputError("no row has a closed label, so no threshold can be fitted; label some, or lower --group-by")
     probabilities = calibration.apply(rows.logits)
     top, top_detail = _top_tier(calibration, rows, targets, also, notes)
-    policies, details = [], {}
+    policies: list[Policy] = []
+    details: dict[str, Any] = {}
     severity = () if targets.severity == EVERY_MISS else targets.severity
     for name, alpha in targets.alphas.items():
         other = _other_fit(calibration, also, targets, alpha)
@@ -208,9 +209,19 @@ def fit_policies(
             epsilon=targets.epsilon,
             exempt_labels=targets.exempt_labels,
         )
-        policies.append(replace(policy, tier_shares=tier_shares(chosen_by(policy, probabilities, rows))))
+        policies.append(policy)
         details[name] = {group: asdict(f) for group, f in groups.items()}
-    return policies, details
+    policies = [replace(p, threshold=_fallback(p, policies)) for p in policies]
+    return [replace(p, tier_shares=tier_shares(chosen_by(p, probabilities, rows))) for p in policies], details
+
+
+def _fallback(policy: Policy, policies: Sequence[Policy]) -> float:
+    """A policy's own threshold, or that of a policy that promises less, where it is stricter.
+
+    That can only be where a group is infeasible: it has none that an unseen group could take, and had one for more α.
+    """
+    milder = (p.threshold for p in policies if p.guarantee.alpha > policy.guarantee.alpha and p.guarantee.feasible)
+    return max([policy.threshold, *milder])
 
 
 def _other_fit(
