@@ -24,7 +24,7 @@ import numpy as np
 from classifier.bundle import Bundle
 from classifier.types import TIERS, Request
 from training.calibration_fit import FEWEST_ROWS
-from training.candidates import unseen
+from training.calibration_set import unseen
 from training.corpus import RUBRIC, Row
 from training.decision_log import ExportRow, Log
 from training.feedback_set import SetOptions, build

@@ -31,8 +31,8 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
-from training.calibration_set import CALIBRATED_ON, CalibrationSet, score_rows
-from training.candidates import recalibrated, retrained, unseen
+from training.calibration_set import CALIBRATED_ON, CalibrationSet, score_rows, unseen
+from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.feedback_set import SetOptions
