@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 from tests.feedback_set_support import export_row, silent
 from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.feedback_set import SetOptions, build
-from training.frozen import Frozen
+from training.frozen import Frozen, conversations
 from training.held_out import audits, hold_out
 
 ALL = SetOptions(principal_share=1.0)
@@ -58,6 +58,13 @@ def test_a_caller_whose_requests_all_fail_is_believed():
     """Audits report acceptances too, so a caller without any is not one-sided: its requests are hard."""
     hard = {"served_tier": "simple", "verdict": "escalated", "accepted_tier": "complex"}
     assert len(audits([export_row(i, **hard) for i in range(50)], ALL)[0]) == 50
+
+
+def test_a_stored_text_that_is_no_request_stops_no_round():
+    """A row whose text is not valid is left out of traffic and of what is kept for judging, as it is of the log."""
+    frozen = Frozen([], [export_row(0), export_row(1, request={"messages": []})], SAMPLE)
+    assert len(hold_out(frozen, [], SimpleNamespace(manifest={}), options=ALL, most=10).traffic) == 1
+    assert len(conversations(frozen.recent)) == 1
 
 
 def test_a_flood_of_audits_has_no_more_than_its_share():

@@ -25,12 +25,9 @@ from classifier.exports import read_export
 from classifier.types import TIERS, Request, Tier
 from training.calibration_set import FACETS, CalibrationSet, OpenRows, score_rows
 from training.corpus import EXPORTED, OUTCOME, Row, parse_row, read_corpus
-from training.decision_log import ExportRow, closed_label, is_audit, is_unserved
+from training.decision_log import AUDIT, ExportRow, closed_label, is_audit, is_unserved
 from training.predictions import read_predictions
 from training.step_losses import soft
-
-AUDIT = ("sample", "audit")
-"""Name and value of the label that marks audits, where nothing else is said."""
 
 
 def read_rows(

@@ -28,10 +28,11 @@ from classifier.errors import InputError, SettingsError
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.types import Request
-from training.audit_set import AUDIT, read_rows, read_traffic
+from training.audit_set import read_rows, read_traffic
 from training.calibration_fit import Comparison, choose_map
 from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet, pack_rows
+from training.decision_log import AUDIT
 from training.label_shift import shift_weights
 from training.policy_fit import Targets, fit_policies, shown
 from training.step_losses import EVERY_MISS

@@ -14,14 +14,14 @@ from typing import Any
 import click
 
 from classifier.texts import finite
-from training.audit_set import AUDIT
 from training.calibrate import calibrate
 from training.calibration_plot import plot
 from training.calibration_report import PRICES, as_text
-from training.frozen import parse_audit
+from training.decision_log import AUDIT_LABEL, parse_audit
 
 MOST_SEED = 2**32 - 1
 """Of numpy and torch."""
+POLICIES = ("economy=0.20", "balanced=0.10", "quality=0.05")
 FIGURES = (".svg", ".png", ".pdf")
 
 
@@ -71,6 +71,12 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
     return parse
 
 
+audit_label = click.option(
+    "--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default=AUDIT_LABEL, show_default=True,
+    metavar="NAME=VALUE", help="What marks audits in an export of the feedback store.",
+)  # fmt: skip
+
+
 @click.command("calibrate")
 @click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The bundle to start from.")
 @click.option(
@@ -81,7 +87,7 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
-              default=("economy=0.20", "balanced=0.10", "quality=0.05"), show_default=True)  # fmt: skip
+              default=POLICIES, show_default=True)  # fmt: skip
 @click.option("--fit-data", multiple=True, help="Rows to fit the probability map on, instead of half of --data.")
 @click.option("--also", multiple=True, help="Rows of other kinds, or a .npz: λ keeps the promise on them too.")
 @click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DELTA",
@@ -95,9 +101,7 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option(
     "--prior-shift", multiple=True, help="Unlabelled traffic, or one export: move the thresholds to its tier shares."
 )
-@click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
-              show_default=True, metavar="NAME=VALUE",
-              help="What marks audits in an export of the feedback store.")  # fmt: skip
+@audit_label
 @click.option("--default", help="Policy for requests that name none.")
 @click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip

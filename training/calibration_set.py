@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from classifier.bundle import Bundle
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.types import TIERS
@@ -236,11 +237,6 @@ def pack_rows(hashes: Iterable[str]) -> str:
     return base64.b64encode(first.tobytes()).decode()
 
 
-def merge_rows(packed: str, hashes: Iterable[str]) -> str:
-    """Packed rows with more rows: what a model was trained on that goes on from another."""
-    return pack_rows([*unpacked(packed), *hashes])
-
-
 def unpacked(packed: str) -> list[str]:
     """The beginnings of the hashes of packed rows, 8 hexadecimal digits each."""
     return [f"{first:08x}" for first in np.frombuffer(base64.b64decode(packed), dtype=">u4").tolist()]
@@ -252,9 +248,13 @@ def rows_among(hashes: Iterable[str], packed: str) -> NDArray[np.bool_]:
     return np.isin(np.array([int(h[:8], 16) for h in hashes], dtype=np.uint32), known)
 
 
-def rows_seen(hashes: Iterable[str], packed: str) -> int:
-    """How many of the rows are among the packed ones."""
-    return int(rows_among(hashes, packed).sum())
+def unseen(rows: Sequence[Row], bundle: Bundle, entries: Sequence[str] = (TRAINING_ROWS,)) -> list[Row]:
+    """The rows that the bundle was not trained on, or not fitted on, as far as these entries of its manifest tell."""
+    hashes = [row.sha256 for row in rows]
+    seen = np.zeros(len(rows), dtype=bool)
+    for entry in entries:
+        seen |= rows_among(hashes, str(bundle.manifest.get(entry, "")))
+    return [row for row, known in zip(rows, seen.tolist(), strict=True) if not known]
 
 
 def _one_kind(rows: Sequence[Row]) -> str:

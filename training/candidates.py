@@ -28,7 +28,7 @@ from classifier.inputs import render
 from classifier.types import Request
 from training.calibrate import calibrate
 from training.calibration_fit import FEWEST_ROWS
-from training.calibration_set import TRAINING_ROWS, CalibrationSet, merge_rows, rows_among
+from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows, unpacked
 from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
 from training.predictions import write_predictions
@@ -208,7 +208,7 @@ def retrained(
             "feedback_rows": len(feedback),
             "parent": manifest.get("data"),
         },
-        TRAINING_ROWS: merge_rows(str(manifest.get(TRAINING_ROWS, "")), (row.sha256 for row in mixed)),
+        TRAINING_ROWS: pack_rows([*unpacked(str(manifest.get(TRAINING_ROWS, ""))), *(row.sha256 for row in mixed)]),
         "parity": asdict(parity),
     }
     golden = [parse_row(case, "golden") for case in manifest["golden"]]
@@ -230,15 +230,6 @@ def mix(feedback: Sequence[Row], base: Sequence[Row], share: float, seed: int) -
     pool = sorted((row for row in base if row.sha256 not in known), key=lambda row: row.sha256)
     count = min(len(pool), round(share * len(feedback)))
     return [*feedback, *random.Random(seed).sample(pool, count)]
-
-
-def unseen(rows: Sequence[Row], bundle: Bundle, entries: Sequence[str] = (TRAINING_ROWS,)) -> list[Row]:
-    """The rows that the bundle was not trained on, or not fitted on, as far as these entries of its manifest tell."""
-    hashes = [row.sha256 for row in rows]
-    seen = np.zeros(len(rows), dtype=bool)
-    for entry in entries:
-        seen |= rows_among(hashes, str(bundle.manifest.get(entry, "")))
-    return [row for row, known in zip(rows, seen.tolist(), strict=True) if not known]
 
 
 def _reference(engine: Engine, traffic: Sequence[Request]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.errors import InvalidRequest
+from classifier.errors import InputError, InvalidRequest
 from classifier.labels import outcome_interval
 from classifier.policy import exploration
 from classifier.routing import Route, RoutingTable, is_restricted
@@ -31,6 +31,9 @@ from classifier.types import TIERS, Request, Tier
 from training.outcome_noise import reporting_chances
 
 ExportRow = Mapping[str, Any]
+AUDIT = ("sample", "audit")
+"""Name and value of the label that marks audits, where nothing else is said."""
+AUDIT_LABEL = "=".join(AUDIT)
 _SLIVER = 1e-9  # what sums of shares are off by
 
 
@@ -91,6 +94,18 @@ def is_quality(row: ExportRow) -> bool:
     return row["outcome_id"] is not None and row["cause"] == "quality"
 
 
+def parse_audit(text: str) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`.
+
+    Raises:
+        InputError: it is not that.
+    """
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        raise InputError(f"--audit-label {text}: give NAME=VALUE, such as sample=audit")
+    return name, value
+
+
 def is_audit(row: ExportRow, audit: tuple[str, str]) -> bool:
     """Whether the gateway drew this request for an audit: by name and value of the label that marks them."""
     return bool((row["labels"] or {}).get(audit[0]) == audit[1])
@@ -147,7 +162,7 @@ def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log,
     for cell, seen in zip(cells, observed.tolist(), strict=True):
         table[cell].append(seen)
     return Log(
-        requests=tuple(_request(row) for row in kept),
+        requests=tuple(map(request_of, kept)),
         probabilities=np.array([row["probabilities"] for row in kept], dtype=np.float32).reshape(n, len(TIERS)),
         chosen=np.array([Tier.parse(row["tier"]).index for row in kept], dtype=np.int64),
         base=np.array([base.index for base, _ in behaviour], dtype=np.int64),
@@ -212,7 +227,8 @@ def _bounds(row: ExportRow) -> tuple[Tier, Tier]:
     return TIERS[0] if low is None else Tier.parse(low), TIERS[-1] if high is None else Tier.parse(high)
 
 
-def _request(row: ExportRow) -> Request | None:
+def request_of(row: ExportRow) -> Request | None:
+    """The request of a row; None where its text is not there, or is no valid request any more."""
     if row["request"] is None:
         return None
     try:

@@ -15,7 +15,7 @@ import numpy as np
 from classifier.errors import InputError
 from training import outcome_curves, robustness
 from training.calibration_report import PRICES
-from training.calibration_set import TRAINING_ROWS, rows_seen
+from training.calibration_set import unseen
 from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus
 from training.evaluate import baselines, evaluate, load_engine, score
 from training.evaluation_detail import detail, histories
@@ -89,10 +89,9 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     outcomes = read_outcomes(asked.outcomes) if asked.outcomes else None  # first: what follows takes minutes
     rivals = baselines(train, rows) if train else {}  # as soon: it fails where nothing can be learnt
     engine = load_engine(bundle)
-    packed = str(engine.bundle.manifest.get(TRAINING_ROWS, ""))
     predictions = score(engine, rows)
     report = evaluate(engine, rows, predictions=predictions, rivals=rivals)
-    report["seen_in_training"] = rows_seen((r.sha256 for r in rows), packed)
+    report["seen_in_training"] = len(rows) - len(unseen(rows, engine.bundle))
     report["open_rows"] = given - len(rows)
     report["baseline_rows"] = len(train)
     if asked.detail:
@@ -104,11 +103,10 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
         )  # fmt: skip
         report["histories"] = histories(bundle)
     if asked.steadiness:
-        twins = [r for r in read_corpus([OWN_DATA]) if r.family and not rows_seen([r.sha256], packed)]
-        given = {r.sha256 for r in rows}
-        twins = [r for r in twins if r.split == "test" or r.sha256 in given]
+        evaluated = {r.sha256 for r in rows}
+        twins = [r for r in read_corpus([OWN_DATA]) if r.family and (r.split == "test" or r.sha256 in evaluated)]
         report["robustness"] = robustness.measure(
-            engine, rows, twin_rows=twins, attacked=asked.attacked, tries=asked.tries
+            engine, rows, twin_rows=unseen(twins, engine.bundle), attacked=asked.attacked, tries=asked.tries
         )
     if outcomes is not None:
         report["outcomes"] = outcome_curves.measure(

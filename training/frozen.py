@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from classifier.database import Database
-from classifier.errors import InputError
 from classifier.exports import export_row, read_export, write_export
 from classifier.ledger import Ledger
-from classifier.types import Request
-from training.corpus import parse_row
-from training.decision_log import ExportRow, is_audit
+from training.corpus import conversation_sha256
+from training.decision_log import ExportRow, is_audit, request_of
 
 EXPORT = "feedback.jsonl"
 
@@ -106,23 +104,6 @@ def outcomes_since(url: str, since: float) -> int:
         return sum(row["outcome_id"] is not None for row in Ledger(database).rows(since))
 
 
-def request_of(row: ExportRow) -> Request | None:
-    """The request of a row where its text is there, with the labels that came with it."""
-    return None if row["request"] is None else Request.from_json(row["request"], labels=row["labels"] or {})
-
-
 def conversations(rows: Iterable[ExportRow]) -> set[str]:
     """Hashes of the conversations whose text is there, as corpus rows have them."""
-    return {parse_row(row["request"], "feedback").sha256 for row in rows if row["request"] is not None}
-
-
-def parse_audit(text: str) -> tuple[str, str]:
-    """Name and value of `NAME=VALUE`.
-
-    Raises:
-        InputError: it is not that.
-    """
-    name, found, value = text.partition("=")
-    if not (name and found and value):
-        raise InputError(f"--audit-label {text}: give NAME=VALUE, such as sample=audit")
-    return name, value
+    return {conversation_sha256(request) for request in map(request_of, rows) if request is not None}

@@ -24,12 +24,11 @@ from classifier.errors import GateNotMet, InputError
 from classifier.policy import choose_many
 from classifier.texts import finite
 from training import cost_at_risk, promise_test, transfer
-from training.audit_set import AUDIT, is_export, read_rows
-from training.calibrate_command import MOST_SEED, parse_policies, prices
+from training.audit_set import is_export, read_rows
+from training.calibrate_command import MOST_SEED, POLICIES, audit_label, parse_policies, prices
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, read_corpus
-from training.frozen import parse_audit
 from training.policy_fit import Targets, chosen_by
 from training.predictions import model_of, read_baselines, read_predictions
 from training.risk_control import fit_threshold
@@ -141,12 +140,11 @@ def as_text(found: Mapping[str, Any]) -> str:
 @click.option("--table", "tables", multiple=True, type=click.Choice(TABLES),
               help="What to print. Repeatable. Default: promise for a bundle, the others for predictions.")  # fmt: skip
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", show_default=True,
-              default=("economy=0.20", "balanced=0.10", "quality=0.05"), help="For --predictions.")  # fmt: skip
+              default=POLICIES, help="For --predictions.")  # fmt: skip
 @click.option("--baseline-data", multiple=True, help="Rows that the cost table's baselines learn from. Repeatable.")
 @click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the cost table.")  # fmt: skip
-@click.option("--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default="=".join(AUDIT),
-              show_default=True, metavar="NAME=VALUE", help="What marks audits in an export.")  # fmt: skip
+@audit_label
 @click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def command(

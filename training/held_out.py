@@ -24,11 +24,11 @@ import numpy as np
 from classifier.bundle import Bundle
 from classifier.types import TIERS, Request
 from training.calibration_fit import FEWEST_ROWS
-from training.candidates import unseen
+from training.calibration_set import unseen
 from training.corpus import RUBRIC, Row
-from training.decision_log import ExportRow, Log
+from training.decision_log import ExportRow, Log, request_of
 from training.feedback_set import SetOptions, build
-from training.frozen import Frozen, conversations, request_of
+from training.frozen import Frozen, conversations
 
 TAUGHT = 0.5
 """Share of the earlier audits that teaches."""

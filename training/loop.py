@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,6 @@ from classifier.policy import promised_risks
 from classifier.registry import Event, Registry
 from classifier.settings import feedback_url, registry_url
 from classifier.texts import finite
-from training.audit_set import AUDIT
-from training.corpus import OWN_DATA
-from training.recipe import RETRAINING
 from training.retrain import retrain
 from training.round_options import Options, lock_path
 from training.sequential import ERROR, SequentialTest
@@ -50,6 +47,7 @@ DRIFT_SHARE = 0.2
 """An alarm counts once this share of `min_outcomes` came in since the last round: recalibration takes labels, too."""
 PERIOD_DAYS = 30.0
 """How long a test of a promise goes on before the next one; two of them are less than what the store keeps."""
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 Say = Callable[[str], object]
@@ -205,17 +203,18 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
                      help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]."),
         click.option("--work", type=click.Path(path_type=Path), default=Path("runs/loop"), show_default=True,
                      help="Folder of the rounds and their receipts."),
-        click.option("--window-days", default=30.0, show_default=True, help="How far back decisions are taken."),
-        click.option("--held-out", default=1 / 3, show_default="1/3",
+        click.option("--window-days", default=_DEFAULTS["window_days"], show_default=True,
+                     help="How far back decisions are taken."),
+        click.option("--held-out", default=_DEFAULTS["held_out"], show_default="1/3",
                      help="Share of the window, the latest, that calibrates and judges."),
-        click.option("--audit-label", default="=".join(AUDIT), show_default=True, metavar="NAME=VALUE",
+        click.option("--audit-label", default=_DEFAULTS["audit_label"], show_default=True, metavar="NAME=VALUE",
                      help="Label of requests drawn at random and tried from the cheapest tier up."),
-        click.option("--principal-share", default=0.2, show_default=True,
+        click.option("--principal-share", default=_DEFAULTS["principal_share"], show_default=True,
                      help="Highest share that one caller has in what trains, and in the audits."),
-        click.option("--principal-label", default="", metavar="NAME",
+        click.option("--principal-label", default=_DEFAULTS["principal_label"], metavar="NAME",
                      help="Label, set by the gateway, that tells a caller's own clients apart."),
-        click.option("--data", multiple=True, default=(str(OWN_DATA),), help="Base corpus. Default: data/."),
-        click.option("--recipe", type=click.Path(path_type=Path, exists=True), default=RETRAINING,
+        click.option("--data", multiple=True, default=_DEFAULTS["data"], help="Base corpus. Default: data/."),
+        click.option("--recipe", type=click.Path(path_type=Path, exists=True), default=_DEFAULTS["recipe"],
                      help="Retraining recipe. Default: training/recipes/retrain.toml."),
         click.option("--promote", is_flag=True, help="Promote what the gate accepts, and watch it."),
         click.option("--recalibrate-only", is_flag=True, help="Never train."),
@@ -250,7 +249,9 @@ def retrain_command(*, as_json: bool, **given: Any) -> None:
 @click.command("loop")
 @_loop_options
 @click.option("--every", default="1h", show_default=True, metavar="DURATION", help="Pause between looks: 90s, 15m, 1h.")
-@click.option("--min-outcomes", default=500, show_default=True, help="New outcomes that a round waits for.")
+@click.option(
+    "--min-outcomes", default=_DEFAULTS["min_outcomes"], show_default=True, help="New outcomes that a round waits for."
+)
 @click.option("--once", is_flag=True, help="One look, then exit: for cron and Kubernetes.")
 def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None:
     r"""Runs the feedback loop unattended.

@@ -31,12 +31,13 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
-from training.calibration_set import CALIBRATED_ON, CalibrationSet, score_rows
-from training.candidates import recalibrated, retrained, unseen
+from training.calibration_set import CALIBRATED_ON, CalibrationSet, score_rows, unseen
+from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
+from training.decision_log import parse_audit
 from training.feedback_set import SetOptions
-from training.frozen import Frozen, freeze, melt, outcomes_since, parse_audit, thaw
+from training.frozen import Frozen, freeze, melt, outcomes_since, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import load_retraining

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier.errors import InputError
-from training.audit_set import AUDIT
 from training.corpus import OWN_DATA
-from training.frozen import parse_audit
+from training.decision_log import AUDIT_LABEL, parse_audit
 from training.recipe import RETRAINING
 
 _EXPECTED = {
@@ -54,7 +53,7 @@ class Options:
     min_outcomes: int = 500
     window_days: float = 30.0
     held_out: float = 1 / 3
-    audit_label: str = "=".join(AUDIT)
+    audit_label: str = AUDIT_LABEL
     principal_share: float = 0.2
     principal_label: str = ""
     data: tuple[str, ...] = (str(OWN_DATA),)
