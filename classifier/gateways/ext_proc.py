@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 
+from classifier.addresses import is_local
 from classifier.client import AsyncClient
 from classifier.errors import InvalidRequest, MissingExtra, NoAllowedRoute, SettingsError
 from classifier.fallback import Answer
@@ -44,7 +45,6 @@ from classifier.kept import Kept
 from classifier.listening import ALONE, bind
 from classifier.reload import routes_of
 from classifier.routing import RoutingTable, is_restricted
-from classifier.settings import is_local
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
 try:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import grpc
 
+from classifier.addresses import check_address
 from classifier.channels import credentials
 from classifier.errors import ClassifierError, SettingsError
 from classifier.kept import Kept
-from classifier.settings import MOST, check_address, check_pair
+from classifier.settings import MOST, check_pair
 
 MIN_REQUEST_BYTES = 1024
 FOLLOW_SECONDS = 5.0
