@@ -239,15 +239,17 @@ def own_registry(environ: Mapping[str, str] | None = None) -> str:
 
 def state_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Where this program keeps what it must remember (`$XDG_STATE_HOME/classifier`)."""
-    environ = os.environ if environ is None else environ
-    base = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
-    return Path(base) / "classifier"
+    return _own_folder("XDG_STATE_HOME", ".local/state", environ)
 
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Where this program keeps what it can fetch again (`$XDG_CACHE_HOME/classifier`)."""
+    return _own_folder("XDG_CACHE_HOME", ".cache", environ)
+
+
+def _own_folder(variable: str, otherwise: str, environ: Mapping[str, str] | None) -> Path:
     environ = os.environ if environ is None else environ
-    base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".cache")
+    base = environ.get(variable) or Path(environ.get("HOME") or "~").expanduser() / otherwise
     return Path(base) / "classifier"
 
 

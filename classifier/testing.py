@@ -140,7 +140,7 @@ def fake_server(
         "shutdown_delay_seconds": 0.0,
         **settings,
     }
-    started: threading.Event = threading.Event()
+    started = threading.Event()
     addresses: list[str] = []
     problems: list[BaseException] = []
     stop: list[Callable[[], object]] = []
