@@ -29,9 +29,8 @@ BUSY_SECONDS = 2.0
 """How long a lock is waited for."""
 # A row that the database refuses is not the database's trouble.
 _ROW_AT_FAULT = (sa.exc.DataError, sa.exc.IntegrityError)
-_TOO_LARGE = (
-    "54"  # PostgreSQL's class of errors for what exceeds a limit, such as an index's row; psycopg's operational
-)
+# PostgreSQL's class of errors for what exceeds a limit, such as an index's row; psycopg calls it operational.
+_TOO_LARGE = "54"
 
 _NEW_ONE = "restore it from a backup, or move it away and a server makes a new one"
 # What a later try does not mend, by the beginning of SQLite's code.

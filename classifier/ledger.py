@@ -206,13 +206,15 @@ class Ledger:
         Raises:
             StoreUnavailable: the database is locked or gone.
         """
+        count = sa.select(sa.func.count())
+        queries = {
+            "decisions": count.select_from(decisions),
+            "outcomes": count.select_from(outcomes),
+            "pending": count.select_from(outcomes).where(_PENDING),
+            "forgotten": count.select_from(forgotten),
+        }
         with self._database.reading() as connection:
-            return {
-                "decisions": connection.scalar(sa.select(sa.func.count()).select_from(decisions)) or 0,
-                "outcomes": connection.scalar(sa.select(sa.func.count()).select_from(outcomes)) or 0,
-                "pending": connection.scalar(sa.select(sa.func.count()).select_from(outcomes).where(_PENDING)) or 0,
-                "forgotten": connection.scalar(sa.select(sa.func.count()).select_from(forgotten)) or 0,
-            }
+            return {name: connection.scalar(query) or 0 for name, query in queries.items()}
 
     def _forgotten_among(self, connection: sa.Connection, ids: set[str]) -> set[str]:
         if not ids or connection.scalar(sa.select(forgotten.c.decision_id).limit(1)) is None:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import grpc
 
+from classifier.addresses import is_unix, split_address
 from classifier.errors import SettingsError
 from classifier.kept import Kept
 from classifier.pem import read_pem
-from classifier.settings import MOST, ServerSettings, is_unix, split_address
+from classifier.settings import MOST, ServerSettings
 
 log = logging.getLogger(__name__)
 ALONE = ("grpc.so_reuseport", 0)

@@ -6,7 +6,6 @@ package reads the environment. Knows nothing of click, of gRPC or of bundles.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from classifier.addresses import check_address, is_local, is_unix
 from classifier.errors import SettingsError
 from classifier.toml import read_toml
 
@@ -174,47 +174,10 @@ class ServerSettings:
                 )
 
 
-def is_unix(address: str) -> bool:
-    """Whether the address is a Unix socket."""
-    return address.startswith("unix:")
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of a TCP address; the host of `[::1]:50051` is `::1`."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def check_address(address: str, name: str = "listen") -> None:
-    """Raises SettingsError, which names the setting, where the address is neither `HOST:PORT` nor `unix:/PATH`."""
-    if is_unix(address):
-        if len(address) <= len("unix:"):
-            raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise SettingsError(f"{name}: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
-
-
 def check_pair(settings: object, one: str, other: str) -> None:
     """Raises SettingsError where one of two files that go together is given alone."""
     if bool(getattr(settings, one)) != bool(getattr(settings, other)):
         raise SettingsError(f"{one} and {other} go together; give both or neither")
-
-
-def is_local(address: str) -> bool:
-    """Whether only this machine can reach the address.
-
-    >>> [is_local(a) for a in ("127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "unix:/x", "localhost:1")]
-    [True, True, False, True, True]
-    """
-    if is_unix(address):
-        return True
-    host = split_address(address)[0]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def resolve(
@@ -276,15 +239,17 @@ def own_registry(environ: Mapping[str, str] | None = None) -> str:
 
 def state_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Where this program keeps what it must remember (`$XDG_STATE_HOME/classifier`)."""
-    environ = os.environ if environ is None else environ
-    base = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
-    return Path(base) / "classifier"
+    return _own_folder("XDG_STATE_HOME", ".local/state", environ)
 
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Where this program keeps what it can fetch again (`$XDG_CACHE_HOME/classifier`)."""
+    return _own_folder("XDG_CACHE_HOME", ".cache", environ)
+
+
+def _own_folder(variable: str, otherwise: str, environ: Mapping[str, str] | None) -> Path:
     environ = os.environ if environ is None else environ
-    base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".cache")
+    base = environ.get(variable) or Path(environ.get("HOME") or "~").expanduser() / otherwise
     return Path(base) / "classifier"
 
 

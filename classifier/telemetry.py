@@ -19,9 +19,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from classifier import wire
+from classifier.addresses import split_address
 from classifier.errors import MissingExtra, SettingsError
 from classifier.seams import Observer
-from classifier.settings import otlp_protocol, split_address
+from classifier.settings import otlp_protocol
 from classifier.types import Decision, Tier
 
 # Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.

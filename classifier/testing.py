@@ -141,7 +141,7 @@ def fake_server(
         "drain_seconds": 0.0,
         **settings,
     }
-    started: threading.Event = threading.Event()
+    started = threading.Event()
     addresses: list[str] = []
     problems: list[BaseException] = []
     stop: list[Callable[[], object]] = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from classifier.addresses import is_local
 from classifier.errors import SettingsError
-from classifier.settings import ServerSettings, is_local, resolve
+from classifier.settings import ServerSettings, resolve
 
 LOCAL = ("127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x")
 EXPOSED = ("0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.com:1")

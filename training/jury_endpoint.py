@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, Self
 
 import httpx
 
+from classifier.addresses import is_local
 from classifier.errors import InputError, ServerUnreachable
-from classifier.settings import is_local
 from training.jury_journal import Usage
 
 MOST_TRIES = 8

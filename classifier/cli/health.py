@@ -31,9 +31,9 @@ def command(*, address: str, timeout: float, as_json: bool) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from classifier import wire
+    from classifier.addresses import check_address
     from classifier.channels import NO_PROXY
     from classifier.errors import ServerUnreachable
-    from classifier.settings import check_address
 
     check_address(address, "address")
     with grpc.insecure_channel(address, [NO_PROXY]) as channel:

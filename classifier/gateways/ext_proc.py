@@ -22,6 +22,7 @@ from typing import Any
 
 import grpc
 
+from classifier.addresses import is_local
 from classifier.client import AsyncClient
 from classifier.errors import InvalidRequest, MissingExtra, NoAllowedRoute, SettingsError
 from classifier.fallback import Answer
@@ -42,7 +43,6 @@ from classifier.gateways.settings import GatewaySettings, Latest, read_token
 from classifier.lifetime import first_signal, print_ready
 from classifier.listening import ALONE, bind
 from classifier.routing import RoutingTable, is_restricted, read_table
-from classifier.settings import is_local
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
 try:

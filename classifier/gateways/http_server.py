@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 
+from classifier.addresses import is_local, is_unix
 from classifier.channels import aio_channel
 from classifier.credentials import Identity
 from classifier.errors import MissingExtra, SettingsError
@@ -26,7 +27,7 @@ from classifier.kept import Kept
 from classifier.lifetime import first_signal, print_ready
 from classifier.listening import bound_socket, check_free
 from classifier.pem import read_pem
-from classifier.settings import check_pair, is_local, is_unix
+from classifier.settings import check_pair
 
 log = logging.getLogger(__name__)
 DRAIN_SECONDS = 10

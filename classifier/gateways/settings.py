@@ -16,10 +16,11 @@ from typing import Generic, TypeVar
 
 import grpc
 
+from classifier.addresses import check_address
 from classifier.channels import credentials
 from classifier.errors import ClassifierError, SettingsError
 from classifier.kept import Kept
-from classifier.settings import MOST, check_address, check_pair
+from classifier.settings import MOST, check_pair
 
 T = TypeVar("T")
 MIN_REQUEST_BYTES = 1024

@@ -1,0 +1,47 @@
+"""Where to listen or to ask: `HOST:PORT` or `unix:/PATH`, and whether other machines can reach it.
+
+Knows nothing of sockets, servers or names' resolution.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from classifier.errors import SettingsError
+
+
+def is_unix(address: str) -> bool:
+    """Whether the address is a Unix socket."""
+    return address.startswith("unix:")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of a TCP address; the host of `[::1]:50051` is `::1`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def check_address(address: str, name: str = "listen") -> None:
+    """Raises SettingsError, which names the setting, where the address is neither `HOST:PORT` nor `unix:/PATH`."""
+    if is_unix(address):
+        if len(address) <= len("unix:"):
+            raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise SettingsError(f"{name}: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach the address.
+
+    >>> [is_local(a) for a in ("127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "unix:/x", "localhost:1")]
+    [True, True, False, True, True]
+    """
+    if is_unix(address):
+        return True
+    host = split_address(address)[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
