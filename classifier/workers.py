@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import tempfile
@@ -111,6 +112,8 @@ class _Keeper:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._hang_up)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM})
+        # By itself it would start along with the first worker, and let through the SIGINT that is held back there.
+        multiprocessing.resource_tracker.ensure_running()
         try:
             waiting = [self._start() for _ in range(self._settings.workers) if not self._stopping]
             for worker in waiting:
