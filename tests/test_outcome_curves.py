@@ -17,7 +17,6 @@ from training.outcome_curves import (
     apgr,
     cost_quality,
     cpt,
-    failure_auroc,
     gap_recovered,
     measure,
     oracle_tiers,
@@ -74,11 +73,6 @@ def test_without_a_gap_nothing_is_recovered():
     """Where the strong tier is not better the measures are not numbers."""
     assert np.isnan(apgr(np.arange(3.0), np.ones(3), np.ones(3)))
     assert np.isnan(cpt(np.arange(3.0), np.ones(3), np.zeros(3), 0.5))
-
-
-def test_failure_auroc_leaves_out_what_nobody_tried():
-    """A tier fails where less than half of its tries satisfied."""
-    assert failure_auroc(np.array([3.0, 1.0, 2.0]), np.array([0.2, 0.9, NAN])) == 1.0
 
 
 def test_a_tier_that_was_not_tried_is_served_by_the_next_above():

@@ -29,6 +29,7 @@ from training.step_losses import soft
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 DRAWS = 400
+MOST_ERRORS = 25
 GRID = np.concatenate([np.linspace(0.0, 0.9, 37), np.linspace(0.91, 1.0, 19)])
 
 
@@ -42,7 +43,6 @@ def detail(
     prices: Sequence[float],
     rivals: Mapping[str, NDArray[np.float32]] | None = None,
     routers: Mapping[str, Indices] | None = None,
-    worst: int = 25,
     show_text: bool = False,
 ) -> dict[str, Any]:
     """The numbers, JSON-ready.
@@ -56,8 +56,7 @@ def detail(
         prices: cheapest tier first.
         rivals: (n, 4) probabilities of baselines, by name.
         routers: (n,) tiers that other routers chose, by name.
-        worst: how many of the worst errors to list.
-        show_text: list them with the beginning of their text.
+        show_text: list the worst errors with the beginning of their text.
     """
     truth = soft(labels)
     whole = {"bundle": probabilities, **(rivals or {})}
@@ -67,7 +66,7 @@ def detail(
         "risk_cost": {name: _sweep(p, labels, truth, prices) for name, p in whole.items()},
         "policies": {name: _policy(policy, labels, truth, probabilities, prices) for name, policy in policies.items()},
         "routers": _routers(labels, probabilities, policies[default], prices, whole, routers or {}),
-        "worst": worst_errors(rows, labels, probabilities, worst, show_text=show_text),
+        "worst": worst_errors(rows, labels, probabilities, MOST_ERRORS, show_text=show_text),
     }
 
 
@@ -113,23 +112,27 @@ def _promise(fit: Guarantee) -> str:
     return promised_or_estimated(bound, fit)
 
 
-def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:
-    """How a choice of tiers fares: each number with its interval."""
+def _numbers(prices: Sequence[float]) -> dict[str, Callable[[Indices, Indices], float]]:
+    """What is told of a choice of tiers, by name: functions of (n,) chosen tiers and (n,) labels."""
 
-    def misses(c: Indices, y: Indices) -> float:
-        top = y == len(TIERS) - 1
-        return float(np.mean(c[top] < y[top])) if top.any() else float("nan")
+    def misses(chosen: Indices, labels: Indices) -> float:
+        top = labels == len(TIERS) - 1
+        return float(np.mean(chosen[top] < labels[top])) if top.any() else float("nan")
 
     price = np.asarray(prices)
-    numbers: dict[str, Callable[[Indices, Indices], float]] = {
+    return {
         "accuracy": metrics.accuracy,
         "quadratic_kappa": metrics.quadratic_kappa,
         "risk": metrics.under_routing,
         "over_routing": metrics.over_routing,
         "frontier_misses": misses,
-        "cost": lambda c, _: float(price[c].mean()),
+        "cost": lambda chosen, _: float(price[chosen].mean()),
     }
-    found = bootstrap_each(numbers, chosen, labels, draws=DRAWS)
+
+
+def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:
+    """How a choice of tiers fares: each number with its interval."""
+    found = bootstrap_each(_numbers(prices), chosen, labels, draws=DRAWS)
     of = dict.fromkeys(("accuracy", "risk", "over_routing"), len(labels))
     of["frontier_misses"] = int((labels == len(TIERS) - 1).sum())
     return found | {name: wider(found[name], n) for name, n in of.items()}
@@ -152,25 +155,12 @@ def _routers(
     # Drawn blindly in the policy's shares: a permutation of its own choices, many times over.
     rng = np.random.default_rng(0)
     drawn = np.concatenate([rng.permutation(chosen) for _ in range(max(1, 20_000 // len(chosen)))])
-    times = len(drawn) // len(labels)
-    blind = _choice_means(drawn, np.tile(labels, times), prices)
-    table[f"random router, shares of {policy.name}"] = blind
-    return table
-
-
-def _choice_means(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:
-    """As `_choice`, of a router that draws: means over its draws, whose spread is no interval of anything."""
-    top = labels == len(TIERS) - 1
-    nan = float("nan")
-    values = {
-        "accuracy": metrics.accuracy(chosen, labels),
-        "quadratic_kappa": metrics.quadratic_kappa(chosen, labels),
-        "risk": metrics.under_routing(chosen, labels),
-        "over_routing": metrics.over_routing(chosen, labels),
-        "frontier_misses": float(np.mean(chosen[top] < labels[top])) if top.any() else nan,
-        "cost": float(np.asarray(prices)[chosen].mean()),
+    truth, nan = np.tile(labels, len(drawn) // len(labels)), float("nan")
+    table[f"random router, shares of {policy.name}"] = {
+        name: (of(drawn, truth), nan, nan)  # the spread of its draws is no interval of anything
+        for name, of in _numbers(prices).items()
     }
-    return {name: (value, nan, nan) for name, value in values.items()}
+    return table
 
 
 def worst_errors(

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from classifier.bundle import FILES, Bundle, read_bundle, sha256, write_bundle
-from classifier.calibration import IDENTITY, Calibration
+from classifier.calibration import IDENTITY
 from classifier.engine import rate
 from classifier.errors import GateNotMet, InputError
 from classifier.inputs import INPUT_VERSION, render
@@ -140,11 +140,8 @@ def assemble(
     reference: Mapping[str, Any],
     card: str,
     facts: Mapping[str, Any],
-    calibration: Calibration = IDENTITY,
-    policies: Sequence[Policy] | None = None,
-    default: str = "balanced",
 ) -> Bundle:
-    """A bundle from what `export` wrote, with golden inputs answered by the int8 graph.
+    """An uncalibrated bundle from what `export` wrote, with golden inputs answered by the int8 graph.
 
     Args:
         files: folder that `export` wrote.
@@ -153,12 +150,8 @@ def assemble(
         reference: distributions for drift.
         card: the model card, Markdown.
         facts: recipe, data hashes, seed, metrics, parent: what the manifest says beside the files.
-        calibration: logits → probabilities.
-        policies: or the unproven ones.
-        default: the default policy's name.
     """
-    if policies is None:
-        policies = [Policy(name=name, threshold=value) for name, value in UNPROVEN_THRESHOLDS.items()]
+    policies = [Policy(name=name, threshold=value) for name, value in UNPROVEN_THRESHOLDS.items()]
     config = json.loads((files / "config.json").read_text(encoding="utf-8"))
     max_tokens = int(config["max_tokens"])
     fast = FastTokenizer.from_file(str(files / "tokenizer.json"))
@@ -168,16 +161,16 @@ def assemble(
     for row in golden:
         model_input = render(row.request)
         logits = rate(model_input, tokenizer.encode(model_input), tokenizer, session)
-        answers.append(golden_case(row, calibration.apply(logits)))
+        answers.append(golden_case(row, IDENTITY.apply(logits)))
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder)
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.onnx"):
             shutil.copyfile(files / name, staged / name)
         policy_json = policies_to_json(
-            policies, default, model_sha256=sha256(files / "model.onnx"), calibration_revision=calibration.revision
+            policies, "balanced", model_sha256=sha256(files / "model.onnx"), calibration_revision=IDENTITY.revision
         )
         for name, content in (
-            ("calibration.json", calibration.to_json()),
+            ("calibration.json", IDENTITY.to_json()),
             ("policy.json", policy_json),
             ("reference.json", reference),
         ):

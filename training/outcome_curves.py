@@ -85,12 +85,6 @@ def cpt(scores: Array, weak: Array, strong: Array, level: float) -> float:
     return float(shares[reached - 1] + part * (shares[reached] - shares[reached - 1]))
 
 
-def failure_auroc(scores: Array, success: Array) -> float:
-    """AUROC of a score for "the tier fails": P(a request on which it fails scores above one on which it does not)."""
-    known = ~np.isnan(success)
-    return auroc(np.asarray(scores)[known], success[known] < FAILS_BELOW)
-
-
 def success_and_cost(chosen: NDArray[np.int64], success: Array, prices: Sequence[float]) -> tuple[float, float]:
     """Mean success and mean price of a choice of tiers, every request taken to be equally long.
 
@@ -233,9 +227,7 @@ def measure(
     *,
     prices: Sequence[float],
     policies: Mapping[str, tuple[float, float]] | None = None,
-    scores: Mapping[str, Array] | None = None,
     routers: Mapping[str, NDArray[np.int64]] | None = None,
-    pairs: Sequence[tuple[Tier, Tier]] = PAIRS,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
     """Everything about a file of outcomes, by source: sources differ in difficulty, so they are never pooled.
@@ -245,9 +237,7 @@ def measure(
         probabilities: (n, 4), what the model says of each request.
         prices: dollars a million tokens, cheapest tier first.
         policies: name → (threshold, top-tier threshold).
-        scores: further scores by name, (n,) each, the higher the harder; length is always there.
         routers: tiers that other routers chose, by name, (n,) each.
-        pairs: weak and strong tiers to compare.
         draws: bootstrap samples.
 
     Returns:
@@ -259,7 +249,6 @@ def measure(
         rows = outcomes.sources == source
         part, shares = outcomes.take(rows), probabilities[rows]
         given = {"model": _above(shares), "length": _same(part.characters)}
-        given |= {name: _same(values[rows]) for name, values in (scores or {}).items()}
         by_source[source] = {
             "rows": len(part),
             "simple_fails": measure_failures(part, given, draws=draws),
@@ -267,7 +256,7 @@ def measure(
                 f"{weak.label} against {strong.label}": measure_pair(
                     part, given | {"model_between": _between(shares)}, weak, strong, draws=draws
                 )
-                for weak, strong in pairs
+                for weak, strong in PAIRS
             },
             "cost_quality": cost_quality(
                 part.success, shares, prices, policies or {}, {k: v[rows] for k, v in (routers or {}).items()}
