@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from classifier import AsyncClient, Client, Tier  # noqa: E402
-from classifier.metrics import bootstrap_interval  # noqa: E402
+from classifier.intervals import bootstrap_interval  # noqa: E402
 from classifier.routing import PRICES  # noqa: E402
 from classifier.types import TIERS  # noqa: E402
 from tests.gateways.litellm_proxy import LITELLM_ENVIRONMENT, litellm_command  # noqa: E402

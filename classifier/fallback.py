@@ -328,11 +328,8 @@ class Batch:
             return self.failed(ClassifierError(answered))
         if self.plans_sent:
             self._logic.breaker.succeeded()
-        logic, found = self._logic, iter(results)
-        return [
-            logic.failed(plan, plan.problem) if plan.problem else logic.result(plan, next(found))
-            for plan in self._plans
-        ]
+        found, failed, result = iter(results), self._logic.failed, self._logic.result
+        return [failed(plan, plan.problem) if plan.problem else result(plan, next(found)) for plan in self._plans]
 
     def failed(self, error: Exception) -> list[Answer]:
         """The fallback for all, or the error where there is none."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval, wilson
+from classifier.intervals import Interval, wilson
 from classifier.resampling import Array, Resampled
 from classifier.types import TIERS
 

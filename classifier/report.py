@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier import wording
+from classifier.intervals import Interval, bootstrap_interval
 from classifier.measured import FEWEST_LABELS, Measured, measure
-from classifier.metrics import Interval, bootstrap_interval, tier_shares
+from classifier.metrics import tier_shares
 from classifier.prices import Price, Prices
 from classifier.resampling import units_of
 from classifier.savings import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval, percentiles
+from classifier.intervals import Interval, percentiles
 
 FEWEST_DAYS = 20
 MOST_BLOCKS = 5000

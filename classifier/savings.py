@@ -19,7 +19,7 @@ from decimal import Decimal
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval
+from classifier.intervals import Interval
 from classifier.resampling import DRAWS, Array, Resampled
 from classifier.types import TIERS
 

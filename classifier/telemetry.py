@@ -2,24 +2,20 @@
 
 It receives timings, tiers and status names as data and never sees a prompt.
 
-Knows nothing of requests' contents, engines or how the server runs. Only this file imports prometheus_client and
-opentelemetry.
+Knows nothing of requests' contents, engines or how the server runs. Only this file imports opentelemetry, and only this
+one and `metrics_page` prometheus_client.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from classifier import wire
-from classifier.addresses import split_address
 from classifier.errors import MissingExtra, SettingsError
 from classifier.seams import Observer
 from classifier.settings import otlp_protocol
@@ -27,12 +23,9 @@ from classifier.types import Decision, Tier
 
 # Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.
 _BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-log = logging.getLogger(__name__)
 DRIFT_WINDOW = 2000
 """Requests that drift is measured on."""
 DRIFT_MIN = 200
-PAGE_SECONDS = 10.0
-"""How long a caller of the Prometheus page may be silent: each holds a thread and an open file."""
 
 
 class Metrics(Observer):
@@ -187,51 +180,6 @@ class Metrics(Observer):
         probabilities, signals = zip(*recent, strict=True)
         for of, value in stability_indices(probabilities, signals, reference).items():
             self._drift.labels(of).set(value)
-
-
-def serve_metrics(address: str, registry: CollectorRegistry) -> Callable[[], None]:
-    """Serves the Prometheus page on a thread; returns what ends it.
-
-    Raises:
-        SettingsError: the address cannot be had.
-    """
-    host, port = split_address(address)
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise SettingsError(f"metrics_listen: {address} cannot be had ({error.strerror}); choose another") from None
-    server.RequestHandlerClass = _quiet(server.RequestHandlerClass)
-    log.info("metrics on %s:%d", address.rpartition(":")[0], server.server_port)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop
-
-
-def _quiet(handler: Any) -> Any:
-    """The page's handler that waits for no caller for ever, and writes no traceback where one leaves or sends junk."""
-
-    class Quiet(handler):  # type: ignore[misc]
-        timeout = PAGE_SECONDS
-
-        def handle(self) -> None:
-            with contextlib.suppress(OSError):
-                super().handle()
-
-        def get_stderr(self) -> io.StringIO:
-            return io.StringIO()
-
-    return Quiet
-
-
-def collected(folder: str) -> CollectorRegistry:
-    """The metrics of all worker processes that write into `folder`, summed."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
-    return registry
 
 
 class Traces(Observer):

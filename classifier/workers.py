@@ -65,7 +65,7 @@ def supervise(
         told = replace(settings, listen=addresses, cores=cores, metrics_listen="")
         folder = ""
         if settings.metrics_listen:
-            from classifier.telemetry import collected, serve_metrics
+            from classifier.metrics_page import collected, serve_metrics
 
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="classifier-metrics-"))
             held.callback(serve_metrics(settings.metrics_listen, collected(folder)))
@@ -179,9 +179,9 @@ class _Keeper:
             pipe, started = self._workers.pop(worker)
             pipe.close()
             if self._folder and worker.pid:
-                from prometheus_client.multiprocess import mark_process_dead
+                from classifier.metrics_page import forget_process
 
-                mark_process_dead(worker.pid, self._folder)  # type: ignore[no-untyped-call]
+                forget_process(worker.pid, self._folder)
             if self._stopping:
                 continue
             log.warning("worker %s ended with %s; another takes its place", worker.pid, worker.exitcode)

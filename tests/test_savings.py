@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from classifier.errors import SettingsError
-from classifier.metrics import Interval
+from classifier.intervals import Interval
 from classifier.prices import Prices, read_prices
 from classifier.resampling import units_of
 from classifier.savings import (

@@ -17,8 +17,9 @@ from prometheus_client import generate_latest
 
 from classifier import Client, Request, Tier, errors
 from classifier.logs import JsonFormatter, TextFormatter, configure_logging
+from classifier.metrics_page import serve_metrics
 from classifier.seams import Observer
-from classifier.telemetry import Metrics, Observers, Traces, serve_metrics
+from classifier.telemetry import Metrics, Observers, Traces
 from classifier.testing import FakeEngine, fake_server
 from tests.serving_support import port_nobody_is_given, server_process, until
 
@@ -112,7 +113,7 @@ def test_the_page_is_served_beside_the_calls(tiny_bundle_path):
 
 def test_strangers_at_the_page_leave_no_trace_and_hold_nothing(monkeypatch, capfd):
     """Who asks rubbish, resets or says nothing gets no line of the log, and no thread of its own for ever."""
-    monkeypatch.setattr("classifier.telemetry.PAGE_SECONDS", 0.05)
+    monkeypatch.setattr("classifier.metrics_page.PAGE_SECONDS", 0.05)
     address = f"127.0.0.1:{port_nobody_is_given()}"
     stop, before = serve_metrics(address, Metrics().registry), threading.active_count()
     host, port = address.split(":")

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.intervals import Interval, bootstrap_interval
 from classifier.measured import wider
-from classifier.metrics import Interval, bootstrap_interval, tier_shares
+from classifier.metrics import tier_shares
 from classifier.policy import cumulative_probabilities
 from classifier.types import TIERS
 from training.calibration_report import BOOTSTRAPS, constant_mix, frontier_misses, random_risk, resampled, under

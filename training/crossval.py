@@ -28,7 +28,7 @@ from classifier.calibration import IDENTITY
 from classifier.durable import explained
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import bootstrap_each
+from classifier.intervals import bootstrap_each
 from training import processes
 from training.corpus import RUBRIC, Row, source_folds, tiers
 from training.evaluate import baselines, statistics

@@ -20,7 +20,7 @@ from classifier import metrics
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.metrics import Interval, bootstrap_each, paired_bootstrap, ranged, wilson
+from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wilson
 from classifier.types import TIERS
 from training.corpus import UNLABELLED, Row, tiers
 

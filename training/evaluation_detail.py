@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.inputs import rated_text
+from classifier.intervals import bootstrap_each
 from classifier.measured import wider
-from classifier.metrics import bootstrap_each, tier_shares
+from classifier.metrics import tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_report import constant_cost, promised_or_estimated, random_risk, reliability, under

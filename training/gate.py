@@ -33,7 +33,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from classifier.metrics import Interval, bootstrap_intervals, wilson
+from classifier.intervals import Interval, bootstrap_intervals, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy

@@ -28,7 +28,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.metrics import Interval, wilson
+from classifier.intervals import Interval, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES
 from training.decision_log import Log

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.metrics import auroc, bootstrap_interval, ranged
+from classifier.intervals import bootstrap_interval, ranged
+from classifier.metrics import auroc
 from classifier.policy import choose_many
 from classifier.types import TIERS, Tier
 from training.outcomes import Array, Outcomes

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from classifier.engine import Engine
 from classifier.inputs import rated_index
-from classifier.metrics import bootstrap_intervals, ranged, wilson
+from classifier.intervals import bootstrap_intervals, ranged, wilson
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
 from classifier.types import TIERS, Message, Request, Tier

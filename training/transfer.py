@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from classifier.calibration import IDENTITY, Calibration
 from classifier.errors import InputError
-from classifier.metrics import bootstrap_interval, calibration_error
+from classifier.intervals import bootstrap_interval
+from classifier.metrics import calibration_error
 from classifier.policy import choose_many
 from classifier.types import TIERS
 from training.calibration_fit import FEWEST_ROWS, FOLDS, compare, expected_scores

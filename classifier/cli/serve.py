@@ -67,9 +67,10 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     from classifier.lifetime import leave, print_ready, serve
     from classifier.lifetime import run as run_server
     from classifier.logs import configure_logging
+    from classifier.metrics_page import serve_metrics
     from classifier.server import Server, server_key
     from classifier.settings import sqlite_file
-    from classifier.telemetry import observing, serve_metrics
+    from classifier.telemetry import observing
 
     configure_logging(settings.log_format, settings.log_level)
     if settings.store == "off" and (left := sqlite_file(settings.feedback_url)) is not None and left.exists():
