@@ -75,8 +75,9 @@ class Tokens:
             parts = list(takewhile(lambda part: not part.startswith("#"), line.split()))
             if not parts:
                 continue
-            if len(parts) != 2 or len(parts[1]) < MIN_TOKEN_CHARS:
-                what = f"expected NAME TOKEN, a token of {MIN_TOKEN_CHARS} characters or more"
+            # What is not ASCII no caller could send: it fits no header.
+            if len(parts) != 2 or len(parts[1]) < MIN_TOKEN_CHARS or not parts[1].isascii():
+                what = f"expected NAME TOKEN, a token of {MIN_TOKEN_CHARS} ASCII characters or more"
                 raise SettingsError(f"tokens: {path} line {number}: {what}")
             name, token = parts
             if names.setdefault(token, name) != name:

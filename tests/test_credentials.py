@@ -54,10 +54,11 @@ def test_a_token_may_hold_what_begins_a_comment(tmp_path):
     [
         *("", "# only a comment", "alice", "alice short", "alice # short", "alice a-token-long-enough more"),
         "alice a-token-long-enough\nbob a-token-long-enough",
+        "alice a-töken-long-enough-for-all",
     ],
 )
 def test_a_tokens_file_that_cannot_be_is_refused_without_its_text(tmp_path, content):
-    """A file without tokens, with a malformed line or a token of two names is refused by line number, unquoted."""
+    """A file without tokens, or a line that is not right, is refused by the number of the line, unquoted."""
     path = tmp_path / "tokens"
     path.write_text(content)
     with pytest.raises(errors.SettingsError, match="tokens: ") as refusal:
