@@ -152,7 +152,8 @@ def _routers(
     table = {f"bundle, policy {policy.name}": _choice(chosen, labels, prices)}
     table |= {f"{name}, arg-max": _choice(p.argmax(axis=1), labels, prices) for name, p in whole.items()}
     table |= {name: _choice(tiers, labels, prices) for name, tiers in routers.items()}
-    table["oracle"] = _choice(labels, labels, prices)
+    # It misses nothing by definition: no other rows could show otherwise, which Wilson's interval allows for.
+    table["oracle"] = bootstrap_each(_numbers(prices), labels, labels, draws=DRAWS)
     # Drawn blindly in the policy's shares: a permutation of its own choices, many times over.
     rng = np.random.default_rng(0)
     drawn = np.concatenate([rng.permutation(chosen) for _ in range(max(1, 20_000 // len(chosen)))])
