@@ -89,8 +89,7 @@ def test_a_sigterm_that_comes_early_is_kept_for_the_start(tiny_bundle_path, work
         assert (server.wait(), server.ready_lines) == (0, [])
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 0, "1"), (signal.SIGINT, 130, "2")])
 def test_a_server_told_to_stop_drains_and_ends_with_the_code_of_the_signal(tiny_bundle_path, number, code, workers):
     """SIGTERM and SIGINT both drain a server; the first is its end, and after Ctrl-C it was interrupted."""
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--workers", workers]
@@ -102,8 +101,7 @@ def test_a_server_told_to_stop_drains_and_ends_with_the_code_of_the_signal(tiny_
         assert ("interrupted" in server.lines) == (code == 130)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 0, "1"), (signal.SIGINT, 130, "2")])
 def test_a_server_that_still_loads_at_its_end_is_not_aborted(tiny_bundle_path, number, code, workers):
     """A load that takes too long is left where it is, and the exit code is the signal's all the same."""
     arguments = ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--workers", workers]
