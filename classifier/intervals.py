@@ -52,6 +52,19 @@ def wilson(mean: float, n: float, z: float = 1.959964) -> Interval:
     return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
 
 
+def wider(interval: Interval, n: float) -> Interval:
+    """The interval of a share of n, widened to Wilson's where that is wider.
+
+    >>> [round(x, 3) for x in wider(Interval(0.0, 0.0, 0.0), 50)]
+    [0.0, 0.0, 0.071]
+    """
+    p = interval.estimate
+    if not n or not np.isfinite(p):
+        return Interval(p, float("nan"), float("nan"))
+    _, low, high = wilson(p, n)
+    return Interval(p, float(np.nanmin([interval.low, low])), float(np.nanmax([interval.high, high])))
+
+
 def bootstrap_interval(
     statistic: Callable[..., float],
     *arrays: ArrayLike,

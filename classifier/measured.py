@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.intervals import Interval, wilson
+from classifier.intervals import Interval, wider
 from classifier.resampling import Array, Resampled
 from classifier.types import TIERS
 
@@ -89,16 +89,3 @@ def measure(
             frontier_misses=share(1 - taken[:, -1], frontier * known),
         )
     return found
-
-
-def wider(interval: Interval, n: float) -> Interval:
-    """The interval of a share of n, widened to Wilson's where that is wider.
-
-    >>> [round(x, 3) for x in wider(Interval(0.0, 0.0, 0.0), 50)]
-    [0.0, 0.0, 0.071]
-    """
-    p = interval.estimate
-    if not n or not np.isfinite(p):
-        return Interval(p, float("nan"), float("nan"))
-    _, low, high = wilson(p, n)
-    return Interval(p, float(np.nanmin([interval.low, low])), float(np.nanmax([interval.high, high])))

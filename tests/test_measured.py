@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classifier.intervals import Interval
-from classifier.measured import measure, wider
+from classifier.intervals import Interval, wider
+from classifier.measured import measure
 from classifier.resampling import units_of
 
 ONE = np.eye(4)

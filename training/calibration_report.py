@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from classifier import routing
 from classifier.calibration import Calibration
-from classifier.intervals import Interval, bootstrap_interval
-from classifier.measured import wider
+from classifier.intervals import Interval, bootstrap_interval, wider
 from classifier.metrics import calibration_error, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS

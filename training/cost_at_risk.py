@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.intervals import Interval, bootstrap_interval
-from classifier.measured import wider
+from classifier.intervals import Interval, bootstrap_interval, wider
 from classifier.metrics import tier_shares
 from classifier.policy import cumulative_probabilities
 from classifier.types import TIERS

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.inputs import rated_text
-from classifier.intervals import bootstrap_each
-from classifier.measured import wider
+from classifier.intervals import bootstrap_each, wider
 from classifier.metrics import tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
