@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -133,7 +134,7 @@ class ServerSettings:
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingsError(f"{f.name}: expected a finite number, found {value:g}")
             if minimum is not None and not value >= minimum:
-                raise SettingsError(f"{f.name}: expected {minimum:g} or more, found {value:g}")
+                raise SettingsError(f"{f.name}: expected {minimum:g} or more, found {value}")
             if maximum is not None and not value <= maximum:
                 raise SettingsError(f"{f.name}: expected {maximum} or less, found {value}")
         if not self.listen:
@@ -245,6 +246,22 @@ def state_folder(environ: Mapping[str, str] | None = None) -> Path:
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Where this program keeps what it can fetch again (`$XDG_CACHE_HOME/classifier`)."""
     return _own_folder("XDG_CACHE_HOME", ".cache", environ)
+
+
+def misspelt(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The `CLASSIFIER_*` variables that are no setting but nearly one, and which; others may be another program's.
+
+    >>> misspelt({"CLASSIFIER_QUUE_SIZE": "8", "CLASSIFIER_SERVICE_HOST": "10.0.0.1"})
+    {'CLASSIFIER_QUUE_SIZE': 'CLASSIFIER_QUEUE_SIZE'}
+    """
+    names = [name.upper() for name in ServerSettings.__slots__]
+    found = {}
+    for variable in os.environ if environ is None else environ:
+        name = variable.removeprefix(PREFIX)
+        if variable.startswith(PREFIX) and name not in (*names, "TOKEN"):  # that one is a client's
+            for near in get_close_matches(name, names, n=1, cutoff=0.8):
+                found[variable] = PREFIX + near
+    return found
 
 
 def _own_folder(variable: str, otherwise: str, environ: Mapping[str, str] | None) -> Path:

@@ -62,6 +62,7 @@ def test_variables_hold_lists_and_switches_as_text():
         ({"metrics_listen": "unix:/x"}, "metrics_listen: expected HOST:PORT"),
         ({"metrics_listen": "9464"}, "^metrics_listen: expected HOST:PORT"),
         ({"drain_seconds": "inf"}, "drain_seconds: expected a finite number, found inf"),
+        ({"queue_size": -(10**400)}, "queue_size: expected 0 or more"),
     ],
     ids=lambda value: str(value)[:40],
 )
