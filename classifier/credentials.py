@@ -97,7 +97,7 @@ class Tokens:
         return found
 
 
-class Identity:
+class Authenticator:
     """Names the caller of a call.
 
     Args:

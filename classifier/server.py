@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2_grpc
 from classifier import wire
 from classifier.admission import Admission, RateLimit
 from classifier.cores import available_cores
-from classifier.credentials import Identity
+from classifier.credentials import Authenticator
 from classifier.decision_id import DecisionIds, parse_key, read_key
 from classifier.errors import ClassifierError
 from classifier.health import SERVICE as HEALTH
@@ -103,7 +103,7 @@ class Server:
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
             ids=DecisionIds(self._key),
-            identity=Identity(settings.tokens, certificates=bool(settings.tls_client_ca)),
+            authenticator=Authenticator(settings.tokens, certificates=bool(settings.tls_client_ca)),
             observer=self._observer,
             routes=self._routes.value,
         )
@@ -233,7 +233,7 @@ class Server:
                 await _look_for(watched, again=again)
 
     def _read_files(self, *, again: bool) -> None:
-        for what, read in (("tokens", self.service.identity.reload), ("routes", self._routes.reload)):
+        for what, read in (("tokens", self.service.authenticator.reload), ("routes", self._routes.reload)):
             try:
                 if read(again=again):
                     self._count(what, ok=True)

@@ -24,7 +24,7 @@ from google.rpc import code_pb2, status_pb2
 
 from classifier import wire
 from classifier.admission import Admission, Places, RateLimit
-from classifier.credentials import Caller, Identity
+from classifier.credentials import Authenticator, Caller
 from classifier.errors import ClassifierError, InvalidRequest, NotConfigured, NotReady
 from classifier.items import answer_all, answer_in_order
 from classifier.policy import exploration
@@ -49,7 +49,7 @@ class Service:
         ids: makes and checks decision ids.
         engine: None until it is loaded; calls are UNAVAILABLE then.
         feedback: None where outcomes are not taken.
-        identity: names callers.
+        authenticator: names callers.
         limits: what one call may ask for.
         rate_limit: how often one caller may ask.
         observer: is told what happened.
@@ -61,7 +61,7 @@ class Service:
     ids: Ids
     engine: Classifies | None = None
     feedback: Feedback | None = None
-    identity: Identity = field(default_factory=Identity)
+    authenticator: Authenticator = field(default_factory=Authenticator)
     limits: Limits = field(default_factory=Limits)
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 1))
     observer: Observer = field(default_factory=Observer)
@@ -235,7 +235,7 @@ class Service:
         started, code = time.perf_counter(), "CANCELLED"
         observed = self.observer.call_started(method, context.invocation_metadata() or ())
         try:
-            answer = await handle(data, self.identity.caller(context), _deadline(context))
+            answer = await handle(data, self.authenticator.caller(context), _deadline(context))
         except Exception as error:
             status = self._status(method, error)
             code = code_name(status.code)
@@ -258,14 +258,14 @@ class Service:
         method, started, code = "ClassifyStream", time.perf_counter(), "CANCELLED"
         observed = self.observer.call_started(method, context.invocation_metadata() or ())
         try:
-            caller = self.identity.caller(context)
+            caller = self.authenticator.caller(context)
             with self._streams.one(caller.turn, self.limits.max_streams):
                 self._ready()
                 deadline, limits = _deadline(context), self.limits
                 await answer_in_order(
                     requests,
                     # Who it is is asked again: a token that is taken back ends the streams that it opened.
-                    lambda data: self._stream_item(data, self.identity.caller(context), deadline),
+                    lambda data: self._stream_item(data, self.authenticator.caller(context), deadline),
                     context.write,
                     width=self.admission.cores + _AHEAD,
                     most=limits.max_stream_items,

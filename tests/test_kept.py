@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from classifier.credentials import Identity
+from classifier.credentials import Authenticator
 from classifier.errors import SettingsError
 from classifier.kept import Kept
 from classifier.reload import routes_of
@@ -68,11 +68,11 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(kept):
     assert value.reload()
 
 
-@pytest.mark.parametrize("kind", [Identity, routes_of])
+@pytest.mark.parametrize("kind", [Authenticator, routes_of])
 def test_tokens_and_routes_that_were_refused_are_refused_again_when_asked(kind, tmp_path):
     """A file that stays broken is told of at each SIGHUP and not at each look."""
     path = tmp_path / "x"
-    path.write_text("alice 0123456789abcdef\n" if kind is Identity else MIXED_TOML)
+    path.write_text("alice 0123456789abcdef\n" if kind is Authenticator else MIXED_TOML)
     found = kind(str(path))
     path.write_text("broken =")
     with pytest.raises(SettingsError):

@@ -36,7 +36,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from classifier import wire
-from classifier.credentials import Identity
+from classifier.credentials import Authenticator
 from classifier.errors import ClassifierError, InvalidRequest, Overloaded
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
 from classifier.statuses import code_name, error_of, status_of, status_of_call
@@ -57,14 +57,14 @@ class Gateway:
     Attributes:
         channel: to the server, for the calls.
         probe: to the server, for its health, whatever that is.
-        identity: checks tokens before a body is read; without tokens the server alone does.
+        authenticator: checks tokens before a body is read; without tokens the server alone does.
         max_request_bytes: largest body.
         timeout_seconds: deadline of a request, reading its body included.
     """
 
     channel: grpc.aio.Channel
     probe: grpc.aio.Channel
-    identity: Identity = field(default_factory=Identity)
+    authenticator: Authenticator = field(default_factory=Authenticator)
     max_request_bytes: int = 4 * 2**20
     timeout_seconds: float = 10.0
     _in_flight: int = 0
@@ -93,7 +93,7 @@ class Gateway:
         self._in_flight += 1
         try:
             metadata = _metadata(request)
-            self.identity.caller(_Call(request, metadata))
+            self.authenticator.caller(_Call(request, metadata))
             message = operation.request()
             if operation.method == "POST":
                 body = await self._body(request, deadline)
@@ -182,7 +182,7 @@ async def _left(request: Request) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What `Identity` reads of a call."""
+    """What `Authenticator` reads of a call."""
 
     request: Request
     metadata: Mapping[str, str]

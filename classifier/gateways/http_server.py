@@ -20,7 +20,7 @@ import grpc
 
 from classifier.addresses import is_local, is_unix
 from classifier.channels import aio_channel
-from classifier.credentials import Identity
+from classifier.credentials import Authenticator
 from classifier.errors import MissingExtra, SettingsError
 from classifier.gateways.settings import GatewaySettings, follow
 from classifier.kept import Kept
@@ -135,11 +135,11 @@ async def _serve(settings: HttpSettings, listening: socket.socket) -> signal.Sig
                 self.transport.close()
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it logs each start and stop
-    identity = Identity(settings.tokens)
+    authenticator = Authenticator(settings.tokens)
     # The channel of the calls knows no server that does not serve, and so cannot tell one from none.
     ungated = ("grpc.service_config", "{}")
     async with _channel(settings) as channel, _channel(settings, ungated) as probe:
-        app = Gateway(channel, probe, identity, settings.max_request_bytes, settings.timeout_seconds).app()
+        app = Gateway(channel, probe, authenticator, settings.max_request_bytes, settings.timeout_seconds).app()
         try:
             config = uvicorn.Config(
                 app,
@@ -159,7 +159,7 @@ async def _serve(settings: HttpSettings, listening: socket.socket) -> signal.Sig
         server = _Quiet(config)
         told = first_signal()
         told.add_done_callback(lambda _: setattr(server, "should_exit", True))
-        following = [asyncio.create_task(follow("tokens", identity.reload))]
+        following = [asyncio.create_task(follow("tokens", authenticator.reload))]
         if config.ssl is not None:
             following.append(asyncio.create_task(follow("certificates", _shown_by(config.ssl, settings).reload)))
         try:
