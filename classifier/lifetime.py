@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from classifier.aside import is_busy
+
 if TYPE_CHECKING:
     from classifier.server import Server
 
@@ -118,9 +120,7 @@ def leave(by: signal.Signals | None) -> None:
     Raises:
         KeyboardInterrupt: it was SIGINT.
     """
-    from classifier.reload import is_loading
-
-    if is_loading():
+    if is_busy():
         # Python's own end kills the thread, which in onnxruntime's or the tokeniser's code aborts the process.
         log.warning("a bundle still loads; it is left at that")
         logging.shutdown()

@@ -10,7 +10,6 @@ Knows nothing of ports, calls or messages.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import ctypes
 import json
@@ -20,8 +19,9 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
+from classifier.aside import aside
 from classifier.errors import BundleCorrupt, BundleNotFound, ClassifierError
 from classifier.kept import Kept
 from classifier.routing import RoutingTable, read_table
@@ -32,13 +32,10 @@ from classifier.types import Decision
 if TYPE_CHECKING:
     from classifier.telemetry import Metrics
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 SHADOW_QUEUE = 64  # requests that may wait for the shadow; it is a sample, so more are dropped and counted
 _VERDICTS = (BundleNotFound, BundleCorrupt)  # on a bundle; a store that failed says nothing of it, and is asked again
-_LAST_LOAD_SECONDS = 5.0  # that a load may still take when the process ends; it takes half a second on an idle core
 _LAST_RUNS_SECONDS = 0.5  # until requests that began with the engine before have it no more
-_THREAD = "bundle"
 
 
 class Source(Protocol):
@@ -171,7 +168,7 @@ class Watched:
         Raises:
             BundleError: it cannot be used.
         """
-        engine = await _aside(self._source.load)
+        engine = await aside(self._source.load)
         self._have, self._engine = engine.bundle_version, engine
         self._swap(engine)
 
@@ -183,13 +180,13 @@ class Watched:
         """
         wanted = ""
         try:
-            wanted = await _aside(self._source.wanted)
+            wanted = await aside(self._source.wanted)
             if wanted == self._have:
                 self._refused, self._trouble = "", None  # what was refused may come back mended, under the same hash
                 return
             if wanted == self._refused and not again:
                 return
-            engine = await _aside(self._source.load)
+            engine = await aside(self._source.load)
         except ClassifierError as error:
             if isinstance(error, _VERDICTS):
                 self._refused = wanted
@@ -214,32 +211,6 @@ class Watched:
     def _count(self, *, ok: bool) -> None:
         if self._metrics is not None:
             self._metrics.reloaded(self._what, ok=ok)
-
-
-def is_loading() -> bool:
-    """Whether a load still runs on its thread, also one that nobody waits for any more."""
-    return any(thread.name == _THREAD for thread in threading.enumerate())
-
-
-async def _aside(work: Callable[[], T]) -> T:
-    """What `work` returns, on a thread of its own that no process waits for long at its end: storage may hang."""
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
-    done.set_running_or_notify_cancel()  # whoever leaves cannot take the future from the thread
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # a panic of the tokeniser's is no Exception, and whoever waits must hear of it
-            done.set_exception(error)
-
-    thread = threading.Thread(target=run, name=_THREAD, daemon=True)
-    thread.start()
-    try:
-        return await asyncio.wrap_future(done)
-    except asyncio.CancelledError:
-        # The process ends. A load that gets on may finish; `leave` ends the process under one that does not.
-        await asyncio.to_thread(thread.join, _LAST_LOAD_SECONDS)
-        raise
 
 
 def _free(engines: list[Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from classifier import reload
+from classifier import aside
 from classifier.cli import main
 from classifier.engine import Engine
 
@@ -22,7 +22,7 @@ def without_end(path):
 
 
 Engine.from_pretrained = without_end
-reload._LAST_LOAD_SECONDS = 0.0
+aside.LAST_SECONDS = 0.0
 
 if __name__ == "__main__":
     main(["serve", *sys.argv[1:]])
