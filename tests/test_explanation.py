@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classifier import Request, Tier, cli
+from classifier.cli.classify import PART_CHARS
 from classifier.engine import Engine
 from classifier.explanation import MAX_PARTS, divide, explain
 from tests.tiny import tiny_bundle
@@ -101,6 +102,15 @@ def test_explain_prints_thresholds_signals_and_parts(tiny_bundle_path):
     assert "short by" in done.output
     [line] = [row for row in done.output.splitlines() if row.endswith('"please prove the theorem."')][:1]
     assert "→ complex" in line
+
+
+def test_a_long_part_is_shown_cut_between_words_with_one_space(tiny_bundle_path):
+    """Where the cut of a long part falls beside a space there are not two."""
+    words = "does " * (PART_CHARS // 3)  # a space after each fifth letter, so at half of 60
+    done = run("--bundle", tiny_bundle_path, "--explain", f"{words.strip()}. {words.strip()}.")
+    assert " … " in done.output
+    assert " …  " not in done.output
+    assert "  … " not in done.output
 
 
 def test_explain_prints_json_for_machines(tiny_bundle_path):

@@ -204,5 +204,6 @@ def _pull(one: Effect, decision: Decision) -> str:
 
 def _quoted(text: str) -> str:
     flat = " ".join(text.split())
-    shown = flat if len(flat) <= PART_CHARS else f"{flat[: PART_CHARS // 2]} … {flat[-PART_CHARS // 2 :]}"
-    return json.dumps(shown, ensure_ascii=False)
+    if len(flat) > PART_CHARS:
+        flat = f"{flat[: PART_CHARS // 2].rstrip()} … {flat[-PART_CHARS // 2 :].lstrip()}"
+    return json.dumps(flat, ensure_ascii=False)
