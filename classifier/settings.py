@@ -20,6 +20,8 @@ from classifier.toml import read_toml
 
 PREFIX = "CLASSIFIER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
+# Names of variables that are no setting of the server but a flag of some command.
+BESIDE = ("CONFIG", "TOKEN", "HTTP_LISTEN", "EXT_PROC_LISTEN", "ADDRESS", "SERVER_CA", "SERVER_CERT", "SERVER_KEY")
 MOST = 2**31 - 1  # what gRPC and the contract's fields hold
 
 
@@ -249,16 +251,16 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def misspelt(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The `CLASSIFIER_*` variables that are no setting but nearly one, and which; others may be another program's.
+    """The `CLASSIFIER_*` variables that no command reads, and the one that each nearly is; others may be anybody's.
 
     >>> misspelt({"CLASSIFIER_QUUE_SIZE": "8", "CLASSIFIER_SERVICE_HOST": "10.0.0.1"})
     {'CLASSIFIER_QUUE_SIZE': 'CLASSIFIER_QUEUE_SIZE'}
     """
-    names = [name.upper() for name in ServerSettings.__slots__]
+    names = [*(name.upper() for name in ServerSettings.__slots__), *BESIDE]
     found = {}
     for variable in os.environ if environ is None else environ:
         name = variable.removeprefix(PREFIX)
-        if variable.startswith(PREFIX) and name not in (*names, "TOKEN"):  # that one is a client's
+        if variable.startswith(PREFIX) and name not in names:
             for near in get_close_matches(name, names, n=1, cutoff=0.8):
                 found[variable] = PREFIX + near
     return found

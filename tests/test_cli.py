@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from classifier import cli
 from classifier.errors import ClassifierError
+from classifier.settings import misspelt
 
 
 def run(*arguments, stdin=""):
@@ -135,6 +136,26 @@ def test_every_setting_is_a_flag_and_named_with_its_variable():
     for f in fields(ServerSettings):
         assert ("--" + f.name.replace("_", "-") + ("TEXT" if f.name == "key" else "") in shown) != f.metadata["secret"]
         assert (f"[CLASSIFIER_{f.name.upper()}]" in shown) != f.metadata["secret"]
+
+
+def test_a_variable_with_a_slip_is_named_by_every_command(monkeypatch):
+    """Of each variable that a command reads, one letter less is told of; the variable itself is not, nor another's."""
+
+    def variables(command):
+        yield from (str(p.envvar) for p in command.params if str(p.envvar).startswith("CLASSIFIER_"))
+        for inner in getattr(command, "commands", {}).values():
+            yield from variables(inner)
+
+    context = cli.command.make_context("classifier", [], resilient_parsing=True)
+    verbs = [cli.command.get_command(context, verb) for verb in cli.command.list_commands(context)]
+    read = {"CLASSIFIER_CONFIG", "CLASSIFIER_KEY", *(name for verb in verbs if verb for name in variables(verb))}
+    assert {"CLASSIFIER_BUNDLE", "CLASSIFIER_SERVER_CA"} < read
+    assert misspelt(dict.fromkeys([*read, "CLASSIFIER_SERVICE_HOST", "CLASSIFIER_PORT"], "x")) == {}
+    slips = {name[:-2] + name[-1] for name in read}
+    assert set(misspelt(dict.fromkeys(slips, "x"))) == slips
+    monkeypatch.setenv("CLASSIFIER_CONFG", "x")
+    shown = CliRunner().invoke(cli.command, ["health", "nonsense"]).stderr
+    assert shown.startswith("warning: CLASSIFIER_CONFG is ignored, no command reads it; is CLASSIFIER_CONFIG meant?")
 
 
 def test_help_imports_nothing_heavy():

@@ -70,6 +70,10 @@ def command() -> None:
     classifier classify "What is the capital of Australia?"
     classifier serve --listen 127.0.0.1:50051
     """
+    from classifier.settings import misspelt
+
+    for variable, meant in misspelt().items():
+        click.echo(f"warning: {variable} is ignored, no command reads it; is {meant} meant?", err=True)
 
 
 with_examples(command)

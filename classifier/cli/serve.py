@@ -69,15 +69,12 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     from classifier.logs import configure_logging
     from classifier.metrics_page import serve_metrics
     from classifier.server import Server, server_key
-    from classifier.settings import misspelt, sqlite_file
+    from classifier.settings import sqlite_file
     from classifier.telemetry import observing
 
     configure_logging(settings.log_format, settings.log_level)
-    log = logging.getLogger(__name__)
-    for variable, meant in misspelt().items():
-        log.warning("%s is no setting and is ignored; is %s meant?", variable, meant)
     if settings.store == "off" and (left := sqlite_file(settings.feedback_url)) is not None and left.exists():
-        log.warning(
+        logging.getLogger(__name__).warning(
             "store is off, and %s is there from before: nothing in it expires any more; run 'classifier feedback "
             "expire --older-than-days DAYS', or remove it",
             left,
