@@ -201,6 +201,8 @@ def seconds(value: Any) -> float:
 
     >>> seconds("2026-01-01T00:00:00Z"), seconds("20260101"), seconds(1767225600000), seconds("0001-01-01T00:00:00Z")
     (1767225600.0, 1767225600.0, 1767225600.0, nan)
+    >>> seconds("2026-01-01 05:30:00+05:30"), seconds("2026-01-01 00:00:00 UTC")
+    (1767225600.0, 1767225600.0)
     """
     if isinstance(value, str):
         try:
@@ -208,7 +210,7 @@ def seconds(value: Any) -> float:
             value = dt.datetime.fromisoformat(value) if basic else float(value)
         except ValueError:
             try:
-                value = dt.datetime.fromisoformat(value)
+                value = dt.datetime.fromisoformat(value.removesuffix(" UTC"))  # as BigQuery has it
             except ValueError:
                 return float("nan")
     if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
