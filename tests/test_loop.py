@@ -233,9 +233,9 @@ def test_drift_that_stays_puts_off_no_retraining(options, monkeypatch):
     assert rounds.count(True) > rounds.count(False)
 
 
-@pytest.mark.parametrize("ahead", ["loop", "server"])
+@pytest.mark.parametrize("ahead", ["loop", "server", "machine"])
 def test_a_clock_that_ran_ahead_neither_blocks_the_loop_nor_drives_it(options, monkeypatch, ahead):
-    """Of two rounds' outcomes each begins one, also where the loop or a server was in another week for a while."""
+    """Of two rounds' outcomes each begins one, also where loop, server or both were in another week for a while."""
     day = 86_400.0
 
     def go(self, why):
@@ -246,8 +246,10 @@ def test_a_clock_that_ran_ahead_neither_blocks_the_loop_nor_drives_it(options, m
     monkeypatch.setattr(training.loop, "drift_alarms", lambda _: [])
     options = replace(options, promote=False, min_outcomes=10)
     fill(options, 10)
-    if ahead == "server":
+    if ahead != "loop":
         fill(options, 10, begin=9 * day, seed=1)
+    if ahead == "machine":
+        assert tick(options, clock=lambda: 10 * day)["decision"] == "keep"
     looks = (2000.0 + 7 * day * (ahead == "loop"), 3000.0), (5000.0, 6000.0)
     for seed, (first, second) in enumerate(looks, 2):
         assert tick(options, clock=lambda now=first: now)["decision"] == "keep"

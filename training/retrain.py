@@ -73,8 +73,9 @@ def retrain(
     with only_one(lock_path(options)):
         folder = unfinished(options.work)
         if folder is None:
-            since = last_round(options.work, trains=not options.recalibrate_only)
-            count = outcomes_between(options.feedback_url, since, clock())
+            now = clock()
+            since = last_round(options.work, trains=not options.recalibrate_only, now=now)
+            count = outcomes_between(options.feedback_url, since, now)
             if count < options.min_outcomes:
                 text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted (--min-outcomes)"
                 return {"decision": "wait", "why": text, "outcomes": count}
