@@ -50,6 +50,7 @@ TEXTS = frozenset({"prompt", "input", "text", "content", "question", "query", "m
 _OF_RESPONSES = frozenset({"usage", "choices"})
 _NO_TEXT = frozenset({"role", "type", "id", "model", "image_url", "source"})
 MAX_DEPTH = 5
+_LATEST = 1e11  # the year 5138 in seconds: a number above is of a finer unit
 Path = tuple[str, ...]
 
 
@@ -196,8 +197,12 @@ def count_chars(value: Any) -> int:
 def seconds(value: Any) -> float:
     """Seconds since the epoch of a time as logs write it: a date, ISO 8601, or a number of s, ms, µs or ns.
 
-    >>> seconds("2026-01-01T00:00:00Z"), seconds("20260101"), seconds(1767225600000), seconds("soon")
+    NaN for what is none, and for what stands for none: 0, and the years 1 and 9999.
+
+    >>> seconds("2026-01-01T00:00:00Z"), seconds("20260101"), seconds(1767225600000), seconds("0001-01-01T00:00:00Z")
     (1767225600.0, 1767225600.0, 1767225600.0, nan)
+    >>> seconds("2026-01-01 05:30:00+05:30"), seconds("2026-01-01 00:00:00 UTC")
+    (1767225600.0, 1767225600.0)
     """
     if isinstance(value, str):
         try:
@@ -205,17 +210,18 @@ def seconds(value: Any) -> float:
             value = dt.datetime.fromisoformat(value) if basic else float(value)
         except ValueError:
             try:
-                value = dt.datetime.fromisoformat(value)
+                value = dt.datetime.fromisoformat(value.removesuffix(" UTC"))  # as BigQuery has it
             except ValueError:
                 return float("nan")
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        value = dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC)
     if isinstance(value, dt.datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).timestamp()
-    if isinstance(value, dt.date):
-        return dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        number = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).timestamp()
+        return number if 0 < number <= _LATEST else float("nan")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LATEST * 1e9:
         return float("nan")
     number = float(value)
-    while number > 1e11:  # the year 5138 in seconds: what is above is a finer unit
+    while number > _LATEST:
         number /= 1000
     return number
 

@@ -1,8 +1,9 @@
 """A connection to SQLite or PostgreSQL that keeps what it commits, and says plainly when it cannot.
 
 SQLite runs in WAL mode with `synchronous=FULL`, which is read back: what is committed survives a killed process and a
-power cut. PostgreSQL's `synchronous_commit` is turned on where it is off. Any trouble of the database becomes
-StoreUnavailable, without the database's own text, which may quote a row; the next use connects anew.
+power cut. PostgreSQL's `synchronous_commit` is turned on where it is off, and its clock is the one that replicas go by.
+Any trouble of the database becomes StoreUnavailable, without the database's own text, which may quote a row; the next
+use connects anew.
 
 Knows nothing of what is stored.
 """
@@ -25,6 +26,7 @@ from classifier.migrations import MIGRATIONS, migrate, schema_version
 
 log = logging.getLogger(__name__)
 
+_EPOCH = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
 BUSY_SECONDS = 2.0
 """How long a lock is waited for."""
 # A row that the database refuses is not the database's trouble.
@@ -63,9 +65,17 @@ class Database:
         self._make = make
         self._inode: int | None = None
         self._migrated = False
+        self._ahead = 0.0
         self._engine = _engine(parsed)
         if self.path is not None and not make:
             sa.event.listen(self._engine, "connect", self._only_ours, insert=True)
+
+    def now(self) -> float:
+        """Seconds since the epoch, by PostgreSQL's clock since it was first heard of, else by this machine's.
+
+        Asks nothing: how far the two differ was told at the beginning of the last transaction.
+        """
+        return time.time() + self._ahead
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
@@ -76,6 +86,7 @@ class Database:
         """
         self._prepare()
         with self._guarded(), self._engine.begin() as connection:
+            self._set_clock(connection)
             yield connection
         if self.path is not None:
             with self._guarded():
@@ -91,6 +102,7 @@ class Database:
         """
         self._prepare()
         with self._guarded(), self._engine.connect().execution_options(classifier_reads=True) as connection:
+            self._set_clock(connection)
             yield connection
 
     def check(self) -> None:
@@ -149,7 +161,15 @@ class Database:
 
     def _version(self) -> int:
         with self._guarded(), self._engine.connect() as connection:
+            self._set_clock(connection)
             return schema_version(connection)
+
+    def _set_clock(self, connection: sa.Connection) -> None:
+        """Corrects `now` where PostgreSQL's clock cannot have said what it said between the question and the answer."""
+        if self.path is None:
+            asked = time.time()
+            told = float(connection.execute(_EPOCH).scalar_one())
+            self._ahead = min(max(self._ahead, told - time.time()), told - asked)
 
     def _only_ours(self, connection: Any, _record: Any) -> None:
         """Looks before anything is asked of a file: write-ahead logging alone would change one that is not ours."""

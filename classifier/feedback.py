@@ -16,7 +16,6 @@ import hmac
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -43,7 +42,7 @@ def open_store(
     keep: str = "hash",
     retention_days: float = RETENTION_DAYS,
     max_queued_bytes: int = MAX_QUEUED_BYTES,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
 ) -> FeedbackStore:
     """The feedback store at a URL, ready to be written.
 
@@ -56,7 +55,7 @@ def open_store(
         retention_days: decisions and outcomes older than this are deleted, some every ten minutes.
         max_queued_bytes: memory for decisions that wait to be written, more are dropped and counted; and as much for
             outcomes, more are refused.
-        clock: seconds since the epoch.
+        clock: seconds since the epoch; by default PostgreSQL's where that is the database, else this machine's.
 
     Raises:
         SettingsError: the URL is not usable, the database was not migrated, or `keep` or `retention_days` is wrong.
@@ -101,7 +100,7 @@ class FeedbackStore:
         keep: str,
         retention_days: float,
         max_queued_bytes: int,
-        clock: Callable[[], float],
+        clock: Callable[[], float] | None,
     ) -> None:
         self.keep = keep
         self.name = database.name
@@ -109,7 +108,7 @@ class FeedbackStore:
         self._database = database
         self._hash_key = derive_key(key, "request")
         self._retention_seconds = retention_days * 86_400
-        self._clock = clock
+        self._clock = self.ledger.clock
         self._recorder = Recorder(self._write, self._expire, max_queued_bytes=max_queued_bytes)
 
     @property
@@ -201,7 +200,7 @@ class FeedbackStore:
         return self.ledger.write([make() for make in decisions], outcomes)
 
     def _expire(self) -> bool:
-        return self.ledger.expire(self._clock() - self._retention_seconds)
+        return self.ledger.expire(self._retention_seconds)
 
 
 def request_hash(request: Request, key: bytes) -> str:

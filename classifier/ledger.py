@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -35,12 +34,15 @@ class Ledger:
 
     Args:
         database: where they are.
-        clock: seconds since the epoch.
+        clock: seconds since the epoch; by default the database's.
+
+    Attributes:
+        clock: the same.
     """
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, *, clock: Callable[[], float] | None = None) -> None:
         self._database = database
-        self._clock = clock
+        self.clock = clock or database.now
         self._shared = database.path is None
         self._insert = postgresql.insert if self._shared else sqlite.insert
 
@@ -114,7 +116,7 @@ class Ledger:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             for ids in _chunks(sorted(set(decision_ids))):
                 deleted = [sum(pair) for pair in zip(deleted, _delete(connection, ids), strict=True)]
-                rows = [{"decision_id": decision_id, "forgotten_at": self._clock()} for decision_id in ids]
+                rows = [{"decision_id": decision_id, "forgotten_at": self.clock()} for decision_id in ids]
                 connection.execute(self._insert(forgotten).on_conflict_do_nothing(), rows)
         self._database.scrub()
         return deleted[0], deleted[1]
@@ -138,8 +140,8 @@ class Ledger:
                         found.add(decision_id)
         return found
 
-    def expire(self, before: float) -> bool:
-        """Deletes some of what is older than `before` (seconds since the epoch), forgotten ids too.
+    def expire(self, age_seconds: float) -> bool:
+        """Deletes some of what is older than that, forgotten ids too.
 
         Returns:
             Whether there may be more: call again.
@@ -147,10 +149,11 @@ class Ledger:
         Raises:
             StoreUnavailable: the database is full, locked or gone.
         """
-        old = sa.select(decisions.c.decision_id).where(decisions.c.decided_at < before).limit(_CHUNK)
-        key = (outcomes.c.caller, outcomes.c.outcome_id)
-        orphans = sa.select(*key).where(outcomes.c.received_at < before, _PENDING).limit(_CHUNK)
         with self._database.reading() as connection:
+            before = self.clock() - age_seconds  # not earlier: the connection has told what the time is
+            old = sa.select(decisions.c.decision_id).where(decisions.c.decided_at < before).limit(_CHUNK)
+            key = (outcomes.c.caller, outcomes.c.outcome_id)
+            orphans = sa.select(*key).where(outcomes.c.received_at < before, _PENDING).limit(_CHUNK)
             ids = list(connection.scalars(old))
             keys = [tuple(row) for row in connection.execute(orphans)]
             gone = connection.scalar(sa.select(sa.exists().where(forgotten.c.forgotten_at < before)))

@@ -80,7 +80,8 @@ def fill_store(
             accepted = Tier(served + 1) if fails else max(served, tier)
             verdict = Verdict.ACCEPTED if accepted is served else Verdict.ESCALATED
             above = accepted if verdict is Verdict.ESCALATED else None
-            outcome = Outcome(decision_id, f"o{i}", verdict, Cause.QUALITY, Source.USER, served, accepted_tier=above)
+            told = f"o{seed}/{i}"
+            outcome = Outcome(decision_id, told, verdict, Cause.QUALITY, Source.USER, served, accepted_tier=above)
             await store.report(outcome, "gateway")
 
     asyncio.run(write())

@@ -8,6 +8,7 @@ import logging
 import secrets
 import string
 import time
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -90,6 +91,24 @@ async def test_replicas_share_decisions_and_outcomes(url):
     assert one.ledger.counts() == {"decisions": 40, "outcomes": 40, "pending": 0, "forgotten": 0}
     one.close()
     two.close()
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 365 * 86_400.0], ids=["an hour behind", "a year ahead"])
+async def test_replicas_go_by_the_databases_clock(url, monkeypatch, ahead):
+    """What a replica of another time writes has the moment it was written, and it deletes nothing that others keep."""
+    right = open_store(url, key=KEY)
+    ids = mint(), mint()
+    right.record(decision(ids[0]), request(), "gateway")
+    assert right.flush(30)
+    monkeypatch.setattr("classifier.database.time", SimpleNamespace(time=lambda: time.time() + ahead))
+    wrong = open_store(url, key=KEY)
+    wrong.record(decision(ids[1]), request(), "gateway")
+    assert await wrong.report(outcome(ids[0]), "gateway") is JOINED
+    wrong.close()
+    rows = {row["decision_id"]: row for row in right.ledger.rows()}
+    moments = [rows[ids[0]]["received_at"], rows[ids[1]]["decided_at"]]
+    assert all(abs(moment - time.time()) < 60 for moment in moments)
+    right.close()
 
 
 async def test_commits_are_synchronous_even_where_the_default_is_not(postgresql: PostgreSQL):

@@ -245,11 +245,12 @@ def test_an_answer_in_parts_is_its_text():
         ({"retry-after": "soon"}, 0),
         ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 60),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 0),
+        ({"retry-after": "Thu, 01 Jan 1970 01:00:05 GMT", "date": "Thu, 01 Jan 1970 01:00:00 GMT"}, 5),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
     ],
 )
 def test_retry_after_is_read_as_seconds_or_date(headers, seconds):
-    """`Retry-After` is seconds or a date; what is neither asks for nothing."""
+    """`Retry-After` is seconds or a date by the endpoint's clock; what is neither asks for nothing."""
     assert retry_after(headers, now=40.0) == seconds
 
 

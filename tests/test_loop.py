@@ -36,10 +36,10 @@ def options(tmp_path) -> Options:
     return promoted(tmp_path, PROMISE)
 
 
-def promoted(tmp_path: Path, guarantee: Guarantee) -> Options:
-    """The same, where the policy has this guarantee."""
+def promoted(tmp_path: Path, guarantee: Guarantee, at: float = 500.0) -> Options:
+    """The same, where the policy has this guarantee, promoted at another moment by the promoter's clock."""
     policies = (Policy("balanced", 0.7, guarantee=guarantee),)
-    registry = Registry(tmp_path / "registry", clock=lambda: 500.0)
+    registry = Registry(tmp_path / "registry", clock=lambda: at)
     for i, scale in enumerate((6.0, 5.0)):
         tiny_bundle(tmp_path / f"bundle-{i}", scale=scale, policies=policies)
         registry.promote(registry.add(tmp_path / f"bundle-{i}"))
@@ -69,6 +69,25 @@ def test_promoted_bundle_that_breaks_its_promise_is_rolled_back(options):
     assert after.aliases["current"] == before["previous"]
     assert "exceed the promise" in after.why
     assert list(options.work.glob("rollback-*.json"))
+
+
+@pytest.mark.parametrize("ahead", ["promoter", "server"])
+def test_a_clock_that_ran_ahead_hides_no_broken_promise(tmp_path, ahead):
+    """Failures are told by a promotion of tomorrow, and beside decisions of next year."""
+    options = promoted(tmp_path, PROMISE, at=500.0 + 86_400 * (ahead == "promoter"))
+    if ahead == "server":
+        fill(options, 3, begin=1000.0 + 365 * 86_400, audits=0.0, seed=1)
+    fill(options, 300, audits=0.0, failing=0.5)
+    assert tick(options, clock=lambda: 2000.0)["decision"] == "rolled back"
+
+
+def test_a_bundle_that_serves_again_is_judged_by_what_it_decides_now(options):
+    """What was decided before a rollback is not held against a bundle that a person promotes again."""
+    fill(options, 300, audits=0.0, failing=0.5)
+    assert tick(options)["decision"] == "rolled back"
+    registry = Registry(options.registry, clock=lambda: 5000.0)
+    registry.promote("previous")
+    assert tick(replace(options, min_outcomes=1000))["decision"] == "wait"
 
 
 @pytest.mark.parametrize(
@@ -207,11 +226,35 @@ def test_drift_that_stays_puts_off_no_retraining(options, monkeypatch):
 
     monkeypatch.setattr(training.retrain.Round, "go", go)
     monkeypatch.setattr(training.loop, "drift_alarms", lambda _: ["drifted"])
-    monkeypatch.setattr(training.retrain, "outcomes_since", lambda _url, since: int(now - max(since, 1000.0)))
+    monkeypatch.setattr(training.retrain, "outcomes_between", lambda _url, since, at: int(at - max(since, 1000.0)))
     for now in np.arange(1000.0, 2200.0, 100.0):
         tick(replace(options, promote=False, min_outcomes=500), clock=lambda now=now: now)
     assert rounds.count(False) == 2
     assert rounds.count(True) > rounds.count(False)
+
+
+@pytest.mark.parametrize("ahead", ["loop", "server", "machine"])
+def test_a_clock_that_ran_ahead_neither_blocks_the_loop_nor_drives_it(options, monkeypatch, ahead):
+    """Of two rounds' outcomes each begins one, also where loop, server or both were in another week for a while."""
+    day = 86_400.0
+
+    def go(self, why):
+        snapshot = self._run.step("snapshot", lambda out: self._freeze(out, why))
+        return self._run.close({"decision": "keep", "until": snapshot["until"], "options": {}})
+
+    monkeypatch.setattr(training.retrain.Round, "go", go)
+    monkeypatch.setattr(training.loop, "drift_alarms", lambda _: [])
+    options = replace(options, promote=False, min_outcomes=10)
+    fill(options, 10)
+    if ahead != "loop":
+        fill(options, 10, begin=9 * day, seed=1)
+    if ahead == "machine":
+        assert tick(options, clock=lambda: 10 * day)["decision"] == "keep"
+    looks = (2000.0 + 7 * day * (ahead == "loop"), 3000.0), (5000.0, 6000.0)
+    for seed, (first, second) in enumerate(looks, 2):
+        assert tick(options, clock=lambda now=first: now)["decision"] == "keep"
+        assert tick(options, clock=lambda now=second: now)["decision"] == "wait"
+        fill(options, 10, begin=4000.0, seed=seed)
 
 
 def test_cut_off_round_goes_first(options, monkeypatch):

@@ -6,6 +6,7 @@ import datetime as dt
 import doctest
 import html.parser
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -223,6 +224,16 @@ def test_facts_are_found_inside_json_text_and_structs(tmp_path):
     }
     assert (traffic.input_tokens[0], traffic.output_tokens[0], traffic.cost_today[0]) == (7, 9, 0.5)
     assert traffic.times[0] == dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00", "1970-01-01", dt.date(9999, 12, 31), 0, math.inf, 10**400],
+    ids=["Go's zero", "never", "the epoch", "never's date", "zero", "infinity", "too large"],
+)
+def test_a_time_that_stands_for_none_is_none(said):
+    """What Go writes for no time, what databases write for never, and what no clock shows stretches no chart."""
+    assert math.isnan(columns.seconds(said))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def freeze(
         audit: name and value of the label of audited requests.
 
     Returns:
-        Counts, the moment that splits the window, and a hash of the rows.
+        Counts, the moment that splits the window, and a hash of the rows; `until` is the first moment after the last
+        decision, for a clock that runs ahead has not seen what came before its moment.
     """
     path = out / EXPORT
     with contextlib.closing(Database(url, make=False)) as database:
@@ -70,7 +71,7 @@ def freeze(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "since": since,
-        "until": until,
+        "until": math.nextafter(times[-1], until) if times else until,
         "split": split,
         "decisions": count,
         "outcomes": len(reported),
@@ -98,10 +99,10 @@ def melt(folder: Path) -> None:
     (folder / EXPORT).unlink(missing_ok=True)
 
 
-def outcomes_since(url: str, since: float) -> int:
-    """Decisions made since a moment that have an outcome."""
+def outcomes_between(url: str, since: float, until: float) -> int:
+    """Decisions of a time span that have an outcome: the rows that `freeze` would find reported."""
     with contextlib.closing(Database(url, make=False)) as database:
-        return sum(row["outcome_id"] is not None for row in Ledger(database).rows(since))
+        return sum(row["outcome_id"] is not None for row in Ledger(database).rows(since, until))
 
 
 def conversations(rows: Iterable[ExportRow]) -> set[str]:

@@ -281,6 +281,8 @@ class Endpoint:
 def retry_after(headers: Mapping[str, str], now: float) -> float:
     """Seconds that a response asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date; 0 for none.
 
+    A date is one of the endpoint's clock: the response's own `Date` is what it counts from, else `now`.
+
     >>> retry_after({"retry-after": "2"}, 0.0), retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:09 GMT"}, 4.0)
     (2.0, 5.0)
     """
@@ -291,12 +293,17 @@ def retry_after(headers: Mapping[str, str], now: float) -> float:
         except ValueError:
             continue
         return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+    moment, sent = _moment(headers.get("retry-after", "")), _moment(headers.get("date", ""))
+    return 0.0 if moment is None else max(0.0, moment - (now if sent is None else sent))
+
+
+def _moment(text: str) -> float | None:
+    """Seconds since the epoch of a date as HTTP writes it; None for what is none."""
     try:
-        moment = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        moment = email.utils.parsedate_to_datetime(text)
     except (ValueError, TypeError):
-        return 0.0
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-    return max(0.0, moment.timestamp() - now)
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _response_of(body: bytes) -> Response | None:

@@ -35,7 +35,7 @@ from classifier.errors import Busy, ClassifierError, GateNotMet
 from classifier.exports import export_row
 from classifier.ledger import Ledger
 from classifier.policy import promised_risks
-from classifier.registry import Event, Registry
+from classifier.registry import Registry
 from classifier.settings import feedback_url, registry_url
 from classifier.texts import finite
 from training.retrain import retrain
@@ -92,15 +92,26 @@ def drift_alarms(options: Options) -> list[str]:
     if not bundle.reference.get("n"):
         return []
     promised = promised_risks(bundle.policies)
-    rows = decisions_of(options, bundle.version, took_over(registry, bundle.version).at)
+    rows = decisions_of(options, bundle.version, tenure(registry, bundle.version)[0])
     alarms: list[str] = drift_report(rows, bundle.reference, promised, max_index=MAX_INDEX)["alarms"]
     return alarms
 
 
-def took_over(registry: Registry, version: str) -> Event:
-    """The event that made a version current, the last one."""
-    events = [e for e in registry.history() if e.version == version and e.action in ("promote", "rollback")]
-    return events[-1] if events else Event()
+def tenure(registry: Registry, version: str) -> tuple[float, float]:
+    """When a version last ceased to be current, 0 for never, and when it became so again, seconds since the epoch.
+
+    Its decisions after the first of these are of its present time: the clock of who promoted it may have run ahead of
+    the servers'.
+    """
+    left = came = 0.0
+    serves = False
+    for event in registry.history():
+        before, serves = serves, event.aliases.get("current") == version
+        if before and not serves:
+            left = event.at
+        elif serves and not before:
+            came = event.at
+    return left, came
 
 
 def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[str, Any] | None:
@@ -118,8 +129,8 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
     with only_one(lock_path(options)):
         bundle = read_bundle(registry.fetch(current))
         promises = promised_risks(bundle.policies)
-        since = took_over(registry, current).at
-        fired = broken(promises, decisions_of(options, current, since), since)
+        left, came = tenure(registry, current)
+        fired = broken(promises, decisions_of(options, current, left), came, clock())
         if not fired:
             return None
         why = f"failures of {', '.join(fired)} exceed the promise (sequential test)"
@@ -137,7 +148,9 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         return receipt
 
 
-def broken(promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]], since: float) -> dict[str, dict[str, Any]]:
+def broken(
+    promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]], since: float, now: float = math.inf
+) -> dict[str, dict[str, Any]]:
     """What the tests counted of the policies whose failures exceed their promise.
 
     A test begins anew every `PERIOD_DAYS`, with a share of the error of its own (1/2, 1/6, 1/12 … are 1 in all), and
@@ -148,6 +161,7 @@ def broken(promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]], sin
         promises: policy → P(chosen < label) at most.
         rows: decisions with their outcomes, as exports spell them, oldest first.
         since: when the bundle took over, seconds since the epoch.
+        now: seconds since the epoch; a decision of a later moment, by a clock that ran ahead, counts as one of now.
     """
     tests: dict[tuple[int, str], SequentialTest] = {}
     period = 0
@@ -155,7 +169,7 @@ def broken(promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]], sin
         short, name = fell_short(row), row["policy"]
         if short is None or name not in promises:
             continue
-        period = max(0, math.floor((row["decided_at"] - since) / (PERIOD_DAYS * 86_400)))
+        period = max(0, math.floor((min(row["decided_at"], now) - since) / (PERIOD_DAYS * 86_400)))
         if (period, name) not in tests:
             error = ERROR / len(promises) / ((period + 1) * (period + 2))
             tests[period, name] = SequentialTest(promises[name], error)

@@ -37,7 +37,7 @@ from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import parse_audit
 from training.feedback_set import SetOptions
-from training.frozen import Frozen, freeze, melt, outcomes_since, thaw
+from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import load_retraining
@@ -73,7 +73,9 @@ def retrain(
     with only_one(lock_path(options)):
         folder = unfinished(options.work)
         if folder is None:
-            count = outcomes_since(options.feedback_url, last_round(options.work, trains=not options.recalibrate_only))
+            now = clock()
+            since = last_round(options.work, trains=not options.recalibrate_only, now=now)
+            count = outcomes_between(options.feedback_url, since, now)
             if count < options.min_outcomes:
                 text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted (--min-outcomes)"
                 return {"decision": "wait", "why": text, "outcomes": count}

@@ -110,15 +110,16 @@ def receipts(work: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"[0-9]*/{RECEIPT}"))]
 
 
-def last_round(work: Path, *, trains: bool) -> float:
-    """When the last round took its snapshot, of those that might train the last one if `trains`; 0 for none.
+def last_round(work: Path, *, trains: bool, now: float) -> float:
+    """Up to when the last round saw decisions, of those that might train the last one if `trains`; 0 for none.
 
-    A round that found no decision used no outcome up.
+    A round that found no decision used no outcome up. One that saw decisions of later than `now` went by a clock that
+    was set back since, and says nothing of what comes now.
     """
     past = [r for r in receipts(work) if "until" in r and r.get("steps", {}).get("snapshot", {}).get("decisions", 1)]
     if trains:
         past = [r for r in past if r.get("options", {}).get("recalibrate_only") != str(True)]
-    return max((float(r["until"]) for r in past), default=0.0)
+    return max((until for r in past if (until := float(r["until"])) <= now), default=0.0)
 
 
 def unfinished(work: Path) -> Path | None:

@@ -144,8 +144,6 @@ def expire(*, url: str, older_than_days: float, as_json: bool) -> None:
     \b
     classifier feedback expire --older-than-days 90
     """
-    import time
-
     if not older_than_days >= 0:  # NaN, too, which PostgreSQL takes to be later than every time
         raise click.UsageError(f"--older-than-days: expected 0 or more, found {older_than_days:g}")
     from classifier.database import Database
@@ -153,8 +151,7 @@ def expire(*, url: str, older_than_days: float, as_json: bool) -> None:
 
     with contextlib.closing(Database(url, make=False)) as database:
         ledger = Ledger(database)
-        before = time.time() - older_than_days * 86_400
-        while ledger.expire(before):
+        while ledger.expire(older_than_days * 86_400):
             pass
         database.scrub()
         left = ledger.counts()
