@@ -137,21 +137,27 @@ def read_bundle(path: str | Path) -> Bundle:
     )
 
 
-def write_bundle(path: str | Path, source: str | Path, manifest: Mapping[str, Any]) -> Bundle:
+def write_bundle(
+    path: str | Path,
+    source: str | Path,
+    manifest: Mapping[str, Any],
+    changed: Mapping[str, str | Mapping[str, Any]] | None = None,
+) -> Bundle:
     """Makes a bundle in the new folder `path` from the files in `source`, all at once or not at all.
 
     Args:
         path: the folder to make; it must not exist.
-        source: a folder with every name in `FILES`; others are left behind.
+        source: a folder with every name in `FILES` that is not `changed`; others are left behind.
         manifest: everything but `schema_version`, `files` and `version`, which are filled in.
+        changed: name → what the file holds instead: its text, or what is written as JSON.
 
     Raises:
         BundleError: `path` exists, or a file is missing in `source`.
         InputError: it cannot be written there.
     """
-    path, source = Path(path), Path(source)
+    path, source, changed = Path(path), Path(source), changed or {}
     check_new(path)
-    missing = [name for name in FILES if not (source / name).is_file()]
+    missing = [name for name in FILES if name not in changed and not (source / name).is_file()]
     if missing:
         raise BundleError(f"{source}: lacks {', '.join(missing)}; a bundle needs them all")
     with explained(path):
@@ -159,7 +165,12 @@ def write_bundle(path: str | Path, source: str | Path, manifest: Mapping[str, An
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             for name in FILES:
-                shutil.copyfile(source / name, staging / name)
+                if name not in changed:
+                    shutil.copyfile(source / name, staging / name)
+                    continue
+                content = changed[name]
+                text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+                (staging / name).write_text(text, encoding="utf-8")
             files = {name: sha256(staging / name) for name in FILES}
             whole = {
                 "schema_version": SCHEMA_VERSION,

@@ -168,6 +168,15 @@ def test_written_bundle_reads_back(tiny_bundle_path, tmp_path):
     assert made.manifest["seed"] == 7
 
 
+def test_a_changed_file_takes_the_place_of_the_source_s(copy, tmp_path):
+    """A file that is given is written instead of the source's, which need not have it: text as it is, else as JSON."""
+    (copy / "README.md").unlink()
+    made = write_bundle(tmp_path / "made", copy, {}, {"README.md": "# Größer\n", "config.json": {"model_type": "new"}})
+    assert (made.path / "README.md").read_text(encoding="utf-8") == "# Größer\n"
+    assert made.config == {"model_type": "new"}
+    assert sha256(made.path / "model.onnx") == sha256(copy / "model.onnx")
+
+
 def _with(source: Path, replaced: Path, tmp_path: Path) -> Path:
     mixed = Path(shutil.copytree(source, tmp_path / "source"))
     shutil.copyfile(replaced, mixed / replaced.name)

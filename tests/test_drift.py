@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier import cli
+from classifier.bundle import write_bundle
 from classifier.drift import (
     _chi_squared_tail,
     excess_p_value,
@@ -106,14 +107,7 @@ def referenced(folder, guarantee):
     policy = Policy(name="balanced", threshold=0.7, guarantee=guarantee)
     made = tiny_bundle(folder / "b", policies=(policy,))
     reference = reference_distributions(*traffic(np.random.default_rng(4), 500))
-    staged = made.path.parent / "staged"
-    staged.mkdir()
-    for file in made.path.iterdir():
-        (staged / file.name).write_bytes(file.read_bytes())
-    (staged / "reference.json").write_text(json.dumps(reference))
-    from classifier.bundle import write_bundle
-
-    return write_bundle(made.path.parent / "whole", staged, made.manifest)
+    return write_bundle(folder / "whole", made.path, made.manifest, {"reference.json": reference})
 
 
 async def filled(url, bundle, failures, **change):

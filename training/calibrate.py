@@ -2,16 +2,13 @@
 
 The probability map and the thresholds are fitted on different rows, because a threshold's proof takes the scores as
 given: with `fit_paths` on those; else, from `FEWEST_TO_SPLIT` rows on, on one half each; else the bundle's map is kept
-and every row goes to the thresholds. A method of the map is kept only where it predicts better than the bundle's own.
+and every row goes to the thresholds. A new map is taken only where it predicts better than the bundle's own.
 
 Knows nothing of training: no torch, no gradient.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.bundle import FILES, Bundle, check_new, sha256, write_bundle
+from classifier.bundle import Bundle, check_new, sha256, write_bundle
 from classifier.calibration import METHODS, Calibration
 from classifier.drift import reference_distributions
 from classifier.engine import Engine
@@ -286,23 +283,16 @@ def _write(
         }
         for case in old.manifest["golden"]
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder)
-        for name in FILES:
-            shutil.copyfile(old.path / name, staged / name)
-        policy_json = policies_to_json(
-            policies, default, model_sha256=sha256(staged / "model.onnx"), calibration_revision=calibration.revision
-        )
-        for name, content in (
-            ("calibration.json", calibration.to_json()),
-            ("policy.json", policy_json),
-            ("reference.json", reference),
-        ):
-            (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        card = staged / "README.md"
-        card.write_text(with_policies(card.read_text(encoding="utf-8"), as_text(report)), encoding="utf-8")
-        facts = {"parent": old.version, "golden": golden, "calibration": dict(report["rows"]), **known}
-        return write_bundle(out, staged, {**old.manifest, **facts})
+    changed = {
+        "calibration.json": calibration.to_json(),
+        "policy.json": policies_to_json(
+            policies, default, model_sha256=sha256(old.path / "model.onnx"), calibration_revision=calibration.revision
+        ),
+        "reference.json": reference,
+        "README.md": with_policies((old.path / "README.md").read_text(encoding="utf-8"), as_text(report)),
+    }
+    facts = {"parent": old.version, "golden": golden, "calibration": dict(report["rows"]), **known}
+    return write_bundle(out, old.path, {**old.manifest, **facts}, changed)
 
 
 def with_policies(card: str, text: str) -> str:

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from classifier.bundle import FILES, Bundle, read_bundle, sha256, write_bundle
+from classifier.bundle import Bundle, read_bundle, sha256, write_bundle
 from classifier.calibration import IDENTITY
 from classifier.engine import rate
 from classifier.errors import GateNotMet, InputError
@@ -162,29 +162,23 @@ def assemble(
         model_input = render(row.request)
         logits = rate(model_input, tokenizer.encode(model_input), tokenizer, session)
         answers.append(golden_case(row, IDENTITY.apply(logits)))
-    with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder)
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.onnx"):
-            shutil.copyfile(files / name, staged / name)
-        policy_json = policies_to_json(
+    added = {
+        "calibration.json": IDENTITY.to_json(),
+        "policy.json": policies_to_json(
             policies, "balanced", model_sha256=sha256(files / "model.onnx"), calibration_revision=IDENTITY.revision
-        )
-        for name, content in (
-            ("calibration.json", IDENTITY.to_json()),
-            ("policy.json", policy_json),
-            ("reference.json", reference),
-        ):
-            (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        manifest = {
-            "parent": None,
-            "input_version": INPUT_VERSION,
-            "max_tokens": max_tokens,
-            "golden_tolerance": GOLDEN_TOLERANCE,
-            **facts,
-            "golden": answers,
-        }
-        return write_bundle(out, staged, manifest)
+        ),
+        "reference.json": reference,
+        "README.md": card,
+    }
+    manifest = {
+        "parent": None,
+        "input_version": INPUT_VERSION,
+        "max_tokens": max_tokens,
+        "golden_tolerance": GOLDEN_TOLERANCE,
+        **facts,
+        "golden": answers,
+    }
+    return write_bundle(out, files, manifest, added)
 
 
 def revise(
@@ -197,15 +191,10 @@ def revise(
 ) -> Bundle:
     """A bundle with the same weights, calibration and policies as `parent`, and another card, reference or facts."""
     bundle = read_bundle(parent)
-    with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder)
-        for name in FILES:
-            shutil.copyfile(parent / name, staged / name)
-        if card is not None:
-            (staged / "README.md").write_text(card, encoding="utf-8")
-        if reference is not None:
-            (staged / "reference.json").write_text(json.dumps(reference, indent=1) + "\n", encoding="utf-8")
-        return write_bundle(out, staged, {**bundle.manifest, **(facts or {})})
+    changed = {
+        name: content for name, content in (("README.md", card), ("reference.json", reference)) if content is not None
+    }
+    return write_bundle(out, parent, {**bundle.manifest, **(facts or {})}, changed)
 
 
 def golden_case(row: Row, probabilities: NDArray[np.float32]) -> dict[str, Any]:
@@ -218,14 +207,14 @@ def golden_case(row: Row, probabilities: NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
-def choose_golden(rows: Sequence[Row], count: int = GOLDEN_INPUTS) -> list[Row]:
+def choose_golden(rows: Sequence[Row]) -> list[Row]:
     """Short rows of every tier, the same for the same rows: what a manifest can hold without growing."""
     short = [r for r in rows if sum(len(m.content) for m in r.request.messages) <= 600]
     ordered = sorted(short, key=lambda r: hashlib.sha256(r.id.encode()).hexdigest())
     chosen: list[Row] = []
     for tier in TIERS:
-        chosen += [r for r in ordered if r.tier is tier][: -(-count // len(TIERS))]
-    return chosen[:count]
+        chosen += [r for r in ordered if r.tier is tier][: -(-GOLDEN_INPUTS // len(TIERS))]
+    return chosen[:GOLDEN_INPUTS]
 
 
 def export_fp32(model: PreTrainedModel, folder: Path) -> None:
