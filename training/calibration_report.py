@@ -31,6 +31,8 @@ PRICES = tuple(routing.PRICES.values())
 """Dollars a million tokens, cheapest tier first; a user's own come by argument."""
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
 FEWEST_IN_SLICE = 20
+BINS = 10
+"""Of a reliability curve, each of at least ten rows."""
 BOOTSTRAPS = 400
 FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time
 
@@ -194,15 +196,15 @@ def measure_calibration(calibration: Calibration, rows: CalibrationSet, *, seed:
     }
 
 
-def reliability(probabilities: NDArray[np.float32], labels: Array, tier: int, bins: int = 10) -> list[list[float]]:
-    """Predicted and observed P(label <= tier) and the rows, for each of up to `bins` bins of equal mass.
+def reliability(probabilities: NDArray[np.float32], labels: Array, tier: int) -> list[list[float]]:
+    """Predicted and observed P(label <= tier) and the rows, for each of up to `BINS` bins of equal mass.
 
     Equal predictions share a bin: which of them comes first would be an accident of the file's order.
     """
     predicted = probabilities[:, : tier + 1].sum(axis=1, dtype=np.float64)
     observed = labels[:, : tier + 1].sum(axis=1)
     order = np.argsort(predicted, kind="stable")
-    bins = max(1, min(bins, len(order) // 10))
+    bins = max(1, min(BINS, len(order) // 10))
     ranked = predicted[order]
     starts = np.unique(np.searchsorted(ranked, ranked[np.arange(bins) * len(order) // bins], side="left"))
     parts = np.split(order, starts[1:])

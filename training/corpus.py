@@ -274,12 +274,12 @@ def split_of(group: str) -> str:
     return SPLITS[-1][0]
 
 
-def source_folds(rows: Sequence[Row], folds: int, seed: int = 0) -> NDArray[np.int64]:
+def source_folds(rows: Sequence[Row], folds: int) -> NDArray[np.int64]:
     """A fold for each row such that no source is in two, sizes balanced: (rows,) int64 in [0, folds)."""
     sizes: dict[str, int] = {}
     for row in rows:
         sizes[row.source] = sizes.get(row.source, 0) + 1
-    order = np.random.default_rng(seed).permutation(sorted(sizes))
+    order = np.random.default_rng(0).permutation(sorted(sizes))
     load = [0] * folds
     fold_of: dict[str, int] = {}
     for source in sorted(order, key=lambda s: -sizes[s]):

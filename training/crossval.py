@@ -2,8 +2,8 @@
 
 Sources are dealt to folds; for each fold the whole recipe (teachers, student) runs without the fold's sources, and the
 student answers them. One folder a fold, resumable as any run is. The answers together are a file of predictions that
-`calibrate` reads: a probability map fitted on them is honest for new traffic (DESIGN 4.5, Vovk 2015 on cross-conformal
-prediction), which one fitted on held-out rows of the same sources is not.
+`calibrate` reads: a probability map fitted on them is honest for new traffic (Vovk 2015 on cross-conformal prediction),
+which one fitted on held-out rows of the same sources is not.
 
 Where hours are too long, `probe_across` learns only a regression over the frozen base for each fold: minutes.
 
@@ -48,6 +48,8 @@ HEADLINE = ("accuracy", "quadratic_kappa", "under_routing", "auroc_above_simple"
 """The statistics of `training.evaluate` that are reported across sources."""
 FEWEST_OF_SOURCE = 50
 """Sources with fewer rows say nothing by themselves."""
+WORST = 5
+"""How many sources the summary names: as many as a reader looks into."""
 
 
 def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
@@ -208,13 +210,13 @@ def summary(path: Path) -> dict[str, Any]:
     }
 
 
-def as_text(found: Mapping[str, Any], worst: int = 5) -> str:
+def as_text(found: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
     lines = [f"{found['rows']} rows of {found['sources']} sources, each answered without its source ({found['model']})"]
     lines += [f"  {name:<22} {found[name][0]:.3f} ({found[name][1]:.3f} to {found[name][2]:.3f})" for name in HEADLINE]
     lines += [f"  worst sources with at least {FEWEST_OF_SOURCE} rows"]
     lines += [
         f"    {name:<28} {rows:5d} rows   accuracy {accuracy:.3f}"
-        for name, rows, accuracy in found["by_source"][:worst]
+        for name, rows, accuracy in found["by_source"][:WORST]
     ]
     return "\n".join(lines)

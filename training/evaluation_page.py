@@ -17,6 +17,8 @@ from classifier.types import TIERS
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_MEMBERS = 30
+LONGEST_NAME = 22
+"""Characters of a slice's name beside a chart."""
 NAMES = [tier.label for tier in TIERS]
 
 
@@ -276,5 +278,5 @@ def _outcome(source: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _cut(text: str, most: int = 22) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"

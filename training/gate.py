@@ -43,6 +43,8 @@ from training.step_losses import EVERY_MISS
 FEWEST_ROWS = 60
 RISK_MARGIN = 0.03
 COST_MARGIN = 0.10
+LEVEL = 0.95
+"""Of the intervals: what is no worse, or better, is so with this confidence."""
 _TINY = 1e-9
 
 
@@ -126,27 +128,21 @@ def judge(
     sets: Sequence[LabelledSet],
     *,
     off_policy: tuple[OffPolicy, OffPolicy] | None = None,
-    prices: Sequence[float] = PRICES,
     draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> Verdict:
     """The gate.
 
     Args:
         sets: usually recent held-out labels and the golden set; at least one.
         off_policy: of the serving bundle and of the candidate on one log; None where nothing was explored.
-        prices: of the tiers, cheapest first.
         draws: bootstrap samples.
-        level: of the intervals.
-        seed: of the resampling.
 
     Raises:
         ValueError: there is no set.
     """
     if not sets:
         raise ValueError("the gate was given no labelled set")
-    found = [_judge_set(rows, np.asarray(prices, dtype=np.float64), draws, level, seed) for rows in sets]
+    found = [_judge_set(rows, draws) for rows in sets]
     reasons = [reason for one in found for reason in one.reasons]
     blocked = False
     alpha = max(rows.alpha for rows in sets)
@@ -190,14 +186,14 @@ class _Found:
     cost: float = float("nan")
 
 
-def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level: float, seed: int) -> _Found:
+def _judge_set(rows: LabelledSet, draws: int) -> _Found:
     n = len(rows.labels)
     if n < rows.fewest:
         reason = f"{rows.name}: {n} rows are too few to tell, {rows.fewest} are wanted"
         return _Found({"n": n}, [reason], refused=True)
     losses = (_losses(rows, rows.current), _losses(rows, rows.candidate))
-    z = float(scipy.stats.norm.ppf((1 + level) / 2))
-    resampled = _compare(*losses, groups=rows.groups, draws=draws, level=level, seed=seed)
+    z = float(scipy.stats.norm.ppf((1 + LEVEL) / 2))
+    resampled = _compare(*losses, groups=rows.groups, draws=draws)
     by_rows = (*(wilson(float(one.mean()), n, z) for one in losses), tango(*losses, z))
     risk = tuple(map(_wider, resampled, by_rows))
     found = _Found({"n": n, "risk": _as_json(risk)})
@@ -220,7 +216,7 @@ def _judge_set(rows: LabelledSet, prices: NDArray[np.float64], draws: int, level
         return found
     chosen = (rows.current, rows.candidate) if rows.traffic is None else rows.traffic
     groups = rows.groups if rows.traffic is None else None
-    cost = _compare(*(prices[one] for one in chosen), groups=groups, draws=draws, level=level, seed=seed)
+    cost = _compare(*(np.asarray(PRICES)[one] for one in chosen), groups=groups, draws=draws)
     found.cost = cost[1].estimate
     found.numbers |= {"requests": len(chosen[0]), "cost": _as_json(cost)}
     margin = rows.cost_margin * cost[0].estimate
@@ -276,16 +272,13 @@ _Compared = tuple[Interval, Interval, Interval]
 
 
 def _compare(
-    current: NDArray[np.float64], candidate: NDArray[np.float64], *, groups: NDArray[np.str_] | None,
-    draws: int, level: float, seed: int,
-) -> _Compared:  # fmt: skip
+    current: NDArray[np.float64], candidate: NDArray[np.float64], *, groups: NDArray[np.str_] | None, draws: int
+) -> _Compared:
     def means(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
         before, after = float(one.mean()), float(other.mean())
         return before, after, after - before
 
-    before, after, change = bootstrap_intervals(
-        means, current, candidate, groups=groups, draws=draws, level=level, seed=seed
-    )
+    before, after, change = bootstrap_intervals(means, current, candidate, groups=groups, draws=draws, level=LEVEL)
     return before, after, change
 
 

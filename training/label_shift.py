@@ -15,20 +15,18 @@ from classifier.types import TIERS
 
 VANISHED = 0.1
 """A tier whose share falls below this part of what it was is told to the reader."""
+MOST_ITERATIONS, SETTLED = 1000, 1e-8
+"""EM stops after so many steps, or where no share moves by more: far less than a reader is told of shares."""
 _TIERS = len(TIERS)
 Array = NDArray[np.float64]
 
 
-def estimate_prior(
-    probabilities: ArrayLike, prior: ArrayLike, *, iterations: int = 1000, tolerance: float = 1e-8
-) -> Array:
+def estimate_prior(probabilities: ArrayLike, prior: ArrayLike) -> Array:
     """Tier shares of unlabelled traffic by EM, assuming that P(request | tier) is as it was (Saerens et al. 2002).
 
     Args:
         probabilities: (m, 4) calibrated probabilities of the unlabelled requests.
         prior: (4,) shares under which they were calibrated.
-        iterations: at most.
-        tolerance: stop when no share moves more.
 
     Returns:
         (4,) float64 that sum to 1; a tier with prior 0 stays at 0, because nothing is known of its requests.
@@ -42,12 +40,12 @@ def estimate_prior(
         raise ValueError(f"probabilities have shape {rows.shape} or values that are not finite, expected (m, {_TIERS})")
     ratio = np.divide(rows, old, out=np.zeros_like(rows), where=old > 0)
     share = old / old.sum()
-    for _ in range(iterations):
+    for _ in range(MOST_ITERATIONS):
         joint = ratio * share
         new: Array = (joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
         new /= new.sum()
         moved, share = float(np.abs(new - share).max()), new
-        if moved < tolerance:
+        if moved < SETTLED:
             break
     return share
 

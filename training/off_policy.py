@@ -20,7 +20,6 @@ done about it). Knows nothing of text or models.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,23 +98,14 @@ def estimate(
     log: Log,
     candidate: ArrayLike,
     *,
-    probabilities: ArrayLike | None = None,
-    prices: Sequence[float] = PRICES,
     level: float = 0.95,
-    fewest_effective: float = FEWEST_EFFECTIVE,
-    most_unsupported: float = MOST_UNSUPPORTED,
 ) -> OffPolicy:
     """Risk and cost of a candidate policy on the log's traffic.
 
     Args:
         log: of `training.feedback_set.build`, cut to the rows that the candidate was asked about (`Log.take`).
         candidate: (n,) index of the tier that it would choose; floors, ceilings and the log's routes are applied here.
-        probabilities: (n, 4) P(label = tier) of the model behind the doubly robust estimate; None takes the log's own.
-            It need not be right, and must not have been fitted on the log.
-        prices: of the tiers, cheapest first.
         level: of the intervals.
-        fewest_effective: effective rows below which nothing is estimated.
-        most_unsupported: share of choices without support above which nothing is estimated.
 
     Raises:
         ValueError: shapes that do not fit the log, or an empty log.
@@ -126,8 +116,8 @@ def estimate(
         raise ValueError(f"the candidate has {chosen.shape} choices for a log of {n} rows")
     at = np.arange(n)
     chosen = log.routed[at, np.clip(chosen, log.floors, log.ceilings)]
-    model = np.asarray(log.probabilities if probabilities is None else probabilities, dtype=np.float64)
-    price = np.asarray(prices, dtype=np.float64)
+    model = np.asarray(log.probabilities, dtype=np.float64)  # need not be right, and was not fitted on the log
+    price = np.asarray(PRICES, dtype=np.float64)
     propensity = log.propensities[at, chosen]
     supported = propensity > 0
     matched = supported & log.observed & (log.chosen == chosen)
@@ -144,9 +134,9 @@ def estimate(
     refused = ""
     if not log.explored and (chosen != log.chosen).any():
         refused = "nothing was explored, so the log says nothing about other choices"
-    elif effective < fewest_effective:
-        refused = f"{effective:.0f} effective rows took the candidate's choice, {fewest_effective:.0f} are wanted"
-    elif unsupported > most_unsupported:
+    elif effective < FEWEST_EFFECTIVE:
+        refused = f"{effective:.0f} effective rows took the candidate's choice, {FEWEST_EFFECTIVE:.0f} are wanted"
+    elif unsupported > MOST_UNSUPPORTED:
         refused = f"{unsupported:.0%} of the candidate's choices have no support in the log"
     found: dict[str, Interval | None] = dict.fromkeys(("risk_ips", "risk_dr", "cost_ips", "cost_dr"))
     if not refused:

@@ -26,6 +26,8 @@ PRIORS: Mapping[str, tuple[float, float]] = MappingProxyType(
 )
 """By source: chance of accepting what is bad, chance of failing what is good. Guesses, which data overrule."""
 STRENGTH = 40.0
+REPORTING_STRENGTH = 20.0
+"""Decisions that the overall share of reports is worth in each cell, so that a few of its own prove nothing."""
 LIMITS = (0.01, 0.45)
 """No source is believed blindly, and none is read as its opposite."""
 _STEPS = 100
@@ -100,15 +102,14 @@ def _map(wrong: float, of: float, prior: float) -> float:
     return float(np.clip((wrong + STRENGTH * prior) / (of + STRENGTH), *LIMITS))
 
 
-def reporting_chances(cells: ArrayLike, reported: ArrayLike, *, strength: float = 20.0) -> NDArray[np.float64]:
+def reporting_chances(cells: ArrayLike, reported: ArrayLike) -> NDArray[np.float64]:
     """P(an outcome of quality came in) for each decision, by its cell (tier and caller).
 
-    The share in the cell, drawn towards the share overall where the cell is small.
+    The share in the cell, drawn towards the share overall as if `REPORTING_STRENGTH` further decisions had that one.
 
     Args:
         cells: (n,) names.
         reported: (n,) bool.
-        strength: decisions that the overall share is worth.
 
     Returns:
         (n,) float64 in [0, 1]; 0 only where nothing was reported at all.
@@ -118,6 +119,6 @@ def reporting_chances(cells: ArrayLike, reported: ArrayLike, *, strength: float 
         return told
     _, cell = np.unique(np.asarray(cells), return_inverse=True)
     overall = float(told.mean())
-    share = (np.bincount(cell, weights=told) + strength * overall) / (np.bincount(cell) + strength)
+    share = (np.bincount(cell, weights=told) + REPORTING_STRENGTH * overall) / (np.bincount(cell) + REPORTING_STRENGTH)
     chances: NDArray[np.float64] = share[cell]
     return chances

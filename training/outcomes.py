@@ -21,6 +21,8 @@ from classifier.types import TIERS, Request, Tier
 from training.corpus import expand, read_lines
 from training.label_fields import success_rates
 
+SPLIT = "dev"
+"""What is read of files whose rows state a split: the others are to learn from, or to look at once."""
 Array = NDArray[np.float64]
 
 
@@ -57,12 +59,11 @@ class Outcomes:
         return np.array([sum(len(m.content) for m in r.messages) for r in self.requests], dtype=np.float64)
 
 
-def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Outcomes:
-    """The outcomes in files, folders and globs (`.jsonl`, `.jsonl.gz`).
+def read_outcomes(paths: Sequence[str | Path]) -> Outcomes:
+    """The outcomes in files, folders and globs (`.jsonl`, `.jsonl.gz`): of rows of `SPLIT`, and those that state none.
 
     Args:
         paths: what to read.
-        split: only rows that state this split, and those that state none; None means all.
 
     Raises:
         InputError: a path matches nothing, a line has no outcomes, or no row is left.
@@ -72,7 +73,7 @@ def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Out
         for number, line in read_lines(path):
             try:
                 row = json.loads(line)
-                if split is not None and row.get("split", split) != split:
+                if row.get("split", SPLIT) != SPLIT:
                     continue
                 known = success_rates(row["success_by_tier"])
                 success.append([known.get(tier, np.nan) for tier in TIERS])
@@ -85,6 +86,6 @@ def read_outcomes(paths: Sequence[str | Path], split: str | None = "dev") -> Out
                 ) from error
     if not requests:
         raise InputError(
-            f"{', '.join(map(str, paths))}: no row of the split {split!r}; rows that state no split are of every one"
+            f"{', '.join(map(str, paths))}: no row of the split {SPLIT!r}; rows that state no split are of every one"
         )
     return Outcomes(requests, np.array(success, dtype=np.float64).reshape(-1, len(TIERS)), np.array(sources))
