@@ -76,7 +76,7 @@ def files(tmp_path_factory):
 def report(files):
     """Everything that can be asked, with small numbers."""
     rows = [parse_row(row, "test") for row in corpus()]
-    asked = Asked((str(files / "outcomes.jsonl"),), steadiness=True, detail=True, attacked=3, tries=20)
+    asked = Asked((str(files / "outcomes.jsonl"),), robustness=True, detail=True, attacked=3, tries=20)
     return run(files / "bundle", rows, [dataclasses.replace(r) for r in rows[::2]], asked)
 
 

@@ -23,7 +23,8 @@ from classifier.registry import Registry
 from tests.loop_support import fill_store
 from tests.tiny import tiny_bundle
 from training.__main__ import main
-from training.loop import broken, drift_alarms, run_loop, seconds, tick
+from training.loop import broken, drift_alarms, run_loop, tick
+from training.loop_command import seconds
 from training.round_options import Options
 from training.steps import Run, next_folder
 
@@ -309,7 +310,7 @@ def test_a_signal_ends_the_loop_after_its_round_with_its_code(tmp_path, monkeypa
         signal.raise_signal(number)
         rounds.append(stop.wait(60))
 
-    monkeypatch.setattr("training.loop.run_loop", one_round)
+    monkeypatch.setattr("training.loop_command.run_loop", one_round)
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         done = CliRunner().invoke(

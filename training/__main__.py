@@ -21,7 +21,7 @@ try:
     from training.calibration_report import PRICES
     from training.guarantee import command as guarantee
     from training.jury_command import command as jury
-    from training.loop import loop_command, retrain_command
+    from training.loop_command import loop_command, retrain_command
 except ModuleNotFoundError as error:  # in an environment that only serves
     sys.exit(f"error: python -m training needs {error.name}; run 'make setup', or pip install '.[training]'")
 
@@ -49,7 +49,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Labels, builds, evaluates and recalibrates.
+    """Labels, builds, evaluates, recalibrates and retrains.
 
     Exit 0 done, 1 failed, 2 usage, 3 a gate was not met, 130 interrupted.
     """
@@ -68,7 +68,9 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
             help="The adapters' scale: updates are multiplied by this / rank. Default: 2 × rank.",
         ),
         click.option("--extra", multiple=True, help="Corpus file, folder or glob besides data/. Repeatable."),
-        click.option("--dev", multiple=True, help="Rows to evaluate on, kept out of training. Default: data/'s test."),
+        click.option(
+            "--dev", multiple=True, help="Rows to look at, kept out of training. Default: data/'s test. Repeatable."
+        ),
         click.option("--data", "own", type=click.Path(path_type=Path), help="Corpus instead of data/."),
         click.option("--seed", type=click.IntRange(0, MOST_SEED), help="Instead of the recipe's."),
         click.option(
@@ -202,7 +204,7 @@ def cross_validate(
 
 @main.command()
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A folder that training left.")
-@click.option("--data", required=True, multiple=True, help="Rows on which parity is checked; not trained on.")
+@click.option("--data", required=True, multiple=True, help="Unseen rows: the first 600 check parity. Repeatable.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the exported files.")
 def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
     r"""Exports a checkpoint as ONNX, in fp32 and int8.
@@ -231,11 +233,15 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
 
 @main.command()
 @click.option("--bundle", type=click.Path(path_type=Path), help="Default: the shipped one.")
-@click.option("--data", multiple=True, help="Labelled rows the bundle was not trained on. Default: data/'s test split.")
 @click.option(
-    "--baseline-data", multiple=True, help="Rows that baselines learn from. Default: with --report the rest of data/."
+    "--data", multiple=True, help="Labelled rows it was not trained on. Default: data/'s test split. Repeatable."
 )
-@click.option("--outcomes", multiple=True, help="Rows with success_by_tier: APGR, CPT, cost against quality.")
+@click.option(
+    "--baseline-data",
+    multiple=True,
+    help="Rows that baselines learn from. Default: with --report the rest of data/. Repeatable.",
+)
+@click.option("--outcomes", multiple=True, help="Rows with success_by_tier: cost against quality. Repeatable.")
 @click.option("--robustness/--no-robustness", default=None, help="Typos, steering, twins, attacks. On with --report.")
 @click.option(
     "--prices",
@@ -249,7 +255,9 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
     "--report", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the page there (.html)."
 )
 @click.option("--show-text", is_flag=True, help="With --report: show the beginning of the worst errors' text.")
-@click.option("--gate", multiple=True, metavar="METRIC=VALUE", help="Exit with 3 where the estimate is worse.")
+@click.option(
+    "--gate", multiple=True, metavar="METRIC=VALUE", help="Exit with 3 where the estimate is worse. Repeatable."
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def evaluate(
     bundle: Path | None, data: tuple[str, ...], baseline_data: tuple[str, ...], outcomes: tuple[str, ...],
@@ -287,7 +295,7 @@ def evaluate(
     wanted = target is not None
     rows, train = read_rows(data, baseline_data, baselines_wanted=wanted)
     asked = Asked(
-        outcomes=outcomes, steadiness=wanted if robustness is None else robustness, detail=wanted, prices=prices,
+        outcomes=outcomes, robustness=wanted if robustness is None else robustness, detail=wanted, prices=prices,
         show_text=show_text,
     )  # fmt: skip
     report = run(bundle or SHIPPED, rows, train, asked)

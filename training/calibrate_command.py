@@ -88,8 +88,10 @@ audit_label = click.option(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", help="Risk to promise. Repeatable.",
               default=POLICIES, show_default=True)  # fmt: skip
-@click.option("--fit-data", multiple=True, help="Rows to fit the probability map on, instead of half of --data.")
-@click.option("--also", multiple=True, help="Rows of other kinds, or a .npz: λ keeps the promise on them too.")
+@click.option("--fit-data", multiple=True, help="Rows that fit the probability map, not half of --data. Repeatable.")
+@click.option(
+    "--also", multiple=True, help="Rows of other kinds, or a .npz: λ keeps the promise on them too. Repeatable."
+)
 @click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DELTA",
               help="Promise with confidence 1 - DELTA instead of on the expectation.")  # fmt: skip
 @click.option("--top-tier-miss", type=float, help="Share of frontier requests that may be missed.")
@@ -99,7 +101,9 @@ audit_label = click.option(
 @click.option("--exempt-label", "exempt_labels", multiple=True, metavar="NAME[=VALUE]",
               help="Requests with this label are never explored. Repeatable.")  # fmt: skip
 @click.option(
-    "--prior-shift", multiple=True, help="Unlabelled traffic, or one export: move the thresholds to its tier shares."
+    "--prior-shift",
+    multiple=True,
+    help="Unlabelled traffic, or one export: move the thresholds to its tier shares. Repeatable.",
 )
 @audit_label
 @click.option("--default", help="Policy for requests that name none.")

@@ -25,6 +25,7 @@ from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, tiers
 from training.decision_log import Log
+from training.evaluate import score_requests
 from training.gate import LabelledSet
 from training.off_policy import OffPolicy, estimate
 from training.policy_fit import Targets, chosen_by, fit_policies
@@ -80,7 +81,7 @@ def golden_set(current: Engine, candidate: Engine, golden: Sequence[Row], *, ris
     labels = soft(tiers(golden))
     alpha = _default(current).guarantee.alpha
     requests = [row.request for row in golden]
-    before, after = probabilities(current, requests), probabilities(candidate, requests)
+    before, after = score_requests(current, requests), score_requests(candidate, requests)
     chosen = choose_many(before, fit_threshold(routing_losses(before, labels), alpha).threshold)
     return LabelledSet(
         "golden",
@@ -101,28 +102,21 @@ def off_policy_pair(current: Engine, candidate: Engine, log: Log) -> tuple[OffPo
     return estimate(log, on_requests(current, requests)), estimate(log, on_requests(candidate, requests))
 
 
-def probabilities(engine: Engine, requests: Sequence[Request]) -> Probabilities:
-    """(n, 4) float32, scored one by one as the service does it."""
-    scored = [engine.score(engine.prepare(request)).probabilities for request in requests]
-    return np.array(scored, dtype=np.float32).reshape(len(requests), -1)
-
-
 def on_requests(engine: Engine, requests: Sequence[Request]) -> Choices:
     """What the default policy chooses, without floors, ceilings and exploration: (n,) int64."""
     prepared = [engine.prepare(replace(request, policy="")) for request in requests]
     return np.array([engine.decide(p, engine.score(p)).model_tier.index for p in prepared], dtype=np.int64)
 
 
-def out_of_fold(engine: Engine, rows: CalibrationSet, folds: int = FOLDS) -> Choices:
+def out_of_fold(engine: Engine, rows: CalibrationSet) -> Choices:
     """What the default policy would choose on each row with thresholds fitted on the other folds: (n,) int64.
 
     Args:
         engine: whose map and targets they are.
-        rows: closed labels with its logits.
-        folds: groups are dealt to them by a hash.
+        rows: closed labels with its logits; their groups are dealt to `FOLDS` folds by a hash.
     """
     policy, calibration = _default(engine), engine.bundle.calibration
-    fold = np.array([_position(group) % folds for group in rows.groups.tolist()])
+    fold = np.array([_position(group) % FOLDS for group in rows.groups.tolist()])
     shares = calibration.apply(rows.logits)
     chosen = np.zeros(len(rows), dtype=np.int64)
     for k in np.unique(fold):

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from classifier.errors import InputError
 from training import outcome_curves, robustness
 from training.calibration_report import PRICES
 from training.calibration_set import unseen
 from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus
-from training.evaluate import baselines, evaluate, load_engine, score
+from training.evaluate import baselines, evaluate, load_engine, score, score_requests
 from training.evaluation_detail import detail, histories
 from training.outcomes import read_outcomes
 from training.rivals import litellm_tiers
@@ -29,7 +27,7 @@ class Asked:
 
     Attributes:
         outcomes: files of outcomes to replay the router on.
-        steadiness: whether typos, steering, twins and attacks are measured.
+        robustness: whether typos, steering, twins and attacks are measured.
         detail: whether thresholds, policies, routers, errors and training curves are added, for the page.
         prices: dollars a million tokens, cheapest tier first.
         show_text: whether the worst errors come with their text.
@@ -38,7 +36,7 @@ class Asked:
     """
 
     outcomes: tuple[str, ...] = ()
-    steadiness: bool = False
+    robustness: bool = False
     detail: bool = False
     prices: tuple[float, ...] = PRICES
     show_text: bool = False
@@ -102,7 +100,7 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
             prices=asked.prices, rivals=rivals, routers=routers, show_text=asked.show_text,
         )  # fmt: skip
         report["histories"] = histories(bundle)
-    if asked.steadiness:
+    if asked.robustness:
         evaluated = {r.sha256 for r in rows}
         twins = [r for r in read_corpus([OWN_DATA]) if r.family and (r.split == "test" or r.sha256 in evaluated)]
         report["robustness"] = robustness.measure(
@@ -111,7 +109,7 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     if outcomes is not None:
         report["outcomes"] = outcome_curves.measure(
             outcomes,
-            np.array(robustness.score_requests(engine, outcomes.requests, name="outcomes")),
+            score_requests(engine, outcomes.requests, name="outcomes"),
             prices=asked.prices,
             policies={name: (p.threshold, p.top_tier_threshold) for name, p in engine.policies.items()},
             routers=litellm_tiers(outcomes.requests),

@@ -134,13 +134,13 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 @click.command("guarantee")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Check this bundle's promises on --data.")
-@click.option("--data", multiple=True, help="Labelled rows, or an export, that the bundle has not seen.")
+@click.option("--data", multiple=True, help="Labelled rows, or an export, that the bundle has not seen. Repeatable.")
 @click.option("--split", help="Of --data only the rows that state this split.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="A .npz, such as cross-validate leaves.")
 @click.option("--table", "tables", multiple=True, type=click.Choice(TABLES),
               help="What to print. Repeatable. Default: promise for a bundle, the others for predictions.")  # fmt: skip
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", show_default=True,
-              default=POLICIES, help="For --predictions.")  # fmt: skip
+              default=POLICIES, help="For --predictions. Repeatable.")  # fmt: skip
 @click.option("--baseline-data", multiple=True, help="Rows that the cost table's baselines learn from. Repeatable.")
 @click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
               metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the cost table.")  # fmt: skip

@@ -25,9 +25,10 @@ from classifier.inputs import rated_index
 from classifier.intervals import bootstrap_intervals, ranged, wilson
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
-from classifier.types import TIERS, Message, Request, Tier
+from classifier.types import Message, Request, Tier
 from training.attack import RAISING, Attack, attack
 from training.corpus import Row, tiers
+from training.evaluate import score_requests
 from training.policy_fit import chosen_by
 
 Probabilities = NDArray[np.float32]
@@ -43,20 +44,25 @@ LOWERING = (
 )
 UNSEEN = (*RAISING, *(Path(__file__).parent / "steering_held_out.txt").read_text(encoding="utf-8").splitlines())
 """Texts that would raise the tier, by two writers who had not seen those of training, nor the other's."""
+SEED = 0
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+MOST_ROWS = 600
+"""Rows that are changed, drawn at random: Wilson's interval of a share is then four points either way at most."""
+TYPOS = 0.04
+"""Share of letters with a slip."""
 STAGES = (0, 1, 5, 10, 25, 50, 100, 200)
 
 
-def keyboard_typos(text: str, rng: random.Random, rate: float = 0.04) -> str:
-    """`text` with about `rate` of its letters hit beside the key, left out, or swapped with the next.
+def keyboard_typos(text: str, rng: random.Random) -> str:
+    """`text` with about `TYPOS` of its letters hit beside the key, left out, or swapped with the next.
 
-    >>> keyboard_typos("what is the capital of australia", random.Random(3), 0.2) != "what is the capital of australia"
-    True
+    >>> keyboard_typos("what is the capital of australia", random.Random(6))
+    'what si the cpital of australia'
     """
     out, i = [], 0
     while i < len(text):
         c = text[i]
-        if c.isalpha() and rng.random() < rate:
+        if c.isalpha() and rng.random() < TYPOS:
             kind = rng.randrange(3)
             if kind == 0:
                 row = next((r for r in KEYBOARD if c.lower() in r), "")
@@ -89,12 +95,6 @@ def with_text(request: Request, change: Callable[[str], str]) -> Request:
     messages, i = list(request.messages), rated_index(request)
     messages[i] = Message("user", change(messages[i].content))
     return replace(request, messages=tuple(messages))
-
-
-def score_requests(engine: Engine, requests: Sequence[Request], *, name: str = "score") -> Probabilities:
-    """Calibrated probabilities, one run each: (n, 4) float32."""
-    found = [engine.score(engine.prepare(request)).probabilities for request in tqdm(requests, desc=name, disable=None)]
-    return np.array(found, dtype=np.float32).reshape(-1, len(TIERS))
 
 
 def moved(before: Indices, after: Indices) -> dict[str, Any]:
@@ -157,9 +157,7 @@ def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[
     return {"rows": int(counts[:, 1].sum()), "groups": len(groups), **dict(zip(names, found, strict=True))}
 
 
-def attack_rows(
-    engine: Engine, requests: Sequence[Request], policy: Policy, *, tries: int = 200, seed: int = 0
-) -> list[Attack]:
+def attack_rows(engine: Engine, requests: Sequence[Request], policy: Policy, *, tries: int) -> list[Attack]:
     """The search on each request, against the tier of `policy`."""
     tokenizer = Tokenizer.from_file(engine.bundle.path / "tokenizer.json", engine.bundle.manifest["max_tokens"])
     words = list(tokenizer.words())
@@ -173,7 +171,7 @@ def attack_rows(
             start.append(choose(shares, policy.threshold, policy.top_tier_threshold))
             return start[-1], float(sum(shares[start[0].index + 1 :]))
 
-        found.append(attack(pressure, words, random.Random(f"{seed}-{i}"), tries=tries))
+        found.append(attack(pressure, words, random.Random(f"{SEED}-{i}"), tries=tries))
     return found
 
 
@@ -182,37 +180,31 @@ def measure(
     rows: Sequence[Row],
     *,
     twin_rows: Sequence[Row] | None = None,
-    policy: str = "",
-    most_rows: int = 600,
     attacked: int = 100,
     tries: int = 200,
-    seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything about the steadiness of a bundle, as JSON-ready data.
+    """Everything about the steadiness of a bundle's default policy, as JSON-ready data; arg-max tiers stand beside.
 
     Args:
         engine: of the bundle.
         rows: labelled rows that it was not trained on.
         twin_rows: those with a family are looked at as twins; by default `rows`.
-        policy: whose tiers are looked at; "" is the bundle's default. Arg-max tiers stand beside them.
-        most_rows: rows that are changed, drawn at random.
         attacked: simple prompts that are attacked: labelled simple, and routed there.
         tries: of each attack.
-        seed: of every draw.
     """
-    chosen_policy = engine.policies[policy or engine.default_policy]
-    order = random.Random(seed).sample(range(len(rows)), len(rows))
-    drawn = [rows[i] for i in sorted(order[:most_rows])]
-    routed = partial(chosen_by, chosen_policy)
+    policy = engine.policies[engine.default_policy]
+    order = random.Random(SEED).sample(range(len(rows)), len(rows))
+    drawn = [rows[i] for i in sorted(order[:MOST_ROWS])]
+    routed = partial(chosen_by, policy)
     before = score_requests(engine, [r.request for r in drawn], name="as they are")
     report: dict[str, Any] = {
-        "policy": chosen_policy.name,
+        "policy": policy.name,
         "rows": len(drawn),
         "changes": {},
         "changes_of_arg_max": {},
     }
     for name, change in CHANGES.items():
-        rng = random.Random(f"{seed}-{name}")
+        rng = random.Random(f"{SEED}-{name}")
         changed = [with_text(r.request, lambda text, rng=rng, f=change: f(text, rng)) for r in drawn]  # type: ignore[misc]
         after = score_requests(engine, changed, name=name)
         report["changes"][name] = moved(routed(before), routed(after))
@@ -223,11 +215,11 @@ def measure(
         report["twins"] = twins(families, shares.argmax(axis=1))
         report["twins_of_policy"] = twins(families, routed(shares))
     simple = [r for r in rows if r.tier is Tier.SIMPLE]
-    simple = random.Random(seed).sample(simple, min(len(simple), 3 * attacked))
+    simple = random.Random(SEED).sample(simple, min(len(simple), 3 * attacked))
     if simple:
         low = routed(score_requests(engine, [r.request for r in simple], name="simple prompts"))
         victims = [r.request for r, t in zip(simple, low, strict=True) if t == Tier.SIMPLE.index][:attacked]
-        report["attack"] = summarise_attacks(attack_rows(engine, victims, chosen_policy, tries=tries, seed=seed), tries)
+        report["attack"] = summarise_attacks(attack_rows(engine, victims, policy, tries=tries), tries)
     return report
 
 
