@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import classifier
+import training
 from classifier.bundle import MANIFEST, SHIPPED
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,13 @@ finally:
 """
     pytest.importorskip("scipy")
     assert python(code).splitlines()[-1] == "[]"
+
+
+def test_the_map_of_training_names_every_module_once():
+    """The first page of training/ has each of its modules, so that a reader finds where a thing is done."""
+    listed = [name for line in training.__doc__.split("\n\n")[1].splitlines() for name in line[16:].split()]
+    modules = {path.stem for path in (ROOT / "training").glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(listed) == sorted(modules)
 
 
 def test_training_without_its_extra_is_one_line():

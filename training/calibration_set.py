@@ -31,8 +31,6 @@ TRAINING_ROWS, MAP_ROWS, THRESHOLD_ROWS = "training_rows", "map_rows", "threshol
 """The manifest's entries for `pack_rows`: what the weights, the probability map and the thresholds were fitted on."""
 CALIBRATED_ON = (MAP_ROWS, THRESHOLD_ROWS)
 """Those of them that a bundle's choices were fitted on, beside its weights."""
-
-
 _HASH = 64
 """Length of a sha256 in hexadecimal."""
 
@@ -229,7 +227,7 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
 
 
 def pack_rows(hashes: Iterable[str]) -> str:
-    """Hashes of the training rows, packed for the manifest: base64 of the sorted first 32 bits of each sha256.
+    """Hashes of rows, packed for the manifest: base64 of the sorted first 32 bits of each sha256.
 
     32 bits make a false alarm once in 200,000 rows checked against 20,000, and take 5 bytes a row.
     """

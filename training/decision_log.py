@@ -117,7 +117,7 @@ def is_unserved(row: ExportRow) -> bool:
 
 
 def interval(row: ExportRow) -> tuple[Tier, Tier]:
-    """Lowest and highest tier that the label may be, by an outcome of quality (DESIGN 4.4)."""
+    """Lowest and highest tier that the label may be, by an outcome of quality (docs/feedback.md)."""
     accepted = None if row["accepted_tier"] is None else Tier.parse(row["accepted_tier"])
     return outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), accepted)
 

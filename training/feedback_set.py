@@ -1,7 +1,7 @@
 """Decisions and their outcomes → what may be learnt from them: noisy interval rows, closed labels, an evaluation log.
 
-An outcome says something about an interval of tiers (DESIGN 4.4), and only where it judges *quality*: accepted at t
-means label <= t, rejected at t label > t, escalated from t and accepted at u both. Each row carries its own eta
+An outcome says something about an interval of tiers, and only where it judges *quality*: accepted at t means
+label <= t, rejected at t label > t, escalated from t and accepted at u both. Each row carries its own eta
 (`training.outcome_noise`). What stays out is counted, never guessed.
 
 Three traps, and what is done about them:

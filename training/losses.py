@@ -1,8 +1,8 @@
 """Losses: pure functions of tensors.
 
-One loss for every kind of label (DESIGN 4.4): a soft label is matched by cross-entropy; an outcome is noisy evidence
-about an interval, −log[(1−η)·P(inside) + η·P(outside)]. A ranked-probability term (Epstein 1969) punishes mass by how
-many tiers it lies off. Distillation follows Hinton et al. 2015 (arXiv 1503.02531).
+One loss for every kind of label: a soft label is matched by cross-entropy; an outcome is noisy evidence about an
+interval, −log[(1−η)·P(inside) + η·P(outside)]. A ranked-probability term (Epstein 1969) punishes mass by how many
+tiers it lies off. Distillation follows Hinton et al. 2015 (arXiv 1503.02531).
 """
 
 from __future__ import annotations
