@@ -89,7 +89,7 @@ def test_a_bundle_is_a_base(tmp_path):
     """What serves is a base to go on from: its student and its tokeniser, as they were."""
     model, fast = load_base("tiny", MAX_TOKENS)
     files, folder = exported(model.eval(), fast, tmp_path / "files"), tmp_path / "bundle"
-    assemble(files, folder, golden=tiny_rows(2), reference={}, card="# tiny\n", facts={})
+    assemble(files, folder, golden=tiny_rows(2), card="# tiny\n", facts={})
     again, its_fast = load_base(str(folder), MAX_TOKENS)
     assert max(weights_apart(again, model).values()) < 0.1
     assert its_fast.get_vocab() == fast.get_vocab()

@@ -61,7 +61,7 @@ def base(tmp_path_factory) -> Path:
     )  # fmt: skip
     facts = {"seed": 0, TRAINING_ROWS: pack_rows(r.sha256 for r in data.train)}
     golden = choose_golden(data.golden)
-    assemble(folder / "export", folder / "raw", golden=golden, reference={"n": 0}, card="# tiny\n", facts=facts)
+    assemble(folder / "export", folder / "raw", golden=golden, card="# tiny\n", facts=facts)
     write_corpus(folder / "held.jsonl", data.calibration)
     calibrate(folder / "raw", [folder / "held.jsonl"], folder / "bundle", policies={"balanced": 0.4}, epsilon=0.1)
     registry = Registry(folder / "registry")

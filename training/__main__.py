@@ -225,7 +225,7 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
     tokens = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
     rounding = [row for row in read_corpus([OWN_DATA]) if row.split == "train"]
     parity = export_model(
-        model, fast, out, max_tokens=tokens, check=read_corpus(data)[:600], rounding=rounding,
+        model, fast, out, max_tokens=tokens, check=read_corpus(data), rounding=rounding,
         head=load_head(checkpoint, model),
     )  # fmt: skip
     click.echo(json.dumps(asdict(parity)))

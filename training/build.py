@@ -224,7 +224,7 @@ def _exported(
         fast,
         out / "export",
         max_tokens=max_tokens,
-        check=[*data.dev, *data.calibration][:600],
+        check=[*data.dev, *data.calibration],
         rounding=data.train,
         head=head,
         int8_agreement=float(recipe["int8_agreement"]),
@@ -249,8 +249,7 @@ def _calibrated(
     raw, calibrated = out / "uncalibrated", out / "calibrated"
     for stage in (raw, calibrated):
         shutil.rmtree(stage, ignore_errors=True)
-    nothing = {"schema_version": 1, "n": 0}
-    assemble(out / "export", raw, golden=choose_golden(data.golden), reference=nothing, card="", facts=facts)
+    assemble(out / "export", raw, golden=choose_golden(data.golden), card="", facts=facts)
     write_corpus(out / "calibration.jsonl", data.calibration)
     promises = calibrate(
         raw, [out / "calibration.jsonl"], calibrated, policies=recipe["policies"], default="balanced",

@@ -37,7 +37,6 @@ from training.recipe import STEERING_FORMS, training_of_a_round
 
 SMOOTH = tuple(name for name in METHODS if name != "cumulative_isotonic")
 """Maps for a few hundred labels: isotonic steps tie half of the scores there, and thresholds then jump over them."""
-_NOTHING: Mapping[str, Any] = {"schema_version": 1, "n": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +212,7 @@ def retrained(
     }
     golden = [parse_row(case, "golden") for case in manifest["golden"]]
     card = (parent / "README.md").read_text(encoding="utf-8")
-    bundle = assemble(out / "export", out / "raw", golden=golden, reference=_NOTHING, card=card, facts=facts)
+    bundle = assemble(out / "export", out / "raw", golden=golden, card=card, facts=facts)
     return bundle, {
         "rows": len(mixed),
         "feedback_rows": len(feedback),

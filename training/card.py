@@ -58,18 +58,14 @@ BASES = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 
 
 def render_card(
-    *,
-    recipe: Mapping[str, Any],
-    rows: Sequence[Row],
-    report: Mapping[str, Any] | None,
-    notes: Sequence[str] = (),
+    *, recipe: Mapping[str, Any], rows: Sequence[Row], report: Mapping[str, Any], notes: Sequence[str]
 ) -> str:
     """The card as Markdown with Hugging Face front matter.
 
     Args:
         recipe: the resolved recipe.
         rows: what the model was trained on.
-        report: from `training.evaluate.evaluate`, or None where nothing was held out to evaluate on.
+        report: from `training.evaluate.evaluate`.
         notes: sentences to add under the metrics: parity, what was left out.
     """
     counts: dict[str, int] = {}
@@ -89,11 +85,7 @@ def render_card(
         own=sum(r.source.startswith("own-") for r in rows),
         sources="\n".join(f"| {s} | {n} | {licences[s] or 'not stated'} |" for s, n in sorted(counts.items())),
     )
-    if report is not None:
-        card += _metrics(report)
-    if notes:
-        card += "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-    return card + _LIMITS
+    return card + _metrics(report) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n" + _LIMITS
 
 
 def _metrics(report: Mapping[str, Any]) -> str:

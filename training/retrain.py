@@ -204,7 +204,7 @@ class Round:
                 recipe=self._recipe,
                 feedback=feedback,
                 base=[row for row in base if row.split == "train" and row.label == RUBRIC and row.sha256 not in kept],
-                check=[row for row in base if row.split == "test"][:MOST_GOLDEN],
+                check=[row for row in base if row.split == "test"],
                 state=self._run.state("train"),
             )
         except (GateNotMet, InputError) as error:
