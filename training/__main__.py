@@ -69,7 +69,9 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--extra", multiple=True, help="Corpus file, folder or glob besides data/. Repeatable."),
         click.option(
-            "--dev", multiple=True, help="Rows to look at, kept out of training. Default: data/'s test. Repeatable."
+            "--dev",
+            multiple=True,
+            help="Rows to evaluate on, kept out of training. Default: data/'s test. Repeatable.",
         ),
         click.option("--data", "own", type=click.Path(path_type=Path), help="Corpus instead of data/."),
         click.option("--seed", type=click.IntRange(0, MOST_SEED), help="Instead of the recipe's."),
