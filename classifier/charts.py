@@ -50,7 +50,7 @@ def draw(paint: Callable[[Any], None], *, height: float = SIZE_INCHES[1]) -> str
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("plots need matplotlib; install the extra 'report'") from error
+        raise MissingExtra("plots need matplotlib; pip install 'request-complexity-classifier[report]'") from error
 
     def drawn(**style: Any) -> bytes:
         with rc_context(_STYLE | style):

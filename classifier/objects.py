@@ -50,7 +50,10 @@ class Objects:
         self.url = url
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError, TypeError) as error:
+        except ImportError as error:  # fsspec says which package the store wants
+            extra = "; pip install 'request-complexity-classifier[s3]'" if "s3fs" in str(error) else ""
+            raise SettingsError(f"registry: {url} cannot be used ({error}){extra}") from error
+        except (ValueError, TypeError) as error:
             raise SettingsError(f"registry: {url} cannot be used ({error})") from error
         except OSError as error:  # some stores are connected to at once
             raise _failed(url, error) from error

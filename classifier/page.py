@@ -54,7 +54,7 @@ def check_page(path: Path) -> None:
 
 
 def _missing(name: str) -> MissingExtra:
-    return MissingExtra(f"pages need {name}; install the extra 'report'")
+    return MissingExtra(f"pages need {name}; pip install 'request-complexity-classifier[report]'")
 
 
 def write_page(path: Path, text: str) -> None:

@@ -211,7 +211,9 @@ class Traces(Observer):
                 provider = TracerProvider()
                 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         except ImportError as error:
-            raise MissingExtra("--traces needs OpenTelemetry; install the extra 'otel'") from error
+            raise MissingExtra(
+                "--traces needs OpenTelemetry; pip install 'request-complexity-classifier[otel]'"
+            ) from error
         self._provider, self._trace, self._context, self._propagate = provider, trace, context, propagate
         self._tracer = provider.get_tracer("classifier")
 

@@ -162,9 +162,9 @@ _NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 def make_certificates(folder: Path, *names: str) -> None:
     """An authority (`ca.pem`) and for each name a certificate for localhost it signed (`NAME.pem`, `NAME.key`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    _openssl(
-        folder, "req", "-x509", *_NEW_KEY, "-days", "2", "-subj", "/CN=test", "-keyout", "ca.key", "-out", "ca.pem"
-    )
+    # Python 3.13 trusts no authority that does not say what its key is for.
+    own = ["-subj", "/CN=test", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+    _openssl(folder, "req", "-x509", *_NEW_KEY, "-days", "2", *own, "-keyout", "ca.key", "-out", "ca.pem")
     for name in names:
         sign_certificate(folder, name, f"/CN={name}", f"DNS:localhost,DNS:{name},IP:127.0.0.1")
 
@@ -172,7 +172,8 @@ def make_certificates(folder: Path, *names: str) -> None:
 def sign_certificate(folder: Path, name: str, subject: str, alternatives: str = "") -> None:
     """A certificate of the authority in `folder` (`NAME.pem`, `NAME.key`), with those alternative names."""
     _openssl(folder, "req", *_NEW_KEY, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr")
-    (folder / f"{name}.ext").write_text(f"subjectAltName={alternatives}\n" if alternatives else "")
+    names = f"subjectAltName={alternatives}\n" if alternatives else ""
+    (folder / f"{name}.ext").write_text(f"authorityKeyIdentifier=keyid\n{names}")
     signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext"]
     _openssl(folder, "x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
 

@@ -62,7 +62,8 @@ def test_rows_are_picked_of_every_type(kind, places):
 
 def test_damaged_texts_are_mended_also_where_they_are_nested():
     """What is no UTF-8 inside a list of messages is replaced there; its neighbours stay as they are."""
-    raw = pa.array([[{"role": b"user", "content": b"\xe9t"}], None, [{"role": b"user", "content": None}]])
+    bytes_of = pa.list_(pa.struct({"role": pa.binary(), "content": pa.binary()}))
+    raw = pa.array([[{"role": b"user", "content": b"\xe9t"}], None, [{"role": b"user", "content": None}]], bytes_of)
     kind = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
     offsets, structs = raw.offsets, raw.values
     texts = [pa.Array.from_buffers(pa.string(), len(f), f.buffers()) for f in structs.flatten()]

@@ -354,4 +354,5 @@ def test_what_a_page_needs_and_is_not_installed_is_said_before_scoring(files, tm
     monkeypatch.setattr(evaluation_run, "score", lambda *_: pytest.fail("rows were scored"))
     monkeypatch.setitem(sys.modules, missing, None)
     done = run_command("--bundle", files / "bundle", "--data", files / "rows.jsonl", "--report", tmp_path / "r.html")
-    assert (done.exit_code, done.stderr) == (1, f"error: pages need {missing}; install the extra 'report'\n")
+    remedy = "pip install 'request-complexity-classifier[report]'"
+    assert (done.exit_code, done.stderr) == (1, f"error: pages need {missing}; {remedy}\n")

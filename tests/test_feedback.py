@@ -354,6 +354,7 @@ async def test_a_locked_database_refuses_outcomes_until_it_is_free(sqlite_url, t
 async def test_a_full_database_refuses_outcomes_until_there_is_room(sqlite_url):
     """When the database cannot grow, outcomes are refused, decisions wait; with room again both are written."""
     store = open_store(sqlite_url, key=KEY, keep="text")
+    until(lambda: store._recorder._next_housekeeping)  # its connection outlives no dispose
     engine, room = store._database._engine, [40]
     sa.event.listen(engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count={room[0]}"))
     engine.dispose()

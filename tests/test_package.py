@@ -133,9 +133,14 @@ def test_the_map_of_training_names_every_module_once():
     assert sorted(listed) == sorted(modules)
 
 
-def test_training_without_its_extra_is_one_line():
-    """Where only the runtime is installed `python -m training` says what to install."""
-    code = "import runpy, sys; sys.modules['scipy'] = None; runpy.run_module('training', run_name='__main__')"
+@pytest.mark.parametrize("missing", ["scipy", "httpx"])
+def test_training_without_its_extra_is_one_line(missing, tmp_path):
+    """Where the extra, or a part of it, is not installed `python -m training` says what to install."""
+    if missing != "scipy":
+        pytest.importorskip("scipy")
+    asked = ["training", "jury", str(tmp_path), "-o", str(tmp_path / "o"), "--base-url", "http://h/v1", "--model", "m"]
+    code = f"import runpy, sys; sys.argv = {asked}; sys.modules[{missing!r}] = None; "
+    code += "runpy.run_module('training', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert "needs scipy; run 'make setup'" in done.stderr
+    assert f"needs {missing}; run 'make setup'" in done.stderr

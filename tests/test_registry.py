@@ -570,6 +570,17 @@ def test_a_store_without_exclusive_creation_is_read_and_not_written(tmp_path, bu
         Registry(f"zip://registry::{tmp_path}/nowhere.zip")
 
 
+def test_a_store_whose_client_is_not_installed_says_what_brings_it(monkeypatch):
+    """The extra for S3 is named."""
+
+    def absent(_):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    with pytest.raises(SettingsError, match=r"Install s3fs .*; pip install 'request-complexity-classifier\[s3\]'"):
+        Registry("s3://bucket/registry")
+
+
 def test_a_store_that_overwrites_after_all_is_refused(monkeypatch, tmp_path, bundles):
     """A store, or a client of it, that ignores the condition is found out before anything is written there."""
     registry = Registry(f"memory://registry-{next(_numbers)}", cache=tmp_path / "cache")

@@ -15,6 +15,8 @@ from classifier.cli import with_examples
 from classifier.durable import unusable
 from classifier.errors import ClassifierError, GateNotMet
 
+WITHOUT_EXTRA = "error: python -m training needs {}; run 'make setup', or pip install '.[training]'"
+
 try:
     from training.calibrate_command import MOST_SEED, prices
     from training.calibrate_command import command as calibrate
@@ -23,7 +25,7 @@ try:
     from training.jury_command import command as jury
     from training.loop_command import loop_command, retrain_command
 except ModuleNotFoundError as error:  # in an environment that only serves
-    sys.exit(f"error: python -m training needs {error.name}; run 'make setup', or pip install '.[training]'")
+    sys.exit(WITHOUT_EXTRA.format(error.name))
 
 
 class _Group(click.Group):
@@ -35,6 +37,9 @@ class _Group(click.Group):
         except ClassifierError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            click.echo(WITHOUT_EXTRA.format(error.name), err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)

@@ -24,7 +24,7 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("figures need matplotlib; install the extra 'report'") from error
+        raise MissingExtra("figures need matplotlib; pip install 'request-complexity-classifier[report]'") from error
     figure = Figure(figsize=(11, 9), layout="constrained")
     reliability, risk, cost, sources = figure.subplots(2, 2).ravel()
     _reliability(reliability, report["calibration"]["after"])

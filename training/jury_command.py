@@ -140,12 +140,8 @@ def command(
 
 def _endpoint_of(base_url: str, key: str, jury: Any, *, rate: float | None, width: int, timeout: float) -> Any:
     """What makes the endpoint, its settings checked now."""
-    from classifier.errors import MissingExtra
+    from training.jury_endpoint import Endpoint, Pace, checked_url
 
-    try:
-        from training.jury_endpoint import Endpoint, Pace, checked_url
-    except ImportError:
-        raise MissingExtra("a jury needs httpx; pip install 'request-complexity-classifier[training]'") from None
     url = checked_url(base_url)
     if key and url.scheme == "http" and url.host not in ("localhost", "127.0.0.1", "::1"):
         click.echo(
