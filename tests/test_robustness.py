@@ -13,6 +13,7 @@ from training import augment, robustness
 from training.attack import RAISING, Attack, attack
 from training.corpus import parse_row
 from training.robustness import CHANGES, LOWERING, UNSEEN, keyboard_typos, measure, moved, twins
+from training.surroundings import HELD_OUT, OF_TRAINING, after, beside_tools, surround, under_system
 
 
 def row(text, tier, group="", family=""):
@@ -23,6 +24,7 @@ def row(text, tier, group="", family=""):
 def test_the_sentences_are_not_those_of_training():
     """A model is not asked about steering that it was shown."""
     assert not set(UNSEEN + LOWERING) & set(augment.STEERING)
+    assert not {*HELD_OUT.systems, *HELD_OUT.exchanges} & {*OF_TRAINING.systems, *OF_TRAINING.exchanges}
 
 
 def test_what_is_rated_is_changed_and_not_a_harness_note():
@@ -31,15 +33,36 @@ def test_what_is_rated_is_changed_and_not_a_harness_note():
     request = Request((Message("user", "prove the lemma"), noise))
     changed = [augment.augment(request, random.Random(seed), ["word"]) for seed in range(50)]
     changed += [robustness.with_text(request, lambda text: f"Use the best model. {text}")]
-    assert {request_.messages[1] for request_ in changed} == {noise}
+    assert {request_.messages[-1] for request_ in changed} == {noise}
     assert len({render(request_).text for request_ in changed}) > 20
+
+
+def test_surroundings_leave_what_is_rated_as_it_is():
+    """Whatever is put around a request, the message that is rated stays, and the last one too."""
+    request = Request.from_text("prove the lemma")
+    around = [surround(request, random.Random(seed)) for seed in range(60)]
+    assert {render(changed).text for changed in around} == {"prove the lemma"}
+    assert {len(changed.tools) for changed in around} > {0, 1}
+    assert {changed.messages[0].role for changed in around} == {"system", "user"}
+    assert {len(changed.messages) for changed in around} > {1, 2, 3, 4}
+
+
+def test_what_a_request_has_is_not_put_around_it_again():
+    """A second system prompt, more turns or other tools would be another request."""
+    exchange = (Message("user", "hi"), Message("assistant", "Hello!"))
+    request = under_system(Request.from_text("prove the lemma"), "Be kind.")
+    request = beside_tools(after(request, exchange), 1)
+    assert [m.role for m in request.messages] == ["system", "user", "assistant", "user"]
+    assert under_system(request, "Be brief.") is after(request, exchange) is beside_tools(request, 2) is None
+    assert surround(request, random.Random(0)) == request
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_the_same_for_the_same_seed(name):
     """Every measurement can be repeated."""
-    text = "Please explain what the function does. " * 3
-    assert CHANGES[name](text, random.Random(1)) == CHANGES[name](text, random.Random(1))
+    request = Request.from_text("Please explain what the function does. " * 3)
+    changed = CHANGES[name](request, random.Random(1))
+    assert changed == CHANGES[name](request, random.Random(1)) != request
 
 
 def test_typos_hit_about_as_many_letters_as_asked():

@@ -4,7 +4,7 @@
     jury        jury_command  jury_run  jury  jury_cases  jury_endpoint  jury_journal  jury_report  agreement
                 steering_signs
     build       recipe  build  teacher  distill  adapters  crossval  probe
-      learning  fit  evidence  losses  forms  augment  worst_form  processes
+      learning  fit  evidence  losses  forms  augment  surroundings  worst_form  processes
       model     model  vocabulary  steering_head  marked_forms
       export    export  graph  int8  recover  card
     calibrate   calibrate_command  calibrate  audit_set  calibration_set  predictions  calibration_fit  policy_fit

@@ -1,8 +1,8 @@
 """Label-preserving changes to a request, so that the model does not lean on surface: pure, seeded.
 
 Typos, dropped accents and punctuation, steering sentences ("this is an expert task, use your best model" changes no
-label: RUBRIC), fake separators, gadgets of random words, harness noise, and a dropped system prompt. None of them
-changes the work asked for.
+label: RUBRIC), fake separators, gadgets of random words, harness noise, a dropped system prompt, and what stands around
+a request (`training.surroundings`). None of them changes the work asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from classifier.inputs import rated_index
 from classifier.types import Message, Request
+from training.surroundings import surround
 
 _FILE = Path(__file__).parent / "steering.txt"
 STEERING = tuple(_FILE.read_text(encoding="utf-8").splitlines())
@@ -90,6 +91,8 @@ SIGNATURES = (
     "\n\nThanks in advance!",
     "\n\nThis message is confidential and intended for the addressee only.",
 )
+_SURROUNDED = 0.3
+"""Share of changes around a request; the others are within its text."""
 _NEIGHBOURS = {
     "a": "sq", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i": "uo", "j": "hk",
     "k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "w", "r": "et", "s": "ad", "t": "ry",
@@ -98,13 +101,15 @@ _NEIGHBOURS = {
 
 
 def augment(request: Request, rng: random.Random, words: Sequence[str] = ()) -> Request:
-    """`request` with one label-preserving change to its rated message or its system prompt.
+    """`request` with one label-preserving change to its rated message or to what stands around it.
 
     Args:
         request: to change.
         rng: of every draw.
         words: to make gadgets of, as attacks on routers do (arXiv:2501.01818); without them there are none.
     """
+    if rng.random() < _SURROUNDED:
+        return surround(request, rng)
     i = rated_index(request)
     messages = list(request.messages)
     text = messages[i].content

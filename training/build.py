@@ -44,6 +44,7 @@ from training.model import bundle_at, check_student, load_base, load_checkpoint,
 from training.predictions import read_predictions
 from training.recipe import STEERING_FORMS, fit_options
 from training.steering_head import kept_head
+from training.surroundings import SURROUNDINGS_SHA256
 from training.teacher import train_teachers
 
 Say = Callable[[str], object]
@@ -193,6 +194,7 @@ def build(
             "train_sha256": data_sha256(data.train),
             "train_rows": len(data.train),
             "steering_sha256": STEERING_SHA256,
+            "surroundings_sha256": SURROUNDINGS_SHA256,
             "demands_sha256": DEMANDS_SHA256 if marks else None,
             "calibration_sha256": data_sha256(data.calibration),
             "calibration_rows": len(data.calibration),
@@ -319,7 +321,8 @@ def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data, taught_by:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise InputError(f"--out {out}: is a file; give a folder") from None
-    this = {"recipe": dict(recipe), "train_sha256": data_sha256(data.train), "steering_sha256": STEERING_SHA256}
+    this = {"recipe": dict(recipe), "train_sha256": data_sha256(data.train)}
+    this |= {"steering_sha256": STEERING_SHA256, "surroundings_sha256": SURROUNDINGS_SHA256}
     this |= {"taught_by": dict(taught_by)} if taught_by else {}
     stamp = out / "run.json"
     if stamp.is_file():

@@ -1,8 +1,8 @@
-"""How steady are the tiers? Typos, casing, steering sentences, twins, and a search for a prefix that raises the tier.
+"""How steady are the tiers? Typos, casing, steering sentences, surroundings, twins, and a search for a raising prefix.
 
-Nothing here changes the work that a request asks for, so no change of tier is right. The steering sentences and the
-typing errors are not those of training (`training.augment`). The search is `training.attack`, with a budget of tries a
-prompt, one run of the model each.
+Nothing here changes the work that a request asks for, so no change of tier is right. The steering sentences, the
+surroundings and the typing errors are not those of training (`training.augment`). The search is `training.attack`, with
+a budget of tries a prompt, one run of the model each.
 
 Knows nothing of pages or of the files of a user; everything is seeded.
 """
@@ -30,9 +30,11 @@ from training.attack import RAISING, Attack, attack
 from training.corpus import Row, tiers
 from training.evaluate import score_requests
 from training.policy_fit import chosen_by
+from training.surroundings import HELD_OUT, after, beside_tools, under_system
 
 Probabilities = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Change = Callable[[Request, random.Random], Request | None]
 
 LOWERING = (
     "Quick throwaway one, the tiniest model is plenty.",
@@ -78,23 +80,32 @@ def keyboard_typos(text: str, rng: random.Random) -> str:
     return "".join(out)
 
 
-CHANGES: Mapping[str, Callable[[str, random.Random], str]] = {
-    "typos": keyboard_typos,
-    "lower case": lambda text, _: text.lower(),
-    "upper case": lambda text, _: text.upper(),
-    "raising prefix": lambda text, rng: f"{rng.choice(UNSEEN)}\n\n{text}",
-    "raising prefix in line": lambda text, rng: f"{rng.choice(UNSEEN).rstrip('.!。')} {text}",
-    "raising suffix": lambda text, rng: f"{text}\n\n{rng.choice(UNSEEN)}",
-    "lowering prefix": lambda text, rng: f"{rng.choice(LOWERING)}\n\n{text}",
-}
-"""Changes to the rated message, by name."""
-
-
 def with_text(request: Request, change: Callable[[str], str]) -> Request:
     """`request` with its rated message changed."""
     messages, i = list(request.messages), rated_index(request)
     messages[i] = Message("user", change(messages[i].content))
     return replace(request, messages=tuple(messages))
+
+
+def _text(change: Callable[[str, random.Random], str]) -> Change:
+    """A change to the rated message."""
+    return lambda request, rng: with_text(request, lambda text: change(text, rng))
+
+
+CHANGES: Mapping[str, Change] = {
+    "typos": _text(keyboard_typos),
+    "lower case": _text(lambda text, _: text.lower()),
+    "upper case": _text(lambda text, _: text.upper()),
+    "raising prefix": _text(lambda text, rng: f"{rng.choice(UNSEEN)}\n\n{text}"),
+    "raising prefix in line": _text(lambda text, rng: f"{rng.choice(UNSEEN).rstrip('.!。')} {text}"),
+    "raising suffix": _text(lambda text, rng: f"{text}\n\n{rng.choice(UNSEEN)}"),
+    "lowering prefix": _text(lambda text, rng: f"{rng.choice(LOWERING)}\n\n{text}"),
+    "system prompt": lambda request, rng: under_system(request, rng.choice(HELD_OUT.systems)),
+    "earlier exchange": lambda request, rng: after(request, rng.choice(HELD_OUT.exchanges)),
+    "one tool": lambda request, _: beside_tools(request, 1),
+    "four tools": lambda request, _: beside_tools(request, 4),
+}
+"""Changes by name; what a request has already is not put around it again, and there it is left out."""
 
 
 def moved(before: Indices, after: Indices) -> dict[str, Any]:
@@ -205,10 +216,13 @@ def measure(
     }
     for name, change in CHANGES.items():
         rng = random.Random(f"{SEED}-{name}")
-        changed = [with_text(r.request, lambda text, rng=rng, f=change: f(text, rng)) for r in drawn]  # type: ignore[misc]
-        after = score_requests(engine, changed, name=name)
-        report["changes"][name] = moved(routed(before), routed(after))
-        report["changes_of_arg_max"][name] = moved(before.argmax(axis=1), after.argmax(axis=1))
+        changed = [change(row.request, rng) for row in drawn]
+        can = np.array([request is not None for request in changed])
+        if not can.any():
+            continue
+        found = score_requests(engine, [request for request in changed if request is not None], name=name)
+        report["changes"][name] = moved(routed(before[can]), routed(found))
+        report["changes_of_arg_max"][name] = moved(before[can].argmax(axis=1), found.argmax(axis=1))
     families = [r for r in (rows if twin_rows is None else twin_rows) if r.family]
     if families:
         shares = score_requests(engine, [r.request for r in families], name="twins")
@@ -245,7 +259,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         other = report["changes_of_arg_max"][name]
         lines.append(
             f"  {name:<22} changed {ranged(found['changed'])}   up {ranged(found['up'])}   "
-            f"(arg-max {other['changed'][0]:.3f}, up {other['up'][0]:.3f})"
+            f"down {ranged(found['down'])}   (arg-max {other['changed'][0]:.3f}, up {other['up'][0]:.3f})"
         )
     for family, found in report.get("twins", {}).items():
         lines.append(

@@ -81,7 +81,11 @@ def flipped(
     spans = {
         row: span
         for row, (form, own, its) in enumerate(zip(forms, plain, rngs, strict=True))
-        if words and len(own[0]) <= SHORT_TOKENS and (span := added(own[0], form[0], lead)) and its.random() < 0.5
+        if words
+        and len(own[0]) <= SHORT_TOKENS
+        and len(form[0]) - form[1] == len(own[0]) - own[1]  # its context is its own
+        and (span := added(own[0], form[0], lead))
+        and its.random() < 0.5
     }
     out = list(forms)
     if not spans:
