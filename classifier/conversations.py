@@ -1,4 +1,4 @@
-"""Chat bodies as APIs take them → `Request`: OpenAI chat completions and responses, Anthropic messages.
+"""Chat bodies as APIs take them → `Request`: OpenAI chat completions and responses, Anthropic messages, and their kin.
 
 What a body says in its own way becomes what the model was trained on: content parts become text, with images, files
 and recordings counted as attachments; a tool call becomes `{"call": ..., "args": ...}` in the assistant's message; a
@@ -24,11 +24,15 @@ _ROLES: Mapping[str, str] = {
     "function": "tool",
     "model": "assistant",
     "ai": "assistant",
+    "gpt": "assistant",
     "human": "user",
 }
+_CONTENTS = ("content", "parts", "value")
+"""Where a message has what was said: as APIs have it, the Vercel AI SDK, and ShareGPT's files."""
 _TEXT_KEYS = ("text", "refusal")
-_UNSEEN = frozenset({"thinking", "redacted_thinking", "reasoning"})
+_UNSEEN = frozenset({"thinking", "redacted_thinking", "reasoning", "step-start", "source-url", "source-document"})
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
+_UI_CALL = "tool-"  # of the Vercel AI SDK's messages, before the tool's name; its part holds the result, too
 
 
 @dataclass(slots=True)
@@ -96,11 +100,14 @@ def add_message(found: Collected, message: Any, where: str) -> None:
     if message.get("role") is None and isinstance(message.get("type"), str):
         _add_item(found, message, where)
         return
-    role = str(message.get("role"))
+    role = str(message.get("role") or message.get("from"))
     role = _ROLES.get(role, role)
+    name = next((name for name in _CONTENTS if message.get(name) is not None), "content")
+    if role == "user" and name not in message:
+        raise InvalidRequest(f"{where}.content", "is not there")
     texts: list[str] = []
     results = len(found.messages)
-    _add_content(found, texts, message.get("content"), f"{where}.content")
+    _add_content(found, texts, message.get(name), f"{where}.{name}")
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise InvalidRequest(f"{where}.tool_calls", "is not a list")
@@ -188,10 +195,14 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
         if not isinstance(part, Mapping):
             raise InvalidRequest(f"{where}[{j}]", "is not a text or an object with a type")
         kind = str(part.get("type") or "")
-        if kind in _UNSEEN:
+        if kind in _UNSEEN or kind.startswith("data-"):
             continue
         if kind in _CALLS:
             texts.append(call_text(part.get("name"), part.get("input")))
+        elif kind.startswith(_UI_CALL):
+            texts.append(call_text(kind.removeprefix(_UI_CALL), part.get("input")))
+            if part.get("output") is not None:
+                texts.append(json.dumps(part["output"], ensure_ascii=False, default=str))
         elif kind.endswith("tool_result"):
             inner: list[str] = []
             _add_content(found, inner, part.get("content"), f"{where}[{j}].content")

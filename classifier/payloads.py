@@ -4,7 +4,7 @@
 |---|---|
 | `corpus` | `messages` with texts, or `prompt`; optional `tools`, `attachments`; in a feedback export in `request` |
 | `prompt` | a column of texts, `prompt` or what `--text-field` says |
-| `openai` | a chat completions or responses body, or a batch file's line with one in `body` |
+| `openai` | a chat completions or responses body, alone or in a field of `_WRAPPERS`; or a list in one of `_LISTS` |
 | `anthropic` | a messages body, or a batch's line with one in `params` |
 | `litellm` | a standard logging payload, or a row of the proxy's spend logs |
 | `otel` | a GenAI span |
@@ -28,13 +28,19 @@ from classifier.types import Request
 
 FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel", "gemini", "bedrock")
 COLUMNS = frozenset({
-    "prompt", "messages", "input", "system", "instructions", "tools", "functions", "attachments", "body", "params",
-    "custom_id", "call_type", "model_parameters", "model_group", "proxy_server_request", "standard_logging_object",
-    "request", "decision_id", "attributes", "events", "context", "span_id", "spanId", "trace_id", "traceId", "name",
-    "max_tokens", "contents", "systemInstruction", "system_instruction", "full_request", "schemaType", "modelId",
+    "prompt", "messages", "input", "system", "instruction", "instructions", "tools", "functions", "attachments",
+    "body", "params", "custom_id", "call_type", "model_parameters", "model_group", "proxy_server_request",
+    "standard_logging_object", "request", "decision_id", "attributes", "events", "context", "span_id", "spanId",
+    "trace_id", "traceId", "name", "max_tokens", "request_body", "inputs", "conversation", "conversations",
+    "contents", "systemInstruction", "system_instruction", "full_request", "schemaType", "modelId",
 })  # fmt: skip
 """Columns that a format may look at, beside the text field."""
 
+_WRAPPERS = ("body", "request_body", "request", "inputs", "input")
+"""Where rows keep a body: batch files; Helicone; Portkey and Cloudflare; LangSmith; Langfuse's traces."""
+_LISTS = ("conversation", "conversations", "prompt")
+"""Where rows keep messages: WildChat and LMSYS; ShareGPT; Hugging Face's preference data."""
+_BODIES = ("messages", "body", "input")
 _REDACTED = "redacted-by-litellm"
 _CHAT_CALLS = ("completion", "text_completion", "responses", "messages", "generate_content", "image_edit")
 
@@ -64,9 +70,11 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "openai"
     if row.get("params"):
         return "anthropic"
+    if any(_is_list(row.get(name)) for name in _LISTS) or any(_wraps(row.get(name)) for name in _WRAPPERS):
+        return "openai"
     if row.get(text_field) not in (None, ""):
         return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
-    if row.get("input"):
+    if row.get("input") or row.get("instruction"):
         return "openai"
     if row.get("full_request") or row.get("contents") or _holds(row.get("request"), "contents"):
         return "gemini"
@@ -80,6 +88,20 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
 def _holds(value: Any, name: str) -> bool:
     """Whether an object, or what looks like its JSON text, has a field of that name."""
     return name in value if isinstance(value, Mapping) else isinstance(value, str) and f'"{name}"' in value
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list of objects, or looks like its JSON text."""
+    if isinstance(value, str):
+        return value.startswith("[{")
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _wraps(value: Any) -> bool:
+    """Whether an object, or what looks like its JSON text, holds a chat body or messages."""
+    if not isinstance(value, Mapping) and str(value)[:1] != "{":
+        return False
+    return any(_holds(value, name) for name in _BODIES) and not _holds(value, "contents")  # that one is Gemini's
 
 
 def _has_more(row: Mapping[str, Any]) -> bool:
@@ -129,7 +151,16 @@ def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
 
 
 def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
-    return request_of_body(_opened(_inner(row, "body"), "messages", "tools", "functions", "input"), **fields)
+    body = _inner(row, "body")
+    while not body.get("messages") and (wrapper := next((name for name in _WRAPPERS if _wraps(body.get(name))), "")):
+        body = _inner(body, wrapper)
+    body = _opened(body, "messages", "tools", "functions", "input", *_LISTS)
+    if not body.get("messages"):
+        said = next((body[name] for name in _LISTS if _is_list(body.get(name))), None)
+        if said is None and isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
+            said = [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
+        body = body if said is None else {**body, "messages": said}
+    return request_of_body(body, **fields)
 
 
 def _anthropic(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:

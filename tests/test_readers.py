@@ -257,6 +257,43 @@ def test_a_column_that_is_named_is_the_text(row, text_field, wanted):
     assert told(request_of_row(row, text_field=text_field)) == ([("user", wanted)], (), 0)
 
 
+_HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "1", "request_body": {"messages": _HI}, "response_body": {"choices": []}},
+        {"request": {"url": "/v1/chat/completions", "body": {"messages": _HI}}, "response": {"body": {}}},
+        {"request": json.dumps({"model": "m", "messages": _HI}), "response": "{}"},
+        {"run_type": "llm", "inputs": {"messages": _HI}, "outputs": {}},
+        {"traceId": "t", "type": "GENERATION", "input": {"messages": _HI}, "output": {}},
+        {"conversation": _HI, "language": "English"},
+        {"conversations": [{"from": "human", "value": "hi"}]},
+        {"prompt": _HI, "completion": [{"role": "assistant", "content": "Hello!"}]},
+        {"instruction": "hi", "input": "", "output": "Hello!"},
+        {"messages": [{"id": "m", "role": "user", "parts": [{"type": "step-start"}, {"type": "text", "text": "hi"}]}]},
+    ],
+    ids=["Helicone", "Portkey", "Cloudflare", "LangSmith", "Langfuse", "WildChat", "ShareGPT", "preferences", "Alpaca",
+         "Vercel"],
+)  # fmt: skip
+def test_rows_of_common_tools_are_read_where_they_keep_the_chat(row):
+    """What other gateways and tracers export wraps a chat body, or a list of messages; answers are no requests."""
+    assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+def test_what_a_row_wants_done_stands_before_what_it_is_done_to():
+    """Alpaca's rows have both; either alone would be another request."""
+    row = {"instruction": "Translate to French:", "input": "Good morning", "output": "Bonjour"}
+    assert told(request_of_row(row)) == ([("user", "Translate to French:\nGood morning")], (), 0)
+
+
+def test_a_message_of_the_user_without_words_is_a_bad_row():
+    """A field of another name is not taken for silence: its row would be rated as an empty request."""
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].content: is not there"):
+        request_of_row({"messages": [{"role": "user", "txt": "hi"}]})
+
+
 BROKEN = {
     "openai_chat_broken.jsonl": [
         "messages: is not there",
