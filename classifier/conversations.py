@@ -32,7 +32,9 @@ _CONTENTS = ("content", "parts", "value")
 _TEXT_KEYS = ("text", "refusal")
 _UNSEEN = frozenset({"thinking", "redacted_thinking", "reasoning", "step-start", "source-url", "source-document"})
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
-_UI_CALL = "tool-"  # of the Vercel AI SDK's messages, before the tool's name; its part holds the result, too
+_UI_CALL = "tool-"
+"""Of the Vercel AI SDK's parts: before "call" and "result" in a model's messages, or before the tool's name in those of
+a page, whose part holds the result, too."""
 
 
 @dataclass(slots=True)
@@ -100,8 +102,7 @@ def add_message(found: Collected, message: Any, where: str) -> None:
     if message.get("role") is None and isinstance(message.get("type"), str):
         _add_item(found, message, where)
         return
-    role = str(message.get("role") or message.get("from"))
-    role = _ROLES.get(role, role)
+    role = _role(message)
     name = next((name for name in _CONTENTS if message.get(name) is not None), "content")
     if role == "user" and name not in message:
         raise InvalidRequest(f"{where}.content", "is not there")
@@ -119,6 +120,16 @@ def add_message(found: Collected, message: Any, where: str) -> None:
         texts.append(call_text(function.get("name"), function.get("arguments")))
     if texts or len(found.messages) == results:
         found.add(role, texts)
+
+
+def is_answer(message: Mapping[str, Any]) -> bool:
+    """Whether a message is the assistant's."""
+    return _role(message) == "assistant"
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    role = str(message.get("role") or message.get("from"))
+    return _ROLES.get(role, role)
 
 
 def call_text(name: Any, arguments: Any) -> str:
@@ -199,10 +210,13 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
             continue
         if kind in _CALLS:
             texts.append(call_text(part.get("name"), part.get("input")))
-        elif kind.startswith(_UI_CALL):
-            texts.append(call_text(kind.removeprefix(_UI_CALL), part.get("input")))
+        elif kind == "tool-result":
+            found.add("tool", [_json_text(part.get("output", part.get("result")))])
+        elif kind.startswith(_UI_CALL) or kind == "dynamic-tool":
+            name = part.get("toolName") or kind.removeprefix(_UI_CALL)
+            texts.append(call_text(name, part.get("input", part.get("args"))))
             if part.get("output") is not None:
-                texts.append(json.dumps(part["output"], ensure_ascii=False, default=str))
+                texts.append(_json_text(part["output"]))
         elif kind.endswith("tool_result"):
             inner: list[str] = []
             _add_content(found, inner, part.get("content"), f"{where}[{j}].content")
@@ -213,6 +227,10 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
                 texts.append(text)
             elif not kind.endswith("text"):
                 found.attachments += 1
+
+
+def _json_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _count(attachments: Any) -> int:

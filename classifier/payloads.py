@@ -17,11 +17,11 @@ Objects may stand as their JSON text, as they do in CSV files and tables. Pure. 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from classifier.clouds import request_of_contents, request_of_converse
-from classifier.conversations import request_of_body
+from classifier.conversations import is_answer, request_of_body
 from classifier.errors import InvalidRequest
 from classifier.spans import is_span, request_of_span
 from classifier.types import Request
@@ -156,11 +156,19 @@ def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
         body = _inner(body, wrapper)
     body = _opened(body, "messages", "tools", "functions", "input", *_LISTS)
     if not body.get("messages"):
-        said = next((body[name] for name in _LISTS if _is_list(body.get(name))), None)
+        said = next((_asked(body[name]) for name in _LISTS if _is_list(body.get(name))), None)
         if said is None and isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
             said = [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
         body = body if said is None else {**body, "messages": said}
     return request_of_body(body, **fields)
+
+
+def _asked(messages: Sequence[Any]) -> Sequence[Any]:
+    """A whole conversation without the answers at its end: when it was asked they were not there."""
+    end = len(messages)
+    while end and isinstance(messages[end - 1], Mapping) and is_answer(messages[end - 1]):
+        end -= 1
+    return messages[:end] or messages
 
 
 def _anthropic(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:

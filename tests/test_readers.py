@@ -268,8 +268,8 @@ _HI = [{"role": "user", "content": "hi"}]
         {"request": json.dumps({"model": "m", "messages": _HI}), "response": "{}"},
         {"run_type": "llm", "inputs": {"messages": _HI}, "outputs": {}},
         {"traceId": "t", "type": "GENERATION", "input": {"messages": _HI}, "output": {}},
-        {"conversation": _HI, "language": "English"},
-        {"conversations": [{"from": "human", "value": "hi"}]},
+        {"conversation": [*_HI, {"role": "assistant", "content": "Hello!"}], "language": "English"},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "Hello!"}]},
         {"prompt": _HI, "completion": [{"role": "assistant", "content": "Hello!"}]},
         {"instruction": "hi", "input": "", "output": "Hello!"},
         {"messages": [{"id": "m", "role": "user", "parts": [{"type": "step-start"}, {"type": "text", "text": "hi"}]}]},
@@ -280,6 +280,23 @@ _HI = [{"role": "user", "content": "hi"}]
 def test_rows_of_common_tools_are_read_where_they_keep_the_chat(row):
     """What other gateways and tracers export wraps a chat body, or a list of messages; answers are no requests."""
     assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "tool-call", "toolCallId": "1", "toolName": "search", "input": {"q": "x"}},
+        {"type": "tool-call", "toolCallId": "1", "toolName": "search", "args": {"q": "x"}},
+        {"type": "tool-search", "toolCallId": "1", "state": "input-available", "input": {"q": "x"}},
+        {"type": "dynamic-tool", "toolName": "search", "state": "input-available", "input": {"q": "x"}},
+    ],
+    ids=["a model's message", "of version 4", "a page's", "a tool known at run time"],
+)
+def test_a_tool_call_of_the_vercel_sdk_keeps_its_name(part):
+    """However its part spells it, the call is the one that the model was trained on; a result is the tool's message."""
+    result = {"role": "tool", "content": [{"type": "tool-result", "toolName": "search", "output": "none"}]}
+    request = request_of_row({"messages": [*_HI, {"role": "assistant", "content": [part]}, result]})
+    assert told(request)[0] == [("user", "hi"), ("assistant", '{"call":"search","args":{"q":"x"}}'), ("tool", "none")]
 
 
 def test_what_a_row_wants_done_stands_before_what_it_is_done_to():
