@@ -48,6 +48,8 @@ from training.surroundings import SURROUNDINGS_SHA256
 from training.teacher import train_teachers
 
 Say = Callable[[str], object]
+_TEXTS = {"steering_sha256": STEERING_SHA256, "surroundings_sha256": SURROUNDINGS_SHA256}
+"""What changes of training are made of, beside the rows."""
 
 
 def train(
@@ -193,8 +195,7 @@ def build(
         "data": {
             "train_sha256": data_sha256(data.train),
             "train_rows": len(data.train),
-            "steering_sha256": STEERING_SHA256,
-            "surroundings_sha256": SURROUNDINGS_SHA256,
+            **_TEXTS,
             "demands_sha256": DEMANDS_SHA256 if marks else None,
             "calibration_sha256": data_sha256(data.calibration),
             "calibration_rows": len(data.calibration),
@@ -321,8 +322,7 @@ def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data, taught_by:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise InputError(f"--out {out}: is a file; give a folder") from None
-    this = {"recipe": dict(recipe), "train_sha256": data_sha256(data.train)}
-    this |= {"steering_sha256": STEERING_SHA256, "surroundings_sha256": SURROUNDINGS_SHA256}
+    this = {"recipe": dict(recipe), "train_sha256": data_sha256(data.train), **_TEXTS}
     this |= {"taught_by": dict(taught_by)} if taught_by else {}
     stamp = out / "run.json"
     if stamp.is_file():
