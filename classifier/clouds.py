@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from classifier.conversations import Collected, add_message, request_of_body, tool_names
+from classifier.conversations import Collected, add_message, request_of_body, result_text, tool_names
 from classifier.errors import InvalidRequest
 from classifier.types import Request
 
@@ -119,7 +119,7 @@ def _of_converse(part: _Part) -> _Part:
 
 
 def _result(result: Any) -> _Part:
-    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    text = result_text(result)
     return {"type": "tool_result", "content": text}
 
 

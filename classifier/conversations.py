@@ -211,12 +211,12 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
         if kind in _CALLS:
             texts.append(call_text(part.get("name"), part.get("input")))
         elif kind == "tool-result":
-            found.add("tool", [_json_text(part.get("output", part.get("result")))])
+            found.add("tool", [result_text(part.get("output", part.get("result")))])
         elif kind.startswith(_UI_CALL) or kind == "dynamic-tool":
             name = part.get("toolName") or kind.removeprefix(_UI_CALL)
             texts.append(call_text(name, part.get("input", part.get("args"))))
             if part.get("output") is not None:
-                texts.append(_json_text(part["output"]))
+                texts.append(result_text(part["output"]))
         elif kind.endswith("tool_result"):
             inner: list[str] = []
             _add_content(found, inner, part.get("content"), f"{where}[{j}].content")
@@ -229,7 +229,8 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
                 found.attachments += 1
 
 
-def _json_text(value: Any) -> str:
+def result_text(value: Any) -> str:
+    """A tool's result as text: as it is, or as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

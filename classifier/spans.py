@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from classifier.conversations import Collected, add_message, call_text, tool_names
+from classifier.conversations import Collected, add_message, call_text, result_text, tool_names
 from classifier.errors import InvalidRequest
 from classifier.types import Request
 
@@ -146,7 +146,7 @@ def _add_parts(found: Collected, role: str, parts: Any, where: str) -> None:
             texts.append(call_text(part.get("name"), part.get("arguments")))
         elif kind == "tool_call_response":
             result = part.get("response", part.get("result"))
-            found.add("tool", [result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)])
+            found.add("tool", [result_text(result)])
             answered = True
         elif kind != "reasoning":
             found.attachments += 1
