@@ -6,12 +6,13 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from classifier.bundle import SHIPPED, read_bundle
 from classifier.engine import Engine
@@ -29,6 +30,8 @@ from training.corpus import read_corpus, split_of
 from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 from training.recipe import load_recipe
+from training.recover import recover
+from training.steering_head import load_head
 
 pytestmark = [
     pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300),
@@ -227,9 +230,43 @@ def test_rows_that_a_base_learnt_from_stay_known(run, corpus, tmp_path):
     assert rows_among((r.sha256 for r in learnt), bundle.manifest[TRAINING_ROWS]).all()
 
 
+def test_settled_bundle_keeps_its_answers_and_what_is_frozen(run, corpus, tmp_path):
+    """What goes on from its own answers moves no frozen weight, keeps its head, and says what it went on from."""
+    settled = build(_settling(run / "bundle"), tmp_path / "run", load_data([], [], own=corpus), say=str)
+    before, _, head = recover(run / "bundle")
+    after, _ = load_checkpoint(tmp_path / "run" / "checkpoint")
+    start = before.half().float().state_dict()
+    moved = {name for name, value in after.state_dict().items() if not torch.equal(value, start[name])}
+    assert moved and not any(".layer." in name or "embeddings" in name for name in moved)
+    kept = load_head(tmp_path / "run" / "checkpoint", after).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in head.state_dict().items())
+    assert settled.manifest["recipe"]["of_base"] == read_bundle(run / "bundle").manifest["recipe"]
+    assert "base_model: tiny\n" in (settled.path / "README.md").read_text()
+    rows = [row for row in read_corpus([corpus]) if row.split == "train"][:50]
+    one, other = (
+        np.array([engine.score(engine.prepare(row.request)).probabilities for row in rows])
+        for engine in (Engine.from_pretrained(run / "bundle"), Engine.from_pretrained(settled.path))
+    )
+    assert np.abs(one - other).mean() < 0.02
+
+
+def _settling(base: Path | str) -> dict[str, Any]:
+    """The recipe `settle` for a student of one layer."""
+    learning = {"layers": 1, "frozen_layers": 1, "epochs": 1, "worst_of": 2, "learning_rate": 1e-3}
+    return load_recipe("settle", base=str(base), max_tokens=64, int8_agreement=0.5, student=learning)
+
+
+def test_only_a_bundle_settles(corpus, tmp_path):
+    """What has no answers of its own is refused before anything is trained, and so is a recipe without a base."""
+    with pytest.raises(InputError, match="--base tiny: without .teacher. seeds it answers itself; give a bundle's"):
+        build(_settling("tiny"), tmp_path / "run", load_data([], [], own=corpus), say=str)
+    with pytest.raises(InputError, match="recipe settle names no base to start from: give --base"):
+        load_recipe("settle")
+
+
 def test_unknown_recipe_lists_those_there_are():
     """A recipe that does not exist is refused with the names of those that do."""
-    with pytest.raises(InputError, match="there are base, shipped, tiny, or"):
+    with pytest.raises(InputError, match="there are base, settle, shipped, tiny, or"):
         load_recipe("huge")
 
 

@@ -43,7 +43,8 @@ from training.marked_forms import DEMANDS_SHA256
 from training.model import bundle_at, check_student, load_base, load_checkpoint, tokenizer_of
 from training.predictions import read_predictions
 from training.recipe import STEERING_FORMS, fit_options
-from training.steering_head import kept_head
+from training.recover import standing_head
+from training.steering_head import kept_head, save_head
 from training.surroundings import SURROUNDINGS_SHA256
 from training.teacher import train_teachers
 
@@ -91,6 +92,11 @@ def train(
         student, fast = _teach(recipe, out, data.train, teacher=teacher, answers=answers, say=say)
     if processes.is_first():
         shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
+        learning = recipe["student"]
+        started = bundle_at(learning.get("base") or recipe["base"])
+        frozen = int(learning.get("frozen_layers", 0))
+        if started and (head := standing_head(started.path, student, frozen)):
+            save_head(head, out / "checkpoint")
     say("student ready")
     return student, fast
 
@@ -104,6 +110,8 @@ def _teach(
     seeds = [seed + int(s) for s in teaching.pop("seeds")]
     lora = _lora(teaching.pop("lora_r", None), teaching.pop("lora_alpha", None))
     own_base, layers = learning.pop("base", None), int(learning.pop("layers"))
+    if not seeds and answers is None and bundle_at(recipe["base"]) is None:
+        raise InputError(f"--base {recipe['base']}: without [teacher] seeds it answers itself; give a bundle's folder")
     teacher_options = fit_options(teaching, "recipe: [teacher]")
     student_options = fit_options({"seed": seed, **learning}, "recipe: [student]")
     # Looked at first: after hours of teaching it would be late to learn that the student cannot start from this.
@@ -189,8 +197,8 @@ def build(
     if not processes.is_first():
         return None
     parity, marks = _exported(recipe, out, data, student, fast, say=say)
-    facts = {
-        "recipe": dict(recipe),
+    facts: dict[str, Any] = {
+        "recipe": {**recipe, "of_base": bases[0].manifest.get("recipe")} if bases else dict(recipe),
         "seed": int(recipe["seed"]),
         "data": {
             "train_sha256": data_sha256(data.train),
@@ -206,7 +214,7 @@ def build(
     }
     promises = _calibrated(recipe, out, data, facts, cross_validated=cross_validated, say=say)
     notes, parent = _notes(parity, data, marks=marks), bases[0].version if bases else None
-    bundle = _measured(recipe, out, data, promises, notes, parent=parent, say=say)
+    bundle = _measured(recipe, out, data, promises, notes, base=_first_base(facts["recipe"]), parent=parent, say=say)
     for line in own_alone(data.train):
         say(line)
     say(f"bundle {bundle.version} in {out / 'bundle'}")
@@ -270,6 +278,7 @@ def _measured(
     promises: Mapping[str, Any],
     notes: Sequence[str],
     *,
+    base: str,
     parent: str | None,
     say: Say,
 ) -> Bundle:
@@ -280,7 +289,7 @@ def _measured(
     report = evaluate(engine, data.dev, train=[r for r in data.train if r.label == RUBRIC])
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     say(as_text(report))
-    card = render_card(recipe=recipe, rows=data.train, report=report, notes=notes)
+    card = render_card(recipe={**recipe, "base": base}, rows=data.train, report=report, notes=notes)
     signals = [render(row.request).signals for row in data.calibration]
     bundle = revise(
         calibrated,
@@ -291,6 +300,11 @@ def _measured(
     )
     shutil.rmtree(calibrated)
     return bundle
+
+
+def _first_base(recipe: Mapping[str, Any]) -> str:
+    """What the bundle that a recipe goes on from started from, and so on."""
+    return _first_base(earlier) if (earlier := recipe.get("of_base")) else str(recipe["base"])
 
 
 def _notes(parity: Parity, data: Data, *, marks: bool) -> list[str]:

@@ -94,8 +94,10 @@ def fit(
         One dictionary an epoch: epoch, loss, seconds.
 
     Raises:
-        InputError: training diverged: the loss is not finite; or `state` is of a run on another number of processes.
+        InputError: training diverged: the loss is not finite; or `state` is of a run on another number of processes; or
+            the model has fewer layers than stay frozen.
     """
+    _freeze(model, options.frozen_layers)
     accelerator = processes.accelerator()
     bf16 = bfloat16(accelerator.device)
     evidence = Evidence.of(rows, teacher_logits, options.eta)
@@ -207,16 +209,28 @@ def inputs_of(
     return {name: torch.from_numpy(padded[name]).to(device) for name in input_names(model)}
 
 
+def _freeze(model: PreTrainedModel, layers: int) -> None:
+    """The embeddings and so many of the lowest layers are no longer trained."""
+    if layers > (most := model.config.num_hidden_layers):
+        raise InputError(f"recipe: frozen_layers is {layers}, and the model has {most}; give at most so many")
+    for name, parameter in model.named_parameters():
+        if layers and _level(name, model) <= layers:
+            parameter.requires_grad = False
+
+
+def _level(name: str, model: PreTrainedModel) -> int:
+    """How high in the model a parameter is: the embeddings at 0, the layers from 1 on, the classifier above them."""
+    inside = _LAYER.search(name)
+    return int(inside[1]) + 1 if inside else 0 if "embed" in name else model.config.num_hidden_layers + 1
+
+
 def _parameter_groups(model: PreTrainedModel, options: FitOptions) -> list[dict[str, Any]]:
     """What is trained by rate and decay: matrices shrink, biases and norms do not; lower layers move less."""
     top = model.config.num_hidden_layers + 1
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        inside = _LAYER.search(name)
-        level = int(inside[1]) + 1 if inside else 0 if "embed" in name else top
-        groups.setdefault((level, parameter.ndim >= 2), []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault((_level(name, model), parameter.ndim >= 2), []).append(parameter)
     return [
         {
             "params": parameters,

@@ -38,6 +38,7 @@ class FitOptions:
         worst_of: changed forms that are tried of a short row, 1 or more; the one with the highest loss is learnt from
             (`training.worst_form`).
         source_power: a source of n rows weighs n^-power a row, within 0.3 to 3 of the mean; 0 leaves all alike.
+        frozen_layers: the embeddings and so many of the lowest layers stay as they are; 0 trains all of them.
         eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
         distill_weight: share of the loss that follows the teacher, in [0, 1].
         temperature: of distillation.
@@ -58,6 +59,7 @@ class FitOptions:
     augment: float = 0.3
     worst_of: int = 1
     source_power: float = 0.3
+    frozen_layers: int = 0
     eta: float = 0.1
     distill_weight: float = 0.0
     temperature: float = 1.0
@@ -78,7 +80,7 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
     """A recipe of a build by name or path, with overrides that are not None, also within its tables.
 
     Raises:
-        InputError: there is no such recipe, or it is not TOML.
+        InputError: there is no such recipe, it is not TOML, or neither it nor the overrides name a base.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
@@ -90,6 +92,8 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
             recipe[key] = {**recipe.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
         elif value is not None:
             recipe[key] = value
+    if "base" not in recipe:
+        raise InputError(f"recipe {recipe['name']} names no base to start from: give --base, the folder of a bundle")
     return recipe
 
 

@@ -58,6 +58,25 @@ def recover(bundle: Path) -> tuple[PreTrainedModel, FastTokenizer, SteeringHead 
     return model.eval(), FastTokenizer.from_file(str(bundle / "tokenizer.json")), None if head is None else head.eval()
 
 
+def standing_head(bundle: Path, student: PreTrainedModel, frozen_layers: int) -> SteeringHead | None:
+    """The head of a bundle, where all that it reads is as it was in a student that went on from that bundle.
+
+    Args:
+        bundle: folder of the bundle.
+        student: has the bundle's layers, or some of them.
+        frozen_layers: so many of its lowest layers were not trained.
+
+    Raises:
+        InputError: see `recover`.
+    """
+    if not frozen_layers:
+        return None
+    base, _, head = recover(bundle)
+    if head is None or base.config.num_hidden_layers != student.config.num_hidden_layers:
+        return None
+    return head if head.states <= frozen_layers + 1 else None  # the embeddings are a state, too
+
+
 def _weights(path: Path) -> dict[str, Tensor]:
     """Every weight of a quantised graph by its name in the model that was exported, in single precision."""
     graph = onnx.load(str(path)).graph

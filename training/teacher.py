@@ -33,12 +33,12 @@ def train_teachers(
 ) -> tuple[PreTrainedModel, FastTokenizer, NDArray[np.float32]]:
     """Trains one teacher a seed on the labelled rows and asks all of them about every row.
 
-    A teacher that `out` already has is not trained again.
+    A teacher that `out` already has is not trained again. Without a seed the base itself is asked, as it is.
 
     Args:
         rows: labelled rows, and unlabelled ones for the answers.
         base: see `training.model.load_base`.
-        seeds: one teacher each.
+        seeds: one teacher each; none where the base is to go on from its own answers.
         options: of training.
         max_tokens: longest sequence.
         out: folder that keeps each teacher's checkpoint and history.
@@ -47,6 +47,10 @@ def train_teachers(
     Returns:
         The first teacher, its tokeniser, and the mean of the teachers' log-probabilities: (rows, 4) float32.
     """
+    if not seeds:
+        model, fast = load_base(base, max_tokens)
+        logits = predict(model, tokenizer_of(fast, max_tokens), rows, name="answers of the base")
+        return model, fast, log_softmax(logits)
     labelled = [r for r in rows if r.label != UNLABELLED]
     first: tuple[PreTrainedModel, FastTokenizer] | None = None
     answers = []
