@@ -139,6 +139,10 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
                     yield _refusal(error)
                     return
                 yield self._routed(answer, body)
+                if not message.request_body.end_of_stream:
+                    # Envoy does not hold it whole. Where the end came meanwhile, with nothing before it, Envoy (1.40)
+                    # sends that on only when the stream ends: the request would hang until it is given up.
+                    return
             elif part == "response_headers":
                 status = _headers(message.response_headers).get(":status", "")
                 if answer is not None and is_outage(status):
