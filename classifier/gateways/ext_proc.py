@@ -139,6 +139,10 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
                     yield _refusal(error)
                     return
                 yield self._routed(answer, body)
+                if not message.request_body.end_of_stream:
+                    # Envoy does not hold it whole. Where the end came meanwhile, with nothing before it, Envoy (1.40)
+                    # sends that on only when the stream ends: the request would hang until it is given up.
+                    return
             elif part == "response_headers":
                 status = _headers(message.response_headers).get(":status", "")
                 if answer is not None and is_outage(status):
@@ -162,13 +166,19 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         return await self._asker.ask(body, labels, request_id=uuid.uuid4().hex), body
 
     def _clean(self, *, read_body: bool) -> Any:
-        """Removes what a caller forged; asks for the body, or not."""
+        """Removes what a caller forged; asks for the body, or not.
+
+        Envoy forgets the route that it took before. Of a body that comes after this answer, or is larger than its
+        buffer, it sends the first bytes on before it forgets any route for the answer to the body.
+        """
         forged = [TIER_HEADER, ID_HEADER, FALLBACK_HEADER]
         if read_body and self._settings.routes:
             forged.append(self._settings.model_header)
         response = pb.ProcessingResponse(
             request_headers=pb.HeadersResponse(
-                response=pb.CommonResponse(header_mutation=pb.HeaderMutation(remove_headers=forged))
+                response=pb.CommonResponse(
+                    header_mutation=pb.HeaderMutation(remove_headers=forged), clear_route_cache=True
+                )
             )
         )
         if not read_body:

@@ -1,4 +1,7 @@
-"""A real Envoy with the external processor, in front of two fake upstreams on loopback."""
+"""A real Envoy with the external processor, in front of two fake upstreams on loopback.
+
+`cheap` stands on premises; `dear` gets `huge` and every request that no route matches.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ class Gateway:
         lines.append('[routes.complex]\nmodel = "large"\non_premises = true\n')
         (folder / "routing.toml").write_text("\n".join(lines))
         text = (ROOT / "docs/gateways/envoy.json").read_text()
-        config = json.loads(text)
+        config = json.loads(text.replace("small|medium", "small|medium|large"))
         listener = config["static_resources"]["listeners"][0]
         listener["address"]["socket_address"]["port_value"] = self.port
         listener["per_connection_buffer_limit_bytes"] = LIMIT
@@ -272,11 +275,26 @@ def test_requests_are_told_apart_whatever_their_callers_call_them(gateway: Gatew
 
 @pytest.mark.failure("bad input", "Envoy")
 def test_a_body_over_the_buffer_passes(gateway: Gateway) -> None:
-    """A body that Envoy does not buffer whole is not lost: it goes to the fallback tier, every byte of it."""
-    text = "x" * (4 * LIMIT)
-    status, headers, _ = gateway.ask(chat(text, model="own"))
-    assert (status, headers["x-classifier-fallback"]) == (200, "BODY_UNREADABLE")
-    assert gateway.dear.seen[-1]["messages"][0]["content"] == text
+    """A body that Envoy does not buffer whole goes to the fallback tier's route, every byte of it."""
+    seen, text = len(gateway.dear.seen), "x" * (4 * LIMIT)
+    assert gateway.ask(chat(text, model="own"), **RESTRICTED)[0] == 200
+    assert len(gateway.dear.seen) == seen
+    came = gateway.cheap.seen[-1]
+    assert (came["headers"]["x-classifier-fallback"], came["messages"][0]["content"]) == ("BODY_UNREADABLE", text)
+
+
+def test_a_body_over_the_buffer_ends_the_stream() -> None:
+    """Envoy may hold the end of such a body back until then, and its caller would wait for minutes."""
+    processor = Processor(SimpleNamespace(report_outcome=None, routes=None), ExtProcSettings())
+
+    async def parts() -> AsyncIterator[pb.ProcessingRequest]:
+        yield pb.ProcessingRequest(request_body=pb.HttpBody(body=b"{", end_of_stream=False))
+        yield pb.ProcessingRequest(response_headers=pb.HttpHeaders())
+
+    async def answers() -> list[str]:
+        return [answer.WhichOneof("response") async for answer in processor.Process(parts(), None)]
+
+    assert asyncio.run(answers()) == ["request_body"]
 
 
 @pytest.mark.parametrize(
@@ -290,23 +308,23 @@ def test_a_body_over_the_buffer_passes(gateway: Gateway) -> None:
 def test_a_request_that_is_not_classified_goes_to_the_fallback_tier(gateway: Gateway, prompt: str, code: str) -> None:
     """It is answered by the fallback tier's model, and its headers say why."""
     status, headers, _ = gateway.ask(chat(prompt))
-    assert (status, gateway.dear.models()[-1]) == (200, "large")
+    assert (status, gateway.cheap.models()[-1]) == (200, "large")
     assert (headers["x-classifier-tier"], headers["x-classifier-fallback"]) == ("complex", code)
 
 
 def test_a_restricted_request_stays_on_premises(gateway: Gateway) -> None:
     """`x-classifier-data: restricted` gets the one model on premises, and cannot opt out."""
     gateway.ask(chat("hi"), **RESTRICTED, **{"x-classifier": "off"})
-    assert gateway.dear.seen[-1]["model"] == "large"
+    assert gateway.cheap.seen[-1]["model"] == "large"
 
 
 @pytest.mark.parametrize("words", [("restricted", "public"), ("public", "restricted", "public")])
 def test_a_header_that_is_sent_again_takes_nothing_back(gateway: Gateway, words: tuple[str, ...]) -> None:
     """Restricted in one of its lines is restricted, wherever that stands."""
-    seen = len(gateway.cheap.seen)
+    seen = len(gateway.dear.seen)
     sent = [("x-classifier-data", word) for word in words]
     status = post_each(f"http://127.0.0.1:{gateway.port}/v1/chat/completions", chat("hi"), sent)
-    assert (status, gateway.dear.seen[-1]["model"], len(gateway.cheap.seen)) == (200, "large", seen)
+    assert (status, gateway.cheap.seen[-1]["model"], len(gateway.dear.seen)) == (200, "large", seen)
 
 
 @pytest.mark.failure("no route", "Envoy")
