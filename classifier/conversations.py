@@ -4,7 +4,7 @@ What a body says in its own way becomes what the model was trained on: content p
 and recordings counted as attachments; a tool call becomes `{"call": ..., "args": ...}` in the assistant's message; a
 tool's result becomes a `tool` message, also where Anthropic wraps it in a user message; a system prompt is the first
 message. Thinking is left out, and so are references to what the provider keeps. A part of an unknown kind is read where
-it has a text and counted as an attachment else.
+it has a text and counted as an attachment else. A message of LangChain's is made one with a role first.
 
 Pure. Knows nothing of files, logs or the wire.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from classifier.errors import InvalidRequest
@@ -26,12 +26,18 @@ _ROLES: Mapping[str, str] = {
     "ai": "assistant",
     "gpt": "assistant",
     "human": "user",
+    "function_call": "assistant",
+    "observation": "tool",
 }
 _CONTENTS = ("content", "parts", "value")
 """Where a message has what was said: as APIs have it, the Vercel AI SDK, and ShareGPT's files."""
+_SPEAKERS = frozenset({"human", "ai", "system", "tool", "function", "chat"})
+"""What LangChain's messages are called, by their `type` or, with "Message" behind it, by their class."""
 _TEXT_KEYS = ("text", "refusal")
-_UNSEEN = frozenset({"thinking", "redacted_thinking", "reasoning", "step-start", "source-url", "source-document"})
-_CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
+_UNSEEN = frozenset({
+    "thinking", "redacted_thinking", "reasoning", "reasoning_content", "step-start", "source-url", "source-document",
+})  # fmt: skip
+_CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use", "tool_call", "server_tool_call"})
 _UI_CALL = "tool-"
 """Of the Vercel AI SDK's parts: before "call" and "result" in a model's messages, or before the tool's name in those of
 a page, whose part holds the result, too."""
@@ -99,16 +105,20 @@ def add_message(found: Collected, message: Any, where: str) -> None:
     """
     if not isinstance(message, Mapping):
         raise InvalidRequest(where, "is not an object with role and content")
+    message = _of_langchain(message)
     if message.get("role") is None and isinstance(message.get("type"), str):
         _add_item(found, message, where)
         return
-    role = _role(message)
+    said_by = str(message.get("role") or message.get("from"))
+    role = _ROLES.get(said_by, said_by)
     name = next((name for name in _CONTENTS if message.get(name) is not None), "content")
     if role == "user" and name not in message:
         raise InvalidRequest(f"{where}.content", "is not there")
     texts: list[str] = []
     results = len(found.messages)
     _add_content(found, texts, message.get(name), f"{where}.{name}")
+    if said_by == "function_call":  # ShareGPT's, whose text is the call
+        texts = [_call_of_text(text) for text in texts]
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise InvalidRequest(f"{where}.tool_calls", "is not a list")
@@ -117,19 +127,55 @@ def add_message(found: Collected, message: Any, where: str) -> None:
         function = function if isinstance(function, Mapping) else call
         if not isinstance(function, Mapping):
             raise InvalidRequest(f"{where}.tool_calls", "holds what is not an object")
-        texts.append(call_text(function.get("name"), function.get("arguments")))
+        texts.append(call_text(function.get("name"), function.get("arguments", function.get("args"))))
     if texts or len(found.messages) == results:
         found.add(role, texts)
 
 
-def is_answer(message: Mapping[str, Any]) -> bool:
-    """Whether a message is the assistant's."""
-    return _role(message) == "assistant"
+def _of_langchain(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message of LangChain's with a role: serialised with its class, or with its `type`; any other as it is."""
+    if message.get("role") is not None:
+        return message
+    kwargs, path = message.get("kwargs"), message.get("id")
+    if isinstance(kwargs, Mapping) and isinstance(path, Sequence) and path:
+        kind, told = path[-1], kwargs
+    else:
+        data = message.get("data")
+        kind, told = message.get("type"), data if isinstance(data, Mapping) else message
+    speaker = str(kind).removesuffix("Chunk").removesuffix("Message").lower()
+    if speaker not in _SPEAKERS:
+        return message
+    sent = told.get("additional_kwargs")  # as the provider had it
+    sent, content = sent if isinstance(sent, Mapping) else {}, told.get("content")
+    calls = told.get("tool_calls") or sent.get("tool_calls")
+    if isinstance(content, list) and any(
+        isinstance(part, Mapping) and str(part.get("type")) in _CALLS for part in content
+    ):
+        sent, calls = {}, None  # they stand in the content
+    calls = {"tool_calls": calls, "function_call": sent.get("function_call")}
+    return {**told, **calls, "role": told.get("role") or speaker}
 
 
-def _role(message: Mapping[str, Any]) -> str:
-    role = str(message.get("role") or message.get("from"))
-    return _ROLES.get(role, role)
+def _call_of_text(text: str) -> str:
+    """A tool call that stands as JSON text, as the assistant's text; other text as it is."""
+    with contextlib.suppress(ValueError, RecursionError):
+        call = json.loads(text)
+        if isinstance(call, Mapping) and "name" in call:
+            return call_text(call["name"], call.get("arguments"))
+    return text
+
+
+def asked(request: Request) -> Request:
+    """A request without the answers at the end of its conversation: when it was made they were not there.
+
+    >>> [m.role for m in asked(request_of_body({"messages": [{"role": "user", "content": "hi"},
+    ...     {"role": "assistant", "content": "Hello!"}]})).messages]
+    ['user']
+    """
+    end = len(request.messages)
+    while request.messages[end - 1].role == "assistant":
+        end -= 1
+    return replace(request, messages=request.messages[:end]) if end < len(request.messages) else request
 
 
 def call_text(name: Any, arguments: Any) -> str:
@@ -209,7 +255,9 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
         if kind in _UNSEEN or kind.startswith("data-"):
             continue
         if kind in _CALLS:
-            texts.append(call_text(part.get("name"), part.get("input")))
+            texts.append(call_text(part.get("name"), part.get("input", part.get("arguments", part.get("args")))))
+        elif kind.endswith("tool_call_response"):
+            found.add("tool", [result_text(part.get("response", part.get("result")))])
         elif kind == "tool-result":
             found.add("tool", [result_text(part.get("output", part.get("result")))])
         elif kind.startswith(_UI_CALL) or kind == "dynamic-tool":
@@ -222,7 +270,8 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
             _add_content(found, inner, part.get("content"), f"{where}[{j}].content")
             found.add("tool", inner)
         else:
-            text = next((part[key] for key in _TEXT_KEYS if isinstance(part.get(key), str)), None)
+            keys = (*_TEXT_KEYS, "content") if kind == "text" else _TEXT_KEYS  # OpenTelemetry's parts have it there
+            text = next((part[key] for key in keys if isinstance(part.get(key), str)), None)
             if text is not None:
                 texts.append(text)
             elif not kind.endswith("text"):

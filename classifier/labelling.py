@@ -21,8 +21,7 @@ from classifier.errors import ClassifierError, InvalidRequest
 from classifier.inputs import ModelInput
 from classifier.labelled import COLUMNS, PREFIX
 from classifier.lines import RawRow, parse_line
-from classifier.payloads import COLUMNS as PAYLOAD_COLUMNS
-from classifier.payloads import recognise, request_of_row
+from classifier.payloads import reads, recognise, request_of_row
 from classifier.progress import Tally
 from classifier.readers import Chunk
 from classifier.tables import fill_columns
@@ -161,8 +160,8 @@ class Labeller:
 
     def _table_rows(self, chunk: Chunk) -> list[_Row]:
         """The rows of a table with those columns that a format may look at."""
-        wanted = PAYLOAD_COLUMNS | {self.plan.text_field, self.plan.group_by}
-        names = [name for name in chunk.batch.schema.names if name in wanted]
+        wanted = {self.plan.text_field, self.plan.group_by}
+        names = [name for name in chunk.batch.schema.names if name in wanted or reads(name)]
         found = plain_rows(chunk.batch.select(names))
         return [_Row(row, _ours(chunk.source, number)) for number, row in zip(chunk.numbers, found, strict=True)]
 

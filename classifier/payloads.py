@@ -7,11 +7,15 @@
 | `openai` | a chat completions or responses body, alone or in a field of `_WRAPPERS`; or a list in one of `_LISTS` |
 | `anthropic` | a messages body, or a batch's line with one in `params` |
 | `litellm` | a standard logging payload, or a row of the proxy's spend logs |
-| `otel` | a GenAI span |
+| `otel` | a span of a request to a model |
 | `gemini` | a generateContent body, a row of Vertex AI's request-response log, or a batch's line (`request`) |
 | `bedrock` | an entry of Amazon Bedrock's model invocation log |
 
-Objects may stand as their JSON text, as they do in CSV files and tables. Pure. Knows nothing of files.
+Objects may stand as their JSON text, as they do in CSV files and tables. An assistant's message at the end of a row is
+its answer: it was not there when the request was made, and is left out; but of a feedback export, which holds what was
+served.
+
+Pure. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -21,26 +25,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from classifier.clouds import request_of_contents, request_of_converse
-from classifier.conversations import is_answer, request_of_body
+from classifier.conversations import asked, request_of_body
+from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
 from classifier.errors import InvalidRequest
-from classifier.spans import is_span, request_of_span
+from classifier.spans import FLAT, is_span, request_of_span
+from classifier.turns import messages_of
 from classifier.types import Request
 
 FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel", "gemini", "bedrock")
-COLUMNS = frozenset({
+_COLUMNS = frozenset({
     "prompt", "messages", "input", "system", "instruction", "instructions", "tools", "functions", "attachments",
     "body", "params", "custom_id", "call_type", "model_parameters", "model_group", "proxy_server_request",
     "standard_logging_object", "request", "decision_id", "attributes", "events", "context", "span_id", "spanId",
     "trace_id", "traceId", "name", "max_tokens", "request_body", "inputs", "conversation", "conversations",
-    "contents", "systemInstruction", "system_instruction", "full_request", "schemaType", "modelId",
+    "contents", "systemInstruction", "system_instruction", "full_request", "schemaType", "modelId", "context.span_id",
+    "ai", "requestBody", SPLIT, "SequenceNumber", "run_type", "type",
 })  # fmt: skip
-"""Columns that a format may look at, beside the text field."""
-
-_WRAPPERS = ("body", "request_body", "request", "inputs", "input")
-"""Where rows keep a body: batch files; Helicone; Portkey and Cloudflare; LangSmith; Langfuse's traces."""
-_LISTS = ("conversation", "conversations", "prompt")
-"""Where rows keep messages: WildChat and LMSYS; ShareGPT; Hugging Face's preference data."""
-_BODIES = ("messages", "body", "input")
+_WRAPPERS = (
+    ("body",), ("request_body",), ("requestBody",), ("request",), ("inputs",), ("input",),
+    ("ai", "proxy", "payload", "request"), ("ai", "payload", "request"),
+)  # fmt: skip
+"""Where rows keep a body: batch files; Helicone; Azure; Portkey and Cloudflare; LangSmith; Langfuse's traces; Kong."""
+_LISTS = ("conversation", "conversations", "prompt", SPLIT)
+"""Where rows keep messages: WildChat and LMSYS; ShareGPT; Hugging Face's preference data; Azure's API Management."""
+_BODIES = ("messages", "body", "input", "prompts")
 _REDACTED = "redacted-by-litellm"
 _CHAT_CALLS = ("completion", "text_completion", "responses", "messages", "generate_content", "image_edit")
 
@@ -58,6 +66,7 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "prompt"
     if is_span(row):
         return "otel"
+    check_step(row)
     if row.get("standard_logging_object") or row.get("call_type"):
         return "litellm"
     if row.get("schemaType") == "ModelInvocationLog" or _holds(row.get("input"), "inputBodyJson"):
@@ -70,7 +79,7 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "openai"
     if row.get("params"):
         return "anthropic"
-    if any(_is_list(row.get(name)) for name in _LISTS) or any(_wraps(row.get(name)) for name in _WRAPPERS):
+    if any(_is_list(row.get(name)) for name in _LISTS) or any(_wraps(_at(row, path)) for path in _WRAPPERS):
         return "openai"
     if row.get(text_field) not in (None, ""):
         return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
@@ -80,6 +89,8 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "gemini"
     if row.get(text_field) is not None:
         return "prompt"
+    if error := nothing_in(row):
+        raise error
     if text_field != "prompt":
         raise InvalidRequest(text_field, "is not there, and no messages; see --text-field and --format")
     raise InvalidRequest("prompt", "is not there, and no messages or body; name the column with --text-field")
@@ -98,10 +109,29 @@ def _is_list(value: Any) -> bool:
 
 
 def _wraps(value: Any) -> bool:
-    """Whether an object, or what looks like its JSON text, holds a chat body or messages."""
-    if not isinstance(value, Mapping) and str(value)[:1] != "{":
-        return False
-    return any(_holds(value, name) for name in _BODIES) and not _holds(value, "contents")  # that one is Gemini's
+    """Whether an object, or its JSON text, holds a chat body or messages."""
+    held = _object(value)
+    if held is None:  # what looks like text of JSON and is none: whoever opens it says what is wrong
+        return any(_holds(value, name) for name in _BODIES)
+    return any(name in held for name in _BODIES) and "contents" not in held  # that one is Gemini's
+
+
+def _at(row: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """What stands at a path of names below a row; None where nothing does."""
+    value: Any = row
+    for name in path:
+        value = (_object(value) or {}).get(name)
+    return value
+
+
+def _object(value: Any) -> Mapping[str, Any] | None:
+    """An object, also one that stands as JSON text; an empty one for everything else, None for broken text of one."""
+    if isinstance(value, str) and value[:1] == "{":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, Mapping) else {}
 
 
 def _has_more(row: Mapping[str, Any]) -> bool:
@@ -116,7 +146,7 @@ def _is_named_text(row: Mapping[str, Any], text_field: str) -> bool:
     text = row.get(text_field)
     if text_field == "prompt" or not isinstance(text, str) or not text:
         return False
-    return text_field not in COLUMNS or text[0] not in "[{"
+    return text_field not in _COLUMNS or text[0] not in "[{"
 
 
 def request_of_row(
@@ -134,16 +164,20 @@ def request_of_row(
         InvalidRequest: the row is not of that format, or its request is not valid; the field is named.
     """
     kind = recognise(row, text_field) if row_format == "auto" else row_format
-    if kind == "prompt":
-        return _prompt(row, text_field, fields)
-    return _READERS[kind](row, fields)
+    request = _prompt(row, text_field, fields) if kind == "prompt" else _READERS[kind](row, fields)
+    return request if kind == "corpus" and row.get("decision_id") else asked(request)
+
+
+def reads(column: str) -> bool:
+    """Whether a format may look at a column of that name, beside the text field."""
+    return column in _COLUMNS or column.startswith(FLAT)
 
 
 def _prompt(row: Mapping[str, Any], text_field: str, fields: Mapping[str, Any]) -> Request:
     text = row.get(text_field)
     if not isinstance(text, str):
         raise InvalidRequest(text_field, f"is {'not there' if text is None else 'not a text'}; see --text-field")
-    return Request.from_text(text, **fields)
+    return request_of_body({"messages": messages_of(text)}, **fields)
 
 
 def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
@@ -152,23 +186,38 @@ def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
 
 def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     body = _inner(row, "body")
-    while not body.get("messages") and (wrapper := next((name for name in _WRAPPERS if _wraps(body.get(name))), "")):
-        body = _inner(body, wrapper)
+    while not body.get("messages") and (path := next((path for path in _WRAPPERS if _wraps(_at(body, path))), None)):
+        body = _inner({path[-1]: _at(body, path)}, path[-1])
     body = _opened(body, "messages", "tools", "functions", "input", *_LISTS)
     if not body.get("messages"):
-        said = next((_asked(body[name]) for name in _LISTS if _is_list(body.get(name))), None)
-        if said is None and isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
-            said = [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
-        body = body if said is None else {**body, "messages": said}
+        body = {**body, "messages": _said(body)}
+    elif _is_nested(body["messages"]):  # LangChain's runs can hold several conversations
+        body = {**body, "messages": _only(body["messages"], "messages", list)}
     return request_of_body(body, **fields)
 
 
-def _asked(messages: Sequence[Any]) -> Sequence[Any]:
-    """A whole conversation without the answers at its end: when it was asked they were not there."""
-    end = len(messages)
-    while end and isinstance(messages[end - 1], Mapping) and is_answer(messages[end - 1]):
-        end -= 1
-    return messages[:end] or messages
+def _said(body: Mapping[str, Any]) -> Any:
+    """The messages of a body that has them under another name; None where it has none."""
+    if name := next((name for name in _LISTS if _is_list(body.get(name))), ""):
+        check_whole(body)
+        return body[name]
+    if body.get("prompts"):
+        return messages_of(_only(body["prompts"], "prompts", str))
+    if isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
+        return [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
+    check_chat(body)
+    return None
+
+
+def _is_nested(messages: Any) -> bool:
+    return isinstance(messages, list) and bool(messages) and isinstance(messages[0], list)
+
+
+def _only(values: Any, name: str, kind: type) -> Any:
+    """The one conversation or prompt that a run was about."""
+    if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], kind):
+        raise InvalidRequest(name, "does not hold one request; write a row for each")
+    return values[0]
 
 
 def _anthropic(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
@@ -185,6 +234,8 @@ def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     if not body.get("messages") and isinstance(sent, Mapping):  # spend logs keep the body as it was sent
         return request_of_body(_opened(_inner(sent, "body"), "messages", "tools", "input"), **fields)
     messages = body.get("messages")
+    if isinstance(messages, str):
+        body["messages"] = messages_of(messages)
     if isinstance(messages, Mapping):
         body["messages"] = messages = messages.get("messages", [messages])
     parameters = body.get("model_parameters")

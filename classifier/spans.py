@@ -1,9 +1,13 @@
-"""OpenTelemetry GenAI spans → `Request`: exports of the collector (OTLP JSON) and of the Python SDK's console exporter.
+"""Spans of requests to models → `Request`: OTLP JSON of the collector, the Python SDK's console exporter, flat tables.
 
-Three generations of the conventions are read: `gen_ai.input.messages` with `gen_ai.system_instructions` and
-`gen_ai.tool.definitions` (1.37 and later), as attributes or in an event; the events `gen_ai.user.message` and their
-like (1.28 to 1.36); and the attributes `gen_ai.prompt.0.content` of OpenLLMetry. Content is only there where the
-application was told to record it.
+Of OpenTelemetry's GenAI conventions three generations are read: `gen_ai.input.messages` with
+`gen_ai.system_instructions` and `gen_ai.tool.definitions` (1.37 and later), as attributes or in an event; the events
+`gen_ai.user.message` and their like (1.28 to 1.36); and the attributes `gen_ai.prompt.0.content` of OpenLLMetry. Beside
+them OpenInference, which Arize's Phoenix collects: `llm.input_messages.0.message.content`. Content is only there where
+the application was told to record it.
+
+A list of objects may stand as it is, or flat with a number for each; nested names may stand apart or parted by dots, in
+`attributes` or as columns of their own. All become the same lists.
 
 Pure. Knows nothing of files.
 """
@@ -15,19 +19,31 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from classifier.conversations import Collected, add_message, call_text, result_text, tool_names
+from classifier.conversations import Collected, add_message, tool_names
 from classifier.errors import InvalidRequest
 from classifier.types import Request
 
 REQUESTS = frozenset({"chat", "completion", "text_completion", "generate_content"})
 """Values of `gen_ai.operation.name` that are requests to a model; an agent's or a tool's span holds those."""
-_INDEXED = re.compile(r"gen_ai\.prompt\.(\d+)\.(role|content)$")
-_INDEXED_CALL = re.compile(r"gen_ai\.prompt\.(\d+)\.tool_calls\.(\d+)\.(name|arguments)$")
-_INDEXED_TOOL = re.compile(r"llm\.request\.functions\.(\d+)\.name$")
+_STEPS = {
+    "gen_ai.operation.name": (
+        "create_agent", "invoke_agent", "invoke_workflow", "execute_tool", "embeddings", "retrieval",
+    ),
+    "openinference.span.kind": (
+        "CHAIN", "AGENT", "TOOL", "RETRIEVER", "RERANKER", "EMBEDDING", "GUARDRAIL", "EVALUATOR", "PROMPT", "DECISION",
+    ),
+}  # fmt: skip
 _EVENT = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message$")
+_COLUMN = "attributes."
+"""What tables of spans have before an attribute's name."""
+FLAT = (_COLUMN, "gen_ai.", "llm.", "openinference.")
+"""What names of columns that hold an attribute begin with."""
+_WHOLE = ("gen_ai.input.messages", "ai.prompt.messages")
+"""Attributes that hold all messages; the second is the Vercel AI SDK's."""
+_CONTENT = ("gen_ai.input.messages", "llm.input_messages", "gen_ai.prompt.0")
 _NO_CONTENT = (
     "has no content; let the application record it (OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT or "
-    "TRACELOOP_TRACE_CONTENT)"
+    "TRACELOOP_TRACE_CONTENT, and no OPENINFERENCE_HIDE_INPUTS)"
 )
 
 
@@ -35,9 +51,12 @@ def is_span(row: Mapping[str, Any]) -> bool:
     """Whether a row is a span or an OTLP export of spans."""
     if "resourceSpans" in row:
         return True
-    attributes = row.get("attributes")
-    has_id = any(name in row for name in ("context", "spanId", "span_id", "trace_id", "traceId"))
-    return attributes is not None and has_id
+    if not any(name in row for name in ("context", "spanId", "span_id", "trace_id", "traceId", "context.span_id")):
+        return False
+    if row.get("attributes") is not None:
+        return True
+    names = (name for name in row if name.startswith(FLAT) and row[name] not in (None, ""))
+    return any(name.startswith(_COLUMN) or name.startswith(_CONTENT) for name in names)
 
 
 def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -72,25 +91,29 @@ def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def is_request(span: Mapping[str, Any]) -> bool:
-    """Whether a flat span is a request to a model, by its operation or its GenAI attributes."""
-    attributes = _attributes(span.get("attributes"))
-    operation = attributes.get("gen_ai.operation.name")
-    if operation is not None:
-        return isinstance(operation, str) and operation in REQUESTS
-    return any(str(key).startswith("gen_ai.") for key in attributes)
+    """Whether a flat span is a request to a model, by its operation, its kind or its GenAI attributes."""
+    attributes = _attributes_of(span)
+    for name, values in (("gen_ai.operation.name", REQUESTS), ("openinference.span.kind", {"LLM"})):
+        if (said := attributes.get(name)) is not None:
+            return isinstance(said, str) and said in values
+    return any(key.startswith(("gen_ai.", "llm.input_messages")) for key in attributes)
 
 
 def request_of_span(span: Mapping[str, Any], **fields: Any) -> Request:
     """The request that a flat span tells of.
 
     Args:
-        span: with `attributes` and perhaps `events`, as `spans_of` or the SDK's console exporter make them.
+        span: with `attributes` and perhaps `events`, as `spans_of` or the SDK's console exporter make them, or with
+            attributes as columns.
         fields: more fields of `Request`.
 
     Raises:
-        InvalidRequest: it holds no content, or one of another shape.
+        InvalidRequest: it is another step than a request to a model, or holds no content, or one of another shape.
     """
-    attributes = _attributes(_parsed(span.get("attributes")))
+    attributes = _attributes_of(span)
+    for name, steps in _STEPS.items():
+        if (kind := attributes.get(name)) in steps:
+            raise InvalidRequest(name, f"is {kind!r}, a step around requests to a model; label the spans of these")
     events = [
         (str(e.get("name")), _attributes(_parsed(e.get("attributes")))) for e in _dicts(_parsed(span.get("events")))
     ]
@@ -98,85 +121,117 @@ def request_of_span(span: Mapping[str, Any], **fields: Any) -> Request:
         if "gen_ai.input.messages" in values:
             attributes = attributes | values
     found = Collected()
-    if "gen_ai.input.messages" in attributes:
-        _from_messages(found, attributes)
-    elif not _from_indexed(found, attributes):
-        for name, values in events:
-            if match := _EVENT.match(name):
-                role, content = match[1], _parsed(values.get("content"))
-                calls = _parsed(values.get("tool_calls"))
-                add_message(found, {"role": role, "content": content, "tool_calls": calls}, f"events.{name}")
+    if system := _parsed(attributes.get("gen_ai.system_instructions")):
+        add_message(found, {"role": "system", "parts": system}, "gen_ai.system_instructions")
+    for where, message in _messages(attributes, events):
+        add_message(found, message, where)
     if not found.messages:
         raise InvalidRequest("attributes.gen_ai.input.messages", _NO_CONTENT)
-    tools = _parsed(attributes.get("gen_ai.tool.definitions"))
-    names = tool_names(tools) or tuple(str(v) for k, v in attributes.items() if _INDEXED_TOOL.match(str(k)))
-    return Request(messages=tuple(found.messages), tools=names, attachments=found.attachments, **fields)
+    tools = _parsed(attributes.get("gen_ai.tool.definitions")) or [
+        *_listed(attributes, "llm.request.functions"),
+        *map(_tool, _listed(attributes, "llm.tools")),
+        *map(_parsed, _list(attributes.get("ai.prompt.tools"))),
+    ]
+    return Request(messages=tuple(found.messages), tools=tool_names(tools), attachments=found.attachments, **fields)
 
 
-def _from_messages(found: Collected, attributes: Mapping[str, Any]) -> None:
-    """`gen_ai.input.messages`: a list, or its JSON text, of messages with parts."""
-    system = _parsed(attributes.get("gen_ai.system_instructions"))
-    if system:
-        _add_parts(found, "system", system, "gen_ai.system_instructions")
-    messages = _parsed(attributes["gen_ai.input.messages"])
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise InvalidRequest("gen_ai.input.messages", "is not a list of messages, nor its JSON text")
-    for i, message in enumerate(messages):
-        where = f"gen_ai.input.messages[{i}]"
-        if isinstance(message, Mapping) and "parts" in message:
-            _add_parts(found, str(message.get("role")), message["parts"], f"{where}.parts")
-        else:
-            add_message(found, message, where)
+def _messages(attributes: Mapping[str, Any], events: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """(path, message) of each message, by the first of the conventions that the span keeps to."""
+    if name := next((name for name in _WHOLE if attributes.get(name) is not None), ""):
+        messages = _parsed(attributes[name])
+        if not isinstance(messages, Sequence) or isinstance(messages, str):
+            raise InvalidRequest(name, "is not a list of messages, nor its JSON text")
+        yield from ((f"{name}[{i}]", message) for i, message in enumerate(messages))
+    elif said := _listed(attributes, "llm.input_messages"):
+        yield from ((f"llm.input_messages.{i}", _of_openinference(message)) for i, message in enumerate(said))
+    elif said := _listed(attributes, "gen_ai.prompt"):
+        yield from ((f"gen_ai.prompt.{i}", _of_openllmetry(message)) for i, message in enumerate(said))
+    else:
+        for event, values in events:
+            if match := _EVENT.match(event):
+                message = {"content": _parsed(values.get("content")), "tool_calls": _parsed(values.get("tool_calls"))}
+                yield f"events.{event}", {"role": match[1], **message}
 
 
-def _add_parts(found: Collected, role: str, parts: Any, where: str) -> None:
-    texts: list[str] = []
-    if isinstance(parts, str):
-        parts = [{"type": "text", "content": parts}]
-    if not isinstance(parts, Sequence):
-        raise InvalidRequest(where, "is not a list of parts")
-    answered = False
-    for j, part in enumerate(parts):
-        if not isinstance(part, Mapping):
-            raise InvalidRequest(f"{where}[{j}]", "is not an object with a type")
-        kind = part.get("type")
-        if kind == "text" and isinstance(part.get("content"), str):
-            texts.append(part["content"])
-        elif kind == "tool_call":
-            texts.append(call_text(part.get("name"), part.get("arguments")))
-        elif kind == "tool_call_response":
-            result = part.get("response", part.get("result"))
-            found.add("tool", [result_text(result)])
-            answered = True
-        elif kind != "reasoning":
-            found.attachments += 1
-    if texts or not answered:
-        found.add(role, texts)
+def _of_openllmetry(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = _parsed(message.get("content"))
+    # Content parts are recorded as JSON text; a prompt that happens to be JSON stays what it is.
+    if isinstance(content, list) and all(isinstance(part, Mapping) and "type" in part for part in content):
+        message = {**message, "content": content}
+    return {"role": "user", **message}
 
 
-def _from_indexed(found: Collected, attributes: Mapping[str, Any]) -> bool:
-    """`gen_ai.prompt.0.role` and their like, in the order of the index; whether there were any."""
-    messages: dict[int, dict[str, Any]] = {}
-    calls: dict[tuple[int, int], dict[str, Any]] = {}
-    for key, value in attributes.items():
-        if match := _INDEXED.match(str(key)):
-            content = _parsed(value) if match[2] == "content" else value
-            # Content parts are recorded as JSON text; a prompt that happens to be JSON stays what it is.
-            structured = isinstance(content, list) and all(isinstance(p, Mapping) and "type" in p for p in content)
-            messages.setdefault(int(match[1]), {})[match[2]] = content if structured else value
-        elif match := _INDEXED_CALL.match(str(key)):
-            calls.setdefault((int(match[1]), int(match[2])), {})[match[3]] = value
-    for (i, _), call in sorted(calls.items()):
-        messages.setdefault(i, {}).setdefault("tool_calls", []).append({"function": call})
-    for i, message in sorted(messages.items()):
-        add_message(found, {"role": "user", **message}, f"gen_ai.prompt.{i}")
-    return bool(messages)
+def _of_openinference(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    message = item.get("message")
+    if not isinstance(message, Mapping):
+        return item
+    parts = [
+        part.get("message_content") or {"type": "tool_call", **_call(part)} for part in _dicts(message.get("contents"))
+    ]
+    calls = [{"function": _call(call)} for call in _dicts(message.get("tool_calls"))]
+    return {"role": message.get("role"), "content": parts or message.get("content"), "tool_calls": calls}
+
+
+def _call(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The function that an OpenInference tool call calls."""
+    call = item.get("tool_call")
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return function if isinstance(function, Mapping) else {}
+
+
+def _tool(item: Mapping[str, Any]) -> Any:
+    """A tool of OpenInference's as one of the provider's."""
+    tool = item.get("tool")
+    tool = tool if isinstance(tool, Mapping) else {}
+    return tool if tool.get("name") else _parsed(tool.get("json_schema"))
+
+
+def _listed(attributes: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The objects of a list of attributes, in order, their dotted names nested.
+
+    >>> _listed({"a.0.b.role": "user", "a.0.b.parts.0.text": "hi"}, "a") == _listed({"a": [{"b.role": "user",
+    ...     "b.parts": [{"text": "hi"}]}]}, "a") == [{"b": {"role": "user", "parts": [{"text": "hi"}]}}]
+    True
+    """
+    flat = {
+        key: _parsed(value) if key == name else value
+        for key, value in attributes.items()
+        if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.")
+    }
+    value = _nested(flat)
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return list(_dicts(value))
+
+
+def _nested(value: Any) -> Any:
+    """A value with dotted names made objects, and objects with numbers for names made lists."""
+    if isinstance(value, list):
+        return [_nested(inner) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        head, dot, rest = str(name).partition(".")
+        if not dot:
+            found[head] = dict(inner) if isinstance(inner, Mapping) else inner
+        elif isinstance(group := found.setdefault(head, {}), dict):
+            group[rest] = inner
+    if found and all(name.isdecimal() for name in found):
+        return [_nested(found[name]) for name in sorted(found, key=lambda name: (len(name), name))]
+    return {name: _nested(inner) for name, inner in found.items()}
+
+
+def _attributes_of(span: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of a span, also those that stand beside the others as columns."""
+    columns = {name.removeprefix(_COLUMN): value for name, value in span.items() if name.startswith(FLAT)}
+    return {**{k: v for k, v in columns.items() if v not in (None, "")}, **_attributes(_parsed(span.get("attributes")))}
 
 
 def _attributes(attributes: Any) -> dict[str, Any]:
     """Attributes as a plain dictionary: OTLP's list of keys and values, a map's list of pairs, or one already."""
     if isinstance(attributes, Mapping):
-        return dict(attributes)
+        return {str(name): value for name, value in attributes.items()}
     if not isinstance(attributes, Sequence) or isinstance(attributes, str):
         return {}
     found: dict[str, Any] = {}
@@ -213,6 +268,9 @@ def _parsed(value: Any) -> Any:
     return value
 
 
+def _list(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, Sequence) and not isinstance(values, str) else ()
+
+
 def _dicts(values: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(values, Sequence) and not isinstance(values, str):
-        yield from (value for value in values if isinstance(value, Mapping))
+    yield from (value for value in _list(values) if isinstance(value, Mapping))

@@ -77,7 +77,7 @@ class Traffic:
         input_counted: share of rows whose input tokens the log counts.
         output_counted: share of rows whose output tokens the log counts.
         output_estimated: share of rows whose output tokens are estimated from the answer's text; the rest is assumed.
-        cost_today: (n,) float64 dollars as the log has them, NaN where it has none.
+        cost_today: (n,) float64 dollars as the log has them, NaN where it has none, and throughout where all are 0.
         at_least: (n,) int64, index of the lowest tier that the log's own label or outcome allows; -1 where it has none.
         at_most: (n,) int64, index of the highest.
         drawn_by_tier: requests with a label that `classifier sample` did not draw at random.
@@ -265,6 +265,7 @@ class _Collected:
         for role in CACHED:
             counted_in = counted_in + np.nan_to_num(self._numbers(role))
         counted_out = counted_out + np.nan_to_num(self._numbers("thinking_tokens"))  # Gemini counts them apart
+        costs = self._numbers("cost")  # gateways that know no prices write 0 for every request
         answers = self._numbers("response")
         held = answers > 0
         estimated_out = np.where(held, answers, _mean(counted_out, assumed))
@@ -283,7 +284,7 @@ class _Collected:
             input_counted=float(np.mean(~np.isnan(counted_in))),
             output_counted=float(np.mean(~np.isnan(counted_out))),
             output_estimated=float(np.mean(np.isnan(counted_out) & held)),
-            cost_today=self._numbers("cost"),
+            cost_today=costs if (costs > 0).any() else np.full(n, np.nan),
             at_least=np.array(self.kept["at_least"], dtype=np.int64),
             at_most=np.array(self.kept["at_most"], dtype=np.int64),
             drawn_by_tier=self.drawn_by_tier,

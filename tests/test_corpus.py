@@ -46,6 +46,13 @@ def test_tier_is_a_point():
     assert (row.tier, row.probabilities, row.label, row.source) == (Tier.COMPLEX, (0, 0, 1, 0), RUBRIC, "mine")
 
 
+def test_an_answer_at_the_end_is_no_part_of_what_is_rated():
+    """A line of a whole conversation is the request that was made, as `classifier label` reads it."""
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}]
+    whole = parse_row({"messages": messages, "tier": "simple"}, "mine")
+    assert whole == parse_row({"messages": messages[:1], "tier": "simple"}, "mine")
+
+
 def test_probabilities_are_a_soft_label():
     """Probabilities are made to sum to one; the most probable tier is the tier, unless the file settles on one."""
     row = parse_row({"prompt": "hi", "probabilities": [0.1, 0.6, 0.304, 0]}, "mine")

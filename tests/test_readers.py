@@ -29,7 +29,7 @@ from classifier.bulk import label
 from classifier.errors import InputError, InvalidRequest
 from classifier.labelled import open_labelled
 from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows
-from classifier.payloads import FORMATS, request_of_row
+from classifier.payloads import FORMATS, reads, request_of_row
 from classifier.readers import CHUNK_BYTES, read_chunks
 from classifier.runs import Options
 from classifier.sources import find_sources
@@ -37,6 +37,14 @@ from classifier.types import Request
 from tests.bulk_support import FakeMaker, prompts, write_lines
 
 LOGS = Path(__file__).parent / "logs"
+TIDE = '{"call":"get_tide","args":{"port":"Bergen"}}'
+HERON = [
+    ("system", "You see."),
+    ("user", "What is this?"),
+    ("assistant", '{"call":"zoom","args":{"x":2}}'),
+    ("tool", "a heron"),
+    ("user", "And its age?"),
+]
 CALL = '{"call":"get_weather","args":{"city":"Oslo"}}'
 ONE = Options(processes=1)
 
@@ -81,6 +89,28 @@ READ = {
             1,
         ),
         ([("user", "Tell me a story.")], (), 0),
+    ],
+    "openai_langchain.jsonl": [
+        (
+            [
+                ("system", "You know the sea."),
+                ("user", "When is high tide?"),
+                ("assistant", f"\n{TIDE}"),
+                ("tool", "at noon"),
+            ],
+            (),
+            0,
+        ),
+        ([("user", "And here?"), ("assistant", f"I look.\n{TIDE}"), ("tool", "at one")], (), 1),
+        ([("user", "thanks")], (), 0),
+        ([("user", "Name a river.")], (), 0),
+        ([("system", "Be kind."), ("user", "good morning")], (), 0),
+    ],
+    "openai_gateways.jsonl": [
+        ([("system", "Be brief."), ("user", "Why is the sky blue?")], ("look",), 0),
+        ([("system", "Be brief."), ("user", "Why is the sky blue?")], ("look",), 0),
+        ([("user", "Why is grass green?")], (), 0),
+        ([("system", "Be brief."), ("user", "Why is the sky blue?")], ("look",), 0),
     ],
     "anthropic.jsonl": [
         ([("system", "You review code."), ("user", "Is this function safe?")], (), 0),
@@ -133,6 +163,22 @@ READ = {
         ),
     ],
     "otel_console.jsonl": [([("user", "Hello there")], (), 0)],
+    "otel_openinference.jsonl": [
+        (HERON, ("zoom", "crop"), 1),
+        (HERON, ("zoom", "crop"), 1),
+        ([("user", "Sort these."), ("assistant", '{"call":"sort","args":[]}'), ("tool", "sorted")], (), 0),
+        (
+            [
+                ("user", "Name a lake."),
+                ("tool", "none"),
+                ("assistant", '{"call":"search","args":{}}'),
+                ("user", "Another."),
+            ],
+            (),
+            1,
+        ),
+        ([("user", "Name a hill.")], ("look",), 0),
+    ],
     "gemini.jsonl": [
         (
             [
@@ -207,8 +253,11 @@ def test_each_format_is_read_as_its_api_means_it(name, how):
 
 @pytest.mark.parametrize("name", READ)
 def test_a_table_holds_the_same_requests(name, tmp_path):
-    """Objects that stand as their JSON text, as in CSV files and tables, are read as well."""
-    rows = [{k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()} for row in rows_of(name)]
+    """Objects that stand as their JSON text, as in CSV files and tables, are read as well, by the columns looked at."""
+    rows = [
+        {k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items() if reads(k)}
+        for row in rows_of(name)
+    ]
     assert [told(request_of_row(row)) for row in rows] == READ[name]
 
 
@@ -266,20 +315,80 @@ _HI = [{"role": "user", "content": "hi"}]
         {"id": "1", "request_body": {"messages": _HI}, "response_body": {"choices": []}},
         {"request": {"url": "/v1/chat/completions", "body": {"messages": _HI}}, "response": {"body": {}}},
         {"request": json.dumps({"model": "m", "messages": _HI}), "response": "{}"},
+        {"request_body": json.dumps({"messages": _HI, "metadata": {"contents": "body"}}), "response_body": "{}"},
         {"run_type": "llm", "inputs": {"messages": _HI}, "outputs": {}},
         {"traceId": "t", "type": "GENERATION", "input": {"messages": _HI}, "output": {}},
         {"conversation": [*_HI, {"role": "assistant", "content": "Hello!"}], "language": "English"},
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "Hello!"}]},
         {"prompt": _HI, "completion": [{"role": "assistant", "content": "Hello!"}]},
         {"instruction": "hi", "input": "", "output": "Hello!"},
+        {"messages": [*_HI, {"role": "assistant", "content": "Hello!"}]},
+        {"system": "", "messages": [*_HI, {"role": "assistant", "content": "Hello!"}], "max_tokens": 9},
+        {"contents": [{"parts": [{"text": "hi"}]}, {"role": "model", "parts": [{"text": "Hello!"}]}]},
+        {"prompt": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"},
+        {"prompt": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"},
+        {"prompt": "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>"},
+        {"prompt": "<s>[INST] hi [/INST] Hello!</s>"},
+        {"call_type": "text_completion", "messages": "<|im_start|>user\nhi<|im_end|>"},
         {"messages": [{"id": "m", "role": "user", "parts": [{"type": "step-start"}, {"type": "text", "text": "hi"}]}]},
     ],
-    ids=["Helicone", "Portkey", "Cloudflare", "LangSmith", "Langfuse", "WildChat", "ShareGPT", "preferences", "Alpaca",
-         "Vercel"],
+    ids=["Helicone", "Portkey", "Cloudflare", "a word of Gemini's", "LangSmith", "Langfuse", "WildChat",
+         "ShareGPT", "preferences", "Alpaca", "a whole conversation", "Anthropic's", "Gemini's", "ChatML",
+         "Llama 3", "Gemma", "INST", "LiteLLM", "Vercel"],
 )  # fmt: skip
 def test_rows_of_common_tools_are_read_where_they_keep_the_chat(row):
     """What other gateways and tracers export wraps a chat body, or a list of messages; answers are no requests."""
     assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+def test_an_agents_whole_run_is_rated_as_its_last_request():
+    """What the model answered last, in words or with a call, is left out; what it did before it stays."""
+    call = {"role": "assistant", "content": [{"type": "tool_use", "name": "look", "input": {}}]}
+    result = {"role": "user", "content": [{"type": "tool_result", "content": "nothing"}]}
+    asked = [("user", "hi"), ("assistant", '{"call":"look","args":{}}'), ("tool", "nothing")]
+    assert told(request_of_row({"messages": [*_HI, call, result, call]}))[0] == asked
+    row = {"conversations": [
+        {"from": "human", "value": "hi"},
+        {"from": "function_call", "value": '{"name": "look", "arguments": {}}'},
+        {"from": "observation", "value": "nothing"},
+        {"from": "gpt", "value": "There is nothing."},
+    ], "system": "Be brief.", "tools": '[{"name": "look"}]'}  # fmt: skip
+    assert told(request_of_row(row)) == ([("system", "Be brief."), *asked], ("look",), 0)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What does <|im_start|>user\nhi<|im_end|> mean?",
+        "<|im_start|>user\nhi<|im_end|>\nWhy does this fail?",
+        "<|im_start|>user\nhi",
+        "<|im_start|>assistant\nHello!<|im_end|>",
+        "<|im_start|>root\nhi<|im_end|>",
+        "[INST] hi [/INST] Why is there no answer?",
+        "[INST] hi",
+        "<s>hi</s>",
+    ],
+)
+def test_a_prompt_about_a_templates_marks_is_one_text(prompt):
+    """Marks make messages only where the whole text is turns of one template."""
+    assert told(request_of_row({"prompt": prompt})) == ([("user", prompt)], (), 0)
+
+
+def test_what_a_template_made_of_a_conversation_is_that_conversation():
+    """Turns keep their order, roles and words, the system prompt among them."""
+    first = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhi [/INST] Hello!</s><s>[INST] Why? [/INST]"
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>".format
+    turns = [("system", "Be brief."), ("user", "hi"), ("assistant", "Hello!"), ("user", "Why?")]
+    for prompt in (first, "".join(header(role, text) for role, text in turns)):
+        assert told(request_of_row({"prompt": prompt})) == (turns, (), 0)
+
+
+def test_a_long_request_of_azures_log_is_read_when_it_was_joined():
+    """Its parts come in rows with numbers, and none of them is the request."""
+    row = {"CorrelationId": "c", "RequestMessages": [{"role": "user", "content": "x" * 33_000}]}
+    assert len(request_of_row(row).messages[0].content) == 33_000
+    with pytest.raises(InvalidRequest, match="RequestMessages: may be a part of a request"):
+        request_of_row({**row, "SequenceNumber": 1})
 
 
 @pytest.mark.parametrize(
@@ -321,8 +430,25 @@ BROKEN = {
     ],
     "openai_batch_broken.jsonl": [
         "body: is a text, and not of JSON",
-        "messages: is not there",
+        "model: is one of embeddings",
+        "label the batch's input file",
         "is not JSON (Unterminated string",
+    ],
+    "openai_langchain_broken.jsonl": [
+        "run_type: is 'chain', a step around requests",
+        "messages: does not hold one request",
+        "no message with role 'user'",
+        "messages[0].content: is not there",
+        "prompts: does not hold one request",
+        "messages[0]: is not an object",
+        "type: is 'SPAN', a step around requests",
+    ],
+    "openai_gateways_broken.jsonl": [
+        "ai: has no payload.request",
+        "model: is one of embeddings",
+        "RequestMessages: is empty",
+        "RequestMessages: is empty",
+        "RequestMessages: may be a part of a request",
     ],
     "anthropic_broken.jsonl": [
         "messages[0].content[0]",
@@ -334,7 +460,7 @@ BROKEN = {
         "no message with role 'user'",
         "params: is a text, and not of JSON",
         "params: is not an object",
-        "no messages or body",
+        "label the batch's input file",
         "is not JSON (Unterminated string",
     ],
     "litellm_broken.jsonl": ["redacted by LiteLLM", "call_type: is 'aembedding'", "messages: is not there"],
@@ -353,6 +479,13 @@ BROKEN = {
         "is not JSON (Expecting property name",
         "is not JSON (Extra data",
         "is not JSON (Extra data",
+    ],
+    "otel_openinference_broken.jsonl": [
+        "openinference.span.kind: is 'AGENT'",
+        "gen_ai.operation.name: is 'invoke_agent'",
+        "has no content; let the application record it",
+        "messages[0].role: is not one of",
+        "has no content; let the application record it",
     ],
     "gemini_broken.jsonl": [
         "contents: is not there or not a list",

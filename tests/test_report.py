@@ -69,8 +69,8 @@ def undrawn(monkeypatch):
 
 
 def test_costs_come_from_counted_tokens_and_prices(tmp_path, prices):
-    """A million tokens on a tier of one dollar cost one dollar."""
-    usage = {"prompt_tokens": 400_000, "completion_tokens": 600_000}
+    """A million tokens on a tier of one dollar cost one dollar; a log that says 0 for every request knows no cost."""
+    usage = {"prompt_tokens": 400_000, "completion_tokens": 600_000, "cost": 0}
     rows = [labelled_row("simple", model="big", usage=usage), labelled_row("frontier", model="big", usage=usage)]
     found = numbers(write_labelled(tmp_path / "l.parquet", rows), "--prices", prices)
     costs = {s["name"]: s["cost"]["estimate"] for s in found["strategies"]}

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.conversations import asked
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request, Tier
 from training.label_fields import KINDS, one_hot, stated_label
@@ -220,7 +221,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
     labels = data.get("labels") or {}
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
-    request = Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()})
+    request = asked(Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()}))
     known = stated_label(data)
     digest = conversation_sha256(request)
     weight = float(data.get("weight", 1.0))

@@ -17,7 +17,7 @@ from classifier.arrow import plain_rows
 from classifier.errors import InvalidRequest
 from classifier.labels import tier_of
 from classifier.lines import RawRow, parse_line
-from classifier.payloads import COLUMNS, request_of_row
+from classifier.payloads import reads, request_of_row
 from classifier.progress import Tally
 from classifier.readers import ALL, Chunk, Selection, read_chunks
 from classifier.sources import STDIN, find_sources
@@ -28,7 +28,7 @@ from training.steering_signs import wording_steers
 
 KEPT = ("source", "language", "kind", "group", "family", "licence")
 """Texts of a corpus line that a row may bring along."""
-_WANTED = COLUMNS | {"id", "tier", "weight", *KEPT}
+_WANTED = frozenset({"id", "tier", "weight", *KEPT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _rows(chunk: Chunk, text_field: str) -> Iterable[tuple[tuple[str, int], Mapp
         for raw in chunk.rows:
             yield (raw.source, raw.number), *_parsed(raw)
         return
-    names = [name for name in chunk.batch.schema.names if name in _WANTED or name == text_field]
+    names = [name for name in chunk.batch.schema.names if name in _WANTED or name == text_field or reads(name)]
     rows = plain_rows(chunk.batch.select(names)) if names else [{}] * len(chunk)
     for number, values in zip(chunk.numbers, rows, strict=True):
         yield (chunk.source, number), values, ""

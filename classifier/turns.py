@@ -1,0 +1,79 @@
+"""A prompt that a chat template made → the messages that it was made of.
+
+Servers of open models log what they hand to the model: one text, with marks where a message begins and ends. ChatML
+(`<|im_start|>user`), Llama 3 (`<|start_header_id|>user<|end_header_id|>`), Gemma (`<start_of_turn>user`), and the
+`[INST]` of Llama 2 and Mistral are read, and only where the whole text is such turns, from its first character to its
+last: a person who writes about these marks writes something else, too, and is taken by the word.
+
+Pure. Knows nothing of rows or requests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+_START = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)*\s*")
+_TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = (
+    (re.compile(r"<\|im_start\|>(\w+)\n"), re.compile(r"<\|im_end\|>")),
+    (re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"), re.compile(r"<\|eo[tm]_id\|>")),
+    (re.compile(r"<start_of_turn>(\w+)\n"), re.compile(r"<end_of_turn>")),
+)
+"""What begins a message, with its role, and what ends it."""
+_ROLES = {"model": "assistant", "ipython": "tool", "function": "tool"}
+_READ = frozenset({"system", "user", "assistant", "tool"})
+_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+
+
+def messages_of(text: str) -> list[Mapping[str, str]]:
+    r"""The messages with role and content, or the text as the only one, the user's.
+
+    >>> [m["role"] for m in messages_of("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")]
+    ['user', 'assistant']
+    >>> [m["content"] for m in messages_of("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhi [/INST]")]
+    ['Be brief.', 'hi', '']
+    >>> [m["role"] for m in messages_of("What does <|im_start|>user mean?")]
+    ['user']
+    """
+    start = _START.match(text)
+    body = text[start.end() :] if start else text
+    found: list[tuple[str, str]] = []
+    if body.startswith("[INST]"):
+        found = _instructions(body)
+    elif body.startswith("<"):
+        found = next((turns for begin, end in _TEMPLATES if (turns := _turns(body, begin, end))), [])
+    if not any(role == "user" for role, _ in found):
+        return [{"role": "user", "content": text}]
+    return [{"role": role, "content": content.strip()} for role, content in found]
+
+
+def _turns(body: str, begin: re.Pattern[str], end: re.Pattern[str]) -> list[tuple[str, str]]:
+    """(role, text) of each turn; none where something stands outside of them."""
+    before, *pieces = begin.split(body)
+    roles = [_ROLES.get(role, role) for role in pieces[::2]]
+    turns: list[tuple[str, str]] = []
+    for i, (role, piece) in enumerate(zip(roles, pieces[1::2], strict=True), start=1):
+        content, *after = end.split(piece)
+        is_open = not after and i == len(roles) and role == "assistant"
+        if before or role not in _READ or "".join(after).strip() or len(after) != (not is_open):
+            return []
+        turns.append((role, content))
+    return turns
+
+
+def _instructions(body: str) -> list[tuple[str, str]]:
+    """As `_turns`, of `[INST] … [/INST] … </s>`: its user's turns are marked, and what is between them is answers."""
+    turns: list[tuple[str, str]] = []
+    pieces = body.split("[INST]")[1:]
+    for i, piece in enumerate(pieces, start=1):
+        asked, *answers = piece.split("[/INST]")
+        if len(answers) != 1 or not ((i == len(pieces) and not answers[0].strip()) or "</s>" in answers[0]):
+            return []
+        answer, _, after = answers[0].partition("</s>")
+        if after.replace("<s>", "").strip():
+            return []
+        if system := _SYSTEM.match(asked):
+            turns.append(("system", system[1]))
+            asked = asked[system.end() :]
+        turns += [("user", asked), ("assistant", answer)]
+    return turns
