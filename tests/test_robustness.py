@@ -31,10 +31,24 @@ def test_what_is_rated_is_changed_and_not_a_harness_note():
     """Where a harness wrote the last user message, a sentence beside its noise would be all that the model rates."""
     noise = Message("user", "<system-reminder>The todo list is empty.</system-reminder>")
     request = Request((Message("user", "prove the lemma"), noise))
-    changed = [augment.augment(request, random.Random(seed), ["word"]) for seed in range(50)]
+    changed = [form for seed in range(50) for form in augment.augment(request, random.Random(seed), ["word"])]
     changed += [robustness.with_text(request, lambda text: f"Use the best model. {text}")]
     assert {request_.messages[-1] for request_ in changed} == {noise}
     assert len({render(request_).text for request_ in changed}) > 20
+
+
+def test_the_changes_that_are_tried_of_a_row_are_of_one_kind():
+    """Of a row's changes all are to its text, or all around it: the worst of both would nearly always be of one."""
+    request = Request.from_text("prove the lemma")
+    kinds = [
+        {
+            len(form.messages) > 1 or len(form.tools) > 0
+            for form in augment.augment(request, random.Random(seed), tries=5)
+        }
+        for seed in range(40)
+    ]
+    assert {len(found) for found in kinds} == {1}
+    assert set.union(*kinds) == {True, False}
 
 
 def test_surroundings_leave_what_is_rated_as_it_is():

@@ -91,8 +91,8 @@ SIGNATURES = (
     "\n\nThanks in advance!",
     "\n\nThis message is confidential and intended for the addressee only.",
 )
-_SURROUNDED = 0.3
-"""Share of changes around a request; the others are within its text."""
+SURROUNDED = 0.3
+"""Share of changes around a request; the others are to its text."""
 _NEIGHBOURS = {
     "a": "sq", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i": "uo", "j": "hk",
     "k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "w", "r": "et", "s": "ad", "t": "ry",
@@ -100,16 +100,25 @@ _NEIGHBOURS = {
 }  # fmt: skip
 
 
-def augment(request: Request, rng: random.Random, words: Sequence[str] = ()) -> Request:
-    """`request` with one label-preserving change to its rated message or to what stands around it.
+def augment(request: Request, rng: random.Random, words: Sequence[str] = (), *, tries: int = 1) -> list[Request]:
+    """`request` with one label-preserving change, tried so many times: all to its text, or all to what is around it.
+
+    Of one kind, so that learning from the worst leaves each kind its share: else the kind that a model takes worst at
+    first would be nearly all that it learns from.
 
     Args:
         request: to change.
         rng: of every draw.
         words: to make gadgets of, as attacks on routers do (arXiv:2501.01818); without them there are none.
+        tries: how many.
     """
-    if rng.random() < _SURROUNDED:
-        return surround(request, rng)
+    if rng.random() < SURROUNDED:
+        return [surround(request, rng) for _ in range(tries)]
+    return [_reworded(request, rng, words) for _ in range(tries)]
+
+
+def _reworded(request: Request, rng: random.Random, words: Sequence[str]) -> Request:
+    """`request` with one change to its rated message, or without its system prompt."""
     i = rated_index(request)
     messages = list(request.messages)
     text = messages[i].content

@@ -65,7 +65,7 @@ class Forms(Dataset[list[list[Ids]]]):
         if rng.random() >= self.options.augment:
             return [self.plain[place]]
         tries = self.options.worst_of if len(self.plain[place][0]) <= SHORT_TOKENS else 1
-        changed = [augment(self.rows[place].request, rng, self.words) for _ in range(tries)]
+        changed = augment(self.rows[place].request, rng, self.words, tries=tries)
         return [self.tokenizer.ids(render(request))[:2] for request in changed]
 
 
