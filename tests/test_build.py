@@ -253,10 +253,18 @@ def test_settled_bundle_keeps_its_answers_and_what_is_frozen(run, corpus, tmp_pa
     assert np.abs(one - other).mean() < 0.02
 
 
-def _settling(base: Path | str) -> dict[str, Any]:
+def test_student_of_a_trained_teacher_has_no_head_of_the_bundle(run, corpus, tmp_path):
+    """Where a teacher was trained, its student's frozen layers are that teacher's: a bundle's head cannot read them."""
+    recipe = _settling(run / "bundle", seeds=[0], epochs=1)
+    student, _ = train(recipe, tmp_path / "run", load_data([], [], own=corpus), say=str)
+    assert load_head(tmp_path / "run" / "checkpoint", student) is None
+
+
+def _settling(base: Path | str, **teaching: Any) -> dict[str, Any]:
     """The recipe `settle` for a student of one layer."""
     learning = {"layers": 1, "frozen_layers": 1, "epochs": 1, "worst_of": 2, "learning_rate": 1e-3}
-    return load_recipe("settle", base=str(base), max_tokens=64, int8_agreement=0.5, student=learning)
+    small = {"max_tokens": 64, "int8_agreement": 0.5, "student": learning, "teacher": teaching}
+    return load_recipe("settle", base=str(base), **small)
 
 
 def test_only_a_bundle_settles(corpus, tmp_path):

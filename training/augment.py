@@ -91,7 +91,7 @@ SIGNATURES = (
     "\n\nThanks in advance!",
     "\n\nThis message is confidential and intended for the addressee only.",
 )
-SURROUNDED = 0.3
+_SURROUNDED = 0.3
 """Share of changes around a request; the others are to its text."""
 _NEIGHBOURS = {
     "a": "sq", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i": "uo", "j": "hk",
@@ -112,7 +112,7 @@ def augment(request: Request, rng: random.Random, words: Sequence[str] = (), *, 
         words: to make gadgets of, as attacks on routers do (arXiv:2501.01818); without them there are none.
         tries: how many.
     """
-    if rng.random() < SURROUNDED:
+    if rng.random() < _SURROUNDED:
         return [surround(request, rng) for _ in range(tries)]
     return [_reworded(request, rng, words) for _ in range(tries)]
 

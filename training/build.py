@@ -92,10 +92,10 @@ def train(
         student, fast = _teach(recipe, out, data.train, teacher=teacher, answers=answers, say=say)
     if processes.is_first():
         shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
-        learning = recipe["student"]
-        started = bundle_at(learning.get("base") or recipe["base"])
-        frozen = int(learning.get("frozen_layers", 0))
-        if started and (head := standing_head(started.path, student, frozen)):
+        taught = recipe["teacher"]["seeds"] and answers is None  # then it may start from a teacher's layers
+        base = recipe["student"].get("base") or (None if taught else recipe["base"])
+        frozen = int(recipe["student"].get("frozen_layers", 0))
+        if base and bundle_at(base) and (head := standing_head(Path(base), student, frozen)):
             save_head(head, out / "checkpoint")
     say("student ready")
     return student, fast

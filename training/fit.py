@@ -95,7 +95,7 @@ def fit(
 
     Raises:
         InputError: training diverged: the loss is not finite; or `state` is of a run on another number of processes; or
-            the model has fewer layers than stay frozen.
+            the model has not so many layers to freeze.
     """
     _freeze(model, options.frozen_layers)
     accelerator = processes.accelerator()
@@ -211,8 +211,8 @@ def inputs_of(
 
 def _freeze(model: PreTrainedModel, layers: int) -> None:
     """The embeddings and so many of the lowest layers are no longer trained."""
-    if layers > (most := model.config.num_hidden_layers):
-        raise InputError(f"recipe: frozen_layers is {layers}, and the model has {most}; give at most so many")
+    if not 0 <= layers <= (most := model.config.num_hidden_layers):
+        raise InputError(f"recipe: frozen_layers is {layers}, and the model has {most}; give 0 to so many")
     for name, parameter in model.named_parameters():
         if layers and _level(name, model) <= layers:
             parameter.requires_grad = False
