@@ -56,6 +56,15 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     return python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments)
 
 
+def test_more_layers_than_there_are_cannot_be_frozen():
+    """A recipe that freezes what the model has not is refused, with how many layers it has."""
+    model, _ = load_base("tiny", MAX_TOKENS)
+    layers = model.config.num_hidden_layers
+    for wrong in (-1, layers + 1):
+        with pytest.raises(InputError, match=f"frozen_layers is {wrong}, and the model has {layers}"):
+            trained(replace(OPTIONS, frozen_layers=wrong))
+
+
 @pytest.mark.parametrize(
     ("stopped_at", "workers"),
     [(3, 0), (13, 0), (20, 0), (3, 2)],
