@@ -211,7 +211,8 @@ def inputs_of(
 
 def _freeze(model: PreTrainedModel, layers: int) -> None:
     """The embeddings and so many of the lowest layers are no longer trained."""
-    if not 0 <= layers <= (most := model.config.num_hidden_layers):
+    most = model.config.num_hidden_layers
+    if not 0 <= layers <= most:
         raise InputError(f"recipe: frozen_layers is {layers}, and the model has {most}; give 0 to so many")
     for name, parameter in model.named_parameters():
         if layers and _level(name, model) <= layers:
