@@ -20,6 +20,7 @@ Pure. Knows nothing of files.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ from classifier.conversations import asked, request_of_body
 from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
 from classifier.errors import InvalidRequest
 from classifier.spans import FLAT, is_span, request_of_span
-from classifier.turns import messages_of
+from classifier.turns import before, is_history, messages_of
 from classifier.types import Request
 
 FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel", "gemini", "bedrock")
@@ -39,7 +40,7 @@ _COLUMNS = frozenset({
     "standard_logging_object", "request", "decision_id", "attributes", "events", "context", "span_id", "spanId",
     "trace_id", "traceId", "name", "max_tokens", "request_body", "inputs", "conversation", "conversations",
     "contents", "systemInstruction", "system_instruction", "full_request", "schemaType", "modelId", "context.span_id",
-    "ai", "requestBody", SPLIT, "SequenceNumber", "run_type", "type",
+    "ai", "requestBody", SPLIT, "SequenceNumber", "run_type", "type", "history",
 })  # fmt: skip
 _WRAPPERS = (
     ("body",), ("request_body",), ("requestBody",), ("request",), ("inputs",), ("input",),
@@ -82,8 +83,10 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     if any(_is_list(row.get(name)) for name in _LISTS) or any(_wraps(_at(row, path)) for path in _WRAPPERS):
         return "openai"
     if row.get(text_field) not in (None, ""):
+        if text_field == "prompt" and (isinstance(row["prompt"], list) or is_history(row.get("history"))):
+            return "openai"
         return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
-    if row.get("input") or row.get("instruction"):
+    if row.get("input") or row.get("instruction") or _way(row):
         return "openai"
     if row.get("full_request") or row.get("contents") or _holds(row.get("request"), "contents"):
         return "gemini"
@@ -114,6 +117,16 @@ def _wraps(value: Any) -> bool:
     if held is None:  # what looks like text of JSON and is none: whoever opens it says what is wrong
         return any(_holds(value, name) for name in _BODIES)
     return any(name in held for name in _BODIES) and "contents" not in held  # that one is Gemini's
+
+
+def _way(row: Mapping[str, Any]) -> Sequence[str]:
+    """The path to a chat body below a row, else to a completion's; an empty one where there is neither.
+
+    `input` holds what people wrote, too: a prompt in it is theirs.
+    """
+    chats = (path for path in _WRAPPERS if _wraps(_at(row, path)))
+    prompts = (path for path in _WRAPPERS if path != ("input",) and "prompt" in (_object(_at(row, path)) or {}))
+    return next(itertools.chain(chats, prompts), ())
 
 
 def _at(row: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -186,9 +199,10 @@ def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
 
 def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     body = _inner(row, "body")
-    while not body.get("messages") and (path := next((path for path in _WRAPPERS if _wraps(_at(body, path))), None)):
+    while not body.get("messages") and (path := _way(body)):
         body = _inner({path[-1]: _at(body, path)}, path[-1])
-    body = _opened(body, "messages", "tools", "functions", "input", *_LISTS)
+    lists = (name for name in _LISTS if name != "prompt" or _is_list(body.get(name)))  # a prompt may begin with [INST]
+    body = _opened(body, "messages", "tools", "functions", "input", *lists)
     if not body.get("messages"):
         body = {**body, "messages": _said(body)}
     elif _is_nested(body["messages"]):  # LangChain's runs can hold several conversations
@@ -202,11 +216,23 @@ def _said(body: Mapping[str, Any]) -> Any:
         check_whole(body)
         return body[name]
     if body.get("prompts"):
-        return messages_of(_only(body["prompts"], "prompts", str))
+        return _prompted(body["prompts"], "prompts")
     if isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
-        return [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
+        said = [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
+        return [*before(body.get("history")), *said]
+    if (prompt := body.get("prompt")) and isinstance(prompt, str | list):
+        return [*before(body.get("history")), *_prompted(prompt, "prompt")]
     check_chat(body)
     return None
+
+
+def _prompted(prompt: Any, name: str) -> Sequence[Mapping[str, str]]:
+    """The messages of a completion's prompt: a text, or a list of one."""
+    if isinstance(prompt, str):
+        return messages_of(prompt)
+    if any(isinstance(part, int | list) for part in prompt):
+        raise InvalidRequest(name, "holds token ids; log the text, or turn them back into it")
+    return messages_of(_only(prompt, name, str))
 
 
 def _is_nested(messages: Any) -> bool:
@@ -232,10 +258,10 @@ def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     body = dict(_opened(payload, "messages", "model_parameters", "proxy_server_request"))
     sent = body.get("proxy_server_request")
     if not body.get("messages") and isinstance(sent, Mapping):  # spend logs keep the body as it was sent
-        return request_of_body(_opened(_inner(sent, "body"), "messages", "tools", "input"), **fields)
+        return _openai(sent, fields)
     messages = body.get("messages")
-    if isinstance(messages, str):
-        body["messages"] = messages_of(messages)
+    if isinstance(messages, str) or (isinstance(messages, list) and messages and not isinstance(messages[0], Mapping)):
+        body["messages"] = _prompted(messages, "messages")  # of a completion
     if isinstance(messages, Mapping):
         body["messages"] = messages = messages.get("messages", [messages])
     parameters = body.get("model_parameters")

@@ -1,4 +1,4 @@
-"""A prompt that a chat template made → the messages that it was made of.
+"""What stands for the messages of a conversation → those messages: a chat template's prompt, and a `history`.
 
 Servers of open models log what they hand to the model: one text, with marks where a message begins and ends. ChatML
 (`<|im_start|>user`), Llama 3 (`<|start_header_id|>user<|end_header_id|>`), Gemma (`<start_of_turn>user`), and the
@@ -10,8 +10,12 @@ Pure. Knows nothing of rows or requests.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from classifier.errors import InvalidRequest
 
 _START = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)*\s*")
 _TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = (
@@ -45,6 +49,38 @@ def messages_of(text: str) -> list[Mapping[str, str]]:
     if not any(role == "user" for role, _ in found):
         return [{"role": "user", "content": text}]
     return [{"role": role, "content": content.strip()} for role, content in found]
+
+
+def is_history(value: Any) -> bool:
+    """Whether a value is the turns before a request, pairs or messages, or looks like their JSON text.
+
+    >>> is_history([["hi", "Hello!"]]), is_history('[{"role": "user"}]'), is_history("of the patient")
+    (True, True, False)
+    """
+    if isinstance(value, str):
+        return value.startswith("[[") or (value.startswith("[{") and '"role"' in value)
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, list) or (isinstance(first, Mapping) and "role" in first)
+
+
+def before(history: Any) -> Sequence[Any]:
+    """The messages of a `history`: as they are, or of pairs of what was asked and answered; none of anything else.
+
+    Raises:
+        InvalidRequest: it begins as one, and is none.
+    """
+    if not is_history(history):
+        return ()
+    try:
+        turns: Sequence[Any] = json.loads(history) if isinstance(history, str) else history
+    except (ValueError, RecursionError):
+        raise InvalidRequest("history", "is a text, and not of JSON") from None
+    if all(isinstance(turn, Mapping) for turn in turns):
+        return turns
+    if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise InvalidRequest("history", "is not a list of pairs, or of messages")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
 
 
 def _turns(body: str, begin: re.Pattern[str], end: re.Pattern[str]) -> list[tuple[str, str]]:

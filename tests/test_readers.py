@@ -321,6 +321,11 @@ _HI = [{"role": "user", "content": "hi"}]
         {"conversation": [*_HI, {"role": "assistant", "content": "Hello!"}], "language": "English"},
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "Hello!"}]},
         {"prompt": _HI, "completion": [{"role": "assistant", "content": "Hello!"}]},
+        {"model": "m", "prompt": ["hi"], "max_tokens": 9},
+        {"custom_id": "1", "url": "/v1/completions", "body": {"model": "m", "prompt": "hi"}},
+        {"request_body": json.dumps({"prompt": "[INST] hi [/INST]"}), "response_body": "{}"},
+        {"call_type": "atext_completion", "messages": ["hi"]},
+        {"call_type": "atext_completion", "messages": "{}", "proxy_server_request": {"prompt": ["hi"]}},
         {"instruction": "hi", "input": "", "output": "Hello!"},
         {"messages": [*_HI, {"role": "assistant", "content": "Hello!"}]},
         {"system": "", "messages": [*_HI, {"role": "assistant", "content": "Hello!"}], "max_tokens": 9},
@@ -333,12 +338,52 @@ _HI = [{"role": "user", "content": "hi"}]
         {"messages": [{"id": "m", "role": "user", "parts": [{"type": "step-start"}, {"type": "text", "text": "hi"}]}]},
     ],
     ids=["Helicone", "Portkey", "Cloudflare", "a word of Gemini's", "LangSmith", "Langfuse", "WildChat",
-         "ShareGPT", "preferences", "Alpaca", "a whole conversation", "Anthropic's", "Gemini's", "ChatML",
+         "ShareGPT", "preferences", "a completion", "a batch of completions", "Helicone's completion",
+         "LiteLLM's completion", "LiteLLM's spend logs", "Alpaca", "a whole conversation",
+         "Anthropic's", "Gemini's", "ChatML",
          "Llama 3", "Gemma", "INST", "LiteLLM", "Vercel"],
 )  # fmt: skip
 def test_rows_of_common_tools_are_read_where_they_keep_the_chat(row):
     """What other gateways and tracers export wraps a chat body, or a list of messages; answers are no requests."""
     assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Why?", "input": "", "output": "So.", "history": [["hi", "Hello!"]]},
+        {"prompt": "Why?", "history": '[["hi", "Hello!"]]'},
+        {"instruction": "Why?", "history": json.dumps([*_HI, {"role": "assistant", "content": "Hello!"}])},
+        {"prompt": "Why?", "response": "So.", "history": [["hi", "Hello!"]]},
+        {"prompt": "Why?", "history": [*_HI, {"role": "assistant", "content": "Hello!"}]},
+    ],
+    ids=["Alpaca", "JSON", "messages as JSON", "a prompt", "messages"],
+)
+def test_a_request_is_rated_with_its_history(row):
+    """Turns before a request stand in `history`, as pairs of what was asked and answered, or as messages."""
+    assert told(request_of_row(row)) == ([("user", "hi"), ("assistant", "Hello!"), ("user", "Why?")], (), 0)
+
+
+@pytest.mark.parametrize("history", [None, "", [], "of the patient", ["hi"], [{"at": 7}], '[{"at": 7}]'], ids=str)
+def test_a_history_of_another_kind_says_nothing(history):
+    """A column of that name that holds no turns costs no row."""
+    assert told(request_of_row({"instruction": "hi", "history": history})) == ([("user", "hi")], (), 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        ({"prompt": ["hi", "Why?"]}, "write a row for each"),
+        ({"prompt": [9906, 11]}, "holds token ids"),
+        ({"body": {"prompt": [[9906, 11]]}}, "holds token ids"),
+        ({"instruction": "hi", "history": [["hi"]]}, "history: is not a list of pairs"),
+    ],
+    ids=["two prompts", "tokens", "a batch's tokens", "half a pair"],
+)
+def test_what_holds_no_one_text_is_a_bad_row(row, error):
+    """A completion of several prompts, or of tokens, and turns of another shape say what is wrong with them."""
+    with pytest.raises(InvalidRequest, match=error):
+        request_of_row(row)
 
 
 def test_an_agents_whole_run_is_rated_as_its_last_request():
@@ -575,10 +620,8 @@ def test_a_feedback_export_is_read_by_its_request():
 def test_a_named_format_takes_nothing_else():
     """A row of another format than the named one is a bad row."""
     for row_format in FORMATS[1:]:
-        if row_format in ("prompt", "corpus"):
-            continue
         with pytest.raises(InvalidRequest):
-            request_of_row({"prompt": "hi"}, row_format)
+            request_of_row({"question": "hi"}, row_format)
 
 
 @pytest.mark.parametrize("pack", ["plain", "gz", "zst", "zst-frames", "bz2", "xz", "bom"])
