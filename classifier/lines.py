@@ -1,4 +1,4 @@
-"""Bytes → raw rows: JSON lines, a line a row (OTLP exports, a span a row), and CSV.
+"""Bytes → raw rows: JSON lines, a line a row (OTLP exports, a request a row), and CSV.
 
 No line longer than `MAX_ROW_BYTES` is ever held, and whatever is wrong with a line makes it a bad row, not an end.
 
@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from classifier.spans import spans_of
+from classifier.spans import EXPORTS, spans_of
 from classifier.texts import encodable
 
 MAX_ROW_BYTES = 16 * 2**20
@@ -24,6 +24,7 @@ KEPT_CHARS = 1000
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 """What parts the columns of a container of `sources`."""
 _BLOCK = 2**20
+_MARKS = tuple(json.dumps(name).encode() for name in EXPORTS)
 _UTF_16, _CONVERT = (b"\xff\xfe", b"\xfe\xff"), "is UTF-16; convert the file with iconv -t UTF-8"
 _NEVER_CLOSED = "has a quote that is not closed at the end of its column or its line"
 
@@ -46,7 +47,7 @@ class RawRow(NamedTuple):
 
 
 def json_rows(file: IO[bytes], name: str, row_format: str = "auto") -> Iterator[RawRow]:
-    """Lines of JSON; those of an OTLP export become a row a span."""
+    """Lines of JSON; those of an OTLP export become a row a request."""
     last = 0
     for number, line, error in _bounded_lines(file):
         if number == 1 and not error:
@@ -59,7 +60,7 @@ def json_rows(file: IO[bytes], name: str, row_format: str = "auto") -> Iterator[
             yield RawRow(name, last, line[:KEPT_CHARS], error)
             if error == _CONVERT:
                 return
-        elif row_format in ("auto", "otel") and b'"resourceSpans"' in line:
+        elif row_format in ("auto", "otel") and any(mark in line for mark in _MARKS):
             last -= 1
             for payload in _spans(line):
                 last += 1
@@ -74,7 +75,7 @@ def _spans(line: bytes) -> Iterator[bytes]:
     except (ValueError, RecursionError):
         yield line  # whoever parses it says what is wrong
         return
-    if not isinstance(export, dict) or not isinstance(export.get("resourceSpans"), list):
+    if not isinstance(export, dict) or not any(isinstance(export.get(name), list) for name in EXPORTS):
         yield line  # no export: the word stands elsewhere in it
         return
     for span in spans_of(export):

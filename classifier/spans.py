@@ -2,9 +2,9 @@
 
 Of OpenTelemetry's GenAI conventions three generations are read: `gen_ai.input.messages` with
 `gen_ai.system_instructions` and `gen_ai.tool.definitions` (1.37 and later), as attributes or in an event; the events
-`gen_ai.user.message` and their like (1.28 to 1.36); and the attributes `gen_ai.prompt.0.content` of OpenLLMetry. Beside
-them OpenInference, which Arize's Phoenix collects: `llm.input_messages.0.message.content`. Content is only there where
-the application was told to record it.
+`gen_ai.user.message` and their like (1.28 to 1.36), of a span or as log records; and the attributes
+`gen_ai.prompt.0.content` of OpenLLMetry. Beside them OpenInference, which Arize's Phoenix collects:
+`llm.input_messages.0.message.content`. Content is only there where the application was told to record it.
 
 A list of objects may stand as it is, or flat with a number for each; nested names may stand apart or parted by dots, in
 `attributes` or as columns of their own. All become the same lists.
@@ -14,6 +14,8 @@ Pure. Knows nothing of files.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,8 @@ from classifier.conversations import Collected, add_message, tool_names
 from classifier.errors import InvalidRequest
 from classifier.types import Request
 
+EXPORTS = ("resourceSpans", "resourceLogs")
+"""What holds the spans, or the log records, of an OTLP export."""
 REQUESTS = frozenset({"chat", "completion", "text_completion", "generate_content"})
 """Values of `gen_ai.operation.name` that are requests to a model; an agent's or a tool's span holds those."""
 _STEPS = {
@@ -34,6 +38,7 @@ _STEPS = {
     ),
 }  # fmt: skip
 _EVENT = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message$")
+_DETAILS = "gen_ai.client.inference.operation.details"
 _COLUMN = "attributes."
 """What tables of spans have before an attribute's name."""
 FLAT = (_COLUMN, "gen_ai.", "llm.", "openinference.")
@@ -41,6 +46,8 @@ FLAT = (_COLUMN, "gen_ai.", "llm.", "openinference.")
 _WHOLE = ("gen_ai.input.messages", "ai.prompt.messages")
 """Attributes that hold all messages; the second is the Vercel AI SDK's."""
 _CONTENT = ("gen_ai.input.messages", "llm.input_messages", "gen_ai.prompt.0")
+_LITERAL_CHARS = 2**18
+"""Of a list in Python's notation, which takes up to 500 bytes a character to parse."""
 _NO_CONTENT = (
     "has no content; let the application record it (OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT or "
     "TRACELOOP_TRACE_CONTENT, and no OPENINFERENCE_HIDE_INPUTS)"
@@ -48,8 +55,8 @@ _NO_CONTENT = (
 
 
 def is_span(row: Mapping[str, Any]) -> bool:
-    """Whether a row is a span or an OTLP export of spans."""
-    if "resourceSpans" in row:
+    """Whether a row is a span or an OTLP export."""
+    if any(name in row for name in EXPORTS):
         return True
     if not any(name in row for name in ("context", "spanId", "span_id", "trace_id", "traceId", "context.span_id")):
         return False
@@ -60,16 +67,15 @@ def is_span(row: Mapping[str, Any]) -> bool:
 
 
 def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The spans of an OTLP export that are requests to a model, flat, in its order.
+    """The requests to a model in an OTLP export of spans or of log records, as flat spans, in its order.
 
     >>> value = {"stringValue": "chat"}
     >>> span = {"name": "chat m", "attributes": [{"key": "gen_ai.operation.name", "value": value}]}
     >>> [s["attributes"] for s in spans_of({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]})]
     [{'gen_ai.operation.name': 'chat'}]
     """
+    yield from _logged(export)
     for resource in _dicts(export.get("resourceSpans")):
-        facts = resource.get("resource")
-        resource_attributes = _attributes(facts.get("attributes")) if isinstance(facts, Mapping) else {}
         for scope in _dicts(resource.get("scopeSpans") or resource.get("instrumentationLibrarySpans")):
             for span in _dicts(scope.get("spans")):
                 flat = {
@@ -84,10 +90,45 @@ def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                         {"name": event.get("name"), "attributes": _attributes(event.get("attributes"))}
                         for event in _dicts(span.get("events"))
                     ],
-                    "resource": resource_attributes,
+                    "resource": _resource(resource),
                 }
                 if is_request(flat):
                     yield flat
+
+
+def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The requests that log records tell of: one event holds all of it, or each message has one, by their span."""
+    for resource in _dicts(export.get("resourceLogs")):
+        for scope in _dicts(resource.get("scopeLogs")):
+            found: dict[Any, dict[str, Any]] = {}
+            for i, record in enumerate(_dicts(scope.get("logRecords"))):
+                attributes, body = _attributes(record.get("attributes")), _value(record.get("body"))
+                name = str(record.get("eventName") or attributes.get("event.name"))
+                is_step = str(attributes.get("gen_ai.operation.name", "chat")) not in REQUESTS
+                if is_step or not (name == _DETAILS or _EVENT.match(name)):
+                    continue
+                trace, span = record.get("traceId"), record.get("spanId")
+                flat: dict[str, Any] = {
+                    "trace_id": trace,
+                    "span_id": span,
+                    "name": name,
+                    "start_time": record.get("timeUnixNano") or record.get("observedTimeUnixNano"),
+                    "attributes": attributes,
+                    "events": [],
+                    "resource": _resource(resource),
+                }
+                values = {**attributes, **body} if isinstance(body, Mapping) else attributes
+                if name == _DETAILS:
+                    found[i] = {**flat, "attributes": values}
+                else:
+                    group = found.setdefault(f"{trace} {span}", flat)
+                    group["events"].append({"name": name, "attributes": values})
+            yield from found.values()
+
+
+def _resource(resource: Mapping[str, Any]) -> dict[str, Any]:
+    facts = resource.get("resource")
+    return _attributes(facts.get("attributes")) if isinstance(facts, Mapping) else {}
 
 
 def is_request(span: Mapping[str, Any]) -> bool:
@@ -120,19 +161,31 @@ def request_of_span(span: Mapping[str, Any], **fields: Any) -> Request:
     for _, values in events:  # gen_ai.client.inference.operation.details carries the attributes in an event
         if "gen_ai.input.messages" in values:
             attributes = attributes | values
+    if "span_id" in span and not span["span_id"] and any(_EVENT.match(name) for name, _ in events):
+        raise InvalidRequest("spanId", "is not there, and says whose message an event is; trace the application, too")
     found = Collected()
     if system := _parsed(attributes.get("gen_ai.system_instructions")):
         add_message(found, {"role": "system", "parts": system}, "gen_ai.system_instructions")
     for where, message in _messages(attributes, events):
         add_message(found, message, where)
     if not found.messages:
-        raise InvalidRequest("attributes.gen_ai.input.messages", _NO_CONTENT)
+        raise _nothing_in(span, attributes)
     tools = _parsed(attributes.get("gen_ai.tool.definitions")) or [
         *_listed(attributes, "llm.request.functions"),
         *map(_tool, _listed(attributes, "llm.tools")),
         *map(_parsed, _list(attributes.get("ai.prompt.tools"))),
     ]
     return Request(messages=tuple(found.messages), tools=tool_names(tools), attachments=found.attachments, **fields)
+
+
+def _nothing_in(span: Mapping[str, Any], attributes: Mapping[str, Any]) -> InvalidRequest:
+    """What to say of a span without messages."""
+    if isinstance(text := _cell(attributes.get("llm.input_messages")), str) and text:
+        return InvalidRequest("llm.input_messages", "is no list of JSON's; save the frame as Parquet or JSON lines")
+    text = span.get(column := f"{_COLUMN}input.value")
+    if isinstance(text, str) and text[:1] not in ("", "[", "{"):
+        return InvalidRequest("llm.input_messages", f"is not there; try --text-field {column}")
+    return InvalidRequest("attributes.gen_ai.input.messages", _NO_CONTENT)
 
 
 def _messages(attributes: Mapping[str, Any], events: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -149,6 +202,8 @@ def _messages(attributes: Mapping[str, Any], events: Sequence[tuple[str, Any]]) 
     else:
         for event, values in events:
             if match := _EVENT.match(event):
+                if match[1] == "user" and values.get("content") is None:
+                    raise InvalidRequest(f"events.{event}", _NO_CONTENT)
                 message = {"content": _parsed(values.get("content")), "tool_calls": _parsed(values.get("tool_calls"))}
                 yield f"events.{event}", {"role": match[1], **message}
 
@@ -194,7 +249,7 @@ def _listed(attributes: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
     True
     """
     flat = {
-        key: _parsed(value) if key == name else value
+        key: _cell(value) if key == name else value
         for key, value in attributes.items()
         if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.")
     }
@@ -265,6 +320,15 @@ def _parsed(value: Any) -> Any:
             return json.loads(value)
         except (ValueError, RecursionError):
             return value
+    return value
+
+
+def _cell(value: Any) -> Any:
+    """The list that a data frame's cell holds, as JSON or as pandas writes it to CSV; everything else as it is."""
+    value = _parsed(value)
+    if isinstance(value, str) and value[:1] == "[" and len(value) <= _LITERAL_CHARS:
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return ast.literal_eval(value)
     return value
 
 

@@ -797,6 +797,68 @@ def test_one_spans_line_is_many_rows(tmp_path):
     assert [row["classifier_error"] for row in rows] == [None] * 4
 
 
+def value_of(value):
+    """A value as OTLP has it in JSON."""
+    if isinstance(value, dict):
+        return {"kvlistValue": {"values": [{"key": k, "value": value_of(v)} for k, v in value.items()]}}
+    return {"stringValue": value}
+
+
+def record(name, body, span="1", **attributes):
+    """A log record of an event."""
+    pairs = value_of({"gen_ai.system": "openai", **attributes})["kvlistValue"]["values"]
+    return {"eventName": name, "traceId": "7", "spanId": span, "attributes": pairs, "body": value_of(body)}
+
+
+def test_events_in_logs_are_requests_by_their_span(tmp_path):
+    """Log records of an OTLP export are one request where they share a span; an event with all of it is one, too."""
+    told_whole = {"gen_ai.input.messages": '[{"role": "user", "parts": [{"type": "text", "content": "whole"}]}]'}
+    records = [
+        record("gen_ai.system.message", {"content": "Be brief."}),
+        record("gen_ai.user.message", {"content": "other"}, span="2"),
+        record("gen_ai.user.message", {"content": "hi"}),
+        record("gen_ai.choice", {"message": {"content": "Hello!"}}),
+        record("gen_ai.client.inference.operation.details", {}, **told_whole),
+        record("gen_ai.client.inference.operation.details", {}, **{"gen_ai.operation.name": "embeddings"}),
+        record("gen_ai.user.message", {}, span="3"),
+        record("gen_ai.user.message", {"content": "whose?"}, span=""),
+        record("http.request", {"content": "other logs"}),
+    ]
+    export = {"resourceLogs": [{"scopeLogs": [{"logRecords": records}]}]}
+    log = write_lines(tmp_path / "logs.jsonl", [export])
+    *rows, silent, lost = (json.loads(row.payload) for row in readers.read_rows(find_sources([str(log)])[0]))
+    assert [told(request_of_row(row))[0] for row in rows] == [
+        [("system", "Be brief."), ("user", "hi")],
+        [("user", "other")],
+        [("user", "whole")],
+    ]
+    for row, error in ((silent, "has no content"), (lost, "spanId: is not there")):
+        with pytest.raises(InvalidRequest, match=error):
+            request_of_row(row)
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["json", "pandas"])
+def test_a_frame_of_spans_is_read_from_csv(write):
+    """The messages of Phoenix's frames are lists, which pandas writes into CSV in Python's notation."""
+    said = [{"message.role": "user", "message.content": 'It\'s "this"\nand that.'}]
+    row = {"context.span_id": "1", "attributes.llm.input_messages": write(said)}
+    assert told(request_of_row(row)) == ([("user", said[0]["message.content"])], (), 0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "error"),
+    [
+        ({"attributes.llm.input_messages": "[{'message.role': 'user'}\n {'message.role': 'user'}]"}, "as Parquet"),
+        ({"attributes.llm.input_messages": "", "attributes.input.value": "hi"}, "--text-field attributes.input.value"),
+    ],
+    ids=["numpy", "input.value"],
+)
+def test_a_frame_of_spans_that_csv_cut_up_says_what_to_do(cells, error):
+    """What cannot be read of a frame in CSV is a bad row with the next step."""
+    with pytest.raises(InvalidRequest, match=error):
+        request_of_row({"context.span_id": "1", **cells})
+
+
 # --- what is damaged
 
 
