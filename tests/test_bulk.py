@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
-from classifier import bulk, runs
+from classifier import bulk, cli, runs
 from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
@@ -428,6 +429,14 @@ def test_the_command_labels_a_folder_and_sums_up(log, tiny_bundle_path, tmp_path
         str(folder / "b.jsonl"),
     ]
     assert json.loads(manifest_path(tmp_path / "out.parquet").read_text())["complete"]["rows"] == 2501
+
+
+def test_an_export_without_a_request_is_no_row_and_that_is_said(tiny_bundle_path, tmp_path):
+    """Logs of an application that asked no model are an empty output, and the command says why."""
+    log = write_lines(tmp_path / "a.jsonl", [{"resourceLogs": [{"scopeLogs": [{"logRecords": [{}]}]}]}])
+    given = ["label", log, "-o", tmp_path / "out.jsonl", "--bundle", tiny_bundle_path, "--processes", 1]
+    done = CliRunner().invoke(cli.command, [str(value) for value in given], catch_exceptions=False)
+    assert (done.exit_code, done.stderr.count("holds no row")) == (0, 1)
 
 
 def test_the_command_reads_stdin_and_says_that_it_cannot_resume_it(tiny_bundle_path, tmp_path):

@@ -139,7 +139,9 @@ def command(
         click.echo(json.dumps({**facts, **tally.to_json()}))
     else:
         click.echo(_summary(progress, output, seconds))
-    if tally.rows and tally.bad == tally.rows:
+    if not tally.rows:
+        click.echo("the input holds no row; an OTLP export has one for each request to a model", err=True)
+    elif tally.bad == tally.rows:
         raise InputError(f"none of the {tally.rows} rows could be labelled; see --format and --text-field")
 
 
