@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 # Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
 TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-.PHONY: help setup setup-mlflow serve demo test test-ray test-s3 test-litellm test-envoy test-image faults faults-gateways lint lint-deploy format proto train bench peers clean
+.PHONY: help setup setup-mlflow serve demo test test-lowest test-ray test-s3 test-litellm test-envoy test-image faults faults-gateways lint lint-deploy format proto train bench peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,16 @@ test: $(VENV)/.dev  ## all checks but the long ones
 faults: $(VENV)/.dev  ## the long ones: kills, soaks, fuzzing, validity over 1,000 draws
 	$(TESTS) -m faults --timeout 600 --ignore tests/test_overload.py
 	$(BIN)/python -m pytest -m faults --timeout 600 tests/test_overload.py
+
+# The whole suite again, with the oldest of each library that pyproject.toml takes.
+.venv-lowest/.ready: tests/lowest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --editable . -r $<
+	touch $@
+
+test-lowest: .venv-lowest/.ready  ## all checks with the oldest libraries that pyproject.toml takes
+	$(subst $(BIN),.venv-lowest/bin,$(TESTS)) -m "not faults"
 
 # Ray's pins are its own, so it has an environment of its own.
 $(VENV)-ray/.ready: pyproject.toml constraints.txt
@@ -164,5 +174,5 @@ peers: .venv-peers/.done .venv-bentoml/.done .venv-rayserve/.done  ## install th
 setup-mlflow: .venv-mlflow/.done  ## MLflow in a venv of its own (its pins do not fit ours), for the test of tracking
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-ray .venv-s3 .venv-litellm .venv-envoy .venv-deploy .venv-peers .venv-bentoml .venv-rayserve \
+	rm -rf $(VENV) $(VENV)-ray .venv-lowest .venv-s3 .venv-litellm .venv-envoy .venv-deploy .venv-peers .venv-bentoml .venv-rayserve \
 		.venv-mlflow .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

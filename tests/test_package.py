@@ -8,9 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import classifier
 import training
@@ -48,6 +51,23 @@ for name in ("client", "engine", "server", "service", "feedback", "registry", "t
 print("ok")
 """
     assert python(code).strip() == "ok"
+
+
+def test_the_lowest_versions_that_are_taken_are_those_tested():
+    """`make test-lowest` has each library at the highest of the lower bounds that pyproject.toml gives it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [extras] = re.findall(r"^EXTRAS := (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    groups = [project["optional-dependencies"][extra] for extra in extras.split(",")]
+    lowest: dict[str, Version] = {}
+    for one in map(Requirement, sum(groups, [*project["dependencies"], "click>=8.2"])):  # the tests' own click
+        [bound] = [Version(part.version) for part in one.specifier if part.operator == ">="]
+        lowest[one.name] = max(bound, lowest.get(one.name, bound))
+    # Training's transformers wants a newer tokenizers than the runtime does; torch is the one of constraints.txt.
+    for elsewhere in ("tokenizers", "torch"):
+        del lowest[elsewhere]
+    lines = (ROOT / "tests/lowest.txt").read_text(encoding="utf-8").splitlines()
+    tested = {name: Version(pin) for name, _, pin in (line.partition("==") for line in lines) if pin}
+    assert {name: tested.get(name) for name in lowest} == lowest
 
 
 def test_settings_alone_read_the_environment():
