@@ -71,6 +71,21 @@ async def test_one_that_has_no_luck_holds_up_no_other():
     assert (box.counts, server.taken[-1].outcome_id) == ({"outcomes_sent": 50}, "o0")
 
 
+async def test_other_threads_may_put_outcomes():
+    """The loop sends it: at once where it is known, else from its first call on, at the latest at the end."""
+    sent = asyncio.Queue()
+    box = Outbox(sent.put)
+    await asyncio.to_thread(box.put, outcome(0))
+    box.attend()
+    assert (await sent.get()).outcome_id == "o0"
+    await asyncio.to_thread(box.put, outcome(1))
+    assert (await sent.get()).outcome_id == "o1"
+    late = Outbox(sent.put)
+    await asyncio.to_thread(late.put, outcome(2))
+    await late.drain(60)
+    assert (await sent.get()).outcome_id == "o2"
+
+
 async def test_an_outcome_that_arrives_late_says_when_it_happened():
     """What was said while it waited is not hidden behind it; a time that its reporter gave stays."""
     server = Server()

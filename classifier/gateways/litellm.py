@@ -109,6 +109,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self._options = options | {"target": target, "timeout_seconds": timeout_seconds}
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
         self._loops = Loops(REMEMBERED)
+        self.outbox = Outbox(self._send)
 
     @property
     def table(self) -> RoutingTable:
@@ -124,11 +125,6 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     def _asker(self) -> Asker:
         return Asker(self.client, self._fallback_tier, lambda: self.table)
 
-    @cached_property
-    def outbox(self) -> Outbox:
-        """The outcomes that are on their way."""
-        return Outbox(self.client.report_outcome)
-
     async def async_pre_call_hook(
         self,
         user_api_key_dict: Any,
@@ -141,6 +137,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         Raises:
             Refused: a restricted request has no route on premises.
         """
+        self.outbox.attend()  # it learns on which loop to send what other threads report
         labels, off = asked(getattr(user_api_key_dict, "metadata", None) or {}, data)
         restricted, model = is_restricted(labels), str(data.get("model") or "")
         wanted = call_type in CALLS and (self._models is None or model in self._models)
@@ -320,7 +317,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     def feedback(
         self, decision_id: str, tier: Tier, *, accepted: bool, source: Source = Source.USER, outcome_id: str = ""
     ) -> None:
-        """Reports what a person, a test or a judge said of an answer, by the id in its headers."""
+        """Reports what was said of an answer, by the id in its headers; from any thread, sent once requests came."""
         verdict = Verdict.ACCEPTED if accepted else Verdict.REJECTED
         name = outcome_id or f"{decision_id}:{source.name}"
         self.outbox.put(Outcome(decision_id, name, verdict, Cause.QUALITY, source, tier))
@@ -343,6 +340,9 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         outcome = outcome_of(routed, verdict, cause, **fields)
         if outcome is not None:
             self.outbox.put(outcome)
+
+    async def _send(self, outcome: Outcome) -> None:
+        await self.client.report_outcome(outcome)
 
     async def close(self) -> None:
         """Sends what waits and closes the connections."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """What waits to be sent. Keep one for the life of an event loop.
+    """What waits to be sent. Keep one for the life of an event loop, which sends what any thread puts here.
 
     Args:
         send: reports an outcome; raises ClassifierError where it was not taken.
@@ -52,29 +52,47 @@ class Outbox:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._send, self._pause, self._clock = send, pause, clock
-        self._queue: asyncio.Queue[Outcome] = asyncio.Queue(waiting)
+        self._most, self._queue = waiting, deque[Outcome]()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._senders: set[asyncio.Task[None]] = set()
         self._dropping = False
 
     def put(self, outcome: Outcome) -> None:
-        """Takes an outcome, and returns at once."""
+        """Takes an outcome, and returns at once. Where no event loop is known yet it waits for one."""
         if outcome.occurred_at is None:  # else it would be as late as its arrival, and hide what was said meanwhile
             outcome = replace(outcome, occurred_at=self._clock())
-        try:
-            self._queue.put_nowait(outcome)
-        except asyncio.QueueFull:
+        if len(self._queue) >= self._most:
             self.counts["outcomes_dropped"] += 1
             if not self._dropping:
                 self._dropping = True
-                _log.warning("%d outcomes wait for the server; those that come now are dropped", self._queue.qsize())
+                _log.warning("%d outcomes wait for the server; those that come now are dropped", len(self._queue))
             return
+        self._queue.append(outcome)
+        self.attend()
+
+    def attend(self) -> None:
+        """Has what waits sent, by the event loop of the first call that is made on one."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not None and (self._loop is None or self._loop.is_closed()):
+            self._loop, self._senders = here, set()
+        if self._loop is None or self._loop.is_closed():
+            return
+        if self._loop is here:
+            self._begin()
+        else:
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
         self._senders = {sender for sender in self._senders if not sender.done()}
-        if len(self._senders) < SENDERS:
+        if self._queue and len(self._senders) < SENDERS:
             self._senders.add(asyncio.get_running_loop().create_task(self._run()))
 
     async def _run(self) -> None:
-        while not self._queue.empty():
-            outcome, ended = self._queue.get_nowait(), "outcomes_lost"
+        while self._queue:
+            outcome, ended = self._queue.popleft(), "outcomes_lost"
             try:
                 ended = await self._sent(outcome)
             finally:
@@ -106,6 +124,7 @@ class Outbox:
 
     async def drain(self, seconds: float) -> None:
         """Waits until all are sent, but not for longer; what is left then is lost."""
+        self.attend()
         if not self._senders:
             return
         before = self.counts["outcomes_lost"]
@@ -114,8 +133,8 @@ class Outbox:
             sender.cancel()
         if late:
             await asyncio.wait(late)
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        while self._queue:
+            self._queue.popleft()
             self.counts["outcomes_lost"] += 1
         if lost := self.counts["outcomes_lost"] - before:
             _log.warning("%d outcomes could not be sent before the end and are lost", lost)

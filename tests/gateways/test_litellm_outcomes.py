@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -216,13 +218,29 @@ def test_an_outcome_waits_for_the_store(proxy: Proxy) -> None:
     assert proxy.outcomes(headers[ID]) == [(Verdict.ACCEPTED, Cause.QUALITY, Tier.STANDARD, None)]
 
 
-def test_what_a_person_says_comes_later(proxy: Proxy) -> None:
-    """The id in the headers is enough to report what a user said, whoever reports it."""
+def by_client(proxy: Proxy, decision_id: str) -> None:
     from classifier import Client, Outcome
     from classifier.types import Source
 
-    _, headers, _ = proxy.ask("unjudged")
-    outcome = Outcome(headers[ID], "said", Verdict.REJECTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
+    outcome = Outcome(decision_id, "said", Verdict.REJECTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
     with Client(proxy.classifier.address) as client:
         client.report_outcome(outcome, timeout_seconds=30)
+
+
+def by_hook(proxy: Proxy, decision_id: str) -> None:
+    from classifier.gateways.litellm import ClassifierHook
+
+    async def say() -> None:
+        hook = ClassifierHook(proxy.classifier.address, routes=proxy.folder / "routing.toml")
+        await asyncio.to_thread(hook.feedback, decision_id, Tier.SIMPLE, accepted=False)
+        await hook.close()
+
+    asyncio.run(say())
+
+
+@pytest.mark.parametrize("say", [by_client, by_hook])
+def test_what_a_person_says_comes_later(proxy: Proxy, say: Callable[[Proxy, str], None]) -> None:
+    """The id in the headers is enough to report what a user said, whoever reports it, from whatever thread."""
+    _, headers, _ = proxy.ask("unjudged")
+    say(proxy, headers[ID])
     assert proxy.outcomes(headers[ID]) == [(Verdict.REJECTED, Cause.QUALITY, Tier.SIMPLE, None)]
