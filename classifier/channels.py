@@ -7,6 +7,7 @@ Knows nothing of calls, answers or fallbacks.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -81,20 +82,27 @@ def aio_channel(target: str, secure: grpc.ChannelCredentials | None = None, opti
     return grpc.aio.secure_channel(target, secure, every) if secure else grpc.aio.insecure_channel(target, every)
 
 
-def check_process() -> None:
-    """To be called before each call of an event loop's.
+def usable_loop(last: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """The loop that runs, to be asked for before each call of an event loop's.
 
     gRPC serves all event loops of a process by one thread, which a fork does not take along: there a call would wait
     for ever, whatever its deadline.
 
+    Args:
+        last: the loop of the channel at hand.
+
     Raises:
-        ServerUnreachable: this process was forked after the first such call.
+        ServerUnreachable: this process was forked after the first such call, or `last` is another loop and still open.
     """
     if os.getpid() != _asking_process():
         raise ServerUnreachable(
             "this process was forked after the first call of an AsyncClient, and gRPC answers none here; fork before "
             "it, or start processes by spawn or forkserver"
         )
+    here = asyncio.get_running_loop()
+    if not (last is None or last is here or last.is_closed()):
+        raise ServerUnreachable("this client is used on another event loop; make one for each, or use a Client")
+    return here
 
 
 @cache

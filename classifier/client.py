@@ -16,7 +16,7 @@ from typing import Any, Self
 import grpc
 
 from classifier import wire
-from classifier.channels import SERVICE_CONFIG, aio_channel, channel, check_process, credentials
+from classifier.channels import SERVICE_CONFIG, aio_channel, channel, credentials, usable_loop
 from classifier.errors import NoAllowedRoute
 from classifier.fallback import LONGEST_SECONDS, Answer, Batch, Breaker, ClientClosed, Conversation, Logic
 from classifier.routing import RoutingTable, read_table
@@ -242,9 +242,9 @@ class AsyncClient(_Base):
 
     def _call(self, method: str, message: Any, timeout_seconds: float) -> Any:
         """A call, begun on the loop that runs: gRPC ties a channel to the loop that it is made on."""
-        check_process()
-        if self._loop is None or self._loop.is_closed():
-            self._loop, self._stub = asyncio.get_running_loop(), self._connect()
+        here = usable_loop(self._loop)
+        if here is not self._loop:
+            self._loop, self._stub = here, self._connect()
             self._logic.closed = False
         return super()._call(method, message, timeout_seconds)
 

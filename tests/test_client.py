@@ -542,6 +542,20 @@ def test_an_async_client_may_be_older_than_its_loop_and_outlive_it(address):
     asyncio.run(client.close())
 
 
+def test_an_async_client_on_a_second_loop_falls_back(address):
+    """A loop that another thread runs meanwhile gets no connection of the first one's, and the fallback."""
+    client = AsyncClient(address, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+
+    async def main():
+        assert (await client.classify("x")).classified
+        meanwhile = await asyncio.to_thread(lambda: asyncio.run(client.classify("x")))
+        assert (meanwhile.tier, meanwhile.fallback) == (Tier.COMPLEX, "UNAVAILABLE")
+        assert (await client.classify("x")).classified
+        await client.close()
+
+    asyncio.run(main())
+
+
 def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowhere):
     """Calls that have no tier to fall back to raise our errors."""
 
