@@ -230,7 +230,7 @@ def _prompted(prompt: Any, name: str) -> Sequence[Mapping[str, str]]:
     """The messages of a completion's prompt: a text, or a list of one."""
     if isinstance(prompt, str):
         return messages_of(prompt)
-    if any(isinstance(part, int | list) for part in prompt):
+    if isinstance(prompt, list) and any(isinstance(part, int | list) for part in prompt):
         raise InvalidRequest(name, "holds token ids; log the text, or turn them back into it")
     return messages_of(_only(prompt, name, str))
 

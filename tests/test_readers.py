@@ -374,11 +374,12 @@ def test_a_history_of_another_kind_says_nothing(history):
     ("row", "error"),
     [
         ({"prompt": ["hi", "Why?"]}, "write a row for each"),
+        ({"inputs": {"prompts": True}}, "prompts: does not hold one request"),
         ({"prompt": [9906, 11]}, "holds token ids"),
         ({"body": {"prompt": [[9906, 11]]}}, "holds token ids"),
         ({"instruction": "hi", "history": [["hi"]]}, "history: is not a list of pairs"),
     ],
-    ids=["two prompts", "tokens", "a batch's tokens", "half a pair"],
+    ids=["two prompts", "no list", "tokens", "a batch's tokens", "half a pair"],
 )
 def test_what_holds_no_one_text_is_a_bad_row(row, error):
     """A completion of several prompts, or of tokens, and turns of another shape say what is wrong with them."""
