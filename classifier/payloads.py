@@ -86,7 +86,7 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         if text_field == "prompt" and (isinstance(row["prompt"], list) or is_history(row.get("history"))):
             return "openai"
         return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
-    if row.get("input") or row.get("instruction") or _way(row):
+    if row.get("input") or row.get("instruction") or any(_completes(row, path) for path in _WRAPPERS):
         return "openai"
     if row.get("full_request") or row.get("contents") or _holds(row.get("request"), "contents"):
         return "gemini"
@@ -119,14 +119,16 @@ def _wraps(value: Any) -> bool:
     return any(name in held for name in _BODIES) and "contents" not in held  # that one is Gemini's
 
 
-def _way(row: Mapping[str, Any]) -> Sequence[str]:
-    """The path to a chat body below a row, else to a completion's; an empty one where there is neither.
+def _completes(row: Mapping[str, Any], path: Sequence[str]) -> bool:
+    """Whether a completion's body stands at a path; `input` holds what people wrote, too: a prompt in it is theirs."""
+    return path != ("input",) and "prompt" in (_object(_at(row, path)) or {})
 
-    `input` holds what people wrote, too: a prompt in it is theirs.
-    """
+
+def _way(row: Mapping[str, Any]) -> Sequence[str]:
+    """The path to a chat body below a row, else to a completion's; an empty one where there is neither."""
     chats = (path for path in _WRAPPERS if _wraps(_at(row, path)))
-    prompts = (path for path in _WRAPPERS if path != ("input",) and "prompt" in (_object(_at(row, path)) or {}))
-    return next(itertools.chain(chats, prompts), ())
+    completions = (path for path in _WRAPPERS if _completes(row, path))
+    return next(itertools.chain(chats, completions), ())
 
 
 def _at(row: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -76,6 +76,7 @@ def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     yield from _logged(export)
     for resource in _dicts(export.get("resourceSpans")):
+        about = _resource(resource)
         for scope in _dicts(resource.get("scopeSpans") or resource.get("instrumentationLibrarySpans")):
             for span in _dicts(scope.get("spans")):
                 flat = {
@@ -90,7 +91,7 @@ def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                         {"name": event.get("name"), "attributes": _attributes(event.get("attributes"))}
                         for event in _dicts(span.get("events"))
                     ],
-                    "resource": _resource(resource),
+                    "resource": about,
                 }
                 if is_request(flat):
                     yield flat
@@ -99,6 +100,7 @@ def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The requests that log records tell of: one event holds all of it, or each message has one, by their span."""
     for resource in _dicts(export.get("resourceLogs")):
+        about = _resource(resource)
         for scope in _dicts(resource.get("scopeLogs")):
             found: dict[Any, dict[str, Any]] = {}
             for i, record in enumerate(_dicts(scope.get("logRecords"))):
@@ -115,7 +117,7 @@ def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     "start_time": record.get("timeUnixNano") or record.get("observedTimeUnixNano"),
                     "attributes": attributes,
                     "events": [],
-                    "resource": _resource(resource),
+                    "resource": about,
                 }
                 values = {**attributes, **body} if isinstance(body, Mapping) else attributes
                 if name == _DETAILS:
