@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 STATUS_OF = {"unavailable": 503, "limited": 429, "too long": 400, "broken off": 200}
-"""What may be wrong with a model, and the status that it answers with then."""
+"""What may be wrong with a model, and the status that it answers with then; one that is `gone` hangs up."""
 _MESSAGES = {
     "unavailable": "out of order",
     "limited": "slow down",
@@ -57,7 +57,7 @@ class Upstream:
     """An OpenAI- and Anthropic-like provider, streams included. `small` answers badly where a prompt holds `hard`.
 
     Attributes:
-        wrong: what is wrong with a model (a key of `STATUS_OF`), and for how many requests; None means all.
+        wrong: what is wrong with a model (a key of `STATUS_OF`, or `gone`), and for how many requests; None means all.
         seen: every body that came, with its headers.
     """
 
@@ -78,6 +78,9 @@ class Upstream:
                 upstream.seen.append(body | {"headers": {k.lower(): v for k, v in self.headers.items()}})
                 model = str(body.get("model"))
                 wrong = upstream.what_is_wrong(model)
+                if wrong == "gone":
+                    self.close_connection = True
+                    return
                 if body.get("stream") and STATUS_OF.get(wrong, 200) == 200:
                     if self.path.endswith("/responses"):
                         self._begin_stream()

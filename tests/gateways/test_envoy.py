@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
 import json
 import logging
 import signal
@@ -26,6 +28,7 @@ from classifier.gateways.ext_proc import ExtProcSettings, Processor, _serve, cor
 from classifier.gateways.settings import Latest, read_token
 from classifier.routing import read_table
 from classifier.types import Cause, Reason, Source, Tier, Verdict
+from tests.gateways.http2 import CHAT, Http2Caller
 from tests.gateways.support import (
     ROOT,
     Classifier,
@@ -46,27 +49,6 @@ ID = "x-classifier-decision-id"
 RESTRICTED = {"x-classifier-data": "restricted"}
 
 
-def _cluster(name: str, port: int, *, http2: bool = False) -> dict:
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-    cluster = {
-        "name": name,
-        "type": "STATIC",
-        "connect_timeout": "1s",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-        },
-    }
-    if http2:
-        cluster["typed_extension_protocol_options"] = {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
-        }
-    return cluster
-
-
 class Gateway:
     """Everything of one test run."""
 
@@ -77,19 +59,20 @@ class Gateway:
         lines = [f'[routes.{tier}]\nmodel = "{model}"\n' for model, tier in routes]
         lines.append('[routes.complex]\nmodel = "large"\non_premises = true\n')
         (folder / "routing.toml").write_text("\n".join(lines))
-        text = (ROOT / "docs/gateways/envoy.json").read_text()
-        config = json.loads(text.replace("small|medium", "small|medium|large"))
-        listener = config["static_resources"]["listeners"][0]
-        listener["address"]["socket_address"]["port_value"] = self.port
-        listener["per_connection_buffer_limit_bytes"] = LIMIT
-        filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
-        filters[0]["typed_config"]["message_timeout"] = "10s"
-        config["static_resources"]["clusters"] = [
-            _cluster("cheap", self.cheap.port),
-            _cluster("dear", self.dear.port),
-            _cluster("classifier_ext_proc", self.processor_port, http2=True),
-        ]
-        (folder / "envoy.json").write_text(json.dumps(config))
+        config = (ROOT / "docs/gateways/envoy.json").read_text()
+        here = '"address": "127.0.0.1", "port_value":'
+        for said, meant in {
+            "small|medium": "small|medium|large",
+            '"port_value": 10000': f'"port_value": {self.port}',
+            '"port_value": 50061': f'"port_value": {self.processor_port}',
+            '"address": "small.internal", "port_value": 8000': f"{here} {self.cheap.port}",
+            '"address": "large.internal", "port_value": 8000': f"{here} {self.dear.port}",
+            '"per_connection_buffer_limit_bytes": 4194304': f'"per_connection_buffer_limit_bytes": {LIMIT}',
+            '"message_timeout": "1s"': '"message_timeout": "10s"',
+        }.items():
+            assert said in config
+            config = config.replace(said, meant)
+        (folder / "envoy.json").write_text(config)
         self._processor = process(
             [
                 *(sys.executable, "-m", "classifier", "gateway", "ext-proc", "--rewrite-body"),
@@ -242,7 +225,9 @@ def test_forged_headers_are_removed(gateway: Gateway) -> None:
 
 
 @pytest.mark.failure("bad input", "Envoy")
-@pytest.mark.parametrize("body", [b"{not json", b"[]", b'{"messages": 5}'])
+@pytest.mark.parametrize(
+    "body", [b"{not json", b"[]", b'{"messages": 5}', gzip.compress(b"{}")], ids=["cut", "list", "number", "gzip"]
+)
 def test_a_body_that_cannot_be_read_passes(gateway: Gateway, body: bytes) -> None:
     """What is no chat body goes on as it was, to the fallback tier."""
     gateway.ask(body)
@@ -277,10 +262,37 @@ def test_requests_are_told_apart_whatever_their_callers_call_them(gateway: Gatew
 def test_a_body_over_the_buffer_passes(gateway: Gateway) -> None:
     """A body that Envoy does not buffer whole goes to the fallback tier's route, every byte of it."""
     seen, text = len(gateway.dear.seen), "x" * (4 * LIMIT)
-    assert gateway.ask(chat(text, model="own"), **RESTRICTED)[0] == 200
+    assert gateway.ask(chat(text, model="own"))[0] == 200
     assert len(gateway.dear.seen) == seen
     came = gateway.cheap.seen[-1]
     assert (came["headers"]["x-classifier-fallback"], came["messages"][0]["content"]) == ("BODY_UNREADABLE", text)
+
+
+@pytest.mark.parametrize("trailers", [{}, {"x-checksum": "1"}], ids=["plain", "trailers"])
+def test_a_body_may_come_late(gateway: Gateway, trailers: dict[str, str]) -> None:
+    """Behind its headers and in pieces, trailers at its end or none: it goes whole to the upstream of its tier."""
+    seen, sent = len(gateway.cheap.seen), json.dumps(chat("hi, late")).encode()
+    with contextlib.closing(Http2Caller(gateway.port)) as caller:
+        caller.headers(1, CHAT)
+        for piece in (sent[:9], sent[9:]):
+            gateway.ask(chat("prove it"))  # what came before is answered when this is
+            caller.data(1, piece, last=not trailers and piece == sent[9:])
+        if trailers:
+            gateway.ask(chat("prove it"))
+            caller.headers(1, trailers, last=True)
+        until(lambda: len(gateway.cheap.seen) > seen)
+    came = gateway.cheap.seen[-1]
+    assert (came["headers"]["x-classifier-tier"], came["messages"]) == ("simple", chat("hi, late")["messages"])
+
+
+def test_requests_that_are_under_way_leave_the_next_its_tier(gateway: Gateway) -> None:
+    """Envoy keeps a stream to the processor for each, until it is answered: by its own default for 1,024."""
+    with contextlib.ExitStack() as callers:
+        for _ in range(2):
+            caller = callers.enter_context(contextlib.closing(Http2Caller(gateway.port)))
+            for stream in range(1, 1101, 2):
+                caller.headers(stream, CHAT)
+        assert gateway.ask(chat("hi"))[1]["x-classifier-tier"] == "simple"
 
 
 def test_a_body_over_the_buffer_ends_the_stream() -> None:
@@ -337,9 +349,10 @@ def test_what_cannot_be_routed_is_refused_when_restricted(gateway: Gateway) -> N
     assert gateway.ask({"model": "m", "input": "public numbers"}, "/v1/embeddings")[0] == 200
 
 
-def test_an_outage_of_the_upstream_is_availability(gateway: Gateway) -> None:
-    """A 503 of the upstream reaches the caller, and the store as AVAILABILITY."""
-    with gateway.cheap.ill("unavailable", "small"):
+@pytest.mark.parametrize("wrong", ["unavailable", "gone"])
+def test_an_outage_of_the_upstream_is_availability(gateway: Gateway, wrong: str) -> None:
+    """A 503 of the upstream, or Envoy's own where it hangs up, reaches the caller, and the store as AVAILABILITY."""
+    with gateway.cheap.ill(wrong, "small"):
         status, headers, _ = gateway.ask(chat("hi"))
     assert status == 503
     until(lambda: gateway.causes(headers[ID]))
@@ -464,7 +477,10 @@ def test_a_header_that_cannot_be_one_is_refused_at_the_start(name: str) -> None:
 @pytest.mark.failure("the gateway", "Envoy")
 @pytest.mark.parametrize(("requests", "kills"), [(60, 1), pytest.param(1000, 10, marks=pytest.mark.faults)])
 def test_killing_the_classifier_and_the_processor_loses_no_request(tmp_path: Path, requests: int, kills: int) -> None:
-    """Without the classifier requests get the fallback tier; without the processor Envoy lets them pass."""
+    """Without the classifier requests get the fallback tier; without the processor Envoy lets them pass.
+
+    Those that are restricted go on premises then, too.
+    """
     made = Gateway(tmp_path)
     statuses, classified, fallbacks = [], 0, 0
     step = requests // (2 * kills)
@@ -484,6 +500,8 @@ def test_killing_the_classifier_and_the_processor_loses_no_request(tmp_path: Pat
     assert fallbacks >= step * kills
     assert classified
     made.stop_processor()
-    status, headers, _ = made.ask(chat("hi"))
-    assert (status, "x-classifier-tier" in headers) == (200, False)
+    status, headers, _ = made.ask(chat("hi", model="public"))
+    assert (status, "x-classifier-tier" in headers, made.dear.models()[-1]) == (200, False, "public")
+    made.ask(chat("hi", model="own"), **{"x-classifier-data": "public, Restricted"})
+    assert made.cheap.models()[-1] == "own"
     made.stop()
