@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ ALARM = 0.001
 MAX_INDEX = 0.25
 """Stability index above which traffic is not what it was."""
 _MIN_EXPECTED = 5.0
+_BATCH = 5000
+_Histogram = tuple[str, NDArray[np.float64], NDArray[np.float64]]
+"""Name, live counts and reference shares of one boundary or kind of signal."""
 
 
 def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -174,21 +178,28 @@ def drift_report(
         policy; `alarms`: a sentence for each index above the limit with its test below `ALARM`, and for each policy
         with more reported failures than its promise allows (silence counts as success).
     """
-    probabilities, signals = [], []
+    decisions, live = 0, list[_Histogram]()
     counts: dict[str, list[int]] = {}
-    for row in rows:
-        probabilities.append(row["probabilities"])
-        signals.append(row["signals"])
-        short = fell_short(row)
-        if short is not None and row["policy"] in promised:
-            count = counts.setdefault(row["policy"], [0, 0])
-            count[0] += 1
-            count[1] += short
-    if not signals:
-        return {"n": 0, "shifts": {}, "failures": {}, "alarms": []}
-    indices = stability_indices(probabilities, signals, reference)
-    tests = two_sample_tests(probabilities, signals, reference)
-    shifts = {name: {"index": indices[name], "p_value": tests[name]} for name in indices}
+    rows = iter(rows)
+    while batch := list(islice(rows, _BATCH)):
+        decisions += len(batch)
+        found = _histograms([row["probabilities"] for row in batch], [row["signals"] for row in batch], reference)
+        live = (
+            [(name, a + b, shares) for (name, a, shares), (_, b, _) in zip(live, found, strict=True)] if live else found
+        )
+        for row in batch:
+            short = fell_short(row)
+            if short is not None and row["policy"] in promised:
+                count = counts.setdefault(row["policy"], [0, 0])
+                count[0] += 1
+                count[1] += short
+    shifts = {
+        name: {
+            "index": _psi(seen, decisions, shares, reference["n"]),
+            "p_value": _homogeneity(seen, shares * reference["n"]),
+        }
+        for name, seen, shares in live
+    }
     failures = {
         name: {
             "decisions": n,
@@ -200,15 +211,15 @@ def drift_report(
     }
     alarms = [f"{name} has drifted" for name, s in shifts.items() if s["index"] > max_index and s["p_value"] < ALARM]
     alarms += [f"policy {name} fails more often than promised" for name, f in failures.items() if f["p_value"] < ALARM]
-    return {"n": len(signals), "shifts": shifts, "failures": failures, "alarms": alarms}
+    return {"n": decisions, "shifts": shifts, "failures": failures, "alarms": alarms}
 
 
 def _histograms(
     probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
-) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-    """(name, live counts, reference shares) over the reference's bins, for each boundary and kind of signal."""
+) -> list[_Histogram]:
+    """Histograms over the reference's bins, for each boundary and kind of signal."""
     p = np.asarray(probabilities, dtype=np.float64)
-    found: list[tuple[str, NDArray[np.float64], NDArray[np.float64]]] = []
+    found: list[_Histogram] = []
     for t, scores in enumerate(reference["scores"]):
         above = p[:, t + 1 :].sum(axis=1)
         counts = np.zeros(len(scores["shares"]))

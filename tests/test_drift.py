@@ -13,6 +13,7 @@ from classifier import cli
 from classifier.bundle import write_bundle
 from classifier.drift import (
     _chi_squared_tail,
+    drift_report,
     excess_p_value,
     fell_short,
     reference_distributions,
@@ -158,6 +159,18 @@ async def test_the_command_raises_an_alarm(bundle, tmp_path, capsys, failures, c
         cli.main(["feedback", "drift", "--feedback-url", url, "--bundle", str(bundle.path)])
     assert ended.value.code == 3
     assert alarm in capsys.readouterr().err
+
+
+def test_rows_are_counted_a_batch_at_a_time(monkeypatch):
+    """A store of months is never in memory as a whole, and any batch leads to the same report."""
+    rng = np.random.default_rng(6)
+    reference = reference_distributions(*traffic(rng, 500))
+    row = {"guaranteed": True, "tier": "simple", "policy": "balanced", "cause": None}
+    rows = [{**row, "probabilities": p, "signals": s} for p, s in zip(*traffic(rng, 100, tilt=1.0), strict=True)]
+    whole = drift_report(rows, reference, {"balanced": 0.1}, max_index=0.25)
+    monkeypatch.setattr("classifier.drift._BATCH", 7)
+    assert drift_report(iter(rows), reference, {"balanced": 0.1}, max_index=0.25) == whole
+    assert (whole["n"], whole["failures"]["balanced"]["decisions"]) == (100, 100)
 
 
 async def test_an_estimate_is_no_promise_that_could_be_broken(tmp_path):
