@@ -65,11 +65,24 @@ def test_an_estimates_alpha_is_a_target_and_no_promise(method: str, promised: bo
     assert (found.alpha, found.promised) == (ALPHA, promised)
 
 
+def with_texts(rows: CalibrationSet) -> tuple[CalibrationSet, np.ndarray]:
+    """The rows as if they had come with their texts, and the hashes of these."""
+    hashes = np.array([hashlib.sha256(name.encode()).hexdigest() for name in rows.ids])
+    return dataclasses.replace(rows, ids=hashes, groups=hashes), hashes
+
+
+def test_audits_that_fitted_the_map_fit_no_threshold_out_of_fold():
+    """As they fit none of the candidate's own: what they are labelled changes no choice on another row."""
+    rows, hashes = with_texts(noise(120, 1))
+    candidate = Fitted(policy(), {"map_rows": pack_rows(hashes[:60])})
+    labels = np.concatenate([soft(np.full(60, 3)), rows.labels[60:]])
+    chosen = (out_of_fold(candidate, one)[60:].tolist() for one in (rows, dataclasses.replace(rows, labels=labels)))
+    assert next(chosen) == next(chosen)
+
+
 def test_audits_that_fitted_the_serving_bundle_do_not_judge():
     """They fit the candidate's thresholds, and are left out where the two are compared."""
-    rows = noise(90, 1)
-    hashes = np.array([hashlib.sha256(name.encode()).hexdigest() for name in rows.ids])
-    rows = dataclasses.replace(rows, ids=hashes, groups=hashes)
+    rows, hashes = with_texts(noise(90, 1))
     candidate = Fitted(policy())
     for entry, fitted in (("threshold_rows", slice(0, 20)), ("map_rows", slice(50, 60))):
         serving = Fitted(policy(), {entry: pack_rows(hashes[fitted])})

@@ -22,7 +22,7 @@ from classifier.engine import Engine
 from classifier.policy import Policy, choose_many, cumulative_probabilities
 from classifier.types import Request
 from training.calibration_report import PRICES
-from training.calibration_set import CalibrationSet
+from training.calibration_set import MAP_ROWS, CalibrationSet
 from training.corpus import Row, tiers
 from training.decision_log import Log
 from training.evaluate import score_requests
@@ -113,15 +113,17 @@ def out_of_fold(engine: Engine, rows: CalibrationSet) -> Choices:
 
     Args:
         engine: whose map and targets they are.
-        rows: closed labels with its logits; their groups are dealt to `FOLDS` folds by a hash.
+        rows: closed labels with its logits; their groups are dealt to `FOLDS` folds by a hash. Those that its map was
+            fitted on fit no threshold, as they fitted none of its own.
     """
     policy, calibration = _default(engine), engine.bundle.calibration
+    mapped = rows.among(str(engine.bundle.manifest.get(MAP_ROWS, "")))
     fold = np.array([_position(group) % FOLDS for group in rows.groups.tolist()])
     shares = calibration.apply(rows.logits)
     chosen = np.zeros(len(rows), dtype=np.int64)
     for k in np.unique(fold):
         mine = fold == k
-        (fitted,), _ = fit_policies(calibration, rows.take(~mine), targets_of((policy,)))
+        (fitted,), _ = fit_policies(calibration, rows.take(~(mine | mapped)), targets_of((policy,)))
         chosen[mine] = chosen_by(fitted, shares[mine], rows.take(mine))
     return chosen
 
