@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from tests.feedback_set_support import export_row, silent
 from training.calibration_set import TRAINING_ROWS, pack_rows
 from training.feedback_set import SetOptions, build
 from training.frozen import Frozen, conversations
-from training.held_out import audits, hold_out
+from training.held_out import audits, feedback_rows, hold_out, kept_for_judging, recent_log
 
 ALL = SetOptions(principal_share=1.0)
 SAMPLE = ("sample", "audit")
@@ -111,6 +112,29 @@ def test_recent_audits_fit_the_map_of_what_was_taught_where_no_others_are_left()
     assert (len(mapped) + len(judged), len(mapped) > 100) == (300, True)
     mapped, judged = hold_out(Frozen([], few, SAMPLE), [], serving, options=ALL, most=10).to_fit(retrained=True)
     assert (len(mapped), len(judged)) == (0, 150)
+
+
+def test_what_looks_like_a_row_that_judges_is_not_trained_on():
+    """A manifest tells rows by 32 bits, so one that has those of a recent audit would void it."""
+    late = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(3)]
+    early = [export_row(f"e{i}", served_tier="simple", labels=AUDIT) for i in range(9)]
+    frozen = Frozen(early, late, SAMPLE)
+    held = hold_out(frozen, [], SimpleNamespace(manifest={}), options=ALL, most=10)
+    twin = replace(held.taught[0], sha256=held.recent[0].sha256[:8] + 56 * "0")
+    rows, counts = feedback_rows(
+        frozen, replace(held, taught=[twin, *held.taught]), kept_for_judging(frozen, held), ALL
+    )
+    assert (rows, counts["kept_for_judging"]) == (held.taught, 1)
+
+
+def test_traffic_is_drawn_from_all_that_is_recent():
+    """The latest tenth of the recent requests is of another kind: it is about a tenth of traffic and log."""
+    rows = [export_row(i, text="night" if i >= 900 else f"day {i}") for i in range(1000)]
+    frozen = Frozen([], rows, SAMPLE)
+    traffic = hold_out(frozen, [], SimpleNamespace(manifest={}), options=ALL, most=200).traffic
+    for requests in (traffic, recent_log(frozen, ALL, 200).requests):
+        assert len(requests) == 200
+        assert 8 <= sum(request.messages[0].content == "night" for request in requests) <= 35
 
 
 def test_a_request_that_came_again_fits_thresholds_as_often_as_it_came():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.calibration_set import pack_rows, rows_among
+from training.calibration_set import outside, pack_rows
 from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
 
 
@@ -78,8 +78,7 @@ def without_learnt(data: Data, learnt: Sequence[str], say: Callable[[str], objec
     packed, parts = pack_rows(learnt), {}
     for name in ("calibration", "dev"):
         rows = getattr(data, name)
-        known = rows_among((r.sha256 for r in rows), packed).tolist()
-        parts[name] = [row for row, seen in zip(rows, known, strict=True) if not seen]
-        if any(known):
-            say(f"{sum(known)} {name} rows are left out: the base was trained on them")
+        parts[name] = outside(rows, packed)
+        if known := len(rows) - len(parts[name]):
+            say(f"{known} {name} rows are left out: the base was trained on them")
     return replace(data, **parts)

@@ -246,13 +246,17 @@ def rows_among(hashes: Iterable[str], packed: str) -> NDArray[np.bool_]:
     return np.isin(np.array([int(h[:8], 16) for h in hashes], dtype=np.uint32), known)
 
 
+def outside(rows: Sequence[Row], packed: str) -> list[Row]:
+    """The rows that are not among the packed ones."""
+    known = rows_among((row.sha256 for row in rows), packed)
+    return [row for row, seen in zip(rows, known.tolist(), strict=True) if not seen]
+
+
 def unseen(rows: Sequence[Row], bundle: Bundle, entries: Sequence[str] = (TRAINING_ROWS,)) -> list[Row]:
     """The rows that the bundle was not trained on, or not fitted on, as far as these entries of its manifest tell."""
-    hashes = [row.sha256 for row in rows]
-    seen = np.zeros(len(rows), dtype=bool)
     for entry in entries:
-        seen |= rows_among(hashes, str(bundle.manifest.get(entry, "")))
-    return [row for row, known in zip(rows, seen.tolist(), strict=True) if not known]
+        rows = outside(rows, str(bundle.manifest.get(entry, "")))
+    return list(rows)
 
 
 def _one_kind(rows: Sequence[Row]) -> str:

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classifier.bundle import Bundle
 from classifier.types import TIERS, Request
 from training.calibration_fit import FEWEST_ROWS
-from training.calibration_set import unseen
+from training.calibration_set import outside, pack_rows, unseen
 from training.corpus import RUBRIC, Row
 from training.decision_log import ExportRow, Log, request_of
 from training.feedback_set import SetOptions, build
@@ -83,7 +84,7 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
         base: the base corpus.
         serving: what serves: rows that it was trained on are left out.
         options: caps of principals.
-        most: golden rows and requests of traffic are at most so many each, chosen by their hash and the latest.
+        most: golden rows and requests of traffic are at most so many each, chosen by their hash and drawn.
     """
     recent, counts = audits(filter(frozen.audited, frozen.recent), options)
     known = {row.sha256 for row in recent}
@@ -98,32 +99,35 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
         fresh,
         list({row.sha256: row for row in earlier if row.sha256 not in kept}.values()),
         sorted(unseen(golden, serving), key=lambda row: row.sha256)[:most],
-        requests[-most:],
+        [requests[i] for i in _drawn(len(requests), most)],
         counts,
     )
 
 
-def feedback_rows(
-    frozen: Frozen, held: HeldOut, kept: Collection[str], options: SetOptions
-) -> tuple[list[Row], dict[str, Any]]:
+def feedback_rows(frozen: Frozen, held: HeldOut, kept: str, options: SetOptions) -> tuple[list[Row], dict[str, Any]]:
     """Rows to train on and their counts: earlier ones, none that is `kept_for_judging`."""
     found = build((row for row in frozen.earlier if not frozen.audited(row)), options=options)
     rows = [*held.taught, *found.rows]
-    fresh = [row for row in rows if row.sha256 not in kept]
+    fresh = outside(rows, kept)
     counts = {"used": len(fresh), "audits": len(held.taught), "kept_for_judging": len(rows) - len(fresh)}
     return fresh, found.as_json() | counts
 
 
-def kept_for_judging(frozen: Frozen, held: HeldOut) -> set[str]:
-    """Hashes of the conversations that calibrate, judge or came again: nothing trains on them, whoever brings them."""
+def kept_for_judging(frozen: Frozen, held: HeldOut) -> str:
+    """The conversations that calibrate, judge or came again, packed: nothing trains on them, whoever brings them.
+
+    Packed as a manifest has its training rows: of those that only look like one of these (32 bits are alike) a single
+    one would void the calibration of what was trained.
+    """
     kept = {row.sha256 for row in held.earlier} - {row.sha256 for row in held.taught}
-    return kept | {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent)
+    return pack_rows(kept | {row.sha256 for row in [*held.recent, *held.golden]} | conversations(frozen.recent))
 
 
 def recent_log(frozen: Frozen, options: SetOptions, most: int) -> Log:
-    """The latest decisions with a text, at most so many; no audits, which were served another tier than it says."""
+    """Decisions with a text, at most so many; no audits, which were served another tier than it says."""
     log = build((row for row in frozen.recent if not frozen.audited(row)), options=options).log
-    return log.take(np.flatnonzero([request is not None for request in log.requests])[-most:])
+    with_text = np.flatnonzero([request is not None for request in log.requests])
+    return log.take(with_text[_drawn(len(with_text), most)])
 
 
 def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], dict[str, int]]:
@@ -147,6 +151,14 @@ def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], d
     labelled = [replace(c.row, source=c.principal) for c in found.closed]
     counts = {name: found.counts[name] for name in ("closed", "no_text", "capped")}
     return labelled, {"audits": len(given), "open": len(given) - sum(counts.values())} | counts
+
+
+def _drawn(count: int, most: int) -> NDArray[np.int64]:
+    """The places of at most `most` of `count` rows, in order and each time the same.
+
+    Not the latest: of 100,000 a day 600 are nine minutes of one night, and few outcomes have come in.
+    """
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
 def _position(group: str) -> float:

@@ -31,7 +31,7 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
-from training.calibration_set import CALIBRATED_ON, CalibrationSet, score_rows, unseen
+from training.calibration_set import CALIBRATED_ON, CalibrationSet, outside, score_rows, unseen
 from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
@@ -203,7 +203,7 @@ class Round:
                 out,
                 recipe=self._recipe,
                 feedback=feedback,
-                base=[row for row in base if row.split == "train" and row.label == RUBRIC and row.sha256 not in kept],
+                base=outside([row for row in base if row.split == "train" and row.label == RUBRIC], kept),
                 check=[row for row in base if row.split == "test"],
                 state=self._run.state("train"),
             )
