@@ -26,6 +26,7 @@ from training.calibrate import calibrate
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.corpus import write_corpus
 from training.export import assemble, choose_golden, export
+from training.loop import tick
 from training.model import load_checkpoint, tokenizer_of
 from training.recipe import load_recipe
 from training.retrain import Round, retrain
@@ -123,10 +124,10 @@ def done(base, tmp_path_factory) -> Path:
 
 def cut_off(options: Options, done: Path, step: str) -> None:
     """The round of `done` as it was just before a step. Later results that cost time are kept: they stay true."""
-    shutil.copytree(done / "work", options.work)
+    run = options.work / "000001"
+    shutil.copytree(done / "work" / "000001", run)
     shutil.rmtree(options.registry)
     shutil.copytree(done / "before", options.registry)
-    run = options.work / "000001"
     for name in ("receipt.json", "attempts"):
         (run / name).unlink()
     for name in {step, "register", "promote"} - ({"register"} if step == "promote" else set()):
@@ -223,7 +224,7 @@ def test_round_waits_for_outcomes(options):
     """Below the wanted number of outcomes since the last round nothing is done."""
     receipt = go(replace(options, min_outcomes=401))
     assert (receipt["decision"], receipt["outcomes"]) == ("wait", 400)
-    assert not options.work.exists()
+    assert unfinished(options.work) is None
 
 
 def test_second_retrainer_is_refused(options):
@@ -303,16 +304,35 @@ def test_a_round_that_is_resumed_keeps_to_what_it_was_begun_with(options, monkey
     assert "train" not in receipt["steps"]
 
 
-def test_a_round_that_found_nothing_uses_no_outcomes_up(options):
-    """After a round over a window without decisions the outcomes wait as before."""
-    assert go(replace(options, window_days=1e-6))["decision"] == "keep"
-    assert go(replace(options, min_outcomes=401))["outcomes"] == 400
+def test_outcomes_before_the_window_begin_no_round(options):
+    """Where traffic ended a window ago, a loop does not begin a round over nothing at each look; the outcomes wait."""
+    receipt = retrain(options, clock=lambda: NOW + 40 * 86_400)
+    assert (receipt["decision"], receipt["outcomes"]) == ("wait", 400)
+    assert "--window-days" in receipt["why"]
+    assert unfinished(options.work) is None
 
 
 def test_registry_without_a_current_bundle_is_named(options, tmp_path):
-    """There must be something to improve on."""
-    with pytest.raises(BundleNotFound, match="no bundle 'current'"):
-        go(replace(options, registry=str(tmp_path / "empty")))
+    """There must be something to improve on; a round that waited long for it is not given up once it is there."""
+    late = replace(options, registry=str(tmp_path / "empty"), audit_label="sample=nothing")
+    for _ in range(4):
+        with pytest.raises(BundleNotFound, match="no bundle 'current'"):
+            go(late)
+    shutil.copytree(options.registry, tmp_path / "empty", dirs_exist_ok=True)
+    assert go(late)["decision"] == "keep"
+
+
+def test_a_work_folder_is_one_registrys(options, tmp_path, monkeypatch):
+    """A round of another registry is neither gone on with nor counted: its folder is refused, by the loop too."""
+    crash_at(monkeypatch, "recalibrate", "before")
+    with pytest.raises(Crash):
+        go(options)
+    shutil.copytree(options.registry, tmp_path / "other")
+    for act in (go, tick):
+        with pytest.raises(InputError, match="give each registry a --work of its own"):
+            act(replace(options, registry=str(tmp_path / "other")))
+    with pytest.raises(Crash):
+        go(replace(options, registry=f"{tmp_path}/other/../registry"))
 
 
 @pytest.mark.parametrize(
@@ -431,15 +451,27 @@ def test_round_without_new_audits_changes_nothing(options, monkeypatch):
     options = replace(options, recalibrate_only=True, min_outcomes=0)
     monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: {**refuse(_r, _o), "accepted": True})
     assert go(options)["decision"] == "promoted"
+    assert (options.work / "000001" / "recalibrate" / "bundle").is_dir()
     receipt = go(options)
+    assert sorted(path.name for path in (options.work / "000001").iterdir()) == ["attempts", "receipt.json"]
     assert receipt["decision"] == "keep"
     assert re.search("[1-9][0-9]+ recent audits are closed, 0 of which fitted nothing", receipt["why"])
     assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
 
 
+def test_receipt_counts_what_was_fitted(options, monkeypatch):
+    """Too few audits for a map fit none and are not counted; what is then but thresholds is not tried again."""
+    monkeypatch.setattr(Round, "_judge", refuse)
+    receipt = go(replace(options, recalibrate_only=True, held_out=0.8))
+    fitted = receipt["steps"]["recalibrate"]
+    assert (fitted["map_rows"], fitted["rows"]) == (0, fitted["audits"]["closed"])
+    assert "thresholds" not in receipt["steps"]
+
+
 def test_gate_tells_what_the_log_says(options):
     """The real gate compares both bundles on labels and, where the log was explored, on the log as well."""
-    receipt = go(replace(options, recalibrate_only=True))
+    receipt = go(replace(options, recalibrate_only=True, mlflow_uri="https://me:secret@127.0.0.1:1"))
+    assert receipt["options"]["mlflow_uri"] == "https://me:***@127.0.0.1:1"
     judged = receipt["steps"]["judge-recalibrated"]
     assert {"recent", "golden"} == set(judged["sets"])
     assert "difference" in judged["sets"]["recent"]["cost"]

@@ -46,13 +46,13 @@ class Recalibrated:
     Attributes:
         bundle: in `out/bundle`, a child of the one whose promises it keeps.
         report: of `calibrate`.
-        rows: what the thresholds were fitted on.
+        map_rows: rows that the probability map was fitted on; 0 where it stayed as it was.
         left_out: principals whose audits contradict the others': misses and audits by name.
     """
 
     bundle: Bundle
     report: dict[str, Any]
-    rows: CalibrationSet
+    map_rows: int
     left_out: dict[str, tuple[int, int]]
 
 
@@ -126,15 +126,16 @@ def recalibrated(
             write_predictions(map_path, map_rows, answering)
     done = out / "calibrated"
     report = fitted(parent, rows, done, map_path)
-    kept, left_out = consistent(rows, read_bundle(done).calibration)
+    calibration = read_bundle(done).calibration
+    kept, left_out = consistent(rows, calibration)
     if left_out:
-        rows, done = kept, out / "consistent"
-        report = fitted(out / "calibrated", rows, done, None)
+        done = out / "consistent"
+        report = fitted(out / "calibrated", kept, done, None)
     reference = _reference(Engine.from_pretrained(done), traffic)
     bundle = revise(done, out / "bundle", reference=reference, facts={"parent": promises.version})
     for path in {done, out / "calibrated"}:
         shutil.rmtree(path)
-    return Recalibrated(bundle, report, rows, left_out)
+    return Recalibrated(bundle, report, calibration.n if calibration != answering.calibration else 0, left_out)
 
 
 def retrained(

@@ -41,9 +41,9 @@ from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import load_retraining
-from training.round_options import KEPT, Options, lock_path
-from training.steps import RESULT, Run, last_round, next_folder, only_one, unfinished
-from training.tracking import track
+from training.round_options import KEPT, Options, claim_work, lock_path
+from training.steps import RESULT, Run, keep_receipts, last_round, next_folder, only_one, unfinished
+from training.tracking import shown, track
 
 GOLDEN_MARGIN = 0.05
 """By how much the risk on golden rows may be worse at equal cost: what may be forgotten."""
@@ -70,15 +70,20 @@ def retrain(
         Busy: another retrainer is at it.
         ClassifierError: a step could not be done; the run goes on from there next time.
     """
+    claim_work(options)
     with only_one(lock_path(options)):
         folder = unfinished(options.work)
         if folder is None:
-            now = clock()
+            now, text = clock(), ""
             since = last_round(options.work, trains=not options.recalibrate_only, now=now)
             count = outcomes_between(options.feedback_url, since, now)
             if count < options.min_outcomes:
                 text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted (--min-outcomes)"
+            elif count and not outcomes_between(options.feedback_url, max(since, options.window_begin(now)), now):
+                text = f"none of {count} outcomes since the last round is in the window (--window-days)"
+            if text:
                 return {"decision": "wait", "why": text, "outcomes": count}
+            keep_receipts(options.work)
             folder = next_folder(options.work)
         else:
             say(f"{folder}: goes on where it was cut off")
@@ -102,8 +107,8 @@ class Round:
 
     def go(self, why: str) -> dict[str, Any]:
         """All steps that are left, and the receipt."""
-        attempt = self._run.attempt()
         self._snapshot = self._run.step("snapshot", lambda out: self._freeze(out, why))
+        attempt = self._run.attempt()  # from here on: a store or registry that was not there yet is none of the round's
         self._keep_to(self._snapshot.get("options") or {})
         before = self._snapshot["current"]
         if attempt > MOST_ATTEMPTS:
@@ -130,13 +135,10 @@ class Round:
             self._say(f"the round goes on as it was begun: {', '.join(f'{n} {begun[n]}' for n in others)}")
 
     def _freeze(self, out: Path, why: str) -> dict[str, Any]:
-        now = self._clock()
-        since = now - self._options.window_days * 86_400
-        found = freeze(
-            self._options.feedback_url, out, since=since, until=now, held_out=self._options.held_out, audit=self._audit
-        )
-        options = {name: getattr(self._options, name) for name in KEPT}
-        return {"current": self._registry.resolve("current"), "why": why, "options": options, **found}
+        now, given, current = self._clock(), self._options, self._registry.resolve("current")
+        begin = given.window_begin(now)
+        found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=self._audit)
+        return {"current": current, "why": why, "options": {name: getattr(given, name) for name in KEPT}, **found}
 
     def _choose(self) -> tuple[str | None, dict[str, Any]]:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
@@ -227,9 +229,9 @@ class Round:
         return {
             "version": found.bundle.version,
             "label": found.report["label"],
-            "rows": len(found.rows),
-            "map_rows": len(mapped),
-            "rows_sha256": found.rows.sha256,
+            "rows": found.report["rows"]["thresholds"],
+            "map_rows": found.map_rows,
+            "rows_sha256": found.report["rows"]["set_sha256"],
             "left_out": found.left_out,
             "thresholds": {name: policy.threshold for name, policy in found.bundle.policies.items()},
             "notes": found.report["notes"],
@@ -256,6 +258,7 @@ class Round:
     def _close(self, decision: str, why: str, candidate: str = "") -> dict[str, Any]:
         """Writes the receipt, tracks it, and deletes the texts that the run froze."""
         steps = {path.parent.name: json.loads(path.read_text()) for path in self._run.folder.glob(f"*/{RESULT}")}
+        options = asdict(replace(self._options, mlflow_uri=shown(self._options.mlflow_uri)))
         receipt = {
             "run": self._run.name,
             "decision": decision,
@@ -265,7 +268,7 @@ class Round:
             "since": self._snapshot["since"],
             "until": self._snapshot["until"],
             "closed_at": self._clock(),
-            "options": {k: str(v) for k, v in asdict(self._options).items() if k != "feedback_url"},
+            "options": {name: str(value) for name, value in options.items() if name != "feedback_url"},
             "steps": steps,
         }
         melt(self._run.path("snapshot"))

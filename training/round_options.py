@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from classifier.durable import write_whole
 from classifier.errors import InputError
 from training.corpus import OWN_DATA
 from training.decision_log import AUDIT_LABEL, parse_audit
@@ -69,8 +70,33 @@ class Options:
             if not 0 < value <= most or not math.isfinite(value) or (name == "held_out" and value == most):
                 raise InputError(f"{name}: expected {_EXPECTED[name]}, found {value:g}")
 
+    def window_begin(self, now: float) -> float:
+        """The first moment of the window of a round that begins at `now`, seconds since the epoch."""
+        return now - self.window_days * 86_400
+
 
 def lock_path(options: Options) -> Path:
     """The lock that retrainers of one registry share: in its folder, or in the work folder where it is remote."""
-    remote = "://" in options.registry
-    return (options.work if remote else Path(options.registry)) / "retrain.lock"
+    return (options.work if _remote(options) else Path(options.registry)) / "retrain.lock"
+
+
+def claim_work(options: Options) -> None:
+    """Makes the work folder that of one registry: another's would take its rounds for cut off, and for its own.
+
+    Raises:
+        InputError: it is another's.
+    """
+    registry = options.registry if _remote(options) else str(Path(options.registry).resolve())
+    path = options.work / "registry.txt"
+    if not path.is_file():
+        options.work.mkdir(parents=True, exist_ok=True)
+        write_whole(path, registry.encode())
+    elif (found := path.read_text(encoding="utf-8")) != registry:
+        raise InputError(
+            f"{options.work}: holds the rounds of the registry {found}, not of {registry}; give each registry a --work "
+            f"of its own, or remove {path} where it is the same one elsewhere"
+        )
+
+
+def _remote(options: Options) -> bool:
+    return "://" in options.registry

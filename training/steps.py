@@ -113,10 +113,10 @@ def receipts(work: Path) -> list[dict[str, Any]]:
 def last_round(work: Path, *, trains: bool, now: float) -> float:
     """Up to when the last round saw decisions, of those that might train the last one if `trains`; 0 for none.
 
-    A round that found no decision used no outcome up. One that saw decisions of later than `now` went by a clock that
-    was set back since, and says nothing of what comes now.
+    One that saw decisions of later than `now` went by a clock that was set back since, and says nothing of what comes
+    now.
     """
-    past = [r for r in receipts(work) if "until" in r and r.get("steps", {}).get("snapshot", {}).get("decisions", 1)]
+    past = [r for r in receipts(work) if "until" in r]
     if trains:
         past = [r for r in past if r.get("options", {}).get("recalibrate_only") != str(True)]
     return max((until for r in past if (until := float(r["until"])) <= now), default=0.0)
@@ -132,6 +132,12 @@ def next_folder(work: Path) -> Path:
     """A folder for a new run: 000001, 000002, …"""
     runs = sorted(work.glob("[0-9]*"))
     return work / f"{int(runs[-1].name) + 1 if runs else 1:06d}"
+
+
+def keep_receipts(work: Path) -> None:
+    """Deletes what runs left beside their receipts: bundles and weights, some 200 MB for a run that trained."""
+    for folder in work.glob("[0-9]*/*/"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

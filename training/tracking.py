@@ -9,6 +9,7 @@ Knows nothing of models or stores.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def track(receipt: Mapping[str, Any], *, uri: str, artefacts: Mapping[str, Path]
     try:
         import mlflow
     except ImportError:
-        say(f"tracking in {uri} is asked for, but mlflow is not installed; pip install mlflow. The loop goes on")
+        say(f"tracking in {shown(uri)} is asked for, but mlflow is not installed; pip install mlflow. The loop goes on")
         return ""
     try:
         mlflow.set_tracking_uri(uri)
@@ -49,8 +50,17 @@ def track(receipt: Mapping[str, Any], *, uri: str, artefacts: Mapping[str, Path]
                 mlflow.log_artifacts(str(folder), artifact_path=name)
             return str(run.info.run_id)
     except Exception as error:
-        say(f"tracking in {uri} failed ({type(error).__name__}: {error}); the loop goes on")
+        say(f"tracking in {shown(uri)} failed ({type(error).__name__}: {error}); the loop goes on")
         return ""
+
+
+def shown(uri: str) -> str:
+    """A URI without its password.
+
+    >>> shown("https://me:secret@host/path")
+    'https://me:***@host/path'
+    """
+    return re.sub(r"(?<=//)([^/@:]*):.*@", r"\1:***@", uri)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
