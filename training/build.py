@@ -260,7 +260,7 @@ def _calibrated(
     raw, calibrated = out / "uncalibrated", out / "calibrated"
     for stage in (raw, calibrated):
         shutil.rmtree(stage, ignore_errors=True)
-    assemble(out / "export", raw, golden=choose_golden(data.golden), card="", facts=facts)
+    assemble(out / "export", raw, golden=choose_golden(data.own_train), card="", facts=facts)
     write_corpus(out / "calibration.jsonl", data.calibration)
     promises = calibrate(
         raw, [out / "calibration.jsonl"], calibrated, policies=recipe["policies"], default="balanced",

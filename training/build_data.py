@@ -21,14 +21,14 @@ class Data:
         train: what teacher and student learn from.
         calibration: held out of training, to fit calibration and thresholds.
         dev: held out of both, to look at.
-        golden: rows of `data/` that the manifest may hold.
+        own_train: rows of `data/` that train: those that the manifest may hold.
         traffic: every labelled row of the extra corpora (our own where there are none): what is cross-validated.
     """
 
     train: list[Row]
     calibration: list[Row]
     dev: list[Row]
-    golden: list[Row]
+    own_train: list[Row]
     traffic: list[Row]
 
 
@@ -52,12 +52,12 @@ def load_data(
     # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
     traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
     calibration = [r for r in traffic if r.split == "dev"]
-    train = [r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"]
+    own_train = [r for r in own_rows if r.split == "train"]
     return Data(
-        train=train,
+        train=own_train + [r for r in extra_rows if r.split != "dev"],
         calibration=calibration,
         dev=dev_rows or [r for r in own_rows if r.split == "test"],
-        golden=[r for r in own_rows if r.split == "train"],
+        own_train=own_train,
         traffic=traffic,
     )
 

@@ -50,7 +50,7 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--feedback-url", metavar="URL", callback=lambda _context, _option, value: feedback_url(value),
                      help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]."),
         click.option("--work", type=click.Path(path_type=Path), default=Path("runs/loop"), show_default=True,
-                     help="Folder of the rounds and their receipts."),
+                     help="Folder of this registry's rounds and their receipts."),
         click.option("--window-days", default=_DEFAULTS["window_days"], show_default=True,
                      help="How far back decisions are taken."),
         click.option("--held-out", default=_DEFAULTS["held_out"], show_default="1/3",
