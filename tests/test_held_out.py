@@ -104,14 +104,13 @@ def test_what_the_bundle_was_trained_on_teaches_and_fits_no_map():
 
 
 def test_recent_audits_fit_the_map_of_what_was_taught_where_no_others_are_left():
-    """Without earlier audits a half of many recent ones fits the map, and the others the thresholds; of few, none."""
-    many, few = ([export_row(i, served_tier="simple", labels=AUDIT) for i in range(n)] for n in (300, 150))
-    serving = SimpleNamespace(manifest={TRAINING_ROWS: ""})
-    mapped, judged = hold_out(Frozen([], many, SAMPLE), [], serving, options=ALL, most=10).to_fit(retrained=True)
-    assert not {row.sha256 for row in mapped} & {row.sha256 for row in judged}
-    assert (len(mapped) + len(judged), len(mapped) > 100) == (300, True)
-    mapped, judged = hold_out(Frozen([], few, SAMPLE), [], serving, options=ALL, most=10).to_fit(retrained=True)
-    assert (len(mapped), len(judged)) == (0, 150)
+    """Without earlier audits a half of the recent ones fits the map, and the others the thresholds; of few, none."""
+    for count, halves in ((199, (0, 199)), (200, (100, 100)), (301, (150, 151))):
+        rows = [export_row(f"n{i}", served_tier="simple", labels=AUDIT) for i in range(count)]
+        held = hold_out(Frozen([], rows, SAMPLE), [], SimpleNamespace(manifest={}), options=ALL, most=10)
+        mapped, judged = held.to_fit(retrained=True)
+        assert not {row.sha256 for row in mapped} & {row.sha256 for row in judged}
+        assert (len(mapped), len(judged)) == halves
 
 
 def test_what_looks_like_a_row_that_judges_is_not_trained_on():

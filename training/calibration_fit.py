@@ -20,9 +20,9 @@ from classifier.errors import InputError
 from classifier.types import TIERS
 from training.calibration_set import CalibrationSet
 
-FEWEST_ROWS = 100
+FEWEST_FOR_MAP = 100
 """Below it no map is fitted: the bundle's own is kept."""
-FEWEST_TO_SPLIT = 2 * FEWEST_ROWS
+FEWEST_TO_SPLIT = 2 * FEWEST_FOR_MAP
 MOST_FOR_MAP = 2000
 """The map has few parameters; what is beyond goes to the thresholds."""
 FOLDS = 5
@@ -103,12 +103,12 @@ def compare(
         methods: those to compare, simplest first.
 
     Raises:
-        ValueError: fewer than `FEWEST_ROWS` rows, or fewer than `FOLDS` groups.
+        ValueError: fewer than `FEWEST_FOR_MAP` rows, or fewer than `FOLDS` groups.
     """
     from sklearn.model_selection import GroupKFold
 
-    if len(logits) < FEWEST_ROWS:
-        raise ValueError(f"{len(logits)} rows are too few to fit a calibration; it takes {FEWEST_ROWS}")
+    if len(logits) < FEWEST_FOR_MAP:
+        raise ValueError(f"{len(logits)} rows are too few to fit a calibration; it takes {FEWEST_FOR_MAP}")
     units = sources if len(np.unique(sources)) >= FOLDS else groups
     if len(np.unique(units)) < FOLDS:
         raise ValueError(f"the rows form {len(np.unique(units))} groups; cross-validation takes at least {FOLDS}")

@@ -27,7 +27,7 @@ from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.types import Request
 from training.calibrate import calibrate
-from training.calibration_fit import FEWEST_ROWS
+from training.calibration_fit import FEWEST_FOR_MAP
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows, unpacked
 from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
@@ -121,7 +121,7 @@ def recalibrated(
     map_path = None
     if map_rows is not None:
         map_rows, _ = consistent(map_rows, answering.calibration)
-        if len(map_rows) >= FEWEST_ROWS:
+        if len(map_rows) >= FEWEST_FOR_MAP:
             map_path = out / "map.npz"
             write_predictions(map_path, map_rows, answering)
     done = out / "calibrated"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from classifier.bundle import Bundle
 from classifier.types import TIERS, Request
-from training.calibration_fit import FEWEST_ROWS
+from training.calibration_fit import FEWEST_FOR_MAP
 from training.calibration_set import outside, pack_rows, unseen
 from training.corpus import RUBRIC, Row
 from training.decision_log import ExportRow, Log, request_of
@@ -61,19 +61,21 @@ class HeldOut:
 
         Args:
             retrained: for weights that learnt from `taught`. Where the earlier audits that are left are too few for
-                their map, a half of the recent ones fits it, if those are enough for both.
+                their map, a half of the recent ones fits it, if the halves are enough for both.
         """
         if not retrained:
             return self.earlier, self.recent
         known = {row.sha256 for row in self.taught}
         left = [row for row in self.earlier if row.sha256 not in known]
-        if len(left) >= FEWEST_ROWS or len(self.recent) < 2 * FEWEST_ROWS:
+        if len(left) >= FEWEST_FOR_MAP or not self.recent:
             return left, self.recent
-        judged = [row for row in self.recent if _position(row.group) >= 0.5]
+        middle = np.median([_position(row.group) for row in self.recent])
+        judged = [row for row in self.recent if _position(row.group) >= middle]
         # A request that came again stays among those that thresholds promise about, as often as it is there.
         again = {row.sha256 for row in judged}
-        mapped = [row for row in self.recent if _position(row.group) < 0.5 and row.sha256 not in again]
-        return [*left, *mapped], judged
+        other = [row for row in self.recent if _position(row.group) < middle and row.sha256 not in again]
+        mapped = [*left, *other]
+        return (mapped, judged) if min(len(mapped), len(judged)) >= FEWEST_FOR_MAP else (left, self.recent)
 
 
 def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: SetOptions, most: int) -> HeldOut:

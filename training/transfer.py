@@ -23,7 +23,7 @@ from classifier.intervals import bootstrap_interval
 from classifier.metrics import calibration_error
 from classifier.policy import choose_many
 from classifier.types import TIERS
-from training.calibration_fit import FEWEST_ROWS, FOLDS, compare, expected_scores
+from training.calibration_fit import FEWEST_FOR_MAP, FOLDS, compare, expected_scores
 from training.calibration_report import BOOTSTRAPS, under
 from training.calibration_set import CalibrationSet
 from training.risk_control import binomial_p_value, fit_threshold
@@ -195,10 +195,10 @@ def calibration_across(rows: CalibrationSet, *, current: Calibration = IDENTITY,
     from sklearn.model_selection import GroupKFold
 
     sources = len(np.unique(rows.sources))
-    if sources < FOLDS or len(rows) < 2 * FEWEST_ROWS:
+    if sources < FOLDS or len(rows) < 2 * FEWEST_FOR_MAP:
         raise InputError(
             f"{len(rows)} rows of {sources} sources: fitting probabilities without a row's source takes "
-            f"{2 * FEWEST_ROWS} rows of {FOLDS} sources"
+            f"{2 * FEWEST_FOR_MAP} rows of {FOLDS} sources"
         )
     after, methods = np.empty((len(rows), rows.logits.shape[1]), dtype=np.float32), []
     for fit, held in GroupKFold(FOLDS).split(rows.logits, groups=rows.sources):
