@@ -24,14 +24,15 @@ class Crash(BaseException):
 
 
 def write_words(folder: Path, rows: int = 400) -> Path:
-    """A base corpus of short rows whose words give their tier away."""
+    """A base corpus of short rows whose words give their tier away: of ten, seven train and two are for the gate."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with (folder / "rows.jsonl").open("w") as file:
         for i in range(rows):
             tier = list(WORDS)[i % 4]
             text = " ".join(rng.choice(WORDS[tier], 3)) + f" {i}"
-            row = {"id": f"r{i}", "prompt": text, "tier": tier, "source": "own-test", "language": "en", "kind": "chat"}
+            split = ("test", "test", "dev", *7 * ["train"])[i // 4 % 10]
+            row = {"id": f"r{i}", "prompt": text, "tier": tier, "source": "own-test", "language": "en", "split": split}
             file.write(json.dumps(row) + "\n")
     return folder
 

@@ -91,14 +91,19 @@ def options(base, tmp_path) -> Options:
     )
 
 
+def verdict(*, accepted=False, repairs=False, cost=1.0, why="no better"):
+    """What a gate says that had rows enough."""
+    return {"accepted": accepted, "repairs": repairs, "refused": False, "cost": cost, "why": why}
+
+
 def judge(_round, _out, name):
     """A gate that refuses what is recalibrated and accepts what is retrained."""
-    return {"accepted": name == "calibrate-trained", "repairs": False, "cost": 1.0, "why": f"said of {name}"}
+    return verdict(accepted=name == "calibrate-trained", why=f"said of {name}")
 
 
 def refuse(_round, _out, **_fields):
     """A gate that refuses everything."""
-    return {"accepted": False, "repairs": False, "cost": 1.0, "why": "no better"}
+    return verdict()
 
 
 def go(options: Options, **fields):
@@ -362,14 +367,7 @@ def test_thresholds_alone_are_tried_where_a_new_map_does_harm(options, done, mon
     """Where the gate refuses new probabilities, the old ones get new thresholds, and are taken where those pass."""
     cut_off(options, done, "judge-recalibrated")
     monkeypatch.setattr(
-        Round,
-        "_judge",
-        lambda _r, _o, name: {
-            "accepted": name == "thresholds",
-            "repairs": False,
-            "cost": 1.0,
-            "why": f"said of {name}",
-        },
+        Round, "_judge", lambda _r, _o, name: verdict(accepted=name == "thresholds", why=f"said of {name}")
     )
     for step in ("judge-recalibrated", "judge-thresholds"):
         shutil.rmtree(options.work / "000001" / step, ignore_errors=True)
@@ -390,9 +388,7 @@ def test_cheaper_of_two_repairs_is_taken(options, done, monkeypatch, trained, ta
     costs = {"recalibrate": 8.0, "calibrate-trained": trained}
     cut_off(options, done, "judge-recalibrated")
     shutil.rmtree(options.work / "000001" / "judge-retrained")
-    monkeypatch.setattr(
-        Round, "_judge", lambda _r, _o, name: {"accepted": False, "repairs": True, "cost": costs[name], "why": "mends"}
-    )
+    monkeypatch.setattr(Round, "_judge", lambda _r, _o, name: verdict(repairs=True, cost=costs[name]))
     receipt = go(options)
     assert receipt["candidate"] == receipt["steps"][taken]["version"]
 
@@ -404,9 +400,7 @@ def test_training_that_fails_leaves_what_recalibration_found(options, monkeypatc
         raise GateNotMet("int8 chooses the fp32 tier on 0.93 of 600 rows")
 
     monkeypatch.setattr("training.retrain.retrained", fails)
-    monkeypatch.setattr(
-        Round, "_judge", lambda _r, _o, **_fields: {"accepted": False, "repairs": True, "cost": 1.0, "why": "mends"}
-    )
+    monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_fields: verdict(repairs=True))
     receipt = go(options)
     assert (receipt["decision"], receipt["candidate"]) == ("promoted", receipt["steps"]["recalibrate"]["version"])
     assert "0.93 of 600 rows" in receipt["why"]
@@ -449,7 +443,7 @@ def test_round_without_audits_changes_nothing(options):
 def test_round_without_new_audits_changes_nothing(options, monkeypatch):
     """After a promotion the audits that fitted it judge no other bundle: until new ones came in nothing is tried."""
     options = replace(options, recalibrate_only=True, min_outcomes=0)
-    monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: {**refuse(_r, _o), "accepted": True})
+    monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: verdict(accepted=True))
     assert go(options)["decision"] == "promoted"
     assert (options.work / "000001" / "recalibrate" / "bundle").is_dir()
     receipt = go(options)
@@ -466,6 +460,16 @@ def test_receipt_counts_what_was_fitted(options, monkeypatch):
     fitted = receipt["steps"]["recalibrate"]
     assert (fitted["map_rows"], fitted["rows"]) == (0, fitted["audits"]["closed"])
     assert "thresholds" not in receipt["steps"]
+
+
+def test_nothing_is_trained_that_too_few_rows_would_judge(options, base, tmp_path):
+    """Where the gate lacks golden rows it says how many there are, and no time goes into what it would refuse."""
+    rows = [json.loads(line) for line in (base / "data" / "rows.jsonl").read_text().splitlines()]
+    few = [row for row in rows if row["split"] == "test"][:59]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
+    receipt = go(replace(options, data=(str(tmp_path / "few.jsonl"),)))
+    assert (receipt["decision"], "train" in receipt["steps"]) == ("keep", False)
+    assert "golden: 59 rows are too few to tell" in receipt["why"]
 
 
 def test_gate_tells_what_the_log_says(options):

@@ -155,6 +155,8 @@ class Round:
             told.append(f"{what}: {verdict['why']}")
             if verdict["accepted"]:
                 return name, {**verdict, "why": f"recalibration is enough: {'; '.join(told)}"}
+            if verdict["refused"]:  # no candidate is judged on more rows
+                return None, {"why": "; ".join(told)}
             if verdict["repairs"] or not fitted["map_rows"]:
                 break
         trained, second = self._try_training()
