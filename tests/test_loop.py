@@ -37,8 +37,8 @@ def options(tmp_path) -> Options:
     return promoted(tmp_path, PROMISE)
 
 
-def promoted(tmp_path: Path, guarantee: Guarantee, at: float = 500.0) -> Options:
-    """The same, where the policy has this guarantee, promoted at another moment by the promoter's clock."""
+def promoted(tmp_path: Path, guarantee: Guarantee, at: float = 500.0, before: float = 0.05) -> Options:
+    """The same: the policy's guarantee, the moment by the promoter's clock, and the risk of the bundle before."""
     policies = (Policy("balanced", 0.7, guarantee=guarantee),)
     registry = Registry(tmp_path / "registry", clock=lambda: at)
     for i, scale in enumerate((6.0, 5.0)):
@@ -51,8 +51,9 @@ def promoted(tmp_path: Path, guarantee: Guarantee, at: float = 500.0) -> Options
         promote=True,
     )
     state = registry.state().aliases
+    judged = {"sets": {"recent": {"risk": {"current": {"estimate": before}}}}}
     receipt = {"decision": "promoted", "current": state["previous"], "candidate": state["current"], "until": 0.0}
-    Run(next_folder(given.work)).close(receipt)
+    Run(next_folder(given.work)).close(receipt | {"steps": {"snapshot": {}, "judge-recalibrated": judged}})
     return given
 
 
@@ -70,6 +71,13 @@ def test_promoted_bundle_that_breaks_its_promise_is_rolled_back(options):
     assert after.aliases["current"] == before["previous"]
     assert "exceed the promise" in after.why
     assert list(options.work.glob("rollback-*.json"))
+
+
+def test_a_bundle_that_failed_more_does_not_come_back(tmp_path):
+    """A bundle that mended a promise, though not all of it, is not exchanged for the one that broke it."""
+    options = promoted(tmp_path, PROMISE, before=0.6)
+    fill(options, 300, audits=0.0, failing=0.5)
+    assert tick(replace(options, min_outcomes=1000))["decision"] == "wait"
 
 
 @pytest.mark.parametrize("ahead", ["promoter", "server"])

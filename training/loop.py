@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from classifier.bundle import read_bundle
+from classifier.bundle import Bundle, read_bundle
 from classifier.database import Database
 from classifier.drift import MAX_INDEX, drift_report, fell_short
 from classifier.errors import Busy, ClassifierError
@@ -39,6 +39,7 @@ DRIFT_SHARE = 0.2
 """An alarm counts once this share of `min_outcomes` came in since the last round: recalibration takes labels, too."""
 PERIOD_DAYS = 30.0
 """How long a test of a promise goes on before the next one; two of them are less than what the store keeps."""
+_NEARLY_ALL = 0.99  # a bound that can be exceeded
 
 Say = Callable[[str], object]
 Clock = Callable[[], float]
@@ -106,10 +107,13 @@ def tenure(registry: Registry, version: str) -> tuple[float, float]:
 
 
 def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[str, Any] | None:
-    """Rolls back the bundle that the last round promoted, where its promise is broken; None where there is no reason.
+    """Rolls back the bundle that the last round promoted, where its risk exceeds what it is held to.
 
     A failure is reported, and says that the tier that was decided was too small; silence is none. So the test fires
-    only where the promise is broken even if everybody who said nothing was content.
+    only where that risk is exceeded even if everybody who said nothing was content.
+
+    Returns:
+        The receipt; None where there is no reason.
     """
     registry = Registry(options.registry)
     state = registry.state()
@@ -119,9 +123,8 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         return None
     with only_one(lock_path(options)):
         bundle = read_bundle(registry.fetch(current))
-        promises = promised_risks(bundle.policies)
         left, came = tenure(registry, current)
-        fired = broken(promises, decisions_of(options, current, left), came, clock())
+        fired = broken(held_to(bundle, promotions[-1]), decisions_of(options, current, left), came, clock())
         if not fired:
             return None
         why = f"failures of {', '.join(fired)} exceed the promise (sequential test)"
@@ -139,6 +142,24 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         return receipt
 
 
+def held_to(bundle: Bundle, promotion: Mapping[str, Any]) -> dict[str, float]:
+    """By policy the risk above which a bundle is rolled back: its promise, or what the one before it had, if more.
+
+    A round may promote what keeps a promise that was broken, and a promise in the mean over draws of the audits leaves
+    some bundles a little above it: going back would then make it worse.
+
+    Args:
+        bundle: what was promoted.
+        promotion: the receipt of it; the gate saw both bundles' default policies on recent audits.
+    """
+    promises, name = promised_risks(bundle.policies), bundle.default_policy
+    judged = [step.get("sets", {}).get("recent", {}) for step in promotion.get("steps", {}).values()]
+    before = max((one["risk"]["current"]["estimate"] for one in judged if "risk" in one), default=0.0)
+    if name in promises:
+        promises[name] = max(promises[name], min(before, _NEARLY_ALL))
+    return promises
+
+
 def broken(
     promises: Mapping[str, float], rows: Iterable[Mapping[str, Any]], since: float, now: float = math.inf
 ) -> dict[str, dict[str, Any]]:
@@ -149,7 +170,7 @@ def broken(
     after a year it had accused 2 in 5 of the bundles whose risk was just what they promise.
 
     Args:
-        promises: policy → P(chosen < label) at most.
+        promises: policy → P(chosen < label) at most, as `held_to` has them.
         rows: decisions with their outcomes, as exports spell them, oldest first.
         since: when the bundle took over, seconds since the epoch.
         now: seconds since the epoch; a decision of a later moment, by a clock that ran ahead, counts as one of now.
