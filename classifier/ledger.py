@@ -165,7 +165,9 @@ class Ledger:
             connection.execute(forgotten.delete().where(forgotten.c.forgotten_at < before))
         return _CHUNK in (len(ids), len(keys))
 
-    def rows(self, since: float = 0.0, until: float = math.inf, *, history: bool = False) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, since: float = 0.0, until: float = math.inf, *, history: bool = False, bundle: str = ""
+    ) -> Iterator[dict[str, Any]]:
         """Decisions with what became of them, by time: a stream that does not keep writers waiting.
 
         Args:
@@ -173,6 +175,7 @@ class Ledger:
             until: the first moment after the last.
             history: every outcome in a row of its own, also one whose decision is not there; else one row a decision,
                 with its effective outcome.
+            bundle: only decisions of the bundle of this version; "" for all.
 
         Returns:
             Mappings with the columns of `decisions`; those of `outcomes` with `outcome_` before their names where they
@@ -186,6 +189,8 @@ class Ledger:
         made = sa.select(*decisions.c, *_reported(ranked)).select_from(
             decisions.outerjoin(ranked, on if history else on & (ranked.c.rank == 1))
         )
+        if bundle:
+            made = made.where(decisions.c.bundle_version == bundle)
         queries = [
             _between(made, decisions.c.decided_at, since, until).order_by(
                 decisions.c.decided_at, decisions.c.decision_id

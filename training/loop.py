@@ -72,9 +72,7 @@ def tick(options: Options, *, say: Say = lambda _: None, clock: Clock = time.tim
 def decisions_of(options: Options, version: str, since: float) -> Iterator[dict[str, Any]]:
     """Decisions that a bundle made since a moment, with their outcomes, as exports spell them, oldest first."""
     with contextlib.closing(Database(options.feedback_url, make=False)) as database:
-        for row in Ledger(database).rows(since):
-            if row["bundle_version"] == version:
-                yield export_row(row)
+        yield from map(export_row, Ledger(database).rows(since, bundle=version))
 
 
 def drift_alarms(options: Options) -> list[str]:
@@ -137,7 +135,6 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
             "tests": fired,
             "closed_at": clock(),
         }
-        options.work.mkdir(parents=True, exist_ok=True)
         write_json(options.work / f"rollback-{current}.json", receipt)
         return receipt
 

@@ -196,9 +196,8 @@ def drift(
             f"{read.path}: its reference.json is empty, so there is nothing to compare with; export it again"
         )
     with contextlib.closing(Database(url, make=False)) as database:
-        rows = Ledger(database).rows(_moment(since, 0.0), _moment(until, float("inf")))
-        mine = (export_row(row) for row in rows if row["bundle_version"] == read.version)
-        found = drift_report(mine, read.reference, promised_risks(read.policies), max_index=max_index)
+        rows = Ledger(database).rows(_moment(since, 0.0), _moment(until, float("inf")), bundle=read.version)
+        found = drift_report(map(export_row, rows), read.reference, promised_risks(read.policies), max_index=max_index)
     if not found["n"]:
         raise InputError(f"no decisions of bundle {read.version} in that time; choose another --since or --bundle")
     if as_json:
