@@ -31,7 +31,7 @@ from classifier.ledger import Ledger
 from classifier.policy import promised_risks
 from classifier.registry import Registry
 from training.retrain import retrain
-from training.round_options import Options, claim_work, lock_path
+from training.round_options import Options, check_work, lock_path
 from training.sequential import ERROR, SequentialTest
 from training.steps import only_one, receipts, unfinished, write_json
 
@@ -54,7 +54,7 @@ def tick(options: Options, *, say: Say = lambda _: None, clock: Clock = time.tim
     Raises:
         Busy: another retrainer is at it.
     """
-    claim_work(options)
+    check_work(options)
     rolled = roll_back_if_worse(options, clock=clock) if options.promote else None
     if rolled is not None:
         return rolled

@@ -41,7 +41,7 @@ from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import load_retraining
-from training.round_options import KEPT, Options, claim_work, lock_path
+from training.round_options import KEPT, Options, check_work, claim_work, lock_path
 from training.steps import RESULT, Run, keep_receipts, last_round, next_folder, only_one, unfinished
 from training.tracking import shown, track
 
@@ -70,7 +70,7 @@ def retrain(
         Busy: another retrainer is at it.
         ClassifierError: a step could not be done; the run goes on from there next time.
     """
-    claim_work(options)
+    check_work(options)
     with only_one(lock_path(options)):
         folder = unfinished(options.work)
         if folder is None:
@@ -136,6 +136,7 @@ class Round:
 
     def _freeze(self, out: Path, why: str) -> dict[str, Any]:
         now, given, current = self._clock(), self._options, self._registry.resolve("current")
+        claim_work(given)
         begin = given.window_begin(now)
         found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=self._audit)
         return {"current": current, "why": why, "options": {name: getattr(given, name) for name in KEPT}, **found}

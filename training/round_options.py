@@ -23,6 +23,8 @@ _EXPECTED = {
 KEPT = ("window_days", "held_out", "audit_label", "principal_share", "principal_label", "recalibrate_only")
 """Options that a round keeps to from its snapshot on, whoever resumes it."""
 
+_OWNER = "registry.txt"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -81,21 +83,26 @@ def lock_path(options: Options) -> Path:
 
 
 def claim_work(options: Options) -> None:
-    """Makes the work folder that of one registry: another's would take its rounds for cut off, and for its own.
+    """Makes the work folder, which is there, that of the registry."""
+    write_whole(options.work / _OWNER, _name(options).encode())
+
+
+def check_work(options: Options) -> None:
+    """Looks whose the work folder is: another's rounds would be taken for cut off, and for the registry's own.
 
     Raises:
-        InputError: it is another's.
+        InputError: it is another registry's.
     """
-    registry = options.registry if _remote(options) else str(Path(options.registry).resolve())
-    path = options.work / "registry.txt"
-    if not path.is_file():
-        options.work.mkdir(parents=True, exist_ok=True)
-        write_whole(path, registry.encode())
-    elif (found := path.read_text(encoding="utf-8")) != registry:
+    path = options.work / _OWNER
+    if path.is_file() and (found := path.read_text(encoding="utf-8")) != _name(options):
         raise InputError(
-            f"{options.work}: holds the rounds of the registry {found}, not of {registry}; give each registry a --work "
-            f"of its own, or remove {path} where it is the same one elsewhere"
+            f"{options.work}: holds the rounds of the registry {found}, not of {_name(options)}; give each registry a "
+            f"--work of its own, or remove {path} where it is the same one elsewhere"
         )
+
+
+def _name(options: Options) -> str:
+    return options.registry if _remote(options) else str(Path(options.registry).resolve())
 
 
 def _remote(options: Options) -> bool:
