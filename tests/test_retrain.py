@@ -452,6 +452,19 @@ def test_round_without_new_audits_changes_nothing(options, monkeypatch):
     assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
 
 
+def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, monkeypatch):
+    """The next round overrules nobody who rolled back: it wants 60 audits from since then."""
+    options = replace(options, recalibrate_only=True, min_outcomes=0)
+    monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: verdict(accepted=True))
+    promoted = go(options)
+    Registry(options.registry).rollback(why="escalations doubled")
+    receipt = go(options)
+    assert (receipt["decision"], current(options)) == ("keep", promoted["current"])
+    assert f"0 of which fitted nothing of the serving bundle or {promoted['candidate']}, rolled back" in receipt["why"]
+    fill_store(options.feedback_url, base / "bundle", 150, begin=1500.0, seed=1)
+    assert go(options)["decision"] == "promoted"
+
+
 def test_receipt_counts_what_was_fitted(options, monkeypatch):
     """Too few audits for a map fit none and are not counted; what is then but thresholds is not tried again."""
     monkeypatch.setattr(Round, "_judge", refuse)

@@ -90,6 +90,12 @@ def retrain(
         return Round(options, Run(folder, say=say), say, clock).go(why)
 
 
+def rolled_back(registry: Registry) -> str:
+    """The version that a rollback took out of service for the one that serves; "" where that one was promoted."""
+    changes = [event for event in registry.history() if event.action in ("promote", "rollback")]
+    return changes[-1].aliases["previous"] if changes and changes[-1].action == "rollback" else ""
+
+
 class Round:
     """One run's steps, each a method; see the module's text.
 
@@ -139,7 +145,9 @@ class Round:
         claim_work(given)
         begin = given.window_begin(now)
         found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=self._audit)
-        return {"current": current, "why": why, "options": {name: getattr(given, name) for name in KEPT}, **found}
+        options = {name: getattr(given, name) for name in KEPT}
+        bundles = {"current": current, "rolled_back": rolled_back(self._registry)}
+        return {**bundles, "why": why, "options": options, **found}
 
     def _choose(self) -> tuple[str | None, dict[str, Any]]:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
@@ -185,9 +193,12 @@ class Round:
     def _recalibrate(self, out: Path, *, fit_map: bool) -> dict[str, Any]:
         """The current weights with thresholds of now, where there are audits for them, and probabilities of now."""
         current, held = self._current, self._held_out
-        new = len(unseen(held.recent, current, CALIBRATED_ON))
-        if new < FEWEST_ROWS:
-            told = f"{len(held.recent)} recent audits are closed, {new} of which fitted nothing of the serving bundle"
+        new, of = unseen(held.recent, current, CALIBRATED_ON), "the serving bundle"
+        if gone := self._snapshot.get("rolled_back"):  # the same audits would make the same bundle again
+            new = unseen(new, read_bundle(self._registry.fetch(gone)), CALIBRATED_ON)
+            of += f" or {gone}, rolled back"
+        if len(new) < FEWEST_ROWS:
+            told = f"{len(held.recent)} recent audits are closed, {len(new)} of which fitted nothing of {of}"
             return {"done": False, "why": f"{told}; {FEWEST_ROWS} such are wanted", "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)

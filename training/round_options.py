@@ -83,7 +83,8 @@ def lock_path(options: Options) -> Path:
 
 
 def claim_work(options: Options) -> None:
-    """Makes the work folder, which is there, that of the registry."""
+    """Makes the work folder that of the registry."""
+    options.work.mkdir(parents=True, exist_ok=True)
     write_whole(options.work / _OWNER, _name(options).encode())
 
 
