@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 from classifier.bundle import read_bundle
 from classifier.engine import Engine
-from classifier.errors import BundleNotFound, Busy, GateNotMet, InputError
+from classifier.errors import BundleError, BundleNotFound, Busy, GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.session import Session
 from tests.loop_support import Crash, crash_at, fill_store, write_words
@@ -248,10 +248,17 @@ def test_promotion_of_another_in_between_is_respected(options, base, done):
 
 
 def test_round_that_never_ends_is_given_up(options, monkeypatch):
-    """A round that fails each time is given up after three beginnings, so that it does not block the loop."""
+    """A round that fails each time is given up after three beginnings; those without a registry do not count."""
+
+    def unreachable(_registry):
+        raise BundleError("s3: cannot be reached")
+
     crash_at(monkeypatch, "recalibrate", "before")
     for _ in range(3):
         with pytest.raises(Crash):
+            go(options)
+        with monkeypatch.context() as patch, pytest.raises(BundleError):
+            patch.setattr(Registry, "state", unreachable)
             go(options)
     assert go(options)["decision"] == "gave up"
 

@@ -114,7 +114,8 @@ class Round:
     def go(self, why: str) -> dict[str, Any]:
         """All steps that are left, and the receipt."""
         self._snapshot = self._run.step("snapshot", lambda out: self._freeze(out, why))
-        attempt = self._run.attempt()  # from here on: a store or registry that was not there yet is none of the round's
+        self._registry.state()  # a store or registry that cannot be reached is no fault of the round: it does not count
+        attempt = self._run.attempt()
         self._keep_to(self._snapshot.get("options") or {})
         before = self._snapshot["current"]
         if attempt > MOST_ATTEMPTS:
