@@ -52,9 +52,13 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # A server that restarts is found again within a second, not after gRPC's two minutes.
+    # A server that restarts is found again within a second, not after gRPC's two minutes, and under another address
+    # not after half a minute, for as long as which gRPC does not look a name up again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # A long conversation is sent again as a short one is: gRPC's default is to retry nothing above 256 KiB.
+    ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),
 )
 Options = Sequence[tuple[str, Any]]
 

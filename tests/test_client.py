@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, OutcomeState, Source, Verdict
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
-from tests.serving_support import until
+from tests.serving_support import port_nobody_is_given, until
 
 OUTCOME = Outcome("d", "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
 
@@ -668,7 +669,7 @@ def test_only_what_a_server_that_is_away_or_ends_says_is_retried():
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED], ids=lambda code: code.name)
 def test_a_request_that_a_server_that_ends_did_not_answer_is_sent_again(client_of, code):
-    """Whichever of its two codes comes back, the request is asked again and answered."""
+    """Whichever of its two codes comes back, and however long it is, the request is asked again and answered."""
     asked = []
 
     class Ending(pb_grpc.ClassifierServiceServicer):
@@ -679,7 +680,7 @@ def test_a_request_that_a_server_that_ends_did_not_answer_is_sent_again(client_o
             return wire.decision_to_proto(FakeEngine().classify(Request.from_text("x")))
 
     def use(client, call):
-        assert call("classify", "x", timeout_seconds=60).classified
+        assert call("classify", "x" * 1_000_000, timeout_seconds=60).classified
         assert len(asked) == 2
 
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
@@ -688,6 +689,45 @@ def test_a_request_that_a_server_that_ends_did_not_answer_is_sent_again(client_o
     server.start()
     client_of(f"127.0.0.1:{port}", fallback_tier=Tier.SIMPLE).run(use)
     server.stop(0).wait()
+
+
+@contextlib.contextmanager
+def name_server(addresses):
+    """A name server that says the last of these addresses to every name; yields its own address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+
+        def serve():
+            while (asked := server.recvfrom(2048))[0]:
+                data, asker = asked
+                question = data[12 : data.index(b"\0", 12) + 5]
+                found = question[-4:-2] == b"\0\1"  # an IPv4 address is wanted
+                header = data[:2] + struct.pack(">5H", 0x8180, 1, found, 0, 0)
+                record = struct.pack(">3HIH", 0xC00C, 1, 1, 0, 4) + socket.inet_aton(addresses[-1])
+                server.sendto(header + question + record * found, asker)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield "{}:{}".format(*server.getsockname())
+        server.sendto(b"", server.getsockname())
+        thread.join()
+
+
+@pytest.mark.faults
+@pytest.mark.failure("down", "Python client")
+def test_a_server_that_comes_back_under_another_address_is_found(client_of):
+    """A name is looked up again when nobody answers there any more, and not only half a minute later."""
+    port, addresses = port_nobody_is_given(), ["127.0.0.2"]
+
+    def use(client, call):
+        with fake_server(listen=(f"127.0.0.2:{port}",)):
+            assert call("classify", "x", timeout_seconds=60).classified
+        addresses.append("127.0.0.3")
+        with fake_server(listen=(f"127.0.0.3:{port}",)):
+            until(lambda: call("classify", "x").classified, seconds=15)
+
+    with name_server(addresses) as names:
+        client_of(f"dns://{names}/classifier:{port}", fallback_tier=Tier.COMPLEX).run(use)
 
 
 def test_an_option_of_the_callers_replaces_ours(client_of, address):
