@@ -27,7 +27,13 @@ _CODE_NAMES: Mapping[int, str] = {number: name for name, number in _CODES.items(
 _OF_GRPC = {code.value[0]: code for code in grpc.StatusCode}
 _BY_REASON: Mapping[str, type[ClassifierError]] = {
     kind.reason: kind
-    for kind in (errors.DeadlinePassed, errors.Unauthenticated, errors.NotPermitted, errors.NoAllowedRoute)
+    for kind in (
+        errors.DeadlinePassed,
+        errors.Unauthenticated,
+        errors.NotPermitted,
+        errors.NotConfigured,
+        errors.NoAllowedRoute,
+    )
 }
 _BY_CODE: Mapping[str, type[ClassifierError]] = {
     "DEADLINE_EXCEEDED": errors.DeadlinePassed,

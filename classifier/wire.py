@@ -90,7 +90,7 @@ def request_to_proto(request: Request) -> pb.ClassifyRequest:
                 messages=tuple(ChatMessage(m.role, encodable(m.content)) for m in request.messages),
                 tools=tuple(map(encodable, request.tools)),
                 attachments=request.attachments,
-                policy=encodable(request.policy),
+                policy=encodable(request.policy or ""),
                 floor=request.floor,
                 ceiling=request.ceiling,
                 record=request.record,
