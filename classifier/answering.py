@@ -11,6 +11,7 @@ Knows nothing of rows, files or chunks.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from classifier.errors import (
     DeadlinePassed,
-    NotReady,
     Overloaded,
     ServerUnreachable,
     SettingsError,
@@ -171,7 +171,7 @@ class ServerAnswers:
         from classifier.fallback import Breaker
 
         # The waiting is done here, so nothing is to be gained from not asking.
-        breaker = Breaker(failures=2**31)
+        breaker = Breaker(failures=math.inf)
         self._client = Client(maker.address, timeout_seconds=CALL_SECONDS, breaker=breaker, **maker.options)
 
     def answer(self, request: Request) -> Decision:
@@ -186,7 +186,7 @@ class ServerAnswers:
         return decision
 
 
-_PASSING = (Overloaded, ServerUnreachable, DeadlinePassed, NotReady, StoreUnavailable)
+_PASSING = (Overloaded, ServerUnreachable, DeadlinePassed, StoreUnavailable)
 
 
 def _patiently(ask: Callable[[], T]) -> T:

@@ -74,6 +74,10 @@ class _Base:
         self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker(), table)
         self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert or tls_key else None
         self._stub: Any = None
+        self._made()
+
+    def _made(self) -> None:
+        """What a client does as soon as it is made."""
 
     @property
     def routes(self) -> RoutingTable | None:
@@ -109,8 +113,7 @@ class Client(_Base):
         answer.tier, answer.classified
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _made(self) -> None:
         self._channel = channel(self._target, self._credentials, self._options)
         self._stub = pb_grpc.ClassifierServiceStub(self._channel)
 
@@ -131,7 +134,6 @@ class Client(_Base):
             seconds = logic.timeout_seconds if timeout_seconds is None else timeout_seconds
             logic.admit(seconds, plan)
             response = self._call("Classify", plan.message, seconds)
-            logic.breaker.succeeded()
             return logic.answered(plan, response)
         except Exception as error:
             return logic.failed(plan, error)
@@ -176,13 +178,11 @@ class Client(_Base):
             for response in call:
                 yield logic.result(stream.answered(), response.result)
             stream.check()
-            logic.breaker.succeeded()
         except NoAllowedRoute:
             raise
         except Exception as error:
-            known, code = logic.understood(error)
-            if logic.fallback_tier is None:
-                raise known from None
+            # An item's own error was counted with it, and says nothing of those that wait.
+            known, code = logic.lost(error, stream.waiting if isinstance(error, grpc.RpcError) else 0)
             for plan in stream.unanswered():
                 yield logic.fall_back(plan, known, code)
         finally:
@@ -235,17 +235,16 @@ class AsyncClient(_Base):
     first call of any such client can make none: fork before it, or start processes by spawn or forkserver.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._channel: grpc.aio.Channel | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+    _channel: grpc.aio.Channel | None = None
 
     def _call(self, method: str, message: Any, timeout_seconds: float) -> Any:
         """A call, begun on the loop that runs: gRPC ties a channel to the loop that it is made on."""
         here = usable_loop(self._loop)
+        if self._logic.closed:
+            raise ClientClosed
         if here is not self._loop:
             self._loop, self._stub = here, self._connect()
-            self._logic.closed = False
         return super()._call(method, message, timeout_seconds)
 
     def _connect(self) -> Any:
@@ -271,7 +270,6 @@ class AsyncClient(_Base):
             seconds = logic.timeout_seconds if timeout_seconds is None else timeout_seconds
             logic.admit(seconds, plan)
             response = await self._answer_of(self._call("Classify", plan.message, seconds))
-            logic.breaker.succeeded()
             return logic.answered(plan, response)
         except Exception as error:
             return logic.failed(plan, error)
@@ -305,13 +303,10 @@ class AsyncClient(_Base):
             while (response := await self._answer_of(call.read())) is not grpc.aio.EOF:
                 yield logic.result(stream.answered(), response.result)
             stream.check()
-            logic.breaker.succeeded()
         except NoAllowedRoute:
             raise
         except Exception as error:
-            known, code = logic.understood(error)
-            if logic.fallback_tier is None:
-                raise known from None
+            known, code = logic.lost(error, stream.waiting if isinstance(error, grpc.RpcError) else 0)
             async for plan in stream.unanswered():
                 yield logic.fall_back(plan, known, code)
         finally:

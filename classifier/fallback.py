@@ -69,7 +69,9 @@ class Breaker:
     success closes the breaker, its failure opens it again.
     """
 
-    def __init__(self, failures: int = 5, open_seconds: float = 1.0) -> None:
+    def __init__(self, failures: float = 5, open_seconds: float = 1.0) -> None:
+        if failures < 1:
+            raise ValueError(f"failures is {failures!r}; give 1 or more, or math.inf for no breaker")
         self._limit, self._open_seconds = failures, open_seconds
         self._failures = 0
         self._closed_until_probe = 0.0
@@ -195,6 +197,7 @@ class Logic:
         Raises:
             NoAllowedRoute: the client's table has no route that the request may take.
         """
+        self.breaker.succeeded()
         decision = wire.decision_from_proto(response)
         if self.routes is not None and plan.request is not None and (plan.restricted or not decision.route):
             try:
@@ -214,6 +217,7 @@ class Logic:
                 return self.answered(plan, result.response)
             except ClassifierError as error:
                 return self.fall_back(plan, error, error.status)
+        self.breaker.succeeded()
         if not result.error.code:
             unknown = ClassifierError("the server's answer holds what this package does not know; update it")
             return self.fall_back(plan, unknown, unknown.status)
@@ -265,6 +269,14 @@ class Logic:
         else:
             self.breaker.succeeded()
         return error_of(status), code
+
+    def lost(self, error: Exception, requests: int) -> tuple[ClassifierError, str]:
+        """As `understood`, of a call with so many requests that have no answer. Raised where there is no fallback."""
+        known, code = self.understood(error)
+        if self.fallback_tier is None:
+            self.count(code, requests)
+            raise known from None
+        return known, code
 
     def error_of_call(self, error: Exception) -> ClassifierError:
         """Our error for what a call raised; the breaker is not told. What is a fault of ours is raised as it is."""
@@ -326,17 +338,12 @@ class Batch:
         if len(results) != len(self.plans_sent):
             answered = f"the server answered {len(results)} of {len(self.plans_sent)} requests of a batch"
             return self.failed(ClassifierError(answered))
-        if self.plans_sent:
-            self._logic.breaker.succeeded()
         found, failed, result = iter(results), self._logic.failed, self._logic.result
         return [failed(plan, plan.problem) if plan.problem else result(plan, next(found)) for plan in self._plans]
 
     def failed(self, error: Exception) -> list[Answer]:
         """The fallback for all, or the error where there is none."""
-        known, code = self._logic.understood(error)
-        if self._logic.fallback_tier is None:
-            self._logic.count(code, len(self._plans))
-            raise known from None
+        known, code = self._logic.lost(error, len(self._plans))
         return [self._logic.fall_back(plan, known, code) for plan in self._plans]
 
 

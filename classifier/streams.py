@@ -34,6 +34,11 @@ class _Plans:
         self._ended = False
         self._sent = deque[Plan]()
 
+    @property
+    def waiting(self) -> int:
+        """How many plans wait for an answer."""
+        return len(self._sent)
+
     def answered(self) -> Plan:
         """The plan whose answer came. Raises ClassifierError where none waits for one."""
         if not self._sent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import inspect
 import json
 import socket
 import struct
@@ -306,6 +307,23 @@ def test_the_items_of_a_batch_that_failed_count(client_of, nowhere):
     client_of(nowhere).run(use)
 
 
+def test_the_items_of_a_stream_that_failed_count(client_of):
+    """What was sent and not answered is not covered, without a fallback tier, too."""
+
+    def read_and_fail(self, requests, context):
+        assert len(list(requests)) == 2
+        context.abort(grpc.StatusCode.UNAVAILABLE, "ending")
+
+    def use(client, call):
+        with pytest.raises(errors.ServerUnreachable):
+            call("classify_stream", ["a", "b"])
+        assert (client.coverage, client.counts) == (0, {"UNAVAILABLE": 2})
+
+    server, where = answering(ClassifyStream=read_and_fail)
+    client_of(where).run(use)
+    server.stop(None).wait()
+
+
 def test_a_batch_and_a_stream_to_nobody_fall_back_item_by_item(client_of, nowhere):
     """Nothing is lost: as many answers as there were conversations."""
 
@@ -339,7 +357,7 @@ def test_a_server_that_goes_while_the_source_of_a_stream_waits_costs_no_item(cli
         both.args = (server.enter_context(fake_server(tier_of=by_word)),)
         heard = threading.Event()
         breaker = Breaker()
-        breaker.failed = breaker.succeeded = lambda *_: heard.set()
+        breaker.failed = lambda *_: heard.set()
         both.kwargs["breaker"] = breaker
 
         def use(client, call):
@@ -367,9 +385,11 @@ def test_a_source_that_waits_for_an_answer_gets_the_fallback(client_of):
         found = call("classify_stream", source_of(both.kind, ["a", wait, "b"]), timeout_seconds=0.5)
         assert [a.tier for a in found] == [Tier.COMPLEX] * 2
 
-    with fake_server(engine=FakeEngine(delay_seconds=3)) as address:
+    gate = threading.Event()
+    with fake_server(engine=FakeEngine(on_score=lambda: gate.wait(60))) as address:
         both = client_of(address, fallback_tier=Tier.COMPLEX)
         both.run(use)
+        gate.set()
 
 
 def test_a_request_of_a_batch_without_an_allowed_route_counts_once(client_of, address):
@@ -562,7 +582,7 @@ def test_info_and_outcomes_raise_what_the_server_says(client_of, address, nowher
 
     def use(client, call):
         assert call("info", timeout_seconds=60).default_policy == "default"
-        with pytest.raises(errors.ClassifierError, match="--store off"):
+        with pytest.raises(errors.NotConfigured, match="--store off"):
             call("report_outcome", OUTCOME, timeout_seconds=60)
 
     client_of(address).run(use)
@@ -629,6 +649,30 @@ def test_a_batch_and_a_stream_close_the_breaker_where_the_server_answered(client
         assert heard == ["asked", "succeeded"]
 
     client_of(address, fallback_tier=Tier.SIMPLE, breaker=Heard()).run(use)
+
+
+def test_a_stream_closes_the_breaker_with_its_first_answer(client_of, address):
+    """A server that answers is asked by others, too, and not only when the stream is over."""
+    breaker = Breaker(failures=1, open_seconds=60)
+    breaker.failed(time.monotonic() - 60)
+    both = client_of(address, fallback_tier=Tier.SIMPLE, breaker=breaker)
+    allowed = []
+
+    def use(client, call):
+        def ask():
+            until(lambda: client.counts.get("classified"))
+            allowed.append(breaker.allow(time.monotonic()))
+
+        call("classify_stream", source_of(both.kind, ["x", ask]))
+        assert allowed == [True]
+
+    both.run(use)
+
+
+def test_a_breaker_that_is_never_closed_cannot_be_made():
+    """A server cannot fail less than once before it is not asked."""
+    with pytest.raises(ValueError, match="failures"):
+        Breaker(failures=0)
 
 
 def test_a_breaker_lets_one_try_after_its_time():
@@ -802,6 +846,7 @@ def test_every_call_of_the_contract_has_a_method():
     assert rpcs == set(methods)
     for kind in (Client, AsyncClient):
         assert all(callable(getattr(kind, name)) for name in methods.values())
+        assert "fallback_tier" in inspect.signature(kind).parameters  # what editors and type checkers look at
 
 
 @pytest.mark.parametrize("tier", ["complex", 7])
@@ -876,6 +921,19 @@ def test_closing_an_async_client_ends_what_is_in_flight_with_the_fallback():
 
     with held.server() as where:
         asyncio.run(use(where))
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_an_async_client_that_was_closed_stays_so(address, used):
+    """Also on another loop, and where it was closed before its first call."""
+    client = AsyncClient(address, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+
+    async def use():
+        assert not used or (await client.classify("x")).classified
+        await client.close()
+
+    asyncio.run(use())
+    assert asyncio.run(client.classify("x")).fallback == "CANCELLED"
 
 
 def test_a_task_that_is_cancelled_stays_so_where_its_client_is_closed():
