@@ -91,7 +91,8 @@ class _Base:
     @property
     def coverage(self) -> float:
         """Share of requests that got a real classification since the client was made; 1 before the first."""
-        return self._logic.coverage()
+        counts = self.counts
+        return counts.get("classified", 0) / sum(counts.values()) if counts else 1.0
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -172,6 +172,8 @@ class Logic:
             raise plan.problem
         if not timeout_seconds > 0:  # nothing is known of the server by that
             raise DeadlinePassed(f"no time is left to ask (timeout_seconds is {timeout_seconds:g}); allow more")
+        if self.closed:
+            raise ClientClosed
         if not self.breaker.allow(time.monotonic()):
             raise CircuitOpen("the server failed several times in a row and is not asked for a moment")
 
@@ -226,8 +228,7 @@ class Logic:
 
     def failed(self, plan: Plan, error: Exception) -> Answer:
         """The fallback after a call that failed, or the error where there is none."""
-        known, code = self.understood(error)
-        return self.fall_back(plan, known, code)
+        return self.fall_back(plan, *self.understood(error))
 
     def fall_back(self, plan: Plan, error: ClassifierError, code: str) -> Answer:
         """The caller's tier, or the nearest with an allowed route, with the reason.
@@ -292,12 +293,6 @@ class Logic:
         """So many more requests ended so."""
         with self.lock:
             self.counts[what] += requests
-
-    def coverage(self) -> float:
-        """Share of requests that got a real classification; 1 before the first."""
-        with self.lock:
-            total = sum(self.counts.values())
-            return self.counts["classified"] / total if total else 1.0
 
 
 class CircuitOpen(ServerUnreachable):

@@ -889,7 +889,7 @@ def test_closing_a_client_ends_what_is_in_flight_with_the_fallback():
     """Threads that wait for an answer have one, and so has who asks later."""
     held = Held()
     with held.server() as where, concurrent.futures.ThreadPoolExecutor() as threads:
-        client = Client(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+        client = Client(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60, breaker=Breaker(failures=1))
         asked = threads.submit(client.classify, "x")
         held.began()
         client.close()
@@ -904,7 +904,7 @@ def test_closing_an_async_client_ends_what_is_in_flight_with_the_fallback():
     held = Held()
 
     async def use(where):
-        client = AsyncClient(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60)
+        client = AsyncClient(where, fallback_tier=Tier.COMPLEX, timeout_seconds=60, breaker=Breaker(failures=1))
 
         async def streamed():
             return [answer async for answer in client.classify_stream(["x", "y"])]
