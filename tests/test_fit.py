@@ -17,10 +17,12 @@ import torch
 
 from classifier.engine import Engine
 from classifier.errors import InputError
+from classifier.inputs import render
 from tests.fit_support import MAX_TOKENS, OPTIONS, tiny_rows, without_dropout
 from training import fit as fitting
 from training.corpus import write_corpus
 from training.fit import fit, predict
+from training.forms import Forms
 from training.model import load_base, tokenizer_of
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -63,6 +65,18 @@ def test_more_layers_than_there_are_cannot_be_frozen():
     for wrong in (-1, layers + 1):
         with pytest.raises(InputError, match=f"frozen_layers is {wrong}, and the model has {layers}"):
             trained(replace(OPTIONS, frozen_layers=wrong))
+
+
+def test_each_kind_of_form_has_its_share_of_a_step():
+    """A row is learnt from as it is, with more around what is rated, and in the worst of its rewordings."""
+    _, fast = load_base("tiny", MAX_TOKENS)
+    tokenizer, rows = tokenizer_of(fast, MAX_TOKENS), tiny_rows(8)
+    plain = [tokenizer.ids(render(row.request))[:2] for row in rows]
+    options = replace(SEARCHING, each_kind=True, augment=0.0)
+    as_is, around, reworded = Forms(rows, plain, [range(8)], tokenizer, [], options, 0)[0]
+    assert as_is == [[ids] for ids in plain]
+    assert all(len(form) > len(own) for [(form, _)], (own, _) in zip(around, plain, strict=True))
+    assert {len(tried) for tried in reworded} == {3}
 
 
 @pytest.mark.parametrize(

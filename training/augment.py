@@ -114,11 +114,11 @@ def augment(request: Request, rng: random.Random, words: Sequence[str] = (), *, 
     """
     if rng.random() < _SURROUNDED:
         return [surround(request, rng) for _ in range(tries)]
-    return [_reworded(request, rng, words) for _ in range(tries)]
+    return [reword(request, rng, words) for _ in range(tries)]
 
 
-def _reworded(request: Request, rng: random.Random, words: Sequence[str]) -> Request:
-    """`request` with one change to its rated message, or without its system prompt."""
+def reword(request: Request, rng: random.Random, words: Sequence[str] = ()) -> Request:
+    """`request` with one change to its rated message, or without its system prompt; arguments as of `augment`."""
     i = rated_index(request)
     messages = list(request.messages)
     text = messages[i].content

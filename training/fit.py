@@ -150,19 +150,22 @@ def fit(
             unit="step",
             disable=None if accelerator.is_main_process else True,
         )
-        for batch, tried in bar:
+        for batch, takes in bar:
             draw = f"{options.seed}/{epoch}/{progress.step}"
             torch.manual_seed(random.Random(f"{draw}/{rank}").getrandbits(63))
             index, share = _my_rows(batch, weight, rank, world)
-            sequences = hardest(index, tried, draw) if options.worst_of > 1 else [only for (only,) in tried]
-            by_row = losses(wrapped, sequences, index)
-            loss = (by_row * share.to(by_row.device)).sum()
-            accelerator.backward(loss)
+            loss = torch.zeros((), device=accelerator.device)
+            for tried in takes:
+                sequences = hardest(index, tried, draw) if options.worst_of > 1 else [only for (only,) in tried]
+                by_row = losses(wrapped, sequences, index)
+                taken = (by_row * share.to(by_row.device)).sum() / len(takes)
+                accelerator.backward(taken)
+                loss += taken.detach()
             accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            value = float(accelerator.reduce(loss.detach(), reduction="mean"))
+            value = float(accelerator.reduce(loss, reduction="mean"))
             if not math.isfinite(value):
                 raise InputError(
                     f"{name}: training diverged, the loss of epoch {epoch + 1} is {value}; lower the learning rate"

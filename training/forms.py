@@ -18,12 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from classifier.inputs import render
 from classifier.tokenizer import Tokenizer
-from training.augment import augment
+from training.augment import augment, reword
 from training.corpus import Row
 from training.recipe import FitOptions
+from training.surroundings import surround
 
 Ids = tuple[list[int], int]
 """Token ids of one form, and how many of them are not context."""
+Tried = list[list[Ids]]
+"""Of each row of a step one form, or several of which the worst is learnt from."""
 SHORT_TOKENS = 96
 """Up to this length a row is worth several forms: what stands beside a longer text moves its tier less."""
 _MOST_WORKERS = 4
@@ -32,8 +35,8 @@ trainings shared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forms(Dataset[list[list[Ids]]]):
-    """What is tried in each step of an epoch, by step.
+class Forms(Dataset[list[Tried]]):
+    """What is tried in each step of an epoch, by step: once, or once of each kind.
 
     Attributes:
         rows: all rows.
@@ -56,20 +59,27 @@ class Forms(Dataset[list[list[Ids]]]):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, step: int) -> list[list[Ids]]:
-        """Of each row of the step one form or several."""
-        return [self._of(place) for place in self.steps[step]]
+    def __getitem__(self, step: int) -> list[Tried]:
+        """What the step learns from: all of its rows, once or three times."""
+        kinds = ("plain", "around", "reworded") if self.options.each_kind else ("drawn",)
+        return [[self._of(place, kind) for place in self.steps[step]] for kind in kinds]
 
-    def _of(self, place: int) -> list[Ids]:
+    def _of(self, place: int, kind: str) -> list[Ids]:
         rng = random.Random(f"{self.options.seed}/{self.epoch}/row {place}")
-        if rng.random() >= self.options.augment:
+        if kind == "plain" or (kind == "drawn" and rng.random() >= self.options.augment):
             return [self.plain[place]]
-        tries = self.options.worst_of if len(self.plain[place][0]) <= SHORT_TOKENS else 1
-        changed = augment(self.rows[place].request, rng, self.words, tries=tries)
-        return [self.tokenizer.ids(render(request))[:2] for request in changed]
+        request, short = self.rows[place].request, len(self.plain[place][0]) <= SHORT_TOKENS
+        tries = self.options.worst_of if short else 1
+        if kind == "drawn":
+            changed = augment(request, rng, self.words, tries=tries)
+        elif kind == "around":
+            changed = [surround(request, rng)]
+        else:
+            changed = [reword(request, rng, self.words) for _ in range(tries)]
+        return [self.tokenizer.ids(render(form))[:2] for form in changed]
 
 
-def made(forms: Forms, workers: int) -> Iterable[list[list[Ids]]]:
+def made(forms: Forms, workers: int) -> Iterable[list[Tried]]:
     """The forms, step by step, made by so many other processes; by this one where there are none."""
     # Not forked from a process with threads (torch's, gRPC's), where a child may hang or crash.
     context = _others() if workers else None
@@ -93,5 +103,5 @@ def workers_beside(device: torch.device) -> int:
     return min(_MOST_WORKERS, max(0, len(os.sched_getaffinity(0)) // trainers - 1))
 
 
-def _as_it_is(step: list[list[Ids]]) -> list[list[Ids]]:
+def _as_it_is(step: list[Tried]) -> list[Tried]:
     return step

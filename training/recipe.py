@@ -37,6 +37,8 @@ class FitOptions:
         augment: share of rows changed in a label-preserving way, each epoch anew.
         worst_of: changed forms that are tried of a short row, 1 or more; the one with the highest loss is learnt from
             (`training.worst_form`).
+        each_kind: a step learns from every row three times, as it is, with more around it, and reworded; else once,
+            from it as it is or changed in one of these ways, as `augment` draws.
         source_power: a source of n rows weighs n^-power a row, within 0.3 to 3 of the mean; 0 leaves all alike.
         frozen_layers: the embeddings and so many of the lowest layers stay as they are; 0 trains all of them.
         eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
@@ -58,6 +60,7 @@ class FitOptions:
     rps_weight: float = 0.5
     augment: float = 0.3
     worst_of: int = 1
+    each_kind: bool = False
     source_power: float = 0.3
     frozen_layers: int = 0
     eta: float = 0.1
