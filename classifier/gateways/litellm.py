@@ -138,7 +138,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             Refused: a restricted request has no route on premises.
         """
         self.outbox.attend()  # it learns on which loop to send what other threads report
-        labels, off = asked(getattr(user_api_key_dict, "metadata", None) or {}, data)
+        labels, off = asked(user_api_key_dict, data)
         restricted, model = is_restricted(labels), str(data.get("model") or "")
         wanted = call_type in CALLS and (self._models is None or model in self._models)
         if restricted:

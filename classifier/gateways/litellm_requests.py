@@ -121,14 +121,15 @@ def marks(data: Mapping[str, Any]) -> list[str]:
     return [str(place[_MARK]) for place in places if isinstance(place, Mapping) and _MARK in place]
 
 
-def asked(key: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
-    """(labels, whether the request opts out), by its key's metadata, its own and its headers."""
+def asked(key: Any, data: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
+    """(labels, whether the request opts out), by its key's metadata, its team's, its own and its headers."""
+    admins = [getattr(key, name, None) or {} for name in ("team_metadata", "metadata")]
     own = [data[name] for name in ("metadata", "litellm_metadata") if isinstance(data.get(name), Mapping)]
     headers = _headers(data, "proxy_server_request", "headers")
     # Of a header that came several times LiteLLM keeps the last value there, and the first here.
     sent = [_headers(data, "secret_fields", "raw_headers").get(DATA_HEADER), headers.get(DATA_HEADER)]
-    labels = labels_of(*(source.get("classifier_labels") for source in (*own, key)), sent=sent)
-    switches = [headers.get(SWITCH_HEADER), *(source.get("classifier") for source in (*own, key))]
+    labels = labels_of(*(source.get("classifier_labels") for source in (*own, *admins)), sent=sent)
+    switches = [headers.get(SWITCH_HEADER), *(source.get("classifier") for source in (*own, *admins))]
     return labels, any(map(is_off, switches))
 
 

@@ -16,10 +16,11 @@ MODELS = {"small": "simple", "medium": "standard", "large": "complex", "huge": "
 KEYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "other": {},
-    "opted-out": {"classifier": "off"},
-    "restricted": {"classifier_labels": {"data": "restricted"}},
+    "opted-out": {"metadata": {"classifier": "off"}},
+    "restricted": {"metadata": {"classifier_labels": {"data": "restricted"}}},
+    "restricted-team": {"team_metadata": {"classifier_labels": {"data": "restricted"}}},
 }
-"""The metadata of each key."""
+"""What the proxy knows of each key."""
 
 HOOK = """
 import collections, json, pathlib
@@ -54,7 +55,7 @@ KEYS = {keys}
 async def by_key(request, api_key):
     if api_key not in KEYS:
         raise ValueError("unknown key")
-    return UserAPIKeyAuth(api_key=api_key, metadata=KEYS[api_key])
+    return UserAPIKeyAuth(api_key=api_key, **KEYS[api_key])
 """
 GUARDRAILS = """
 from fastapi import HTTPException
@@ -103,7 +104,7 @@ class Proxy:
         ]
         (folder / "routing.toml").write_text("\n".join(table))
         (folder / "classifier_hook.py").write_text(HOOK.format(address=self.classifier.address, folder=folder))
-        keys = {self._keys[name]: metadata for name, metadata in KEYS.items()}
+        keys = {self._keys[name]: known for name, known in KEYS.items()}
         (folder / "classifier_auth.py").write_text(AUTH.format(keys=keys))
         (folder / "classifier_guardrails.py").write_text(GUARDRAILS)
         environment = LITELLM_ENVIRONMENT | {"LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}"}

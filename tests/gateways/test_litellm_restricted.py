@@ -27,7 +27,7 @@ HOME_IS_COMPLEX = RoutingTable(
     {tier: (Route(tier, tier.label, 1.0, on_premises=tier is Tier.COMPLEX),) for tier in TIERS}
 )
 RESTRICTED = {"classifier_labels": {"data": "restricted"}}
-WAYS = ["key", "metadata", "litellm_metadata", "header"]
+WAYS = ["key", "team", "metadata", "litellm_metadata", "header"]
 
 
 def hook_of(table: RoutingTable, came: Any, **more: Any) -> ClassifierHook:
@@ -46,10 +46,10 @@ def hook_of(table: RoutingTable, came: Any, **more: Any) -> ClassifierHook:
 
 
 def said(data: dict[str, Any], way: str, word: str) -> dict[str, Any]:
-    """Says `data=WORD` in the request, or in the key's metadata, which is returned."""
+    """Says `data=WORD` in the request, or in the metadata of the key or its team, which is returned."""
     labels = {"classifier_labels": {"data": word}}
-    if way == "key":
-        return labels
+    if way in {"key", "team"}:
+        return {"metadata" if way == "key" else "team_metadata": labels}
     if way == "header":
         data["proxy_server_request"] = {"headers": {"X-Classifier-Data": word}}
     else:
@@ -78,10 +78,9 @@ def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
 ) -> None:  # fmt: skip
     """Any table, decision, failure, fallback, model, call, loop and way to say it, also beside a word against it."""
     data: dict[str, Any] = {"model": named, "messages": [{"role": "user", "content": body}], "fallbacks": ["elsewhere"]}
-    key = said(data, other, "public")
-    key |= said(data, way, "restricted")
+    key = {"metadata": {}} | said(data, other, "public") | said(data, way, "restricted")
     if off:
-        key["classifier"] = "off"
+        key["metadata"]["classifier"] = "off"
     if before is not None:
         data["messages"].append({"role": "tool", "content": "ok", "call_id": "1"})
         if alone:
@@ -92,7 +91,7 @@ def test_a_restricted_request_gets_a_model_on_premises_or_is_refused(
         if before is not None:
             hook._loops.put(data["messages"], "t", before)
         try:
-            return await hook.async_pre_call_hook(SimpleNamespace(metadata=key, token="t"), None, data, call)
+            return await hook.async_pre_call_hook(SimpleNamespace(token="t", **key), None, data, call)
         finally:
             await hook.client.close()
 

@@ -93,6 +93,7 @@ def test_a_key_and_a_request_may_opt_out(proxy: Proxy, asked: dict[str, Any]) ->
         {"headers": RESTRICTED},
         {"metadata": {"classifier_labels": {"data": "restricted"}}},
         {"key": "restricted"},
+        {"key": "restricted-team"},
         {"key": "restricted", "metadata": {"classifier": "off", "classifier_labels": {"data": "public"}}},
         {"key": "restricted", "headers": {"x-classifier": "off", "x-classifier-data": "public"}},
         {"headers": RESTRICTED, "model": "huge"},
@@ -101,7 +102,7 @@ def test_a_key_and_a_request_may_opt_out(proxy: Proxy, asked: dict[str, Any]) ->
         {"headers": RESTRICTED, "stream": True},
         {"headers": RESTRICTED, "custom_llm_provider": "cohere"},
     ],
-    ids=["header", "metadata", "key", "key-holds", "key-holds-header", "named", "home", "plugin", "stream", "provider"],
+    ids=["header", "metadata", "key", "team", "holds", "holds-header", "named", "home", "plugin", "stream", "provider"],
 )
 def test_a_restricted_request_stays_on_premises(proxy: Proxy, asked: dict[str, Any]) -> None:
     """However it is said and whatever model is named, the one on premises answers; none can take it back or opt out."""
