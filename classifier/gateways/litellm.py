@@ -24,14 +24,14 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from classifier.client import AsyncClient
+from classifier.client import CLASSIFY_SECONDS, AsyncClient
 from classifier.columns import count_chars
 from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
 from classifier.gateways.asking import Asker
 from classifier.gateways.chat import Loops, Remembered, cause_of_exception, has_words, headers_of, tier_of_model
 from classifier.gateways.judging import Validator, escalate, judged
-from classifier.gateways.litellm_plugin import HOOK_SECONDS, ComplexityClassifier
+from classifier.gateways.litellm_plugin import ComplexityClassifier
 from classifier.gateways.litellm_requests import (
     BY_MODEL,
     Routed,
@@ -93,7 +93,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         policy: str = "",
         floor: Tier | None = None,
         fallback_tier: Tier = Tier.COMPLEX,
-        timeout_seconds: float = HOOK_SECONDS,
+        timeout_seconds: float = CLASSIFY_SECONDS,
         sticky: bool = False,
         validators: Sequence[Validator] = (),
         judge: Source = Source.AUTOMATIC,

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from classifier.client import AsyncClient
+from classifier.client import CLASSIFY_SECONDS, AsyncClient
 from classifier.conversations import request_of_body
 from classifier.errors import ClassifierError
 from classifier.types import Tier
 
-HOOK_SECONDS = 0.025
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +36,7 @@ class ComplexityClassifier:
         target: str = "127.0.0.1:50051",
         *,
         names: Mapping[Tier, str] = NAMES,
-        timeout_seconds: float = HOOK_SECONDS,
+        timeout_seconds: float = CLASSIFY_SECONDS,
         **options: Any,
     ) -> None:
         self._names = names

@@ -60,7 +60,7 @@ class Page:
     def run(self, ports: Sequence[int], more: str = "", **environment: str) -> str:
         """Starts the page's processes, waits for their ports, and returns what its commands print.
 
-        A classification has 25 ms, which a busy machine may not have: the commands are run until one was in time.
+        A classification has a deadline, which a busy machine may miss: the commands are run until one was in time.
         """
         starts = self._of("starts")
         waits = WAIT.format(ports=" ".join(map(str, ports)), processes=starts.count("&\n"))
