@@ -167,8 +167,8 @@ class ServerAnswers:
     """A server's answers, asked for one by one."""
 
     def __init__(self, maker: ServerMaker) -> None:
+        from classifier.breaker import Breaker
         from classifier.client import Client
-        from classifier.fallback import Breaker
 
         # The waiting is done here, so nothing is to be gained from not asking.
         breaker = Breaker(failures=math.inf)

@@ -16,9 +16,10 @@ from typing import Any, Self
 import grpc
 
 from classifier import wire
+from classifier.breaker import Breaker
 from classifier.channels import SERVICE_CONFIG, aio_channel, channel, credentials, usable_loop
 from classifier.errors import NoAllowedRoute
-from classifier.fallback import LONGEST_SECONDS, Answer, Batch, Breaker, ClientClosed, Conversation, Logic
+from classifier.fallback import LONGEST_SECONDS, Answer, Batch, ClientClosed, Conversation, Logic
 from classifier.routing import RoutingTable, read_table
 from classifier.streams import AsyncStream, Stream
 from classifier.types import Outcome, OutcomeState, Tier
@@ -183,7 +184,8 @@ class Client(_Base):
             raise
         except Exception as error:
             # An item's own error was counted with it, and says nothing of those that wait.
-            known, code = logic.lost(error, stream.waiting if isinstance(error, grpc.RpcError) else 0)
+            lost = stream.waiting if isinstance(error, grpc.RpcError) else 0
+            known, code = logic.lost(error, lost, stream.began)
             for plan in stream.unanswered():
                 yield logic.fall_back(plan, known, code)
         finally:
@@ -307,7 +309,8 @@ class AsyncClient(_Base):
         except NoAllowedRoute:
             raise
         except Exception as error:
-            known, code = logic.lost(error, stream.waiting if isinstance(error, grpc.RpcError) else 0)
+            lost = stream.waiting if isinstance(error, grpc.RpcError) else 0
+            known, code = logic.lost(error, lost, stream.began)
             async for plan in stream.unanswered():
                 yield logic.fall_back(plan, known, code)
         finally:

@@ -1,7 +1,6 @@
 """What a client decides: what to send, when not to ask at all, and what to answer when nothing comes back.
 
-The sync and the async client share all of this; they add only the waiting. Knows nothing of channels; the clock of the
-breaker is an argument.
+The sync and the async client share all of this; they add only the waiting. Knows nothing of channels.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from google.rpc import status_pb2
 
 from classifier import wire
+from classifier.breaker import Breaker
 from classifier.errors import (
     ClassifierError,
     DeadlinePassed,
@@ -62,43 +62,6 @@ class Answer:
         return self.decision is not None
 
 
-class Breaker:
-    """Stops asking a server that does not answer. Pure but for a lock; the clock is an argument.
-
-    After `failures` failures in a row it is open: nothing is asked for `open_seconds`. Then one request may try; its
-    success closes the breaker, its failure opens it again.
-    """
-
-    def __init__(self, failures: float = 5, open_seconds: float = 1.0) -> None:
-        if failures < 1:
-            raise ValueError(f"failures is {failures!r}; give 1 or more, or math.inf for no breaker")
-        self._limit, self._open_seconds = failures, open_seconds
-        self._failures = 0
-        self._closed_until_probe = 0.0
-        self._lock = threading.Lock()
-
-    def allow(self, now: float) -> bool:
-        """Whether a request may be sent; where it is the one that tries, others are held back until it is due again."""
-        with self._lock:
-            if self._failures < self._limit:
-                return True
-            if now < self._closed_until_probe:
-                return False
-            self._closed_until_probe = now + self._open_seconds
-            return True
-
-    def succeeded(self) -> None:
-        """The server answered."""
-        self._failures = 0
-
-    def failed(self, now: float) -> None:
-        """The server did not answer, or not with sense."""
-        with self._lock:
-            self._failures += 1
-            if self._failures >= self._limit:
-                self._closed_until_probe = now + self._open_seconds
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One request on its way: what is sent, and what is answered if nothing comes back.
@@ -109,6 +72,7 @@ class Plan:
         request: the request; None where it is not valid.
         restricted: whether it may only go to routes on premises, which also a request that is not valid may say.
         problem: why it is not valid.
+        began: when it was planned, seconds of `time.monotonic`.
     """
 
     message: pb.ClassifyRequest | None
@@ -116,6 +80,7 @@ class Plan:
     request: Request | None = None
     restricted: bool = False
     problem: ClassifierError | None = None
+    began: float = field(default_factory=time.monotonic)
 
 
 class Logic:
@@ -199,7 +164,7 @@ class Logic:
         Raises:
             NoAllowedRoute: the client's table has no route that the request may take.
         """
-        self.breaker.succeeded()
+        self.breaker.succeeded(time.monotonic())
         decision = wire.decision_from_proto(response)
         if self.routes is not None and plan.request is not None and (plan.restricted or not decision.route):
             try:
@@ -219,7 +184,7 @@ class Logic:
                 return self.answered(plan, result.response)
             except ClassifierError as error:
                 return self.fall_back(plan, error, error.status)
-        self.breaker.succeeded()
+        self.breaker.succeeded(time.monotonic())
         if not result.error.code:
             unknown = ClassifierError("the server's answer holds what this package does not know; update it")
             return self.fall_back(plan, unknown, unknown.status)
@@ -228,7 +193,7 @@ class Logic:
 
     def failed(self, plan: Plan, error: Exception) -> Answer:
         """The fallback after a call that failed, or the error where there is none."""
-        return self.fall_back(plan, *self.understood(error))
+        return self.fall_back(plan, *self.understood(error, plan.began))
 
     def fall_back(self, plan: Plan, error: ClassifierError, code: str) -> Answer:
         """The caller's tier, or the nearest with an allowed route, with the reason.
@@ -258,22 +223,22 @@ class Logic:
             return Answer(plan.fallback_tier, None, code)
         return Answer(found.tier, None, code, found.model)
 
-    def understood(self, error: Exception) -> tuple[ClassifierError, str]:
-        """Our error, and its code's name; tells the breaker."""
+    def understood(self, error: Exception, began: float) -> tuple[ClassifierError, str]:
+        """Our error of a call that began then, and its code's name; tells the breaker."""
         if not isinstance(error, grpc.RpcError):
             known = self.error_of_call(error)
             return known, CIRCUIT_OPEN if isinstance(known, CircuitOpen) else known.status
         status = status_of_call(error)
         code = code_name(status.code)
         if code in _BREAKING:
-            self.breaker.failed(time.monotonic())
+            self.breaker.failed(time.monotonic(), began)
         else:
-            self.breaker.succeeded()
+            self.breaker.succeeded(time.monotonic())
         return error_of(status), code
 
-    def lost(self, error: Exception, requests: int) -> tuple[ClassifierError, str]:
+    def lost(self, error: Exception, requests: int, began: float) -> tuple[ClassifierError, str]:
         """As `understood`, of a call with so many requests that have no answer. Raised where there is no fallback."""
-        known, code = self.understood(error)
+        known, code = self.understood(error, began)
         if self.fallback_tier is None:
             self.count(code, requests)
             raise known from None
@@ -315,7 +280,7 @@ class Batch:
     """The plans of a batch; those that are not valid are not sent."""
 
     def __init__(self, logic: Logic, conversations: Iterable[Conversation]) -> None:
-        self._logic = logic
+        self._logic, self._began = logic, time.monotonic()
         self._plans = [logic.plan(conversation, {}) for conversation in conversations]
         self.plans_sent = [plan for plan in self._plans if plan.message is not None]
 
@@ -338,7 +303,7 @@ class Batch:
 
     def failed(self, error: Exception) -> list[Answer]:
         """The fallback for all, or the error where there is none."""
-        known, code = self._logic.lost(error, len(self._plans))
+        known, code = self._logic.lost(error, len(self._plans), self._began)
         return [self._logic.fall_back(plan, known, code) for plan in self._plans]
 
 

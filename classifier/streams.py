@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
@@ -26,11 +27,13 @@ class _Plans:
     Attributes:
         over: nothing more is to be sent.
         broken: what the source raised; None where it did not.
+        began: when, seconds of `time.monotonic`.
     """
 
     def __init__(self) -> None:
         self.over = False
         self.broken: BaseException | None = None
+        self.began = time.monotonic()
         self._ended = False
         self._sent = deque[Plan]()
 

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import inspect
 import json
+import math
 import socket
 import struct
 import subprocess
@@ -618,7 +619,7 @@ def test_outcomes_and_info_do_not_move_the_breaker(client_of, nowhere, address):
     breaker = Breaker(failures=1, open_seconds=60)
 
     def use(client, call):
-        breaker.failed(time.monotonic())
+        breaker.failed(time.monotonic(), math.inf)
         call("info", timeout_seconds=60)
         with pytest.raises(errors.ClassifierError, match="--store off"):
             call("report_outcome", OUTCOME, timeout_seconds=60)
@@ -637,7 +638,7 @@ def test_a_batch_and_a_stream_close_the_breaker_where_the_server_answered(client
             heard.append("asked")
             return super().allow(now)
 
-        def succeeded(self):
+        def succeeded(self, now):
             heard.append("succeeded")
 
     def use(client, call):
@@ -654,7 +655,7 @@ def test_a_batch_and_a_stream_close_the_breaker_where_the_server_answered(client
 def test_a_stream_closes_the_breaker_with_its_first_answer(client_of, address):
     """A server that answers is asked by others, too, and not only when the stream is over."""
     breaker = Breaker(failures=1, open_seconds=60)
-    breaker.failed(time.monotonic() - 60)
+    breaker.failed(time.monotonic() - 60, math.inf)
     both = client_of(address, fallback_tier=Tier.SIMPLE, breaker=breaker)
     allowed = []
 
@@ -678,16 +679,26 @@ def test_a_breaker_that_is_never_closed_cannot_be_made():
 def test_a_breaker_lets_one_try_after_its_time():
     """An open breaker lets a single request try; success closes it, failure opens it again."""
     breaker = Breaker(failures=2, open_seconds=1.0)
-    breaker.failed(now=0.0)
+    breaker.failed(now=0.0, began=0.0)
     assert breaker.allow(now=0.0)
-    breaker.failed(now=0.0)
+    breaker.failed(now=0.0, began=0.0)
     assert not breaker.allow(now=0.5)
     assert [breaker.allow(now=1.0), breaker.allow(now=1.0)] == [True, False]
-    breaker.failed(now=1.1)
+    breaker.failed(now=1.1, began=1.0)
     assert not breaker.allow(now=1.9)
     assert breaker.allow(now=2.1)
-    breaker.succeeded()
+    breaker.succeeded(now=2.1)
     assert [breaker.allow(now=2.1), breaker.allow(now=2.1)] == [True, True]
+
+
+def test_the_stragglers_of_a_burst_do_not_open_the_breaker():
+    """Where the server answered a call that was sent after another, the failure of that other says nothing of it."""
+    breaker = Breaker(failures=1, open_seconds=1.0)
+    breaker.succeeded(now=2.0)
+    breaker.failed(now=3.0, began=1.0)
+    assert breaker.allow(now=3.0)
+    breaker.failed(now=3.0, began=2.5)
+    assert not breaker.allow(now=3.5)
 
 
 @pytest.mark.failure("overloaded", "Python client")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from classifier import Client, Request, Tier, errors, wire
+from classifier.client import Breaker
 from classifier.errors import NoAllowedRoute, SettingsError
-from classifier.fallback import Breaker, Logic
+from classifier.fallback import Logic
 from classifier.policy import Policy
 from classifier.reload import routes_of
 from classifier.routing import RoutingTable
