@@ -105,7 +105,7 @@ def http(log_format: str, **flags: str | bool | float | None) -> None:
     help="The tier where nothing comes back in time.",
 )
 @click.option(
-    "--timeout-seconds", default=0.025, show_default=True, metavar="FLOAT", help="Deadline of one classification."
+    "--timeout-seconds", default=0.25, show_default=True, metavar="FLOAT", help="Deadline of one classification."
 )
 @click.option(
     "--model-header", default="x-ai-eg-model", show_default=True, metavar="NAME", help="Header for the route's model."

@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 
 from classifier.addresses import is_local
-from classifier.client import AsyncClient
+from classifier.client import CLASSIFY_SECONDS, AsyncClient
 from classifier.errors import InvalidRequest, MissingExtra, NoAllowedRoute, SettingsError
 from classifier.fallback import Answer
 from classifier.gateways.asking import Asker
@@ -78,7 +78,7 @@ class ExtProcSettings(GatewaySettings):
     """
 
     listen: str = "127.0.0.1:50061"
-    timeout_seconds: float = 0.025
+    timeout_seconds: float = CLASSIFY_SECONDS
     server_token_file: str = ""
     routes: str = ""
     fallback_tier: Tier = Tier.COMPLEX
