@@ -52,8 +52,9 @@ def test_every_event_has_the_mark_of_its_request(data):
     ids=["nothing", "key", "metadata", "header", "labels", "restricted", "first of two", "last of two", "odd"],
 )  # fmt: skip
 def test_key_metadata_and_headers_are_read(key, data, labels, off):
-    """A key, the request's metadata and its headers opt out and label; the key's word holds."""
-    assert asked(key, data) == (labels, off)
+    """A key, its team, the request's metadata and its headers opt out and label; the key's word holds."""
+    of_key, of_team = (SimpleNamespace(metadata=key, team_metadata=team) for key, team in ((key, None), (None, key)))
+    assert asked(of_key, data) == asked(of_team, data) == (labels, off)
 
 
 def test_a_confined_request_has_no_way_out():
