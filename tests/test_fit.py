@@ -75,8 +75,18 @@ def test_each_kind_of_form_has_its_share_of_a_step():
     options = replace(SEARCHING, each_kind=True, augment=0.0)
     as_is, around, reworded = Forms(rows, plain, [range(8)], tokenizer, [], options, 0)[0]
     assert as_is == [[ids] for ids in plain]
-    assert all(len(form) > len(own) for [(form, _)], (own, _) in zip(around, plain, strict=True))
+    assert all(form != own for [form], own in zip(around, plain, strict=True))
     assert {len(tried) for tried in reworded} == {3}
+
+
+def test_the_result_may_keep_a_share_of_the_weights_that_training_began_with():
+    """Each weight is as far from where it began as the coefficient says; one that mixes nothing in is refused."""
+    whole, some = trained(OPTIONS), trained(replace(OPTIONS, mixing_coefficient=0.75))
+    torch.manual_seed(0)
+    start = load_base("tiny", MAX_TOKENS)[0].state_dict()
+    assert all(torch.allclose(some[n], start[n] + 0.75 * (whole[n] - start[n]), atol=1e-6) for n in start)
+    with pytest.raises(InputError, match="mixing_coefficient is 0"):
+        replace(OPTIONS, mixing_coefficient=0.0)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,8 @@ def fit(
     steps = math.ceil(len(rows) / step_rows) * options.epochs
     schedule = get_linear_schedule_with_warmup(optimizer, int(options.warmup * steps), steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    mixed = [value for value in model.parameters() if value.requires_grad and options.mixing_coefficient < 1]
+    begun = [value.detach().clone() for value in mixed]
     kept = None if state is None else state / "state.pt"
     progress = _Progress()
     if kept is not None and kept.is_file():
@@ -182,6 +184,9 @@ def fit(
         if kept is not None and accelerator.is_main_process:
             _save_state(kept, model, optimizer, schedule, progress, world)
             written = time.monotonic()
+    with torch.no_grad():
+        for start_value, value in zip(begun, mixed, strict=True):
+            value.copy_(torch.lerp(start_value, value, options.mixing_coefficient))
     model.eval()
     return progress.history
 

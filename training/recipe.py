@@ -41,6 +41,8 @@ class FitOptions:
             from it as it is or changed in one of these ways, as `augment` draws.
         source_power: a source of n rows weighs n^-power a row, within 0.3 to 3 of the mean; 0 leaves all alike.
         frozen_layers: the embeddings and so many of the lowest layers stay as they are; 0 trains all of them.
+        mixing_coefficient: share of the weights that training ends with in the result, in (0, 1]; the rest are those
+            that it began with, which keep what it forgets (WiSE-FT, arXiv:2109.01903, section 3).
         eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
         distill_weight: share of the loss that follows the teacher, in [0, 1].
         temperature: of distillation.
@@ -48,7 +50,7 @@ class FitOptions:
         seed: of everything random.
 
     Raises:
-        InputError: `outcome_weight` is not above 0, or `worst_of` is below 1.
+        InputError: `outcome_weight` is not above 0, `worst_of` is below 1, or `mixing_coefficient` not in (0, 1].
     """
 
     epochs: int = 3
@@ -63,6 +65,7 @@ class FitOptions:
     each_kind: bool = False
     source_power: float = 0.3
     frozen_layers: int = 0
+    mixing_coefficient: float = 1.0
     eta: float = 0.1
     distill_weight: float = 0.0
     temperature: float = 1.0
@@ -77,6 +80,11 @@ class FitOptions:
             )
         if self.worst_of < 1:
             raise InputError(f"recipe: worst_of is {self.worst_of}, expected 1 (no search) or more")
+        if not 0 < self.mixing_coefficient <= 1:
+            raise InputError(
+                f"recipe: mixing_coefficient is {self.mixing_coefficient:g}, expected a number above 0, and at most 1 "
+                "(all of what was trained)"
+            )
 
 
 def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
