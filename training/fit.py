@@ -38,6 +38,7 @@ from training import processes
 from training.corpus import Row
 from training.evidence import Evidence, losses_of, row_weights
 from training.forms import Forms, Ids, made, workers_beside
+from training.heap import kept_heap
 from training.model import input_names
 from training.recipe import FitOptions
 from training.worst_form import flipped, forms_at_once, worst_forms
@@ -67,6 +68,7 @@ class _Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@kept_heap()
 def fit(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -191,6 +193,7 @@ def fit(
     return progress.history
 
 
+@kept_heap()
 def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *, name: str) -> NDArray[np.float32]:
     """Logits of every row: (rows, 4) float32, in the rows' order. Each process asks its share and gets all of them."""
     accelerator = processes.accelerator()
