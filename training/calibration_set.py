@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from classifier.bundle import Bundle
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.types import TIERS
 from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row
+from training.progress import progress_bar
 from training.step_losses import soft
 
 FACETS = ("source", "kind", "language", "script")
@@ -197,7 +197,7 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
         )
     prepared = [engine.prepare(row.request) for row in rows]
     logits = np.array(
-        [engine.score(p).logits for p in tqdm(prepared, desc="scoring", unit="row", disable=None)], dtype=np.float32
+        [engine.score(p).logits for p in progress_bar(prepared, desc="scoring", unit="row")], dtype=np.float32
     ).reshape(-1, len(TIERS))
     labels = np.array([_closed_label(row, label) for row in rows], dtype=np.float64).reshape(-1, len(TIERS))
     closed = ~np.isnan(labels).any(axis=1)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from classifier import metrics
 from classifier.engine import Engine
@@ -23,6 +22,7 @@ from classifier.inputs import render
 from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wilson
 from classifier.types import TIERS, Request
 from training.corpus import UNLABELLED, Row, tiers
+from training.progress import progress_bar
 
 MIN_SLICE = 20
 """Slices with fewer rows say nothing and are left out."""
@@ -53,7 +53,7 @@ class Predictions:
 def score(engine: Engine, rows: Sequence[Row], *, name: str = "score") -> Predictions:
     """Every row through `engine`, one run each."""
     logits, probabilities = [], []
-    for row in tqdm(rows, desc=name, unit="row", disable=None):
+    for row in progress_bar(rows, desc=name, unit="row"):
         scores = engine.score(engine.prepare(row.request))
         logits.append(scores.logits)
         probabilities.append(scores.probabilities)
@@ -62,7 +62,7 @@ def score(engine: Engine, rows: Sequence[Row], *, name: str = "score") -> Predic
 
 def score_requests(engine: Engine, requests: Sequence[Request], *, name: str = "score") -> NDArray[np.float32]:
     """Calibrated probabilities, one run each: (n, 4) float32."""
-    found = [engine.score(engine.prepare(request)).probabilities for request in tqdm(requests, desc=name, disable=None)]
+    found = [engine.score(engine.prepare(request)).probabilities for request in progress_bar(requests, desc=name)]
     return np.array(found, dtype=np.float32).reshape(-1, len(TIERS))
 
 

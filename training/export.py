@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from classifier.bundle import Bundle, read_bundle, sha256, write_bundle
@@ -38,6 +37,7 @@ from training.corpus import Row
 from training.graph import fuse, marking
 from training.int8 import quantise, round_weights
 from training.model import input_names, tokenizer_of
+from training.progress import progress_bar
 from training.steering_head import SteeringHead
 from training.vocabulary import save_tokenizer
 
@@ -253,7 +253,7 @@ def _parity(model: PreTrainedModel, tokenizer: Tokenizer, out: Path, rows: Seque
     names = input_names(model)
     full, small = Session(out / "model_fp32.onnx", threads=2), Session(out / "model.onnx", threads=2)
     logits32, logits8, worst = [], [], 0.0
-    for i, row in enumerate(tqdm(rows, desc="parity", unit="row", disable=None)):
+    for i, row in enumerate(progress_bar(rows, desc="parity", unit="row")):
         model_input = render(row.request)
         encoded = tokenizer.encode(model_input)
         logits32.append(rate(model_input, encoded, tokenizer, full))

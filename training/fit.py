@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from classifier.durable import whole_file
@@ -40,6 +39,7 @@ from training.evidence import Evidence, losses_of, row_weights
 from training.forms import Forms, Ids, made, workers_beside
 from training.heap import kept_heap
 from training.model import input_names
+from training.progress import progress_bar
 from training.recipe import FitOptions
 from training.worst_form import flipped, forms_at_once, worst_forms
 
@@ -147,12 +147,12 @@ def fit(
         batches = _bucketed(lengths, step_rows, rng)[progress.step :]
         forms = Forms(rows, plain, [_part(b, rank, world) for b in batches], tokenizer, words, options, epoch)
         wrapped.train()
-        bar = tqdm(
+        bar = progress_bar(
             zip(batches, made(forms, workers_beside(accelerator.device)), strict=True),
             total=len(batches),
             desc=f"{name} epoch {epoch + 1}/{options.epochs}",
             unit="step",
-            disable=None if accelerator.is_main_process else True,
+            hidden=not accelerator.is_main_process,
         )
         for batch, takes in bar:
             draw = f"{options.seed}/{epoch}/{progress.step}"
@@ -205,7 +205,7 @@ def predict(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Row], *
     out = torch.zeros((len(rows), len(TIERS)))
     model.to(device).eval()
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16(device)):
-        for chunk in tqdm(mine, desc=name, unit="batch", disable=None if accelerator.is_main_process else True):
+        for chunk in progress_bar(mine, desc=name, unit="batch", hidden=not accelerator.is_main_process):
             inputs = inputs_of(model, tokenizer, [sequences[i] for i in chunk], device)
             out[chunk] = model(**inputs).logits.float().cpu()
     answers: NDArray[np.float32] = accelerator.reduce(out.to(device), reduction="sum").cpu().numpy()

@@ -20,6 +20,7 @@ from classifier.prices import Price, read_prices
 from classifier.readers import Selection
 from training.corpus import OWN_DATA
 from training.jury import ANSWER_FORMATS, MOST_CHARS
+from training.progress import progress_bar
 
 GUIDELINES = OWN_DATA / "GUIDELINES.md"
 
@@ -105,7 +106,7 @@ def command(
         if again:
             journal.refused.clear()
         left = sum(len(jury.open(case, journal)) for case in cases)
-        with tqdm(total=left, desc="jury", unit="question", disable=None) as bar:
+        with progress_bar(total=left, desc="jury", unit="question") as bar:
 
             async def hear() -> Any:
                 async with endpoint_of() as endpoint:

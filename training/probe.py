@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from classifier.inputs import SIGNALS, render
 from classifier.tokenizer import pad
@@ -26,6 +25,7 @@ from classifier.types import TIERS
 from training.corpus import Row, tiers
 from training.fit import bfloat16
 from training.model import load_base, tokenizer_of
+from training.progress import progress_bar
 
 TOKENS = 96
 """Longest input; head and tail of longer ones are kept."""
@@ -51,7 +51,7 @@ def embed(rows: Sequence[Row], base: str = "minilm") -> NDArray[np.float32]:
     means = np.zeros((len(rows), model.config.hidden_size), dtype=np.float32)
     device = torch.device("cpu")
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16(device)):
-        for start in tqdm(range(0, len(order), BATCH), desc="embedding", unit="batch", disable=None):
+        for start in progress_bar(range(0, len(order), BATCH), desc="embedding", unit="batch"):
             chunk = order[start : start + BATCH]
             batch = {k: torch.from_numpy(v) for k, v in pad([sequences[i] for i in chunk]).items()}
             mask = batch["attention_mask"][..., None].float()

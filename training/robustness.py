@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from classifier.engine import Engine
 from classifier.inputs import rated_index
@@ -30,6 +29,7 @@ from training.attack import RAISING, Attack, attack
 from training.corpus import Row, tiers
 from training.evaluate import score_requests
 from training.policy_fit import chosen_by
+from training.progress import progress_bar
 from training.surroundings import HELD_OUT, after, beside_tools, under_system
 
 Probabilities = NDArray[np.float32]
@@ -173,7 +173,7 @@ def attack_rows(engine: Engine, requests: Sequence[Request], policy: Policy, *, 
     tokenizer = Tokenizer.from_file(engine.bundle.path / "tokenizer.json", engine.bundle.manifest["max_tokens"])
     words = list(tokenizer.words())
     found = []
-    for i, request in enumerate(tqdm(requests, desc="attack", disable=None)):
+    for i, request in enumerate(progress_bar(requests, desc="attack")):
         start: list[Tier] = []
 
         def pressure(prefix: str, request: Request = request, start: list[Tier] = start) -> tuple[Tier, float]:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from classifier.tokenizer import Tokenizer
 from training.corpus import Row
 from training.fit import bfloat16, inputs_of
 from training.marked_forms import MarkedForm, MarkedForms
+from training.progress import progress_bar
 
 FILE = "steering.safetensors"
 """Of a checkpoint's folder that has such a head."""
@@ -117,7 +117,7 @@ def fit_head(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1)
     losses, batches = [], list[list[MarkedForm]]()
     model.eval()
-    for step in tqdm(range(steps), desc="steering head", unit="step", disable=None):
+    for step in progress_bar(range(steps), desc="steering head", unit="step"):
         if not batches:
             count = _BATCH * min(_CHUNK, steps - step)
             drawn = sorted((source.draw(rng) for _ in range(count)), key=lambda form: len(form.ids))
