@@ -37,7 +37,7 @@ from training import processes
 from training.corpus import Row
 from training.evidence import Evidence, losses_of, row_weights
 from training.forms import Forms, Ids, made, workers_beside
-from training.heap import kept_heap
+from training.heap import kept_heap, trim
 from training.model import input_names
 from training.progress import progress_bar
 from training.recipe import FitOptions
@@ -47,6 +47,8 @@ _LAYER = re.compile(r"\.(?:layers?|h|block)\.(\d+)\.")
 """A layer's number in a parameter's name, as the families of encoders and decoders spell it."""
 STATE_SECONDS = 300.0
 """So much work a killed run loses at most, beside the end of an epoch, which is always kept."""
+TRIM_STEPS = 20
+"""Between two trims of the heap: what steps leave free for good is gigabytes after a hundred of them."""
 
 
 @dataclass(slots=True)
@@ -177,6 +179,8 @@ def fit(
             progress.step += 1
             progress.loss += value
             progress.seconds = time.monotonic() - start
+            if progress.step % TRIM_STEPS == 0:
+                trim()
             bar.set_postfix(loss=f"{value:.3f}")
             if kept is not None and accelerator.is_main_process and time.monotonic() - written >= state_seconds:
                 _save_state(kept, model, optimizer, schedule, progress, world)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import sys
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+_LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 500_000_000}
 _USUAL = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
@@ -20,15 +21,21 @@ def kept_heap() -> Iterator[None]:
     Else each large buffer of a step is given back at once, and page faults take a seventh of the next step's time
     (docs/LOG.md). Where the C library is another one, nothing changes.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "mallopt"):
-        yield
-        return
+    _tell(_KEPT)
     try:
-        for parameter, value in _KEPT.items():
-            libc.mallopt(parameter, value)
         yield
     finally:
-        for parameter, value in _USUAL.items():
-            libc.mallopt(parameter, value)
-        libc.malloc_trim(0)
+        _tell(_USUAL)
+        trim()
+
+
+def trim() -> None:
+    """Gives back what is kept and free now: batches of ever other lengths leave gaps that no later one fills."""
+    if _LIBC is not None:
+        _LIBC.malloc_trim(0)
+
+
+def _tell(values: Mapping[int, int]) -> None:
+    if _LIBC is not None:
+        for parameter, value in values.items():
+            _LIBC.mallopt(parameter, value)
