@@ -30,6 +30,7 @@ from classifier.conversations import asked, request_of_body
 from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
 from classifier.errors import InvalidRequest
 from classifier.spans import FLAT, is_span, request_of_span
+from classifier.texts import parsed
 from classifier.turns import before, is_history, messages_of
 from classifier.types import Request
 
@@ -142,10 +143,8 @@ def _at(row: Mapping[str, Any], path: Sequence[str]) -> Any:
 def _object(value: Any) -> Mapping[str, Any] | None:
     """An object, also one that stands as JSON text; an empty one for everything else, None for broken text of one."""
     if isinstance(value, str) and value[:1] == "{":
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+        value = parsed(value)
+        return value if isinstance(value, Mapping) else None
     return value if isinstance(value, Mapping) else {}
 
 
@@ -179,7 +178,7 @@ def request_of_row(
         InvalidRequest: the row is not of that format, or its request is not valid; the field is named.
     """
     kind = recognise(row, text_field) if row_format == "auto" else row_format
-    request = _prompt(row, text_field, fields) if kind == "prompt" else _READERS[kind](row, fields)
+    request = _prompt(row, text_field, **fields) if kind == "prompt" else _READERS[kind](row, **fields)
     return request if kind == "corpus" and row.get("decision_id") else asked(request)
 
 
@@ -188,18 +187,18 @@ def reads(column: str) -> bool:
     return column in _COLUMNS or column.startswith(FLAT)
 
 
-def _prompt(row: Mapping[str, Any], text_field: str, fields: Mapping[str, Any]) -> Request:
+def _prompt(row: Mapping[str, Any], text_field: str, **fields: Any) -> Request:
     text = row.get(text_field)
     if not isinstance(text, str):
         raise InvalidRequest(text_field, f"is {'not there' if text is None else 'not a text'}; see --text-field")
     return request_of_body({"messages": messages_of(text)}, **fields)
 
 
-def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _corpus(row: Mapping[str, Any], **fields: Any) -> Request:
     return Request.from_json(_opened(_inner(row, "request"), "messages", "tools"), **fields)
 
 
-def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
     body = _inner(row, "body")
     while not body.get("messages") and (path := _way(body)):
         body = _inner({path[-1]: _at(body, path)}, path[-1])
@@ -221,11 +220,17 @@ def _said(body: Mapping[str, Any]) -> Any:
         return _prompted(body["prompts"], "prompts")
     if isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
         said = [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
-        return [*before(body.get("history")), *said]
+        return [*_earlier(body), *said]
     if (prompt := body.get("prompt")) and isinstance(prompt, str | list):
-        return [*before(body.get("history")), *_prompted(prompt, "prompt")]
+        return [*_earlier(body), *_prompted(prompt, "prompt")]
     check_chat(body)
     return None
+
+
+def _earlier(body: Mapping[str, Any]) -> Sequence[Any]:
+    """The messages of a `history` beside a prompt."""
+    history = body.get("history")
+    return before(_json(history, "history")) if is_history(history) else ()
 
 
 def _prompted(prompt: Any, name: str) -> Sequence[Mapping[str, str]]:
@@ -248,11 +253,11 @@ def _only(values: Any, name: str, kind: type) -> Any:
     return values[0]
 
 
-def _anthropic(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _anthropic(row: Mapping[str, Any], **fields: Any) -> Request:
     return request_of_body(_opened(_inner(row, "params", "body"), "messages", "tools", "system"), **fields)
 
 
-def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _litellm(row: Mapping[str, Any], **fields: Any) -> Request:
     payload = _inner(row, "standard_logging_object")
     call = str(payload.get("call_type") or "completion")
     if not any(call.endswith(name) for name in _CHAT_CALLS):
@@ -260,7 +265,7 @@ def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     body = dict(_opened(payload, "messages", "model_parameters", "proxy_server_request"))
     sent = body.get("proxy_server_request")
     if not body.get("messages") and isinstance(sent, Mapping):  # spend logs keep the body as it was sent
-        return _openai(sent, fields)
+        return _openai(sent, **fields)
     messages = body.get("messages")
     if isinstance(messages, str) or (isinstance(messages, list) and messages and not isinstance(messages[0], Mapping)):
         body["messages"] = _prompted(messages, "messages")  # of a completion
@@ -275,11 +280,7 @@ def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     return request
 
 
-def _otel(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
-    return request_of_span(row, **fields)
-
-
-def _gemini(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _gemini(row: Mapping[str, Any], **fields: Any) -> Request:
     body = _opened(
         _inner(row, "full_request", "request"), "contents", "systemInstruction", "system_instruction", "tools"
     )
@@ -288,7 +289,7 @@ def _gemini(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     return request_of_contents(body, **fields)
 
 
-def _bedrock(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _bedrock(row: Mapping[str, Any], **fields: Any) -> Request:
     entry = _inner(row, "input")
     if entry.get("inputBodyS3Path") and not entry.get("inputBodyJson"):
         raise InvalidRequest("input.inputBodyJson", "is not in the log; its body, a large one, lies at inputBodyS3Path")
@@ -298,12 +299,12 @@ def _bedrock(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     return request_of_converse(body, **fields)
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Request]] = {
+_READERS: Mapping[str, Callable[..., Request]] = {
     "corpus": _corpus,
     "openai": _openai,
     "anthropic": _anthropic,
     "litellm": _litellm,
-    "otel": _otel,
+    "otel": request_of_span,
     "gemini": _gemini,
     "bedrock": _bedrock,
 }

@@ -8,9 +8,9 @@ Knows nothing of what the values mean: `classifier.types` checks that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 _LAST_TIER = 4
 
@@ -28,6 +28,16 @@ def misfits(request: Any) -> list[tuple[str, str]]:
 def misfits_of_outcome(outcome: Any) -> list[tuple[str, str]]:
     """As `misfits`, of an outcome."""
     return _found(outcome, _OUTCOME)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a list of whatever; a text is none."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def list_of(value: object) -> Sequence[Any]:
+    """The list that a value is, or an empty one."""
+    return value if is_list(value) else ()
 
 
 _Shapes = tuple[tuple[str, Callable[[object], bool], str], ...]

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from classifier.conversations import Collected, add_message, tool_names
 from classifier.errors import InvalidRequest
+from classifier.shapes import is_list, list_of
+from classifier.texts import parsed
 from classifier.types import Request
 
 EXPORTS = ("resourceSpans", "resourceLogs")
@@ -175,7 +176,7 @@ def request_of_span(span: Mapping[str, Any], **fields: Any) -> Request:
     tools = _parsed(attributes.get("gen_ai.tool.definitions")) or [
         *_listed(attributes, "llm.request.functions"),
         *map(_tool, _listed(attributes, "llm.tools")),
-        *map(_parsed, _list(attributes.get("ai.prompt.tools"))),
+        *map(_parsed, list_of(attributes.get("ai.prompt.tools"))),
     ]
     return Request(messages=tuple(found.messages), tools=tool_names(tools), attachments=found.attachments, **fields)
 
@@ -194,7 +195,7 @@ def _messages(attributes: Mapping[str, Any], events: Sequence[tuple[str, Any]]) 
     """(path, message) of each message, by the first of the conventions that the span keeps to."""
     if name := next((name for name in _WHOLE if attributes.get(name) is not None), ""):
         messages = _parsed(attributes[name])
-        if not isinstance(messages, Sequence) or isinstance(messages, str):
+        if not is_list(messages):
             raise InvalidRequest(name, "is not a list of messages, nor its JSON text")
         yield from ((f"{name}[{i}]", message) for i, message in enumerate(messages))
     elif said := _listed(attributes, "llm.input_messages"):
@@ -289,13 +290,13 @@ def _attributes(attributes: Any) -> dict[str, Any]:
     """Attributes as a plain dictionary: OTLP's list of keys and values, a map's list of pairs, or one already."""
     if isinstance(attributes, Mapping):
         return {str(name): value for name, value in attributes.items()}
-    if not isinstance(attributes, Sequence) or isinstance(attributes, str):
+    if not is_list(attributes):
         return {}
     found: dict[str, Any] = {}
     for pair in attributes:
         if isinstance(pair, Mapping) and "key" in pair:
             found[str(pair["key"])] = _value(pair.get("value"))
-        elif isinstance(pair, Sequence) and len(pair) == 2 and not isinstance(pair, str):
+        elif is_list(pair) and len(pair) == 2:
             found[str(pair[0])] = pair[1]
     return found
 
@@ -317,12 +318,7 @@ def _value(value: Any) -> Any:
 
 def _parsed(value: Any) -> Any:
     """The structure that a text of JSON holds; everything else as it is."""
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    return parsed(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
 
 
 def _cell(value: Any) -> Any:
@@ -334,9 +330,5 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _list(values: Any) -> Sequence[Any]:
-    return values if isinstance(values, Sequence) and not isinstance(values, str) else ()
-
-
 def _dicts(values: Any) -> Iterator[Mapping[str, Any]]:
-    yield from (value for value in _list(values) if isinstance(value, Mapping))
+    yield from (value for value in list_of(values) if isinstance(value, Mapping))
