@@ -14,7 +14,7 @@ from typing import Any
 
 from classifier.conversations import Collected, add_message, request_of_body, result_text, tool_names
 from classifier.errors import InvalidRequest
-from classifier.shapes import is_list, list_of
+from classifier.shapes import is_list, list_of, mapping_of
 from classifier.types import Request
 
 _Part = Mapping[str, Any]
@@ -81,7 +81,7 @@ def request_of_converse(body: Mapping[str, Any], **fields: Any) -> Request:
 
 def _add_content(found: Collected, content: Any, where: str, role: str = "") -> None:
     """A content of Gemini's as a message."""
-    parts = content.get("parts") if isinstance(content, Mapping) else None
+    parts = mapping_of(content).get("parts")
     if not is_list(parts):
         raise InvalidRequest(where, "is not an object with role and parts")
     if wrong := [j for j, part in enumerate(parts) if not isinstance(part, Mapping)]:
@@ -94,14 +94,14 @@ def _of_gemini(part: _Part) -> _Part:
     if part.get("thought") is True:
         return _UNSEEN
     if "functionCall" in part:
-        call = _mapping(part["functionCall"])
+        call = mapping_of(part["functionCall"])
         return {"type": "tool_use", "name": call.get("name"), "input": call.get("args")}
     if "executableCode" in part:
         return {"type": "tool_use", "name": "code_execution", "input": part["executableCode"]}
     if "functionResponse" in part:
-        return _result(_mapping(part["functionResponse"]).get("response"))
+        return _result(mapping_of(part["functionResponse"]).get("response"))
     if "codeExecutionResult" in part:
-        return _result(_mapping(part["codeExecutionResult"]).get("output"))
+        return _result(mapping_of(part["codeExecutionResult"]).get("output"))
     return part if "text" in part else {"type": next(iter(part), "")}
 
 
@@ -109,13 +109,13 @@ def _of_converse(part: _Part) -> _Part:
     if "type" in part or "text" in part:
         return part
     if "toolUse" in part:
-        return {"type": "tool_use", **_mapping(part["toolUse"])}
+        return {"type": "tool_use", **mapping_of(part["toolUse"])}
     if "toolResult" in part:
-        return {"type": "tool_result", "content": _each(_mapping(part["toolResult"]).get("content"), _of_converse)}
+        return {"type": "tool_result", "content": _each(mapping_of(part["toolResult"]).get("content"), _of_converse)}
     if "json" in part:
         return {"type": "text", "text": json.dumps(part["json"], ensure_ascii=False)}
-    if "guardContent" in part and "text" in (guarded := _mapping(part["guardContent"])):
-        return _mapping(guarded["text"])
+    if "guardContent" in part and "text" in (guarded := mapping_of(part["guardContent"])):
+        return mapping_of(guarded["text"])
     return _UNSEEN if part.keys() & {"reasoningContent", "cachePoint"} else {"type": next(iter(part), "")}
 
 
@@ -138,7 +138,3 @@ def _each(parts: Any, read: Callable[[_Part], _Part]) -> Any:
 
 def _in_camel_case(names: Mapping[str, Any]) -> dict[str, Any]:
     return {"".join(w.title() if i else w for i, w in enumerate(str(n).split("_"))): v for n, v in names.items()}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

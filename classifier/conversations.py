@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from classifier.errors import InvalidRequest
-from classifier.shapes import is_list
+from classifier.shapes import is_list, mapping_of
 from classifier.texts import parsed
 from classifier.types import Message, Request
 
@@ -146,8 +146,7 @@ def _of_langchain(message: Mapping[str, Any]) -> Mapping[str, Any]:
     speaker = str(kind).removesuffix("Chunk").removesuffix("Message").lower()
     if speaker not in _SPEAKERS:
         return message
-    sent = told.get("additional_kwargs")  # as the provider had it
-    sent, content = sent if isinstance(sent, Mapping) else {}, told.get("content")
+    sent, content = mapping_of(told.get("additional_kwargs")), told.get("content")  # the first as the provider had it
     calls = told.get("tool_calls") or sent.get("tool_calls")
     if isinstance(content, list) and any(
         isinstance(part, Mapping) and str(part.get("type")) in _CALLS for part in content

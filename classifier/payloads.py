@@ -29,6 +29,7 @@ from classifier.clouds import request_of_contents, request_of_converse
 from classifier.conversations import asked, request_of_body
 from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
 from classifier.errors import InvalidRequest
+from classifier.shapes import mapping_of
 from classifier.spans import FLAT, is_span, request_of_span
 from classifier.texts import parsed
 from classifier.turns import before, is_history, messages_of
@@ -81,7 +82,7 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "openai"
     if row.get("params"):
         return "anthropic"
-    if any(_is_list(row.get(name)) for name in _LISTS) or any(_wraps(_at(row, path)) for path in _WRAPPERS):
+    if any(_is_messages(row.get(name)) for name in _LISTS) or any(_wraps(_at(row, path)) for path in _WRAPPERS):
         return "openai"
     if row.get(text_field) not in (None, ""):
         if text_field == "prompt" and (isinstance(row["prompt"], list) or is_history(row.get("history"))):
@@ -105,7 +106,7 @@ def _holds(value: Any, name: str) -> bool:
     return name in value if isinstance(value, Mapping) else isinstance(value, str) and f'"{name}"' in value
 
 
-def _is_list(value: Any) -> bool:
+def _is_messages(value: Any) -> bool:
     """Whether a value is a list of objects, or looks like its JSON text."""
     if isinstance(value, str):
         return value.startswith("[{")
@@ -145,7 +146,7 @@ def _object(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, str) and value[:1] == "{":
         value = parsed(value)
         return value if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
+    return mapping_of(value)
 
 
 def _has_more(row: Mapping[str, Any]) -> bool:
@@ -202,7 +203,7 @@ def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
     body = _inner(row, "body")
     while not body.get("messages") and (path := _way(body)):
         body = _inner({path[-1]: _at(body, path)}, path[-1])
-    lists = (name for name in _LISTS if name != "prompt" or _is_list(body.get(name)))  # a prompt may begin with [INST]
+    lists = (name for name in _LISTS if name != "prompt" or _is_messages(body.get(name)))  # may begin with [INST]
     body = _opened(body, "messages", "tools", "functions", "input", *lists)
     if not body.get("messages"):
         body = {**body, "messages": _said(body)}
@@ -213,7 +214,7 @@ def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
 
 def _said(body: Mapping[str, Any]) -> Any:
     """The messages of a body that has them under another name; None where it has none."""
-    if name := next((name for name in _LISTS if _is_list(body.get(name))), ""):
+    if name := next((name for name in _LISTS if _is_messages(body.get(name))), ""):
         check_whole(body)
         return body[name]
     if body.get("prompts"):
@@ -271,9 +272,8 @@ def _litellm(row: Mapping[str, Any], **fields: Any) -> Request:
         body["messages"] = _prompted(messages, "messages")  # of a completion
     if isinstance(messages, Mapping):
         body["messages"] = messages = messages.get("messages", [messages])
-    parameters = body.get("model_parameters")
-    if isinstance(parameters, Mapping):
-        body |= {name: parameters[name] for name in ("tools", "functions", "system") if parameters.get(name)}
+    parameters = mapping_of(body.get("model_parameters"))
+    body |= {name: parameters[name] for name in ("tools", "functions", "system") if parameters.get(name)}
     request = request_of_body(body, **fields)
     if any(message.content == _REDACTED for message in request.messages):
         raise InvalidRequest("messages", "were redacted by LiteLLM (turn_off_message_logging); nothing is left to read")

@@ -40,6 +40,11 @@ def list_of(value: object) -> Sequence[Any]:
     return value if is_list(value) else ()
 
 
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """The object that a value is, or an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
 _Shapes = tuple[tuple[str, Callable[[object], bool], str], ...]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from classifier.conversations import Collected, add_message, tool_names
 from classifier.errors import InvalidRequest
-from classifier.shapes import is_list, list_of
+from classifier.shapes import is_list, list_of, mapping_of
 from classifier.texts import parsed
 from classifier.types import Request
 
@@ -120,7 +120,7 @@ def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     "events": [],
                     "resource": about,
                 }
-                values = {**attributes, **body} if isinstance(body, Mapping) else attributes
+                values = {**attributes, **mapping_of(body)}
                 if name == _DETAILS:
                     found[i] = {**flat, "attributes": values}
                 else:
@@ -130,8 +130,7 @@ def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _resource(resource: Mapping[str, Any]) -> dict[str, Any]:
-    facts = resource.get("resource")
-    return _attributes(facts.get("attributes")) if isinstance(facts, Mapping) else {}
+    return _attributes(mapping_of(resource.get("resource")).get("attributes"))
 
 
 def is_request(span: Mapping[str, Any]) -> bool:
@@ -232,15 +231,12 @@ def _of_openinference(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _call(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """The function that an OpenInference tool call calls."""
-    call = item.get("tool_call")
-    function = call.get("function") if isinstance(call, Mapping) else None
-    return function if isinstance(function, Mapping) else {}
+    return mapping_of(mapping_of(item.get("tool_call")).get("function"))
 
 
 def _tool(item: Mapping[str, Any]) -> Any:
     """A tool of OpenInference's as one of the provider's."""
-    tool = item.get("tool")
-    tool = tool if isinstance(tool, Mapping) else {}
+    tool = mapping_of(item.get("tool"))
     return tool if tool.get("name") else _parsed(tool.get("json_schema"))
 
 
@@ -258,7 +254,7 @@ def _listed(attributes: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
     }
     value = _nested(flat)
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        value = mapping_of(value).get(part)
     return list(_dicts(value))
 
 

@@ -709,7 +709,7 @@ def test_a_version_is_no_path_to_delete_or_to_write_to(tmp_path, bundles):
 
 
 def test_what_a_server_starts_from(tmp_path, bundles, versions):
-    """A folder is itself, a name is looked up; nothing means current of a registry that is given, else the shipped one."""
+    """A folder is itself, a name is looked up; nothing is current of a registry that is given, else the shipped one."""
     registry = Registry(tmp_path / "registry")
     registry.add(bundles[1])
     registry.promote(versions[1])
