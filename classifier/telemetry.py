@@ -56,19 +56,22 @@ class Metrics(Observer):
         self._unguaranteed = Counter(
             "classifier_unguaranteed_total", "Decisions that no policy's promise covers.", **made
         )
-        gauge: dict[str, Any] = {**made, "multiprocess_mode": "livesum"}
-        self._in_flight = Gauge("classifier_in_flight", "Calls being answered.", **gauge)
-        self._queue = Gauge("classifier_queue_depth", "Requests that wait for a core.", **gauge)
+        self._in_flight = Gauge("classifier_in_flight", "Calls being answered.", multiprocess_mode="livesum", **made)
+        self._queue = Gauge(
+            "classifier_queue_depth", "Requests that wait for a core.", multiprocess_mode="livesum", **made
+        )
         self._bundle = Gauge(
             "classifier_bundle_info",
             "1 for the bundle that answers.",
             ["version", "calibration"],
-            **{**made, "multiprocess_mode": "livemax"},
+            multiprocess_mode="livemax",
+            **made,
         )
         self._golden = Gauge(
             "classifier_golden_ok",
             "0 where the bundle's golden inputs are answered differently on this processor.",
-            **{**made, "multiprocess_mode": "livemin"},
+            multiprocess_mode="livemin",
+            **made,
         )
         self._reloads = Counter(
             "classifier_reloads_total",
@@ -88,7 +91,8 @@ class Metrics(Observer):
             "classifier_drift_index",
             "Population stability index of live traffic against the bundle's reference.",
             ["of"],
-            **{**made, "multiprocess_mode": "livemax"},
+            multiprocess_mode="livemax",
+            **made,
         )
         self._dropped_before = 0
         self._recent: deque[tuple[tuple[float, ...], tuple[str, ...]]] = deque(maxlen=DRIFT_WINDOW)
