@@ -226,6 +226,12 @@ class Request:
         names = tuple(str(t.get("name", "")) if isinstance(t, Mapping) else str(t) for t in tools)
         return cls(messages=tuple(_parsed(messages)), tools=names, attachments=row.get("attachments") or 0, **fields)
 
+    def to_json(self) -> dict[str, Any]:
+        """A corpus line, as `from_json` reads it: the messages, and tools and attachments where there are any."""
+        line: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in self.messages]}
+        line |= {"tools": list(self.tools)} if self.tools else {}
+        return line | ({"attachments": self.attachments} if self.attachments else {})
+
 
 def _parsed(messages: Iterable[Any]) -> list[Message]:
     """The messages as they are given: their contents are not looked at."""
