@@ -31,12 +31,12 @@ DRIFT_MIN = 200
 class Metrics(Observer):
     """Prometheus metrics of one process.
 
-    Args:
-        registry: where they are registered; one of their own by default.
+    Attributes:
+        registry: where they are registered.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry}
         self._requests = Counter("classifier_requests_total", "Calls answered, by status.", ["method", "code"], **made)
         self._seconds = Histogram(
