@@ -115,10 +115,10 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
         return {}, f"is not UTF-8 (byte {error.start})"
     except RecursionError:
         return {}, "is nested too deeply"
-    except ValueError as error:
-        problem = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else "a number is too long"
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        return {}, f"is not JSON ({problem}{where})"
+    except json.JSONDecodeError as error:
+        return {}, f"is not JSON ({error.msg.removesuffix(' at')} at character {error.pos})"
+    except ValueError:
+        return {}, "is not JSON (a number is too long)"
     if isinstance(value, list):
         return {}, "is a JSON array; make it JSON lines with jq -c '.[]'"
     return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")

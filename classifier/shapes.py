@@ -1,4 +1,4 @@
-"""Whether the fields of a request or an outcome hold what their types say, for those who hand on what they were sent.
+"""Whether values have the shape that they should: the fields of a request or an outcome, lists and objects of JSON.
 
 Type checkers see our callers' code and not their callers' JSON: content as a list of parts, labels with numbers, tools
 as objects. Each such field is named with what would be right, and no value is quoted.
