@@ -9,11 +9,12 @@ Pure. Knows nothing of files, logs or the wire.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from classifier.conversations import Collected, add_message, request_of_body, result_text, tool_names
 from classifier.errors import InvalidRequest
+from classifier.shapes import is_list, list_of, mapping_of
 from classifier.types import Request
 
 _Part = Mapping[str, Any]
@@ -39,12 +40,12 @@ def request_of_contents(body: Mapping[str, Any], **fields: Any) -> Request:
     if body.get("systemInstruction"):
         _add_content(found, body["systemInstruction"], "systemInstruction", "system")
     contents = body.get("contents")
-    if not _is_list(contents):
+    if not is_list(contents):
         raise InvalidRequest("contents", "is not there or not a list of objects with role and parts")
     for i, content in enumerate(contents):
         _add_content(found, content, f"contents[{i}]")
     tools = body.get("tools")
-    names = [name for tool in tools for name in _declared(tool)] if _is_list(tools) else tools
+    names = [name for tool in tools for name in _declared(tool)] if is_list(tools) else tools
     return Request(messages=tuple(found.messages), tools=tool_names(names), attachments=found.attachments, **fields)
 
 
@@ -64,7 +65,7 @@ def request_of_converse(body: Mapping[str, Any], **fields: Any) -> Request:
     (['system', 'user'], 'What is this?', 1)
     """
     messages = body.get("messages")
-    if _is_list(messages):
+    if is_list(messages):
         messages = [
             {**message, "content": _each(message.get("content"), _of_converse)}
             if isinstance(message, Mapping)
@@ -73,15 +74,15 @@ def request_of_converse(body: Mapping[str, Any], **fields: Any) -> Request:
         ]
     told = {"messages": messages, "system": _each(body.get("system"), _of_converse), "tools": body.get("tools")}
     if isinstance(offered := body.get("toolConfig"), Mapping):
-        kinds = [tool for tool in _list(offered.get("tools")) if isinstance(tool, Mapping) and "cachePoint" not in tool]
-        told["tools"] = [next(iter(tool.values()), None) for tool in kinds]
+        kinds = [t for t in list_of(offered.get("tools")) if isinstance(t, Mapping) and "cachePoint" not in t]
+        told["tools"] = [next(iter(t.values()), None) for t in kinds]
     return request_of_body(told, **fields)
 
 
 def _add_content(found: Collected, content: Any, where: str, role: str = "") -> None:
     """A content of Gemini's as a message."""
-    parts = content.get("parts") if isinstance(content, Mapping) else None
-    if not _is_list(parts):
+    parts = mapping_of(content).get("parts")
+    if not is_list(parts):
         raise InvalidRequest(where, "is not an object with role and parts")
     if wrong := [j for j, part in enumerate(parts) if not isinstance(part, Mapping)]:
         raise InvalidRequest(f"{where}.parts[{wrong[0]}]", "is not an object")
@@ -93,14 +94,14 @@ def _of_gemini(part: _Part) -> _Part:
     if part.get("thought") is True:
         return _UNSEEN
     if "functionCall" in part:
-        call = _mapping(part["functionCall"])
+        call = mapping_of(part["functionCall"])
         return {"type": "tool_use", "name": call.get("name"), "input": call.get("args")}
     if "executableCode" in part:
         return {"type": "tool_use", "name": "code_execution", "input": part["executableCode"]}
     if "functionResponse" in part:
-        return _result(_mapping(part["functionResponse"]).get("response"))
+        return _result(mapping_of(part["functionResponse"]).get("response"))
     if "codeExecutionResult" in part:
-        return _result(_mapping(part["codeExecutionResult"]).get("output"))
+        return _result(mapping_of(part["codeExecutionResult"]).get("output"))
     return part if "text" in part else {"type": next(iter(part), "")}
 
 
@@ -108,19 +109,18 @@ def _of_converse(part: _Part) -> _Part:
     if "type" in part or "text" in part:
         return part
     if "toolUse" in part:
-        return {"type": "tool_use", **_mapping(part["toolUse"])}
+        return {"type": "tool_use", **mapping_of(part["toolUse"])}
     if "toolResult" in part:
-        return {"type": "tool_result", "content": _each(_mapping(part["toolResult"]).get("content"), _of_converse)}
+        return {"type": "tool_result", "content": _each(mapping_of(part["toolResult"]).get("content"), _of_converse)}
     if "json" in part:
         return {"type": "text", "text": json.dumps(part["json"], ensure_ascii=False)}
-    if "guardContent" in part and "text" in (guarded := _mapping(part["guardContent"])):
-        return _mapping(guarded["text"])
+    if "guardContent" in part and "text" in (guarded := mapping_of(part["guardContent"])):
+        return mapping_of(guarded["text"])
     return _UNSEEN if part.keys() & {"reasoningContent", "cachePoint"} else {"type": next(iter(part), "")}
 
 
 def _result(result: Any) -> _Part:
-    text = result_text(result)
-    return {"type": "tool_result", "content": text}
+    return {"type": "tool_result", "content": result_text(result)}
 
 
 def _declared(tool: Any) -> list[Any]:
@@ -128,25 +128,13 @@ def _declared(tool: Any) -> list[Any]:
     if not isinstance(tool, Mapping):
         return [tool]
     tool = _in_camel_case(tool)
-    return [*_list(tool.get("functionDeclarations")), *(name for name in tool if name != "functionDeclarations")]
+    return [*list_of(tool.get("functionDeclarations")), *(name for name in tool if name != "functionDeclarations")]
 
 
 def _each(parts: Any, read: Callable[[_Part], _Part]) -> Any:
     """The parts of a list, each read; what is none is left for others to name."""
-    return [read(part) if isinstance(part, Mapping) else part for part in parts] if _is_list(parts) else parts
+    return [read(part) if isinstance(part, Mapping) else part for part in parts] if is_list(parts) else parts
 
 
 def _in_camel_case(names: Mapping[str, Any]) -> dict[str, Any]:
     return {"".join(w.title() if i else w for i, w in enumerate(str(n).split("_"))): v for n, v in names.items()}
-
-
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if _is_list(value) else ()
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -6,13 +6,13 @@ Pure. Knows nothing of files.
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from classifier import labels
 from classifier.errors import InputError
+from classifier.texts import parsed
 
 CHARS_PER_TOKEN = 4.0
 """Of English prose; code and other scripts have fewer, so an estimate for them is low."""
@@ -151,10 +151,7 @@ def find_columns(
 def opened(value: Any) -> Any:
     """What JSON text holds; a list of pairs, as Arrow gives maps, as a dictionary; everything else as it is."""
     if isinstance(value, str) and value[:1] == "{":
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
+        return parsed(value)
     return _mapped(value)
 
 

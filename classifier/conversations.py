@@ -11,13 +11,14 @@ Pure. Knows nothing of files, logs or the wire.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from classifier.errors import InvalidRequest
+from classifier.shapes import is_list, mapping_of
+from classifier.texts import parsed
 from classifier.types import Message, Request
 
 _ROLES: Mapping[str, str] = {
@@ -84,7 +85,7 @@ def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
     messages = body.get(name)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    if not isinstance(messages, Sequence):
+    if not is_list(messages):
         raise InvalidRequest("messages", "is not there or not a list of objects with role and content")
     for i, message in enumerate(messages):
         add_message(found, message, f"{name}[{i}]")
@@ -120,7 +121,7 @@ def add_message(found: Collected, message: Any, where: str) -> None:
     if said_by == "function_call":  # ShareGPT's, whose text is the call
         texts = [_call_of_text(text) for text in texts]
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
-    if not isinstance(calls, Sequence) or isinstance(calls, str):
+    if not is_list(calls):
         raise InvalidRequest(f"{where}.tool_calls", "is not a list")
     for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
@@ -145,8 +146,7 @@ def _of_langchain(message: Mapping[str, Any]) -> Mapping[str, Any]:
     speaker = str(kind).removesuffix("Chunk").removesuffix("Message").lower()
     if speaker not in _SPEAKERS:
         return message
-    sent = told.get("additional_kwargs")  # as the provider had it
-    sent, content = sent if isinstance(sent, Mapping) else {}, told.get("content")
+    sent, content = mapping_of(told.get("additional_kwargs")), told.get("content")  # the first as the provider had it
     calls = told.get("tool_calls") or sent.get("tool_calls")
     if isinstance(content, list) and any(
         isinstance(part, Mapping) and str(part.get("type")) in _CALLS for part in content
@@ -158,11 +158,8 @@ def _of_langchain(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _call_of_text(text: str) -> str:
     """A tool call that stands as JSON text, as the assistant's text; other text as it is."""
-    with contextlib.suppress(ValueError, RecursionError):
-        call = json.loads(text)
-        if isinstance(call, Mapping) and "name" in call:
-            return call_text(call["name"], call.get("arguments"))
-    return text
+    call = parsed(text)
+    return call_text(call["name"], call.get("arguments")) if isinstance(call, Mapping) and "name" in call else text
 
 
 def asked(request: Request) -> Request:
@@ -184,12 +181,8 @@ def call_text(name: Any, arguments: Any) -> str:
     >>> call_text("search", '{"q": "x"}')
     '{"call":"search","args":{"q":"x"}}'
     """
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments)
-    return json.dumps(
-        {"call": str(name or ""), "args": arguments}, separators=(",", ":"), ensure_ascii=False, default=str
-    )
+    call = {"call": str(name or ""), "args": parsed(arguments) if isinstance(arguments, str) else arguments}
+    return json.dumps(call, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 def tool_names(tools: Any) -> tuple[str, ...]:
@@ -204,7 +197,7 @@ def tool_names(tools: Any) -> tuple[str, ...]:
     """
     if tools is None:
         return ()
-    if not isinstance(tools, Sequence) or isinstance(tools, str):
+    if not is_list(tools):
         raise InvalidRequest("tools", "is not a list of names or of objects with a name")
     names: list[str] = []
     for tool in tools:
@@ -243,7 +236,7 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
         texts.append(content)
         return
     parts = [content] if isinstance(content, Mapping) else content
-    if not isinstance(parts, Sequence):
+    if not is_list(parts):
         raise InvalidRequest(where, "is not a text or a list of parts")
     for j, part in enumerate(parts):
         if isinstance(part, str):
@@ -290,6 +283,6 @@ def _count(attachments: Any) -> int:
         return attachments
     if isinstance(attachments, float) and attachments.is_integer():  # what a table made of a column with gaps
         return int(attachments)
-    if isinstance(attachments, Sequence) and not isinstance(attachments, str):
+    if is_list(attachments):
         return len(attachments)
     raise InvalidRequest("attachments", "is neither a whole number nor a list")

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
 import logging
-import os
 import secrets
-import tempfile
 from pathlib import Path
 
+from classifier.durable import create_file
 from classifier.errors import InvalidRequest, SettingsError
 
 log = logging.getLogger(__name__)
@@ -104,8 +102,8 @@ def read_key(path: str | Path) -> bytes:
     """
     path = Path(path)
     try:
-        if not path.exists():
-            _make_key(path)
+        if not path.exists() and create_file(path, secrets.token_hex(32).encode() + b"\n", private=True):
+            log.info("a key of decision ids was made in %s; replicas need the same one", path)
         return parse_key(path.read_text(encoding="utf-8", errors="replace"), str(path))
     except OSError as error:
         raise SettingsError(
@@ -127,21 +125,6 @@ def parse_key(text: str, where: str = "key") -> bytes:
     if len(key) < MIN_KEY_BYTES:
         raise SettingsError(f"{where}: expected a key of {2 * MIN_KEY_BYTES} or more hexadecimal digits")
     return key
-
-
-def _make_key(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(name, path)
-            log.info("a key of decision ids was made in %s; replicas need the same one", path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _encoded(raw: bytes) -> str:

@@ -67,20 +67,23 @@ def check_reference(reference: Mapping[str, Any]) -> None:
     rows = np.eye(len(TIERS))[[0, -1]]  # they fall into the first and the last bin of every boundary
     try:
         with np.errstate(all="raise", under="ignore"):
-            tried = stability_indices(rows, [(), ()], reference), two_sample_tests(rows, [(), ()], reference)
-        right = all(math.isfinite(value) for found in tried for value in found.values())
+            tried = shifts(rows, [(), ()], reference)
+        right = all(math.isfinite(value) for shift in tried.values() for value in shift.values())
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         right = False
     if not right:
         raise ValueError("it does not say how scores and signals were distributed")
 
 
-def stability_indices(
+def shifts(
     probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
-) -> dict[str, float]:
-    """Population stability index of live traffic against a bundle's reference: below .1 alike, above .25 not.
+) -> dict[str, dict[str, float]]:
+    """How far live traffic is from a bundle's reference.
 
-    PSI = sum over bins of (live - reference) * ln(live / reference), each share with half a row added to every bin.
+    `index` is the population stability index, below .1 alike, above .25 not: the sum over bins of
+    (live - reference) * ln(live / reference), each share with half a row added to every bin. `p_value` is that of the
+    chi-squared test that both are draws from one distribution, over the same bins, the rarest pooled; with many rows it
+    finds shifts too small to matter: an alarm needs both.
 
     Args:
         probabilities: (n, 4) calibrated, n at least 1.
@@ -88,32 +91,9 @@ def stability_indices(
         reference: what `reference_distributions` returned, of at least one row.
 
     Returns:
-        An index for each boundary (`above_simple`, `above_standard`, `above_complex`) and kind of signal (`turns`…).
+        Both for each boundary (`above_simple`, `above_standard`, `above_complex`) and kind of signal (`turns`…).
     """
-    n = len(signals)
-    found = _histograms(probabilities, signals, reference)
-    return {name: _psi(counts, n, shares, reference["n"]) for name, counts, shares in found}
-
-
-def two_sample_tests(
-    probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
-) -> dict[str, float]:
-    """P-values of chi-squared tests that live traffic and the reference are draws from one distribution.
-
-    Over the index's bins, the rarest pooled. With many rows it finds shifts too small to matter: an alarm needs both.
-
-    Args:
-        probabilities: (n, 4) calibrated, n at least 1.
-        signals: the six signal names of each row.
-        reference: what `reference_distributions` returned, of at least one row.
-
-    Returns:
-        A p-value under each name of `stability_indices`.
-    """
-    return {
-        name: _homogeneity(counts, shares * reference["n"])
-        for name, counts, shares in _histograms(probabilities, signals, reference)
-    }
+    return _shifts(_histograms(probabilities, signals, reference), len(signals), reference["n"])
 
 
 def excess_p_value(failures: int, decisions: int, promised: float) -> float:
@@ -193,13 +173,7 @@ def drift_report(
                 count = counts.setdefault(row["policy"], [0, 0])
                 count[0] += 1
                 count[1] += short
-    shifts = {
-        name: {
-            "index": _psi(seen, decisions, shares, reference["n"]),
-            "p_value": _homogeneity(seen, shares * reference["n"]),
-        }
-        for name, seen, shares in live
-    }
+    moved = _shifts(live, decisions, reference["n"])
     failures = {
         name: {
             "decisions": n,
@@ -209,9 +183,9 @@ def drift_report(
         }
         for name, (n, k) in counts.items()
     }
-    alarms = [f"{name} has drifted" for name, s in shifts.items() if s["index"] > max_index and s["p_value"] < ALARM]
+    alarms = [f"{name} has drifted" for name, s in moved.items() if s["index"] > max_index and s["p_value"] < ALARM]
     alarms += [f"policy {name} fails more often than promised" for name, f in failures.items() if f["p_value"] < ALARM]
-    return {"n": decisions, "shifts": shifts, "failures": failures, "alarms": alarms}
+    return {"n": decisions, "shifts": moved, "failures": failures, "alarms": alarms}
 
 
 def _histograms(
@@ -234,6 +208,13 @@ def _histograms(
         counts = np.append(known, len(signals) - known.sum())  # the last bin: values that the reference never saw
         found.append((kind, counts, np.append([reference["signals"][name] for name in names], 0.0)))
     return found
+
+
+def _shifts(found: Iterable[_Histogram], n: int, reference_n: int) -> dict[str, dict[str, float]]:
+    return {
+        name: {"index": _psi(counts, n, shares, reference_n), "p_value": _homogeneity(counts, shares * reference_n)}
+        for name, counts, shares in found
+    }
 
 
 def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64]) -> float:

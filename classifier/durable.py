@@ -57,8 +57,14 @@ def make_folder(path: Path) -> None:
         fsync(folder.parent)
 
 
-def create_file(path: Path, data: bytes) -> bool:
-    """Makes a file, whole and flushed to disk, and its folder; False where there is one of that name, which stays."""
+def create_file(path: Path, data: bytes, *, private: bool = False) -> bool:
+    """Makes a file, whole and flushed to disk, and its folder; False where there is one of that name, which stays.
+
+    Args:
+        path: its name.
+        data: what it holds.
+        private: for its owner alone.
+    """
     make_folder(path.parent)
     descriptor, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
     try:
@@ -66,7 +72,8 @@ def create_file(path: Path, data: bytes) -> bool:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(staged).chmod(0o644)
+        if not private:
+            Path(staged).chmod(0o644)
         try:
             os.link(staged, path)  # unlike a rename, it fails where there is one
         except FileExistsError:

@@ -38,14 +38,12 @@ class Prepared:
         policy: the policy that will choose.
         input: what the model reads, as text.
         encoded: what the model reads, as ids.
-        prepare_seconds: what it took.
     """
 
     request: Request
     policy: Policy
     input: ModelInput
     encoded: Encoded
-    prepare_seconds: float
 
 
 class Engine:
@@ -133,14 +131,12 @@ class Engine:
         Raises:
             InvalidRequest: the policy is not one of the bundle's.
         """
-        start = time.perf_counter()
         name = request.policy or self.bundle.default_policy
         policy = self.bundle.policies.get(name)
         if policy is None:
             raise InvalidRequest("policy", f"is not one of this bundle's: {', '.join(sorted(self.bundle.policies))}")
         model_input = render(request)
-        encoded = self._tokenizer.encode(model_input)
-        return Prepared(request, policy, model_input, encoded, time.perf_counter() - start)
+        return Prepared(request, policy, model_input, self._tokenizer.encode(model_input))
 
     def score(self, prepared: Prepared) -> Scores:
         """The model's answer: one run, which releases the GIL; another where the text steers (`rate`)."""
@@ -205,7 +201,7 @@ class Engine:
         scores = self.score(prepared)
         model = time.perf_counter() - before_model
         decision = self.decide(prepared, scores, draw)
-        timings = Timings(prepare=prepared.prepare_seconds, model=model, total=time.perf_counter() - start)
+        timings = Timings(prepare=before_model - start, model=model, total=time.perf_counter() - start)
         object.__setattr__(decision, "timings", timings)  # nobody else holds it yet
         return decision
 

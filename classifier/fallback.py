@@ -280,7 +280,7 @@ class Batch:
     """The plans of a batch; those that are not valid are not sent."""
 
     def __init__(self, logic: Logic, conversations: Iterable[Conversation]) -> None:
-        self._logic, self._began = logic, time.monotonic()
+        self._logic = logic
         self._plans = [logic.plan(conversation, {}) for conversation in conversations]
         self.plans_sent = [plan for plan in self._plans if plan.message is not None]
 
@@ -303,7 +303,7 @@ class Batch:
 
     def failed(self, error: Exception) -> list[Answer]:
         """The fallback for all, or the error where there is none."""
-        known, code = self._logic.lost(error, len(self._plans), self._began)
+        known, code = self._logic.lost(error, len(self._plans), self._plans[0].began)
         return [self._logic.fall_back(plan, known, code) for plan in self._plans]
 
 

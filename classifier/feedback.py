@@ -18,7 +18,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from classifier.database import Database
 from classifier.decision_id import derive_key
@@ -260,15 +259,9 @@ def _decision_row(
 
 
 def _text(request: Request) -> str:
-    """The request as compact JSON in ASCII (`Ledger.labelled` relies on both), in a corpus line's fields."""
-    body: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in request.messages]}
-    optional: Mapping[str, Any] = {
-        "tools": list(request.tools),
-        "attachments": request.attachments,
-        "labels": dict(request.labels),
-    }
-    whole = {**body, **{name: value for name, value in optional.items() if value}}
-    return json.dumps(whole, separators=(",", ":"))
+    """The request as compact JSON in ASCII (`Ledger.labelled` relies on both): a corpus line, with its labels."""
+    labels = {"labels": dict(request.labels)} if request.labels else {}
+    return json.dumps(request.to_json() | labels, separators=(",", ":"))
 
 
 def _size(text: str | None, labels: Mapping[str, str] = MappingProxyType({})) -> int:

@@ -153,21 +153,15 @@ def _group_sampler(groups: NDArray[Any], rng: np.random.Generator) -> Callable[[
 
 
 def paired_bootstrap(
-    statistic: Callable[..., float],
-    first: ArrayLike,
-    second: ArrayLike,
-    *shared: ArrayLike,
-    groups: ArrayLike | None = None,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    statistic: Callable[..., float], first: ArrayLike, second: ArrayLike, *shared: ArrayLike, **more: Any
 ) -> Interval:
     """Interval of `statistic(first, *shared) - statistic(second, *shared)` on the same resampled rows.
 
+    The other arguments are those of `bootstrap_interval`.
     Two models that are judged on the same rows share most of their luck; the paired interval leaves it out.
     """
 
     def difference(a: Array, b: Array, *rest: Array) -> float:
         return float(statistic(a, *rest)) - float(statistic(b, *rest))
 
-    return bootstrap_interval(difference, first, second, *shared, groups=groups, draws=draws, level=level, seed=seed)
+    return bootstrap_interval(difference, first, second, *shared, **more)

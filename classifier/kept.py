@@ -14,6 +14,7 @@ from classifier.errors import SettingsError
 
 T = TypeVar("T")
 _Stamp = tuple[int, ...]
+"""Empty where nothing can be seen there; the first number is the mode."""
 
 
 class Kept(Generic[T]):
@@ -46,8 +47,8 @@ class Kept(Generic[T]):
         if now == self._seen and not (again and self._refused):
             return False
         self._seen, self._refused = now, True
-        for path in self._paths:
-            if not _may_be_read(path):
+        for path, stamp in zip(self._paths, now, strict=True):
+            if stamp and not stat.S_ISREG(stamp[0]):  # of what is not there, reading it says why
                 raise SettingsError(f"{path}: is no file any more; a pipe would be waited for, and all else with it")
         self.value = self._read()
         self._refused = False
@@ -63,12 +64,4 @@ def _stamp(path: Path) -> _Stamp:
         status = path.stat()
     except OSError:
         return ()
-    return (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-
-
-def _may_be_read(path: Path) -> bool:
-    """Whether reading comes to an end: of what is not there, it says why."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return True
+    return (status.st_mode, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)

@@ -276,12 +276,8 @@ def _ours(source: str, number: int) -> dict[str, Any]:
 
 def _encodable(row: _Row) -> dict[str, Any]:
     """Our columns of a row as Arrow takes them."""
-    file = row.ours["classifier_file"].encode("utf-8", "backslashreplace").decode()
-    error = row.ours["classifier_error"]
-    if error is not None and not error.isascii():
-        error = error.encode("utf-8", "backslashreplace").decode()
-    extra = json_text(row.extra) if row.extra else None
-    return {**row.ours, "classifier_file": file, "classifier_error": error, "classifier_extra": extra}
+    told = {n: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for n, v in row.ours.items()}
+    return told | {"classifier_extra": json_text(row.extra) if row.extra else None}
 
 
 def _readable(line: bytes) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from classifier.spans import EXPORTS, spans_of
-from classifier.texts import encodable
+from classifier.texts import encodable, parsed
 
 MAX_ROW_BYTES = 16 * 2**20
 MAX_ROW_LINES = 100_000
@@ -70,13 +70,9 @@ def json_rows(file: IO[bytes], name: str, row_format: str = "auto") -> Iterator[
 
 
 def _spans(line: bytes) -> Iterator[bytes]:
-    try:
-        export = json.loads(line)
-    except (ValueError, RecursionError):
-        yield line  # whoever parses it says what is wrong
-        return
+    export = parsed(line)
     if not isinstance(export, dict) or not any(isinstance(export.get(name), list) for name in EXPORTS):
-        yield line  # no export: the word stands elsewhere in it
+        yield line  # the word stands elsewhere in it; or whoever parses it says what is wrong
         return
     for span in spans_of(export):
         yield json.dumps(span).encode()
@@ -119,10 +115,10 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
         return {}, f"is not UTF-8 (byte {error.start})"
     except RecursionError:
         return {}, "is nested too deeply"
-    except ValueError as error:
-        problem = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else "a number is too long"
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        return {}, f"is not JSON ({problem}{where})"
+    except json.JSONDecodeError as error:
+        return {}, f"is not JSON ({error.msg.removesuffix(' at')} at character {error.pos})"
+    except ValueError:
+        return {}, "is not JSON (a number is too long)"
     if isinstance(value, list):
         return {}, "is a JSON array; make it JSON lines with jq -c '.[]'"
     return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")

@@ -149,9 +149,11 @@ def ranked_probability_score(probabilities: ArrayLike, labels: ArrayLike) -> flo
 
 
 def calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15, draws: int = 400, seed: int = 0
+    probabilities: ArrayLike, labels: ArrayLike, *, draws: int = 400, seed: int = 0
 ) -> tuple[BoundaryError, ...]:
-    """Debiased calibration error of each boundary with equal-mass bins, beside its null band.
+    """Debiased calibration error of each boundary with 15 bins of equal mass, beside its null band.
+
+    Bins are fewer where there would be less than 10 rows in one, or where predictions are equal.
 
     The estimator is Kumar, Liang and Ma 2019 (arXiv:1909.10155), definition 5.2: the squared difference of a bin less
     the sampling variance of its observed share. The band holds the central 95 % of the same number over `draws` sets
@@ -160,7 +162,6 @@ def calibration_error(
     Args:
         probabilities: (n, 4).
         labels: (n,) tier indices.
-        bins: bins of equal mass; fewer where there would be less than 10 rows in one, or where predictions are equal.
         draws: sets of labels for the band.
         seed: of those draws.
 
@@ -175,7 +176,7 @@ def calibration_error(
     n = y.size
     if n < 20:
         raise ValueError(f"{n} rows are too few for a calibration error; it takes 20")
-    bins = max(2, min(bins, n // 10))
+    bins = max(2, min(15, n // 10))
     edges = np.arange(bins) * n // bins
     drawn = (np.random.default_rng(seed).random((draws, n))[:, :, None] > cumulative).sum(axis=2)
     errors = []

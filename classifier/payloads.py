@@ -29,7 +29,9 @@ from classifier.clouds import request_of_contents, request_of_converse
 from classifier.conversations import asked, request_of_body
 from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
 from classifier.errors import InvalidRequest
+from classifier.shapes import mapping_of
 from classifier.spans import FLAT, is_span, request_of_span
+from classifier.texts import parsed
 from classifier.turns import before, is_history, messages_of
 from classifier.types import Request
 
@@ -80,7 +82,7 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "openai"
     if row.get("params"):
         return "anthropic"
-    if any(_is_list(row.get(name)) for name in _LISTS) or any(_wraps(_at(row, path)) for path in _WRAPPERS):
+    if any(_is_messages(row.get(name)) for name in _LISTS) or any(_wraps(_at(row, path)) for path in _WRAPPERS):
         return "openai"
     if row.get(text_field) not in (None, ""):
         if text_field == "prompt" and (isinstance(row["prompt"], list) or is_history(row.get("history"))):
@@ -104,7 +106,7 @@ def _holds(value: Any, name: str) -> bool:
     return name in value if isinstance(value, Mapping) else isinstance(value, str) and f'"{name}"' in value
 
 
-def _is_list(value: Any) -> bool:
+def _is_messages(value: Any) -> bool:
     """Whether a value is a list of objects, or looks like its JSON text."""
     if isinstance(value, str):
         return value.startswith("[{")
@@ -142,11 +144,9 @@ def _at(row: Mapping[str, Any], path: Sequence[str]) -> Any:
 def _object(value: Any) -> Mapping[str, Any] | None:
     """An object, also one that stands as JSON text; an empty one for everything else, None for broken text of one."""
     if isinstance(value, str) and value[:1] == "{":
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return value if isinstance(value, Mapping) else {}
+        value = parsed(value)
+        return value if isinstance(value, Mapping) else None
+    return mapping_of(value)
 
 
 def _has_more(row: Mapping[str, Any]) -> bool:
@@ -179,7 +179,7 @@ def request_of_row(
         InvalidRequest: the row is not of that format, or its request is not valid; the field is named.
     """
     kind = recognise(row, text_field) if row_format == "auto" else row_format
-    request = _prompt(row, text_field, fields) if kind == "prompt" else _READERS[kind](row, fields)
+    request = _prompt(row, text_field, **fields) if kind == "prompt" else _READERS[kind](row, **fields)
     return request if kind == "corpus" and row.get("decision_id") else asked(request)
 
 
@@ -188,22 +188,22 @@ def reads(column: str) -> bool:
     return column in _COLUMNS or column.startswith(FLAT)
 
 
-def _prompt(row: Mapping[str, Any], text_field: str, fields: Mapping[str, Any]) -> Request:
+def _prompt(row: Mapping[str, Any], text_field: str, **fields: Any) -> Request:
     text = row.get(text_field)
     if not isinstance(text, str):
         raise InvalidRequest(text_field, f"is {'not there' if text is None else 'not a text'}; see --text-field")
     return request_of_body({"messages": messages_of(text)}, **fields)
 
 
-def _corpus(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _corpus(row: Mapping[str, Any], **fields: Any) -> Request:
     return Request.from_json(_opened(_inner(row, "request"), "messages", "tools"), **fields)
 
 
-def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
     body = _inner(row, "body")
     while not body.get("messages") and (path := _way(body)):
         body = _inner({path[-1]: _at(body, path)}, path[-1])
-    lists = (name for name in _LISTS if name != "prompt" or _is_list(body.get(name)))  # a prompt may begin with [INST]
+    lists = (name for name in _LISTS if name != "prompt" or _is_messages(body.get(name)))  # may begin with [INST]
     body = _opened(body, "messages", "tools", "functions", "input", *lists)
     if not body.get("messages"):
         body = {**body, "messages": _said(body)}
@@ -214,18 +214,24 @@ def _openai(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
 
 def _said(body: Mapping[str, Any]) -> Any:
     """The messages of a body that has them under another name; None where it has none."""
-    if name := next((name for name in _LISTS if _is_list(body.get(name))), ""):
+    if name := next((name for name in _LISTS if _is_messages(body.get(name))), ""):
         check_whole(body)
         return body[name]
     if body.get("prompts"):
         return _prompted(body["prompts"], "prompts")
     if isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
         said = [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
-        return [*before(body.get("history")), *said]
+        return [*_earlier(body), *said]
     if (prompt := body.get("prompt")) and isinstance(prompt, str | list):
-        return [*before(body.get("history")), *_prompted(prompt, "prompt")]
+        return [*_earlier(body), *_prompted(prompt, "prompt")]
     check_chat(body)
     return None
+
+
+def _earlier(body: Mapping[str, Any]) -> Sequence[Any]:
+    """The messages of a `history` beside a prompt."""
+    history = body.get("history")
+    return before(_json(history, "history")) if is_history(history) else ()
 
 
 def _prompted(prompt: Any, name: str) -> Sequence[Mapping[str, str]]:
@@ -248,11 +254,11 @@ def _only(values: Any, name: str, kind: type) -> Any:
     return values[0]
 
 
-def _anthropic(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _anthropic(row: Mapping[str, Any], **fields: Any) -> Request:
     return request_of_body(_opened(_inner(row, "params", "body"), "messages", "tools", "system"), **fields)
 
 
-def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _litellm(row: Mapping[str, Any], **fields: Any) -> Request:
     payload = _inner(row, "standard_logging_object")
     call = str(payload.get("call_type") or "completion")
     if not any(call.endswith(name) for name in _CHAT_CALLS):
@@ -260,26 +266,21 @@ def _litellm(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     body = dict(_opened(payload, "messages", "model_parameters", "proxy_server_request"))
     sent = body.get("proxy_server_request")
     if not body.get("messages") and isinstance(sent, Mapping):  # spend logs keep the body as it was sent
-        return _openai(sent, fields)
+        return _openai(sent, **fields)
     messages = body.get("messages")
     if isinstance(messages, str) or (isinstance(messages, list) and messages and not isinstance(messages[0], Mapping)):
         body["messages"] = _prompted(messages, "messages")  # of a completion
     if isinstance(messages, Mapping):
         body["messages"] = messages = messages.get("messages", [messages])
-    parameters = body.get("model_parameters")
-    if isinstance(parameters, Mapping):
-        body |= {name: parameters[name] for name in ("tools", "functions", "system") if parameters.get(name)}
+    parameters = mapping_of(body.get("model_parameters"))
+    body |= {name: parameters[name] for name in ("tools", "functions", "system") if parameters.get(name)}
     request = request_of_body(body, **fields)
     if any(message.content == _REDACTED for message in request.messages):
         raise InvalidRequest("messages", "were redacted by LiteLLM (turn_off_message_logging); nothing is left to read")
     return request
 
 
-def _otel(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
-    return request_of_span(row, **fields)
-
-
-def _gemini(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _gemini(row: Mapping[str, Any], **fields: Any) -> Request:
     body = _opened(
         _inner(row, "full_request", "request"), "contents", "systemInstruction", "system_instruction", "tools"
     )
@@ -288,7 +289,7 @@ def _gemini(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     return request_of_contents(body, **fields)
 
 
-def _bedrock(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
+def _bedrock(row: Mapping[str, Any], **fields: Any) -> Request:
     entry = _inner(row, "input")
     if entry.get("inputBodyS3Path") and not entry.get("inputBodyJson"):
         raise InvalidRequest("input.inputBodyJson", "is not in the log; its body, a large one, lies at inputBodyS3Path")
@@ -298,12 +299,12 @@ def _bedrock(row: Mapping[str, Any], fields: Mapping[str, Any]) -> Request:
     return request_of_converse(body, **fields)
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Request]] = {
+_READERS: Mapping[str, Callable[..., Request]] = {
     "corpus": _corpus,
     "openai": _openai,
     "anthropic": _anthropic,
     "litellm": _litellm,
-    "otel": _otel,
+    "otel": request_of_span,
     "gemini": _gemini,
     "bedrock": _bedrock,
 }

@@ -246,19 +246,17 @@ def choose_many(
     return np.where(top, len(TIERS) - 1, chosen)
 
 
-def exploration(
-    tier: Tier, epsilon: float, *, floor: Tier | None = None, ceiling: Tier | None = None
-) -> dict[Tier, float]:
+def exploration(tier: Tier, epsilon: float, *, ceiling: Tier | None = None) -> dict[Tier, float]:
     """Where exploration may lead from `tier`, and how likely: probabilities over tiers that sum to 1.
 
-    With probability `epsilon` the request goes to another tier within floor and ceiling, in the proportions of
+    With probability `epsilon` the request goes to another tier, within the ceiling, in the proportions of
     `EXPLORATION_WEIGHTS` over those that exist.
 
     >>> exploration(Tier.STANDARD, 0.1)[Tier.STANDARD]
     0.9
     """
-    low, high = floor or TIERS[0], ceiling or TIERS[-1]
-    moves = {Tier(tier + step): weight for step, weight in EXPLORATION_WEIGHTS.items() if low <= tier + step <= high}
+    most = ceiling or TIERS[-1]
+    moves = {Tier(tier + step): weight for step, weight in EXPLORATION_WEIGHTS.items() if 0 < tier + step <= most}
     if not moves or epsilon <= 0:
         return {tier: 1.0}
     total = sum(moves.values())

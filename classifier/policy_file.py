@@ -42,16 +42,12 @@ def policy_to_json(policy: Policy) -> dict[str, Any]:
     values = {name: getattr(policy, name) for name in Policy.__slots__}
     top = policy.top_tier_guarantee
     return values | {
-        "guarantee": _guarantee_to_json(policy.guarantee),
-        "top_tier_guarantee": None if top is None else _guarantee_to_json(top),
+        "guarantee": asdict(policy.guarantee),
+        "top_tier_guarantee": None if top is None else asdict(top),
         "tier_shares": list(policy.tier_shares),
         "exempt_labels": list(policy.exempt_labels),
         "group_thresholds": dict(policy.group_thresholds),
     }
-
-
-def _guarantee_to_json(guarantee: Guarantee) -> dict[str, Any]:
-    return asdict(guarantee) | {"severity": list(guarantee.severity)}
 
 
 def policies_from_json(data: Any, *, model_sha256: str, calibration_revision: str) -> tuple[dict[str, Policy], str]:

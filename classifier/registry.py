@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from classifier.bundle import FILES, MANIFEST, SHIPPED, is_folder, read_bundle
+from classifier.bundle import FILES, MANIFEST, is_folder, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.history import Event, History
 from classifier.objects import Objects, hashes, verify
@@ -288,24 +288,6 @@ class Registry:
         if kind == "bundle":
             read_bundle(path)
         return path
-
-
-def resolve_bundle(name: str, registry: Registry | None) -> Path:
-    """The folder that `--bundle` names, which may hold no bundle; "" is the registry's current, or the shipped one.
-
-    Raises:
-        BundleNotFound: it is a name, and the registry has none such.
-        BundleCorrupt: the registry's files are not what they should be.
-    """
-    if is_folder(name):
-        return Path(name)
-    if name and registry is None:
-        raise BundleNotFound(
-            f"{name}: no registry is set to look for that name; give --registry, or a folder as ./{name}"
-        )
-    if registry is not None and (name or "current" in registry.state().aliases):
-        return registry.fetch(name or "current")
-    return SHIPPED
 
 
 def _check_current(state: Event, expected: str | None, url: str) -> None:

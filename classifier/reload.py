@@ -150,12 +150,10 @@ class Watched:
         what: "bundle" or "shadow", for logs and metrics.
         source: where it comes from.
         swap: takes the new engine; called on the event loop.
-        metrics: counts, where there are any.
+        metrics: counts.
     """
 
-    def __init__(
-        self, what: str, source: Source, swap: Callable[[Classifies], None], metrics: Metrics | None = None
-    ) -> None:
+    def __init__(self, what: str, source: Source, swap: Callable[[Classifies], None], metrics: Metrics) -> None:
         self._what, self._source, self._swap, self._metrics = what, source, swap, metrics
         self._have = ""
         self._refused = ""
@@ -193,13 +191,13 @@ class Watched:
             trouble = (wanted, type(error))
             if again or trouble != self._trouble:  # what lasts is said and counted once
                 self._trouble = trouble
-                self._count(ok=False)
+                self._metrics.reloaded(self._what, ok=False)
                 log.warning("%s: %s; %s", self._what, error, f"{self._have} stays" if self._have else "it is awaited")
             return
         self._refused, self._trouble, before, self._have = "", None, self._have, engine.bundle_version
         old, self._engine = [self._engine], engine
         self._swap(engine)
-        self._count(ok=True)
+        self._metrics.reloaded(self._what, ok=True)
         if not before:
             log.info("%s: %s", self._what, self._have)
             return
@@ -207,10 +205,6 @@ class Watched:
         await asyncio.sleep(_LAST_RUNS_SECONDS)
         # Not on the event loop: to free a model takes it many milliseconds.
         await asyncio.to_thread(_free, old)
-
-    def _count(self, *, ok: bool) -> None:
-        if self._metrics is not None:
-            self._metrics.reloaded(self._what, ok=ok)
 
 
 def _free(engines: list[Any]) -> None:
@@ -233,7 +227,7 @@ class Shadow:
         metrics: gets the pairs of tiers.
     """
 
-    def __init__(self, share: float, busy: Callable[[], bool], metrics: Metrics | None = None) -> None:
+    def __init__(self, share: float, busy: Callable[[], bool], metrics: Metrics) -> None:
         self.engine: Classifies | None = None
         self.share = share
         self._busy, self._metrics = busy, metrics
@@ -251,8 +245,7 @@ class Shadow:
                 raise queue.Full  # noqa: TRY301 - the same end as a full queue
             self._queue.put_nowait((prepared, decision))
         except queue.Full:
-            if self._metrics is not None:
-                self._metrics.shadow_dropped()
+            self._metrics.shadow_dropped()
 
     def close(self) -> None:
         """Ends the thread after the run at hand."""
@@ -274,5 +267,4 @@ class Shadow:
             except Exception as error:  # a candidate's failure is a fact about the candidate
                 log.warning("shadow: failed with %s", type(error).__name__)
                 continue
-            if self._metrics is not None:
-                self._metrics.shadowed(decision.model_tier, other.model_tier)
+            self._metrics.shadowed(decision.model_tier, other.model_tier)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from classifier import charts
-from classifier.page import render
+from classifier.page import percent, render
 from classifier.report import TITLES
 from classifier.savings import RANDOM, ROUTED, TODAY, dollars
 from classifier.types import TIERS
@@ -34,8 +34,8 @@ def as_text(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{_title(s['name']):<32}{dollars(s['cost']['estimate']):>12}"
             f"{'' if s['name'] == ROUTED else dollars(saving['estimate']):>15}{' ' + span:>26}"
-            f"{_share(s['risk']['estimate']):>15}{_band(s['measured']) if known else '':>{16 * known}}"
-            f"{_share(s['frontier_misses']['estimate']):>17}"
+            f"{percent(s['risk']['estimate']):>15}{_band(s['measured']) if known else '':>{16 * known}}"
+            f"{percent(s['frontier_misses']['estimate']):>17}"
         )
     shares = ", ".join(f"{t.label} {s:.1%}" for t, s in zip(TIERS, report["tier_shares"], strict=True))
     lines += [
@@ -81,8 +81,8 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
         movers_have_models=models,
         mover_columns=8 + ids + models,
         show_text=bool(texts),
-        concentration=f"The dearest 1% of requests carry {_share(one)} of all money that routing moves, either way, "
-        f"and the dearest 10% carry {_share(ten)}; these are the largest.",
+        concentration=f"The dearest 1% of requests carry {percent(one)} of all money that routing moves, either way, "
+        f"and the dearest 10% carry {percent(ten)}; these are the largest.",
     )
 
 
@@ -98,7 +98,7 @@ def _strategy(s: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]
     routed = s["name"] == ROUTED
     itself = {"text": "–", "notes": []}
     promised = guarantee_of(report).promised_risk
-    risk = _cell(s["risk"], _share)
+    risk = _cell(s["risk"], percent)
     if routed and promised is not None:
         risk["notes"].append(f"promised {promised:.0%} at most")
     return {
@@ -111,16 +111,16 @@ def _strategy(s: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]
         "share": itself if routed else _cell(s["saving_share"], _saved),
         "risk": risk,
         "measured": _measured(s["measured"], (report["strategies"][0]["measured"] or {}).get("labels", -1)),
-        "misses": _cell(s["frontier_misses"], _share) if s["measured"] is None else _misses(s),
+        "misses": _cell(s["frontier_misses"], percent) if s["measured"] is None else _misses(s),
     }
 
 
 def _misses(s: Mapping[str, Any]) -> dict[str, Any]:
     """Expected frontier misses with the measured ones below."""
-    cell, measured = _cell(s["frontier_misses"], _share), s["measured"]
+    cell, measured = _cell(s["frontier_misses"], percent), s["measured"]
     if measured["frontier_labels"]:
         found = measured["frontier_misses"]
-        cell["notes"] += [f"measured {_share(found['estimate'])}", _ends(found, _share)]
+        cell["notes"] += [f"measured {percent(found['estimate'])}", _ends(found, percent)]
     return cell
 
 
@@ -128,7 +128,7 @@ def _measured(measured: Mapping[str, Any] | None, usual: int = -1) -> dict[str, 
     """The measured risk for the page: a number or a band, its interval, and the number of labels if not `usual`."""
     if measured is None or not measured["labels"]:
         return {"text": "not known", "notes": []}
-    notes = [_ends(measured["band"], _share)]
+    notes = [_ends(measured["band"], percent)]
     notes += [f"{measured['labels']:,} labels"] if measured["labels"] != usual else []
     return {"text": _band(measured), "notes": notes}
 
@@ -137,7 +137,7 @@ def _band(measured: Mapping[str, Any] | None) -> str:
     if measured is None or not measured["labels"]:
         return "–"
     low, high = measured["risk"]["estimate"], measured["risk_at_most"]["estimate"]
-    return _share(low) if high <= low else f"{_share(low)} to {_share(high)}"
+    return percent(low) if high <= low else f"{percent(low)} to {percent(high)}"
 
 
 def _ends(value: Mapping[str, float], form: Callable[[float], str]) -> str:
@@ -156,7 +156,7 @@ def _cell(value: Mapping[str, float] | None, form: Callable[[float], str]) -> di
 def _saved(value: float) -> str:
     """A saved share; from twice the cost on, how many times the cost: "costs 13 ×"."""
     times = 1 - value
-    return _share(value) if value > -1 else f"costs {times:,.1f} ×" if times < 10 else f"costs {times:,.0f} ×"
+    return percent(value) if value > -1 else f"costs {times:,.1f} ×" if times < 10 else f"costs {times:,.0f} ×"
 
 
 def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -170,14 +170,14 @@ def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
         {"name": report["reference"], "value": dollars(against["cost"]["estimate"]),
          "note": f"{against['requests']:,} requests"},
         _saving_card("routing saves", "routing costs more", against["saving"]),
-        {"name": "expected risk", "value": _share(routed["risk"]["estimate"]),
-         "note": f"frontier misses {_share(routed['frontier_misses']['estimate'])}"},
+        {"name": "expected risk", "value": percent(routed["risk"]["estimate"]),
+         "note": f"frontier misses {percent(routed['frontier_misses']['estimate'])}"},
     ]  # fmt: skip
     promised, measured = guarantee_of(report).promised_risk, routed["measured"]
     if measured is not None:
-        cards.append({"name": "measured risk", "value": _band(measured), "note": _ends(measured["band"], _share)})
+        cards.append({"name": "measured risk", "value": _band(measured), "note": _ends(measured["band"], percent)})
     if promised is not None:
-        cards.append({"name": "promised risk", "value": _share(promised), "note": "at most"})
+        cards.append({"name": "promised risk", "value": percent(promised), "note": "at most"})
     span = report["span"]
     if span and span["days"] >= 7:
         month = {name: value * 30 / span["days"] for name, value in against["saving"].items()}
@@ -257,7 +257,3 @@ def _short(name: str) -> str:
 def _cut(text: str, most: int) -> str:
     """Head and tail of a long name: those of cloud models differ in their tails alone."""
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
-
-
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}"

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from classifier.errors import NoAllowedRoute, SettingsError
-from classifier.toml import parse_toml, read_toml
+from classifier.toml import read_toml
 from classifier.types import TIERS, Decision, Reason, Request, Tier
 
 DATA_LABEL = "data"
@@ -178,24 +178,19 @@ def read_table(path: str | Path) -> RoutingTable:
     return table_of(read_toml(path, "the routes"), str(path))
 
 
-def parse_table(text: str, where: str = "routes") -> RoutingTable:
-    r"""The table that a TOML text holds: `[routes.simple]` for one route, `[[routes.simple]]` for each of several.
+def table_of(data: Mapping[str, Any], where: str) -> RoutingTable:
+    """The table that a TOML file's tables hold: `[routes.simple]` for one route, `[[routes.simple]]` for several.
 
     Args:
-        text: TOML.
-        where: its name in messages.
+        data: the tables.
+        where: the file's name in messages.
 
     Raises:
         SettingsError: it is no routing table; the message names the entry, what was found and what was expected.
 
-    >>> parse_table('[routes.simple]\nmodel = "small"').routes[Tier.SIMPLE]
+    >>> table_of({"routes": {"simple": {"model": "small"}}}, "routes.toml").routes[Tier.SIMPLE]
     (Route(tier=<Tier.SIMPLE: 1>, model='small', price_per_million_tokens=0.1, context_window=0, on_premises=False),)
     """
-    return table_of(parse_toml(text, where), where)
-
-
-def table_of(data: Mapping[str, Any], where: str) -> RoutingTable:
-    """The table that a TOML file's tables hold; arguments and errors as `parse_table`."""
     if unknown := sorted(set(data) - {"routes"}):
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; everything stands in [routes.TIER] tables")
     tables = data.get("routes")

@@ -1,4 +1,4 @@
-"""The seams of the service: what it needs of an engine, of ids and of a store, whom it tells, and what it may allow.
+"""The seams of the service: what it needs of an engine, of ids and of a store, and whom it tells.
 
 Knows nothing of who fills them: `classifier.engine`, `classifier.decision_id`, `classifier.feedback` and
 `classifier.telemetry` do in a server, `classifier.testing` in tests.
@@ -7,7 +7,6 @@ Knows nothing of who fills them: `classifier.engine`, `classifier.decision_id`, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from classifier.types import Decision, Outcome, OutcomeState, Request, Scores
@@ -72,15 +71,3 @@ class Observer:
 
     def refused(self, code: str) -> None:
         """A request was not classified: one of a batch or stream, or a whole call."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one call may ask for; `GetInfo` states the first three."""
-
-    max_request_bytes: int = 4 * 2**20
-    max_messages: int = 4096
-    max_batch_items: int = 256
-    max_stream_items: int = 100_000
-    max_streams: int = 64
-    stream_idle_seconds: float = 60.0

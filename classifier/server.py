@@ -29,23 +29,24 @@ from classifier.health import SERVICE as HEALTH
 from classifier.health import Health
 from classifier.listening import bind, options, server_credentials, transport_bytes
 from classifier.reload import Shadow, Source, Watched, routes_of, source_of
-from classifier.seams import Classifies, Limits, Observer
+from classifier.seams import Classifies, Observer
 from classifier.service import Service
 from classifier.settings import ServerSettings, state_folder
+from classifier.telemetry import Metrics
 
 if TYPE_CHECKING:
     from classifier.feedback import FeedbackStore
     from classifier.kept import Kept
     from classifier.routing import RoutingTable
-    from classifier.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
 # What SIGHUP changes in a running server; the rest needs a restart, and the log says so.
-RELOADABLE = frozenset(
-    {*Limits.__slots__, "rate_limit", "rate_limit_burst", "shadow_share", "log_level", "drain_seconds"}
-    | {"shutdown_delay_seconds", "watch_seconds"}
-)
+RELOADABLE = frozenset({
+    "max_request_bytes", "max_messages", "max_batch_items", "max_stream_items", "max_streams", "stream_idle_seconds",
+    "rate_limit", "rate_limit_burst", "shadow_share", "log_level", "drain_seconds", "shutdown_delay_seconds",
+    "watch_seconds",
+})  # fmt: skip
 
 
 class Server:
@@ -55,8 +56,8 @@ class Server:
         settings: what it was told.
         source: where the engine comes from; by default what the settings name.
         key: secret of decision ids; by default what the settings name.
-        metrics: counts what happens.
-        observer: is told what happens; by default the metrics, if there are any.
+        metrics: counts what happens; by default for nobody.
+        observer: is told what happens; by default the metrics.
         reread: reads the settings again, for SIGHUP.
     """
 
@@ -75,8 +76,8 @@ class Server:
         self.service: Service
         self._source = source or source_of(settings.bundle, settings.registry)
         self._key = key or b""
-        self._metrics = metrics
-        self._observer = observer or metrics or Observer()
+        self._metrics = metrics or Metrics()
+        self._observer = observer or self._metrics
         self._reread = reread
         self._health = Health()
         self._grpc: grpc.aio.Server
@@ -145,7 +146,7 @@ class Server:
                 fresh = self._reread()
             except ClassifierError as error:
                 log.warning("settings: %s; the ones there were stay", error)
-                self._count("settings", ok=False)
+                self._metrics.reloaded("settings", ok=False)
             else:
                 names = [n for n in ServerSettings.__slots__ if getattr(fresh, n) != getattr(self.settings, n)]
                 if kept := sorted(set(names) - RELOADABLE):
@@ -153,14 +154,14 @@ class Server:
                 if fresh.max_request_bytes > (most := self._transport_bytes):
                     log.warning("settings: max_request_bytes above %d needs a restart: gRPC takes in no more", most)
                 self._apply(fresh)
-                self._count("settings", ok=True)
+                self._metrics.reloaded("settings", ok=True)
         await self._check(again=True)
 
     def _apply(self, settings: ServerSettings) -> None:
         """Puts those settings into force that a running server can change."""
         self.settings = reloaded(self.settings, settings)
         service = self.service
-        service.limits = Limits(**{name: getattr(settings, name) for name in Limits.__slots__})
+        service.limits = settings
         if (settings.rate_limit, settings.rate_limit_burst) != service.rate_limit.setting:
             service.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_burst)
         logging.getLogger("classifier").setLevel(settings.log_level.upper())
@@ -168,7 +169,7 @@ class Server:
             self._shadow.share = settings.shadow_share
 
     async def _listen(self) -> None:
-        settings, told = self.settings, lambda ok: self._count("tls", ok=ok)
+        settings, told = self.settings, lambda ok: self._metrics.reloaded("tls", ok=ok)
         self.addresses = tuple(
             [
                 bind(self._grpc, address, server_credentials(settings, address, told), shared=settings.workers > 1)
@@ -193,16 +194,14 @@ class Server:
             self._watched.append(candidate)
             # Whoever is promoted is no candidate any more: a server that starts after that must start all the same.
             await _look_for(candidate, again=False)
-        if self._metrics is not None:
-            self._metrics.waiting = lambda: admission.waiting
+        self._metrics.waiting = lambda: admission.waiting
 
     def _take(self, engine: Classifies) -> None:
         """From the next request on this engine answers."""
         self.service.engine = engine
         if not engine.golden_ok:
             log.warning("bundle %s: %s", engine.bundle_version, engine.golden_message)
-        if self._metrics is not None:
-            self._metrics.bundle(engine.bundle_version, engine.calibration_revision, golden_ok=engine.golden_ok)
+        self._metrics.bundle(engine.bundle_version, engine.calibration_revision, golden_ok=engine.golden_ok)
 
     async def _watch(self) -> None:
         while True:
@@ -224,7 +223,7 @@ class Server:
                     "looking for bundles takes longer than %g s; it goes on; is their storage there?", LOOK_SECONDS
                 )
         bundle = getattr(self.service.engine, "bundle", None)
-        if self._metrics is not None and bundle is not None:
+        if bundle is not None:
             await asyncio.to_thread(self._metrics.drift, bundle.reference)  # ten milliseconds that no request waits for
 
     async def _look(self, *, again: bool) -> None:
@@ -236,18 +235,14 @@ class Server:
         for what, read in (("tokens", self.service.authenticator.reload), ("routes", self._routes.reload)):
             try:
                 if read(again=again):
-                    self._count(what, ok=True)
+                    self._metrics.reloaded(what, ok=True)
                     log.info("%s: read again", what)
             except ClassifierError as error:
-                self._count(what, ok=False)
+                self._metrics.reloaded(what, ok=False)
                 log.warning("%s; the %s there were stay", error, what)
         self.service.routes = self._routes.value
-        if self._metrics is not None and self._feedback is not None:
+        if self._feedback is not None:
             self._metrics.feedback_dropped(self._feedback.dropped)
-
-    def _count(self, what: str, *, ok: bool) -> None:
-        if self._metrics is not None:
-            self._metrics.reloaded(what, ok=ok)
 
     async def _close(self) -> None:
         await self.service.admission.close()

@@ -29,7 +29,8 @@ from classifier.errors import ClassifierError, InvalidRequest, NotConfigured, No
 from classifier.items import answer_all, answer_in_order
 from classifier.policy import exploration
 from classifier.routing import RoutingTable
-from classifier.seams import Classifies, Feedback, Ids, Limits, Observer
+from classifier.seams import Classifies, Feedback, Ids, Observer
+from classifier.settings import ServerSettings
 from classifier.statuses import code_name, refuse, status_of
 from classifier.types import Decision, Scores, Tier, Timings
 from classifier.v1 import classifier_pb2 as pb
@@ -50,7 +51,7 @@ class Service:
         engine: None until it is loaded; calls are UNAVAILABLE then.
         feedback: None where outcomes are not taken.
         authenticator: names callers.
-        limits: what one call may ask for.
+        limits: the settings that say what one call may ask for.
         rate_limit: how often one caller may ask.
         observer: is told what happened.
         routes: the routing table; None where answers name no route.
@@ -62,7 +63,7 @@ class Service:
     engine: Classifies | None = None
     feedback: Feedback | None = None
     authenticator: Authenticator = field(default_factory=Authenticator)
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerSettings = field(default_factory=ServerSettings)
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 1))
     observer: Observer = field(default_factory=Observer)
     routes: RoutingTable | None = None

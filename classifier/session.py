@@ -16,9 +16,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from classifier.errors import BundleCorrupt
+from classifier.types import TIERS
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-TIERS = 4
 STEERING = "steering"
 """The output that says of each entry how likely it is to steer (`classifier.steering`)."""
 
@@ -52,12 +52,12 @@ class Session:
                 f"{path}: onnxruntime cannot load it ({type(error).__name__}); export it again"
             ) from error
         names = {i.name for i in self._session.get_inputs()}
-        logits, *more = self._session.get_outputs()
-        known = "input_ids" in names and names <= set(INPUTS) and logits.shape[-1] == TIERS
+        logits, *more = outputs = self._session.get_outputs()
+        known = "input_ids" in names and names <= set(INPUTS) and logits.shape[-1] == len(TIERS)
         if not known or [output.name for output in more] not in ([], [STEERING]):
             raise BundleCorrupt(
-                f"{path}: expected inputs {list(INPUTS)} and {TIERS} logits, perhaps {STEERING!r} behind them; found "
-                f"inputs {sorted(names)} and outputs {[(o.name, o.shape) for o in (logits, *more)]}; export it again"
+                f"{path}: expected inputs {list(INPUTS)} and {len(TIERS)} logits, perhaps {STEERING!r} behind them; "
+                f"found inputs {sorted(names)} and outputs {[(o.name, o.shape) for o in outputs]}; export it again"
             )
         self._inputs = tuple(name for name in INPUTS if name in names)
         self._outputs = [logits.name, *(output.name for output in more)]

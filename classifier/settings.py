@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -185,14 +184,14 @@ def check_pair(settings: object, one: str, other: str) -> None:
 
 def resolve(
     flags: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] = os.environ,
     config: str | Path | None = None,
 ) -> ServerSettings:
     """Settings from flags, then the environment, then a TOML file, then the defaults.
 
     Args:
         flags: by field name; None means that the flag was not given.
-        environ: the environment; None means the process's own.
+        environ: the environment, by default the process's own.
         config: the TOML file; None means the one that `CLASSIFIER_CONFIG` names, or none.
 
     Raises:
@@ -206,7 +205,7 @@ def resolve(
     return ServerSettings(**values)
 
 
-def feedback_url(flag: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+def feedback_url(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """The feedback store of commands beside the server: what `resolve` would tell one, whatever else it would refuse.
 
     Raises:
@@ -226,7 +225,7 @@ def sqlite_file(url: str) -> Path | None:
     return Path(path) if path else None
 
 
-def registry_url(flag: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+def registry_url(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """The registry of commands beside the server: the one it is told of, else the user's own.
 
     Raises:
@@ -235,22 +234,22 @@ def registry_url(flag: str | None = None, environ: Mapping[str, str] | None = No
     return _told({"registry": str}, {"registry": flag}, environ).get("registry") or own_registry(environ)
 
 
-def own_registry(environ: Mapping[str, str] | None = None) -> str:
+def own_registry(environ: Mapping[str, str] = os.environ) -> str:
     """The user's own registry of bundles, a folder in `state_folder`."""
     return str(state_folder(environ) / "registry")
 
 
-def state_folder(environ: Mapping[str, str] | None = None) -> Path:
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where this program keeps what it must remember (`$XDG_STATE_HOME/classifier`)."""
     return _own_folder("XDG_STATE_HOME", ".local/state", environ)
 
 
-def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where this program keeps what it can fetch again (`$XDG_CACHE_HOME/classifier`)."""
     return _own_folder("XDG_CACHE_HOME", ".cache", environ)
 
 
-def misspelt(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def misspelt(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The `CLASSIFIER_*` variables that no command reads, and the one that each nearly is; others may be anybody's.
 
     >>> misspelt({"CLASSIFIER_QUUE_SIZE": "8", "CLASSIFIER_SERVICE_HOST": "10.0.0.1"})
@@ -258,16 +257,17 @@ def misspelt(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     names = [*(name.upper() for name in ServerSettings.__slots__), *BESIDE]
     found = {}
-    for variable in os.environ if environ is None else environ:
+    for variable in environ:
         name = variable.removeprefix(PREFIX)
         if variable.startswith(PREFIX) and name not in names:
+            from difflib import get_close_matches  # here: every command looks, and few find any
+
             for near in get_close_matches(name, names, n=1, cutoff=0.8):
                 found[variable] = PREFIX + near
     return found
 
 
-def _own_folder(variable: str, otherwise: str, environ: Mapping[str, str] | None) -> Path:
-    environ = os.environ if environ is None else environ
+def _own_folder(variable: str, otherwise: str, environ: Mapping[str, str]) -> Path:
     base = environ.get(variable) or Path(environ.get("HOME") or "~").expanduser() / otherwise
     return Path(base) / "classifier"
 
@@ -280,11 +280,10 @@ def otlp_protocol() -> str:
 def _told(
     kinds: Mapping[str, Any],
     flags: Mapping[str, Any],
-    environ: Mapping[str, str] | None,
+    environ: Mapping[str, str],
     config: str | Path | None = None,
 ) -> dict[str, Any]:
     """The fields in `kinds` (name to type) that anybody gave, in the order of `resolve`."""
-    environ = os.environ if environ is None else environ
     config = config or environ.get(CONFIG_VARIABLE) or None
     values: dict[str, Any] = {}
     for name, value in (read_toml(config, "the settings") if config else {}).items():
@@ -300,7 +299,7 @@ def _told(
     return values
 
 
-def _own_store(environ: Mapping[str, str] | None) -> str:
+def _own_store(environ: Mapping[str, str]) -> str:
     folder = state_folder(environ)
     if "?" in str(folder):
         raise SettingsError(

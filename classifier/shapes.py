@@ -1,4 +1,4 @@
-"""Whether the fields of a request or an outcome hold what their types say, for those who hand on what they were sent.
+"""Whether values have the shape that they should: the fields of a request or an outcome, lists and objects of JSON.
 
 Type checkers see our callers' code and not their callers' JSON: content as a list of parts, labels with numbers, tools
 as objects. Each such field is named with what would be right, and no value is quoted.
@@ -8,9 +8,9 @@ Knows nothing of what the values mean: `classifier.types` checks that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 _LAST_TIER = 4
 
@@ -28,6 +28,21 @@ def misfits(request: Any) -> list[tuple[str, str]]:
 def misfits_of_outcome(outcome: Any) -> list[tuple[str, str]]:
     """As `misfits`, of an outcome."""
     return _found(outcome, _OUTCOME)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a list of whatever; a text is none."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def list_of(value: object) -> Sequence[Any]:
+    """The list that a value is, or an empty one."""
+    return value if is_list(value) else ()
+
+
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """The object that a value is, or an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 _Shapes = tuple[tuple[str, Callable[[object], bool], str], ...]

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from classifier.conversations import Collected, add_message, tool_names
 from classifier.errors import InvalidRequest
+from classifier.shapes import is_list, list_of, mapping_of
+from classifier.texts import parsed
 from classifier.types import Request
 
 EXPORTS = ("resourceSpans", "resourceLogs")
@@ -119,7 +120,7 @@ def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     "events": [],
                     "resource": about,
                 }
-                values = {**attributes, **body} if isinstance(body, Mapping) else attributes
+                values = {**attributes, **mapping_of(body)}
                 if name == _DETAILS:
                     found[i] = {**flat, "attributes": values}
                 else:
@@ -129,8 +130,7 @@ def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _resource(resource: Mapping[str, Any]) -> dict[str, Any]:
-    facts = resource.get("resource")
-    return _attributes(facts.get("attributes")) if isinstance(facts, Mapping) else {}
+    return _attributes(mapping_of(resource.get("resource")).get("attributes"))
 
 
 def is_request(span: Mapping[str, Any]) -> bool:
@@ -175,7 +175,7 @@ def request_of_span(span: Mapping[str, Any], **fields: Any) -> Request:
     tools = _parsed(attributes.get("gen_ai.tool.definitions")) or [
         *_listed(attributes, "llm.request.functions"),
         *map(_tool, _listed(attributes, "llm.tools")),
-        *map(_parsed, _list(attributes.get("ai.prompt.tools"))),
+        *map(_parsed, list_of(attributes.get("ai.prompt.tools"))),
     ]
     return Request(messages=tuple(found.messages), tools=tool_names(tools), attachments=found.attachments, **fields)
 
@@ -194,7 +194,7 @@ def _messages(attributes: Mapping[str, Any], events: Sequence[tuple[str, Any]]) 
     """(path, message) of each message, by the first of the conventions that the span keeps to."""
     if name := next((name for name in _WHOLE if attributes.get(name) is not None), ""):
         messages = _parsed(attributes[name])
-        if not isinstance(messages, Sequence) or isinstance(messages, str):
+        if not is_list(messages):
             raise InvalidRequest(name, "is not a list of messages, nor its JSON text")
         yield from ((f"{name}[{i}]", message) for i, message in enumerate(messages))
     elif said := _listed(attributes, "llm.input_messages"):
@@ -231,15 +231,12 @@ def _of_openinference(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _call(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """The function that an OpenInference tool call calls."""
-    call = item.get("tool_call")
-    function = call.get("function") if isinstance(call, Mapping) else None
-    return function if isinstance(function, Mapping) else {}
+    return mapping_of(mapping_of(item.get("tool_call")).get("function"))
 
 
 def _tool(item: Mapping[str, Any]) -> Any:
     """A tool of OpenInference's as one of the provider's."""
-    tool = item.get("tool")
-    tool = tool if isinstance(tool, Mapping) else {}
+    tool = mapping_of(item.get("tool"))
     return tool if tool.get("name") else _parsed(tool.get("json_schema"))
 
 
@@ -257,7 +254,7 @@ def _listed(attributes: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
     }
     value = _nested(flat)
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        value = mapping_of(value).get(part)
     return list(_dicts(value))
 
 
@@ -289,13 +286,13 @@ def _attributes(attributes: Any) -> dict[str, Any]:
     """Attributes as a plain dictionary: OTLP's list of keys and values, a map's list of pairs, or one already."""
     if isinstance(attributes, Mapping):
         return {str(name): value for name, value in attributes.items()}
-    if not isinstance(attributes, Sequence) or isinstance(attributes, str):
+    if not is_list(attributes):
         return {}
     found: dict[str, Any] = {}
     for pair in attributes:
         if isinstance(pair, Mapping) and "key" in pair:
             found[str(pair["key"])] = _value(pair.get("value"))
-        elif isinstance(pair, Sequence) and len(pair) == 2 and not isinstance(pair, str):
+        elif is_list(pair) and len(pair) == 2:
             found[str(pair[0])] = pair[1]
     return found
 
@@ -317,12 +314,7 @@ def _value(value: Any) -> Any:
 
 def _parsed(value: Any) -> Any:
     """The structure that a text of JSON holds; everything else as it is."""
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    return parsed(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
 
 
 def _cell(value: Any) -> Any:
@@ -334,9 +326,5 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _list(values: Any) -> Sequence[Any]:
-    return values if isinstance(values, Sequence) and not isinstance(values, str) else ()
-
-
 def _dicts(values: Any) -> Iterator[Mapping[str, Any]]:
-    yield from (value for value in _list(values) if isinstance(value, Mapping))
+    yield from (value for value in list_of(values) if isinstance(value, Mapping))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -54,7 +54,9 @@ def status_of(error: ClassifierError) -> status_pb2.Status:
         details.append(bad)
     retry = getattr(error, "retry_after_seconds", None)
     if retry is not None:
-        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry)))
+        wait = error_details_pb2.RetryInfo()
+        wait.retry_delay.FromNanoseconds(int(retry * 1e9))
+        details.append(wait)
     return status_pb2.Status(code=_CODES[error.status], message=str(error), details=[_packed(d) for d in details])
 
 
@@ -77,7 +79,7 @@ def error_of(status: status_pb2.Status) -> ClassifierError:
             elif isinstance(found, error_details_pb2.BadRequest):
                 violations = [(v.field, v.description) for v in found.field_violations]
             else:
-                retry = found.retry_delay.seconds + found.retry_delay.nanos * 1e-9
+                retry = found.retry_delay.ToNanoseconds() * 1e-9
     if code == "INVALID_ARGUMENT":
         return InvalidRequest(violations or [("(request)", status.message)])
     if code == "RESOURCE_EXHAUSTED":
@@ -126,8 +128,3 @@ def _packed(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    whole = int(seconds)
-    return duration_pb2.Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))

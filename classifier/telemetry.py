@@ -31,12 +31,12 @@ DRIFT_MIN = 200
 class Metrics(Observer):
     """Prometheus metrics of one process.
 
-    Args:
-        registry: where they are registered; one of their own by default.
+    Attributes:
+        registry: where they are registered.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry}
         self._requests = Counter("classifier_requests_total", "Calls answered, by status.", ["method", "code"], **made)
         self._seconds = Histogram(
@@ -56,19 +56,22 @@ class Metrics(Observer):
         self._unguaranteed = Counter(
             "classifier_unguaranteed_total", "Decisions that no policy's promise covers.", **made
         )
-        gauge: dict[str, Any] = {**made, "multiprocess_mode": "livesum"}
-        self._in_flight = Gauge("classifier_in_flight", "Calls being answered.", **gauge)
-        self._queue = Gauge("classifier_queue_depth", "Requests that wait for a core.", **gauge)
+        self._in_flight = Gauge("classifier_in_flight", "Calls being answered.", multiprocess_mode="livesum", **made)
+        self._queue = Gauge(
+            "classifier_queue_depth", "Requests that wait for a core.", multiprocess_mode="livesum", **made
+        )
         self._bundle = Gauge(
             "classifier_bundle_info",
             "1 for the bundle that answers.",
             ["version", "calibration"],
-            **{**made, "multiprocess_mode": "livemax"},
+            multiprocess_mode="livemax",
+            **made,
         )
         self._golden = Gauge(
             "classifier_golden_ok",
             "0 where the bundle's golden inputs are answered differently on this processor.",
-            **{**made, "multiprocess_mode": "livemin"},
+            multiprocess_mode="livemin",
+            **made,
         )
         self._reloads = Counter(
             "classifier_reloads_total",
@@ -88,7 +91,8 @@ class Metrics(Observer):
             "classifier_drift_index",
             "Population stability index of live traffic against the bundle's reference.",
             ["of"],
-            **{**made, "multiprocess_mode": "livemax"},
+            multiprocess_mode="livemax",
+            **made,
         )
         self._dropped_before = 0
         self._recent: deque[tuple[tuple[float, ...], tuple[str, ...]]] = deque(maxlen=DRIFT_WINDOW)
@@ -175,11 +179,11 @@ class Metrics(Observer):
         recent = list(self._recent)
         if len(recent) < DRIFT_MIN or not reference.get("n"):
             return
-        from classifier.drift import stability_indices
+        from classifier.drift import shifts
 
         probabilities, signals = zip(*recent, strict=True)
-        for of, value in stability_indices(probabilities, signals, reference).items():
-            self._drift.labels(of).set(value)
+        for of, shift in shifts(probabilities, signals, reference).items():
+            self._drift.labels(of).set(shift["index"])
 
 
 class Traces(Observer):

@@ -32,7 +32,6 @@ class FakePrepared:
     request: Request
     policy: Policy
     input: ModelInput
-    prepare_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -1,4 +1,5 @@
-"""Values as the text of JSON and of CSV that every reader takes, whatever they hold: NaN, lone surrogates, bytes.
+"""Values as the text of JSON and of CSV that every reader takes, whatever they hold: NaN, lone surrogates, bytes; and
+what text of JSON holds.
 
 Pure. Knows nothing of columns or files.
 """
@@ -54,6 +55,18 @@ def json_text(value: Any) -> str:
     except UnicodeEncodeError:
         return json.dumps(finite(value), separators=(",", ":"), default=_text_of)
     return text
+
+
+def parsed(text: str | bytes) -> Any:
+    """What a text of JSON holds; the text itself where it is none, or is nested too deeply.
+
+    >>> parsed('{"a": 1}'), parsed("{a: 1}")
+    ({'a': 1}, '{a: 1}')
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def encodable(text: str) -> str:

@@ -23,30 +23,12 @@ def read_toml(path: str | Path, holds: str) -> dict[str, Any]:
         SettingsError: it cannot be read, or is not TOML.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); give the TOML file of {holds}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{path}: is not TOML: it holds what is not UTF-8") from None
-    return parse_toml(text, str(path))
-
-
-def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """The tables of a TOML text.
-
-    Args:
-        text: TOML.
-        where: its name in messages.
-
-    Raises:
-        SettingsError: it is not TOML.
-
-    >>> parse_toml("a = 1", "x.toml")
-    {'a': 1}
-    """
-    try:
-        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{where}: is not TOML: {error}") from None
+        raise SettingsError(f"{path}: is not TOML: {error}") from None
     except (ValueError, RecursionError):
-        raise SettingsError(f"{where}: holds a number or a nesting that is too large; write a smaller one") from None
+        raise SettingsError(f"{path}: holds a number or a nesting that is too large; write a smaller one") from None

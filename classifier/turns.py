@@ -10,7 +10,6 @@ Pure. Knows nothing of rows or requests.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,18 +62,12 @@ def is_history(value: Any) -> bool:
     return isinstance(first, list) or (isinstance(first, Mapping) and "role" in first)
 
 
-def before(history: Any) -> Sequence[Any]:
-    """The messages of a `history`: as they are, or of pairs of what was asked and answered; none of anything else.
+def before(turns: Sequence[Any]) -> Sequence[Any]:
+    """The messages of a history, opened: as they are, or of pairs of what was asked and answered.
 
     Raises:
         InvalidRequest: it begins as one, and is none.
     """
-    if not is_history(history):
-        return ()
-    try:
-        turns: Sequence[Any] = json.loads(history) if isinstance(history, str) else history
-    except (ValueError, RecursionError):
-        raise InvalidRequest("history", "is a text, and not of JSON") from None
     if all(isinstance(turn, Mapping) for turn in turns):
         return turns
     if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):

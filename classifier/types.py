@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from classifier.errors import InvalidRequest
-from classifier.shapes import misfits, misfits_of_outcome
+from classifier.shapes import is_list, misfits, misfits_of_outcome
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_ATTACHMENTS = 2**31 - 1
@@ -218,13 +218,19 @@ class Request:
             InvalidRequest: a part of the row has another shape, or the request is not valid.
         """
         messages = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
-        if not isinstance(messages, Sequence) or isinstance(messages, str):
+        if not is_list(messages):
             raise InvalidRequest("messages", "is not a list of objects with role and content")
         tools = row.get("tools") or ()
-        if not isinstance(tools, Sequence) or isinstance(tools, str):
+        if not is_list(tools):
             raise InvalidRequest("tools", "is not a list of names or of objects with a name")
         names = tuple(str(t.get("name", "")) if isinstance(t, Mapping) else str(t) for t in tools)
         return cls(messages=tuple(_parsed(messages)), tools=names, attachments=row.get("attachments") or 0, **fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """A corpus line, as `from_json` reads it: the messages, and tools and attachments where there are any."""
+        line: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in self.messages]}
+        line |= {"tools": list(self.tools)} if self.tools else {}
+        return line | ({"attachments": self.attachments} if self.attachments else {})
 
 
 def _parsed(messages: Iterable[Any]) -> list[Message]:

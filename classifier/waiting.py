@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from classifier.errors import DeadlinePassed, Overloaded
@@ -28,20 +29,18 @@ PROBE = 8
 SHORT_RUN_SECONDS = 0.005
 
 
+@dataclass(slots=True, eq=False)
 class Ticket:
     """One request in the line or at a core. Times are seconds on the line's clock."""
 
-    __slots__ = ("caller", "deadline", "entered", "future", "latest_start", "left", "queue_seconds", "work")
-
-    def __init__(self, caller: str, entered: float, deadline: float, latest_start: float) -> None:
-        self.caller = caller
-        self.entered = entered
-        self.deadline = deadline
-        self.latest_start = latest_start
-        self.left = False
-        self.queue_seconds = 0.0
-        self.work: Callable[[], Any] | None = None
-        self.future: asyncio.Future[Any] | None = None
+    caller: str
+    entered: float
+    deadline: float
+    latest_start: float
+    left: bool = False
+    queue_seconds: float = 0.0
+    work: Callable[[], Any] | None = None
+    future: asyncio.Future[Any] | None = None
 
 
 class Line:

@@ -39,7 +39,7 @@ def supervise(
     settings: ServerSettings,
     *,
     key: bytes,
-    reread: Callable[[], ServerSettings] | None = None,
+    reread: Callable[[], ServerSettings],
     ready: Callable[[tuple[str, ...]], None],
 ) -> signal.Signals:
     """Serves with `settings.workers` processes until SIGTERM or SIGINT.
@@ -69,7 +69,7 @@ def supervise(
 
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="classifier-metrics-"))
             held.callback(serve_metrics(settings.metrics_listen, collected(folder)))
-        again = None if reread is None else partial(_told_again, reread, settings, told)
+        again = partial(_told_again, reread, settings, told)
         return _Keeper(told, key, again, folder, lambda: ready(addresses)).run()
 
 
@@ -95,7 +95,7 @@ class _Keeper:
         self,
         settings: ServerSettings,
         key: bytes,
-        reread: Callable[[], ServerSettings] | None,
+        reread: Callable[[], ServerSettings],
         folder: str,
         ready: Callable[[], None],
     ) -> None:
@@ -205,9 +205,8 @@ class _Keeper:
         from classifier.server import reloaded
 
         self._hung_up = False  # a signal that comes from here on is for the next round
-        if self._reread is not None:
-            with contextlib.suppress(Exception):  # the workers tell of it, and must be kept whatever a file holds
-                self._settings = reloaded(self._settings, self._reread())
+        with contextlib.suppress(Exception):  # the workers tell of it, and must be kept whatever a file holds
+            self._settings = reloaded(self._settings, self._reread())
         self._pass_on(signal.SIGHUP)
 
     def _pass_on(self, number: int) -> None:
@@ -230,7 +229,7 @@ def _work(
     pipe: Connection,
     settings: ServerSettings,
     key: bytes,
-    reread: Callable[[], ServerSettings] | None,
+    reread: Callable[[], ServerSettings],
     folder: str,
 ) -> None:
     """A worker process: a server that tells the parent when it is ready, and ends when the parent does."""

@@ -15,9 +15,9 @@ from classifier.errors import NoAllowedRoute
 from classifier.gateways.asking import Asker
 from classifier.gateways.chat import labels_of
 from classifier.policy import Policy, decide
-from classifier.routing import RoutingTable, is_restricted, parse_table
+from classifier.routing import RoutingTable, is_restricted
 from classifier.types import Decision, Tier
-from tests.test_routing import MIXED, probabilities, table_of, tables
+from tests.test_routing import MIXED, WIDENING, probabilities, table_of, tables
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 SECRET = {"data": "restricted"}
@@ -79,22 +79,16 @@ async def test_a_text_that_looks_like_json_is_a_text(key, text):
 
 async def test_a_text_of_json_counts_whole_for_the_context_window():
     """A conversation is as long as its texts, those of JSON, too."""
-    table = parse_table(
-        "[[routes.complex]]\nmodel = 'narrow'\ncontext_window = 8000\n[[routes.complex]]\nmodel = 'wide'\n"
-    )
     chat = {"messages": [{"role": "user", "content": '{"role": "' + "x" * 300_000 + '"}'}]}
-    assert (await answered(KeyError("ours"), table, chat, {})).route == "wide"
+    assert (await answered(KeyError("ours"), WIDENING, chat, {})).route == "wide"
 
 
 async def test_a_long_conversation_falls_back_to_a_route_that_is_wide_enough():
     """Routes whose context window is too small are passed over without an answer of the server, too."""
-    table = parse_table(
-        "[[routes.complex]]\nmodel = 'narrow'\ncontext_window = 8000\n[[routes.complex]]\nmodel = 'wide'\n"
-    )
     for content, model in (("hi", "narrow"), ("x" * 300_000, "wide")):
         chat = {"messages": [{"role": "user", "content": content}]}
-        assert (await answered(grpc.StatusCode.UNAVAILABLE, table, chat, {})).route == model
-        assert (await answered(KeyError("ours"), table, chat, {})).route == model
+        assert (await answered(grpc.StatusCode.UNAVAILABLE, WIDENING, chat, {})).route == model
+        assert (await answered(KeyError("ours"), WIDENING, chat, {})).route == model
 
 
 async def test_a_floor_does_not_refuse_what_may_be_served_below_it():

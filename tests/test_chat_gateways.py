@@ -19,7 +19,7 @@ from classifier.gateways.chat import (
     tier_of_model,
     tool_loop,
 )
-from classifier.routing import is_restricted, parse_table
+from classifier.routing import is_restricted, table_of
 from classifier.types import Cause, Tier
 
 ASKED = [{"role": "user", "content": "refactor it"}]
@@ -173,7 +173,8 @@ def test_statuses_of_an_outage() -> None:
 
 def test_a_model_of_two_tiers_counts_as_the_cheaper() -> None:
     """An escalation to a model that serves both tiers is one to the cheaper of them."""
-    table = parse_table('[routes.simple]\nmodel = "a"\n[routes.complex]\nmodel = "b"\n[routes.frontier]\nmodel = "b"')
+    routes = {tier: {"model": model} for tier, model in (("simple", "a"), ("complex", "b"), ("frontier", "b"))}
+    table = table_of({"routes": routes}, "routes")
     assert (tier_of_model(table, "b"), tier_of_model(table, "c")) == (Tier.COMPLEX, None)
 
 

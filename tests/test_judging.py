@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from classifier.gateways.judging import Escalated, escalate, judged
-from classifier.routing import parse_table
 from classifier.types import Tier, Verdict
-from tests.test_routing import MIXED, table_of
+from tests.test_routing import MIXED, WIDENING, table_of
 
 FOUR = table_of(simple="c", standard="c", complex="c", frontier="c")
 
@@ -70,8 +69,7 @@ async def test_it_goes_up_until_an_answer_is_good_enough():
 
 async def test_a_long_conversation_is_asked_again_where_it_fits():
     """A route whose context window is too small is passed over for a wider one of its tier."""
-    text = "[[routes.complex]]\nmodel = 'narrow'\ncontext_window = 8000\n[[routes.complex]]\nmodel = 'wide'\n"
-    _, asked = await going_up(parse_table(text), Tier.STANDARD, {"wide": True}, chars=300_000)
+    _, asked = await going_up(WIDENING, Tier.STANDARD, {"wide": True}, chars=300_000)
     assert asked == ["wide"]
 
 

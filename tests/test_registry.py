@@ -26,7 +26,8 @@ import pytest
 from classifier import durable
 from classifier.bundle import FILES, MANIFEST, SHIPPED, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
-from classifier.registry import Registry, resolve_bundle
+from classifier.registry import Registry
+from classifier.reload import source_of
 from tests import s3_support
 from tests.feedback_support import quick_folder
 from tests.registry_support import DAY, STEPS, crash_points
@@ -708,13 +709,10 @@ def test_a_version_is_no_path_to_delete_or_to_write_to(tmp_path, bundles):
 
 
 def test_what_a_server_starts_from(tmp_path, bundles, versions):
-    """A folder is itself, a name is looked up, nothing means current where there is one and the shipped one else."""
+    """A folder is itself, a name is looked up; nothing is current of a registry that is given, else the shipped one."""
     registry = Registry(tmp_path / "registry")
-    assert resolve_bundle("", None) == resolve_bundle("", registry) == SHIPPED
-    assert resolve_bundle(str(bundles[0]), None) == bundles[0]
     registry.add(bundles[1])
     registry.promote(versions[1])
-    assert read_bundle(resolve_bundle("", registry)).version == versions[1]
-    assert read_bundle(resolve_bundle(versions[1], registry)).version == versions[1]
-    with pytest.raises(BundleNotFound, match="no registry"):
-        resolve_bundle("candidate", None)
+    assert source_of("", "").wanted() == read_bundle(SHIPPED).version
+    assert source_of(str(bundles[0]), registry.url).wanted() == versions[0]
+    assert source_of("", registry.url).wanted() == source_of(versions[1], registry.url).wanted() == versions[1]

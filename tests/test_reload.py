@@ -81,7 +81,7 @@ async def test_a_bundle_that_was_refused_and_mended_takes_over_when_it_is_wanted
     """After a way back the version that was refused is tried again: mended, it has the same hash."""
     taken = []
     source = Pretend(FakeEngine(bundle_version="one"))
-    watched = Watched("bundle", source, taken.append)
+    watched = Watched("bundle", source, taken.append, Metrics())
     await watched.start()
     source.engine = BundleCorrupt("half")
     await watched.check()
@@ -124,7 +124,7 @@ async def test_a_load_that_ends_in_no_ordinary_exception_is_heard_of():
 
     taken = []
     source = Source(Panic())
-    watched = Watched("bundle", source, taken.append)
+    watched = Watched("bundle", source, taken.append, Metrics())
     with pytest.raises(Panic):
         await watched.check()
     source.engine = FakeEngine(bundle_version="two")
@@ -296,7 +296,7 @@ def test_a_shadow_that_was_promoted_is_not_scored_beside_itself(tiny_engine):
     """Where the bundle that answers is the shadow's own, a second run would say nothing."""
     from classifier import Request
 
-    shadow = Shadow(1.0, lambda: False)
+    shadow = Shadow(1.0, lambda: False, Metrics())
     shadow.engine = promoted = FakeEngine(bundle_version=tiny_engine.bundle_version)
     prepared = tiny_engine.prepare(Request.from_text("hi"))
     decision = tiny_engine.decide(prepared, tiny_engine.score(prepared))
@@ -323,7 +323,7 @@ def test_a_shadow_with_no_time_drops_and_counts(tiny_engine):
 
 def test_a_shadow_that_takes_the_last_request_while_it_is_closed_is_closed(monkeypatch):
     """A queue that is empty by the time it is emptied does not break the end of a server off."""
-    shadow = Shadow(1.0, lambda: False)
+    shadow = Shadow(1.0, lambda: False, Metrics())
     monkeypatch.setattr(shadow._queue, "empty", lambda: False)  # so it was at the look
     shadow.close()
     assert not shadow._thread.is_alive()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from classifier.errors import NoAllowedRoute, SettingsError
 from classifier.policy import Guarantee, Policy, decide, exploration
-from classifier.routing import PRICES, Route, RoutingTable, is_restricted, parse_table, read_table
+from classifier.routing import PRICES, Route, RoutingTable, is_restricted, read_table
 from classifier.types import TIERS, Decision, Reason, Request, Tier
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "routing.toml"
@@ -33,6 +33,7 @@ def table_of(**places):
 
 
 MIXED = table_of(simple="p", standard="cp", complex="cp", frontier="c")
+WIDENING = RoutingTable({Tier.COMPLEX: (Route(Tier.COMPLEX, "narrow", 1.0, 8000), Route(Tier.COMPLEX, "wide", 1.0))})
 
 
 def decision_at(tier, **fields):
@@ -188,11 +189,13 @@ def test_the_propensity_is_the_share_of_draws_that_lead_to_the_tier(table, p, ce
     assert sum(reached.values()) == pytest.approx(1)
 
 
-def test_the_example_reads_and_its_prices_are_the_defaults():
+def test_the_example_reads_and_its_prices_are_the_defaults(tmp_path):
     """The example in the documentation is a table; a price that it leaves out is the tier's default."""
     table = read_table(EXAMPLE)
     assert all(table.routes[tier] for tier in TIERS)
-    bare = parse_table("\n".join(f'[routes.{tier.label}]\nmodel = "m-{tier.label}"' for tier in TIERS))
+    path = tmp_path / "bare.toml"
+    path.write_text("\n".join(f'[routes.{tier.label}]\nmodel = "m-{tier.label}"' for tier in TIERS))
+    bare = read_table(path)
     assert {route.tier: route.price_per_million_tokens for route in bare} == dict(PRICES)
     assert not any(route.on_premises for route in bare)
 
@@ -219,11 +222,13 @@ def test_the_example_reads_and_its_prices_are_the_defaults():
         ),
     ],
 )
-def test_a_bad_table_is_refused_with_the_entry_at_fault(text, message):
+def test_a_bad_table_is_refused_with_the_entry_at_fault(text, message, tmp_path):
     """What is wrong is named with what was found and what was expected."""
+    path = tmp_path / "routing.toml"
+    path.write_text(text)
     with pytest.raises(SettingsError, match=message) as refused:
-        parse_table(text, "routing.toml")
-    assert str(refused.value).startswith("routing.toml: ")
+        read_table(path)
+    assert str(refused.value).startswith(f"{path}: ")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -76,9 +76,10 @@ def test_a_request_can_be_copied():
 
 
 def test_json_takes_tools_as_names_or_objects():
-    """Tools are given as names or as objects with a name."""
+    """Tools are given as names or as objects with a name; a line that a request makes is read as that request."""
     row = {"prompt": "x", "tools": ["a", {"name": "b", "description": "…"}], "attachments": 2}
-    assert Request.from_json(row) == Request(messages=(Message("user", "x"),), tools=("a", "b"), attachments=2)
+    request = Request(messages=(Message("user", "x"),), tools=("a", "b"), attachments=2)
+    assert Request.from_json(row) == Request.from_json(request.to_json()) == request
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The option `--bundle` of the commands that read a bundle themselves, without a server, and what it means."""
+"""The option `--bundle` of the commands that read a bundle themselves, without a server, and what a name means."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def bundle_option(function: Callable[..., None]) -> Callable[..., None]:
     )(function)
 
 
-def bundle_folder(name: str | None) -> Path:
-    """The folder that the option names, which may hold no bundle; names are looked up where `serve` does.
+def bundle_folder(name: str | None, registry: str = "") -> Path:
+    """The folder that a name means, which may hold no bundle; names are looked up there, or else where `serve` does.
 
     Raises:
         BundleError: it is a name, and the registry has none such or cannot be read.
@@ -34,4 +34,4 @@ def bundle_folder(name: str | None) -> Path:
     from classifier.registry import Registry
     from classifier.settings import registry_url
 
-    return Registry(registry_url()).fetch(name)
+    return Registry(registry or registry_url()).fetch(name)

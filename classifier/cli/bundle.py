@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from classifier.cli._bundles import bundle_folder
 from classifier.cli._json import answer, json_option
 from classifier.settings import registry_url
 
@@ -89,9 +90,8 @@ def verify(*, name: str, url: str, as_json: bool) -> None:
     classifier bundle verify ./my-bundle
     """
     from classifier.bundle import read_bundle
-    from classifier.registry import resolve_bundle
 
-    bundle = read_bundle(resolve_bundle(name, _registry(url)))
+    bundle = read_bundle(bundle_folder(name, url))
     facts = {"version": bundle.version, "path": str(bundle.path)}
     answer(facts, f"{bundle.version}  every file is what the manifest says  {bundle.path}", as_json=as_json)
 

@@ -158,12 +158,7 @@ def corpus_line(row: dict[str, Any], place: int, text_field: str) -> dict[str, A
         request = request_of_row(row, text_field=text_field)
     except InvalidRequest:
         return None
-    line: dict[str, Any] = {
-        "id": f"{row['id']}-{place + 1}" if row.get("id") else f"row-{place + 1}",
-        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-    }
-    line |= {"tools": list(request.tools)} if request.tools else {}
-    line |= {"attachments": request.attachments} if request.attachments else {}
+    line = {"id": f"{row['id']}-{place + 1}" if row.get("id") else f"row-{place + 1}", **request.to_json()}
     return line | {k: row[k] for k in ("language", "kind") if isinstance(row.get(k), str)}
 
 

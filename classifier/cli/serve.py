@@ -51,7 +51,7 @@ def command(config: str | None, **flags: Any) -> None:
 
     from classifier.settings import resolve
 
-    reread = partial(resolve, flags, None, config)
+    reread = partial(resolve, flags, config=config)
     run(reread(), reread)
 
 

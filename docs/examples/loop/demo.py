@@ -167,10 +167,8 @@ def _calibrated(bundle: Path, first: Sequence[Task], folder: Path, options: argp
             label = next((tier for tier in TIERS if luck <= task.success[tier.index]), None)
             if label is None:
                 continue
-            messages = [{"role": m.role, "content": m.content} for m in task.request.messages]
-            row = {"id": f"f{i}", "messages": messages, "tools": list(task.request.tools), "group": task.group}
-            row |= {"attachments": task.request.attachments, "tier": label.label, "label": "OUTCOME"}
-            file.write(json.dumps(row) + "\n")
+            row = {"id": f"f{i}", **task.request.to_json(), "group": task.group}
+            file.write(json.dumps(row | {"tier": label.label, "label": "OUTCOME"}) + "\n")
     calibrate(
         bundle,
         [folder / "first.jsonl"],
