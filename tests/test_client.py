@@ -994,6 +994,12 @@ def test_a_process_that_is_forked_has_an_answer_too(address, used, expected):
     assert child.stdout.split() == expected
 
 
+def test_a_target_that_is_a_url_of_the_web_is_told_at_once():
+    """Not hidden behind a fallback for ever: gRPC would look for a host of that name at each call."""
+    with pytest.raises(errors.SettingsError, match=r"target: expected HOST:PORT .* leave out what stands before //"):
+        Client("http://127.0.0.1:1", fallback_tier=Tier.COMPLEX)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("inf")])
 def test_a_client_without_a_deadline_cannot_be_made(seconds):
     """A deadline is always there."""
