@@ -21,8 +21,17 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def check_target(target: str, name: str = "target") -> None:
+    """Raises SettingsError, which names the setting, for a URL of the web: gRPC would look for a host of that name."""
+    if target.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"{name}: expected HOST:PORT or unix:/PATH; found {target!r}: leave out what stands before //"
+        )
+
+
 def check_address(address: str, name: str = "listen") -> None:
     """Raises SettingsError, which names the setting, where the address is neither `HOST:PORT` nor `unix:/PATH`."""
+    check_target(address, name)
     if is_unix(address):
         if len(address) <= len("unix:"):
             raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")

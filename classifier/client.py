@@ -16,6 +16,7 @@ from typing import Any, Self
 import grpc
 
 from classifier import wire
+from classifier.addresses import check_target
 from classifier.breaker import Breaker
 from classifier.channels import SERVICE_CONFIG, aio_channel, channel, credentials, usable_loop
 from classifier.errors import NoAllowedRoute
@@ -69,8 +70,8 @@ class _Base:
         routes: RoutingTable | str | Path | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        self._target = target
-        self._options = options
+        check_target(target)
+        self._target, self._options = target, options
         table = routes if routes is None or isinstance(routes, RoutingTable) else read_table(routes)
         self._logic = Logic(fallback_tier, timeout_seconds, token, breaker or Breaker(), table)
         self._credentials = credentials(tls_ca, tls_key, tls_cert) if tls or tls_ca or tls_cert or tls_key else None

@@ -68,7 +68,8 @@ class Tokens:
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"tokens: {path} cannot be read ({type(error).__name__})") from None
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise SettingsError(f"tokens: {path} cannot be read ({why}); give a file of lines NAME TOKEN") from None
         names: dict[str, str] = {}
         entries = []
         for number, line in enumerate(lines, start=1):

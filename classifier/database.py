@@ -35,8 +35,9 @@ _ROW_AT_FAULT = (sa.exc.DataError, sa.exc.IntegrityError)
 _TOO_LARGE = "54"
 
 _NEW_ONE = "restore it from a backup, or move it away and a server makes a new one"
-# What a later try does not mend, by the beginning of SQLite's code.
+# By the beginning of SQLite's code; the last two a later try does not mend.
 _ADVICE = {
+    "SQLITE_BUSY": "another process holds its lock: retry when that one is done",
     "SQLITE_NOTADB": f"the file is no SQLite database: check its address; if it was one, {_NEW_ONE}",
     "SQLITE_CORRUPT": f"the file is damaged: {_NEW_ONE}",
 }

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from training.card import OWN_ALONE
 from training.corpus import read_corpus, split_of
 from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
-from training.recipe import load_recipe
+from training.recipe import RECIPES, load_recipe
 from training.recover import recover
 from training.steering_head import load_head
 
@@ -253,6 +254,16 @@ def test_settled_bundle_keeps_its_answers_and_what_is_frozen(run, corpus, tmp_pa
     assert np.abs(one - other).mean() < 0.02
 
 
+def test_a_bundle_settles_with_all_its_layers(run, corpus, tmp_path, monkeypatch):
+    """One that has more layers than the recipe says is not cut: it would be another model."""
+    deeper = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=4))
+    monkeypatch.setattr("training.build.load_base", lambda *_: (deeper, None))
+    said: list[str] = []
+    with pytest.raises(AttributeError):  # there is no model to train
+        train(_settling(run / "bundle"), tmp_path / "run", load_data([], [], own=corpus), say=said.append)
+    assert "the student has 4 layers, all that the bundle has" in said
+
+
 def test_student_of_a_trained_teacher_has_no_head_of_the_bundle(run, corpus, tmp_path):
     """Where a teacher was trained, its student's frozen layers are that teacher's: a bundle's head cannot read them."""
     recipe = _settling(run / "bundle", seeds=[0], epochs=1)
@@ -279,6 +290,23 @@ def test_unknown_recipe_lists_those_there_are():
     """A recipe that does not exist is refused with the names of those that do."""
     with pytest.raises(InputError, match="there are base, settle, shipped, tiny, or"):
         load_recipe("huge")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("steering_forms", "steering_form", "has the unknown key 'steering_form'; there are max_tokens, seed, "),
+        ("int8_agreement = 0.5\n", "", "lacks the key int8_agreement; begin with a copy of training/recipes/base.toml"),
+        ("layers = 1\n", "", "lacks the key student.layers"),
+        ("balanced", "middle", "lacks the key policies.balanced"),
+    ],
+)
+def test_a_recipe_of_ones_own_is_refused_before_anything_is_trained(tmp_path, old, new, told):
+    """A key that is misspelt or missing is named at once, and not by a traceback when the build comes to it."""
+    path = tmp_path / "mine.toml"
+    path.write_text((RECIPES / "tiny.toml").read_text().replace(old, new))
+    with pytest.raises(InputError, match=told):
+        load_recipe(str(path))
 
 
 def test_checkpoint_that_is_not_there_is_named(tmp_path):

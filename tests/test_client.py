@@ -21,6 +21,7 @@ import pytest
 from classifier import AsyncClient, Client, Outcome, Request, Tier, errors, wire
 from classifier.client import SERVICE_CONFIG, Breaker
 from classifier.errors import NoAllowedRoute
+from classifier.gateways.litellm_plugin import ComplexityClassifier
 from classifier.settings import MOST, ServerSettings
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, OutcomeState, Source, Verdict
@@ -992,6 +993,13 @@ def test_a_process_that_is_forked_has_an_answer_too(address, used, expected):
     command = [sys.executable, "-c", FORKED, address, used]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
     assert child.stdout.split() == expected
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient, ComplexityClassifier])
+def test_a_target_that_is_a_url_of_the_web_is_told_at_once(kind):
+    """Not hidden behind a fallback for ever: gRPC would look for a host of that name at each call."""
+    with pytest.raises(errors.SettingsError, match=r"target: expected HOST:PORT .* leave out what stands before //"):
+        kind("http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf")])

@@ -65,6 +65,9 @@ def test_a_tokens_file_that_cannot_be_is_refused_without_its_text(tmp_path, cont
         Tokens.from_file(path)
     assert "short" not in str(refusal.value)
     assert "long-enough" not in str(refusal.value)
+    path.unlink()
+    with pytest.raises(errors.SettingsError, match=r"tokens cannot be read \(No such file or directory\)"):
+        Tokens.from_file(path)
 
 
 def test_a_call_without_a_known_token_is_unauthenticated(tokens):

@@ -340,7 +340,7 @@ async def test_a_locked_database_refuses_outcomes_until_it_is_free(sqlite_url, t
     monkeypatch.setattr(store.ledger, "write", lambda *arguments: written.append(1) or write(*arguments))
     i = mint()
     with locked(tmp_path / "feedback.db"):
-        with pytest.raises(StoreUnavailable) as refusal:
+        with pytest.raises(StoreUnavailable, match="another process holds its lock: retry") as refusal:
             await store.report(outcome(i), "gateway")
         assert refusal.value.retry_after_seconds > 0
         with pytest.raises(StoreUnavailable):

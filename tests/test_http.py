@@ -515,6 +515,7 @@ def test_a_replaced_certificate_is_shown_to_who_connects_next(tmp_path):
         ({"timeout_seconds": float("inf")}, "timeout_seconds: expected a number above 0"),
         ({"max_request_bytes": 2**40}, "max_request_bytes: expected 1024 to"),
         ({"address": ""}, "address: expected HOST:PORT"),
+        ({"address": "http://127.0.0.1:50051"}, "address: expected HOST:PORT .* leave out what stands before //"),
         ({"server_ca": "/nowhere.pem", "listen": "127.0.0.1:0"}, "/nowhere.pem cannot be read"),
         ({"server_ca": __file__, "listen": "127.0.0.1:0"}, "holds no certificate of an authority"),
     ],

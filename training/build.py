@@ -116,8 +116,9 @@ def _teach(
     student_options = fit_options({"seed": seed, **learning}, "recipe: [student]")
     # Looked at first: after hours of teaching it would be late to learn that the student cannot start from this.
     start, fast = load_base(own_base or recipe["base"], max_tokens)
-    if bundle_at(own_base or recipe["base"]) is not None and layers > start.config.num_hidden_layers:
-        layers = start.config.num_hidden_layers
+    most = start.config.num_hidden_layers
+    if bundle_at(own_base or recipe["base"]) is not None and (layers > most or not (seeds or answers)):
+        layers = most  # what answers itself stays whole: cut, it would be another model
         say(f"the student has {layers} layers, all that the bundle has")
     check_student(start, layers)
     for name in (f"teacher-{s}" for s in seeds):
@@ -196,6 +197,7 @@ def build(
     student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
     if not processes.is_first():
         return None
+    recipe = {**recipe, "student": {**recipe["student"], "layers": student.config.num_hidden_layers}}
     parity, marks = _exported(recipe, out, data, student, fast, say=say)
     facts: dict[str, Any] = {
         "recipe": {**recipe, "of_base": bases[0].manifest.get("recipe")} if bases else dict(recipe),

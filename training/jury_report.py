@@ -77,7 +77,8 @@ def estimate_as_text(found: Mapping[str, Any]) -> str:
             f"  {model}: {m['questions']:,} questions, about {m['prompt_tokens']:,} tokens read and "
             f"{m['completion_tokens']:,} written, {_money(m['cost'])}"
         )
-    lines.append(f"about {_money(found['cost'])} in all; a model that thinks before it answers takes far more")
+    cost = "no price known: give --prices" if found["cost"] is None else f"about {_money(found['cost'])} in all"
+    lines.append(f"{cost}; a model that thinks before it answers takes far more")
     if found["minutes_at_least"] is not None:
         lines.append(f"at least {found['minutes_at_least']:.0f} minutes at this rate")
     return "\n".join(lines)

@@ -19,6 +19,9 @@ STEERING_FORMS = "steering_forms"
 """Key: how many forms the head that marks steering learns from (`training.steering_head`); none where it is missing."""
 _OF_A_ROUND = ("base_rows_share", "int8_agreement")
 """Keys of a round that are no options of training."""
+_OF_A_BUILD = ("max_tokens", "seed", "int8_agreement", "teacher.seeds", "student.layers", "policies.balanced")
+"""Keys that a build cannot do without, those of tables with the table's name; and those that it can:"""
+_OF_SOME_BUILDS = ("base", STEERING_FORMS, "most_rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +94,29 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
     """A recipe of a build by name or path, with overrides that are not None, also within its tables.
 
     Raises:
-        InputError: there is no such recipe, it is not TOML, or neither it nor the overrides name a base.
+        InputError: there is no such recipe, it is not TOML, neither it nor the overrides name a base, it lacks a key or
+            has one that is none.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml") if p != RETRAINING))
         raise InputError(f"--recipe {name}: no such recipe; there are {names}, or give a .toml file")
-    recipe = {"name": path.stem, **_read(path)}
+    recipe = _read(path)
+    known = [*dict.fromkeys(key.partition(".")[0] for key in _OF_A_BUILD), *_OF_SOME_BUILDS]
+    if unknown := sorted(set(recipe) - set(known)):
+        raise InputError(f"--recipe {name} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             recipe[key] = {**recipe.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
         elif value is not None:
             recipe[key] = value
     if "base" not in recipe:
-        raise InputError(f"recipe {recipe['name']} names no base to start from: give --base, the folder of a bundle")
-    return recipe
+        raise InputError(f"recipe {path.stem} names no base to start from: give --base, the folder of a bundle")
+    for key in _OF_A_BUILD:
+        table, _, inner = key.rpartition(".")
+        if inner not in (recipe.get(table, {}) if table else recipe):
+            raise InputError(f"--recipe {name} lacks the key {key}; begin with a copy of training/recipes/base.toml")
+    return {"name": path.stem, **recipe}
 
 
 def load_retraining(path: Path) -> dict[str, Any]:

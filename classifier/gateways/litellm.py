@@ -24,6 +24,7 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
+from classifier.addresses import check_target
 from classifier.client import CLASSIFY_SECONDS, AsyncClient
 from classifier.columns import count_chars
 from classifier.errors import NoAllowedRoute
@@ -106,6 +107,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self._on_premises = frozenset(on_premises)
         self._fallback_tier, self._policy, self._floor, self._sticky = fallback_tier, policy, floor, sticky
         self._validators, self._judge = tuple(validators), judge
+        check_target(target)  # while the proxy starts; the client is made when a request waits
         self._options = options | {"target": target, "timeout_seconds": timeout_seconds}
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
         self._loops = Loops(REMEMBERED)
