@@ -189,6 +189,12 @@ def test_encoder_decoder_is_refused(tmp_path):
         load_base(str(tmp_path), MAX_TOKENS)
 
 
+def test_folder_that_is_not_there_is_told_from_a_name_on_a_hub(tmp_path):
+    """A misspelt folder is refused as one: a hub asked for it would try again for half a minute."""
+    with pytest.raises(InputError, match="there is no such folder"):
+        load_base(str(tmp_path / "checkpiont"), MAX_TOKENS)
+
+
 def test_damaged_weights_are_refused(tmp_path):
     """Weights that cannot be read are an error that names the base, not a traceback."""
     folder = checkpoint(tmp_path, "bert")

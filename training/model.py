@@ -45,10 +45,13 @@ def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenize
 
     Raises:
         MissingExtra: the package that carries the weights is not installed.
-        InputError: the checkpoint cannot be loaded, is of a kind that cannot be used, or is too short for `max_tokens`.
+        InputError: there is no such folder; or the checkpoint cannot be loaded, is of a kind that cannot be used, or is
+            too short for `max_tokens`.
     """
     if base == "tiny":
         return _tiny(max_tokens)
+    if "/" in base and Path(base).parent.is_dir() and not Path(base).exists():
+        raise InputError(f"--base {base}: there is no such folder")  # before a hub is asked, again and again, for it
     path = _minilm_folder() if base == "minilm" else base
     try:
         model, fast = _read_checkpoint(path) if bundle_at(path) is None else _read_bundle(path)
