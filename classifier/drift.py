@@ -25,7 +25,7 @@ MAX_INDEX = 0.25
 _MIN_EXPECTED = 5.0
 _BATCH = 5000
 _Histogram = tuple[str, NDArray[np.float64], NDArray[np.float64]]
-"""Name, live counts and reference shares of one boundary or kind of signal."""
+"""Name, live counts and reference counts of one boundary or kind of signal."""
 
 
 def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -67,20 +67,24 @@ def check_reference(reference: Mapping[str, Any]) -> None:
     rows = np.eye(len(TIERS))[[0, -1]]  # they fall into the first and the last bin of every boundary
     try:
         with np.errstate(all="raise", under="ignore"):
-            tried = stability_indices(rows, [(), ()], reference), two_sample_tests(rows, [(), ()], reference)
-        right = all(math.isfinite(value) for found in tried for value in found.values())
+            tried = shifts(rows, [(), ()], reference)
+        right = all(math.isfinite(value) for found in tried.values() for value in found.values())
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         right = False
     if not right:
         raise ValueError("it does not say how scores and signals were distributed")
 
 
-def stability_indices(
+def shifts(
     probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
-) -> dict[str, float]:
-    """Population stability index of live traffic against a bundle's reference: below .1 alike, above .25 not.
+) -> dict[str, dict[str, float]]:
+    """How far live traffic is from a bundle's reference, and whether chance explains it.
 
-    PSI = sum over bins of (live - reference) * ln(live / reference), each share with half a row added to every bin.
+    `index` is the population stability index: below .1 alike, above .25 not. PSI = sum over bins of
+    (live - reference) * ln(live / reference), each share with half a row added to every bin.
+
+    `p_value` is of the chi-squared test that both are draws from one distribution, over the index's bins, the rarest
+    pooled. With many rows it finds shifts too small to matter: an alarm needs both.
 
     Args:
         probabilities: (n, 4) calibrated, n at least 1.
@@ -88,32 +92,9 @@ def stability_indices(
         reference: what `reference_distributions` returned, of at least one row.
 
     Returns:
-        An index for each boundary (`above_simple`, `above_standard`, `above_complex`) and kind of signal (`turns`…).
+        Both for each boundary (`above_simple`, `above_standard`, `above_complex`) and kind of signal (`turns`…).
     """
-    n = len(signals)
-    found = _histograms(probabilities, signals, reference)
-    return {name: _psi(counts, n, shares, reference["n"]) for name, counts, shares in found}
-
-
-def two_sample_tests(
-    probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
-) -> dict[str, float]:
-    """P-values of chi-squared tests that live traffic and the reference are draws from one distribution.
-
-    Over the index's bins, the rarest pooled. With many rows it finds shifts too small to matter: an alarm needs both.
-
-    Args:
-        probabilities: (n, 4) calibrated, n at least 1.
-        signals: the six signal names of each row.
-        reference: what `reference_distributions` returned, of at least one row.
-
-    Returns:
-        A p-value under each name of `stability_indices`.
-    """
-    return {
-        name: _homogeneity(counts, shares * reference["n"])
-        for name, counts, shares in _histograms(probabilities, signals, reference)
-    }
+    return _shifts(_histograms(probabilities, signals, reference), reference["n"])
 
 
 def excess_p_value(failures: int, decisions: int, promised: float) -> float:
@@ -185,7 +166,7 @@ def drift_report(
         decisions += len(batch)
         found = _histograms([row["probabilities"] for row in batch], [row["signals"] for row in batch], reference)
         live = (
-            [(name, a + b, shares) for (name, a, shares), (_, b, _) in zip(live, found, strict=True)] if live else found
+            [(name, a + b, before) for (name, a, before), (_, b, _) in zip(live, found, strict=True)] if live else found
         )
         for row in batch:
             short = fell_short(row)
@@ -193,13 +174,7 @@ def drift_report(
                 count = counts.setdefault(row["policy"], [0, 0])
                 count[0] += 1
                 count[1] += short
-    shifts = {
-        name: {
-            "index": _psi(seen, decisions, shares, reference["n"]),
-            "p_value": _homogeneity(seen, shares * reference["n"]),
-        }
-        for name, seen, shares in live
-    }
+    moved = _shifts(live, reference["n"])
     failures = {
         name: {
             "decisions": n,
@@ -209,22 +184,22 @@ def drift_report(
         }
         for name, (n, k) in counts.items()
     }
-    alarms = [f"{name} has drifted" for name, s in shifts.items() if s["index"] > max_index and s["p_value"] < ALARM]
+    alarms = [f"{name} has drifted" for name, s in moved.items() if s["index"] > max_index and s["p_value"] < ALARM]
     alarms += [f"policy {name} fails more often than promised" for name, f in failures.items() if f["p_value"] < ALARM]
-    return {"n": decisions, "shifts": shifts, "failures": failures, "alarms": alarms}
+    return {"n": decisions, "shifts": moved, "failures": failures, "alarms": alarms}
 
 
 def _histograms(
     probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
 ) -> list[_Histogram]:
     """Histograms over the reference's bins, for each boundary and kind of signal."""
-    p = np.asarray(probabilities, dtype=np.float64)
+    p, n = np.asarray(probabilities, dtype=np.float64), reference["n"]
     found: list[_Histogram] = []
     for t, scores in enumerate(reference["scores"]):
         above = p[:, t + 1 :].sum(axis=1)
         counts = np.zeros(len(scores["shares"]))
         np.add.at(counts, np.searchsorted(scores["edges"], above, side="right"), 1.0)
-        found.append((f"above_{Tier.from_index(t).label}", counts, np.array(scores["shares"])))
+        found.append((f"above_{Tier.from_index(t).label}", counts, n * np.array(scores["shares"])))
     kinds: dict[str, list[str]] = {}
     for name in reference["signals"]:
         kinds.setdefault(name.strip("[]").partition("=")[0], []).append(name)
@@ -232,8 +207,13 @@ def _histograms(
     for kind, names in kinds.items():
         known = np.array([carried[name] for name in names], dtype=np.float64)
         counts = np.append(known, len(signals) - known.sum())  # the last bin: values that the reference never saw
-        found.append((kind, counts, np.append([reference["signals"][name] for name in names], 0.0)))
+        found.append((kind, counts, n * np.append([reference["signals"][name] for name in names], 0.0)))
     return found
+
+
+def _shifts(histograms: Sequence[_Histogram], n: int) -> dict[str, dict[str, float]]:
+    """`shifts` of histograms; the reference is of `n` rows."""
+    return {name: {"index": _psi(*rows, n), "p_value": _homogeneity(*rows)} for name, *rows in histograms}
 
 
 def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
@@ -259,8 +239,8 @@ def _chi_squared_tail(x: float, degrees: int) -> float:
     return min(1.0, tail)
 
 
-def _psi(counts: ArrayLike, n: int, shares: NDArray[np.float64], reference_n: int) -> float:
-    bins = len(shares)
-    live = (np.asarray(counts, dtype=np.float64) + 0.5) / (n + 0.5 * bins)
-    expected = (shares * reference_n + 0.5) / (reference_n + 0.5 * bins)
-    return float(np.sum((live - expected) * np.log(live / expected)))
+def _psi(live: NDArray[np.float64], reference: NDArray[np.float64], n: int) -> float:
+    """The index of two rows of counts, of which the reference's are of `n` rows."""
+    bins = len(live)
+    now, before = (live + 0.5) / (live.sum() + 0.5 * bins), (reference + 0.5) / (n + 0.5 * bins)
+    return float(np.sum((now - before) * np.log(now / before)))

@@ -175,11 +175,11 @@ class Metrics(Observer):
         recent = list(self._recent)
         if len(recent) < DRIFT_MIN or not reference.get("n"):
             return
-        from classifier.drift import stability_indices
+        from classifier.drift import shifts
 
         probabilities, signals = zip(*recent, strict=True)
-        for of, value in stability_indices(probabilities, signals, reference).items():
-            self._drift.labels(of).set(value)
+        for of, shift in shifts(probabilities, signals, reference).items():
+            self._drift.labels(of).set(shift["index"])
 
 
 class Traces(Observer):

@@ -17,8 +17,7 @@ from classifier.drift import (
     excess_p_value,
     fell_short,
     reference_distributions,
-    stability_indices,
-    two_sample_tests,
+    shifts,
 )
 from classifier.feedback import open_store
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
@@ -50,7 +49,7 @@ def test_alike_traffic_raises_no_alarm():
     p_values = []
     for _ in range(200):
         reference = reference_distributions(*traffic(rng, 400))
-        p_values.append(list(two_sample_tests(*traffic(rng, 700), reference).values()))
+        p_values.append([found["p_value"] for found in shifts(*traffic(rng, 700), reference).values()])
     rejected = (np.array(p_values) < 0.05).mean(axis=0)
     assert rejected.max() < 0.10  # 200 draws at .05: .10 is more than three standard errors off
     assert rejected.mean() > 0.01
@@ -65,13 +64,11 @@ def test_a_shift_is_seen_where_it_is(change, moved):
     """Harder prompts move the scores, other prompts the signals; what did not move is not accused."""
     rng = np.random.default_rng(1)
     reference = reference_distributions(*traffic(rng, 2000))
-    probabilities, signals = traffic(rng, 2000, **change)
-    indices = stability_indices(probabilities, signals, reference)
-    tests = two_sample_tests(probabilities, signals, reference)
-    assert indices[moved] > 0.25
-    assert tests[moved] < 1e-6
+    found = shifts(*traffic(rng, 2000, **change), reference)
+    assert found[moved]["index"] > 0.25
+    assert found[moved]["p_value"] < 1e-6
     still = {"above_complex", "code"} - {moved}
-    assert all(tests[name] > 1e-3 for name in still)
+    assert all(found[name]["p_value"] > 1e-3 for name in still)
 
 
 def test_one_unseen_value_is_no_drift():
@@ -80,7 +77,7 @@ def test_one_unseen_value_is_no_drift():
     shares = [SIGNALS[0]] * 60 + [SIGNALS[1]] * 30 + [SIGNALS[2]] * 10
     reference = reference_distributions(probabilities, shares * 100)
     live = [("[turns=9]", "[code=none]"), *shares[1:]]
-    assert two_sample_tests(probabilities[:100], live, reference)["turns"] > 0.5
+    assert shifts(probabilities[:100], live, reference)["turns"]["p_value"] > 0.5
 
 
 def test_a_broken_promise_is_told_from_bad_luck():
