@@ -213,7 +213,10 @@ def _histograms(
 
 def _shifts(histograms: Sequence[_Histogram], n: int) -> dict[str, dict[str, float]]:
     """`shifts` of histograms; the reference is of `n` rows."""
-    return {name: {"index": _psi(*rows, n), "p_value": _homogeneity(*rows)} for name, *rows in histograms}
+    return {
+        name: {"index": _psi(live, before, n), "p_value": _homogeneity(live, before)}
+        for name, live, before in histograms
+    }
 
 
 def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64]) -> float:

@@ -31,13 +31,14 @@ from classifier.errors import InvalidRequest
 from classifier.types import TIERS, Tier
 from training.corpus import OUTCOME, Row, parse_row
 from training.decision_log import ExportRow, Log, interval, is_quality, is_unserved, make_log
+from training.label_fields import one_hot
 from training.outcome_noise import error_rates, eta_of
 from training.principals import held_to_share, principal_of
 
 SOURCE = "feedback"
 _DAY = 86_400.0
-
-
+_MOST_WORDS = 5
+"""Verdicts of one principal on one request at one tier that count in estimating errors."""
 LEFT_OUT: Mapping[str, str] = {
     "no_decision": "an outcome whose decision is not there",
     "silent": "nothing was reported: missing, not praise",
@@ -190,8 +191,11 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
             counts["unusable"] += 1
             continue
         trained.append((e, made))
-        if not is_unserved(e.source) and _closed_tier(e) is not None:
-            closed.append(_closed(e, made))
+        if not is_unserved(e.source) and (e.source["accepted_tier"] is not None or e.low is e.high):
+            sure = replace(
+                made, probabilities=one_hot(e.high), at_least=e.high, at_most=e.high, eta=None, stated_tier=e.high
+            )
+            closed.append(Closed(sure, float(e.source["decided_at"]), e.principal))
     log, table = make_log(kept, principals)
     counts.update({"rows": len(trained), "closed": len(closed), "log": len(log)})
     totals: dict[str, float] = defaultdict(float)
@@ -248,10 +252,6 @@ def _verdicts(rows: Sequence[ExportRow], options: SetOptions) -> tuple[list[str]
     return items, tiers, sources, said
 
 
-_MOST_WORDS = 5
-"""Verdicts of one principal on one request at one tier that count in estimating errors."""
-
-
 def _evidence(row: ExportRow, principal: str, one_sided: set[str], now: float, options: SetOptions) -> _Evidence | str:
     if row["outcome_id"] is None:
         return "silent"
@@ -300,17 +300,3 @@ def _row(e: _Evidence, rates: Mapping[str, tuple[float, float]]) -> Row | None:
         return parse_row(data, SOURCE)
     except (InvalidRequest, ValueError):
         return None
-
-
-def _closed_tier(e: _Evidence) -> Tier | None:
-    if e.source["accepted_tier"] is not None or e.low == e.high:
-        return e.high
-    return None
-
-
-def _closed(e: _Evidence, row: Row) -> Closed:
-    tier = _closed_tier(e)
-    assert tier is not None
-    one_hot = tuple(1.0 if t is tier else 0.0 for t in TIERS)
-    made = replace(row, probabilities=one_hot, at_least=tier, at_most=tier, eta=None, stated_tier=tier)  # type: ignore[arg-type]
-    return Closed(made, float(e.source["decided_at"]), e.principal)

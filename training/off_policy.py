@@ -125,7 +125,8 @@ def estimate(
     weights = np.where(matched, 1.0 / (np.where(supported, propensity, 1.0) * chance), 0.0)
     effective = float(weights.sum() ** 2 / (weights**2).sum()) if matched.any() else 0.0
     unsupported = float(1 - supported.mean())
-    failed_low, failed_high = _failure_bounds(log, chosen)
+    # Whether the chosen tier would have failed, 0 or 1: at least and at most.
+    failed_low, failed_high = ((edge > chosen).astype(np.float64) for edge in (log.at_least, log.at_most))
     cost_low = price[chosen] + failed_low * price[np.maximum(log.at_least, chosen)]
     cost_high = price[chosen] + failed_high * price[log.at_most]
     # A row's bounds are drawn whatever the log chose, but only where it was reported: the others are wide open.
@@ -166,11 +167,6 @@ def estimate(
         refused=refused,
         **found,
     )
-
-
-def _failure_bounds(log: Log, chosen: NDArray[np.int64]) -> tuple[Array, Array]:
-    """What is known of whether the chosen tier would have failed: (n,) lowest and highest, 0 or 1."""
-    return (log.at_least > chosen).astype(np.float64), (log.at_most > chosen).astype(np.float64)
 
 
 def _share(failed: Array, weights: Array, effective: float, level: float) -> Interval:

@@ -28,7 +28,7 @@ from classifier.tokenizer import Tokenizer
 from classifier.types import Message, Request, Tier
 from training.attack import RAISING, Attack, attack
 from training.corpus import Row, tiers
-from training.evaluate import score_requests
+from training.evaluate import score
 from training.policy_fit import chosen_by
 from training.surroundings import HELD_OUT, after, beside_tools, under_system
 
@@ -207,7 +207,7 @@ def measure(
     order = random.Random(SEED).sample(range(len(rows)), len(rows))
     drawn = [rows[i] for i in sorted(order[:MOST_ROWS])]
     routed = partial(chosen_by, policy)
-    before = score_requests(engine, [r.request for r in drawn], name="as they are")
+    before = score(engine, [r.request for r in drawn], name="as they are")
     report: dict[str, Any] = {
         "policy": policy.name,
         "rows": len(drawn),
@@ -220,18 +220,18 @@ def measure(
         can = np.array([request is not None for request in changed])
         if not can.any():
             continue
-        found = score_requests(engine, [request for request in changed if request is not None], name=name)
+        found = score(engine, [request for request in changed if request is not None], name=name)
         report["changes"][name] = moved(routed(before[can]), routed(found))
         report["changes_of_arg_max"][name] = moved(before[can].argmax(axis=1), found.argmax(axis=1))
     families = [r for r in (rows if twin_rows is None else twin_rows) if r.family]
     if families:
-        shares = score_requests(engine, [r.request for r in families], name="twins")
+        shares = score(engine, [r.request for r in families], name="twins")
         report["twins"] = twins(families, shares.argmax(axis=1))
         report["twins_of_policy"] = twins(families, routed(shares))
     simple = [r for r in rows if r.tier is Tier.SIMPLE]
     simple = random.Random(SEED).sample(simple, min(len(simple), 3 * attacked))
     if simple:
-        low = routed(score_requests(engine, [r.request for r in simple], name="simple prompts"))
+        low = routed(score(engine, [r.request for r in simple], name="simple prompts"))
         victims = [r.request for r, t in zip(simple, low, strict=True) if t == Tier.SIMPLE.index][:attacked]
         report["attack"] = summarise_attacks(attack_rows(engine, victims, policy, tries=tries), tries)
     return report
