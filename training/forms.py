@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from classifier.inputs import render
 from classifier.tokenizer import Tokenizer
-from training.augment import augment, reword
+from training.augment import augment
 from training.corpus import Row
 from training.recipe import FitOptions
-from training.surroundings import surround
 
 Ids = tuple[list[int], int]
 """Token ids of one form, and how many of them are not context."""
@@ -68,14 +67,8 @@ class Forms(Dataset[list[Tried]]):
         rng = random.Random(f"{self.options.seed}/{self.epoch}/row {place}")
         if kind == "plain" or (kind == "drawn" and rng.random() >= self.options.augment):
             return [self.plain[place]]
-        request, short = self.rows[place].request, len(self.plain[place][0]) <= SHORT_TOKENS
-        tries = self.options.worst_of if short else 1
-        if kind == "drawn":
-            changed = augment(request, rng, self.words, tries=tries)
-        elif kind == "around":
-            changed = [surround(request, rng)]
-        else:
-            changed = [reword(request, rng, self.words) for _ in range(tries)]
+        tries = self.options.worst_of if kind != "around" and len(self.plain[place][0]) <= SHORT_TOKENS else 1
+        changed = augment(self.rows[place].request, rng, self.words, kind=kind, tries=tries)
         return [self.tokenizer.ids(render(form))[:2] for form in changed]
 
 

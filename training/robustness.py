@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from classifier.engine import Engine
-from classifier.inputs import rated_index
 from classifier.intervals import bootstrap_intervals, ranged, wilson
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
-from classifier.types import Message, Request, Tier
+from classifier.types import Request, Tier
 from training.attack import RAISING, Attack, attack
+from training.augment import with_text
 from training.corpus import Row, tiers
 from training.evaluate import score
 from training.policy_fit import chosen_by
@@ -78,13 +77,6 @@ def keyboard_typos(text: str, rng: random.Random) -> str:
             out.append(c)
         i += 1
     return "".join(out)
-
-
-def with_text(request: Request, change: Callable[[str], str]) -> Request:
-    """`request` with its rated message changed."""
-    messages, i = list(request.messages), rated_index(request)
-    messages[i] = Message("user", change(messages[i].content))
-    return replace(request, messages=tuple(messages))
 
 
 def _text(change: Callable[[str, random.Random], str]) -> Change:
