@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
     return parse
 
 
+prices_option = partial(
+    click.option, "--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True, metavar="A,B,C,D"
+)
 audit_label = click.option(
     "--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default=AUDIT_LABEL, show_default=True,
     metavar="NAME=VALUE", help="What marks audits in an export of the feedback store.",
@@ -107,8 +111,7 @@ audit_label = click.option(
 )
 @audit_label
 @click.option("--default", help="Policy for requests that name none.")
-@click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
-              metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
+@prices_option(help="Dollars a million tokens, by tier, for the report.")
 @click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole report there, as JSON."

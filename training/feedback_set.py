@@ -196,7 +196,7 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
                 made, probabilities=one_hot(e.high), at_least=e.high, at_most=e.high, eta=None, stated_tier=e.high
             )
             closed.append(Closed(sure, float(e.source["decided_at"]), e.principal))
-    log, table = make_log(kept, principals)
+    log, table = make_log(kept)
     counts.update({"rows": len(trained), "closed": len(closed), "log": len(log)})
     totals: dict[str, float] = defaultdict(float)
     for e, made in trained:
