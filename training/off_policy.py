@@ -27,7 +27,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.intervals import Interval, wilson
+from classifier.intervals import Interval, ranged, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES
 from training.decision_log import Log
@@ -87,10 +87,9 @@ class OffPolicy:
         if self.refused or self.risk_dr is None or self.risk_ips is None:
             low, high = self.risk_bounds
             return f"off-policy: refused ({self.refused}); risk is within {low:.3f} to {high:.3f}; {support}"
-        d, i = self.risk_dr, self.risk_ips
         return (
-            f"off-policy risk: doubly robust {d.estimate:.3f} ({d.low:.3f} to {d.high:.3f}), weighted {i.estimate:.3f} "
-            f"({i.low:.3f} to {i.high:.3f}), {self.effective:.0f} effective rows of {self.n}; {support}"
+            f"off-policy risk: doubly robust {ranged(self.risk_dr)}, weighted {ranged(self.risk_ips)}, "
+            f"{self.effective:.0f} effective rows of {self.n}; {support}"
         )
 
 

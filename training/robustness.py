@@ -129,15 +129,13 @@ def twins(rows: Sequence[Row], chosen: Indices) -> dict[str, Any]:
             members.setdefault(row.group, []).append(i)
     labels = tiers(rows)
     groups = [np.array(m) for m in members.values() if len(m) > 1]
-    found = {"all": _twins(groups, labels, chosen)}
+    found = {"all": _twins(groups, labels, chosen)} if groups else {}
     for family in sorted({rows[int(g[0])].family for g in groups}):
         found[family] = _twins([g for g in groups if rows[int(g[0])].family == family], labels, chosen)
-    return {name: value for name, value in found.items() if value is not None}
+    return found
 
 
-def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[str, Any] | None:
-    if not groups:
-        return None
+def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[str, Any]:
     table = []
     for g in groups:
         y, t = labels[g], chosen[g]
