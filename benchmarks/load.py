@@ -35,9 +35,9 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def timed(work: Callable[[int], object], seconds: float, start: int = 0) -> list[float]:
+def timed(work: Callable[[int], object], seconds: float) -> list[float]:
     """Durations of `work(i)`, again and again for that long."""
-    took, end, i = [], time.perf_counter() + seconds, start
+    took, end, i = [], time.perf_counter() + seconds, 0
     while (now := time.perf_counter()) < end:
         work(i)
         took.append(time.perf_counter() - now)

@@ -18,7 +18,7 @@ from classifier.errors import ClassifierError, GateNotMet
 WITHOUT_EXTRA = "error: python -m training needs {}; run 'make setup', or pip install '.[training]'"
 
 try:
-    from training.calibrate_command import MOST_SEED, prices_option
+    from training.calibrate_command import MOST_SEED, named_number, prices_option
     from training.calibrate_command import command as calibrate
     from training.guarantee import command as guarantee
     from training.jury_command import command as jury
@@ -281,14 +281,11 @@ def evaluate(
 
     gates = {}
     for text in gate:
-        name, _, value = text.partition("=")
-        try:
-            gates[name] = float(value)
-        except ValueError:
-            gates[name] = math.nan
-        if name not in evaluation.statistics() or not math.isfinite(gates[name]):
+        name, value = named_number(text)
+        if name not in evaluation.statistics() or not math.isfinite(value):
             names = ", ".join(evaluation.statistics())
             raise click.UsageError(f"--gate {text}: give METRIC=VALUE, a number, with one of {names}")
+        gates[name] = value
     if target is not None:
         check_page(target)
     wanted = target is not None

@@ -26,6 +26,15 @@ POLICIES = ("economy=0.20", "balanced=0.10", "quality=0.05")
 FIGURES = (".svg", ".png", ".pdf")
 
 
+def named_number(text: str) -> tuple[str, float]:
+    """Name and number of `NAME=NUMBER`; NaN for what is no number."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, math.nan
+
+
 def parse_policies(texts: Sequence[str]) -> dict[str, float]:
     """`("balanced=0.10", ...)` → name → alpha.
 
@@ -34,11 +43,7 @@ def parse_policies(texts: Sequence[str]) -> dict[str, float]:
     """
     parsed: dict[str, float] = {}
     for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            alpha = float(value)
-        except ValueError:
-            alpha = math.nan
+        name, alpha = named_number(text)
         if not name or math.isnan(alpha):
             raise click.BadParameter(f"{text!r} is not NAME=ALPHA, as in balanced=0.10")
         if name in parsed:

@@ -37,6 +37,8 @@ from training.principals import held_to_share, principal_of
 
 SOURCE = "feedback"
 _DAY = 86_400.0
+_FEWEST_OUTCOMES = 30
+"""Of a caller; with fewer it is never called one-sided."""
 _MOST_WORDS = 5
 """Verdicts of one principal on one request at one tier that count in estimating errors."""
 LEFT_OUT: Mapping[str, str] = {
@@ -63,14 +65,12 @@ class SetOptions:
         principal_label: a label that tells a caller's own clients apart, such as tenant; "" makes the caller the
             principal. Labels are the gateway's word: use one that it sets itself.
         half_life_days: age at which an outcome weighs half.
-        fewest_outcomes: outcomes of a caller from which it is judged to be one-sided.
-        fewest_accepted: share of acceptances among a caller's outcomes below which it is.
+        fewest_accepted: share of acceptances among a caller's outcomes below which it is one-sided.
     """
 
     principal_share: float = 0.2
     principal_label: str = ""
     half_life_days: float = 30.0
-    fewest_outcomes: int = 30
     fewest_accepted: float = 0.05
 
     def __post_init__(self) -> None:
@@ -138,14 +138,13 @@ class _Evidence:
     weight: float
 
 
-def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOptions | None = None) -> FeedbackSet:
+def build(rows: Iterable[ExportRow], *, options: SetOptions | None = None) -> FeedbackSet:
     """The feedback set of an export.
 
     Args:
         rows: as `classifier.exports.export_row` makes them, with or without `--history`. With it, repeated verdicts
             tell how often sources are wrong; of each decision only the effective outcome becomes evidence.
-        now: seconds since the epoch, for ages; None means the latest decision.
-        options: caps and weights.
+        options: caps and weights; an outcome's age is that of its decision beside the latest one.
 
     Returns:
         The set. The same rows in another order make the same set.
@@ -164,7 +163,7 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
         if row["effective"] or key not in decisions:
             decisions[key] = row
     kept = sorted(decisions.values(), key=lambda r: (r["decided_at"], r["decision_id"]))
-    now = now if now is not None else max((r["decided_at"] for r in kept), default=0.0)
+    now = max((r["decided_at"] for r in kept), default=0.0)
     principals = [principal_of(row, options.principal_label) for row in kept]
     one_sided = _one_sided(kept, principals, options)
     counts["decisions"] = len(kept)
@@ -226,7 +225,7 @@ def _one_sided(rows: Sequence[ExportRow], principals: Sequence[str], options: Se
     return {
         name
         for name, said in told.items()
-        if len(said) >= options.fewest_outcomes and sum(said) < options.fewest_accepted * len(said)
+        if len(said) >= _FEWEST_OUTCOMES and sum(said) < options.fewest_accepted * len(said)
     }
 
 

@@ -77,9 +77,7 @@ def made(forms: Forms, workers: int) -> Iterable[list[Tried]]:
     # Not forked from a process with threads (torch's, gRPC's), where a child may hang or crash.
     context = _others() if workers else None
     # Without a collate function of its own the loader would look at every token for something to make a tensor of.
-    return DataLoader(
-        forms, batch_size=None, num_workers=workers, collate_fn=_as_it_is, multiprocessing_context=context
-    )
+    return DataLoader(forms, batch_size=None, num_workers=workers, collate_fn=list, multiprocessing_context=context)
 
 
 def _others() -> BaseContext:
@@ -94,7 +92,3 @@ def workers_beside(device: torch.device) -> int:
         return 0
     trainers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(_MOST_WORKERS, max(0, len(os.sched_getaffinity(0)) // trainers - 1))
-
-
-def _as_it_is(step: list[Tried]) -> list[Tried]:
-    return step
