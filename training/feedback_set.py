@@ -85,12 +85,10 @@ class Closed:
 
     Attributes:
         row: an OUTCOME row, its probabilities one-hot.
-        decided_at: seconds since the epoch: hold out by it.
         principal: who reported.
     """
 
     row: Row
-    decided_at: float
     principal: str
 
 
@@ -194,7 +192,7 @@ def build(rows: Iterable[ExportRow], *, options: SetOptions | None = None) -> Fe
             sure = replace(
                 made, probabilities=one_hot(e.high), at_least=e.high, at_most=e.high, eta=None, stated_tier=e.high
             )
-            closed.append(Closed(sure, float(e.source["decided_at"]), e.principal))
+            closed.append(Closed(sure, e.principal))
     log, table = make_log(kept)
     counts.update({"rows": len(trained), "closed": len(closed), "log": len(log)})
     totals: dict[str, float] = defaultdict(float)
