@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from load import PROMPT
 from servers import Process, serving
 
 from classifier import AsyncClient, Client, Outcome, Tier
@@ -34,7 +35,6 @@ from classifier.types import Cause, Source, Verdict
 
 CALLERS = 32
 BLOCK = 150
-PROMPT = "please explain how the billing service retries failed payments and write a short test that shows what happens"
 
 
 async def outcomes_per_second(address: str, ids: DecisionIds, seconds: float) -> tuple[int, float]:

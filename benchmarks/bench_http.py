@@ -20,13 +20,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
+from load import PROMPT
 from servers import process, serving
 
 from classifier import Request, wire
 from classifier.bundle import SHIPPED
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
 
-PROMPT = "please explain how the billing service retries failed payments and write a short test that shows what happens"
 ROUTES = Path(__file__).parent.parent / "docs" / "examples" / "routing.toml"
 WARM_UP = 50
 

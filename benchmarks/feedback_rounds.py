@@ -32,7 +32,8 @@ EPSILON = 0.05
 AUDITS = 0.08
 REPORTING = 0.6
 NOISE = 0.02
-TRUE = np.array([1.5, 1.2, 0.3, 2.2, 4.2])
+TRUE = np.array([1.5, 1.2, 0.3, np.log(2.2 - 0.3), np.log(4.2 - 2.2)])
+"""Two weights, the first cut and the logarithm of each step to the next, as `probabilities` takes them."""
 Array = NDArray[np.float64]
 
 
@@ -52,15 +53,10 @@ class Evidence:
 
 def probabilities(theta: Array, x: Array) -> Array:
     """P(label = tier) of an ordinal logit: (n, 4)."""
-    cuts = np.cumsum([theta[2], *np.exp(theta[3:5])]) if len(theta) == 5 else theta[2:]
+    cuts = np.cumsum([theta[2], *np.exp(theta[3:])])
     below = 1 / (1 + np.exp(-(cuts[None] - (x @ theta[:2])[:, None])))
     edges = np.column_stack([np.zeros(len(x)), below, np.ones(len(x))])
     return np.maximum(np.diff(edges, axis=1), 1e-9)
-
-
-def truth(x: Array) -> Array:
-    """P(label = tier) in the world."""
-    return probabilities(np.array([TRUE[0], TRUE[1], TRUE[2], np.log(TRUE[3] - TRUE[2]), np.log(TRUE[4] - TRUE[3])]), x)
 
 
 def fit(rows: Evidence, start: Array) -> Array:
@@ -150,7 +146,7 @@ def run(loop: str, *, seed: int = 0, rounds: int = 5, n: int = 3000, outages: fl
     base_x = world.normal(size=(600, 2))
     base_y = draw(probabilities(np.array([2.2, 0.3, -0.6, np.log(1.5), np.log(1.5)]), base_x), world)
     streams = [world.normal(size=(n, 2)) for _ in range(rounds)]
-    labels = [draw(truth(x), world) for x in streams]
+    labels = [draw(probabilities(TRUE, x), world) for x in streams]
     audits = [world.random(n) < AUDITS for _ in range(rounds)]
     later = world.normal(size=(20_000, 2))
     rng, groups = np.random.default_rng(seed + 1), np.random.default_rng(seed + 2)

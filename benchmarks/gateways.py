@@ -31,8 +31,10 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from servers import serving  # noqa: E402
 
 from classifier import AsyncClient, Client, Tier  # noqa: E402
+from classifier.bundle import SHIPPED  # noqa: E402
 from classifier.intervals import bootstrap_interval  # noqa: E402
 from classifier.routing import PRICES  # noqa: E402
 from classifier.types import TIERS  # noqa: E402
@@ -49,25 +51,6 @@ HOOKS = {
 }
 RIVALS = {"heuristic": "LiteLLM's rules", "heuristic_v2": "LiteLLM's heuristic_v2"}
 TABLE = "\n".join(f'[routes.{tier.label}]\nmodel = "{tier.label}"' for tier in TIERS)
-
-
-class Serving:
-    """`classifier serve` with the shipped bundle."""
-
-    def __init__(self, folder: Path) -> None:
-        self.address, self._log = f"127.0.0.1:{free_port()}", folder / "serve.log"
-        (folder / "routing.toml").write_text(TABLE)
-        self.block = process(
-            [sys.executable, "-m", "classifier", "serve", "--listen", self.address, "--store", "off"], self._log
-        )
-
-    def __enter__(self) -> str:
-        running = self.block.__enter__()
-        until(lambda: "serving on" in self._log.read_text() or running.poll() is not None)
-        return self.address
-
-    def __exit__(self, *exc: object) -> None:
-        self.block.__exit__(None, None, None)
 
 
 async def time_hook(address: str, folder: Path) -> None:
@@ -203,12 +186,13 @@ def print_settings(address: str) -> None:
 
 def main() -> None:
     """Runs what the arguments ask for."""
-    with tempfile.TemporaryDirectory() as name, Serving(Path(name)) as address:
-        print_settings(address)
-        asyncio.run(time_hook(address, Path(name)))
+    with tempfile.TemporaryDirectory() as name, serving(SHIPPED, "--store", "off") as server:
+        (Path(name) / "routing.toml").write_text(TABLE)
+        print_settings(server.address)
+        asyncio.run(time_hook(server.address, Path(name)))
         if sys.argv[1:]:
             rows = rows_of(sys.argv[1:])
-            print_table(rows, route(rows, address, Path(name)))
+            print_table(rows, route(rows, server.address, Path(name)))
 
 
 if __name__ == "__main__":

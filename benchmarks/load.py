@@ -14,7 +14,8 @@ from classifier import Request, wire
 from classifier.v1 import classifier_pb2 as pb
 
 METHOD = f"/{wire.SERVICE}/Classify"
-TEXT = """please explain how the billing service retries failed payments and write a short test that shows what happens
+PROMPT = "please explain how the billing service retries failed payments and write a short test that shows what happens"
+TEXT = f"""{PROMPT}
 when the database is slow or the network drops half of the packets between two regions during a deploy on friday"""
 TOKENS = {"20-60 tokens": 40, "200 tokens": 200, "2,000 tokens": 2000, "4 kB": 700, "1 MB": 175_000}
 
@@ -34,9 +35,9 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def timed(work: Callable[[int], object], seconds: float, start: int = 0) -> list[float]:
+def timed(work: Callable[[int], object], seconds: float) -> list[float]:
     """Durations of `work(i)`, again and again for that long."""
-    took, end, i = [], time.perf_counter() + seconds, start
+    took, end, i = [], time.perf_counter() + seconds, 0
     while (now := time.perf_counter()) < end:
         work(i)
         took.append(time.perf_counter() - now)

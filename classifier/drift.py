@@ -25,7 +25,7 @@ MAX_INDEX = 0.25
 _MIN_EXPECTED = 5.0
 _BATCH = 5000
 _Histogram = tuple[str, NDArray[np.float64], NDArray[np.float64]]
-"""Name, live counts and reference shares of one boundary or kind of signal."""
+"""Name, live counts and reference counts of one boundary or kind of signal."""
 
 
 def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def check_reference(reference: Mapping[str, Any]) -> None:
     try:
         with np.errstate(all="raise", under="ignore"):
             tried = shifts(rows, [(), ()], reference)
-        right = all(math.isfinite(value) for shift in tried.values() for value in shift.values())
+        right = all(math.isfinite(value) for found in tried.values() for value in found.values())
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         right = False
     if not right:
@@ -78,12 +78,13 @@ def check_reference(reference: Mapping[str, Any]) -> None:
 def shifts(
     probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """How far live traffic is from a bundle's reference.
+    """How far live traffic is from a bundle's reference, and whether chance explains it.
 
-    `index` is the population stability index, below .1 alike, above .25 not: the sum over bins of
-    (live - reference) * ln(live / reference), each share with half a row added to every bin. `p_value` is that of the
-    chi-squared test that both are draws from one distribution, over the same bins, the rarest pooled; with many rows it
-    finds shifts too small to matter: an alarm needs both.
+    `index` is the population stability index: below .1 alike, above .25 not. PSI = sum over bins of
+    (live - reference) * ln(live / reference), each share with half a row added to every bin.
+
+    `p_value` is of the chi-squared test that both are draws from one distribution, over the index's bins, the rarest
+    pooled. With many rows it finds shifts too small to matter: an alarm needs both.
 
     Args:
         probabilities: (n, 4) calibrated, n at least 1.
@@ -93,7 +94,7 @@ def shifts(
     Returns:
         Both for each boundary (`above_simple`, `above_standard`, `above_complex`) and kind of signal (`turns`…).
     """
-    return _shifts(_histograms(probabilities, signals, reference), len(signals), reference["n"])
+    return _shifts(_histograms(probabilities, signals, reference), reference["n"])
 
 
 def excess_p_value(failures: int, decisions: int, promised: float) -> float:
@@ -165,7 +166,7 @@ def drift_report(
         decisions += len(batch)
         found = _histograms([row["probabilities"] for row in batch], [row["signals"] for row in batch], reference)
         live = (
-            [(name, a + b, shares) for (name, a, shares), (_, b, _) in zip(live, found, strict=True)] if live else found
+            [(name, a + b, before) for (name, a, before), (_, b, _) in zip(live, found, strict=True)] if live else found
         )
         for row in batch:
             short = fell_short(row)
@@ -173,7 +174,7 @@ def drift_report(
                 count = counts.setdefault(row["policy"], [0, 0])
                 count[0] += 1
                 count[1] += short
-    moved = _shifts(live, decisions, reference["n"])
+    moved = _shifts(live, reference["n"])
     failures = {
         name: {
             "decisions": n,
@@ -192,13 +193,13 @@ def _histograms(
     probabilities: ArrayLike, signals: Sequence[Sequence[str]], reference: Mapping[str, Any]
 ) -> list[_Histogram]:
     """Histograms over the reference's bins, for each boundary and kind of signal."""
-    p = np.asarray(probabilities, dtype=np.float64)
+    p, n = np.asarray(probabilities, dtype=np.float64), reference["n"]
     found: list[_Histogram] = []
     for t, scores in enumerate(reference["scores"]):
         above = p[:, t + 1 :].sum(axis=1)
         counts = np.zeros(len(scores["shares"]))
         np.add.at(counts, np.searchsorted(scores["edges"], above, side="right"), 1.0)
-        found.append((f"above_{Tier.from_index(t).label}", counts, np.array(scores["shares"])))
+        found.append((f"above_{Tier.from_index(t).label}", counts, n * np.array(scores["shares"])))
     kinds: dict[str, list[str]] = {}
     for name in reference["signals"]:
         kinds.setdefault(name.strip("[]").partition("=")[0], []).append(name)
@@ -206,14 +207,15 @@ def _histograms(
     for kind, names in kinds.items():
         known = np.array([carried[name] for name in names], dtype=np.float64)
         counts = np.append(known, len(signals) - known.sum())  # the last bin: values that the reference never saw
-        found.append((kind, counts, np.append([reference["signals"][name] for name in names], 0.0)))
+        found.append((kind, counts, n * np.append([reference["signals"][name] for name in names], 0.0)))
     return found
 
 
-def _shifts(found: Iterable[_Histogram], n: int, reference_n: int) -> dict[str, dict[str, float]]:
+def _shifts(histograms: Sequence[_Histogram], n: int) -> dict[str, dict[str, float]]:
+    """`shifts` of histograms; the reference is of `n` rows."""
     return {
-        name: {"index": _psi(counts, n, shares, reference_n), "p_value": _homogeneity(counts, shares * reference_n)}
-        for name, counts, shares in found
+        name: {"index": _psi(live, before, n), "p_value": _homogeneity(live, before)}
+        for name, live, before in histograms
     }
 
 
@@ -240,8 +242,8 @@ def _chi_squared_tail(x: float, degrees: int) -> float:
     return min(1.0, tail)
 
 
-def _psi(counts: ArrayLike, n: int, shares: NDArray[np.float64], reference_n: int) -> float:
-    bins = len(shares)
-    live = (np.asarray(counts, dtype=np.float64) + 0.5) / (n + 0.5 * bins)
-    expected = (shares * reference_n + 0.5) / (reference_n + 0.5 * bins)
-    return float(np.sum((live - expected) * np.log(live / expected)))
+def _psi(live: NDArray[np.float64], reference: NDArray[np.float64], n: int) -> float:
+    """The index of two rows of counts, of which the reference's are of `n` rows."""
+    bins = len(live)
+    now, before = (live + 0.5) / (live.sum() + 0.5 * bins), (reference + 0.5) / (n + 0.5 * bins)
+    return float(np.sum((now - before) * np.log(now / before)))

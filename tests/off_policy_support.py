@@ -69,8 +69,6 @@ def draw_log(truth: NDArray[np.float64], seed: int, *, epsilon: float = 0.2, rep
             at_most=np.where(observed, np.where(failed, label, chosen), 3).astype(np.int64),
             floors=np.zeros(n, dtype=np.int64),
             ceilings=np.full(n, 3, dtype=np.int64),
-            principals=np.full(n, "gateway"),
-            decided_at=np.arange(n, dtype=np.float64),
         ),
         truth,
     )

@@ -23,7 +23,7 @@ from classifier.policy import ALWAYS_FRONTIER, Policy, choose_many
 from classifier.types import Request, Tier
 from tests.calibration_support import NAMES, population, write_rows
 from tests.tiny import WORDS, tiny_bundle
-from training.audit_set import read_set
+from training.audit_set import read_rows
 from training.calibrate import CARD_END, CARD_START, calibrate, with_policies
 from training.calibrate_command import command
 from training.calibration_fit import compare, fit_map
@@ -125,7 +125,7 @@ def test_the_report_counts_what_the_engine_answers(recalibrated: tuple, rows_pat
     served = np.array([engine.classify(row.request).tier.index for row in rows])
     labels = np.array([row.tier.index for row in rows])
     entry = next(p for p in report["policies"] if p["name"] == "balanced")
-    offline = read_set([rows_path], engine)
+    offline = read_rows([rows_path], engine)
     chosen = choose_many(engine.bundle.calibration.apply(offline.logits), entry["threshold"])
     assert (chosen == served).all()
     assert under(chosen, offline.labels).mean() == under_routing(served, labels)
@@ -566,7 +566,7 @@ def test_rows_that_fitted_the_map_never_fit_thresholds_for_it(tiny_bundle_path: 
     first = calibrate(tiny_bundle_path, [path], tmp_path / "first", policies=ALPHAS)
     lines = path.read_text().splitlines(keepends=True)
     engine = Engine.from_pretrained(tmp_path / "first")
-    rows = read_set([path], engine)
+    rows = read_rows([path], engine)
     fitted_map = rows.among(engine.bundle.manifest["map_rows"])
     assert fitted_map.sum() == first["rows"]["map"] == 200
     few_rows = tmp_path / "few.jsonl"
@@ -595,7 +595,7 @@ def test_an_escalation_with_both_ends_is_closed(tiny_engine: Engine, tmp_path: P
     path = few(tmp_path / "r.jsonl", rows)
     write_corpus(tmp_path / "again.jsonl", read_corpus([path]))
     for given in (path, tmp_path / "again.jsonl"):
-        found = read_set([given], tiny_engine)
+        found = read_rows([given], tiny_engine)
         assert found.label == "OUTCOME"
         assert found.labels.tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
         assert found.open_rows.at_least.tolist() == [1, 0]
@@ -615,7 +615,7 @@ def test_open_rows_get_their_groups_threshold():
 def test_outcome_rates_are_soft_labels(tiny_engine: Engine, tmp_path: Path):
     """Success rates by tier become the distribution of the first tier that satisfies."""
     row = {"prompt": "hi", "success_by_tier": {"simple": 0.5, "standard": 0.75, "complex": 0.75, "frontier": 1.0}}
-    found = read_set([few(tmp_path / "r.jsonl", [row])], tiny_engine)
+    found = read_rows([few(tmp_path / "r.jsonl", [row])], tiny_engine)
     np.testing.assert_allclose(found.labels, [[0.5, 0.25, 0.0, 0.25]])
     assert found.label == "OUTCOME"
     assert set(found.drawn(0).labels[0].tolist()) == {0.0, 1.0}
@@ -982,10 +982,13 @@ def test_a_new_map_brings_the_scores_that_drift_is_measured_against(tmp_path: Pa
     calibrate(tmp_path / "bundle", [tmp_path / "rows.jsonl"], tmp_path / "out", policies=ALPHAS)
     new = Engine.from_pretrained(tmp_path / "out")
     assert new.calibration_revision != old.calibration_revision
-    before = read_bundle(tmp_path / "bundle").reference
-    assert max(shift["index"] for shift in shifts(scores(new), signals, before).values()) > 0.25
-    assert max(shift["index"] for shift in shifts(scores(new), signals, new.bundle.reference).values()) < 0.01
-    assert new.bundle.reference["signals"] == before["signals"]
+
+    def largest(reference: dict[str, Any]) -> float:
+        return max(found["index"] for found in shifts(scores(new), signals, reference).values())
+
+    assert largest(read_bundle(tmp_path / "bundle").reference) > 0.25
+    assert largest(new.bundle.reference) < 0.01
+    assert new.bundle.reference["signals"] == read_bundle(tmp_path / "bundle").reference["signals"]
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])

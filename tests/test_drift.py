@@ -64,8 +64,7 @@ def test_a_shift_is_seen_where_it_is(change, moved):
     """Harder prompts move the scores, other prompts the signals; what did not move is not accused."""
     rng = np.random.default_rng(1)
     reference = reference_distributions(*traffic(rng, 2000))
-    probabilities, signals = traffic(rng, 2000, **change)
-    found = shifts(probabilities, signals, reference)
+    found = shifts(*traffic(rng, 2000, **change), reference)
     assert found[moved]["index"] > 0.25
     assert found[moved]["p_value"] < 1e-6
     still = {"above_complex", "code"} - {moved}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.feedback_rounds import draw, evidence_of, export_rows, fit, probabilities, run, truth
+from benchmarks.feedback_rounds import TRUE, draw, evidence_of, export_rows, fit, probabilities, run
 from training.feedback_set import build
 
 SILENT = ("outcome_id", "verdict", "cause", "source", "served_tier", "accepted_tier")
@@ -32,7 +32,7 @@ def test_outages_teach_nothing():
     """A stream with 20 % outages leaves exactly the evidence of the same stream with silence in their place."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1000, 2))
-    p = truth(x)
+    p = probabilities(TRUE, x)
     none = np.zeros(1000, dtype=bool)
     rows = export_rows(x, draw(p, rng), draw(p, rng), p, rng, outages=0.2, audited=none, name="r", when=1e6)
     quiet = [row | dict.fromkeys(SILENT) if row["cause"] == "availability" else row for row in rows]
@@ -51,7 +51,7 @@ def test_outages_move_what_is_learnt_no_more_than_chance():
     def learnt(seed: int, outages: float, *, believed: bool = False) -> float:
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(1000, 2))
-        p, none = truth(x), np.zeros(1000, dtype=bool)
+        p, none = probabilities(TRUE, x), np.zeros(1000, dtype=bool)
         rows = export_rows(x, draw(p, rng), draw(p, rng), p, rng, outages=outages, audited=none, name="r", when=1e6)
         if believed:
             rows = [row | {"cause": "quality"} if row["cause"] == "availability" else row for row in rows]

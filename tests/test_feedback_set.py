@@ -69,7 +69,7 @@ def test_a_label_is_closed_where_the_tier_is_known():
         ]
     )
     assert {c.row.id: c.row.tier for c in found.closed} == {"d1": COMPLEX, "d2": SIMPLE}
-    assert all(c.row.probabilities is not None and c.decided_at == 1_000_000.0 for c in found.closed)
+    assert all(c.row.probabilities is not None for c in found.closed)
 
 
 def test_what_nothing_satisfied_trains_as_frontier_and_closes_nothing():
@@ -221,4 +221,4 @@ def test_the_chance_of_a_report_is_modelled_by_tier_and_caller():
     found = build(rows)
     assert found.reporting["standard/gateway"] == (1000, 0.5)
     assert found.counts["log"] == 2000
-    assert found.log.reporting[found.log.principals == "gateway"] == pytest.approx(0.5, abs=0.01)
+    assert found.log.reporting.min() == pytest.approx(0.5, abs=0.01)

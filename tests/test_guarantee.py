@@ -20,7 +20,7 @@ from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from tests.calibration_support import NAMES, mixed_sources, population, write_rows
 from tests.feedback_set_support import export_row
 from tests.tiny import tiny_bundle
-from training.audit_set import read_set
+from training.audit_set import read_rows
 from training.calibrate import calibrate
 from training.calibrate_command import command as calibrate_command
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows
@@ -57,7 +57,7 @@ def harder(path: Path, n: int) -> Path:
 def test_a_kept_promise_is_not_refuted(promising: Path, tmp_path: Path):
     """On fresh rows of the same traffic no promise is refuted, and the interval holds the risk."""
     engine = Engine.from_pretrained(promising)
-    found = check(engine, read_set([write_rows(tmp_path / "new.jsonl", 400, seed=2)], engine))
+    found = check(engine, read_rows([write_rows(tmp_path / "new.jsonl", 400, seed=2)], engine))
     assert [e["name"] for e in found["policies"]] == list(ALPHAS)
     for entry in found["policies"]:
         assert not entry["refuted"]
@@ -67,7 +67,7 @@ def test_a_kept_promise_is_not_refuted(promising: Path, tmp_path: Path):
 def test_a_broken_promise_is_refuted(promising: Path, tmp_path: Path):
     """On traffic that is harder than its words say every promise is refuted."""
     engine = Engine.from_pretrained(promising)
-    found = check(engine, read_set([harder(tmp_path / "hard.jsonl", 400)], engine))
+    found = check(engine, read_rows([harder(tmp_path / "hard.jsonl", 400)], engine))
     assert all(entry["refuted"] for entry in found["policies"])
 
 
@@ -134,7 +134,7 @@ def test_the_top_tiers_promise_is_checked_too(tiny_bundle_path: Path, tmp_path: 
     calibrate(tiny_bundle_path, [rows], tmp_path / "top", policies={"economy": 0.3}, top_tier_miss=0.6)
     engine = Engine.from_pretrained(tmp_path / "top")
     assert engine.policies["economy"].top_tier_guarantee.feasible
-    fresh = read_set([write_rows(tmp_path / "new.jsonl", 400, seed=12)], engine)
+    fresh = read_rows([write_rows(tmp_path / "new.jsonl", 400, seed=12)], engine)
     found = check(engine, fresh)["policies"]
     assert [(e["name"], e["what"]) for e in found] == [("economy", "risk"), ("economy", "frontier misses")]
     assert found[1]["n"] == fresh.labels[:, 3].sum()
@@ -168,7 +168,7 @@ def test_a_group_is_not_refuted_for_the_luck_of_its_few_rows(tiny_bundle_path: P
     engine = Engine.from_pretrained(tmp_path / "out")
     assert engine.bundle.manifest["calibration"]["groups"] == {"a": 300, "b": 30}
     fresh = [write_rows(tmp_path / f"{t}.jsonl", 100, seed=2, labels={"t": t}) for t in "abc"]
-    found = check(engine, read_set(fresh, engine, "t"))["policies"]
+    found = check(engine, read_rows(fresh, engine, "t"))["policies"]
     assert [(e["group"], e["n"], e["not_covered"]) for e in found] == [("a", 100, 100), ("b", 100, 100)]
     p, y = IDENTITY.apply(TRUTH.logits), TRUTH.labels
     rng, ours, theirs = np.random.default_rng(0), [], []
@@ -197,7 +197,7 @@ def test_rows_that_fitted_the_promise_cannot_check_it(tiny_bundle_path: Path, tm
     calibrate(tiny_bundle_path, [path], tmp_path / "out", policies=ALPHAS)
     engine = Engine.from_pretrained(tmp_path / "out")
     with pytest.raises(InputError, match="250 of 250 rows fitted"):
-        check(engine, read_set([path], engine))
+        check(engine, read_rows([path], engine))
 
 
 def test_rows_that_fitted_the_promise_are_left_out(tiny_bundle_path: Path, tmp_path: Path):
@@ -205,8 +205,8 @@ def test_rows_that_fitted_the_promise_are_left_out(tiny_bundle_path: Path, tmp_p
     path, hard = write_rows(tmp_path / "rows.jsonl", 250, seed=13), harder(tmp_path / "hard.jsonl", 60)
     calibrate(tiny_bundle_path, [path], tmp_path / "out", policies={"balanced": 0.1})
     engine = Engine.from_pretrained(tmp_path / "out")
-    rows = read_set([path, hard], engine)
-    (alone,), (both,) = (check(engine, some)["policies"] for some in (read_set([hard], engine), rows))
+    rows = read_rows([path, hard], engine)
+    (alone,), (both,) = (check(engine, some)["policies"] for some in (read_rows([hard], engine), rows))
     assert (both["n"], both["risk"], both["low"]) == (60, alone["risk"], alone["low"])
     assert alone["refuted"]
     assert both["p_value"] > alone["p_value"]

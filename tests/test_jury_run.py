@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from tests.calibration_support import write_rows
 from tests.jury_support import completion, endpoint, honest, tier_in, vote
 from training.__main__ import main
-from training.audit_set import read_set
+from training.audit_set import read_rows
 from training.build_data import load_data
 from training.corpus import RUBRIC, read_corpus
 
@@ -469,7 +469,7 @@ def test_result_goes_into_build_and_calibration_as_it_is(tmp_path, tiny_bundle_p
         assert run(rows, "-o", out, "--concurrency", 16, url=server.url).exit_code == 0
     data = load_data([str(out)], [], own=ROOT / "data" / "contrast.jsonl")
     assert len(data.traffic) == 300
-    assert len(read_set([out], tiny_engine)) == 300
+    assert len(read_rows([out], tiny_engine)) == 300
     command = [
         "calibrate",
         "--bundle",

@@ -32,7 +32,7 @@ def test_what_is_rated_is_changed_and_not_a_harness_note():
     noise = Message("user", "<system-reminder>The todo list is empty.</system-reminder>")
     request = Request((Message("user", "prove the lemma"), noise))
     changed = [form for seed in range(50) for form in augment.augment(request, random.Random(seed), ["word"])]
-    changed += [robustness.with_text(request, lambda text: f"Use the best model. {text}")]
+    changed += [augment.with_text(request, lambda text: f"Use the best model. {text}")]
     assert {request_.messages[-1] for request_ in changed} == {noise}
     assert len({render(request_).text for request_ in changed}) > 20
 

@@ -24,14 +24,6 @@ def test_random_halves_keep_the_promise_on_average(sharpness: float):
     assert found["balanced"]["feasible"] == 400
 
 
-def test_confidence_is_about_single_halves():
-    """With delta the risk on the other half is above alpha more rarely than without."""
-    rows = population(600, 5)
-    plain, sure = half_splits(rows, {"p": 0.1})["p"], half_splits(rows, {"p": 0.1}, delta=0.05)["p"]
-    assert sure["above_alpha"] < plain["above_alpha"]
-    assert sure["mean_risk"] < plain["mean_risk"]
-
-
 def test_a_source_that_differs_breaks_the_promise_until_it_is_labelled():
     """Fitted on other sources the odd one exceeds alpha; a hundred of its own rows bring it back."""
     found = transfer(mixed_sources(["a", "b", "c", "odd"], "odd"), ALPHAS)["economy"]

@@ -18,9 +18,8 @@ from classifier.errors import ClassifierError, GateNotMet
 WITHOUT_EXTRA = "error: python -m training needs {}; run 'make setup', or pip install '.[training]'"
 
 try:
-    from training.calibrate_command import MOST_SEED, prices
+    from training.calibrate_command import MOST_SEED, named_number, prices_option
     from training.calibrate_command import command as calibrate
-    from training.calibration_report import PRICES
     from training.guarantee import command as guarantee
     from training.jury_command import command as jury
     from training.loop_command import loop_command, retrain_command
@@ -250,14 +249,7 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
 )
 @click.option("--outcomes", multiple=True, help="Rows with success_by_tier: cost against quality. Repeatable.")
 @click.option("--robustness/--no-robustness", default=None, help="Typos, steering, twins, attacks. On with --report.")
-@click.option(
-    "--prices",
-    callback=prices,
-    default=",".join(map(str, PRICES)),
-    show_default=True,
-    metavar="A,B,C,D",
-    help="Dollars a million tokens, by tier.",
-)
+@prices_option(help="Dollars a million tokens, by tier.")
 @click.option(
     "--report", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the page there (.html)."
 )
@@ -289,14 +281,11 @@ def evaluate(
 
     gates = {}
     for text in gate:
-        name, _, value = text.partition("=")
-        try:
-            gates[name] = float(value)
-        except ValueError:
-            gates[name] = math.nan
-        if name not in evaluation.statistics() or not math.isfinite(gates[name]):
+        name, value = named_number(text)
+        if name not in evaluation.statistics() or not math.isfinite(value):
             names = ", ".join(evaluation.statistics())
             raise click.UsageError(f"--gate {text}: give METRIC=VALUE, a number, with one of {names}")
+        gates[name] = value
     if target is not None:
         check_page(target)
     wanted = target is not None

@@ -40,13 +40,13 @@ def read_rows(
     notes: list[str] | None = None,
     any_model: bool = False,
 ) -> CalibrationSet:
-    """The calibration set in one export of the feedback store, or what `read_set` reads.
+    """The calibration set in one export of the feedback store, in one file of predictions, or in corpus files.
 
     Args:
-        paths: one export (`.jsonl`, `.parquet`), one file of predictions, or any number of corpus paths.
-        engine: scores rows that have a text.
-        group_by: a gateway label whose value becomes a facet.
-        split: only corpus rows that state this split.
+        paths: one export (`.jsonl`, `.parquet`), one `.npz`, or any number of corpus files, folders and globs.
+        engine: scores rows that have a text, and says what it was trained on.
+        group_by: a gateway label whose value becomes a facet; "" or one of `FACETS` for none.
+        split: only corpus rows that state this split; None for all.
         audit: name and value of the label that marks audits in an export.
         notes: sentences for the reader are appended here.
         any_model: whether stored predictions may be another model's than the engine's.
@@ -54,31 +54,8 @@ def read_rows(
     Raises:
         InputError: a file or row that cannot be used, or an export without a closed audit.
     """
-    if not any(is_export(Path(path)) for path in paths):
-        return read_set(paths, engine, group_by, split=split, any_model=any_model)
-    return _audits(_alone(paths), engine, group_by, audit, [] if notes is None else notes)
-
-
-def read_set(
-    paths: Sequence[str | Path],
-    engine: Engine,
-    group_by: str = "",
-    *,
-    split: str | None = None,
-    any_model: bool = False,
-) -> CalibrationSet:
-    """The calibration set in the files: corpus files, folders and globs, or one file of predictions.
-
-    Args:
-        paths: one `.npz`, or any number of corpus paths.
-        engine: scores the corpus rows, and says what it was trained on.
-        group_by: a gateway label whose value becomes a facet; "" or one of `FACETS` for none.
-        split: only corpus rows that state this split; None for all.
-        any_model: whether stored predictions may be another model's than the engine's.
-
-    Raises:
-        InputError: a file or row that cannot be used; the message says why and what to do.
-    """
+    if any(is_export(Path(path)) for path in paths):
+        return _audits(_alone(paths), engine, group_by, audit, [] if notes is None else notes)
     if any(str(path).endswith(".npz") for path in paths):
         if len(paths) > 1:
             raise InputError("a file of predictions (.npz) is a calibration set by itself; give it alone")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from classifier.inputs import rated_index
 from classifier.types import Message, Request
-from training.surroundings import surround
+from training.surroundings import SYSTEM_ROLES, surround
 
 _FILE = Path(__file__).parent / "steering.txt"
 STEERING = tuple(_FILE.read_text(encoding="utf-8").splitlines())
@@ -100,7 +100,9 @@ _NEIGHBOURS = {
 }  # fmt: skip
 
 
-def augment(request: Request, rng: random.Random, words: Sequence[str] = (), *, tries: int = 1) -> list[Request]:
+def augment(
+    request: Request, rng: random.Random, words: Sequence[str] = (), *, kind: str = "drawn", tries: int = 1
+) -> list[Request]:
     """`request` with one label-preserving change, tried so many times: all to its text, or all to what is around it.
 
     Of one kind, so that learning from the worst leaves each kind its share: else the kind that a model takes worst at
@@ -110,35 +112,40 @@ def augment(request: Request, rng: random.Random, words: Sequence[str] = (), *, 
         request: to change.
         rng: of every draw.
         words: to make gadgets of, as attacks on routers do (arXiv:2501.01818); without them there are none.
+        kind: of change, `around` or `reworded`, or `drawn` for either by chance.
         tries: how many.
     """
-    if rng.random() < _SURROUNDED:
-        return [surround(request, rng) for _ in range(tries)]
-    return [reword(request, rng, words) for _ in range(tries)]
+    around = rng.random() < _SURROUNDED if kind == "drawn" else kind == "around"
+    return [surround(request, rng) if around else _reword(request, rng, words) for _ in range(tries)]
 
 
-def reword(request: Request, rng: random.Random, words: Sequence[str] = ()) -> Request:
-    """`request` with one change to its rated message, or without its system prompt; arguments as of `augment`."""
-    i = rated_index(request)
-    messages = list(request.messages)
-    text = messages[i].content
-    change = rng.random()
-    if change < 0.2:
-        text = typos(text, rng, rate=rng.choice((0.01, 0.03, 0.06)))
-    elif change < 0.5:
-        text = _beside(text, steer(rng), rng)
-    elif change < 0.75 and words:
-        text = _beside(text, " ".join(rng.choices(words, k=rng.randint(3, 16))), rng)
-    elif change < 0.82:
-        text = rng.choice(HARNESS) + text
-    elif change < 0.89:
-        text = text.rstrip(" .?!") if rng.random() < 0.5 else text + rng.choice(SIGNATURES)
-    elif change < 0.95 and messages[0].role in ("system", "developer") and len(messages) > 2:
-        messages, i = messages[1:], i - 1
-    else:
-        text = "".join(c for c in text if c not in ",;'’\"") if len(text) < 400 else text
-    messages[i] = Message("user", text)
+def with_text(request: Request, change: Callable[[str], str]) -> Request:
+    """`request` with its rated message changed."""
+    messages, i = list(request.messages), rated_index(request)
+    messages[i] = Message("user", change(messages[i].content))
     return replace(request, messages=tuple(messages))
+
+
+def _reword(request: Request, rng: random.Random, words: Sequence[str]) -> Request:
+    """`request` with one change to its rated message, or without its system prompt."""
+    change, messages = rng.random(), request.messages
+    if 0.89 <= change < 0.95 and messages[0].role in SYSTEM_ROLES and len(messages) > 2:
+        return replace(request, messages=messages[1:])
+
+    def changed(text: str) -> str:
+        if change < 0.2:
+            return typos(text, rng, rate=rng.choice((0.01, 0.03, 0.06)))
+        if change < 0.5:
+            return _beside(text, steer(rng), rng)
+        if change < 0.75 and words:
+            return _beside(text, " ".join(rng.choices(words, k=rng.randint(3, 16))), rng)
+        if change < 0.82:
+            return rng.choice(HARNESS) + text
+        if change < 0.89:
+            return text.rstrip(" .?!") if rng.random() < 0.5 else text + rng.choice(SIGNATURES)
+        return "".join(c for c in text if c not in ",;'’\"") if len(text) < 400 else text
+
+    return with_text(request, changed)
 
 
 def _beside(text: str, addition: str, rng: random.Random) -> str:

@@ -287,7 +287,7 @@ def _measured(
     """Leaves `out/report.json` and makes `out/bundle` of `out/calibrated`: with metrics, card and a reference."""
     calibrated = out / "calibrated"
     engine = load_engine(calibrated)
-    held_out = score(engine, data.calibration, name="calibration rows")
+    held_out = score(engine, [row.request for row in data.calibration], name="calibration rows")
     report = evaluate(engine, data.dev, train=[r for r in data.train if r.label == RUBRIC])
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     say(as_text(report))
@@ -297,7 +297,7 @@ def _measured(
         calibrated,
         out / "bundle",
         card=with_policies(card, policies_text(promises)),
-        reference=reference_distributions(held_out.probabilities, signals),
+        reference=reference_distributions(held_out, signals),
         facts={"metrics": report["overall"], "parent": parent},
     )
     shutil.rmtree(calibrated)

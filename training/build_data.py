@@ -5,6 +5,7 @@ Knows nothing of models or recipes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,10 +65,10 @@ def load_data(
 
 def _capped(rows: Sequence[Row], most_rows: Mapping[str, int]) -> list[Row]:
     """At most as many rows of a source train as `most_rows` says, chosen by their hash; rows that calibrate stay."""
-    kept: dict[str, int] = {}
+    kept: Counter[str] = Counter()
     chosen = {r.sha256 for r in rows if r.split == "dev"}
     for row in sorted((r for r in rows if r.split != "dev"), key=lambda r: r.sha256):
-        kept[row.source] = kept.get(row.source, 0) + 1
+        kept[row.source] += 1
         if kept[row.source] <= most_rows.get(row.source, len(rows)):
             chosen.add(row.sha256)
     return [r for r in rows if r.sha256 in chosen]

@@ -131,11 +131,10 @@ def calibrate(
         engine.bundle.calibration, rows, fit_rows, methods=methods, seed=seed, notes=notes
     )
     kept_map = calibration is engine.bundle.calibration
-    map_rows = (
-        str(engine.bundle.manifest.get(MAP_ROWS, ""))
-        if kept_map
-        else pack_rows(_fitted(rows, fit_rows, threshold_rows))
-    )
+    if kept_map:
+        map_rows = str(engine.bundle.manifest.get(MAP_ROWS, ""))
+    else:  # rows of its own, or those not left for the thresholds
+        map_rows = pack_rows(set(rows.hashes) - set(threshold_rows.hashes) if fit_rows is None else fit_rows.hashes)
     if kept_map or fit_rows is not None:
         threshold_rows = _without(threshold_rows, map_rows, fit_rows, notes)
     shift = None
@@ -161,11 +160,6 @@ def calibrate(
     reference = _reference(engine.bundle, calibration, rows)
     bundle = _write(engine, Path(out_path), calibration, fitted, default, reference, report, known)
     return report | {"bundle": {"path": str(bundle.path), "version": bundle.version, "parent": engine.bundle_version}}
-
-
-def _fitted(rows: CalibrationSet, fit_rows: CalibrationSet | None, rest: CalibrationSet) -> list[str]:
-    """Hashes of the rows that a new map was fitted on: rows of its own, or those not left for the thresholds."""
-    return fit_rows.hashes if fit_rows is not None else sorted(set(rows.hashes) - set(rest.hashes))
 
 
 def _without(rows: CalibrationSet, map_rows: str, fit_rows: CalibrationSet | None, notes: list[str]) -> CalibrationSet:

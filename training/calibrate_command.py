@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ POLICIES = ("economy=0.20", "balanced=0.10", "quality=0.05")
 FIGURES = (".svg", ".png", ".pdf")
 
 
+def named_number(text: str) -> tuple[str, float]:
+    """Name and number of `NAME=NUMBER`; NaN for what is no number."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, math.nan
+
+
 def parse_policies(texts: Sequence[str]) -> dict[str, float]:
     """`("balanced=0.10", ...)` → name → alpha.
 
@@ -33,11 +43,7 @@ def parse_policies(texts: Sequence[str]) -> dict[str, float]:
     """
     parsed: dict[str, float] = {}
     for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            alpha = float(value)
-        except ValueError:
-            alpha = math.nan
+        name, alpha = named_number(text)
         if not name or math.isnan(alpha):
             raise click.BadParameter(f"{text!r} is not NAME=ALPHA, as in balanced=0.10")
         if name in parsed:
@@ -71,6 +77,9 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
     return parse
 
 
+prices_option = partial(
+    click.option, "--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True, metavar="A,B,C,D"
+)
 audit_label = click.option(
     "--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default=AUDIT_LABEL, show_default=True,
     metavar="NAME=VALUE", help="What marks audits in an export of the feedback store.",
@@ -107,8 +116,7 @@ audit_label = click.option(
 )
 @audit_label
 @click.option("--default", help="Policy for requests that name none.")
-@click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
-              metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the report.")  # fmt: skip
+@prices_option(help="Dollars a million tokens, by tier, for the report.")
 @click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole report there, as JSON."

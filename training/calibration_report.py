@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from classifier import routing
 from classifier.calibration import Calibration
-from classifier.intervals import Interval, bootstrap_interval, wider
+from classifier.intervals import Interval, bootstrap_interval, ranged, wider
 from classifier.metrics import calibration_error, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
@@ -330,8 +330,7 @@ def _before_and_after(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
     def row(name: str, threshold: float, measured: Mapping[str, Any]) -> str:
         shares = " / ".join(f"{100 * s:.0f}" for s in measured["shares"])
-        risk = "{estimate:.3f} ({low:.3f} to {high:.3f})".format(**measured["risk"])
-        return f"| {name} | {shown(threshold)} | {risk} | {shares} % |"
+        return f"| {name} | {shown(threshold)} | {ranged(Interval(**measured['risk']))} | {shares} % |"
 
     both = [e for e in entries if e["before"] and e["before"]["feasible"]]
     if not both:

@@ -31,6 +31,7 @@ from training.calibration_fit import FEWEST_FOR_MAP
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows, unpacked
 from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
+from training.evaluate import score
 from training.predictions import write_predictions
 from training.principals import contradicting
 from training.recipe import STEERING_FORMS, training_of_a_round
@@ -235,8 +236,5 @@ def mix(feedback: Sequence[Row], base: Sequence[Row], share: float, seed: int) -
 def _reference(engine: Engine, traffic: Sequence[Request]) -> dict[str, Any]:
     if not traffic:
         return dict(engine.bundle.reference)
-    probabilities, signals = [], []
-    for request in traffic:
-        probabilities.append(engine.score(engine.prepare(request)).probabilities)
-        signals.append(render(request).signals)
-    return reference_distributions(np.array(probabilities), signals)
+    signals = [render(request).signals for request in traffic]
+    return reference_distributions(score(engine, traffic, name="reference"), signals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,10 +69,9 @@ def render_card(
         report: from `training.evaluate.evaluate`.
         notes: sentences to add under the metrics: parity, what was left out.
     """
-    counts: dict[str, int] = {}
+    counts = Counter(row.source for row in rows)
     licences: dict[str, str] = {}
     for row in rows:
-        counts[row.source] = counts.get(row.source, 0) + 1
         licences[row.source] = licences.get(row.source) or row.licence
     languages = sorted({r.language for r in rows if r.language.isalpha() and len(r.language) == 2})
     card = _HEAD.format(

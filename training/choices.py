@@ -25,7 +25,7 @@ from training.calibration_report import PRICES
 from training.calibration_set import MAP_ROWS, CalibrationSet
 from training.corpus import Row, tiers
 from training.decision_log import Log
-from training.evaluate import score_requests
+from training.evaluate import score
 from training.gate import LabelledSet
 from training.off_policy import OffPolicy, estimate
 from training.policy_fit import Targets, chosen_by, fit_policies
@@ -81,7 +81,7 @@ def golden_set(current: Engine, candidate: Engine, golden: Sequence[Row], *, ris
     labels = soft(tiers(golden))
     alpha = _default(current).guarantee.alpha
     requests = [row.request for row in golden]
-    before, after = score_requests(current, requests), score_requests(candidate, requests)
+    before, after = score(current, requests), score(candidate, requests)
     chosen = choose_many(before, fit_threshold(routing_losses(before, labels), alpha).threshold)
     return LabelledSet(
         "golden",

@@ -277,9 +277,7 @@ def split_of(group: str) -> str:
 
 def source_folds(rows: Sequence[Row], folds: int) -> NDArray[np.int64]:
     """A fold for each row such that no source is in two, sizes balanced: (rows,) int64 in [0, folds)."""
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row.source] = sizes.get(row.source, 0) + 1
+    sizes = Counter(row.source for row in rows)
     order = np.random.default_rng(0).permutation(sorted(sizes))
     load = [0] * folds
     fold_of: dict[str, int] = {}

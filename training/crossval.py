@@ -28,7 +28,7 @@ from classifier.calibration import IDENTITY
 from classifier.durable import explained
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.intervals import bootstrap_each
+from classifier.intervals import bootstrap_each, ranged
 from training import processes
 from training.corpus import RUBRIC, Row, source_folds, tiers
 from training.evaluate import baselines, statistics
@@ -213,7 +213,7 @@ def summary(path: Path) -> dict[str, Any]:
 def as_text(found: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
     lines = [f"{found['rows']} rows of {found['sources']} sources, each answered without its source ({found['model']})"]
-    lines += [f"  {name:<22} {found[name][0]:.3f} ({found[name][1]:.3f} to {found[name][2]:.3f})" for name in HEADLINE]
+    lines += [f"  {name:<22} {ranged(found[name])}" for name in HEADLINE]
     lines += [f"  worst sources with at least {FEWEST_OF_SOURCE} rows"]
     lines += [
         f"    {name:<28} {rows:5d} rows   accuracy {accuracy:.3f}"

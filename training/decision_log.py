@@ -55,8 +55,6 @@ class Log:
         at_most: (n,) int64, index of the highest; 3 where not observed.
         floors: (n,) int64, index of the request's floor; 0 without.
         ceilings: (n,) int64, index of the request's ceiling; 3 without.
-        principals: (n,) str.
-        decided_at: (n,) float64, seconds since the epoch.
     """
 
     requests: tuple[Request | None, ...]
@@ -71,8 +69,6 @@ class Log:
     at_most: NDArray[np.int64]
     floors: NDArray[np.int64]
     ceilings: NDArray[np.int64]
-    principals: NDArray[np.str_]
-    decided_at: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -132,23 +128,17 @@ def closed_label(row: ExportRow) -> str | None:
     return accepted
 
 
-def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log, dict[str, tuple[int, float]]]:
+def make_log(rows: Sequence[ExportRow]) -> tuple[Log, dict[str, tuple[int, float]]]:
     """The log of the decisions whose tier was served as decided.
 
     Args:
         rows: decisions with their effective outcomes, oldest first.
-        principals: who decided, one for each row.
 
     Returns:
         The log, and by "tier/caller" the decisions and the share of them with an outcome of quality.
     """
-    keep = [
-        (row, who)
-        for row, who in zip(rows, principals, strict=True)
-        # A gateway that served another tier broke the known propensity.
-        if row["served_tier"] in (None, row["tier"])
-    ]
-    kept, names = [row for row, _ in keep], [who for _, who in keep]
+    # A gateway that served another tier broke the known propensity.
+    kept = [row for row in rows if row["served_tier"] in (None, row["tier"])]
     n = len(kept)
     observed = np.array([is_quality(row) for row in kept], dtype=bool)
     cells = [f"{row['tier']}/{row['caller'] or ''}" for row in kept]
@@ -174,8 +164,6 @@ def make_log(rows: Sequence[ExportRow], principals: Sequence[str]) -> tuple[Log,
         at_most=np.array([high.index for _, high in intervals], dtype=np.int64),
         floors=np.array([low.index for low, _ in bounds], dtype=np.int64),
         ceilings=np.array([high.index for _, high in bounds], dtype=np.int64),
-        principals=np.array(names, dtype=np.str_),
-        decided_at=np.array([row["decided_at"] for row in kept], dtype=np.float64),
     ), {name: (len(seen), float(np.mean(seen))) for name, seen in sorted(table.items())}
 
 

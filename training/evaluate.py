@@ -8,7 +8,7 @@ where the estimate is worse.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +30,7 @@ LENGTHS = ((0, "<100"), (100, "100-999"), (1000, "1k-10k"), (10_000, ">=10k"))
 LOWER_IS_BETTER = frozenset({"under_routing", "over_routing", "ranked_probability_score"})
 
 
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """What a model says of some rows.
-
-    Attributes:
-        logits: (rows, 4) float32, before calibration.
-        probabilities: (rows, 4) float32, calibrated.
-        labels: (rows,) int64, tier indices.
-    """
-
-    logits: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-    @property
-    def tiers(self) -> NDArray[np.int64]:
-        """Arg-max of the calibrated probabilities: (rows,) int64."""
-        return self.probabilities.argmax(axis=1)
-
-
-def score(engine: Engine, rows: Sequence[Row], *, name: str = "score") -> Predictions:
-    """Every row through `engine`, one run each."""
-    logits, probabilities = [], []
-    for row in progress_bar(rows, desc=name, unit="row"):
-        scores = engine.score(engine.prepare(row.request))
-        logits.append(scores.logits)
-        probabilities.append(scores.probabilities)
-    return Predictions(np.array(logits, np.float32), np.array(probabilities, np.float32), tiers(rows))
-
-
-def score_requests(engine: Engine, requests: Sequence[Request], *, name: str = "score") -> NDArray[np.float32]:
+def score(engine: Engine, requests: Sequence[Request], *, name: str = "score") -> NDArray[np.float32]:
     """Calibrated probabilities, one run each: (n, 4) float32."""
     found = [engine.score(engine.prepare(request)).probabilities for request in progress_bar(requests, desc=name)]
     return np.array(found, dtype=np.float32).reshape(-1, len(TIERS))
@@ -168,7 +138,7 @@ def evaluate(
     rows: Sequence[Row],
     train: Sequence[Row] = (),
     *,
-    predictions: Predictions | None = None,
+    probabilities: NDArray[np.float32] | None = None,
     rivals: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, Any]:
     """The whole evaluation as JSON-ready data.
@@ -177,17 +147,16 @@ def evaluate(
         engine: of the bundle.
         rows: labelled rows, none of which the bundle was trained on.
         train: rows that the baselines learn from; empty leaves baselines out.
-        predictions: of the bundle on these rows, where they are at hand.
+        probabilities: (n, 4) the bundle's of these rows, where they are at hand.
         rivals: what `baselines` gave for these rows, where it is at hand.
     """
-    predictions = predictions or score(engine, rows)
-    p, y = predictions.probabilities, predictions.labels
+    p, y = score(engine, [r.request for r in rows]) if probabilities is None else probabilities, tiers(rows)
     report: dict[str, Any] = {
         "bundle": engine.bundle_version,
         "rows": len(rows),
         "tier_counts": np.bincount(y, minlength=len(TIERS)).tolist(),
         "overall": summarise(p, y),
-        "confusion": metrics.confusion(predictions.tiers, y).tolist(),
+        "confusion": metrics.confusion(p.argmax(1), y).tolist(),
         "slices": {
             what: {
                 name: {

@@ -55,9 +55,9 @@ def page(report: Mapping[str, Any]) -> str:
         calibration=report.get("calibration_error", []),
         slices=[_slice(what, members) for what, members in report["slices"].items() if len(members) > 1],
         charts=_charts(report),
-        changes=_changes(report.get("robustness")),
-        twins=_twins(report.get("robustness")),
-        attack=_attack(report.get("robustness")),
+        changes=_changes(report.get("robustness", {})),
+        twins=_twins(report.get("robustness", {})),
+        attack=_attack(report.get("robustness", {})),
         outcomes=[_outcome(name, o) for name, o in report.get("outcomes", {}).get("sources", {}).items()],
         show_text=any("text" in row for row in found["worst"]),
     )  # fmt: skip
@@ -144,12 +144,10 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
     found = report["detail"]
     own = found["risk_cost"]["bundle"]
     thresholds = [p["threshold"] for p in own]
-    risks = [
-        (name, row["threshold"], row["risk"][0]) for name, row in found["policies"].items() if row["threshold"] <= 1
-    ]
-    costs = [
-        (name, row["threshold"], row["cost"][0]) for name, row in found["policies"].items() if row["threshold"] <= 1
-    ]
+    risks, costs = (
+        [(name, row["threshold"], row[what][0]) for name, row in found["policies"].items() if row["threshold"] <= 1]
+        for what in ("risk", "cost")
+    )
     drawn = {
         "confusion": charts.heat(report["confusion"], NAMES, rows="label", columns="arg-max tier"),
         "reliability": charts.curves(
@@ -190,19 +188,15 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
     return drawn
 
 
-def _changes(robustness: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    if robustness is None:
-        return []
+def _changes(robustness: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"name": name, "changed": _cell(c["changed"], _percent), "up": _cell(c["up"], _percent),
          "down": _cell(c["down"], _percent), "argmax": _percent(robustness["changes_of_arg_max"][name]["changed"][0])}
-        for name, c in robustness["changes"].items()
+        for name, c in robustness.get("changes", {}).items()
     ]  # fmt: skip
 
 
-def _twins(robustness: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    if robustness is None:
-        return []
+def _twins(robustness: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"name": name, "groups": t["groups"], "accuracy": _cell(t["accuracy"]),
          "right": _cell(t["groups_right"], _percent), "ordered": _cell(t["ordered"], _percent),
@@ -211,9 +205,8 @@ def _twins(robustness: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _attack(robustness: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    attack = (robustness or {}).get("attack")
-    if not attack:
+def _attack(robustness: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not (attack := robustness.get("attack")):
         return None
     raised = _cell(attack["raised"], _percent)
     return {

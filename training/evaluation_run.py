@@ -14,8 +14,8 @@ from classifier.errors import InputError
 from training import outcome_curves, robustness
 from training.calibration_report import PRICES
 from training.calibration_set import unseen
-from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus
-from training.evaluate import baselines, evaluate, load_engine, score, score_requests
+from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus, tiers
+from training.evaluate import baselines, evaluate, load_engine, score
 from training.evaluation_detail import detail, histories
 from training.outcomes import read_outcomes
 from training.rivals import litellm_tiers
@@ -87,16 +87,17 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     outcomes = read_outcomes(asked.outcomes) if asked.outcomes else None  # first: what follows takes minutes
     rivals = baselines(train, rows) if train else {}  # as soon: it fails where nothing can be learnt
     engine = load_engine(bundle)
-    predictions = score(engine, rows)
-    report = evaluate(engine, rows, predictions=predictions, rivals=rivals)
+    requests = [r.request for r in rows]
+    probabilities = score(engine, requests)
+    report = evaluate(engine, rows, probabilities=probabilities, rivals=rivals)
     report["seen_in_training"] = len(rows) - len(unseen(rows, engine.bundle))
     report["open_rows"] = given - len(rows)
     report["baseline_rows"] = len(train)
     if asked.detail:
-        routers = litellm_tiers([r.request for r in rows])
+        routers = litellm_tiers(requests)
         report["litellm"] = sorted(routers)
         report["detail"] = detail(
-            rows, predictions.labels, predictions.probabilities, engine.policies, engine.default_policy,
+            rows, tiers(rows), probabilities, engine.policies, engine.default_policy,
             prices=asked.prices, rivals=rivals, routers=routers, show_text=asked.show_text,
         )  # fmt: skip
         report["histories"] = histories(bundle)
@@ -109,7 +110,7 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     if outcomes is not None:
         report["outcomes"] = outcome_curves.measure(
             outcomes,
-            score_requests(engine, outcomes.requests, name="outcomes"),
+            score(engine, outcomes.requests, name="outcomes"),
             prices=asked.prices,
             policies={name: (p.threshold, p.top_tier_threshold) for name, p in engine.policies.items()},
             routers=litellm_tiers(outcomes.requests),

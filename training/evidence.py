@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,7 @@ from training.recipe import FitOptions
 
 def row_weights(rows: Sequence[Row], options: FitOptions) -> NDArray[np.float32]:
     """Weight of each row in the loss: (rows,) float32, mean 1."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.source] = counts.get(row.source, 0) + 1
+    counts = Counter(row.source for row in rows)
     by_source = np.array([counts[r.source] ** -options.source_power for r in rows])
     by_source = np.clip(by_source / by_source.mean(), 0.3, 3.0)
     kind = np.array([options.outcome_weight if r.label == OUTCOME else 1.0 for r in rows])

@@ -31,13 +31,16 @@ from classifier.errors import InvalidRequest
 from classifier.types import TIERS, Tier
 from training.corpus import OUTCOME, Row, parse_row
 from training.decision_log import ExportRow, Log, interval, is_quality, is_unserved, make_log
+from training.label_fields import one_hot
 from training.outcome_noise import error_rates, eta_of
 from training.principals import held_to_share, principal_of
 
 SOURCE = "feedback"
 _DAY = 86_400.0
-
-
+_FEWEST_OUTCOMES = 30
+"""Of a caller; with fewer it is never called one-sided."""
+_MOST_WORDS = 5
+"""Verdicts of one principal on one request at one tier that count in estimating errors."""
 LEFT_OUT: Mapping[str, str] = {
     "no_decision": "an outcome whose decision is not there",
     "silent": "nothing was reported: missing, not praise",
@@ -62,14 +65,12 @@ class SetOptions:
         principal_label: a label that tells a caller's own clients apart, such as tenant; "" makes the caller the
             principal. Labels are the gateway's word: use one that it sets itself.
         half_life_days: age at which an outcome weighs half.
-        fewest_outcomes: outcomes of a caller from which it is judged to be one-sided.
-        fewest_accepted: share of acceptances among a caller's outcomes below which it is.
+        fewest_accepted: share of acceptances among a caller's outcomes below which it is one-sided.
     """
 
     principal_share: float = 0.2
     principal_label: str = ""
     half_life_days: float = 30.0
-    fewest_outcomes: int = 30
     fewest_accepted: float = 0.05
 
     def __post_init__(self) -> None:
@@ -84,12 +85,10 @@ class Closed:
 
     Attributes:
         row: an OUTCOME row, its probabilities one-hot.
-        decided_at: seconds since the epoch: hold out by it.
         principal: who reported.
     """
 
     row: Row
-    decided_at: float
     principal: str
 
 
@@ -137,14 +136,13 @@ class _Evidence:
     weight: float
 
 
-def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOptions | None = None) -> FeedbackSet:
+def build(rows: Iterable[ExportRow], *, options: SetOptions | None = None) -> FeedbackSet:
     """The feedback set of an export.
 
     Args:
         rows: as `classifier.exports.export_row` makes them, with or without `--history`. With it, repeated verdicts
             tell how often sources are wrong; of each decision only the effective outcome becomes evidence.
-        now: seconds since the epoch, for ages; None means the latest decision.
-        options: caps and weights.
+        options: caps and weights; an outcome's age is that of its decision beside the latest one.
 
     Returns:
         The set. The same rows in another order make the same set.
@@ -163,7 +161,7 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
         if row["effective"] or key not in decisions:
             decisions[key] = row
     kept = sorted(decisions.values(), key=lambda r: (r["decided_at"], r["decision_id"]))
-    now = now if now is not None else max((r["decided_at"] for r in kept), default=0.0)
+    now = max((r["decided_at"] for r in kept), default=0.0)
     principals = [principal_of(row, options.principal_label) for row in kept]
     one_sided = _one_sided(kept, principals, options)
     counts["decisions"] = len(kept)
@@ -190,9 +188,12 @@ def build(rows: Iterable[ExportRow], *, now: float | None = None, options: SetOp
             counts["unusable"] += 1
             continue
         trained.append((e, made))
-        if not is_unserved(e.source) and _closed_tier(e) is not None:
-            closed.append(_closed(e, made))
-    log, table = make_log(kept, principals)
+        if not is_unserved(e.source) and (e.source["accepted_tier"] is not None or e.low is e.high):
+            sure = replace(
+                made, probabilities=one_hot(e.high), at_least=e.high, at_most=e.high, eta=None, stated_tier=e.high
+            )
+            closed.append(Closed(sure, e.principal))
+    log, table = make_log(kept)
     counts.update({"rows": len(trained), "closed": len(closed), "log": len(log)})
     totals: dict[str, float] = defaultdict(float)
     for e, made in trained:
@@ -222,7 +223,7 @@ def _one_sided(rows: Sequence[ExportRow], principals: Sequence[str], options: Se
     return {
         name
         for name, said in told.items()
-        if len(said) >= options.fewest_outcomes and sum(said) < options.fewest_accepted * len(said)
+        if len(said) >= _FEWEST_OUTCOMES and sum(said) < options.fewest_accepted * len(said)
     }
 
 
@@ -246,10 +247,6 @@ def _verdicts(rows: Sequence[ExportRow], options: SetOptions) -> tuple[list[str]
         sources.append(source)
         said.append(row["verdict"] == "accepted")
     return items, tiers, sources, said
-
-
-_MOST_WORDS = 5
-"""Verdicts of one principal on one request at one tier that count in estimating errors."""
 
 
 def _evidence(row: ExportRow, principal: str, one_sided: set[str], now: float, options: SetOptions) -> _Evidence | str:
@@ -300,17 +297,3 @@ def _row(e: _Evidence, rates: Mapping[str, tuple[float, float]]) -> Row | None:
         return parse_row(data, SOURCE)
     except (InvalidRequest, ValueError):
         return None
-
-
-def _closed_tier(e: _Evidence) -> Tier | None:
-    if e.source["accepted_tier"] is not None or e.low == e.high:
-        return e.high
-    return None
-
-
-def _closed(e: _Evidence, row: Row) -> Closed:
-    tier = _closed_tier(e)
-    assert tier is not None
-    one_hot = tuple(1.0 if t is tier else 0.0 for t in TIERS)
-    made = replace(row, probabilities=one_hot, at_least=tier, at_most=tier, eta=None, stated_tier=tier)  # type: ignore[arg-type]
-    return Closed(made, float(e.source["decided_at"]), e.principal)

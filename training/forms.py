@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from classifier.inputs import render
 from classifier.tokenizer import Tokenizer
-from training.augment import augment, reword
+from training.augment import augment
 from training.corpus import Row
 from training.recipe import FitOptions
-from training.surroundings import surround
 
 Ids = tuple[list[int], int]
 """Token ids of one form, and how many of them are not context."""
@@ -68,14 +67,8 @@ class Forms(Dataset[list[Tried]]):
         rng = random.Random(f"{self.options.seed}/{self.epoch}/row {place}")
         if kind == "plain" or (kind == "drawn" and rng.random() >= self.options.augment):
             return [self.plain[place]]
-        request, short = self.rows[place].request, len(self.plain[place][0]) <= SHORT_TOKENS
-        tries = self.options.worst_of if short else 1
-        if kind == "drawn":
-            changed = augment(request, rng, self.words, tries=tries)
-        elif kind == "around":
-            changed = [surround(request, rng)]
-        else:
-            changed = [reword(request, rng, self.words) for _ in range(tries)]
+        tries = self.options.worst_of if kind != "around" and len(self.plain[place][0]) <= SHORT_TOKENS else 1
+        changed = augment(self.rows[place].request, rng, self.words, kind=kind, tries=tries)
         return [self.tokenizer.ids(render(form))[:2] for form in changed]
 
 
@@ -84,9 +77,7 @@ def made(forms: Forms, workers: int) -> Iterable[list[Tried]]:
     # Not forked from a process with threads (torch's, gRPC's), where a child may hang or crash.
     context = _others() if workers else None
     # Without a collate function of its own the loader would look at every token for something to make a tensor of.
-    return DataLoader(
-        forms, batch_size=None, num_workers=workers, collate_fn=_as_it_is, multiprocessing_context=context
-    )
+    return DataLoader(forms, batch_size=None, num_workers=workers, collate_fn=list, multiprocessing_context=context)
 
 
 def _others() -> BaseContext:
@@ -101,7 +92,3 @@ def workers_beside(device: torch.device) -> int:
         return 0
     trainers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(_MOST_WORKERS, max(0, len(os.sched_getaffinity(0)) // trainers - 1))
-
-
-def _as_it_is(step: list[Tried]) -> list[Tried]:
-    return step

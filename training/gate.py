@@ -41,8 +41,10 @@ from training.risk_control import binomial_p_value
 from training.step_losses import EVERY_MISS
 
 FEWEST_ROWS = 60
+"""Of a set; with fewer the gate refuses."""
 RISK_MARGIN = 0.03
 COST_MARGIN = 0.10
+"""By how much the cost may be worse, as a share of the serving bundle's."""
 LEVEL = 0.95
 """Of the intervals: what is no worse, or better, is so with this confidence."""
 _TINY = 1e-9
@@ -65,8 +67,6 @@ class LabelledSet:
         traffic: what the serving bundle and the candidate choose on (m,) further requests of the same kind, labelled or
             not; cost is then compared on those.
         risk_margin: by how much the risk may be worse.
-        cost_margin: by how much the cost may be worse, as a share of the serving bundle's.
-        fewest: rows below which the gate refuses.
 
     Raises:
         ValueError: labels and choices are of different numbers.
@@ -83,8 +83,6 @@ class LabelledSet:
     equal_cost: bool = False
     traffic: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     risk_margin: float = RISK_MARGIN
-    cost_margin: float = COST_MARGIN
-    fewest: int = FEWEST_ROWS
 
     def __post_init__(self) -> None:
         lengths = {len(self.labels), len(self.current), len(self.candidate)}
@@ -188,8 +186,8 @@ class _Found:
 
 def _judge_set(rows: LabelledSet, draws: int) -> _Found:
     n = len(rows.labels)
-    if n < rows.fewest:
-        reason = f"{rows.name}: {n} rows are too few to tell, {rows.fewest} are wanted"
+    if n < FEWEST_ROWS:
+        reason = f"{rows.name}: {n} rows are too few to tell, {FEWEST_ROWS} are wanted"
         return _Found({"n": n}, [reason], refused=True)
     losses = (_losses(rows, rows.current), _losses(rows, rows.candidate))
     z = float(scipy.stats.norm.ppf((1 + LEVEL) / 2))
@@ -219,7 +217,7 @@ def _judge_set(rows: LabelledSet, draws: int) -> _Found:
     cost = _compare(*(np.asarray(PRICES)[one] for one in chosen), groups=groups, draws=draws)
     found.cost = cost[1].estimate
     found.numbers |= {"requests": len(chosen[0]), "cost": _as_json(cost)}
-    margin = rows.cost_margin * cost[0].estimate
+    margin = COST_MARGIN * cost[0].estimate
     dearer = cost[2].high > margin
     found.reasons.append(_told(rows.name, "cost", cost, margin, worse=dearer))
     found.worse |= dearer

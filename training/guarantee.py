@@ -25,7 +25,7 @@ from classifier.policy import choose_many
 from classifier.texts import finite
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import is_export, read_rows
-from training.calibrate_command import MOST_SEED, POLICIES, audit_label, parse_policies, prices
+from training.calibrate_command import MOST_SEED, POLICIES, audit_label, parse_policies, prices_option
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, read_corpus
@@ -142,8 +142,7 @@ def as_text(found: Mapping[str, Any]) -> str:
 @click.option("--policy", "policies", multiple=True, metavar="NAME=ALPHA", show_default=True,
               default=POLICIES, help="For --predictions. Repeatable.")  # fmt: skip
 @click.option("--baseline-data", multiple=True, help="Rows that the cost table's baselines learn from. Repeatable.")
-@click.option("--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True,
-              metavar="A,B,C,D", help="Dollars a million tokens, by tier, for the cost table.")  # fmt: skip
+@prices_option(help="Dollars a million tokens, by tier, for the cost table.")
 @audit_label
 @click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")

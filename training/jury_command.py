@@ -14,6 +14,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from classifier.addresses import is_local
 from classifier.errors import GateNotMet, InputError
 from classifier.payloads import FORMATS
 from classifier.prices import Price, read_prices
@@ -144,7 +145,7 @@ def _endpoint_of(base_url: str, key: str, jury: Any, *, rate: float | None, widt
     from training.jury_endpoint import Endpoint, Pace, checked_url
 
     url = checked_url(base_url)
-    if key and url.scheme == "http" and url.host not in ("localhost", "127.0.0.1", "::1"):
+    if key and url.scheme == "http" and not is_local(f"{url.host}:0"):
         click.echo(
             f"the key goes to {url.host} unencrypted; give an https:// URL if that is not what you want", err=True
         )

@@ -22,9 +22,8 @@ from classifier.errors import InputError
 from classifier.inputs import rated_text, render
 from classifier.steering import sentences
 from classifier.tokenizer import BEFORE_TEXT, Tokenizer
-from training.augment import steer, typos
+from training.augment import steer, typos, with_text
 from training.corpus import Row
-from training.robustness import with_text
 
 _FILE = Path(__file__).parent / "demands.txt"
 DEMANDS = tuple(_FILE.read_text(encoding="utf-8").splitlines())

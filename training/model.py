@@ -32,7 +32,11 @@ from classifier.types import TIERS
 from training.vocabulary import save_tokenizer, serving_tokenizer
 
 ATTENTION = "eager"
-LABELS = {tier.index: tier.label for tier in TIERS}
+_HEAD = {
+    "num_labels": len(TIERS),
+    "id2label": {tier.index: tier.label for tier in TIERS},
+    "label2id": {tier.label: tier.index for tier in TIERS},
+}
 
 
 def load_base(base: str, max_tokens: int) -> tuple[PreTrainedModel, FastTokenizer]:
@@ -82,13 +86,7 @@ def _read_bundle(path: str) -> tuple[PreTrainedModel, FastTokenizer]:
 
 
 def _read_checkpoint(path: str) -> tuple[PreTrainedModel, FastTokenizer]:
-    config = AutoConfig.from_pretrained(
-        path,
-        num_labels=len(TIERS),
-        id2label=LABELS,
-        label2id={name: i for i, name in LABELS.items()},
-        problem_type="single_label_classification",
-    )
+    config = AutoConfig.from_pretrained(path, problem_type="single_label_classification", **_HEAD)
     if config.is_encoder_decoder:
         raise ValueError(f"{config.model_type} is an encoder and a decoder; either alone would do")
     # Without attention dropout and with plain attention a step takes half the time on a CPU (docs/LOG.md).
@@ -240,7 +238,6 @@ def _tiny(max_tokens: int) -> tuple[PreTrainedModel, FastTokenizer]:
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "vocab_size": len(pieces), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64, "max_position_embeddings": max(max_tokens, 64), "pad_token_id": 0,
-        "num_labels": len(TIERS), "id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()},
+        "intermediate_size": 64, "max_position_embeddings": max(max_tokens, 64), "pad_token_id": 0, **_HEAD,
     }  # fmt: skip
     return BertForSequenceClassification(BertConfig(**config)), fast

@@ -27,7 +27,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.intervals import Interval, wilson
+from classifier.intervals import Interval, ranged, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES
 from training.decision_log import Log
@@ -87,10 +87,9 @@ class OffPolicy:
         if self.refused or self.risk_dr is None or self.risk_ips is None:
             low, high = self.risk_bounds
             return f"off-policy: refused ({self.refused}); risk is within {low:.3f} to {high:.3f}; {support}"
-        d, i = self.risk_dr, self.risk_ips
         return (
-            f"off-policy risk: doubly robust {d.estimate:.3f} ({d.low:.3f} to {d.high:.3f}), weighted {i.estimate:.3f} "
-            f"({i.low:.3f} to {i.high:.3f}), {self.effective:.0f} effective rows of {self.n}; {support}"
+            f"off-policy risk: doubly robust {ranged(self.risk_dr)}, weighted {ranged(self.risk_ips)}, "
+            f"{self.effective:.0f} effective rows of {self.n}; {support}"
         )
 
 
@@ -125,7 +124,8 @@ def estimate(
     weights = np.where(matched, 1.0 / (np.where(supported, propensity, 1.0) * chance), 0.0)
     effective = float(weights.sum() ** 2 / (weights**2).sum()) if matched.any() else 0.0
     unsupported = float(1 - supported.mean())
-    failed_low, failed_high = _failure_bounds(log, chosen)
+    # Whether the chosen tier would have failed, 0 or 1: at least and at most.
+    failed_low, failed_high = ((edge > chosen).astype(np.float64) for edge in (log.at_least, log.at_most))
     cost_low = price[chosen] + failed_low * price[np.maximum(log.at_least, chosen)]
     cost_high = price[chosen] + failed_high * price[log.at_most]
     # A row's bounds are drawn whatever the log chose, but only where it was reported: the others are wide open.
@@ -166,11 +166,6 @@ def estimate(
         refused=refused,
         **found,
     )
-
-
-def _failure_bounds(log: Log, chosen: NDArray[np.int64]) -> tuple[Array, Array]:
-    """What is known of whether the chosen tier would have failed: (n,) lowest and highest, 0 or 1."""
-    return (log.at_least > chosen).astype(np.float64), (log.at_most > chosen).astype(np.float64)
 
 
 def _share(failed: Array, weights: Array, effective: float, level: float) -> Interval:

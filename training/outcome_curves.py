@@ -199,16 +199,14 @@ def measure_pair(
     return found
 
 
-def measure_failures(
-    outcomes: Outcomes, scores: Mapping[str, Score], *, tier: Tier = Tier.SIMPLE, draws: int = DRAWS
-) -> dict[str, Any] | None:
-    """AUROC of each score for "the tier fails"; None where it never, or always, does."""
-    success = outcomes.success[:, tier.index]
+def measure_failures(outcomes: Outcomes, scores: Mapping[str, Score], *, draws: int = DRAWS) -> dict[str, Any] | None:
+    """AUROC of each score for "simple fails"; None where it never, or always, does."""
+    success = outcomes.success[:, Tier.SIMPLE.index]
     known = ~np.isnan(success)
     fails = success[known] < FAILS_BELOW
     if known.sum() < FEWEST_ROWS or fails.all() or not fails.any():
         return None
-    given = {name: np.asarray(score(tier, TIERS[-1]))[known] for name, score in scores.items()}
+    given = {name: np.asarray(score(Tier.SIMPLE, TIERS[-1]))[known] for name, score in scores.items()}
     ours = next(iter(given))
     return {
         "rows": int(known.sum()),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.errors import InputError, InvalidRequest
-from classifier.types import TIERS, Request, Tier
+from classifier.types import TIERS, Request
 from training.corpus import expand, read_lines
 from training.label_fields import success_rates
 
@@ -47,11 +47,6 @@ class Outcomes:
         """The rows where `rows`, (n,) bool, is true."""
         kept = np.flatnonzero(rows)
         return Outcomes([self.requests[i] for i in kept], self.success[kept], self.sources[kept])
-
-    @property
-    def tiers(self) -> list[Tier]:
-        """Tiers that were tried on every request."""
-        return [tier for tier in TIERS if not np.isnan(self.success[:, tier.index]).any()]
 
     @property
     def characters(self) -> Array:

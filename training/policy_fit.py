@@ -186,23 +186,12 @@ def fit_policies(
         # An unseen group gets the strictest threshold that any seen one needed.
         threshold = max([whole.threshold, *(f.threshold for f in fits if f.feasible)]) if feasible else ALWAYS_FRONTIER
         _note_infeasible(name, alpha, whole, groups, notes)
-        guarantee = Guarantee(
-            alpha=alpha,
-            delta=targets.delta,
-            method=whole.method,
-            label=rows.label,
-            n=len(rows),
-            empirical_risk=worst.empirical_risk,
-            bound=min(1.0, worst.bound + targets.epsilon),
-            feasible=feasible,
-            calibration_set_sha256=rows.sha256,
-            severity=severity,
-        )
+        promised = replace(worst, method=whole.method, n=len(rows), feasible=feasible)
         policy = Policy(
             name=name,
             threshold=threshold,
             top_tier_threshold=top if feasible else 0.0,
-            guarantee=guarantee,
+            guarantee=replace(_guarantee(promised, alpha, rows, targets), severity=severity),
             top_tier_guarantee=top_detail,
             group_by=targets.group_by,
             group_thresholds={group: f.threshold for group, f in groups.items()},
@@ -213,6 +202,21 @@ def fit_policies(
         details[name] = {group: asdict(f) for group, f in groups.items()}
     policies = [replace(p, threshold=_fallback(p, policies)) for p in policies]
     return [replace(p, tier_shares=tier_shares(chosen_by(p, probabilities, rows))) for p in policies], details
+
+
+def _guarantee(fit: ThresholdFit, alpha: float, rows: CalibrationSet, targets: Targets) -> Guarantee:
+    """What is promised of a fit, exploration included."""
+    return Guarantee(
+        alpha=alpha,
+        delta=targets.delta,
+        method=fit.method,
+        label=rows.label,
+        n=fit.n,
+        empirical_risk=fit.empirical_risk,
+        bound=min(1.0, fit.bound + targets.epsilon),
+        feasible=fit.feasible,
+        calibration_set_sha256=rows.sha256,
+    )
 
 
 def _fallback(policy: Policy, policies: Sequence[Policy]) -> float:
@@ -310,17 +314,7 @@ def _top_tier(
         )
     else:
         feasible = True
-    return fit.threshold if feasible else 0.0, Guarantee(
-        alpha=beta,
-        delta=targets.delta,
-        method=fit.method,
-        label=rows.label,
-        n=fit.n,
-        empirical_risk=fit.empirical_risk,
-        bound=min(1.0, fit.bound + targets.epsilon),
-        feasible=feasible,
-        calibration_set_sha256=rows.sha256,
-    )
+    return fit.threshold if feasible else 0.0, _guarantee(replace(fit, feasible=feasible), beta, rows, targets)
 
 
 def top_tier_trade_off(

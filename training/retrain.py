@@ -36,6 +36,7 @@ from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import parse_audit
+from training.evaluate import load_engine
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
 from training.gate import FEWEST_ROWS, judge
@@ -232,7 +233,7 @@ class Round:
         self, out: Path, weights: Path, mapped: Sequence[Row], recent: Sequence[Row], traffic: Sequence[Request]
     ) -> dict[str, Any]:
         """The weights in `weights` with the promises of the current bundle, fitted anew, in `out/bundle`."""
-        engine = Engine.from_pretrained(weights, threads=2)
+        engine = load_engine(weights)
         found = recalibrated(
             weights,
             out,
@@ -326,8 +327,7 @@ class Round:
         left_out = json.loads((self._run.path(name) / RESULT).read_text(encoding="utf-8"))["left_out"]
         _, recent = held.to_fit(retrained=name == TRAINED)
         audits = [row for row in recent if row.source not in left_out]
-        current = Engine.from_pretrained(self._current.path, threads=2)
-        candidate = Engine.from_pretrained(self._run.path(name) / "bundle", threads=2)
+        current, candidate = load_engine(self._current.path), load_engine(self._run.path(name) / "bundle")
         verdict = judge(
             [
                 recent_set(

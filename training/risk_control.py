@@ -89,7 +89,7 @@ def binomial_p_value(missed: int, n: int, alpha: float) -> float:
     return float(scipy.stats.binom.sf(missed - 1, n, alpha))
 
 
-def hoeffding_bentkus(risk: float, n: int, alpha: float) -> float:
+def hoeffding_bentkus(risk: float, n: float, alpha: float) -> float:
     """P-value of "the mean of n losses in [0, 1] is above alpha" when `risk` was seen (arXiv:2110.01052, prop. 1)."""
     r = min(risk, alpha)
     relative = (r * math.log(r / alpha) if r > 0 else 0.0) + (1 - r) * math.log((1 - r) / (1 - alpha))
@@ -97,29 +97,26 @@ def hoeffding_bentkus(risk: float, n: int, alpha: float) -> float:
     return min(math.exp(-n * relative), bentkus, 1.0)
 
 
-def allowed_loss(n: int, alpha: float, delta: float, method: str, *, size: float = 0.0, largest: float = 1.0) -> float:
-    """The largest sum of losses on n rows with which `method` keeps `alpha`; below 0 where none does.
+def allowed_loss(size: float, alpha: float, delta: float, method: str, *, largest: float = 1.0) -> float:
+    """The largest sum of losses with which `method` keeps `alpha`; below 0 where none does.
 
     Args:
-        n: rows.
+        size: rows, or the sum of their weights.
         alpha: the target, in (0, 1).
         delta: allowed probability that the risk is above alpha; not used without confidence.
         method: one of the four.
-        size: sum of the weights, for LABEL_SHIFT.
-        largest: largest weight, for LABEL_SHIFT.
+        largest: weight.
     """
-    if method == SHIFTED:
+    if method in (CONFORMAL, SHIFTED):
         return alpha * (size + largest) - largest
-    if method == CONFORMAL:
-        return alpha * (n + 1) - 1
     if method == BINOMIAL:
-        return _most_failures(n, alpha, delta)
+        return _most_failures(size, alpha, delta)
     # The p-value is the smaller of two, both rising in the risk: the larger of the two limits is the limit.
-    return max(_hoeffding_limit(n, alpha, delta), float(_most_failures(n, alpha, delta / math.e)))
+    return max(_hoeffding_limit(size, alpha, delta), float(_most_failures(size, alpha, delta / math.e)))
 
 
 @lru_cache(maxsize=256)
-def _most_failures(n: int, alpha: float, delta: float) -> int:
+def _most_failures(n: float, alpha: float, delta: float) -> int:
     """The largest k with P(Binomial(n, alpha) <= k) <= delta, or -1."""
     k = int(scipy.stats.binom.ppf(delta, n, alpha))
     while k >= 0 and scipy.stats.binom.cdf(k, n, alpha) > delta:
@@ -128,7 +125,7 @@ def _most_failures(n: int, alpha: float, delta: float) -> int:
 
 
 @lru_cache(maxsize=256)
-def _hoeffding_limit(n: int, alpha: float, delta: float) -> float:
+def _hoeffding_limit(n: float, alpha: float, delta: float) -> float:
     def excess(risk: float) -> float:
         relative = risk * math.log(risk / alpha) + (1 - risk) * math.log((1 - risk) / (1 - alpha))
         return n * relative + math.log(delta)
@@ -141,12 +138,13 @@ def _hoeffding_limit(n: int, alpha: float, delta: float) -> float:
 
 def risk_bound(losses: StepLosses, threshold: float, delta: float, method: str) -> float:
     """What `method` proves of the risk at `threshold`, at most 1: of its expectation, or with confidence 1 - delta."""
-    n, total = losses.n, float(losses.total(threshold))
-    if method == SHIFTED and losses.weights is not None:
-        largest = float(losses.weights.max())
-        return min(1.0, (total + largest) / (float(losses.weights.sum()) + largest))
-    if method == CONFORMAL:
-        return min(1.0, (total + 1) / (n + 1))
+    return _bound(float(losses.total(threshold)), losses.size, delta, method, losses.largest)
+
+
+def _bound(total: float, n: float, delta: float, method: str, largest: float = 1.0) -> float:
+    """`risk_bound` where the losses of `n` rows, or of rows with weights of that sum, come to `total`."""
+    if method in (CONFORMAL, SHIFTED):
+        return min(1.0, (total + largest) / (n + largest))
     if method == BINOMIAL:
         return 1.0 if total >= n else float(scipy.stats.beta.ppf(1 - delta, total + 1, n - total))
     low, high = max(total / n, 1e-12), 1 - 1e-12
@@ -160,8 +158,6 @@ def risk_bound(losses: StepLosses, threshold: float, delta: float, method: str) 
 
 def rows_needed(alpha: float, delta: float, method: str, risk: float = 0.0) -> int | None:
     """Rows from which on `method` can keep `alpha` with an empirical risk of `risk`; None where it never can."""
-    if method == SHIFTED:
-        method = CONFORMAL
     if risk >= alpha:
         return None
 
@@ -202,9 +198,7 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
     if not 0 <= delta < 1:
         raise ValueError(f"delta is {delta}, expected 0 up to 1")
     method = method_for(losses, delta)
-    weights = losses.weights
-    size, largest = (0.0, 1.0) if weights is None else (float(weights.sum()), float(weights.max()))
-    threshold = losses.smallest_threshold(allowed_loss(losses.n, alpha, delta, method, size=size, largest=largest))
+    threshold = losses.smallest_threshold(allowed_loss(losses.size, alpha, delta, method, largest=losses.largest))
     # A λ that sends every calibration row to frontier is only always-frontier by another name.
     feasible = threshold <= 1 and bool((losses.scores[:, -1] >= threshold).any())
     if not feasible:
@@ -253,13 +247,10 @@ def fit_top_tier(
         raise ValueError("soft labels carry no binomial bound on the top tier; draw hard labels, or drop delta")
     method = BINOMIAL if delta else CONFORMAL
     size = float(weights.sum())
-    allowed = float(_most_failures(len(top), beta, delta)) if delta else beta * (size + 1) - 1
+    allowed = allowed_loss(size, beta, delta, method)
     over = np.flatnonzero(np.cumsum(weights) > allowed)
     threshold = min(float(top[over[0]]), highest) if allowed >= 0 and over.size else 0.0
     missed = float(weights[top < threshold].sum())
-    if not delta:
-        bound = min(1.0, (missed + 1) / (size + 1))
-    else:
-        bound = 1.0 if missed >= size else float(scipy.stats.beta.ppf(1 - delta, missed + 1, size - missed))
+    risk, bound = missed / size if size else 0.0, _bound(missed, size, delta, method)
     needed = rows_needed(beta, delta, method) if allowed < 0 else None
-    return ThresholdFit(threshold, threshold > 0, method, round(size), missed / size if size else 0.0, bound, needed)
+    return ThresholdFit(threshold, threshold > 0, method, round(size), risk, bound, needed)

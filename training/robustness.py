@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.engine import Engine
-from classifier.inputs import rated_index
 from classifier.intervals import bootstrap_intervals, ranged, wilson
 from classifier.policy import Policy, choose
 from classifier.tokenizer import Tokenizer
-from classifier.types import Message, Request, Tier
+from classifier.types import Request, Tier
 from training.attack import RAISING, Attack, attack
+from training.augment import with_text
 from training.corpus import Row, tiers
-from training.evaluate import score_requests
+from training.evaluate import score
 from training.policy_fit import chosen_by
 from training.progress import progress_bar
 from training.surroundings import HELD_OUT, after, beside_tools, under_system
@@ -80,13 +79,6 @@ def keyboard_typos(text: str, rng: random.Random) -> str:
     return "".join(out)
 
 
-def with_text(request: Request, change: Callable[[str], str]) -> Request:
-    """`request` with its rated message changed."""
-    messages, i = list(request.messages), rated_index(request)
-    messages[i] = Message("user", change(messages[i].content))
-    return replace(request, messages=tuple(messages))
-
-
 def _text(change: Callable[[str, random.Random], str]) -> Change:
     """A change to the rated message."""
     return lambda request, rng: with_text(request, lambda text: change(text, rng))
@@ -137,15 +129,13 @@ def twins(rows: Sequence[Row], chosen: Indices) -> dict[str, Any]:
             members.setdefault(row.group, []).append(i)
     labels = tiers(rows)
     groups = [np.array(m) for m in members.values() if len(m) > 1]
-    found = {"all": _twins(groups, labels, chosen)}
+    found = {"all": _twins(groups, labels, chosen)} if groups else {}
     for family in sorted({rows[int(g[0])].family for g in groups}):
         found[family] = _twins([g for g in groups if rows[int(g[0])].family == family], labels, chosen)
-    return {name: value for name, value in found.items() if value is not None}
+    return found
 
 
-def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[str, Any] | None:
-    if not groups:
-        return None
+def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[str, Any]:
     table = []
     for g in groups:
         y, t = labels[g], chosen[g]
@@ -207,7 +197,7 @@ def measure(
     order = random.Random(SEED).sample(range(len(rows)), len(rows))
     drawn = [rows[i] for i in sorted(order[:MOST_ROWS])]
     routed = partial(chosen_by, policy)
-    before = score_requests(engine, [r.request for r in drawn], name="as they are")
+    before = score(engine, [r.request for r in drawn], name="as they are")
     report: dict[str, Any] = {
         "policy": policy.name,
         "rows": len(drawn),
@@ -220,18 +210,18 @@ def measure(
         can = np.array([request is not None for request in changed])
         if not can.any():
             continue
-        found = score_requests(engine, [request for request in changed if request is not None], name=name)
+        found = score(engine, [request for request in changed if request is not None], name=name)
         report["changes"][name] = moved(routed(before[can]), routed(found))
         report["changes_of_arg_max"][name] = moved(before[can].argmax(axis=1), found.argmax(axis=1))
     families = [r for r in (rows if twin_rows is None else twin_rows) if r.family]
     if families:
-        shares = score_requests(engine, [r.request for r in families], name="twins")
+        shares = score(engine, [r.request for r in families], name="twins")
         report["twins"] = twins(families, shares.argmax(axis=1))
         report["twins_of_policy"] = twins(families, routed(shares))
     simple = [r for r in rows if r.tier is Tier.SIMPLE]
     simple = random.Random(SEED).sample(simple, min(len(simple), 3 * attacked))
     if simple:
-        low = routed(score_requests(engine, [r.request for r in simple], name="simple prompts"))
+        low = routed(score(engine, [r.request for r in simple], name="simple prompts"))
         victims = [r.request for r, t in zip(simple, low, strict=True) if t == Tier.SIMPLE.index][:attacked]
         report["attack"] = summarise_attacks(attack_rows(engine, victims, policy, tries=tries), tries)
     return report

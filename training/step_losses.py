@@ -44,6 +44,16 @@ class StepLosses:
         return len(self.scores)
 
     @property
+    def size(self) -> float:
+        """Sum of the weights; the rows, where each counts 1."""
+        return float(self.n if self.weights is None else self.weights.sum())
+
+    @property
+    def largest(self) -> float:
+        """The largest weight."""
+        return 1.0 if self.weights is None else float(self.weights.max())
+
+    @property
     def binary(self) -> bool:
         """Whether each row's loss is 0 or 1 for every λ, so that their sum is binomial."""
         return self.weights is None and bool(((self.steps == 0) | (self.steps == 1)).all())
@@ -55,8 +65,7 @@ class StepLosses:
 
     def risk(self, threshold: float) -> float:
         """Mean (weighted) loss at λ."""
-        size = float(self.n if self.weights is None else self.weights.sum())
-        return float(self.total(threshold)) / size
+        return float(self.total(threshold)) / self.size
 
     def smallest_threshold(self, allowed: float) -> float:
         """The smallest λ at which the losses sum to at most `allowed`; `ALWAYS_FRONTIER` where none up to 1 does."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from classifier.types import Message, Request
 
-_SYSTEM_ROLES = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 _TOOL_COUNTS = (1, 1, 1, 2, 3, 4, 6, 8, 12)
 
 
@@ -89,4 +89,4 @@ def surround(request: Request, rng: random.Random) -> Request:
 
 def _begins(request: Request) -> int:
     """How many messages open the conversation before its first turn: one where it has a system prompt, else none."""
-    return int(request.messages[0].role in _SYSTEM_ROLES)
+    return int(request.messages[0].role in SYSTEM_ROLES)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel, set_seed
 
@@ -50,7 +51,7 @@ def train_teachers(
     if not seeds:
         model, fast = load_base(base, max_tokens)
         logits = predict(model, tokenizer_of(fast, max_tokens), rows, name="answers of the base")
-        return model, fast, log_softmax(logits)
+        return model, fast, log_softmax(logits, axis=1)
     labelled = [r for r in rows if r.label != UNLABELLED]
     first: tuple[PreTrainedModel, FastTokenizer] | None = None
     answers = []
@@ -73,7 +74,7 @@ def train_teachers(
             keep(folder, model, fast, history, max_tokens=max_tokens, checkpoint=folder)
         model, fast = load_checkpoint(folder)
         logits = predict(model, tokenizer_of(fast, max_tokens), rows, name=f"teacher {seed} answers")
-        answers.append(log_softmax(logits))
+        answers.append(log_softmax(logits, axis=1))
         first = first or (model, fast)
     assert first is not None
     return *first, np.mean(answers, axis=0).astype(np.float32)
@@ -99,10 +100,3 @@ def keep(
         (folder / "done").touch()
         shutil.rmtree(folder / "state", ignore_errors=True)
     processes.wait_for_all()
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-probabilities: (rows, 4) → (rows, 4) float32."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result

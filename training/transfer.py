@@ -44,7 +44,6 @@ def half_splits(
     alphas: Mapping[str, float],
     *,
     calibration: Calibration = IDENTITY,
-    delta: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Thresholds fitted on a random half and judged on the other, both ways: the mean risk, and how often it is above.
@@ -57,7 +56,6 @@ def half_splits(
         rows: one population. Groups are not split.
         alphas: policy → target.
         calibration: probability map, fitted on other rows.
-        delta: as for `fit_threshold`.
         seed: of the `SPLITS` random splits.
 
     Raises:
@@ -74,7 +72,7 @@ def half_splits(
     for i in range(SPLITS):
         sides = [routing_losses(probabilities[half], rows.labels[half]) for half in rows.halves(seed + i)]
         for name, alpha in alphas.items():
-            fits = [(fit_threshold(side, alpha, delta=delta), other) for side, other in (sides, sides[::-1])]
+            fits = [(fit_threshold(side, alpha), other) for side, other in (sides, sides[::-1])]
             risks[name].append([other.risk(fit.threshold) for fit, other in fits])
             feasible[name] += sum(fit.feasible for fit, _ in fits)
     table = {}
