@@ -22,12 +22,12 @@ from classifier.types import Request
 from tests.fit_support import OPTIONS, tiny_rows
 from training.__main__ import main
 from training.adapters import Lora, merged, with_adapters
-from training.build import train
 from training.build_data import load_data
 from training.export import export
 from training.fit import fit, predict
 from training.model import load_base, load_checkpoint, most_tokens, save_checkpoint, student_from, tokenizer_of
 from training.recipe import load_recipe
+from training.train import train
 from training.vocabulary import RESERVED
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]

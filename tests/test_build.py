@@ -25,7 +25,7 @@ from classifier.types import Request
 from tests.calibration_support import write_rows
 from tests.tiny import WORDS
 from training.__main__ import main
-from training.build import build, train
+from training.build import build
 from training.build_data import load_data
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.card import OWN_ALONE
@@ -35,6 +35,7 @@ from training.model import load_base, load_checkpoint, student_from, tokenizer_o
 from training.recipe import RECIPES, load_recipe
 from training.recover import recover
 from training.steering_head import load_head
+from training.train import train
 
 pytestmark = [
     pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300),
@@ -156,11 +157,24 @@ def test_bundle_opens_in_transformers_and_optimum(run):
 
 
 def test_finished_run_is_not_overwritten(run, corpus):
-    """Building into a finished run is refused, and so is going on with other data or another recipe."""
+    """Building into a finished run is refused, and so is going on with other data or another recipe: it says which."""
     with pytest.raises(BundleError, match="already built"):
         build(load_recipe("tiny"), run, load_data([], [], own=corpus))
-    with pytest.raises(InputError, match="another recipe, of other data"):
+    with pytest.raises(InputError, match=r"a run with another recipe\.seed; give what it began with"):
         train(load_recipe("tiny", seed=7), run, load_data([], [], own=corpus), say=lambda _: None)
+
+
+def test_base_is_itself_wherever_it_lies(run, corpus, tmp_path):
+    """A run that began with a bundle goes on with a copy of it from another folder, and with no other base."""
+    data, out = load_data([], [], own=corpus), tmp_path / "begun"
+    moved = shutil.copytree(run / "bundle", tmp_path / "moved")
+    for base, why in (
+        (run / "bundle", "holds no finished"),
+        (moved, "holds no finished"),
+        ("tiny", "another recipe.base"),
+    ):
+        with pytest.raises(InputError, match=why):
+            train(load_recipe("tiny", base=str(base)), out, data, teacher=tmp_path, say=str)
 
 
 def test_teachers_are_those_that_taught(run, corpus, tmp_path):
@@ -172,7 +186,7 @@ def test_teachers_are_those_that_taught(run, corpus, tmp_path):
     weights = other / "teacher-0" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[::-1])
     for teacher in (other, None):
-        with pytest.raises(InputError, match="of other teachers"):
+        with pytest.raises(InputError, match="another taught_by"):
             build(recipe, begun, data, teacher=teacher, say=str)
     with pytest.raises(InputError, match="holds no finished teacher-0"):
         train(recipe, tmp_path / "new", data, teacher=corpus, say=str)
@@ -257,7 +271,7 @@ def test_settled_bundle_keeps_its_answers_and_what_is_frozen(run, corpus, tmp_pa
 def test_a_bundle_settles_with_all_its_layers(run, corpus, tmp_path, monkeypatch):
     """One that has more layers than the recipe says is not cut: it would be another model."""
     deeper = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=4))
-    monkeypatch.setattr("training.build.load_base", lambda *_: (deeper, None))
+    monkeypatch.setattr("training.train.load_base", lambda *_: (deeper, None))
     said: list[str] = []
     with pytest.raises(AttributeError):  # there is no model to train
         train(_settling(run / "bundle"), tmp_path / "run", load_data([], [], own=corpus), say=said.append)

@@ -11,13 +11,13 @@ import pytest
 from classifier.errors import InputError
 from classifier.types import TIERS
 from tests.tiny import WORDS
-from training.build import train
 from training.build_data import Data, load_data
 from training.crossval import as_text, cross_validate, fold_data, probe_across, summary
 from training.distill import read_answers
 from training.predictions import model_of, read_baselines, read_predictions
 from training.probe import embed, probe
 from training.recipe import load_recipe
+from training.train import train
 
 pytestmark = pytest.mark.training
 
@@ -79,7 +79,7 @@ def test_predictions_are_a_calibration_set(data: Data, tmp_path):
     assert cross_validate(load_recipe("tiny"), tmp_path, data, train, folds=2, say=said.append) == path
     assert "teacher ready" not in said
     fewer = replace(data, train=data.train[1:])
-    with pytest.raises(InputError, match="another recipe, of other data"):
+    with pytest.raises(InputError, match="a run with another train_sha256"):
         cross_validate(load_recipe("tiny"), tmp_path, fewer, train, folds=2, say=said.append)
     found = summary(path)
     low, high = found["accuracy"][1:]

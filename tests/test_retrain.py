@@ -20,7 +20,6 @@ from classifier.errors import BundleError, BundleNotFound, Busy, GateNotMet, Inp
 from classifier.registry import Registry
 from classifier.session import Session
 from tests.loop_support import Crash, crash_at, fill_store, write_words
-from training.build import train
 from training.build_data import load_data
 from training.calibrate import calibrate
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
@@ -33,6 +32,7 @@ from training.retrain import Round, retrain
 from training.round_options import Options, lock_path
 from training.steering_head import fit_head, load_head, new_head, save_head
 from training.steps import Run, only_one, unfinished
+from training.train import train
 
 pytestmark = [
     pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300),

@@ -162,10 +162,10 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
     \b
     python -m training train --recipe base --out runs/mine
     """
-    from training import build as building
+    from training.train import train as trained
 
     recipe, data, out = _prepare(**options)
-    building.train(recipe, out, data, teacher=teacher, answers=answers, say=_say)
+    trained(recipe, out, data, teacher=teacher, answers=answers, say=_say)
     _say(out / "checkpoint", err=False)
 
 
@@ -188,9 +188,9 @@ def cross_validate(
     \b
     python -m training cross-validate --recipe shipped --extra corpora/ --dev dev.jsonl.gz
     """
-    from training import build as building
     from training import crossval
     from training.model import bundle_at
+    from training.train import train as trained
 
     if teacher is not None or answers is not None:
         raise click.UsageError(
@@ -203,7 +203,7 @@ def cross_validate(
     if probe:
         path = crossval.probe_across(folder, data, base=settings["base"], folds=folds, say=_say)
     else:
-        path = crossval.cross_validate(settings, folder, data, building.train, folds=folds, say=_say)
+        path = crossval.cross_validate(settings, folder, data, trained, folds=folds, say=_say)
     found = crossval.summary(path)
     _say(json.dumps(found, indent=1) if as_json else f"{crossval.as_text(found)}\n{path}", err=False)
 

@@ -8,7 +8,7 @@ which one fitted on held-out rows of the same sources is not.
 Where hours are too long, `probe_across` learns only a regression over the frozen base for each fold: minutes.
 
 out/
-fold-0/ ... fold-4/   runs of `training.build.train`
+fold-0/ ... fold-4/   runs of `training.train.train`
 predictions.npz       logits (n, 4) float32, labels (n,) int64, sources, groups, kinds, languages, scripts, folds,
                       model, and what baselines learnt on the same folds: baseline_NAME (n, 4) float32
 """
@@ -98,7 +98,7 @@ def cross_validate(
         recipe: from `training.recipe.load_recipe`.
         out: folder of the runs and of the predictions.
         data: from `training.build_data.load_data`.
-        train: `training.build.train`.
+        train: `training.train.train`.
         folds: number of folds.
         say: where progress goes.
 
