@@ -355,6 +355,27 @@ def test_nobody_works_for_a_caller_who_left():
         assert engine.runs == 2
 
 
+def test_the_end_waits_for_answers_and_they_say_that_they_are_the_last():
+    """SIGTERM: what is in flight is answered, with the word for callers who keep connections to open another."""
+    go, engine = threading.Event(), FakeEngine(on_score=lambda: go.wait(30))
+    with fake_server(engine=engine) as server, gateway(server) as process:
+        at = urlsplit(process.wait_ready()[0])
+
+        def refuses():
+            with socket.socket() as probe:
+                return probe.connect_ex((at.hostname, at.port))
+
+        with contextlib.closing(http.client.HTTPConnection(at.netloc, timeout=60)) as kept:
+            kept.request("POST", "/v1/classify", json.dumps(HI), {"Content-Type": "application/json"})
+            until(lambda: engine.runs == 1)
+            process.signal(signal.SIGTERM)
+            until(refuses)
+            go.set()
+            response = kept.getresponse()
+            assert (response.status, response.getheader("connection")) == (200, "close")
+        assert process.wait() == 0
+
+
 @pytest.mark.failure("slow", "HTTP gateway")
 def test_a_server_that_is_slow_is_504():
     """A request that takes longer than --timeout-seconds ends then, and not when the server is done."""

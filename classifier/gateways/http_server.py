@@ -122,6 +122,11 @@ async def _serve(settings: HttpSettings, listening: socket.socket) -> signal.Sig
             super().connection_lost(exc)
             self.await_nothing()
 
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self.cycle is not None:  # its answer says that it is the last: else callers send the next one in vain
+                self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+
         def await_head(self) -> None:
             self.await_nothing()
             self.awaited = self.loop.call_later(settings.timeout_seconds, self.close_after, self.cycle)

@@ -5,9 +5,8 @@
 
 Before a call the hook asks for the tier and writes the table's model into the request. After it, validators may judge
 the answer: a chat completion that is not good enough is asked again a tier higher, but for a stream, which its caller
-has already.
-What judges say is QUALITY; what follows an exception is AVAILABILITY, CONTEXT_WINDOW or POLICY; a plain success is no
-verdict. Outcomes are sent behind the request's back.
+has already. What judges say is QUALITY; what follows an exception is AVAILABILITY, CONTEXT_WINDOW or POLICY; a plain
+success is no verdict. Outcomes are sent behind the request's back.
 
 The hook never fails a request, but one: a restricted request that has no route on premises. Needs `litellm`.
 """
@@ -39,6 +38,7 @@ from classifier.gateways.litellm_requests import (
     asked,
     calls_of,
     confine,
+    left,
     mark,
     marks,
     names_repeated,
@@ -259,7 +259,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     ) -> None:
         """Has a stream judged when it has ended."""
         routed = self._of(kwargs)
-        if routed is None or not kwargs.get("stream"):
+        if routed is None or not kwargs.get("stream") or left(kwargs):
             return
         answer = kwargs.get("async_complete_streaming_response") or response_obj
         self._remember(routed, answer)

@@ -116,9 +116,19 @@ def mark(data: MutableMapping[str, Any], name: str) -> None:
 
 def marks(data: Mapping[str, Any]) -> list[str]:
     """The names that a request, or an event of it, may have by `mark`; a caller's own inventions among them."""
+    return [str(held[_MARK]) for held in _metadata(data) if _MARK in held]
+
+
+def left(data: Mapping[str, Any]) -> bool:
+    """Whether an event is of a stream whose caller left before its end: LiteLLM bills the half as a success."""
+    return any(held.get("client_disconnected") is True for held in _metadata(data))
+
+
+def _metadata(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What LiteLLM knows of a request, or of an event of it."""
     sources = [source for source in (data.get("litellm_params"), data) if isinstance(source, Mapping)]
     places = [source.get(place) for source in sources for place in _METADATA]
-    return [str(place[_MARK]) for place in places if isinstance(place, Mapping) and _MARK in place]
+    return [place for place in places if isinstance(place, Mapping)]
 
 
 def asked(key: Any, data: Mapping[str, Any]) -> tuple[dict[str, str], bool]:

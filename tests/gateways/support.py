@@ -44,8 +44,9 @@ def free_port() -> int:
             return port
 
 
-STATUS_OF = {"unavailable": 503, "limited": 429, "too long": 400, "broken off": 200}
-"""What may be wrong with a model, and the status that it answers with then; one that is `gone` hangs up."""
+STATUS_OF = {"unavailable": 503, "limited": 429, "too long": 400, "broken off": 200, "stuck": 200}
+"""What may be wrong with a model, and the status that it answers with then; one that is `gone` hangs up, and a stream
+that is `stuck` says no more until nobody listens."""
 _MESSAGES = {
     "unavailable": "out of order",
     "limited": "slow down",
@@ -59,11 +60,13 @@ class Upstream:
     Attributes:
         wrong: what is wrong with a model (a key of `STATUS_OF`, or `gone`), and for how many requests; None means all.
         seen: every body that came, with its headers.
+        left: nobody listens any more to a stream that was stuck.
     """
 
     def __init__(self) -> None:
         self.wrong: dict[str, tuple[str, int | None]] = {}
         self.seen: list[dict[str, Any]] = []
+        self.left = threading.Event()
         upstream = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -86,7 +89,7 @@ class Upstream:
                         self._begin_stream()
                         self._event({"type": "response.completed", "response": _response(model, GOOD, body)})
                     else:
-                        self._stream(model, BAD if _is_bad(body) else GOOD, broken=wrong == "broken off")
+                        self._stream(model, BAD if _is_bad(body) else GOOD, wrong)
                     return
                 text = BAD if _is_bad(body) else GOOD
                 answer = _response(model, text, body) if self.path.endswith("/responses") else _answer(model, text)
@@ -107,11 +110,14 @@ class Upstream:
                 self.end_headers()
                 self.close_connection = True
 
-            def _stream(self, model: str, text: str, *, broken: bool) -> None:
+            def _stream(self, model: str, text: str, wrong: str) -> None:
                 self._begin_stream()
-                for word in text.split(" ")[: 2 if broken else None]:
+                for word in text.split(" ")[: 2 if wrong else None]:
                     self._event(_chunk(model, {"role": "assistant", "content": word + " "}, None))
-                if not broken:
+                if wrong == "stuck":
+                    self.rfile.read(1)
+                    upstream.left.set()
+                elif not wrong:
                     self._event(_chunk(model, {}, "stop"))
                     self.wfile.write(b"data: [DONE]\n\n")
                 else:
@@ -320,8 +326,8 @@ def post(url: str, body: Any, **headers: str) -> tuple[int, dict[str, str], Any]
         return error.code, {k.lower(): v for k, v in error.headers.items()}, _read(error.read())
 
 
-def post_each(url: str, body: Any, headers: Iterable[tuple[str, str]]) -> int:
-    """Status of a POST that sends each header as often as it is listed, which `post` cannot."""
+def post_each(url: str, body: Any, headers: Iterable[tuple[str, str]]) -> tuple[int, dict[str, str]]:
+    """(status, headers) of a POST that sends each header as often as it is listed, and leaves before the body."""
     parts = urllib.parse.urlsplit(url)
     data = json.dumps(body).encode()
     with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=60)) as connection:
@@ -329,7 +335,8 @@ def post_each(url: str, body: Any, headers: Iterable[tuple[str, str]]) -> int:
         for name, value in (("content-type", "application/json"), ("content-length", str(len(data))), *headers):
             connection.putheader(name, value)
         connection.endheaders(data)
-        return connection.getresponse().status
+        response = connection.getresponse()
+        return response.status, {k.lower(): v for k, v in response.headers.items()}
 
 
 def _read(raw: bytes) -> Any:

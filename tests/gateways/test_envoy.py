@@ -335,7 +335,7 @@ def test_a_header_that_is_sent_again_takes_nothing_back(gateway: Gateway, words:
     """Restricted in one of its lines is restricted, wherever that stands."""
     seen = len(gateway.dear.seen)
     sent = [("x-classifier-data", word) for word in words]
-    status = post_each(f"http://127.0.0.1:{gateway.port}/v1/chat/completions", chat("hi"), sent)
+    status, _ = post_each(f"http://127.0.0.1:{gateway.port}/v1/chat/completions", chat("hi"), sent)
     assert (status, gateway.cheap.seen[-1]["model"], len(gateway.dear.seen)) == (200, "large", seen)
 
 

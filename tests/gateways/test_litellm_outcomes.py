@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from classifier.types import Cause, Tier, Verdict
-from tests.gateways.support import BAD, GOOD, until
+from tests.gateways.support import BAD, GOOD, chat, until
 
 if TYPE_CHECKING:
     from tests.gateways.litellm_proxy import Proxy
@@ -85,6 +85,16 @@ def test_a_stream_that_nobody_judges_is_no_verdict(proxy: Proxy) -> None:
     _, headers, _ = proxy.ask("unjudged", stream=True)
     _, after, _ = proxy.ask("one more email")
     proxy.outcomes(after[ID])
+    assert proxy.reported(headers[ID]) == []
+
+
+def test_a_stream_whose_caller_leaves_is_not_judged(proxy: Proxy) -> None:
+    """Half an answer, which LiteLLM calls a success, is no answer that a judge could speak of."""
+    with proxy.upstream.ill("stuck", "small"):
+        _, headers = proxy.send_each(chat("easy", stream=True), [])
+        assert proxy.upstream.left.wait(60)
+    _, after, _ = proxy.ask("an easy one", stream=True)
+    proxy.outcomes(after[ID])  # LiteLLM tells of streams in order
     assert proxy.reported(headers[ID]) == []
 
 

@@ -114,7 +114,7 @@ def test_a_restricted_request_stays_on_premises(proxy: Proxy, asked: dict[str, A
 def test_a_header_that_is_sent_again_takes_nothing_back(proxy: Proxy, words: tuple[str, ...]) -> None:
     """Restricted in its first or last line, or in a list that a proxy made of them, is restricted."""
     sent = [("x-classifier-data", word) for word in words]
-    assert (proxy.send_each(chat("hi, unjudged"), sent), proxy.upstream.models()[-1]) == (200, "large")
+    assert (proxy.send_each(chat("hi, unjudged"), sent)[0], proxy.upstream.models()[-1]) == (200, "large")
 
 
 @pytest.mark.parametrize("what", ["unavailable", "limited", "too long"])
