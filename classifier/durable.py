@@ -125,4 +125,6 @@ def explained(path: str | Path, advice: str = "make space, or choose another pla
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "see to the rights, or choose another place"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            advice = "make its folder first, or choose another place"
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error

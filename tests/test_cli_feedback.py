@@ -52,6 +52,12 @@ def test_export_writes_a_file_and_says_how_many_rows(url, tmp_path, suffix):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600  # it may hold prompts
 
 
+def test_a_folder_that_is_not_there_is_to_be_made_first(url, tmp_path):
+    """An export into no folder says what to do about that: space is not what is wanting."""
+    done = run("export", "-o", str(tmp_path / "none" / "out.jsonl"), "--feedback-url", url)
+    assert "make its folder first" in str(done.exception)
+
+
 def test_an_export_is_its_owners_from_the_first_byte(url, tmp_path, monkeypatch):
     """Nobody can open it in the moment before its rights are set, and read on."""
     monkeypatch.setattr("classifier.durable.os.fchmod", lambda *_: None)
