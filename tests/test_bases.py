@@ -285,7 +285,7 @@ def test_big_teacher_with_adapters_teaches_a_small_student(corpus, tmp_path):
         (["--lora-alpha", "8"], "lora_alpha without lora_r"),
         (["--lora-r", "0"], "a rank from 1"),
         (["--base", "GPT2"], "name the student's own base with --student-base"),
-        (["--base", "GPT2", "--student-base", "/nowhere"], "--base /nowhere: no sequence-classification checkpoint"),
+        (["--base", "GPT2", "--student-base", "/nowhere"], "--base /nowhere: there is no such folder"),
     ],
     ids=["alpha alone", "no rank", "no layers to cut", "no student"],
 )

@@ -3,8 +3,8 @@
     corpus      corpus  label_fields  build_data  datasheet  realism
     jury        jury_command  jury_run  jury  jury_cases  jury_endpoint  jury_journal  jury_report  agreement
                 steering_signs
-    build       recipe  build  teacher  distill  adapters  crossval  probe
-      learning  fit  evidence  losses  forms  augment  surroundings  worst_form  processes
+    build       recipe  build  train  teacher  distill  adapters  crossval  probe  progress
+      learning  fit  evidence  losses  forms  augment  surroundings  worst_form  processes  heap
       model     model  vocabulary  steering_head  marked_forms
       export    export  graph  int8  recover  card
     calibrate   calibrate_command  calibrate  audit_set  calibration_set  predictions  calibration_fit  policy_fit
