@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from classifier.texts import encodable
-from classifier.types import Message, Request
+from classifier.types import SYSTEM_ROLES, Message, Request
 
 INPUT_VERSION = 2
 
@@ -113,7 +113,7 @@ def render(request: Request) -> ModelInput:
     messages = request.messages
     rated, text, removed, cut = _rated(request)
     context, context_cut = _context(messages, rated)
-    total_chars = sum(len(m.content) for m in messages if m.role not in ("system", "developer")) - removed
+    total_chars = sum(len(m.content) for m in messages if m.role not in SYSTEM_ROLES) - removed
     script = dominant_script(text)
     signals = (
         f"[turns={_bucket(sum(m.role == 'user' for m in messages), _TURNS)}]",
@@ -250,7 +250,7 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
     parts: list[tuple[int, str]] = []
     cut = False
     left = CONTEXT_CHARS
-    system = next((i for i, m in enumerate(messages) if m.role in ("system", "developer")), None)
+    system = next((i for i, m in enumerate(messages) if m.role in SYSTEM_ROLES), None)
     if system is not None:
         # A system prompt is often pages long; leaving most of it out is by design and not "truncated".
         body = encodable(messages[system].content[:SYSTEM_CHARS]).strip()
@@ -261,7 +261,7 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
     for i in around:
         if noise > MOST_NOISE_CHARS:
             break
-        if messages[i].role in ("system", "developer"):
+        if messages[i].role in SYSTEM_ROLES:
             continue
         limit = min(NEAREST_CHARS if nearest else OTHER_CHARS, left)
         if limit < 24:

@@ -13,7 +13,8 @@ from typing import Any
 from classifier.errors import InvalidRequest
 from classifier.shapes import is_list, misfits, misfits_of_outcome
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = ("system", "developer")
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 MAX_ATTACHMENTS = 2**31 - 1
 MAX_LABELS = 16
 MAX_LABEL_CHARS = 256

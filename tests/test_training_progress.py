@@ -31,6 +31,14 @@ def test_short_step_leaves_nothing_in_a_log(run):
     assert run() == ""
 
 
+def test_word_in_between_stands_alone_in_a_log(capsys, monkeypatch):
+    """What a step has to say is one line of a log, and brings no report with it."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with progress_bar(total=2, desc="jury", unit="question") as bar:
+        bar.write("stopping", file=sys.stderr)
+    assert capsys.readouterr().err == "stopping\n"
+
+
 def test_terminal_shows_a_bar_that_is_drawn_over(run):
     """On a terminal one line changes in place, from the start."""
     shown = run(terminal=True)

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from classifier.inputs import rated_index
-from classifier.types import Message, Request
-from training.surroundings import SYSTEM_ROLES, surround
+from classifier.types import SYSTEM_ROLES, Message, Request
+from training.surroundings import surround
 
 _FILE = Path(__file__).parent / "steering.txt"
 STEERING = tuple(_FILE.read_text(encoding="utf-8").splitlines())

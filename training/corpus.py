@@ -177,9 +177,7 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
         for row in rows:
             data: dict[str, Any] = {
                 "id": row.id,
-                "messages": [{"role": m.role, "content": m.content} for m in row.request.messages],
-                "tools": list(row.request.tools),
-                "attachments": row.request.attachments,
+                **row.request.to_json(),
                 "label": row.label,
                 "source": row.source, "language": row.language, "kind": row.kind, "group": row.group,
                 "family": row.family, "weight": row.weight,

@@ -18,7 +18,7 @@ _USUAL = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
 def kept_heap() -> Iterator[None]:
     """Within it, glibc keeps what is freed; behind it, all of that is given back.
 
-    Else each large buffer of a step is given back at once, and page faults take a seventh of the next step's time
+    Else each large buffer of a step is given back at once, and page faults make the next step a sixth longer
     (docs/LOG.md). Where the C library is another one, nothing changes.
     """
     _tell(_KEPT)

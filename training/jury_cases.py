@@ -118,12 +118,8 @@ def corpus_line(case: Case, votes: Mapping[str, Sequence[Vote]]) -> dict[str, An
     said = [vote for model in votes for vote in votes[model]]
     tier, shares = settle([vote.tier for vote in said])
     request = case.request
-    line: dict[str, Any] = {
-        "id": case.facts["id"],
-        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-    }
+    line: dict[str, Any] = {"id": case.facts["id"], **request.to_json()}
     line |= {"tools": [{"name": name} for name in request.tools]} if request.tools else {}
-    line |= {"attachments": request.attachments} if request.attachments else {}
     return line | {
         "tier": tier.label,
         "votes": [vote.tier.label for vote in said],

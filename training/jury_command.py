@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from classifier.addresses import is_local
 from classifier.errors import GateNotMet, InputError
@@ -116,7 +115,7 @@ def command(
                         spent_up=lambda: budget is not None and (
                             cost_of(journal, known) >= budget or bool(uncounted(jury, journal))
                         ),
-                        say=lambda text: tqdm.write(text, file=sys.stderr),
+                        say=lambda text: bar.write(text, file=sys.stderr),
                     )  # fmt: skip
 
             try:

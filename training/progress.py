@@ -26,6 +26,11 @@ class _Lines(tqdm):
 
         return written
 
+    @classmethod
+    def write(cls, s: str, file: TextIO | None = None, end: str = "\n", nolock: bool = False) -> None:  # noqa: ARG003
+        """A line of its own; no bar has to make room for it, and to be drawn again."""
+        print(s, file=file, end=end, flush=True)
+
 
 def progress_bar(steps: Iterable[Any] | None = None, *, desc: str, hidden: bool = False, **more: Any) -> tqdm:
     """`steps` as they are, and how far they are on the way.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.types import Request, Tier
+from classifier.types import SYSTEM_ROLES, Request, Tier
 
 NAMES: Mapping[str, Tier] = {
     "NON_REASONING": Tier.SIMPLE,
@@ -49,7 +49,7 @@ def litellm_tiers(requests: Sequence[Request]) -> dict[str, NDArray[np.int64]]:
 
 def _texts(request: Request) -> tuple[str, str | None]:
     """The last user message and the system prompt: what LiteLLM's router reads."""
-    system = [m.content for m in request.messages if m.role in ("system", "developer")]
+    system = [m.content for m in request.messages if m.role in SYSTEM_ROLES]
     return request.messages[request.last_user_index].content, "\n".join(system) or None
 
 

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from classifier.types import Message, Request
+from classifier.types import SYSTEM_ROLES, Message, Request
 
-SYSTEM_ROLES = ("system", "developer")
 _TOOL_COUNTS = (1, 1, 1, 2, 3, 4, 6, 8, 12)
 
 
