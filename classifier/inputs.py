@@ -8,8 +8,8 @@ plain sequence classifier.
 
 Theory of operation. Only a window of `WINDOW_CHARS` at each end of a message is ever looked at, then harness blocks are
 removed from the window, then the rest is cut to its budget. Where the cut fell inside a block, the half that is left
-is removed too. Training and serving share this module; a change of its output is a change of `INPUT_VERSION`, which
-bundles carry and the engine compares.
+is removed too. Last, typing errors of the rated text are corrected. Training and serving share this module; a change of
+its output is a change of `INPUT_VERSION`, which bundles carry and the engine compares.
 
 Knows nothing of tokens, models, files or the wire.
 """
@@ -22,10 +22,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from classifier.spelling import corrected
 from classifier.texts import encodable
 from classifier.types import SYSTEM_ROLES, Message, Request
 
-INPUT_VERSION = 2
+INPUT_VERSION = 3
 
 TEXT_CHARS = 1600
 """Characters kept of the last user message: about what the token budget can hold of English text."""
@@ -87,7 +88,8 @@ class ModelInput:
     """What the model reads of one request.
 
     Attributes:
-        text: the last user message, harness blocks removed, at most about `TEXT_CHARS` characters.
+        text: the last user message, harness blocks removed, at most about `TEXT_CHARS` characters, typing errors of
+            English text corrected (`classifier.spelling`).
         context: the conversation around it, at most about `CONTEXT_CHARS` characters; empty in a first turn.
         signals: six names out of `SIGNALS`: turns, tools, attachments, length, code, script.
         script: the text's dominant script, one of `SCRIPTS`; policies may group by it.
@@ -111,7 +113,8 @@ def render(request: Request) -> ModelInput:
     ('hi there', '', '[turns=1]', 'latin')
     """
     messages = request.messages
-    rated, text, removed, cut = _rated(request)
+    rated, as_written, removed, cut = _rated(request)
+    text = corrected(as_written)
     context, context_cut = _context(messages, rated)
     total_chars = sum(len(m.content) for m in messages if m.role not in SYSTEM_ROLES) - removed
     script = dominant_script(text)

@@ -49,6 +49,25 @@ def test_marks_are_on_what_steers_and_on_nothing_else(student, monkeypatch):
     assert 0.57 * 300 < steered < 0.77 * 300
 
 
+def test_marks_stay_where_they_belong_when_a_typing_error_is_corrected(student, monkeypatch):
+    """A corrected word of another length shifts no mark: all of a prompt has none, all of a steering sentence has one."""
+    _, tokenizer = student
+    monkeypatch.setattr(marked_forms, "steer", lambda _: "QQQQ QQQ.")
+    monkeypatch.setattr(marked_forms, "_ADDED", {("steer",): 1.0})
+    monkeypatch.setattr(marked_forms, "_DEMANDED", 0.0)
+    prompt = Request.from_text("what is the cpital of the country that they have been to? it is not summmer.")
+    source = MarkedForms([replace(row, request=prompt) for row in tiny_rows(1)], tokenizer, MAX_TOKENS)
+    rng, corrections = random.Random(0), 0
+    for _ in range(100):
+        form = source.draw(rng)
+        letters = [tokenizer._fast.id_to_token(id_).removeprefix("##") for id_ in form.ids]
+        marks = list(zip(letters, form.marks.tolist(), strict=True))
+        assert {letter for letter, mark in marks if mark == 1} <= {"q", "."}
+        assert {mark for letter, mark in marks if letter == "q"} == {1}
+        corrections += "capital" in "".join(letters)
+    assert corrections > 50
+
+
 def test_forms_are_the_same_for_the_same_seed(student):
     """Two draws with one seed give one form."""
     source = MarkedForms(tiny_rows(20), student[1], MAX_TOKENS)

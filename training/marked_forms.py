@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError
 from classifier.inputs import rated_text, render
+from classifier.spelling import corrected
 from classifier.steering import sentences
 from classifier.tokenizer import BEFORE_TEXT, Tokenizer
 from training.augment import steer, typos, with_text
@@ -35,6 +38,7 @@ _DEMANDED, _TYPED = 0.3, 0.3
 _ADDED = {("steer",): 0.45, ("steer", "steer"): 0.06, ("gadget",): 0.12, ("steer", "gadget"): 0.04, (): 0.33}
 _BLANKS = (" ", "\n", "\n\n")
 _SHORTEST, _LONGEST = 8, 300
+_WORD_OR_SIGN = re.compile(r"[^\W\d_]+|[\W\d_]")
 _TRIES = 1000
 
 
@@ -114,6 +118,7 @@ class MarkedForms:
 
     def _marked(self, row: Row, parts: list[tuple[str, int]]) -> MarkedForm | None:
         """None where the parts do not reach the model as they are: cut, cleaned, or encoded otherwise together."""
+        parts = _as_read(parts)
         text = "".join(part for part, _ in parts)
         model_input = render(with_text(row.request, lambda _: text))
         ids, first, truncated = self._tokenizer.ids(model_input)
@@ -125,6 +130,12 @@ class MarkedForms:
         marks = np.full(len(ids), -1, np.int8)
         marks[BEFORE_TEXT : first - 1] = np.array([mark for _, mark in parts], np.int8)[part_of]
         return MarkedForm(ids, first, marks)
+
+
+def _as_read(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """`parts` with their typing errors corrected as they are in the whole, which exchanges words for words."""
+    read = iter(_WORD_OR_SIGN.findall(corrected("".join(part for part, _ in parts))))
+    return [("".join(islice(read, len(_WORD_OR_SIGN.findall(part)))), mark) for part, mark in parts]
 
 
 def _place(parts: list[tuple[str, int]], added: str, mark: int, rng: random.Random) -> list[tuple[str, int]]:
