@@ -51,7 +51,7 @@ def test_the_most_common_of_the_words_that_may_be_meant_is_taken() -> None:
     ],
 )
 def test_what_may_be_right_is_left_alone(text: str) -> None:
-    """Terms, British spelling, names, acronyms, identifiers, files, addresses, chat words; the shortest, the longest."""
+    """Terms, British spelling, names, acronyms, identifiers, files, addresses, chat words; the too short or long."""
     assert corrected(text) == text
 
 
@@ -75,11 +75,13 @@ def test_other_languages_and_code_are_left_alone(text: str) -> None:
 def test_what_the_model_reads_is_corrected_and_what_people_see_is_not() -> None:
     """The rated text alone: neither the conversation before it, nor what is shown of a request."""
     text = "What is the cpital of that country and how many people live there?"
-    request = Request.from_messages([
-        {"role": "user", "content": "Tell me about the cpital of this country, please."},
-        {"role": "assistant", "content": "Which country do you mean?"},
-        {"role": "user", "content": text},
-    ])
+    request = Request.from_messages(
+        [
+            {"role": "user", "content": "Tell me about the cpital of this country, please."},
+            {"role": "assistant", "content": "Which country do you mean?"},
+            {"role": "user", "content": text},
+        ]
+    )
     read = render(request)
     assert read.text == text.replace("cpital", "capital")
     assert "cpital" in read.context

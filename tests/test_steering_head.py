@@ -50,7 +50,7 @@ def test_marks_are_on_what_steers_and_on_nothing_else(student, monkeypatch):
 
 
 def test_marks_stay_where_they_belong_when_a_typing_error_is_corrected(student, monkeypatch):
-    """A corrected word of another length shifts no mark: all of a prompt has none, all of a steering sentence has one."""
+    """A corrected word of another length shifts no mark: a prompt has none, a steering sentence is all marked."""
     _, tokenizer = student
     monkeypatch.setattr(marked_forms, "steer", lambda _: "QQQQ QQQ.")
     monkeypatch.setattr(marked_forms, "_ADDED", {("steer",): 1.0})
