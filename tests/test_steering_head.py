@@ -52,18 +52,18 @@ def test_marks_are_on_what_steers_and_on_nothing_else(student, monkeypatch):
 def test_marks_stay_where_they_belong_when_a_typing_error_is_corrected(student, monkeypatch):
     """A corrected word of another length shifts no mark: a prompt has none, a steering sentence is all marked."""
     _, tokenizer = student
-    monkeypatch.setattr(marked_forms, "steer", lambda _: "QQQQ QQQ.")
+    monkeypatch.setattr(marked_forms, "steer", lambda _: "7777 777.")
     monkeypatch.setattr(marked_forms, "_ADDED", {("steer",): 1.0})
     monkeypatch.setattr(marked_forms, "_DEMANDED", 0.0)
-    prompt = Request.from_text("what is the cpital of the country that they have been to? it is not summmer.")
+    prompt = Request.from_text("what is the cpital of the country that they have been to? it is a mouuntain.")
     source = MarkedForms([replace(row, request=prompt) for row in tiny_rows(1)], tokenizer, MAX_TOKENS)
     rng, corrections = random.Random(0), 0
     for _ in range(100):
         form = source.draw(rng)
         letters = [tokenizer._fast.id_to_token(id_).removeprefix("##") for id_ in form.ids]
         marks = list(zip(letters, form.marks.tolist(), strict=True))
-        assert {letter for letter, mark in marks if mark == 1} <= {"q", "."}
-        assert {mark for letter, mark in marks if letter == "q"} == {1}
+        assert {letter for letter, mark in marks if mark == 1} <= {"7", "."}
+        assert {mark for letter, mark in marks if letter == "7"} == {1}
         corrections += "capital" in "".join(letters)
     assert corrections > 50
 
