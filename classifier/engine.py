@@ -63,22 +63,24 @@ class Engine:
         self.golden_message = ""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, threads: int = 1) -> Engine:
+    def from_pretrained(cls, path: str | Path, *, threads: int = 1, other_inputs: bool = False) -> Engine:
         """The engine of the bundle in folder `path`: verified, loaded, warmed by its golden inputs.
 
         Args:
             path: a bundle's folder; nothing is fetched.
             threads: intra-op threads of one run. More than one makes a single answer faster and the machine slower.
+            other_inputs: whether one made for another `INPUT_VERSION` will do. Its policies promise nothing about what
+                this version makes of a request: for recalibration, never for serving.
 
         Raises:
             BundleNotFound: there is no bundle there.
             BundleCorrupt: it is not what its manifest says, or was made for other inputs.
         """
         bundle = read_bundle(path)
-        if (version := bundle.manifest.get("input_version")) != INPUT_VERSION:
+        if (version := bundle.manifest.get("input_version")) != INPUT_VERSION and not other_inputs:
             raise BundleCorrupt(
                 f"{path}: made for input version {reprlib.repr(version)}, this package makes "
-                f"{INPUT_VERSION}; use the package version that made it, or train again"
+                f"{INPUT_VERSION}; recalibrate it (python -m training calibrate), or use the package that made it"
             )
         try:
             max_tokens = int(bundle.manifest["max_tokens"])

@@ -17,7 +17,8 @@ from classifier.bundle import read_bundle
 from classifier.calibration import IDENTITY, METHODS, Calibration, log_odds
 from classifier.drift import reference_distributions, shifts
 from classifier.engine import Engine
-from classifier.errors import BundleError, InputError, SettingsError
+from classifier.errors import BundleCorrupt, BundleError, InputError, SettingsError
+from classifier.inputs import INPUT_VERSION
 from classifier.metrics import ranked_probability_score, under_routing
 from classifier.policy import ALWAYS_FRONTIER, Policy, choose_many
 from classifier.types import Request, Tier
@@ -207,6 +208,22 @@ def test_a_machine_with_other_arithmetic_is_recalibrated_for_itself(rows_path: P
     assert not Engine.from_pretrained(bundle.path).golden_ok
     calibrate(bundle.path, [rows_path], tmp_path / "here", policies=ALPHAS)
     assert Engine.from_pretrained(tmp_path / "here").golden_ok
+
+
+def test_a_bundle_of_an_earlier_input_version_is_brought_up_to_date(rows_path: Path, tmp_path: Path):
+    """Serving refuses it and says how; recalibrated it serves, with a note that its weights learnt other inputs."""
+    bundle = tiny_bundle(tmp_path / "before")
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest["input_version"] = INPUT_VERSION - 1
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleCorrupt, match="python -m training calibrate"):
+        Engine.from_pretrained(bundle.path)
+    report = calibrate(bundle.path, [rows_path], tmp_path / "now", policies=ALPHAS)
+    assert any(f"made for input version {INPUT_VERSION - 1}" in note for note in report["notes"])
+    engine = Engine.from_pretrained(tmp_path / "now")
+    assert engine.golden_ok
+    assert engine.bundle.manifest["input_version"] == INPUT_VERSION
+    assert engine.bundle.manifest["files"]["model.onnx"] == manifest["files"]["model.onnx"]
 
 
 # --- the map

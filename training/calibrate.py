@@ -22,6 +22,7 @@ from classifier.calibration import METHODS, Calibration
 from classifier.drift import reference_distributions
 from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError
+from classifier.inputs import INPUT_VERSION
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.types import Request
@@ -106,13 +107,18 @@ def calibrate(
             "--prior-shift estimates and proves nothing, so it goes without --delta, --top-tier-miss and --group-by"
         )
     check_new(Path(out_path))  # write_bundle does so, too, but only when every row was scored
-    engine = Engine.from_pretrained(bundle_path)
+    engine = Engine.from_pretrained(bundle_path, other_inputs=True)
     if default is None:
         default = engine.default_policy if engine.default_policy in targets.alphas else next(iter(targets.alphas))
     if default not in targets.alphas:
         raise SettingsError(f"default policy {default!r} is none of {sorted(targets.alphas)}")
     traffic = read_traffic(prior_shift, engine) if prior_shift else None
     notes: list[str] = []
+    if (version := engine.bundle.manifest.get("input_version")) != INPUT_VERSION:
+        notes.append(
+            f"The bundle was made for input version {version}, this one for {INPUT_VERSION}: weights read requests "
+            "otherwise than they were trained to. Evaluate it (python -m training evaluate) before it is promoted."
+        )
     rows = read_rows(data_paths, engine, targets.group_by, audit=audit, notes=notes)
     if rows.repeats:
         notes.append(
@@ -249,10 +255,11 @@ def _report(
 def _reference(old: Bundle, calibration: Calibration, rows: CalibrationSet) -> dict[str, Any]:
     """What drift is measured against: with a new map the scores of the rows, as those before are another map's.
 
-    Signals stay as they were: no map changes them. The smaller number of rows stands for both.
+    So with other inputs. Signals stay as they were: no map changes them. The smaller number of rows stands for both.
     """
     reference = dict(old.reference)
-    if calibration is old.calibration or not reference.get("n"):
+    same = calibration is old.calibration and old.manifest.get("input_version") == INPUT_VERSION
+    if same or not reference.get("n"):
         return reference
     found = reference_distributions(calibration.apply(rows.logits), ())
     return {**reference, "n": min(reference["n"], found["n"]), "scores": found["scores"]}
@@ -285,7 +292,13 @@ def _write(
         "reference.json": reference,
         "README.md": with_policies((old.path / "README.md").read_text(encoding="utf-8"), as_text(report)),
     }
-    facts = {"parent": old.version, "golden": golden, "calibration": dict(report["rows"]), **known}
+    facts = {
+        "parent": old.version,
+        "input_version": INPUT_VERSION,
+        "golden": golden,
+        "calibration": dict(report["rows"]),
+        **known,
+    }
     return write_bundle(out, old.path, {**old.manifest, **facts}, changed)
 
 
