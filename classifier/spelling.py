@@ -5,9 +5,9 @@ kinds in most misspelt words: a letter left out, one too many, another one, or t
 not known and is one such edit from common words is read as the most common of them (Norvig 2007, "How to Write a
 Spelling Corrector", with every edit as likely as another).
 
-Most words that no list knows are right: names, identifiers, other languages. So a text is left as it is unless most of
-its words are common English, and so are short words, those with digits or inner capitals, and those joined to others
-by a sign (`e-mail@host`, `snake_case`, `call(`).
+Most words that no list knows are right: names, identifiers, other languages. So a text is left as it is unless half of
+its words are common English, and so are short words, those with a capital or a digit, those behind a quotation mark or
+before an `n't`, and those joined to others by a sign (`e-mail@host`, `snake_case`, `call(`).
 
 `words.txt` holds the common words, most common first, an empty line, and the others that are known.
 
@@ -30,7 +30,7 @@ ENGLISH = 0.5
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORD = re.compile(r"[^\W\d_]+")
-_FREE = re.compile(rf"(?<![\w.@#$/\\:<-])[a-z]{{{SHORTEST},{LONGEST}}}(?![\w@/\\:(=>-]|\.\w)")
+_FREE = re.compile(rf"(?<![\w.@#$/\\:<`'\u2019-])[a-z]{{{SHORTEST},{LONGEST}}}(?![\w@/\\(=>`-]|[.:]\w|['\u2019]t\b)")
 
 
 def corrected(text: str) -> str:

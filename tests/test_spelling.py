@@ -29,6 +29,13 @@ def test_one_slip_in_a_word_is_read_as_the_word_that_was_meant(slip: str) -> Non
     assert corrected(SENTENCE.format(slip)) == SENTENCE.format("summarize")
 
 
+@pytest.mark.parametrize("behind", [":", ",", "?", "!", ".", ")", "'s", " \u2013", "\n"])
+def test_what_stands_behind_a_word_in_prose_does_not_keep_it_from_correction(behind: str) -> None:
+    """Marks, a possessive, a blank."""
+    text = "This is what they have to say of the {}{} it is here."
+    assert corrected(text.format("companny", behind)) == text.format("company", behind)
+
+
 def test_the_most_common_of_the_words_that_may_be_meant_is_taken() -> None:
     """`thier` is one swap from `their` and one letter from rarer words."""
     assert corrected("The students have to bring thier own books to this class.").split()[5] == "their"
@@ -45,6 +52,8 @@ def test_the_most_common_of_the_words_that_may_be_meant_is_taken() -> None:
         "Where do I find the file cpital.txt on my computer?",
         "Send the message to cpital@example.org before the meeting.",
         "Why does cpital() return nothing when I call it twice?",
+        "What does `cpital` mean in this line, and 'cpital' in the other one?",
+        "He dosen't know what the others have done with it.",
         "I dont know what they said, and im not sure they havent left.",
         "Can you say wat this one is for, or hwo to do it?",
         f"What is the meaning of the word {'x' * (LONGEST + 1)} in this text?",
