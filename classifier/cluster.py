@@ -16,6 +16,7 @@ The home of `ray`. Knows nothing of formats of rows or of models.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -190,14 +191,17 @@ def bundle_files(path: str | Path) -> dict[str, bytes]:
 
 
 def unpack_bundle(files: Mapping[str, bytes]) -> Path:
-    """The bundle's folder on this node, made by the first who asks and verified by each."""
-    version = str(json.loads(files[MANIFEST])["version"])
-    folder = Path(tempfile.gettempdir()) / f"classifier-bundles-{os.getuid()}" / version
+    """The bundle's folder on this node, made by the first who asks and verified by each.
+
+    Named by the manifest, which has the hash of every other file: a version does not say for which inputs it was made.
+    """
+    digest = hashlib.sha256(files[MANIFEST]).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"classifier-bundles-{os.getuid()}" / digest
     with contextlib.suppress(ClassifierError):
         read_bundle(folder)
         return folder
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=folder.parent))
     for name, data in files.items():
         (staging / name).write_bytes(data)
     try:

@@ -230,3 +230,17 @@ def test_a_node_unpacks_a_bundle_once_and_a_damaged_one_anew(tiny_bundle_path, t
     assert read_bundle(unpack_bundle(files)).version == read_bundle(tiny_bundle_path).version
     shutil.rmtree(folder)
     assert unpack_bundle(files) == folder
+
+
+def test_a_node_keeps_bundles_apart_that_differ_in_their_manifest_alone(tiny_bundle_path, tmp_path, monkeypatch):
+    """The same files may have been made for other inputs: what lies on a node from before an upgrade is not used."""
+    import tempfile
+
+    from classifier.cluster import bundle_files
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = bundle_files(tiny_bundle_path)
+    before = json.dumps({**json.loads(files["manifest.json"]), "input_version": 0}).encode()
+    old = unpack_bundle({**files, "manifest.json": before})
+    assert (old / "manifest.json").read_bytes() == before
+    assert (unpack_bundle(files) / "manifest.json").read_bytes() == files["manifest.json"]
