@@ -17,8 +17,8 @@ Knows nothing of requests, tokens or models.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cache, partial
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 SHORTEST = 4
@@ -34,30 +34,25 @@ _FREE = re.compile(rf"(?<![\w.@#$/\\:<`'\u2019-])[a-z]{{{SHORTEST},{LONGEST}}}(?
 
 
 def corrected(text: str) -> str:
-    """`text` with the words of one typing error each replaced, in lower case; all else is as it was.
+    """`text` with the words of one typing error each replaced; all else is as it was.
 
     >>> corrected("What is the cpital of Australia?"), corrected("Wo liegt Cpital?")
     ('What is the capital of Australia?', 'Wo liegt Cpital?')
     """
     common, known = _lists()
-    strange = {word for word in _FREE.findall(text) if word.lower() not in known}
+    strange = {word for word in _FREE.findall(text) if word not in known}
     if not strange:
         return text
     words = _WORD.findall(text.lower())
     if sum(word in common for word in words) < ENGLISH * len(words):
         return text
-    return _FREE.sub(partial(_replaced, strange), text)
+    meant = {word: _most_common(_one_edit(word), common) or word for word in strange}
+    return _FREE.sub(lambda found: meant.get(found[0], found[0]), text)
 
 
-def _replaced(strange: set[str], found: re.Match[str]) -> str:
-    word = found[0]
-    return (_meant(word.lower()) or word) if word in strange else word
-
-
-def _meant(word: str) -> str | None:
-    """The most common word that is one edit away; None where there is none."""
-    common, _ = _lists()
-    return min((near for near in _one_edit(word) if near in common), key=common.__getitem__, default=None)
+def _most_common(candidates: Iterable[str], common: Mapping[str, int]) -> str | None:
+    """The one with the lowest place among the common words; None where none is common."""
+    return min((word for word in candidates if word in common), key=common.__getitem__, default=None)
 
 
 def _one_edit(word: str) -> Iterator[str]:
