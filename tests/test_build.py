@@ -313,6 +313,11 @@ def test_unknown_recipe_lists_those_there_are():
         ("int8_agreement = 0.5\n", "", "lacks the key int8_agreement; begin with a copy of training/recipes/base.toml"),
         ("layers = 1\n", "", "lacks the key student.layers"),
         ("balanced", "middle", "lacks the key policies.balanced"),
+        (
+            "[teacher]\nseeds = [0]\nepochs = 1\nbatch_size = 16\nlearning_rate = 1e-3\n",
+            "teacher = 3\n",
+            r"teacher is 3, expected a table, \[teacher\]",
+        ),
     ],
 )
 def test_a_recipe_of_ones_own_is_refused_before_anything_is_trained(tmp_path, old, new, told):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import gzip
 import http.client
 import json
 import shutil
@@ -260,10 +261,12 @@ def test_what_is_no_call_is_told(base):
         ask(base, "/v1/nothing")[::2],
         ask(base, "/v1/classify")[::2],
         ask(base, "/v1/classify", b"messages=hi", headers={"Content-Type": "text/plain"})[::2],
+        ask(base, "/v1/classify", gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})[::2],
         ask(base, "/v1/classify", large)[::2],
     ]
-    assert [(code, body["error"]["code"]) for code, body in found] == [(404, 404), (405, 405), (415, 415), (413, 413)]
-    assert "larger than 4194304 bytes" in found[3][1]["error"]["message"]
+    assert [(code, body["error"]["code"]) for code, body in found] == [(c, c) for c in (404, 405, 415, 415, 413)]
+    assert "uncompressed" in found[3][1]["error"]["message"]
+    assert "larger than 4194304 bytes" in found[4][1]["error"]["message"]
 
 
 def test_tokens_are_passed_on_and_own_their_decisions(tmp_path):

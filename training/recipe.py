@@ -105,6 +105,9 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
     known = [*dict.fromkeys(key.partition(".")[0] for key in _OF_A_BUILD), *_OF_SOME_BUILDS]
     if unknown := sorted(set(recipe) - set(known)):
         raise InputError(f"--recipe {name} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
+    tables = {key.partition(".")[0] for key in _OF_A_BUILD if "." in key}
+    if plain := sorted(key for key in tables if not isinstance(recipe.get(key, {}), Mapping)):
+        raise InputError(f"--recipe {name}: {plain[0]} is {recipe[plain[0]]!r}, expected a table, [{plain[0]}]")
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             recipe[key] = {**recipe.get(key, {}), **{k: v for k, v in value.items() if v is not None}}

@@ -125,6 +125,8 @@ class Gateway:
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
             # Also keeps web pages of other origins from posting here: a browser asks first for this type.
             return _refusal(415, "INVALID_ARGUMENT", f"Content-Type: send {_JSON}")
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            return _refusal(415, "INVALID_ARGUMENT", "Content-Encoding: send the body uncompressed")
         chunks, size = [], 0
         try:
             async with asyncio.timeout(deadline - time.monotonic()):

@@ -120,7 +120,7 @@ _ERRORS = {
     400: "INVALID_ARGUMENT with every field at fault; FAILED_PRECONDITION where no route may take it",
     401: "UNAUTHENTICATED: send Authorization: Bearer TOKEN",
     413: "the body is larger than the limit",
-    415: "the body is not application/json",
+    415: "the body is not application/json, or compressed",
     429: "RESOURCE_EXHAUSTED: busy; Retry-After says when to come back",
     501: "UNIMPLEMENTED: the server keeps no feedback",
     503: "UNAVAILABLE: the server is not reachable or not ready",
