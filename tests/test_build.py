@@ -316,8 +316,13 @@ def test_unknown_recipe_lists_those_there_are():
         (
             "[teacher]\nseeds = [0]\nepochs = 1\nbatch_size = 16\nlearning_rate = 1e-3\n",
             "teacher = 3\n",
-            r"teacher is 3, expected a table, \[teacher\]",
+            "teacher is 3, expected a table",
         ),
+        ("seeds = [0]", "seeds = 0", "teacher: seeds is 0, expected a list of whole numbers"),
+        ("seeds = [0]", 'seeds = ["0"]', "expected a list of whole numbers"),
+        ("layers = 1\nepochs = 1", "layers = 1\nepochs = 1.5", "student: epochs is 1.5, expected a whole number"),
+        ("learning_rate = 1e-3", 'learning_rate = "1e-3"', "teacher: learning_rate is '1e-3', expected a number"),
+        ("balanced = 0.10", "balanced = true", "policies: balanced is True, expected a number"),
     ],
 )
 def test_a_recipe_of_ones_own_is_refused_before_anything_is_trained(tmp_path, old, new, told):

@@ -352,6 +352,7 @@ def test_a_work_folder_is_one_registrys(options, tmp_path, monkeypatch):
         ("base_rows_share = 1.0\nint8_agreement = 0.9\nepoch = 2", "unknown key 'epoch'; there are base_rows_share, "),
         ("base_row_share = 1.0\nint8_agreement = 0.9", "unknown key 'base_row_share'; there are base_rows_share, "),
         ("base_rows_share = 1.0", "lacks the key 'int8_agreement'"),
+        ('base_rows_share = "1"\nint8_agreement = 0.9', "base_rows_share is '1', expected a number"),
         ("epochs: 2", "cannot be read as TOML"),
     ],
 )

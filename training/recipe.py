@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,30 @@ class FitOptions:
             )
 
 
+_KINDS: Mapping[str, type] = {
+    **{option.name: type(option.default) for option in fields(FitOptions)},
+    **dict.fromkeys(("max_tokens", STEERING_FORMS, "layers", "lora_r", "lora_alpha"), int),
+    **dict.fromkeys(("int8_agreement", "base_rows_share"), float),
+    **dict.fromkeys(("teacher", "student", "policies", "most_rows"), dict),
+    "base": str,
+    "seeds": list,
+}
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a name",
+    list: "a list of whole numbers",
+    dict: "a table",
+}
+
+
 def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
     """A recipe of a build by name or path, with overrides that are not None, also within its tables.
 
     Raises:
         InputError: there is no such recipe, it is not TOML, neither it nor the overrides name a base, it lacks a key or
-            has one that is none.
+            has one that is none, or a value is of another kind.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
@@ -105,9 +123,7 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
     known = [*dict.fromkeys(key.partition(".")[0] for key in _OF_A_BUILD), *_OF_SOME_BUILDS]
     if unknown := sorted(set(recipe) - set(known)):
         raise InputError(f"--recipe {name} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    tables = {key.partition(".")[0] for key in _OF_A_BUILD if "." in key}
-    if plain := sorted(key for key in tables if not isinstance(recipe.get(key, {}), Mapping)):
-        raise InputError(f"--recipe {name}: {plain[0]} is {recipe[plain[0]]!r}, expected a table, [{plain[0]}]")
+    _check_kinds(recipe, f"--recipe {name}")
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             recipe[key] = {**recipe.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
@@ -126,9 +142,10 @@ def load_retraining(path: Path) -> dict[str, Any]:
     """How a round trains: `base_rows_share`, `int8_agreement`, `steering_forms`, and options of `training.fit`.
 
     Raises:
-        InputError: it cannot be read, lacks a key, or has one that is none.
+        InputError: it cannot be read, lacks a key, has one that is none, or a value is of another kind.
     """
     recipe = _read(path)
+    _check_kinds(recipe, f"--recipe {path}")
     training_of_a_round(recipe, seed=0, where=f"--recipe {path}")
     if missing := [name for name in _OF_A_ROUND if name not in recipe]:
         raise InputError(f"--recipe {path} lacks the key {missing[0]!r}; see training/recipes/retrain.toml")
@@ -160,6 +177,19 @@ def fit_options(values: Mapping[str, Any], where: str, *, beside: Sequence[str] 
     if unknown := sorted(set(values) - set(known)):
         raise InputError(f"{where} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
     return FitOptions(**{key: value for key, value in values.items() if key not in beside}, **more)
+
+
+def _check_kinds(values: Mapping[str, Any], where: str, kinds: Mapping[str, type] = _KINDS) -> None:
+    """Raises InputError for the first value that is not of its key's kind."""
+    for key, value in values.items():
+        kind = kinds.get(key, type(value))
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or (kind is list and any(type(number) is not int for number in value)):
+            raise InputError(f"{where}: {key} is {value!r}, expected {_EXPECTED[kind]}")
+        if key in {"policies", "most_rows"}:
+            _check_kinds(value, f"{where}: {key}", dict.fromkeys(value, float if key == "policies" else int))
+        elif kind is dict:
+            _check_kinds(value, f"{where}: {key}")
 
 
 def _read(path: Path) -> dict[str, Any]:
