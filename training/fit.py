@@ -260,7 +260,7 @@ def bfloat16(device: torch.device) -> bool:
     """Whether `device` has instructions for products in bfloat16; emulated ones are many times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return bool(torch.backends.mkldnn.is_available()) and bool(torch.cpu._is_avx512_bf16_supported())
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
 
 
 def _bucketed(lengths: Sequence[int], step_rows: int, rng: random.Random) -> list[list[int]]:

@@ -98,6 +98,8 @@ _KINDS: Mapping[str, type] = {
     "base": str,
     "seeds": list,
 }
+_OF_ALL = {"policies": float, "most_rows": int}
+"""Tables whose keys are the user's own: the kind of every value."""
 _EXPECTED = {
     int: "a whole number",
     float: "a number",
@@ -123,7 +125,6 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
     known = [*dict.fromkeys(key.partition(".")[0] for key in _OF_A_BUILD), *_OF_SOME_BUILDS]
     if unknown := sorted(set(recipe) - set(known)):
         raise InputError(f"--recipe {name} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    _check_kinds(recipe, f"--recipe {name}")
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             recipe[key] = {**recipe.get(key, {}), **{k: v for k, v in value.items() if v is not None}}
@@ -145,7 +146,6 @@ def load_retraining(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, lacks a key, has one that is none, or a value is of another kind.
     """
     recipe = _read(path)
-    _check_kinds(recipe, f"--recipe {path}")
     training_of_a_round(recipe, seed=0, where=f"--recipe {path}")
     if missing := [name for name in _OF_A_ROUND if name not in recipe]:
         raise InputError(f"--recipe {path} lacks the key {missing[0]!r}; see training/recipes/retrain.toml")
@@ -179,23 +179,30 @@ def fit_options(values: Mapping[str, Any], where: str, *, beside: Sequence[str] 
     return FitOptions(**{key: value for key, value in values.items() if key not in beside}, **more)
 
 
-def _check_kinds(values: Mapping[str, Any], where: str, kinds: Mapping[str, type] = _KINDS) -> None:
-    """Raises InputError for the first value that is not of its key's kind."""
-    for key, value in values.items():
-        kind = kinds.get(key, type(value))
-        fits = type(value) is kind or (kind is float and type(value) is int)
-        if not fits or (kind is list and any(type(number) is not int for number in value)):
-            raise InputError(f"{where}: {key} is {value!r}, expected {_EXPECTED[kind]}")
-        if key in {"policies", "most_rows"}:
-            _check_kinds(value, f"{where}: {key}", dict.fromkeys(value, float if key == "policies" else int))
-        elif kind is dict:
-            _check_kinds(value, f"{where}: {key}")
-
-
 def _read(path: Path) -> dict[str, Any]:
+    """The recipe in a file; what its keys mean together is the caller's.
+
+    Raises:
+        InputError: it cannot be read, or a value is of another kind than its key's.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read as TOML ({error}); compare it with those in training/recipes"
         ) from None
+    _check_kinds(recipe, _KINDS, f"--recipe {path}")
+    return recipe
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
+    """Raises InputError for the first value that is not of its key's kind; unknown keys are passed over."""
+    for key, value in values.items():
+        kind = kinds.get(key)
+        if kind is None:
+            continue
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or (kind is list and any(type(number) is not int for number in value)):
+            raise InputError(f"{where}: {key} is {value!r}, expected {_EXPECTED[kind]}")
+        if kind is dict:
+            _check_kinds(value, dict.fromkeys(value, _OF_ALL[key]) if key in _OF_ALL else _KINDS, f"{where}: {key}")
