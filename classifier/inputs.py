@@ -9,7 +9,8 @@ plain sequence classifier.
 Theory of operation. Only a window of `WINDOW_CHARS` at each end of a message is ever looked at, then harness blocks are
 removed from the window, then the rest is cut to its budget. Where the cut fell inside a block, the half that is left
 is removed too. Last, typing errors of the rated text are corrected. Training and serving share this module; a change of
-its output is a change of `INPUT_VERSION`, which bundles carry and the engine compares.
+its output, or of what `classifier.steering` leaves of it, is a change of `INPUT_VERSION`, which bundles carry and the
+engine compares.
 
 Knows nothing of tokens, models, files or the wire.
 """
@@ -26,7 +27,7 @@ from classifier.spelling import corrected
 from classifier.texts import encodable
 from classifier.types import SYSTEM_ROLES, Message, Request
 
-INPUT_VERSION = 3
+INPUT_VERSION = 4
 
 TEXT_CHARS = 1600
 """Characters kept of the last user message: about what the token budget can hold of English text."""

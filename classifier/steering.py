@@ -6,18 +6,23 @@ of the text, the log-odds that it is such an addition (`training.steering_head`)
 together is left out, or its beginning or end where the rest of it says otherwise, and what remains is rated instead.
 A text that is nothing else stays: it is all there is to rate.
 
+A graph that has learnt from English above all is least sure of words in other scripts. What a person asks in one
+script hardly ever has sentences of another beside it, and those are mostly what is asked about, of which it is sure.
+So such words count for more (`OTHER_SCRIPT`).
+
 Pure. Knows nothing of graphs, calibration or policies.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.inputs import ModelInput, shortened
+from classifier.inputs import ModelInput, dominant_script, shortened
 from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 
 # Controls that Python takes for blanks are none to a tokeniser, which reads through them.
@@ -30,6 +35,11 @@ STEERS_FROM = -0.5
 """Mean log-odds of a sentence from which it is left out: what it costs and saves is in docs/design/0004-student.md."""
 CUT = 12.0
 """Log-odds beyond that bound which a cut within a sentence has to gain: three of the surest entries."""
+
+OTHER_SCRIPT = 2.0
+"""Log-odds more for each entry of a word in another script than Latin, beside Latin ones: chosen in the same note."""
+LATIN_SHARE = 0.2
+"""Share of a text's letters that have to be Latin for that: before a short question most of them may be what steers."""
 
 
 def sentences(text: str) -> list[str]:
@@ -64,18 +74,34 @@ def without_steering(
     """
     text = slice(BEFORE_TEXT, int((encoded.token_type_ids == 0).sum()) - 1)
     of_text = log_odds[text]
-    if not (of_text > STEERS_FROM).any():
+    mixed = not model_input.text.isascii()
+    if not (of_text > STEERS_FROM - mixed * OTHER_SCRIPT).any():
         return None
     words = [[s[a:b] for a, b in divided(s, WORD_END)] for s in sentences(model_input.text)]
     word_of = tokenizer.parts_of(encoded.input_ids[0, text].tolist(), [word for those in words for word in those])
     if word_of is None:
         return None
     above = np.clip(of_text, -MOST_LOG_ODDS, MOST_LOG_ODDS) - STEERS_FROM
+    if mixed:
+        above += OTHER_SCRIPT * in_another_script([word for those in words for word in those])[word_of]
     edges = np.cumsum([len(those) for those in words])
     of_words = np.bincount(word_of, weights=above, minlength=edges[-1]).astype(np.float64)
     kept = [those[remaining(of)] for those, of in zip(words, np.split(of_words, edges[:-1]), strict=True)]
     rest = "".join(word for those in kept for word in those).strip()
     return shortened(model_input, rest) if rest and kept != words else None
+
+
+def in_another_script(words: Sequence[str]) -> NDArray[np.bool_]:
+    """Which of a text's words are in another script than Latin, if it has Latin ones beside them: (words,) bool.
+
+    >>> in_another_script(["Solve ", "x². ", "Подумай", "!"]), in_another_script(["Подумай", "!"])
+    (array([False, False,  True, False]), array([False, False]))
+    """
+    scripts = np.array([dominant_script(word) for word in words])
+    letters = np.array([sum(map(str.isalpha, word)) for word in words])
+    is_latin = letters[scripts == "latin"].sum() >= max(1, LATIN_SHARE * letters.sum())
+    found: NDArray[np.bool_] = is_latin & (scripts != "latin") & (scripts != "none")
+    return found
 
 
 def remaining(above: NDArray[np.float64]) -> slice:

@@ -7,7 +7,8 @@ import pytest
 
 from classifier.engine import Engine
 from classifier.inputs import TEXT_CHARS, render
-from classifier.steering import sentences
+from classifier.steering import sentences, without_steering
+from classifier.tokenizer import BEFORE_TEXT
 from classifier.types import Request, Tier
 from tests.tiny import tiny_bundle
 
@@ -104,6 +105,27 @@ def test_the_decision_tells_of_the_request_that_came(engine):
     text = f"{STEERING} translate it"
     decision = engine.classify(Request.from_text(text))
     assert decision.input_tokens == engine.prepare(Request.from_text(text)).encoded.input_ids.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("before", "half_sure", "behind", "left"),
+    [
+        ("", "Думай! ", "translate it", "translate it"),
+        ("translate it\n", "Подумай хорошенько, это очень важно.", "", "translate it"),  # longer than what is asked
+        ("", "Думай! ", "Переведи это", None),  # all in one script, whichever that is
+        ("", "Think! ", "translate it", None),
+        ("translate and explain it to the ", "мама", " please", None),  # in a sentence that asks for work
+    ],
+)
+def test_a_sentence_in_another_script_steers_by_less(engine, before, half_sure, behind, left):
+    """Beside Latin letters it is left out where the graph is half sure; other sentences stay then."""
+    model_input = render(Request.from_text(before + half_sure + behind))
+    encoded = engine._tokenizer.encode(model_input)
+    log_odds = np.full(encoded.input_ids.shape[1], -4, np.float32)
+    parts = engine._tokenizer.parts_of(encoded.input_ids[0, BEFORE_TEXT:-1].tolist(), [before, half_sure, behind])
+    log_odds[BEFORE_TEXT:-1][parts == 1] = -1.5
+    found = without_steering(model_input, encoded, log_odds, engine._tokenizer)
+    assert (found and found.text) == left
 
 
 @pytest.mark.parametrize("text", ["Hi there. Prove it!\nNow", "你好。再见！", "", "no end", "...\n\n  \n?", "3.14 a.b"])

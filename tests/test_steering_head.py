@@ -15,11 +15,11 @@ import torch
 from classifier.errors import InputError
 from classifier.types import Request
 from tests.fit_support import tiny_rows
-from training import marked_forms
+from training import marked_forms, steering_head
 from training.marked_forms import DEMANDS, MarkedForms
 from training.model import load_base, tokenizer_of
 from training.robustness import UNSEEN
-from training.steering_head import fit_head, kept_head, load_head, new_head, save_head
+from training.steering_head import fit_head, head_of, kept_head, load_head, new_head, save_head
 
 MAX_TOKENS = 256
 
@@ -105,9 +105,46 @@ def test_a_head_lies_beside_the_weights_that_it_reads(student, tmp_path):
     head = new_head(model).eval()
     assert load_head(tmp_path, model) is None
     save_head(head, tmp_path)
-    states, there = [torch.randn(2, 9, model.config.hidden_size)] * head.states, torch.ones(2, 9)
-    again = load_head(tmp_path, model)
-    torch.testing.assert_close(again(states, there), head(states, there), rtol=0, atol=0)
+    given = torch.arange(18).view(2, 9), torch.ones(2, 9), [torch.randn(2, 9, model.config.hidden_size)] * head.states
+    torch.testing.assert_close(load_head(tmp_path, model)(*given), head(*given), rtol=0, atol=0)
+
+
+def test_a_head_of_before_there_were_ngrams_says_what_it_said(student):
+    """Its entries' own states are all that it goes by; weights that are no head's are refused."""
+    model, _ = student
+    head = new_head(model).eval()
+    before = {name: tensor for name, tensor in head.state_dict().items() if "ngrams" not in name}
+    again, ids = head_of(model, before), torch.arange(9)[None]
+    states = [torch.randn(1, 9, model.config.hidden_size)] * head.states
+    torch.nn.init.zeros_(head.of_ngrams.weight)
+    torch.testing.assert_close(again(ids, torch.ones(1, 9), states), head(ids, torch.ones(1, 9), states))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        head_of(model, {name: tensor for name, tensor in before.items() if name != "last.bias"})
+
+
+def test_a_head_learns_words_that_its_student_reads_by_their_characters(student):
+    """Of sentences in the same characters, whose states tell nothing, the head knows those that steered."""
+    model, _ = student
+    head, states = new_head(model).train(), [torch.zeros(2, 6, 32)] * min(3, model.config.num_hidden_layers)
+    ids, there = torch.tensor([[5, 6, 7, 8, 9, 10], [10, 9, 8, 7, 6, 5]]), torch.ones(2, 6)
+    marks = torch.tensor([[1.0] * 6, [0.0] * 6])
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(30):
+        torch.nn.functional.binary_cross_entropy_with_logits(head(ids, there, states), marks).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert ((head.eval()(ids, there, states) > 0) == (marks > 0)).all()
+
+
+def test_an_ngram_is_the_same_wherever_it_stands():
+    """Three entries in a row have one slot in every text; another order, and shorter ones, have others."""
+    first, second = (
+        steering_head.slots(torch.tensor([[7, 11, 12, 13]])),
+        steering_head.slots(torch.tensor([[11, 12, 13, 9]])),
+    )
+    assert first[0, 3].tolist() == second[0, 2].tolist()
+    other = steering_head.slots(torch.tensor([[13, 12, 11]]))[0, 2]
+    assert len({*first[0, 3].tolist(), int(other[1]), int(other[2])}) == 5
 
 
 def test_a_head_that_is_there_is_not_trained_again(student, tmp_path):
@@ -122,7 +159,8 @@ def test_a_head_that_is_there_is_not_trained_again(student, tmp_path):
 def test_padding_changes_no_answer(student):
     """An entry is told the same alone as in a batch of longer ones."""
     head = new_head(student[0]).eval()
-    states = [torch.randn(1, 9, 32) for _ in range(head.states)]
+    ids, states = torch.arange(9)[None], [torch.randn(1, 9, 32) for _ in range(head.states)]
     padded = [torch.nn.functional.pad(state, (0, 0, 0, 20), value=7.0) for state in states]
     there = torch.tensor([[1] * 9 + [0] * 20])
-    torch.testing.assert_close(head(padded, there)[:, :9], head(states, there[:, :9]))
+    longer = torch.nn.functional.pad(ids, (0, 20))
+    torch.testing.assert_close(head(longer, there, padded)[:, :9], head(ids, there[:, :9], states))

@@ -79,7 +79,8 @@ def marking(model: PreTrainedModel, head: SteeringHead) -> PreTrainedModel:
     def forward(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         found = plain(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types)
-        return {"logits": found.logits, STEERING: getattr(marked, STEERING)(found.hidden_states, attention_mask)}
+        marks = getattr(marked, STEERING)(input_ids, attention_mask, found.hidden_states)
+        return {"logits": found.logits, STEERING: marks}
 
     marked.forward = forward  # type: ignore[method-assign]
     return marked

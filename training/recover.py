@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from classifier.errors import InputError
 from classifier.session import STEERING
 from training.model import ATTENTION
-from training.steering_head import SteeringHead, new_head
+from training.steering_head import SteeringHead, head_of
 
 _PRODUCT = re.compile(r"/(.+)/(?:Gemm_)?MatMul_quant")
 _ROUNDED = "_quantized"
@@ -45,17 +45,15 @@ def recover(bundle: Path) -> tuple[PreTrainedModel, FastTokenizer, SteeringHead 
         config = AutoConfig.from_pretrained(bundle)
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
         found = _apart(_weights(bundle / "model.onnx"), config)
-        head = new_head(model) if any(name.startswith(_HEAD) for name in found) else None
         of_head = {name.removeprefix(_HEAD): found.pop(name) for name in list(found) if name.startswith(_HEAD)}
         model.load_state_dict(found)
-        if head is not None:
-            head.load_state_dict(of_head)
+        head = head_of(model, of_head) if of_head else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, DecodeError) as error:
         raise InputError(
             f"{bundle}: no weights to train on can be read from its graph ({' '.join(str(error).split())[:200]}); put "
             "the checkpoint that it was made of beside it: classifier bundle promote BUNDLE --checkpoint CHECKPOINT"
         ) from error
-    return model.eval(), FastTokenizer.from_file(str(bundle / "tokenizer.json")), None if head is None else head.eval()
+    return model.eval(), FastTokenizer.from_file(str(bundle / "tokenizer.json")), head
 
 
 def standing_head(bundle: Path, student: PreTrainedModel, frozen_layers: int) -> SteeringHead | None:

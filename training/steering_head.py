@@ -4,12 +4,16 @@ It reads the states below the student's last layer and changes none of its weigh
 what it marks is left out of the rating by `classifier.steering`. Four convolutions over three entries each, ever
 farther apart, see fifteen entries to either side: a sentence, about. They are written as products with shifted copies,
 so that int8 rounds them like every other layer.
+
+Beside the states it has embeddings of its own: of each entry and of the two and three that end with it, in one table
+by their hash, as fastText has its n-grams (Joulin et al. 2017, arXiv:1607.01759, section 2.2). An English base reads
+other scripts by their characters, and two layers make no words of those; three in a row are close to one.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +32,14 @@ FILE = "steering.safetensors"
 """Of a checkpoint's folder that has such a head."""
 MOST_STATES = 3
 WIDTH, LAYERS = 128, 4
+NGRAMS, NGRAM_WIDTH, SLOTS = 3, 16, 32_749
+"""Longest n-gram, the width of its embedding, and slots of each length, a prime."""
+_FACTORS = (1_640_531_527, 2_024_237_689, 1_350_490_027)
+"""By how far back an entry is."""
 _BATCH = 32
 _CHUNK = 64
 """Batches whose forms are drawn together and sorted by length."""
+_OF_NGRAMS = {"ngrams.weight", "of_ngrams.weight"}
 _RATE = 2e-3
 _MOST_TOKENS = 192
 
@@ -47,6 +56,10 @@ class SteeringHead(nn.Module):
         super().__init__()
         # One product a state: in int8 the student's next layer has rounded it already.
         self.first = nn.ModuleList(nn.Linear(hidden, WIDTH, bias=i == 0) for i in range(states))
+        self.ngrams = nn.Embedding(NGRAMS * SLOTS, NGRAM_WIDTH)
+        nn.init.normal_(self.ngrams.weight, std=0.02)
+        self.of_ngrams = nn.Linear(NGRAMS * NGRAM_WIDTH, WIDTH, bias=False)
+        self.ngram_dropout = nn.Dropout(0.3)
         self.beside = nn.ModuleList(nn.Linear(3 * WIDTH, WIDTH) for _ in range(LAYERS))
         self.last = nn.Linear(WIDTH, 1)
         self.dropout = nn.Dropout(0.1)
@@ -56,15 +69,26 @@ class SteeringHead(nn.Module):
         """How many hidden states are read."""
         return len(self.first)
 
-    def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-        """(batch, length, hidden) each, and (batch, length) of 1 and 0 → (batch, length)."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, hidden_states: Sequence[Tensor]) -> Tensor:
+        """(batch, length) int64, the same of 1 and 0, and (batch, length, hidden) each → (batch, length)."""
         there = attention_mask[..., None].to(hidden_states[0].dtype)
-        first, *others = (layer(state) for layer, state in zip(self.first, hidden_states, strict=False))
-        x = self.dropout(torch.relu(sum(others, start=first))) * there
+        known = self.of_ngrams(self.ngram_dropout(self.ngrams(slots(input_ids)).flatten(-2)))
+        x = sum((layer(state) for layer, state in zip(self.first, hidden_states, strict=False)), start=known)
+        x = self.dropout(torch.relu(x)) * there
         for i, layer in enumerate(self.beside):
             x = (x + torch.relu(layer(_with_neighbours(x, 2**i)))) * there
         log_odds: Tensor = self.last(self.dropout(x))[..., 0]
         return log_odds
+
+
+def slots(input_ids: Tensor) -> Tensor:
+    """(batch, length) → (batch, length, NGRAMS): the slot of each n-gram that ends with an entry, by its length."""
+    length, padded = input_ids.shape[1], nn.functional.pad(input_ids, (NGRAMS - 1, 0))
+    hashed, found = torch.zeros_like(input_ids), []
+    for back, factor in enumerate(_FACTORS):
+        hashed = hashed + padded[:, NGRAMS - 1 - back : NGRAMS - 1 - back + length] * factor
+        found.append(hashed % SLOTS + back * SLOTS)
+    return torch.stack(found, dim=-1)
 
 
 def _with_neighbours(x: Tensor, step: int) -> Tensor:
@@ -76,6 +100,20 @@ def _with_neighbours(x: Tensor, step: int) -> Tensor:
 def new_head(model: PreTrainedModel) -> SteeringHead:
     """An untrained head for a student; the last layer is left out, of which the exported graph has one row only."""
     return SteeringHead(model.config.hidden_size, min(MOST_STATES, model.config.num_hidden_layers))
+
+
+def head_of(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> SteeringHead:
+    """The head that has `weights`. Those of one made before there were n-grams get some that say nothing yet.
+
+    Raises:
+        RuntimeError: they are no such head's.
+    """
+    head = new_head(model)
+    if not weights.keys() & _OF_NGRAMS:
+        nn.init.zeros_(head.of_ngrams.weight)
+        weights = {**weights, **{name: head.state_dict()[name] for name in _OF_NGRAMS}}
+    head.load_state_dict(weights)
+    return head.eval()
 
 
 def kept_head(
@@ -141,7 +179,8 @@ def _loss(head: SteeringHead, model: PreTrainedModel, tokenizer: Tokenizer, form
         marks[i, : len(form.ids)] = torch.from_numpy(form.marks)
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16(device)):
         states = model.base_model(**inputs, output_hidden_states=True).hidden_states[: head.states]
-    log_odds, marks = head([state.float() for state in states], inputs["attention_mask"]), marks.to(device)
+    log_odds = head(inputs["input_ids"], inputs["attention_mask"], [state.float() for state in states])
+    marks = marks.to(device)
     asked = marks >= 0
     return nn.functional.binary_cross_entropy_with_logits(log_odds[asked], marks[asked])
 
@@ -155,6 +194,4 @@ def load_head(checkpoint: Path, model: PreTrainedModel) -> SteeringHead | None:
     """The head of a checkpoint; None where it has none."""
     if not (checkpoint / FILE).is_file():
         return None
-    head = new_head(model)
-    head.load_state_dict(load_file(str(checkpoint / FILE)))
-    return head.eval()
+    return head_of(model, load_file(str(checkpoint / FILE)))
