@@ -29,6 +29,7 @@ from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 _BLANK = r"[^\S\x0b\x0c\x1c-\x1f\x85]"
 SENTENCE_END = re.compile(rf"(?:[.!?]+(?={_BLANK})|[。！？]+|\n){_BLANK}*")
 WORD_END = re.compile(rf"{_BLANK}+")
+_OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\xaa-\u024f\u1e00-\u1eff]")  # most texts have none, and need no more
 MOST_LOG_ODDS = 4.0
 """What one entry may say, either way: a sentence is judged by all of its words and not by the surest."""
 STEERS_FROM = -0.5
@@ -74,7 +75,7 @@ def without_steering(
     """
     text = slice(BEFORE_TEXT, int((encoded.token_type_ids == 0).sum()) - 1)
     of_text = log_odds[text]
-    mixed = not model_input.text.isascii()
+    mixed = not model_input.text.isascii() and _OTHER_LETTER.search(model_input.text) is not None
     if not (of_text > STEERS_FROM - mixed * OTHER_SCRIPT).any():
         return None
     words = [[s[a:b] for a, b in divided(s, WORD_END)] for s in sentences(model_input.text)]
