@@ -79,12 +79,13 @@ def without_steering(
     if not (of_text > STEERS_FROM - mixed * OTHER_SCRIPT).any():
         return None
     words = [[s[a:b] for a, b in divided(s, WORD_END)] for s in sentences(model_input.text)]
-    word_of = tokenizer.parts_of(encoded.input_ids[0, text].tolist(), [word for those in words for word in those])
+    every_word = [word for those in words for word in those]
+    word_of = tokenizer.parts_of(encoded.input_ids[0, text].tolist(), every_word)
     if word_of is None:
         return None
     above = np.clip(of_text, -MOST_LOG_ODDS, MOST_LOG_ODDS) - STEERS_FROM
     if mixed:
-        above += OTHER_SCRIPT * in_another_script([word for those in words for word in those])[word_of]
+        above += OTHER_SCRIPT * in_another_script(every_word)[word_of]
     edges = np.cumsum([len(those) for those in words])
     of_words = np.bincount(word_of, weights=above, minlength=edges[-1]).astype(np.float64)
     kept = [those[remaining(of)] for those, of in zip(words, np.split(of_words, edges[:-1]), strict=True)]
