@@ -32,7 +32,7 @@ WORD_END = re.compile(rf"{_BLANK}+")
 _OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\xaa-\u024f\u1e00-\u1eff]")  # most texts have none, and need no more
 MOST_LOG_ODDS = 4.0
 """What one entry may say, either way: a sentence is judged by all of its words and not by the surest."""
-STEERS_FROM = -0.5
+STEERS_FROM = -1.0
 """Mean log-odds of a sentence from which it is left out: what it costs and saves is in docs/design/0004-student.md."""
 CUT = 12.0
 """Log-odds beyond that bound which a cut within a sentence has to gain: three of the surest entries."""
