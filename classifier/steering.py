@@ -36,7 +36,6 @@ STEERS_FROM = -1.0
 """Mean log-odds of a sentence from which it is left out: what it costs and saves is in docs/design/0004-student.md."""
 CUT = 12.0
 """Log-odds beyond that bound which a cut within a sentence has to gain: three of the surest entries."""
-
 OTHER_SCRIPT = 2.0
 """Log-odds more for each entry of a word in another script than Latin, beside Latin ones: chosen in the same note."""
 LATIN_SHARE = 0.2
