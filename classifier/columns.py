@@ -52,7 +52,7 @@ _OF_RESPONSES = frozenset({"usage", "choices"})
 _NO_TEXT = frozenset({"role", "type", "id", "model", "image_url", "source"})
 MAX_DEPTH = 5
 _LATEST = 1e11  # the year 5138 in seconds: a number above is of a finer unit
-Path = tuple[str, ...]
+ColumnPath = tuple[str, ...]
 
 
 class Place(NamedTuple):
@@ -63,7 +63,7 @@ class Place(NamedTuple):
         rows: how many of the rows that were looked at have a value there.
     """
 
-    path: Path
+    path: ColumnPath
     rows: int
 
 
@@ -83,12 +83,12 @@ def places_of(
     >>> places_of(["usage"], [{"usage": '{"prompt_tokens": 3}'}, {"usage": None}])["usage.prompt_tokens"]
     Place(path=('usage', 'prompt_tokens'), rows=1)
     """
-    paths: dict[str, Path] = {name: (name,) for name in names}
+    paths: dict[str, ColumnPath] = {name: (name,) for name in names}
     filled: Counter[str] = Counter()
     said: Counter[str] = Counter()
     objects: Counter[str] = Counter()
     for row in rows:
-        stack: list[tuple[Path, Any]] = []
+        stack: list[tuple[ColumnPath, Any]] = []
         for name, value in row.items():
             inner = value
             if not isinstance(value, str):

@@ -214,7 +214,7 @@ class Logic:
             return Answer(plan.fallback_tier, None, code)
         request = plan.request
         bounds = {"floor": request.floor, "ceiling": request.ceiling} if request else {}
-        chars = sum(len(m.content) for m in request.messages) if request else 0
+        chars = request.characters if request else 0
         try:
             found = self.routes.choose(plan.fallback_tier, restricted=plan.restricted, chars=chars, **bounds)
         except NoAllowedRoute:

@@ -196,7 +196,7 @@ class Labeller:
         ours["classifier_reason"] = decision.reason.label
         ours["classifier_truncated"] = decision.truncated
         ours["classifier_input_tokens"] = decision.input_tokens
-        ours["classifier_characters"] = sum(len(message.content) for message in request.messages)
+        ours["classifier_characters"] = request.characters
 
     def _fail(self, row: _Row, error: str, tally: Tally) -> None:
         row.ours["classifier_error"] = error

@@ -141,7 +141,7 @@ class RoutingTable:
         Raises:
             NoAllowedRoute: no tier from the request's floor to its ceiling has a route that is allowed.
         """
-        restricted, chars = is_restricted(request.labels), sum(len(m.content) for m in request.messages)
+        restricted, chars = is_restricted(request.labels), request.characters
 
         def of(tier: Tier) -> Route:
             return self.choose(tier, restricted=restricted, floor=request.floor, ceiling=request.ceiling, chars=chars)

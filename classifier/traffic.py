@@ -24,7 +24,7 @@ from classifier.columns import (
     CHARS_PER_TOKEN,
     TEXTS,
     TOP,
-    Path,
+    ColumnPath,
     amount,
     count_chars,
     find_columns,
@@ -177,7 +177,7 @@ def read_rows(path: str, rows: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _read(
-    path: str, labelled: Labelled, places: Mapping[str, Path], columns: Mapping[str, str], assumed: float
+    path: str, labelled: Labelled, places: Mapping[str, ColumnPath], columns: Mapping[str, str], assumed: float
 ) -> Traffic:
     collected = _Collected(places)
     for row in labelled.rows([*OURS, *{place[0] for place in places.values()}]):
@@ -201,7 +201,7 @@ def _mean(values: NDArray[np.float64], otherwise: float) -> float:
 class _Collected:
     """The arrays, row by row."""
 
-    def __init__(self, places: Mapping[str, Path]) -> None:
+    def __init__(self, places: Mapping[str, ColumnPath]) -> None:
         self.labelling = {role: place for role, place in places.items() if role in TOP}
         self.places = {role: place for role, place in places.items() if role not in TOP}
         codes = {"rows": "q", "tiers": "q", "shares": "f", "chars": "d", "files": "q", "lines": "q"}

@@ -191,6 +191,11 @@ class Request:
             raise InvalidRequest(violations)
 
     @property
+    def characters(self) -> int:
+        """Of all messages, whoever they are from."""
+        return sum(len(m.content) for m in self.messages)
+
+    @property
     def last_user_index(self) -> int:
         """Position in `messages` of the last user message."""
         return max(i for i, m in enumerate(self.messages) if m.role == "user")

@@ -67,6 +67,24 @@ def test_more_layers_than_there_are_cannot_be_frozen():
             trained(replace(OPTIONS, frozen_layers=wrong))
 
 
+def test_a_step_of_uneven_forms_is_padded_in_two_parts(monkeypatch):
+    """Short and long forms are padded apart, and the steps are those that are padded as one."""
+    rows, divided = tiny_rows(27), fitting.short_and_long
+    monkeypatch.setattr(fitting, "bfloat16", None)  # is set for all by `without_dropout`
+
+    def losses():
+        torch.manual_seed(0)
+        model, tokenizer = without_dropout()
+        assert len(divided([len(tokenizer.ids(render(row.request))[0]) for row in rows])) == 2
+        options = replace(OPTIONS, epochs=5, batch_size=27, augment=0.0)
+        return [epoch["loss"] for epoch in fit(model, tokenizer, rows, options, name="test")]
+
+    apart = losses()
+    monkeypatch.setattr(fitting, "short_and_long", lambda lengths: [torch.arange(len(lengths))])
+    assert apart == pytest.approx(losses(), rel=1e-5)
+    assert apart[-1] < apart[0]
+
+
 def test_each_kind_of_form_has_its_share_of_a_step():
     """A row is learnt from as it is, with more around what is rated, and in the worst of its rewordings."""
     _, fast = load_base("tiny", MAX_TOKENS)

@@ -69,8 +69,7 @@ def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
     """Row indices by kind, language, length and source, slices of fewer than `MIN_SLICE` rows left out."""
 
     def length(row: Row) -> str:
-        size = sum(len(m.content) for m in row.request.messages)
-        return next(name for edge, name in reversed(LENGTHS) if size >= edge)
+        return next(name for edge, name in reversed(LENGTHS) if row.request.characters >= edge)
 
     keys: dict[str, Callable[[Row], str]] = {
         "kind": lambda r: r.kind,
@@ -102,7 +101,7 @@ def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np
     prior = np.bincount(y, minlength=len(TIERS)) / len(y)
 
     def lengths(of: Sequence[Row]) -> NDArray[np.float64]:
-        return np.array([[np.log1p(sum(len(m.content) for m in r.request.messages))] for r in of])
+        return np.array([[np.log1p(r.request.characters)] for r in of])
 
     def texts(of: Sequence[Row]) -> list[str]:
         inputs = [render(r.request) for r in of]

@@ -191,7 +191,7 @@ def worst_errors(
             "predicted": TIERS[predicted[i]].label,
             "probabilities": [float(p) for p in probabilities[i]],
             "score": float(scores[i]),
-            "characters": sum(len(m.content) for m in row.request.messages),
+            "characters": row.request.characters,
         }
         if show_text:
             entry["text"] = rated_text(row.request)[:400]

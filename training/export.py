@@ -209,7 +209,7 @@ def golden_case(row: Row, probabilities: NDArray[np.float32]) -> dict[str, Any]:
 
 def choose_golden(rows: Sequence[Row]) -> list[Row]:
     """Short rows of every tier, the same for the same rows: what a manifest can hold without growing."""
-    short = [r for r in rows if sum(len(m.content) for m in r.request.messages) <= 600]
+    short = [r for r in rows if r.request.characters <= 600]
     ordered = sorted(short, key=lambda r: hashlib.sha256(r.id.encode()).hexdigest())
     chosen: list[Row] = []
     for tier in TIERS:

@@ -162,8 +162,9 @@ def fit(
             loss = torch.zeros((), device=accelerator.device)
             for tried in takes:
                 sequences = hardest(index, tried, draw) if options.worst_of > 1 else [only for (only,) in tried]
-                by_row = losses(wrapped, sequences, index)
-                taken = (by_row * share.to(by_row.device)).sum() / len(takes)
+                parts = short_and_long([len(ids) for ids, _ in sequences])
+                by_row = torch.cat([losses(wrapped, [sequences[i] for i in part], index[part]) for part in parts])
+                taken = (by_row * share[torch.cat(parts)].to(by_row.device)).sum() / len(takes)
                 accelerator.backward(taken)
                 loss += taken.detach()
             accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
@@ -274,6 +275,24 @@ def _bucketed(lengths: Sequence[int], step_rows: int, rng: random.Random) -> lis
         batches += [chunk[i : i + step_rows] for i in range(0, len(chunk), step_rows)]
     rng.shuffle(batches)
     return batches
+
+
+def short_and_long(lengths: Sequence[int]) -> list[Tensor]:
+    """Places of all sequences, (n,) int64: the short ones and the long ones, each to be padded among themselves.
+
+    The rows of a step are of like length, but what a change puts around one of them may be ten times as long, and the
+    whole step would be padded to it. Two passes are taken where they save a tenth of the entries.
+
+    >>> [part.tolist() for part in short_and_long([20, 190, 22])], short_and_long([20, 22])
+    ([[0, 2], [1]], [tensor([0, 1])])
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    longest = np.array([lengths[i] for i in order])
+    short = np.arange(1, len(order))
+    entries = short * longest[:-1] + (len(order) - short) * longest[-1]
+    if not short.size or entries.min() > 0.9 * len(order) * longest[-1]:
+        return [torch.tensor(order)]
+    return list(torch.tensor(order).split([1 + int(entries.argmin()), len(order) - 1 - int(entries.argmin())]))
 
 
 def _my_rows(batch: Sequence[int], weight: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:

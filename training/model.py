@@ -184,6 +184,15 @@ def student_from(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
     return student
 
 
+def lowest_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A copy of a student's body with its lowest `layers` encoder layers alone: what is above is not worked out."""
+    lowest = copy.deepcopy(model)
+    part = check_student(lowest, max(1, layers))
+    part.layer = part.layer[:layers]
+    body: PreTrainedModel = lowest.base_model
+    return body
+
+
 def save_checkpoint(model: PreTrainedModel, fast: FastTokenizer, path: Path, max_tokens: int) -> None:
     """Weights (safetensors, half precision), config and tokeniser: what retraining starts from."""
     path.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class Outcomes:
     @property
     def characters(self) -> Array:
         """(n,) length of each conversation."""
-        return np.array([sum(len(m.content) for m in r.messages) for r in self.requests], dtype=np.float64)
+        return np.array([r.characters for r in self.requests], dtype=np.float64)
 
 
 def read_outcomes(paths: Sequence[str | Path]) -> Outcomes:

@@ -58,7 +58,7 @@ def embed(rows: Sequence[Row], base: str = "minilm") -> NDArray[np.float32]:
             hidden = encoder(**batch).last_hidden_state.float()
             means[chunk] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
     signals = np.array([[s in i.signals for s in SIGNALS] for i in inputs], dtype=np.float32)
-    lengths = np.array([[np.log1p(sum(len(m.content) for m in row.request.messages))] for row in rows], np.float32)
+    lengths = np.array([[np.log1p(row.request.characters)] for row in rows], np.float32)
     return np.hstack([means, signals.reshape(len(rows), -1), lengths])
 
 

@@ -7,13 +7,15 @@ All of them go through the same steps; the first one writes, and speaks, for all
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 
 def accelerator() -> Accelerator:
     """This process among those that train together, on its device; they talk through NCCL on GPUs, Gloo on CPUs."""
+    # No model here has buffers that training changes, and processes differ in how many passes they make of a step.
+    as_they_are = DistributedDataParallelKwargs(broadcast_buffers=False)
     # Unless told that there is nothing but the CPU, accelerate lets processes without a GPU train each for itself.
-    return Accelerator(cpu=not torch.accelerator.is_available())
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[as_they_are])
 
 
 def is_first() -> bool:

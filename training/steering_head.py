@@ -26,6 +26,7 @@ from classifier.tokenizer import Tokenizer
 from training.corpus import Row
 from training.fit import bfloat16, inputs_of
 from training.marked_forms import MarkedForm, MarkedForms
+from training.model import lowest_layers
 from training.progress import progress_bar
 
 FILE = "steering.safetensors"
@@ -154,14 +155,14 @@ def fit_head(
     optimizer = torch.optim.AdamW(head.to(device).train().parameters(), lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1)
     losses, batches = [], list[list[MarkedForm]]()
-    model.eval()
+    lowest = lowest_layers(model, head.states - 1).eval()
     for step in progress_bar(range(steps), desc="steering head", unit="step"):
         if not batches:
             count = _BATCH * min(_CHUNK, steps - step)
             drawn = sorted((source.draw(rng) for _ in range(count)), key=lambda form: len(form.ids))
             batches = [drawn[i : i + _BATCH] for i in range(0, len(drawn), _BATCH)]
             rng.shuffle(batches)
-        loss = _loss(head, model, tokenizer, batches.pop())
+        loss = _loss(head, lowest, tokenizer, batches.pop())
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -171,14 +172,14 @@ def fit_head(
     return [float(part.mean()) for part in np.array_split(np.array(losses), min(10, steps))]
 
 
-def _loss(head: SteeringHead, model: PreTrainedModel, tokenizer: Tokenizer, forms: Sequence[MarkedForm]) -> Tensor:
-    device = next(model.parameters()).device
-    inputs = inputs_of(model, tokenizer, [(form.ids, form.first) for form in forms], device)
+def _loss(head: SteeringHead, lowest: PreTrainedModel, tokenizer: Tokenizer, forms: Sequence[MarkedForm]) -> Tensor:
+    device = next(lowest.parameters()).device
+    inputs = inputs_of(lowest, tokenizer, [(form.ids, form.first) for form in forms], device)
     marks = torch.full(inputs["input_ids"].shape, -1.0)
     for i, form in enumerate(forms):
         marks[i, : len(form.ids)] = torch.from_numpy(form.marks)
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16(device)):
-        states = model.base_model(**inputs, output_hidden_states=True).hidden_states[: head.states]
+        states = lowest(**inputs, output_hidden_states=True).hidden_states
     log_odds = head(inputs["input_ids"], inputs["attention_mask"], [state.float() for state in states])
     marks = marks.to(device)
     asked = marks >= 0
