@@ -269,6 +269,16 @@ def test_what_is_no_call_is_told(base):
     assert "larger than 4194304 bytes" in found[4][1]["error"]["message"]
 
 
+@pytest.mark.parametrize(("size", "told"), [(2, b"100"), (5 * 2**20, b"413")], ids=["small", "too large"])
+def test_a_body_that_will_be_refused_is_not_asked_for(base, size, told):
+    """A caller who waits to be asked for the body (Expect: 100-continue) hears at once that it is too large."""
+    at = urlsplit(base)
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((at.hostname, at.port), timeout=60) as caller:
+        caller.sendall(f"{head}Content-Length: {size}\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert caller.recv(4096).split()[1] == told
+
+
 def test_tokens_are_passed_on_and_own_their_decisions(tmp_path):
     """The server's tokens hold here: none is 401, and another caller's decision may not be reported."""
     (tmp_path / "tokens").write_text("a token-of-a-0123456789\nb token-of-b-0123456789\n")

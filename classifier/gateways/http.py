@@ -127,20 +127,24 @@ class Gateway:
             return _refusal(415, "INVALID_ARGUMENT", f"Content-Type: send {_JSON}")
         if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
             return _refusal(415, "INVALID_ARGUMENT", "Content-Encoding: send the body uncompressed")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.max_request_bytes:
+            return self._too_large()  # before a caller who waits for 100 Continue sends it
         chunks, size = [], 0
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > self.max_request_bytes:
-                        told = (
-                            f"the body is larger than {self.max_request_bytes} bytes; cut long contents in the middle"
-                        )
-                        return _refusal(413, "INVALID_ARGUMENT", told)
+                        return self._too_large()
                     chunks.append(chunk)
         except TimeoutError:
             return _refusal(408, "DEADLINE_EXCEEDED", f"the body did not come within {self.timeout_seconds:g} s")
         return b"".join(chunks)
+
+    def _too_large(self) -> Response:
+        told = f"the body is larger than {self.max_request_bytes} bytes; cut long contents in the middle"
+        return _refusal(413, "INVALID_ARGUMENT", told)
 
     async def _call(
         self, operation: Operation, message: Message, metadata: Mapping[str, str], deadline: float, request: Request
