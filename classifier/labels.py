@@ -40,11 +40,12 @@ def interval_of(values: Mapping[str, Any]) -> Interval | None:
     """What a row says of the label; None where it says nothing, or that no tier satisfied.
 
     Args:
-        values: of the row, by role.
+        values: of the row, by role. CSV has no null, so an empty text is none.
 
     >>> interval_of({"label": "complex"}), interval_of({"verdict": "accepted", "served_tier": "gold"})
     ((<Tier.COMPLEX: 3>, <Tier.COMPLEX: 3>), None)
     """
+    values = {role: value for role, value in values.items() if value != ""}
     label = tier_of(values.get("label"))
     if label is not None:
         return label, label

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from classifier.labels import interval_of
+from classifier.labels import ROLES, interval_of
 from classifier.types import Tier
 
 
@@ -22,8 +22,9 @@ from classifier.types import Tier
     ids=["label", "label-over-outcome", "lowest", "highest", "accepted", "rejected", "escalated"],
 )
 def test_a_label_or_an_outcome_is_an_interval_of_tiers(said, low, high):
-    """Accepted bounds the label above, rejected below, escalated on both sides; a label of its own wins."""
+    """Accepted bounds the label above, rejected below, escalated on both sides; a label wins; empty is absent."""
     assert interval_of(said) == (Tier.parse(low), Tier.parse(high))
+    assert interval_of(dict.fromkeys(ROLES, "") | said) == interval_of(dict.fromkeys(ROLES) | said) == interval_of(said)
 
 
 @pytest.mark.parametrize(
