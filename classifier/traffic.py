@@ -81,7 +81,8 @@ class Traffic:
         at_least: (n,) int64, index of the lowest tier that the log's own label or outcome allows; -1 where it has none.
         at_most: (n,) int64, index of the highest.
         drawn_by_tier: requests with a label that `classifier sample` did not draw at random.
-        categories: columns of few values by name; the model's, where there is one, under "model".
+        categories: columns of few values by role: "model" and "tenant", where there are such.
+        splits: the columns that the caller splits by, by name.
         ids: the log's id of each row, or empty.
         files: that the log was read from.
         origins: (n, 2) int64, index into `files`, and the line there, from 1.
@@ -107,6 +108,7 @@ class Traffic:
     at_most: NDArray[np.int64]
     drawn_by_tier: int
     categories: Mapping[str, Category]
+    splits: Mapping[str, Category]
     ids: Sequence[str]
     files: tuple[str, ...]
     origins: NDArray[np.int64]
@@ -270,7 +272,7 @@ class _Collected:
         held = answers > 0
         estimated_out = np.where(held, answers, _mean(counted_out, assumed))
         categories = {
-            role.removeprefix("by:"): Category(tuple(seen), np.array(self.kept[role], dtype=np.int32))
+            role: Category(tuple(seen), np.array(self.kept[role], dtype=np.int32))
             for role, seen in self.seen.items()
             if role != "files"
         }
@@ -288,7 +290,8 @@ class _Collected:
             at_least=np.array(self.kept["at_least"], dtype=np.int64),
             at_most=np.array(self.kept["at_most"], dtype=np.int64),
             drawn_by_tier=self.drawn_by_tier,
-            categories=categories,
+            categories={role: found for role, found in categories.items() if not role.startswith("by:")},
+            splits={r.removeprefix("by:"): found for r, found in categories.items() if r.startswith("by:")},
             ids=self.ids,
             files=tuple(self.seen["files"]),
             origins=np.stack([np.array(self.kept["files"]), np.array(self.kept["lines"])], axis=1),
@@ -302,8 +305,12 @@ class _Collected:
 
 
 def categories_of(traffic: Traffic, most: int) -> Iterator[tuple[str, list[tuple[str, NDArray[np.int64]]]]]:
-    """Each category's largest values with their rows, and the rest as "(others)"; those of one value are left out."""
-    for name, category in traffic.categories.items():
+    """Each category's largest values with their rows, and the rest as "(others)"; those of one value are left out.
+
+    A role's category has its column behind it where a column that is split by has the role's name.
+    """
+    named = {f"{r} ({traffic.columns[r]})" if r in traffic.splits else r: c for r, c in traffic.categories.items()}
+    for name, category in (named | dict(traffic.splits)).items():
         counts = np.bincount(category.codes, minlength=len(category.names))
         if np.count_nonzero(counts) < 2:
             continue

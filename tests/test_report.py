@@ -409,6 +409,20 @@ def test_tier_mix_by_any_column(labelled):
     assert found["by"]["prompt"][-1]["value"] == "(others)"
 
 
+@pytest.mark.parametrize("role", ["model", "tenant"])
+def test_a_column_to_split_by_takes_no_roles_place(tmp_path, prices, role):
+    """Today is priced by the column that is named as the model, also where a column called so is split by."""
+    rows = [row | {"served": "big", "model": f"alias{i % 2}"} for i, row in enumerate(traffic())]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    arguments = [path, "--prices", prices, "--column", "model=served", "--column", "tenant=id"]
+    without, found = numbers(*arguments), numbers(*arguments, "--by", role)
+    assert (found["strategies"][-1]["name"], found["strategies"]) == ("today", without["strategies"])
+    assert [mover["model"] for mover in found["movers"]] == ["big"] * 20
+    values = {"model": {"alias0", "alias1"}, "tenant": {"acme", "other"}}[role]
+    assert {row["value"] for row in found["by"][role]} == values
+    assert without["by"]["tenant"] in found["by"].values()
+
+
 def test_rows_with_an_error_are_counted_and_left_out(tmp_path):
     """They stand in no number, and the report says how many there were."""
     path = write_labelled(tmp_path / "l.parquet", [*traffic(20), labelled_row(None, prompt="")])
