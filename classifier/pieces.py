@@ -8,9 +8,10 @@ Knows nothing of chunks, processes or what the bytes mean.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ def write_piece(path: Path, piece: bytes, tally: Tally) -> None:
 
 
 def read_tally(path: Path) -> Tally:
-    """The tally of a piece."""
-    with path.open("rb") as file:
+    """The tally of a piece.
+
+    Raises:
+        InputError: see `read_piece`.
+    """
+    with _undamaged(path), path.open("rb") as file:
         return Tally.from_json(json.loads(file.readline())["tally"])
 
 
@@ -43,12 +48,23 @@ def read_piece(path: Path) -> bytes:
     Raises:
         InputError: they are not what was written; the piece is removed, so that it is made anew.
     """
-    with path.open("rb") as file:
+    with _undamaged(path), path.open("rb") as file:
         header, piece = json.loads(file.readline()), file.read()
-    if len(piece) != header["bytes"] or zlib.crc32(piece) != header["crc32"]:
-        path.unlink()
-        raise InputError(f"{path}: was damaged on disk and is removed; run the same command again to make it anew")
+        if len(piece) != header["bytes"] or zlib.crc32(piece) != header["crc32"]:
+            raise ValueError("other bytes than were written")
     return piece
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Removes a piece that cannot be read as one, its first line or the rest, and says what to do."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        path.unlink()
+        raise InputError(
+            f"{path}: was damaged on disk and is removed; run the same command again to make it anew"
+        ) from error
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -301,6 +301,30 @@ def test_a_stopped_run_goes_on_and_ends_the_same(log, tmp_path, kind):
     assert not (tmp_path / f"out.{kind}.parts").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda b: bytes(len(b)),
+        lambda b: b"[" + b,
+        lambda b: b"{}" + b[b.index(b"\n") :],
+        lambda b: b[:-9],
+    ],
+    ids=["empty", "zeros", "another first line", "no facts", "cut off"],
+)
+def test_a_piece_that_a_power_cut_damaged_is_made_anew(log, tmp_path, damage):
+    """It is named and removed, and the same command then ends with the file of an uninterrupted run."""
+    label([str(log)], str(tmp_path / "whole.jsonl"), FakeMaker(), ONE)
+    with pytest.raises(KeyboardInterrupt):
+        label([str(log)], str(tmp_path / "out.jsonl"), FakeMaker(), ONE, told=interrupt_after(1))
+    part = tmp_path / "out.jsonl.parts" / "part-00000000"
+    part.write_bytes(damage(part.read_bytes()))
+    with pytest.raises(InputError, match="part-00000000: was damaged on disk and is removed; run the same command"):
+        label([str(log)], str(tmp_path / "out.jsonl"), FakeMaker(), ONE)
+    label([str(log)], str(tmp_path / "out.jsonl"), FakeMaker(), ONE)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_a_complete_run_is_not_made_again(log, tmp_path):
     """The same command after the end changes nothing and says what was there."""
     first = label([str(log)], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
