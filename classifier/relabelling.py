@@ -22,7 +22,6 @@ from classifier.errors import InputError, SettingsError
 from classifier.labelled import Labelled, manifest_path, open_labelled, opened_rows, restored, with_facts
 from classifier.pieces import as_json, read_manifest
 from classifier.policy import Policy, decide
-from classifier.progress import Tally
 from classifier.texts import csv_lines, json_text
 from classifier.types import MAX_LABEL_CHARS
 
@@ -41,22 +40,20 @@ def relabel(
         output: where to; None means in place.
 
     Raises:
-        InputError: it is no labelled file, or the output is there.
+        InputError: it is no labelled file or not complete, or the output is there.
         SettingsError: another bundle labelled it, or the policy needs what is not in the file.
     """
     path, output = Path(path), Path(output or path)
     labelled = open_labelled(path)
     _check(labelled, policy, facts, path, output)
+    manifest = _complete_manifest(path)
     before = _metadata(labelled, facts)
     tiers: Counter[str] = Counter()
     with explained(output):
         with whole_file(output) as file:
             _WRITERS[labelled.kind](path, file, _decider(policy, tiers), policy.group_by, before)
-        manifest = read_manifest(manifest_path(path))
         if manifest is not None:
-            tally = Tally.from_json(manifest["complete"])
-            tally.tiers = tiers
-            changed = {**manifest, "facts": before, "complete": tally.to_json()}
+            changed = {**manifest, "facts": before, "complete": {**manifest["complete"], "tiers": tiers}}
             write_whole(manifest_path(output), as_json(changed))
     return tiers
 
@@ -77,6 +74,16 @@ def _check(labelled: Labelled, policy: Policy, facts: Mapping[str, str], path: P
         raise InputError(f"{path}: is a folder; relabel its files one by one")
     if output != path and (output.exists() or output.suffix != path.suffix):
         raise InputError(f"{output}: exists already, or is of another kind than {path.name}; choose another name")
+
+
+def _complete_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a file that is complete; None where there is none, as of a part of a cluster's run."""
+    manifest = read_manifest(manifest_path(path))
+    if manifest is not None and not isinstance(manifest.get("complete"), dict):
+        raise InputError(
+            f"{path}: its manifest does not say that it is complete; run the 'classifier label' that made it again"
+        )
+    return manifest
 
 
 def _metadata(labelled: Labelled, facts: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -77,6 +78,18 @@ def test_a_file_that_was_not_labelled_is_refused(labelled, tiny_bundle_path):
     bundle = read_bundle(tiny_bundle_path)
     with pytest.raises(InputError, match="classifier label"):
         relabel(labelled / "log.jsonl", bundle.policies["quality"], facts_of(bundle, "quality"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_file_that_is_not_complete_stays_as_it_is(labelled, tiny_bundle_path, tmp_path, kind):
+    """A file whose run died before its manifest said that it is complete is named, and nothing is written."""
+    bundle, path = read_bundle(tiny_bundle_path), tmp_path / f"economy.{kind}"
+    shutil.copy(labelled / path.name, path)
+    manifest = json.loads(manifest_path(labelled / path.name).read_text())
+    manifest_path(path).write_text(json.dumps({**manifest, "complete": None}))
+    with pytest.raises(InputError, match="does not say that it is complete; run the 'classifier label' that made it"):
+        relabel(path, bundle.policies["quality"], facts_of(bundle, "quality"))
+    assert path.read_bytes() == (labelled / path.name).read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
