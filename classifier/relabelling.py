@@ -25,7 +25,7 @@ from classifier.policy import Policy, decide
 from classifier.texts import csv_lines, json_text
 from classifier.types import MAX_LABEL_CHARS
 
-Decide = Callable[[list[float], str | None], tuple[str, str]]
+Decide = Callable[[list[float], str], tuple[str, str]]
 
 
 def relabel(
@@ -66,6 +66,8 @@ def _check(labelled: Labelled, policy: Policy, facts: Mapping[str, str], path: P
                 f"{path}: was labelled by {name.replace('_', ' ')} {found}, and the policy belongs to {wanted}; "
                 "thresholds mean nothing elsewhere: give that bundle with --bundle, or label again"
             )
+    if policy.group_by == "script":  # of the text, whatever column has that name
+        raise SettingsError(f"policy: {policy.name} groups by script, which the text alone tells; label again instead")
     if policy.group_by and policy.group_by not in labelled.names:
         raise SettingsError(
             f"policy: {policy.name} groups by {policy.group_by}, which is no column of {path}; label again instead"
@@ -93,7 +95,7 @@ def _metadata(labelled: Labelled, facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _decider(policy: Policy, tiers: Counter[str]) -> Decide:
-    def again(probabilities: list[float], group: str | None) -> tuple[str, str]:
+    def again(probabilities: list[float], group: str) -> tuple[str, str]:
         choice = decide(probabilities, policy, group=group)
         tiers[choice.tier.label] += 1
         return choice.tier.label, choice.reason.label
@@ -109,7 +111,7 @@ def _decided(row: dict[str, Any], again: Decide, group_by: str) -> dict[str, Any
     if isinstance(probabilities, str):
         probabilities = json.loads(probabilities)
     group = restored(row).get(group_by) if group_by else None
-    tier, reason = again(probabilities, None if group is None else str(group)[:MAX_LABEL_CHARS])
+    tier, reason = again(probabilities, "" if group is None else str(group)[:MAX_LABEL_CHARS])
     return {"classifier_tier": tier, "classifier_reason": reason}
 
 

@@ -92,6 +92,26 @@ def test_a_file_that_is_not_complete_stays_as_it_is(labelled, tiny_bundle_path, 
     assert path.read_bytes() == (labelled / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_rows_without_the_group_are_a_group(tiny_bundle_path, tmp_path, kind):
+    """A row whose column of groups is empty has the threshold of requests without that label, as when it is served."""
+    bundle, out = read_bundle(tiny_bundle_path), tmp_path / f"out.{kind}"
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": text, "team": None} for text in prompts(3)])
+    label([str(log)], str(out), EngineMaker(tiny_bundle_path), Options(policy="quality", processes=1))
+    strict = replace(bundle.policies["quality"], group_by="team", group_thresholds={"": ALWAYS_FRONTIER})
+    assert relabel(out, strict, facts_of(bundle, "quality")) == {"frontier": 3}
+
+
+def test_groups_of_the_text_are_not_taken_from_a_column(tiny_bundle_path, tmp_path):
+    """A policy that groups by script needs the text, also where the log has a column of that name."""
+    bundle, out = read_bundle(tiny_bundle_path), tmp_path / "out.jsonl"
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": text, "script": "latin"} for text in prompts(3)])
+    label([str(log)], str(out), EngineMaker(tiny_bundle_path), Options(policy="quality", processes=1))
+    by_script = replace(bundle.policies["quality"], group_by="script", group_thresholds={"latin": ALWAYS_FRONTIER})
+    with pytest.raises(SettingsError, match="groups by script, which the text alone tells; label again instead"):
+        relabel(out, by_script, facts_of(bundle, "quality"))
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_a_group_that_did_not_fit_its_column_is_read(tiny_bundle_path, tmp_path, monkeypatch, kind):
     """The policy's group is looked for where `classifier label` put what came when the columns were decided."""
