@@ -1,7 +1,8 @@
 """Labelled traffic as arrays: tiers and probabilities, and what the log says of time, model, tokens and money.
 
-The log's own columns are found by the names that gateways use (`columns.ROLES`) or are named by the caller. Text is
-read only where an answer's tokens were not counted, and never kept: a few hundred bytes a row are held in memory.
+The log's own columns are found by the names that gateways use (`columns.ROLES`) or are named by the caller. Of texts
+only answers are looked at, where their tokens were not counted, and none is kept: a few hundred bytes a row are held in
+memory.
 
 Knows nothing of prices or pages.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +78,8 @@ class Traffic:
         output_tokens: (n,) float64, counted, estimated or assumed.
         input_counted: share of rows whose input tokens the log counts.
         output_counted: share of rows whose output tokens the log counts.
-        output_estimated: share of rows whose output tokens are estimated from the answer's text; the rest is assumed.
+        output_estimated: share of rows whose output tokens are a quarter of the answer's characters, because the log
+            holds it and does not count it; those of the rest are assumed.
         cost_today: (n,) float64 dollars as the log has them, NaN where it has none, and throughout where all are 0.
         at_least: (n,) int64, index of the lowest tier that the log's own label or outcome allows; -1 where it has none.
         at_most: (n,) int64, index of the highest.
@@ -137,7 +140,7 @@ def read_traffic(
         path: a .parquet, .jsonl or .csv file, or the folder of a cluster's run.
         by: further columns to split by.
         named: role → column, where the usual names do not find it; "" means that there is none.
-        assumed_output_tokens: of each request whose answer the log neither counts nor holds.
+        assumed_output_tokens: of each answer that the log neither counts nor holds.
         text_field: the column of prompts; no fact is looked for in it.
 
     Raises:
@@ -156,9 +159,7 @@ def read_traffic(
     if columns.get("input_tokens", "").rpartition(".")[2] not in _COUNTED_APART or "gen_ai." in columns["input_tokens"]:
         for role in CACHED:
             columns.pop(role, None)
-    unread = {"response"} if "output_tokens" in columns else set()
-    return _read(path, labelled, {r: places[c].path for r, c in columns.items() if r not in unread}, columns,
-                 assumed_output_tokens)  # fmt: skip
+    return _read(path, labelled, {r: places[c].path for r, c in columns.items()}, columns, assumed_output_tokens)
 
 
 def read_decisions(path: str) -> Traffic:
@@ -193,11 +194,6 @@ def _policy(definition: str) -> Policy | None:
         return policy_from_json(json.loads(definition))
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-
-
-def _mean(values: NDArray[np.float64], otherwise: float) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else otherwise
 
 
 class _Collected:
@@ -236,8 +232,9 @@ class _Collected:
                 self.ids.append("" if value is None else str(value)[:64])
             elif role == "time":
                 kept[role].append(seconds(value))
-            elif role == "response":
-                kept[role].append(count_chars(opened(value)) / CHARS_PER_TOKEN)
+            elif role == "response":  # after the tokens, as in `columns.ROLES`; to open an answer takes time
+                counted = "output_tokens" in kept and not math.isnan(kept["output_tokens"][-1])
+                kept[role].append(0.0 if counted else count_chars(opened(value)) / CHARS_PER_TOKEN)
             else:
                 kept[role].append(amount(value) if role in _NUMBERS else self._code(role, value))
 
@@ -270,7 +267,7 @@ class _Collected:
         costs = self._numbers("cost")  # gateways that know no prices write 0 for every request
         answers = self._numbers("response")
         held = answers > 0
-        estimated_out = np.where(held, answers, _mean(counted_out, assumed))
+        estimated_out = np.where(held, answers, assumed)
         categories = {
             role: Category(tuple(seen), np.array(self.kept[role], dtype=np.int32))
             for role, seen in self.seen.items()

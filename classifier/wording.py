@@ -118,16 +118,24 @@ def against_today(compared: Sequence[Comparison]) -> str:
 def assumptions(traffic: Traffic, prices: Prices, report: Mapping[str, Any]) -> list[str]:
     """What the numbers rest on, a line each."""
     tokens = report["tokens"]
+    counted_in, counted_out = tokens["input_counted_share"], tokens["output_counted_share"]
+    estimated_out = tokens["output_estimated_share"]
     lines = [
         f"Prices of the tiers come from {prices.source}; --prices replaces them.",
         f"Input tokens: {tokens['input']:,.0f}; "
-        + _counted(tokens["input_counted_share"], "estimated as a quarter of the conversation's characters"),
+        + _shared(
+            {
+                "counted by the log": counted_in,
+                "estimated as a quarter of the conversation's characters": 1 - counted_in,
+            }
+        ),
         f"Output tokens: {tokens['output']:,.0f}; "
-        + _counted(
-            tokens["output_counted_share"],
-            "estimated as a quarter of the answer's characters"
-            if tokens["output_estimated_share"] > 0
-            else "assumed alike for every request, because the log neither counts nor holds the answers",
+        + _shared(
+            {
+                "counted by the log": counted_out,
+                "estimated as a quarter of the answer's characters": estimated_out,
+                "assumed alike, because the log neither counts nor holds the answer": 1 - counted_out - estimated_out,
+            }
         ),
         "Every model is taken to write as much as was written: a larger model's longer answer would cost more.",
     ]
@@ -145,10 +153,12 @@ def assumptions(traffic: Traffic, prices: Prices, report: Mapping[str, Any]) -> 
     return lines
 
 
-def _counted(share: float, otherwise: str) -> str:
-    if share == 1:
-        return "counted by the log."
-    return f"{otherwise}." if share == 0 else f"counted by the log for {share:.1%}, the rest {otherwise}."
+def _shared(ways: Mapping[str, float]) -> str:
+    """How numbers came about: the one way, or each with its share of the requests."""
+    there = {way: share for way, share in ways.items() if share > 1e-9}  # less is left over by sums
+    if len(there) == 1:
+        return f"{next(iter(there))}."
+    return ", ".join(f"for {share:.1%} of requests {way}" for way, share in there.items()) + "."
 
 
 def warnings(report: Mapping[str, Any], unpriced: Sequence[tuple[str, int]]) -> list[str]:

@@ -196,6 +196,22 @@ def test_tokens_are_estimated_from_text_where_the_log_does_not_count(tmp_path):
     assert any("estimates" in line for line in found["warnings"])
 
 
+def test_answers_that_some_rows_count_are_estimated_or_assumed_in_the_others(tmp_path):
+    """Row by row an answer is counted, else measured by its text, else assumed; each with its share of the requests."""
+    rows = [
+        labelled_row("simple", prompt="x", response=answer, usage={"completion_tokens": count})
+        for answer, count in [("y" * 800, 7), ("y" * 800, None), (None, None), ("", None)]
+    ]
+    path = write_labelled(tmp_path / "l.parquet", rows)
+    assert read_traffic(str(path), assumed_output_tokens=50).output_tokens.tolist() == [7, 200, 50, 50]
+    [told] = [line for line in numbers(path)["assumptions"] if line.startswith("Output tokens")]
+    assert told == (
+        "Output tokens: 807; for 25.0% of requests counted by the log, for 25.0% of requests estimated as a quarter of "
+        "the answer's characters, for 50.0% of requests assumed alike, because the log neither counts nor holds the "
+        "answer."
+    )
+
+
 def test_text_inside_messages_and_parts_is_counted(tmp_path):
     """Nested content counts by its text; roles and images do not."""
     messages = [{"role": "user", "content": "x" * 40}, {"role": "assistant", "content": "y" * 40}]
