@@ -12,7 +12,7 @@ from typing import Any
 from classifier import charts
 from classifier.page import percent, render
 from classifier.report import TITLES
-from classifier.savings import RANDOM, ROUTED, TODAY, dollars
+from classifier.savings import RANDOM, ROUTED, TODAY, chosen_percent, dollars
 from classifier.types import TIERS
 from classifier.wording import guarantee_of
 
@@ -100,7 +100,7 @@ def _strategy(s: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]
     promised = guarantee_of(report).promised_risk
     risk = _cell(s["risk"], percent)
     if routed and promised is not None:
-        risk["notes"].append(f"promised {promised:.0%} at most")
+        risk["notes"].append(f"promised {chosen_percent(promised)} at most")
     return {
         "name": s["name"],
         "title": _title(s["name"]),

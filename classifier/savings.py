@@ -173,7 +173,7 @@ def recommend(
 ) -> Recommendation:
     """One model for all or routing: the cheaper of those that are safe enough.
 
-    Safe enough is a risk no higher than the policy's promise, or than its own expected risk where it promises nothing.
+    Safe enough is an expected risk no higher than the policy's promise or than routing's own, whichever is the higher.
     Routing must also be safer than the router that draws the same shares without looking: else the saving is that of
     cheap models, and none of the classifier's.
 
@@ -189,7 +189,9 @@ def recommend(
         (by_name[t.label] for t in TIERS if by_name[t.label].risk.estimate <= allowed or t is TIERS[-1]),
         key=lambda c: c.cost.estimate,
     )
-    bound = f"the promised {promised:.0%}" if promised and promised >= routed.risk.estimate else "what routing has"
+    bound = "what routing has"
+    if promised and promised >= routed.risk.estimate:
+        bound = f"the promised {chosen_percent(promised)}"
     against = f"{one.name} for all, the cheapest single tier with an expected risk within {bound}"
     costs = f"{dollars(routed.cost.estimate)} instead of {dollars(one.cost.estimate)}"
     saved = f"{_percent(one.saving_share)} less than {against}"
@@ -206,8 +208,8 @@ def recommend(
             routing=False,
             tier=one.name,
             sentence=f"Do not route with this policy yet; serve everything with {one.name}.",
-            reason=f"its {told} risk on this traffic, {_percent(risk)}, is above the {promised:.0%} that it "
-            "promises on traffic like its calibration set: recalibrate on labelled requests of your own first.",
+            reason=f"its {told} risk on this traffic, {_percent(risk)}, is above the {chosen_percent(promised)} that "
+            "it promises on traffic like its calibration set: recalibrate on labelled requests of your own first.",
         )
     if random.risk_above_routed.low <= 0:
         return Recommendation(
@@ -260,6 +262,15 @@ def dollars(value: float) -> str:
         f"{size:,.0f}" if size >= 1000 else f"{size:,.2f}" if size >= 0.1 or not size else f"{Decimal(f'{size:.2g}'):f}"
     )
     return f"{'-' if value < 0 else ''}${text}"
+
+
+def chosen_percent(share: float) -> str:
+    """A share that somebody chose, such as a promise, with all its digits.
+
+    >>> chosen_percent(0.1), chosen_percent(0.025), chosen_percent(1 - 0.005)
+    ('10%', '2.5%', '99.5%')
+    """
+    return f"{100 * share:.6g}%"
 
 
 def _percent(value: Interval) -> str:

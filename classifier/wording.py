@@ -12,7 +12,7 @@ from typing import Any
 from classifier import labels
 from classifier.policy import Guarantee, Policy
 from classifier.prices import Prices
-from classifier.savings import TODAY, Comparison, dollars
+from classifier.savings import TODAY, Comparison, chosen_percent, dollars
 from classifier.traffic import Traffic
 
 FEWEST_REQUESTS = 100
@@ -41,10 +41,10 @@ def _promise(name: str, policy: Policy) -> str:
     fit, top = policy.guarantee, policy.top_tier_guarantee
     if not fit.feasible:
         return f"Policy {name} promises nothing: it was not fitted, or no threshold keeps its bound."
-    bound = f"sends at most {fit.alpha:.0%} of requests to too small a tier"
+    bound = f"sends at most {chosen_percent(fit.alpha)} of requests to too small a tier"
     if fit.severity:
         losses = ", ".join(f"{loss:g}" for loss in fit.severity)
-        bound = f"keeps the mean loss within {fit.alpha:.0%}, where 1, 2, 3 tiers too low lose {losses}"
+        bound = f"keeps the mean loss within {chosen_percent(fit.alpha)}, where 1, 2, 3 tiers too low lose {losses}"
     threshold, method = f"threshold {policy.threshold:.3f}", fit.method.replace("_", " ").lower()
     labels = f"the {fit.n:,} {fit.label} labels that it was fitted on"
     if not fit.proved:
@@ -52,9 +52,9 @@ def _promise(name: str, policy: Policy) -> str:
             f"Policy {name} ({threshold}) promises nothing. By an estimate it {bound}, if requests of each tier are "
             f"like {labels} and only the shares of the tiers are others: an assumption, and no proof ({method})."
         )
-    confidence = f"with confidence {1 - fit.delta:.0%}" if fit.delta else "on average over calibration sets"
+    confidence = f"with confidence {chosen_percent(1 - fit.delta)}" if fit.delta else "on average over calibration sets"
     frontier = (
-        f"At most {top.alpha:.0%} of frontier requests go below frontier."
+        f"At most {chosen_percent(top.alpha)} of frontier requests go below frontier."
         if top is not None and top.proved
         else "It promises nothing about frontier requests as such."
     )
@@ -212,7 +212,8 @@ def _risk_warnings(report: Mapping[str, Any]) -> list[str]:
                 else ("estimated", "more has changed than the shares of the tiers")
             )
             found.append(
-                f"The {kind} risk on this traffic, {risk['estimate']:.1%}, is above the {said} {fit.alpha:.0%}: {why}. "
-                "Recalibrate on labelled requests of your own (classifier sample, then python -m training calibrate)."
+                f"The {kind} risk on this traffic, {risk['estimate']:.1%}, is above the {said} "
+                f"{chosen_percent(fit.alpha)}: {why}. Recalibrate on labelled requests of your own (classifier "
+                "sample, then python -m training calibrate)."
             )
     return found

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,6 +88,23 @@ def test_the_report_says_what_the_policy_promises_beside_what_is_expected_here(l
     assert "at most 10% of requests to too small a tier" in found["policy"]["promise"]
     assert found["policy"]["promise"] in run(labelled).stdout
     assert {"risk", "frontier_misses", "saving"} <= set(found["strategies"][0])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_promise_stands_with_all_its_digits(tmp_path):
+    """A bound of 2.5% is not 2%, one of .4% is not none, and nobody is 100% sure."""
+    fit = Guarantee(0.025, 0.005, "HOEFFDING_BENTKUS", "RUBRIC", 948, 0.02, 0.02, feasible=True)
+    policy = Policy("strict", 0.7, guarantee=fit, top_tier_guarantee=replace(fit, alpha=0.004))
+    path, page = write_labelled(tmp_path / "l.parquet", traffic(), policy=policy), tmp_path / "p.html"
+    found = numbers(path)
+    assert "sends at most 2.5% of requests to too small a tier, with confidence 99.5%," in found["policy"]["promise"]
+    assert "At most 0.4% of frontier requests go below frontier." in found["policy"]["promise"]
+    run(path, "-o", page)
+    assert "promised 2.5% at most" in page.read_text()
+    wrong = write_labelled(tmp_path / "w.parquet", [row | {"tier": "frontier"} for row in traffic()], policy=policy)
+    told = numbers(wrong)
+    assert any("is above the promised 2.5%: " in line for line in told["warnings"])
+    assert "is above the 2.5% that it promises" in told["recommendation"]["reason"]
 
 
 def test_a_policy_without_a_guarantee_promises_nothing(tmp_path):

@@ -143,6 +143,13 @@ def test_one_model_is_recommended_where_routing_does_not_earn_its_keep(changes, 
     assert why in advice.reason
 
 
+def test_one_model_may_be_as_unsafe_as_routing_is():
+    """Where routing is expected to break its promise, one model is held to what routing has, and not to the promise."""
+    advice = recommend(table(routed=fixed("routed", 3.0, 0.05), complex=fixed("complex", 10.0, 0.04)), promised=0.025)
+    assert advice.tier == "complex"
+    assert "is above the 2.5% that it promises" in advice.reason
+
+
 def test_movers_are_the_largest_differences_either_way():
     """Dearest first; what moves nothing, and what is not known, is left out."""
     routed, reference = np.array([1.0, 1.0, 9.0, 1.0]), np.array([1.0, 4.0, 1.0, np.nan])

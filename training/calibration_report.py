@@ -316,7 +316,7 @@ def as_text(report: Mapping[str, Any]) -> str:
 
 def _promise(fit: Guarantee) -> str:
     bound = f"{'weighted loss' if fit.severity else 'risk'} <= {fit.alpha:g}"
-    bound += f" at {1 - fit.delta:.0%}" if fit.delta else ""
+    bound += f" at {100 * (1 - fit.delta):g}%" if fit.delta else ""
     return bound if not fit.feasible else promised_or_estimated(bound, fit)
 
 
