@@ -194,7 +194,7 @@ def table_of(data: Mapping[str, Any], where: str) -> RoutingTable:
     if unknown := sorted(set(data) - {"routes"}):
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; everything stands in [routes.TIER] tables")
     tables = data.get("routes")
-    if not isinstance(tables, dict) or not tables:
+    if not isinstance(tables, dict) or all(entries == [] for entries in tables.values()):
         raise SettingsError(f"{where}: has no routes; write a table such as [routes.simple] with a model")
     routes: dict[Tier, tuple[Route, ...]] = {}
     for name, entries in tables.items():

@@ -28,6 +28,20 @@ def test_check_shows_where_requests_go():
     assert done.stderr == ""
 
 
+def test_a_small_price_is_not_rounded(tmp_path):
+    """A price has two decimals, and as many more as it takes."""
+    (tmp_path / "t.toml").write_text('[routes.simple]\nmodel = "small"\nprice_per_million_tokens = 0.0375')
+    assert check(tmp_path / "t.toml").stdout.splitlines()[1].split()[:3] == ["simple", "small", "0.0375"]
+
+
+def test_a_table_without_a_route_cannot_be_used(tmp_path):
+    """It ends with exit code 2 and the file's name."""
+    (tmp_path / "t.toml").write_text("[routes]\nsimple = []")
+    done = check(tmp_path / "t.toml")
+    assert getattr(done.exception, "exit_code", 0) == 2
+    assert str(done.exception).startswith(f"{tmp_path / 't.toml'}: has no routes")
+
+
 def test_check_prints_json_for_machines(tmp_path):
     """`--json` has every field of each route, where a restricted request goes, and the warnings."""
     (tmp_path / "t.toml").write_text('[routes.simple]\nmodel = "small"')

@@ -205,6 +205,7 @@ def test_the_example_reads_and_its_prices_are_the_defaults(tmp_path):
     [
         ("[routes", "is not TOML"),
         ("", "has no routes"),
+        ("[routes]\nsimple = []\nfrontier = []", "has no routes; write a table such as"),
         ("[route.simple]\nmodel='m'", "unknown key 'route'"),
         ("[routes.tiny]\nmodel='m'", r"\[routes.tiny\]: unknown tier 'tiny'; the tiers are simple"),
         ("[routes]\nsimple = 'm'", r"routes.simple\[0\]: expected a table with model"),

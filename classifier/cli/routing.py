@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,15 @@ def as_dict(table: RoutingTable, found: list[str]) -> dict[str, object]:
     return {"tiers": tiers, "warnings": found}
 
 
+def price(dollars: float) -> str:
+    """Dollars with two decimals, and more where they need them.
+
+    >>> price(100.0), price(0.1), price(0.0375), price(1e-7)
+    ('100.00', '0.10', '0.0375', '0.0000001')
+    """
+    return max(f"{dollars:.2f}", f"{Decimal(str(dollars)):f}", key=len)
+
+
 def as_text(table: RoutingTable) -> str:
     """The table for people."""
     rows = [COLUMNS]
@@ -108,7 +118,7 @@ def as_text(table: RoutingTable) -> str:
             window = f"{route.context_window:,}" if route.context_window else "not known"
             place = "on premises" if route.on_premises else "elsewhere"
             ahead = ("", "") if i else (tier.label, goes)
-            rows.append((ahead[0], route.model, f"{route.price_per_million_tokens:.2f}", window, place, ahead[1]))
+            rows.append((ahead[0], route.model, price(route.price_per_million_tokens), window, place, ahead[1]))
         if not routes:
             rows.append((tier.label, "-", "", "", "", goes))
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
