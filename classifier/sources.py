@@ -31,7 +31,7 @@ CONTAINERS = {
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 MANIFEST = ".manifest.json"
 """What the name of an output's manifest has behind that of the output."""
-_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv, .tsv (also .gz, .zst, .bz2, .xz) or .parquet"
+_KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv, .tsv (also .gz, .zst, .zstd, .bz2, .xz), .parquet or .pq"
 _HIDDEN = (".", "_")
 _logger = logging.getLogger(__name__)
 
@@ -122,11 +122,14 @@ def _find(name: str, written: str) -> list[Source]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Every file below a folder but for hidden folders, sorted; says which folders may not be read."""
+    """Every file below a folder but for hidden and linked folders, sorted; says which may not be read or are linked."""
     found: list[Path] = []
+    linked: list[str] = []
     for place, folders, names in os.walk(folder, onerror=_say_unread):
         folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
         found += [Path(place, name) for name in names]
+        linked += [str(Path(place, name)) for name in folders if Path(place, name).is_symlink()]
+    _say_left_out(str(folder), sorted(linked), "a link is not followed; name it as an input, too", "linked folder")
     return sorted(found)
 
 
@@ -176,10 +179,10 @@ def _without_outputs(where: str, names: Sequence[str], is_there: Callable[[str],
     return [name for name in names if name not in made]
 
 
-def _say_left_out(where: str, names: Sequence[str], why: str) -> None:
+def _say_left_out(where: str, names: Sequence[str], why: str, what: str = "file") -> None:
     """Says how many files are left out, if any, and why."""
     if names:
-        told = "1 file is left out, " if len(names) == 1 else f"{len(names)} files are left out, such as "
+        told = f"1 {what} is left out, " if len(names) == 1 else f"{len(names)} {what}s are left out, such as "
         _logger.warning("%s: %s%s; %s", where, told, names[0], why)
 
 

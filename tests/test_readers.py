@@ -32,7 +32,7 @@ from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows
 from classifier.payloads import FORMATS, reads, request_of_row
 from classifier.readers import CHUNK_BYTES, read_chunks
 from classifier.runs import Options
-from classifier.sources import find_sources
+from classifier.sources import CONTAINERS, container_of, find_sources
 from classifier.types import Request
 from tests.bulk_support import FakeMaker, prompts, write_lines
 
@@ -696,6 +696,31 @@ def test_the_one_file_that_a_folder_leaves_out_is_named(tmp_path, caplog):
         (tmp_path / name).write_text("{}\n")
     find_sources([str(tmp_path)])
     assert f"{tmp_path}: 1 file is left out, {tmp_path}/notes.txt; names end in .jsonl" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [*CONTAINERS, ".gz", ".zst", ".zstd", ".bz2", ".xz"])
+def test_every_ending_of_a_log_is_told(ending, tmp_path):
+    """What the page says that is read, and what a folder without logs is told, is what is read."""
+    assert container_of(f"a{ending}") or container_of(f"a.jsonl{ending}")
+    assert f"`{ending}`" in (Path(__file__).parent.parent / "docs" / "bulk.md").read_text()
+    with pytest.raises(InputError, match=rf"\{ending}\b"):
+        find_sources([str(tmp_path)])
+
+
+def test_a_linked_folder_is_left_out_and_named(tmp_path, caplog):
+    """Links to folders are not followed, as one may lead back or to logs that are read anyway; that is said."""
+    for name in ("logs/a", "elsewhere", ".hidden"):
+        (tmp_path / name).mkdir(parents=True)
+        write_lines(tmp_path / name / "x.jsonl", [{"prompt": "hi"}])
+    (tmp_path / "logs" / "a" / "b").symlink_to(tmp_path / "elsewhere")
+    found = find_sources([str(tmp_path / "logs")])
+    assert [source.name for source in found] == [str(tmp_path / "logs" / "a" / "x.jsonl")]
+    assert f"{tmp_path}/logs: 1 linked folder is left out, {tmp_path}/logs/a/b; a link is not followed" in caplog.text
+    named = find_sources([str(tmp_path / "logs"), str(tmp_path / "logs" / "a" / "b")])
+    assert [source.name.removeprefix(f"{tmp_path}/logs/") for source in named] == ["a/x.jsonl", "a/b/x.jsonl"]
+    (tmp_path / "logs" / "back").symlink_to(tmp_path / "logs")
+    find_sources([str(tmp_path / "logs")])
+    assert f"2 linked folders are left out, such as {tmp_path}/logs/a/b; " in caplog.text
 
 
 def test_outputs_in_a_store_are_no_inputs_either(caplog):
