@@ -46,7 +46,7 @@ MAX_VALUE_CHARS = 512
 CACHED = ("cache_read_tokens", "cache_creation_tokens")
 """Input tokens that a log counts beside the others."""
 _COUNTED_APART = frozenset({"input_tokens", "inputTokenCount"})
-"""Names of Anthropic and Amazon Bedrock; what others call input holds the cached tokens."""
+"""Names of Anthropic and Amazon Bedrock; what others call input holds the cached tokens, if the caller names none."""
 _NUMBERS = frozenset({"time", "input_tokens", *CACHED, "output_tokens", "thinking_tokens", "cost", "response"})
 OURS = ("classifier_tier", "classifier_probabilities", "classifier_truncated", "classifier_error",
         "classifier_characters", "classifier_file", "classifier_row")  # fmt: skip
@@ -157,7 +157,7 @@ def read_traffic(
         if "verdict" in columns or not labels.are_tiers(said):  # a customer's tier, or the tier of a decision
             del columns["label"]
     if columns.get("input_tokens", "").rpartition(".")[2] not in _COUNTED_APART or "gen_ai." in columns["input_tokens"]:
-        for role in CACHED:
+        for role in set(CACHED).difference(named or {}):
             columns.pop(role, None)
     return _read(path, labelled, {r: places[c].path for r, c in columns.items()}, columns, assumed_output_tokens)
 

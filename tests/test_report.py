@@ -310,6 +310,14 @@ def test_cached_tokens_of_anthropic_are_input(tmp_path):
     assert counts == [[52_003, 3], [3, 3]]
 
 
+def test_cached_tokens_that_are_named_are_input(tmp_path):
+    """Who names their column says that the log counts them beside the others, whatever these are called."""
+    path = write_labelled(tmp_path / "l.parquet", [labelled_row("simple", sent=3, cached=50, written=7)])
+    arguments = ["input_tokens=sent", "cache_read_tokens=cached", "cache_creation_tokens=written"]
+    found = numbers(path, *(word for column in arguments for word in ("--column", column)))
+    assert (found["tokens"]["input"], found["columns"]["cache_read_tokens"]) == (60, "cached")
+
+
 @pytest.mark.parametrize(
     ("log", "tokens", "columns"),
     [

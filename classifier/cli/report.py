@@ -23,8 +23,9 @@ TEXT_CHARS = 400
     "columns",
     multiple=True,
     metavar="ROLE=COLUMN",
-    help="Where a fact stands, if not found by itself: time, model, tenant, input_tokens, output_tokens, cost, id, "
-    "response, label, at_least, at_most, verdict, cause, served_tier, accepted_tier. An empty COLUMN means nowhere.",
+    help="Where a fact stands, if not found by itself: time, model, tenant, input_tokens, cache_read_tokens and "
+    "cache_creation_tokens (counted beside these), output_tokens, cost, id, response, label, at_least, at_most, "
+    "verdict, cause, served_tier, accepted_tier. An empty COLUMN means nowhere.",
 )
 @click.option(
     "--assume-output-tokens",
