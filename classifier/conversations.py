@@ -19,7 +19,7 @@ from typing import Any
 from classifier.errors import InvalidRequest
 from classifier.shapes import is_list, mapping_of
 from classifier.texts import parsed
-from classifier.types import Message, Request
+from classifier.types import ROLES, Message, Request
 
 _ROLES: Mapping[str, str] = {
     "function": "tool",
@@ -32,6 +32,8 @@ _ROLES: Mapping[str, str] = {
 }
 _CONTENTS = ("content", "parts", "value")
 """Where a message has what was said: as APIs have it, the Vercel AI SDK, and ShareGPT's files."""
+_WHO = ("role", "from", "type")
+_WHAT = (*_CONTENTS, "text", "data", "kwargs", "output", "tool_calls", "function_call", "arguments", "image_url")
 _SPEAKERS = frozenset({"human", "ai", "system", "tool", "function", "chat"})
 """What LangChain's messages are called, by their `type` or, with "Message" behind it, by their class."""
 _TEXT_KEYS = ("text", "refusal")
@@ -96,6 +98,17 @@ def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
         attachments=found.attachments,
         **fields,
     )
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is an object that says who speaks, or of what kind it is, and holds what is said.
+
+    >>> is_message({"role": "user", "content": "hi"}), is_message({"id": 1, "type": "fruit"})
+    (True, False)
+    """
+    told = mapping_of(value)
+    who = [told[name] for name in _WHO if isinstance(told.get(name), str)]
+    return any(name in _ROLES or name in ROLES for name in who) or (bool(who) and any(name in told for name in _WHAT))
 
 
 def add_message(found: Collected, message: Any, where: str) -> None:

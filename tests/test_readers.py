@@ -460,6 +460,69 @@ def test_what_a_row_wants_done_stands_before_what_it_is_done_to():
     assert told(request_of_row(row)) == ([("user", "Translate to French:\nGood morning")], (), 0)
 
 
+@pytest.mark.parametrize(
+    "given",
+    ['{"port": "80 80", "workers": -1}', "[3, 1, 2]", "[3, 1, 2], [4, 5]", '{"messages": []}', json.dumps(_HI), "{x}"],
+)
+def test_what_an_instruction_is_about_is_text_whatever_it_looks_like(given):
+    """The `input` beside an `instruction` is read to the last character, also where it is JSON or begins as JSON."""
+    assert told(request_of_row({"instruction": "Mend this:", "input": given})) == (
+        [("user", f"Mend this:\n{given}")],
+        (),
+        0,
+    )
+
+
+def test_an_object_that_an_instruction_is_about_is_its_json():
+    """An `input` that is no text beside an `instruction` is neither lost nor an attachment."""
+    for given in ({"port": 80}, [3, 1, 2], {"messages": _HI}):
+        request = request_of_row({"instruction": "Mend this:", "input": given})
+        assert told(request) == ([("user", f"Mend this:\n{json.dumps(given)}")], (), 0)
+
+
+@pytest.mark.parametrize("column", ["prompt", "input"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"id": 1}]\nSort these by id.',
+        '[{"id": 1, "name": "x"}]',
+        '[{"type": "fruit", "price": 2}]',
+        "[3, 1, 2] what is the sum?",
+        "[3, 1, 2]",
+        '{"port": 80} is this right?',
+        '{"port": 80, "input": "x", "body": "y"}',
+        '{"messages": "seven"}',
+    ],
+)
+def test_a_text_that_begins_as_json_is_a_text(column, text):
+    """People's words make messages only where they are the JSON of messages; all else of them is rated as it stands."""
+    assert told(request_of_row({column: text})) == ([("user", text)], (), 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        _HI,
+        [{"from": "human", "value": "hi"}],
+        [{"type": "human", "content": "hi"}],
+        [{"type": "human", "data": {"content": "hi"}}],
+        [{"id": ["langchain", "HumanMessage"], "type": "constructor", "kwargs": {"content": "hi"}}],
+        [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
+    ],
+    ids=["a role", "ShareGPT", "LangChain", "LangChain's data", "LangChain, serialised", "responses"],
+)
+def test_messages_that_stand_as_text_are_messages(said):
+    """In a column of people's words, too, whoever wrote them."""
+    for row in ({"prompt": json.dumps(said)}, {"input": json.dumps(said)}, {"input": json.dumps({"messages": said})}):
+        assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+def test_a_system_prompt_that_begins_with_a_bracket_is_a_text():
+    """Only what is the JSON of parts is opened."""
+    for system in ("[Persona] Be brief.", "{{persona}} Be brief.", "[1, 2]"):
+        assert told(request_of_row({"system": system, "messages": _HI}))[0] == [("system", system), ("user", "hi")]
+
+
 def test_a_message_of_the_user_without_words_is_a_bad_row():
     """A field of another name is not taken for silence: its row would be rated as an empty request."""
     with pytest.raises(InvalidRequest, match=r"messages\[0\].content: is not there"):
