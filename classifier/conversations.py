@@ -91,7 +91,7 @@ def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
         raise InvalidRequest("messages", "is not there or not a list of objects with role and content")
     for i, message in enumerate(messages):
         add_message(found, message, f"{name}[{i}]")
-    found.attachments += _count(body.get("attachments"))
+    found.attachments += count_of(body.get("attachments"))
     return Request(
         messages=tuple(found.messages),
         tools=tool_names(body.get("tools") or body.get("functions")),
@@ -203,12 +203,12 @@ def tool_names(tools: Any) -> tuple[str, ...]:
 
     Args:
         tools: a list of names, of objects with a `name`, of OpenAI's `{"type": "function", "function": {...}}`, or of
-            built-in tools that have only a `type`; None means none.
+            built-in tools that have only a `type`; None and an empty text, as of a cell of CSV, mean none.
 
     Raises:
         InvalidRequest: it is no list.
     """
-    if tools is None:
+    if tools is None or tools == "":
         return ()
     if not is_list(tools):
         raise InvalidRequest("tools", "is not a list of names or of objects with a name")
@@ -289,13 +289,22 @@ def result_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _count(attachments: Any) -> int:
-    if attachments is None:
+def count_of(attachments: Any) -> int:
+    """How many attachments a row says there are: a number, or a list of them, also as their text; nothing means none.
+
+    Raises:
+        InvalidRequest: it is something else.
+
+    >>> count_of(2.0), count_of("2"), count_of('["a.png"]'), count_of("")
+    (2, 2, 1, 0)
+    """
+    found = parsed(attachments) if isinstance(attachments, str) else attachments
+    if found is None or found == "":
         return 0
-    if isinstance(attachments, int):
-        return attachments
-    if isinstance(attachments, float) and attachments.is_integer():  # what a table made of a column with gaps
-        return int(attachments)
-    if is_list(attachments):
-        return len(attachments)
+    if isinstance(found, int):
+        return found
+    if isinstance(found, float) and found.is_integer():  # what a table made of a column with gaps
+        return int(found)
+    if is_list(found):
+        return len(found)
     raise InvalidRequest("attachments", "is neither a whole number nor a list")

@@ -26,11 +26,12 @@ from typing import Any
 
 from classifier.cells import WORDS, holds, inner, is_objects, json_of, object_of, opened, value_below
 from classifier.clouds import request_of_contents, request_of_converse
-from classifier.conversations import asked, request_of_body, result_text
+from classifier.conversations import asked, count_of, request_of_body, result_text, tool_names
 from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
 from classifier.errors import InvalidRequest
 from classifier.shapes import is_list, mapping_of
 from classifier.spans import FLAT, is_span, request_of_span
+from classifier.texts import parsed
 from classifier.turns import before, is_history, messages_of
 from classifier.types import Request
 
@@ -137,10 +138,13 @@ def _way(row: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _has_more(row: Mapping[str, Any]) -> bool:
-    """Whether a prompt has tools or attachments beside it, of the types of a corpus line and not of another column."""
-    tools, attachments = row.get("tools"), row.get("attachments")
-    fits = (tools is None or isinstance(tools, list)) and (attachments is None or type(attachments) is int)
-    return fits and bool(tools or attachments)
+    """Whether a prompt has tools or attachments beside it, as a corpus line has them and not another column's."""
+    tools = row.get("tools")
+    try:
+        found = tool_names(parsed(tools) if isinstance(tools, str) else tools), count_of(row.get("attachments"))
+    except InvalidRequest:
+        return False
+    return any(found)
 
 
 def _is_named_text(row: Mapping[str, Any], text_field: str) -> bool:
@@ -183,7 +187,9 @@ def _prompt(row: Mapping[str, Any], text_field: str, **fields: Any) -> Request:
 
 
 def _corpus(row: Mapping[str, Any], **fields: Any) -> Request:
-    return Request.from_json(opened(inner(row, "request"), "messages", "tools"), **fields)
+    line = opened(inner(row, "request"), "messages", "tools")
+    facts = {"tools": tool_names(line.get("tools")), "attachments": count_of(line.get("attachments"))}
+    return Request.from_json({**line, **facts}, **fields)
 
 
 def _openai(row: Mapping[str, Any], **fields: Any) -> Request:

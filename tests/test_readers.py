@@ -47,6 +47,7 @@ HERON = [
 ]
 CALL = '{"call":"get_weather","args":{"city":"Oslo"}}'
 ONE = Options(processes=1)
+_HI = [{"role": "user", "content": "hi"}]
 
 
 def rows_of(name, row_format="auto"):
@@ -282,12 +283,42 @@ def test_an_empty_cell_is_no_request(row):
         ({"tools": [], "attachments": 2}, (), 2),
         ({"tools": "hammer", "attachments": 1}, (), 0),
         ({"attachments": "a.pdf", "tools": ["sh"]}, (), 0),
+        ({"tools": '["sh"]', "attachments": "2"}, ("sh",), 2),
+        ({"tools": "", "attachments": ""}, (), 0),
+        ({"tools": "", "attachments": "1.0"}, (), 1),
+        ({"tools": [{"type": "function", "function": {"name": "sh"}}], "attachments": 2.0}, ("sh",), 2),
+        ({"attachments": ["a.pdf", "b.pdf"]}, (), 2),
+        ({"attachments": 0.5, "tools": ["sh"]}, (), 0),
     ],
-    ids=["tools", "attachments", "a text", "a file's name"],
-)
+    ids=["tools", "attachments", "a text", "a file's name", "cells of CSV", "empty cells", "a gap's number as text",
+         "a column with gaps", "their names", "a share"],
+)  # fmt: skip
 def test_a_prompt_is_rated_with_what_it_came_with(more, tools, attachments):
     """Tools and attachments beside a prompt count as beside messages; other columns of their names cost no row."""
     assert told(request_of_row({"prompt": "hi", **more})) == ([("user", "hi")], tools, attachments)
+
+
+@pytest.mark.parametrize(
+    ("row", "attachments"),
+    [
+        ({"messages": json.dumps(_HI), "tools": "", "functions": "", "attachments": ""}, 0),
+        ({"messages": json.dumps(_HI), "tools": "[]", "attachments": "2"}, 2),
+        ({"messages": json.dumps(_HI), "attachments": '["a.png", "b.png"]'}, 2),
+        ({"messages": json.dumps(_HI), "system": "", "tools": "", "attachments": "0"}, 0),
+        ({"contents": '[{"parts": [{"text": "hi"}]}]', "tools": "", "attachments": ""}, 0),
+    ],
+    ids=["empty cells", "digits", "names", "a naught", "Gemini's"],
+)
+def test_cells_of_csv_say_what_came_with_messages(row, attachments):
+    """An empty cell of tools or attachments is none of them; digits are a number, and a list is counted."""
+    assert told(request_of_row(row)) == ([("user", "hi")], (), attachments)
+
+
+def test_attachments_that_are_no_number_are_named():
+    """Beside messages a text that says nothing of their number makes a bad row."""
+    for attachments in ("a.pdf", "1.5", {"a": 1}):
+        with pytest.raises(InvalidRequest, match="attachments: is neither a whole number nor a list"):
+            request_of_row({"messages": _HI, "attachments": attachments})
 
 
 @pytest.mark.parametrize(
@@ -304,9 +335,6 @@ def test_a_prompt_is_rated_with_what_it_came_with(more, tools, attachments):
 def test_a_column_that_is_named_is_the_text(row, text_field, wanted):
     """Where a row has a text in the column that `--text-field` names, that is the request, whatever else it has."""
     assert told(request_of_row(row, text_field=text_field)) == ([("user", wanted)], (), 0)
-
-
-_HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize(
