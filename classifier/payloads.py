@@ -53,6 +53,8 @@ _LISTS = ("conversation", "conversations", "prompt", SPLIT)
 """Where rows keep messages: WildChat and LMSYS; ShareGPT; Hugging Face's preference data; Azure's API Management."""
 _CHATS = ("messages", "prompts")
 _BODIES = (*_CHATS, "body", "input")
+_LITELLM = ("messages", "model_parameters", "proxy_server_request")
+"""What a row of LiteLLM's has beside `call_type`, which may be a word of somebody else's."""
 _REDACTED = "redacted-by-litellm"
 _CHAT_CALLS = ("completion", "text_completion", "responses", "messages", "generate_content", "image_edit")
 
@@ -71,7 +73,9 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     if is_span(row):
         return "otel"
     check_step(row)
-    if row.get("standard_logging_object") or row.get("call_type"):
+    has_text = row.get(text_field) not in (None, "")
+    is_call = row.get("call_type") and (not has_text or any(row.get(name) for name in _LITELLM))
+    if is_call or row.get("standard_logging_object"):
         return "litellm"
     if row.get("schemaType") == "ModelInvocationLog" or holds(row.get("input"), "inputBodyJson"):
         return "bedrock"
@@ -79,18 +83,20 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
         return "corpus"
     if row.get("messages"):
         return "anthropic" if row.get("system") else "openai"
-    if row.get("body"):
-        return "openai"
-    if row.get("params"):
-        return "anthropic"
     if any(is_objects(row, name) for name in _LISTS) or any(_wraps(row, path) for path in _WRAPPERS):
         return "openai"
-    if row.get(text_field) not in (None, ""):
+    if holds(row.get("params"), "messages"):
+        return "anthropic"
+    if has_text:
         if text_field == "prompt" and (isinstance(row["prompt"], list) or is_history(row.get("history"))):
             return "openai"
         return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
-    if row.get("input") or row.get("instruction") or any(_completes(row, path) for path in _WRAPPERS):
+    if any(row.get(name) for name in ("body", "input", "instruction")) or any(
+        _completes(row, path) for path in _WRAPPERS
+    ):
         return "openai"
+    if row.get("params"):
+        return "anthropic"
     if row.get("full_request") or row.get("contents") or holds(row.get("request"), "contents"):
         return "gemini"
     if row.get(text_field) is not None:
@@ -187,13 +193,14 @@ def _prompt(row: Mapping[str, Any], text_field: str, **fields: Any) -> Request:
 
 
 def _corpus(row: Mapping[str, Any], **fields: Any) -> Request:
-    line = opened(inner(row, "request"), "messages", "tools")
+    line = row if row.get("messages") or row.get("prompt") else inner(row, "request")
+    line = opened(line, "messages", "tools")
     facts = {"tools": tool_names(line.get("tools")), "attachments": count_of(line.get("attachments"))}
     return Request.from_json({**line, **facts}, **fields)
 
 
 def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
-    body = inner(row, "body")
+    body = inner(row, "body") if _wraps(row, ("body",)) else row
     while not body.get("messages") and (path := _way(body)):
         body = inner({path[-1]: value_below(body, path)}, path[-1])
     body = opened(body, "messages", "tools", "functions", *_LISTS, *(() if _instructs(body) else ("input",)))
@@ -217,7 +224,7 @@ def _said(body: Mapping[str, Any]) -> Any:
         return [*_earlier(body), {"role": "user", "content": texts}]
     if (prompt := body.get("prompt")) and isinstance(prompt, str | list):
         return [*_earlier(body), *_prompted(prompt, "prompt")]
-    check_chat(body)
+    check_chat(inner(body, "body"))
     return None
 
 
@@ -248,7 +255,8 @@ def _only(values: Any, name: str, kind: type) -> Any:
 
 
 def _anthropic(row: Mapping[str, Any], **fields: Any) -> Request:
-    return request_of_body(opened(inner(row, "params", "body"), "messages", "tools", "system"), **fields)
+    wrappers = [name for name in ("params", "body") if holds(row.get(name), "messages") or not row.get("messages")]
+    return request_of_body(opened(inner(row, *wrappers), "messages", "tools", "system"), **fields)
 
 
 def _litellm(row: Mapping[str, Any], **fields: Any) -> Request:

@@ -299,6 +299,64 @@ def test_a_prompt_is_rated_with_what_it_came_with(more, tools, attachments):
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        {"params": {"temperature": 0.7}},
+        {"params": '{"temperature": 0.7}', "body": ""},
+        {"body": "Dear all"},
+        {"body": {"subject": "Dear all"}},
+        {"request": "by telephone"},
+        {"trace_id": "t", "attributes": {"a": 1}},
+        {"trace_id": "t", "attributes": ""},
+        {"span_id": "s", "attributes.http.status_code": 200},
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hi"},
+        {"prompt": "hi", "tools": []},
+        {"prompt": "hi", "attachments": 0, "history": []},
+        {"messages": _HI},
+        {"system": "", "messages": _HI},
+    ],
+    ids=["a prompt", "no tools", "no history", "messages", "no system"],
+)
+def test_columns_of_another_kind_cost_no_row(row, more):
+    """What formats call a body, parameters, a call or attributes is theirs only where it holds a request of theirs."""
+    assert told(request_of_row({**row, **more})) == ([("user", "hi")], (), 0)
+
+
+def test_what_a_request_came_with_is_read_beside_columns_of_another_kind():
+    """A system prompt, tools, a history and an instruction are those of the row."""
+    more = {"params": {"temperature": 0.7}, "request": "by telephone"}
+    assert told(request_of_row({"instruction": "hi", **more})) == ([("user", "hi")], (), 0)
+    more |= {"body": "Dear all"}
+    system = request_of_row({"system": "Be brief.", "messages": _HI, **more})
+    assert told(system)[0] == [("system", "Be brief."), ("user", "hi")]
+    assert told(request_of_row({"prompt": "hi", "tools": ["sh"], **more})) == ([("user", "hi")], ("sh",), 0)
+    assert told(request_of_row({"instruction": "hi", **more})) == ([("user", "hi")], (), 0)
+    assert len(request_of_row({"prompt": "Why?", "history": [["hi", "Hello!"]], **more}).messages) == 3
+
+
+def test_a_call_type_of_another_kind_costs_no_prompt():
+    """It is LiteLLM's where messages, parameters or what was sent stand beside it, or no prompt does."""
+    assert told(request_of_row({"prompt": "hi", "call_type": "inbound"})) == ([("user", "hi")], (), 0)
+    for beside in ({"messages": _HI}, {"model_parameters": {"n": 1}}, {"proxy_server_request": {"prompt": "hi"}}):
+        with pytest.raises(InvalidRequest, match="call_type: is 'inbound'"):
+            request_of_row({"prompt": "hi", "call_type": "inbound", **beside})
+
+
+def test_a_span_is_one_beside_a_prompt_of_its_own():
+    """Attributes by a convention make a span of a row that has a column called prompt, too."""
+    attributes = {"gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]}
+    for told_by in (attributes, json.dumps(attributes)):
+        row = {"trace_id": "t", "prompt": "greeting-v2", "attributes": told_by}
+        assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+@pytest.mark.parametrize(
     ("row", "attachments"),
     [
         ({"messages": json.dumps(_HI), "tools": "", "functions": "", "attachments": ""}, 0),
