@@ -8,7 +8,6 @@ Pure. Knows nothing of formats or requests.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,12 +30,10 @@ def json_of(value: Any, name: str) -> Any:
     Raises:
         InvalidRequest: it is another text; `name` is the field's.
     """
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(name, "is a text, and not of JSON") from None
+    found = parsed(value) if isinstance(value, str) else value
+    if isinstance(value, str) and found is value:
+        raise InvalidRequest(name, "is a text, and not of JSON")
+    return found
 
 
 def object_of(value: Any) -> Mapping[str, Any] | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from classifier.spans import EXPORTS, spans_of
-from classifier.texts import encodable, parsed
+from classifier.texts import MAX_DEPTH, encodable, is_deep, parsed
 
 MAX_ROW_BYTES = 16 * 2**20
 MAX_ROW_LINES = 100_000
@@ -26,6 +26,7 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 _BLOCK = 2**20
 _MARKS = tuple(json.dumps(name).encode() for name in EXPORTS)
 _UTF_16, _CONVERT = (b"\xff\xfe", b"\xfe\xff"), "is UTF-16; convert the file with iconv -t UTF-8"
+_DEEP = f"is nested too deeply; the limit is {MAX_DEPTH} lists and objects within each other"
 _NEVER_CLOSED = "has a quote that is not closed at the end of its column or its line"
 
 
@@ -114,11 +115,13 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
     except UnicodeDecodeError as error:
         return {}, f"is not UTF-8 (byte {error.start})"
     except RecursionError:
-        return {}, "is nested too deeply"
+        return {}, _DEEP
     except json.JSONDecodeError as error:
         return {}, f"is not JSON ({error.msg.removesuffix(' at')} at character {error.pos})"
     except ValueError:
         return {}, "is not JSON (a number is too long)"
+    if is_deep(value):
+        return {}, _DEEP
     if isinstance(value, list):
         return {}, "is a JSON array; make it JSON lines with jq -c '.[]'"
     return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")

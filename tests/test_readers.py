@@ -33,6 +33,7 @@ from classifier.payloads import FORMATS, reads, request_of_row
 from classifier.readers import CHUNK_BYTES, read_chunks
 from classifier.runs import Options
 from classifier.sources import find_sources
+from classifier.texts import MAX_DEPTH
 from classifier.types import Request
 from tests.bulk_support import FakeMaker, prompts, write_lines
 
@@ -1101,6 +1102,30 @@ def test_hostile_lines_are_bad_rows(line, error, tmp_path):
     assert (errors[0] is None) == (error is None)
     assert errors[1] is None
     assert tally.rows == 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("last", ["7", "NaN", "Infinity", '"\\ud800"'], ids=["number", "NaN", "infinity", "surrogate"])
+def test_no_depth_ends_a_run(last, kind, tmp_path):
+    """A line nested to the limit is labelled and written whatever stands innermost; a deeper one is a bad row, kept."""
+    deep = [f'{{"prompt": "hi", "more": {"[" * n}{last}{"]" * n}}}' for n in (MAX_DEPTH - 1, MAX_DEPTH, 400, 960, 5000)]
+    log = write_lines(tmp_path / "a.jsonl", [line.encode() for line in [*deep, '{"prompt": "ho"}']])
+    label([str(log)], str(tmp_path / f"out.{kind}"), FakeMaker(), ONE)
+    rows = list(open_labelled(tmp_path / f"out.{kind}").rows())
+    error = f"is nested too deeply; the limit is {MAX_DEPTH} lists and objects within each other"
+    assert [row["classifier_error"] or None for row in rows] == [None, *[error] * 4, None]
+    assert [row["classifier_extra"]["line"] for row in rows[1:5]] == deep[1:]
+
+
+def test_an_export_that_is_nested_too_deeply_is_one_bad_row(tmp_path):
+    """Its spans are not looked for, and the next line is read."""
+    value = '{"stringValue": "chat"}'
+    for _ in range(300):
+        value = f'{{"arrayValue": {{"values": [{value}]}}}}'
+    span = f'{{"name": "chat", "attributes": [{{"key": "gen_ai.operation.name", "value": {value}}}]}}'
+    export = f'{{"resourceSpans": [{{"scopeSpans": [{{"spans": [{span}]}}]}}]}}'
+    errors, _ = outcome(write_lines(tmp_path / "a.jsonl", [export.encode(), b'{"prompt": "hi"}']), tmp_path)
+    assert [(error or "")[:20] for error in errors] == ["is nested too deeply", ""]
 
 
 @pytest.mark.parametrize(
