@@ -35,7 +35,8 @@ class RawRow(NamedTuple):
 
     Attributes:
         source: the file's name.
-        number: its line in the file, or its number there, from 1; grows within a file.
+        number: its line in the file, the first of several, from 1; behind a line of an OTLP export that holds several
+            requests it counts requests, so that it grows within a file and no two rows share one.
         payload: a line of JSON, or a CSV row's columns; with an error the text of the line; None where there is
             nothing but an error.
         error: empty, or what is wrong with it.
@@ -131,7 +132,7 @@ def csv_rows(file: IO[bytes], name: str, delimiter: str = ",") -> Iterator[RawRo
     """Rows of CSV, or of TSV, a header first. Bytes that are not UTF-8 make their row a bad one."""
     header: list[str] | None = None
     for lines, fields, problem in _records(_csv_lines(file), delimiter):
-        number, error = lines[-1].number, problem
+        number, error = lines[0].number, problem
         if not fields and not error:
             continue
         if header is None:

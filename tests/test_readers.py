@@ -28,7 +28,7 @@ from classifier import readers
 from classifier.bulk import label
 from classifier.errors import InputError, InvalidRequest
 from classifier.labelled import open_labelled
-from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows
+from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows, json_rows
 from classifier.payloads import FORMATS, reads, request_of_row
 from classifier.readers import CHUNK_BYTES, read_chunks
 from classifier.runs import Options
@@ -1210,6 +1210,22 @@ def test_a_quote_that_is_never_closed_costs_its_line(lines, found):
         assert row.error.startswith(error)
         assert bool(row.error) == bool(error)
     assert [row.number for row in rows] == sorted({row.number for row in rows})
+
+
+def test_a_row_of_csv_has_the_number_of_its_first_line():
+    """That is where an editor goes to; blank lines and bad rows count as lines."""
+    data = b'prompt,id\n"a\nb",1\n\nhi\n"c\n\nd",2\nho,3\n'
+    assert [(row.number, bool(row.error)) for row in csv_rows(io.BytesIO(data), "a.csv")] == [
+        (2, False), (5, True), (6, False), (9, False)
+    ]  # fmt: skip
+
+
+def test_each_request_of_an_export_has_a_number_of_its_own():
+    """Rows behind a line of several requests go on counting, so that a file and a number name one row."""
+    attributes = [{"key": "gen_ai.operation.name", "value": {"stringValue": "chat"}}]
+    export = {"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "chat", "attributes": attributes}] * 3}]}]}
+    data = b"\n" + json.dumps(export).encode() + b'\n{"resourceSpans"\n\n\n\n{"prompt": "hi"}\n'
+    assert [row.number for row in json_rows(io.BytesIO(data), "a.jsonl")] == [2, 3, 4, 5, 7]
 
 
 @pytest.mark.parametrize("line", ['"open,1', 'a",",', 'x"y,"', "x,1"], ids=["open", "strict", "lenient", "rows"])
