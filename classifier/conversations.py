@@ -19,7 +19,7 @@ from typing import Any
 from classifier.errors import InvalidRequest
 from classifier.shapes import is_list, mapping_of
 from classifier.texts import parsed
-from classifier.types import Message, Request
+from classifier.types import ROLES, Message, Request
 
 _ROLES: Mapping[str, str] = {
     "function": "tool",
@@ -32,6 +32,8 @@ _ROLES: Mapping[str, str] = {
 }
 _CONTENTS = ("content", "parts", "value")
 """Where a message has what was said: as APIs have it, the Vercel AI SDK, and ShareGPT's files."""
+_WHO = ("role", "from", "type")
+_WHAT = (*_CONTENTS, "text", "data", "kwargs", "output", "tool_calls", "function_call", "arguments", "image_url")
 _SPEAKERS = frozenset({"human", "ai", "system", "tool", "function", "chat"})
 """What LangChain's messages are called, by their `type` or, with "Message" behind it, by their class."""
 _TEXT_KEYS = ("text", "refusal")
@@ -89,13 +91,24 @@ def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
         raise InvalidRequest("messages", "is not there or not a list of objects with role and content")
     for i, message in enumerate(messages):
         add_message(found, message, f"{name}[{i}]")
-    found.attachments += _count(body.get("attachments"))
+    found.attachments += count_of(body.get("attachments"))
     return Request(
         messages=tuple(found.messages),
         tools=tool_names(body.get("tools") or body.get("functions")),
         attachments=found.attachments,
         **fields,
     )
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is an object that says who speaks, or of what kind it is, and holds what is said.
+
+    >>> is_message({"role": "user", "content": "hi"}), is_message({"id": 1, "type": "fruit"})
+    (True, False)
+    """
+    told = mapping_of(value)
+    who = [told[name] for name in _WHO if isinstance(told.get(name), str)]
+    return any(name in _ROLES or name in ROLES for name in who) or (bool(who) and any(name in told for name in _WHAT))
 
 
 def add_message(found: Collected, message: Any, where: str) -> None:
@@ -190,12 +203,12 @@ def tool_names(tools: Any) -> tuple[str, ...]:
 
     Args:
         tools: a list of names, of objects with a `name`, of OpenAI's `{"type": "function", "function": {...}}`, or of
-            built-in tools that have only a `type`; None means none.
+            built-in tools that have only a `type`; None and an empty text, as of a cell of CSV, mean none.
 
     Raises:
         InvalidRequest: it is no list.
     """
-    if tools is None:
+    if tools is None or tools == "":
         return ()
     if not is_list(tools):
         raise InvalidRequest("tools", "is not a list of names or of objects with a name")
@@ -276,13 +289,22 @@ def result_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _count(attachments: Any) -> int:
-    if attachments is None:
+def count_of(attachments: Any) -> int:
+    """How many attachments a row says there are: a number, or a list of them, also as their text; nothing means none.
+
+    Raises:
+        InvalidRequest: it is something else.
+
+    >>> count_of(2.0), count_of("2"), count_of('["a.png"]'), count_of("")
+    (2, 2, 1, 0)
+    """
+    found = parsed(attachments) if isinstance(attachments, str) else attachments
+    if found is None or found == "":
         return 0
-    if isinstance(attachments, int):
-        return attachments
-    if isinstance(attachments, float) and attachments.is_integer():  # what a table made of a column with gaps
-        return int(attachments)
-    if is_list(attachments):
-        return len(attachments)
+    if isinstance(found, int):
+        return found
+    if isinstance(found, float) and found.is_integer():  # what a table made of a column with gaps
+        return int(found)
+    if is_list(found):
+        return len(found)
     raise InvalidRequest("attachments", "is neither a whole number nor a list")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from classifier.spans import EXPORTS, spans_of
-from classifier.texts import encodable, parsed
+from classifier.texts import MAX_DEPTH, encodable, is_deep, parsed
 
 MAX_ROW_BYTES = 16 * 2**20
 MAX_ROW_LINES = 100_000
@@ -26,6 +26,7 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 _BLOCK = 2**20
 _MARKS = tuple(json.dumps(name).encode() for name in EXPORTS)
 _UTF_16, _CONVERT = (b"\xff\xfe", b"\xfe\xff"), "is UTF-16; convert the file with iconv -t UTF-8"
+_DEEP = f"is nested too deeply; the limit is {MAX_DEPTH} lists and objects within each other"
 _NEVER_CLOSED = "has a quote that is not closed at the end of its column or its line"
 
 
@@ -34,7 +35,8 @@ class RawRow(NamedTuple):
 
     Attributes:
         source: the file's name.
-        number: its line in the file, or its number there, from 1; grows within a file.
+        number: its line in the file, the first of several, from 1; behind a line of an OTLP export that holds several
+            requests it counts requests, so that it grows within a file and no two rows share one.
         payload: a line of JSON, or a CSV row's columns; with an error the text of the line; None where there is
             nothing but an error.
         error: empty, or what is wrong with it.
@@ -114,11 +116,13 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str]:
     except UnicodeDecodeError as error:
         return {}, f"is not UTF-8 (byte {error.start})"
     except RecursionError:
-        return {}, "is nested too deeply"
+        return {}, _DEEP
     except json.JSONDecodeError as error:
         return {}, f"is not JSON ({error.msg.removesuffix(' at')} at character {error.pos})"
     except ValueError:
         return {}, "is not JSON (a number is too long)"
+    if is_deep(value):
+        return {}, _DEEP
     if isinstance(value, list):
         return {}, "is a JSON array; make it JSON lines with jq -c '.[]'"
     return (value, "") if isinstance(value, dict) else ({}, "is JSON, but no object")
@@ -128,7 +132,7 @@ def csv_rows(file: IO[bytes], name: str, delimiter: str = ",") -> Iterator[RawRo
     """Rows of CSV, or of TSV, a header first. Bytes that are not UTF-8 make their row a bad one."""
     header: list[str] | None = None
     for lines, fields, problem in _records(_csv_lines(file), delimiter):
-        number, error = lines[-1].number, problem
+        number, error = lines[0].number, problem
         if not fields and not error:
             continue
         if header is None:

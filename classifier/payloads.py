@@ -21,15 +21,15 @@ Pure. Knows nothing of files.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from classifier.cells import WORDS, holds, inner, is_objects, json_of, object_of, opened, value_below
 from classifier.clouds import request_of_contents, request_of_converse
-from classifier.conversations import asked, request_of_body
+from classifier.conversations import asked, count_of, request_of_body, result_text, tool_names
 from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
 from classifier.errors import InvalidRequest
-from classifier.shapes import mapping_of
+from classifier.shapes import is_list, mapping_of
 from classifier.spans import FLAT, is_span, request_of_span
 from classifier.texts import parsed
 from classifier.turns import before, is_history, messages_of
@@ -51,7 +51,10 @@ _WRAPPERS = (
 """Where rows keep a body: batch files; Helicone; Azure; Portkey and Cloudflare; LangSmith; Langfuse's traces; Kong."""
 _LISTS = ("conversation", "conversations", "prompt", SPLIT)
 """Where rows keep messages: WildChat and LMSYS; ShareGPT; Hugging Face's preference data; Azure's API Management."""
-_BODIES = ("messages", "body", "input", "prompts")
+_CHATS = ("messages", "prompts")
+_BODIES = (*_CHATS, "body", "input")
+_LITELLM = ("messages", "model_parameters", "proxy_server_request")
+"""What a row of LiteLLM's has beside `call_type`, which may be a word of somebody else's."""
 _REDACTED = "redacted-by-litellm"
 _CHAT_CALLS = ("completion", "text_completion", "responses", "messages", "generate_content", "image_edit")
 
@@ -70,27 +73,31 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     if is_span(row):
         return "otel"
     check_step(row)
-    if row.get("standard_logging_object") or row.get("call_type"):
+    has_text = row.get(text_field) not in (None, "")
+    is_call = row.get("call_type") and (not has_text or any(row.get(name) for name in _LITELLM))
+    if is_call or row.get("standard_logging_object"):
         return "litellm"
-    if row.get("schemaType") == "ModelInvocationLog" or _holds(row.get("input"), "inputBodyJson"):
+    if row.get("schemaType") == "ModelInvocationLog" or holds(row.get("input"), "inputBodyJson"):
         return "bedrock"
     if row.get("request") and row.get("decision_id"):
         return "corpus"
     if row.get("messages"):
         return "anthropic" if row.get("system") else "openai"
-    if row.get("body"):
+    if any(is_objects(row, name) for name in _LISTS) or any(_wraps(row, path) for path in _WRAPPERS):
         return "openai"
-    if row.get("params"):
+    if holds(row.get("params"), "messages"):
         return "anthropic"
-    if any(_is_messages(row.get(name)) for name in _LISTS) or any(_wraps(_at(row, path)) for path in _WRAPPERS):
-        return "openai"
-    if row.get(text_field) not in (None, ""):
+    if has_text:
         if text_field == "prompt" and (isinstance(row["prompt"], list) or is_history(row.get("history"))):
             return "openai"
         return "corpus" if text_field == "prompt" and _has_more(row) else "prompt"
-    if row.get("input") or row.get("instruction") or any(_completes(row, path) for path in _WRAPPERS):
+    if any(row.get(name) for name in ("body", "input", "instruction")) or any(
+        _completes(row, path) for path in _WRAPPERS
+    ):
         return "openai"
-    if row.get("full_request") or row.get("contents") or _holds(row.get("request"), "contents"):
+    if row.get("params"):
+        return "anthropic"
+    if row.get("full_request") or row.get("contents") or holds(row.get("request"), "contents"):
         return "gemini"
     if row.get(text_field) is not None:
         return "prompt"
@@ -101,59 +108,49 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     raise InvalidRequest("prompt", "is not there, and no messages or body; name the column with --text-field")
 
 
-def _holds(value: Any, name: str) -> bool:
-    """Whether an object, or what looks like its JSON text, has a field of that name."""
-    return name in value if isinstance(value, Mapping) else isinstance(value, str) and f'"{name}"' in value
-
-
-def _is_messages(value: Any) -> bool:
-    """Whether a value is a list of objects, or looks like its JSON text."""
-    if isinstance(value, str):
-        return value.startswith("[{")
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
-
-
-def _wraps(value: Any) -> bool:
-    """Whether an object, or its JSON text, holds a chat body or messages."""
-    held = _object(value)
+def _wraps(row: Mapping[str, Any], path: Sequence[str]) -> bool:
+    """Whether an object, or its JSON text, that stands at a path holds a chat body or messages."""
+    value = value_below(row, path)
+    held = object_of(value)
+    if path[-1] in WORDS and _instructs(row):
+        return False
+    if path[-1] in WORDS and isinstance(value, str):
+        return held is not None and any(_lists(held, name) for name in (*_CHATS, "input"))
     if held is None:  # what looks like text of JSON and is none: whoever opens it says what is wrong
-        return any(_holds(value, name) for name in _BODIES)
+        return any(holds(value, name) for name in _BODIES)
     return any(name in held for name in _BODIES) and "contents" not in held  # that one is Gemini's
+
+
+def _lists(held: Mapping[str, Any], name: str) -> bool:
+    """Whether an object has a list there, or the JSON text of one of messages."""
+    return is_list(held.get(name)) or is_objects(held, name)
+
+
+def _instructs(body: Mapping[str, Any]) -> bool:
+    """Whether a row says what to do, as Alpaca's do: its `input` is what to do it with, whatever it looks like."""
+    return isinstance(body.get("instruction"), str) and bool(body["instruction"])
 
 
 def _completes(row: Mapping[str, Any], path: Sequence[str]) -> bool:
     """Whether a completion's body stands at a path; `input` holds what people wrote, too: a prompt in it is theirs."""
-    return path != ("input",) and "prompt" in (_object(_at(row, path)) or {})
+    return path != ("input",) and "prompt" in (object_of(value_below(row, path)) or {})
 
 
 def _way(row: Mapping[str, Any]) -> Sequence[str]:
     """The path to a chat body below a row, else to a completion's; an empty one where there is neither."""
-    chats = (path for path in _WRAPPERS if _wraps(_at(row, path)))
+    chats = (path for path in _WRAPPERS if _wraps(row, path))
     completions = (path for path in _WRAPPERS if _completes(row, path))
     return next(itertools.chain(chats, completions), ())
 
 
-def _at(row: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """What stands at a path of names below a row; None where nothing does."""
-    value: Any = row
-    for name in path:
-        value = (_object(value) or {}).get(name)
-    return value
-
-
-def _object(value: Any) -> Mapping[str, Any] | None:
-    """An object, also one that stands as JSON text; an empty one for everything else, None for broken text of one."""
-    if isinstance(value, str) and value[:1] == "{":
-        value = parsed(value)
-        return value if isinstance(value, Mapping) else None
-    return mapping_of(value)
-
-
 def _has_more(row: Mapping[str, Any]) -> bool:
-    """Whether a prompt has tools or attachments beside it, of the types of a corpus line and not of another column."""
-    tools, attachments = row.get("tools"), row.get("attachments")
-    fits = (tools is None or isinstance(tools, list)) and (attachments is None or type(attachments) is int)
-    return fits and bool(tools or attachments)
+    """Whether a prompt has tools or attachments beside it, as a corpus line has them and not another column's."""
+    tools = row.get("tools")
+    try:
+        found = tool_names(parsed(tools) if isinstance(tools, str) else tools), count_of(row.get("attachments"))
+    except InvalidRequest:
+        return False
+    return any(found)
 
 
 def _is_named_text(row: Mapping[str, Any], text_field: str) -> bool:
@@ -196,15 +193,17 @@ def _prompt(row: Mapping[str, Any], text_field: str, **fields: Any) -> Request:
 
 
 def _corpus(row: Mapping[str, Any], **fields: Any) -> Request:
-    return Request.from_json(_opened(_inner(row, "request"), "messages", "tools"), **fields)
+    line = row if row.get("messages") or row.get("prompt") else inner(row, "request")
+    line = opened(line, "messages", "tools")
+    facts = {"tools": tool_names(line.get("tools")), "attachments": count_of(line.get("attachments"))}
+    return Request.from_json({**line, **facts}, **fields)
 
 
 def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
-    body = _inner(row, "body")
+    body = inner(row, "body") if _wraps(row, ("body",)) else row
     while not body.get("messages") and (path := _way(body)):
-        body = _inner({path[-1]: _at(body, path)}, path[-1])
-    lists = (name for name in _LISTS if name != "prompt" or _is_messages(body.get(name)))  # may begin with [INST]
-    body = _opened(body, "messages", "tools", "functions", "input", *lists)
+        body = inner({path[-1]: value_below(body, path)}, path[-1])
+    body = opened(body, "messages", "tools", "functions", *_LISTS, *(() if _instructs(body) else ("input",)))
     if not body.get("messages"):
         body = {**body, "messages": _said(body)}
     elif _is_nested(body["messages"]):  # LangChain's runs can hold several conversations
@@ -214,24 +213,25 @@ def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
 
 def _said(body: Mapping[str, Any]) -> Any:
     """The messages of a body that has them under another name; None where it has none."""
-    if name := next((name for name in _LISTS if _is_messages(body.get(name))), ""):
+    if name := next((name for name in _LISTS if is_objects(body, name)), ""):
         check_whole(body)
         return body[name]
     if body.get("prompts"):
         return _prompted(body["prompts"], "prompts")
-    if isinstance(body.get("instruction"), str):  # Alpaca's rows: what to do, and with what
-        said = [{"role": "user", "content": [body["instruction"], *filter(None, [body.get("input")])]}]
-        return [*_earlier(body), *said]
+    if _instructs(body):
+        given = body.get("input")
+        texts = [body["instruction"], *([] if given in (None, "", [], {}) else [result_text(given)])]
+        return [*_earlier(body), {"role": "user", "content": texts}]
     if (prompt := body.get("prompt")) and isinstance(prompt, str | list):
         return [*_earlier(body), *_prompted(prompt, "prompt")]
-    check_chat(body)
+    check_chat(inner(body, "body"))
     return None
 
 
 def _earlier(body: Mapping[str, Any]) -> Sequence[Any]:
     """The messages of a `history` beside a prompt."""
     history = body.get("history")
-    return before(_json(history, "history")) if is_history(history) else ()
+    return before(json_of(history, "history")) if is_history(history) else ()
 
 
 def _prompted(prompt: Any, name: str) -> Sequence[Mapping[str, str]]:
@@ -255,15 +255,16 @@ def _only(values: Any, name: str, kind: type) -> Any:
 
 
 def _anthropic(row: Mapping[str, Any], **fields: Any) -> Request:
-    return request_of_body(_opened(_inner(row, "params", "body"), "messages", "tools", "system"), **fields)
+    wrappers = [name for name in ("params", "body") if holds(row.get(name), "messages") or not row.get("messages")]
+    return request_of_body(opened(inner(row, *wrappers), "messages", "tools", "system"), **fields)
 
 
 def _litellm(row: Mapping[str, Any], **fields: Any) -> Request:
-    payload = _inner(row, "standard_logging_object")
+    payload = inner(row, "standard_logging_object")
     call = str(payload.get("call_type") or "completion")
     if not any(call.endswith(name) for name in _CHAT_CALLS):
         raise InvalidRequest("call_type", f"is {call[:32]!r}, which is no request to a chat model")
-    body = dict(_opened(payload, "messages", "model_parameters", "proxy_server_request"))
+    body = dict(opened(payload, "messages", "model_parameters", "proxy_server_request"))
     sent = body.get("proxy_server_request")
     if not body.get("messages") and isinstance(sent, Mapping):  # spend logs keep the body as it was sent
         return _openai(sent, **fields)
@@ -281,19 +282,17 @@ def _litellm(row: Mapping[str, Any], **fields: Any) -> Request:
 
 
 def _gemini(row: Mapping[str, Any], **fields: Any) -> Request:
-    body = _opened(
-        _inner(row, "full_request", "request"), "contents", "systemInstruction", "system_instruction", "tools"
-    )
+    body = opened(inner(row, "full_request", "request"), "contents", "systemInstruction", "system_instruction", "tools")
     if "contents" not in body and "messages" in body:  # Vertex AI logs Anthropic's models in the same table
         return request_of_body(body, **fields)
     return request_of_contents(body, **fields)
 
 
 def _bedrock(row: Mapping[str, Any], **fields: Any) -> Request:
-    entry = _inner(row, "input")
+    entry = inner(row, "input")
     if entry.get("inputBodyS3Path") and not entry.get("inputBodyJson"):
         raise InvalidRequest("input.inputBodyJson", "is not in the log; its body, a large one, lies at inputBodyS3Path")
-    body = _opened(_inner(entry, "inputBodyJson"), "messages", "system", "toolConfig")
+    body = opened(inner(entry, "inputBodyJson"), "messages", "system", "toolConfig")
     if "messages" not in body:
         raise InvalidRequest("input.inputBodyJson", "has no messages; of Bedrock's models those that chat are read")
     return request_of_converse(body, **fields)
@@ -308,29 +307,3 @@ _READERS: Mapping[str, Callable[..., Request]] = {
     "gemini": _gemini,
     "bedrock": _bedrock,
 }
-
-
-def _inner(row: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """The body that the row wraps under one of the names, or the row itself."""
-    for name in names:
-        if row.get(name) not in (None, ""):  # a cell of CSV that holds nothing is empty
-            value = _json(row[name], name)
-            if not isinstance(value, Mapping):
-                raise InvalidRequest(name, "is not an object, nor its JSON text")
-            return value
-    return row
-
-
-def _opened(row: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """The row with what stands as JSON text under these names opened."""
-    texts = [name for name in names if isinstance(row.get(name), str) and row[name][:1] in ("[", "{")]
-    return {**row, **{name: _json(row[name], name) for name in texts}} if texts else row
-
-
-def _json(value: Any, name: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(name, "is a text, and not of JSON") from None

@@ -44,6 +44,9 @@ _COLUMN = "attributes."
 """What tables of spans have before an attribute's name."""
 FLAT = (_COLUMN, "gen_ai.", "llm.", "openinference.")
 """What names of columns that hold an attribute begin with."""
+_NAMED = ("gen_ai.", "llm.", "openinference.", "ai.")
+"""What names of attributes begin with by one of the conventions, whole or nested."""
+_REQUEST = ("prompt", "messages")
 _WHOLE = ("gen_ai.input.messages", "ai.prompt.messages")
 """Attributes that hold all messages; the second is the Vercel AI SDK's."""
 _CONTENT = ("gen_ai.input.messages", "llm.input_messages", "gen_ai.prompt.0")
@@ -56,15 +59,18 @@ _NO_CONTENT = (
 
 
 def is_span(row: Mapping[str, Any]) -> bool:
-    """Whether a row is a span or an OTLP export."""
+    """Whether a row is a span or an OTLP export; beside a request only what conventions name makes it one."""
     if any(name in row for name in EXPORTS):
         return True
     if not any(name in row for name in ("context", "spanId", "span_id", "trace_id", "traceId", "context.span_id")):
         return False
-    if row.get("attributes") is not None:
+    columns = [name for name in row if name.startswith(FLAT) and row[name] not in (None, "")]
+    if any(name.startswith(_CONTENT) for name in columns):
         return True
-    names = (name for name in row if name.startswith(FLAT) and row[name] not in (None, ""))
-    return any(name.startswith(_COLUMN) or name.startswith(_CONTENT) for name in names)
+    flat = [name.removeprefix(_COLUMN) for name in columns if name.startswith(_COLUMN)]
+    if any(row.get(name) for name in _REQUEST):
+        return any(f"{name}.".startswith(_NAMED) for name in [*flat, *_attributes(_parsed(row.get("attributes")))])
+    return bool(flat) or row.get("attributes") not in (None, "")
 
 
 def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+MAX_DEPTH = 200
+"""Of lists and objects within each other. What is deeper may be read and not written: 1,000 are too many to Python."""
+
 
 def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
     """Rows as CSV: None is empty, an object is its JSON."""
@@ -64,9 +67,25 @@ def parsed(text: str | bytes) -> Any:
     ({'a': 1}, '{a: 1}')
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    return text if is_deep(value) else value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and objects stand within each other more than `MAX_DEPTH` deep.
+
+    >>> is_deep([[1], {"a": 2}]), is_deep(json.loads("[" * 201 + "]" * 201))
+    (False, True)
+    """
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        held = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
+        level = [inner for inner in held if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def encodable(text: str) -> str:

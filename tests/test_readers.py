@@ -28,11 +28,12 @@ from classifier import readers
 from classifier.bulk import label
 from classifier.errors import InputError, InvalidRequest
 from classifier.labelled import open_labelled
-from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows
+from classifier.lines import MAX_ROW_BYTES, MAX_ROW_LINES, csv_rows, json_rows
 from classifier.payloads import FORMATS, reads, request_of_row
 from classifier.readers import CHUNK_BYTES, read_chunks
 from classifier.runs import Options
 from classifier.sources import CONTAINERS, container_of, find_sources
+from classifier.texts import MAX_DEPTH
 from classifier.types import Request
 from tests.bulk_support import FakeMaker, prompts, write_lines
 
@@ -47,6 +48,7 @@ HERON = [
 ]
 CALL = '{"call":"get_weather","args":{"city":"Oslo"}}'
 ONE = Options(processes=1)
+_HI = [{"role": "user", "content": "hi"}]
 
 
 def rows_of(name, row_format="auto"):
@@ -282,12 +284,100 @@ def test_an_empty_cell_is_no_request(row):
         ({"tools": [], "attachments": 2}, (), 2),
         ({"tools": "hammer", "attachments": 1}, (), 0),
         ({"attachments": "a.pdf", "tools": ["sh"]}, (), 0),
+        ({"tools": '["sh"]', "attachments": "2"}, ("sh",), 2),
+        ({"tools": "", "attachments": ""}, (), 0),
+        ({"tools": "", "attachments": "1.0"}, (), 1),
+        ({"tools": [{"type": "function", "function": {"name": "sh"}}], "attachments": 2.0}, ("sh",), 2),
+        ({"attachments": ["a.pdf", "b.pdf"]}, (), 2),
+        ({"attachments": 0.5, "tools": ["sh"]}, (), 0),
     ],
-    ids=["tools", "attachments", "a text", "a file's name"],
-)
+    ids=["tools", "attachments", "a text", "a file's name", "cells of CSV", "empty cells", "a gap's number as text",
+         "a column with gaps", "their names", "a share"],
+)  # fmt: skip
 def test_a_prompt_is_rated_with_what_it_came_with(more, tools, attachments):
     """Tools and attachments beside a prompt count as beside messages; other columns of their names cost no row."""
     assert told(request_of_row({"prompt": "hi", **more})) == ([("user", "hi")], tools, attachments)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"params": {"temperature": 0.7}},
+        {"params": '{"temperature": 0.7}', "body": ""},
+        {"body": "Dear all"},
+        {"body": {"subject": "Dear all"}},
+        {"request": "by telephone"},
+        {"trace_id": "t", "attributes": {"a": 1}},
+        {"trace_id": "t", "attributes": ""},
+        {"span_id": "s", "attributes.http.status_code": 200},
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hi"},
+        {"prompt": "hi", "tools": []},
+        {"prompt": "hi", "attachments": 0, "history": []},
+        {"messages": _HI},
+        {"system": "", "messages": _HI},
+    ],
+    ids=["a prompt", "no tools", "no history", "messages", "no system"],
+)
+def test_columns_of_another_kind_cost_no_row(row, more):
+    """What formats call a body, parameters, a call or attributes is theirs only where it holds a request of theirs."""
+    assert told(request_of_row({**row, **more})) == ([("user", "hi")], (), 0)
+
+
+def test_what_a_request_came_with_is_read_beside_columns_of_another_kind():
+    """A system prompt, tools, a history and an instruction are those of the row."""
+    more = {"params": {"temperature": 0.7}, "request": "by telephone"}
+    assert told(request_of_row({"instruction": "hi", **more})) == ([("user", "hi")], (), 0)
+    more |= {"body": "Dear all"}
+    system = request_of_row({"system": "Be brief.", "messages": _HI, **more})
+    assert told(system)[0] == [("system", "Be brief."), ("user", "hi")]
+    assert told(request_of_row({"prompt": "hi", "tools": ["sh"], **more})) == ([("user", "hi")], ("sh",), 0)
+    assert told(request_of_row({"instruction": "hi", **more})) == ([("user", "hi")], (), 0)
+    assert len(request_of_row({"prompt": "Why?", "history": [["hi", "Hello!"]], **more}).messages) == 3
+
+
+def test_a_call_type_of_another_kind_costs_no_prompt():
+    """It is LiteLLM's where messages, parameters or what was sent stand beside it, or no prompt does."""
+    assert told(request_of_row({"prompt": "hi", "call_type": "inbound"})) == ([("user", "hi")], (), 0)
+    for beside in ({"messages": _HI}, {"model_parameters": {"n": 1}}, {"proxy_server_request": {"prompt": "hi"}}):
+        with pytest.raises(InvalidRequest, match="call_type: is 'inbound'"):
+            request_of_row({"prompt": "hi", "call_type": "inbound", **beside})
+
+
+def test_a_span_is_one_beside_a_prompt_of_its_own():
+    """Attributes by a convention make a span of a row that has a column called prompt, too."""
+    attributes = {"gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]}
+    for told_by in (attributes, json.dumps(attributes)):
+        row = {"trace_id": "t", "prompt": "greeting-v2", "attributes": told_by}
+        assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "attachments"),
+    [
+        ({"messages": json.dumps(_HI), "tools": "", "functions": "", "attachments": ""}, 0),
+        ({"messages": json.dumps(_HI), "tools": "[]", "attachments": "2"}, 2),
+        ({"messages": json.dumps(_HI), "attachments": '["a.png", "b.png"]'}, 2),
+        ({"messages": json.dumps(_HI), "system": "", "tools": "", "attachments": "0"}, 0),
+        ({"contents": '[{"parts": [{"text": "hi"}]}]', "tools": "", "attachments": ""}, 0),
+    ],
+    ids=["empty cells", "digits", "names", "a naught", "Gemini's"],
+)
+def test_cells_of_csv_say_what_came_with_messages(row, attachments):
+    """An empty cell of tools or attachments is none of them; digits are a number, and a list is counted."""
+    assert told(request_of_row(row)) == ([("user", "hi")], (), attachments)
+
+
+def test_attachments_that_are_no_number_are_named():
+    """Beside messages a text that says nothing of their number makes a bad row."""
+    for attachments in ("a.pdf", "1.5", {"a": 1}):
+        with pytest.raises(InvalidRequest, match="attachments: is neither a whole number nor a list"):
+            request_of_row({"messages": _HI, "attachments": attachments})
 
 
 @pytest.mark.parametrize(
@@ -304,9 +394,6 @@ def test_a_prompt_is_rated_with_what_it_came_with(more, tools, attachments):
 def test_a_column_that_is_named_is_the_text(row, text_field, wanted):
     """Where a row has a text in the column that `--text-field` names, that is the request, whatever else it has."""
     assert told(request_of_row(row, text_field=text_field)) == ([("user", wanted)], (), 0)
-
-
-_HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize(
@@ -458,6 +545,69 @@ def test_what_a_row_wants_done_stands_before_what_it_is_done_to():
     """Alpaca's rows have both; either alone would be another request."""
     row = {"instruction": "Translate to French:", "input": "Good morning", "output": "Bonjour"}
     assert told(request_of_row(row)) == ([("user", "Translate to French:\nGood morning")], (), 0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ['{"port": "80 80", "workers": -1}', "[3, 1, 2]", "[3, 1, 2], [4, 5]", '{"messages": []}', json.dumps(_HI), "{x}"],
+)
+def test_what_an_instruction_is_about_is_text_whatever_it_looks_like(given):
+    """The `input` beside an `instruction` is read to the last character, also where it is JSON or begins as JSON."""
+    assert told(request_of_row({"instruction": "Mend this:", "input": given})) == (
+        [("user", f"Mend this:\n{given}")],
+        (),
+        0,
+    )
+
+
+def test_an_object_that_an_instruction_is_about_is_its_json():
+    """An `input` that is no text beside an `instruction` is neither lost nor an attachment."""
+    for given in ({"port": 80}, [3, 1, 2], {"messages": _HI}):
+        request = request_of_row({"instruction": "Mend this:", "input": given})
+        assert told(request) == ([("user", f"Mend this:\n{json.dumps(given)}")], (), 0)
+
+
+@pytest.mark.parametrize("column", ["prompt", "input"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"id": 1}]\nSort these by id.',
+        '[{"id": 1, "name": "x"}]',
+        '[{"type": "fruit", "price": 2}]',
+        "[3, 1, 2] what is the sum?",
+        "[3, 1, 2]",
+        '{"port": 80} is this right?',
+        '{"port": 80, "input": "x", "body": "y"}',
+        '{"messages": "seven"}',
+    ],
+)
+def test_a_text_that_begins_as_json_is_a_text(column, text):
+    """People's words make messages only where they are the JSON of messages; all else of them is rated as it stands."""
+    assert told(request_of_row({column: text})) == ([("user", text)], (), 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        _HI,
+        [{"from": "human", "value": "hi"}],
+        [{"type": "human", "content": "hi"}],
+        [{"type": "human", "data": {"content": "hi"}}],
+        [{"id": ["langchain", "HumanMessage"], "type": "constructor", "kwargs": {"content": "hi"}}],
+        [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
+    ],
+    ids=["a role", "ShareGPT", "LangChain", "LangChain's data", "LangChain, serialised", "responses"],
+)
+def test_messages_that_stand_as_text_are_messages(said):
+    """In a column of people's words, too, whoever wrote them."""
+    for row in ({"prompt": json.dumps(said)}, {"input": json.dumps(said)}, {"input": json.dumps({"messages": said})}):
+        assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+def test_a_system_prompt_that_begins_with_a_bracket_is_a_text():
+    """Only what is the JSON of parts is opened."""
+    for system in ("[Persona] Be brief.", "{{persona}} Be brief.", "[1, 2]"):
+        assert told(request_of_row({"system": system, "messages": _HI}))[0] == [("system", system), ("user", "hi")]
 
 
 def test_a_message_of_the_user_without_words_is_a_bad_row():
@@ -979,6 +1129,30 @@ def test_hostile_lines_are_bad_rows(line, error, tmp_path):
     assert tally.rows == 2
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("last", ["7", "NaN", "Infinity", '"\\ud800"'], ids=["number", "NaN", "infinity", "surrogate"])
+def test_no_depth_ends_a_run(last, kind, tmp_path):
+    """A line nested to the limit is labelled and written whatever stands innermost; a deeper one is a bad row, kept."""
+    deep = [f'{{"prompt": "hi", "more": {"[" * n}{last}{"]" * n}}}' for n in (MAX_DEPTH - 1, MAX_DEPTH, 400, 960, 5000)]
+    log = write_lines(tmp_path / "a.jsonl", [line.encode() for line in [*deep, '{"prompt": "ho"}']])
+    label([str(log)], str(tmp_path / f"out.{kind}"), FakeMaker(), ONE)
+    rows = list(open_labelled(tmp_path / f"out.{kind}").rows())
+    error = f"is nested too deeply; the limit is {MAX_DEPTH} lists and objects within each other"
+    assert [row["classifier_error"] or None for row in rows] == [None, *[error] * 4, None]
+    assert [row["classifier_extra"]["line"] for row in rows[1:5]] == deep[1:]
+
+
+def test_an_export_that_is_nested_too_deeply_is_one_bad_row(tmp_path):
+    """Its spans are not looked for, and the next line is read."""
+    value = '{"stringValue": "chat"}'
+    for _ in range(300):
+        value = f'{{"arrayValue": {{"values": [{value}]}}}}'
+    span = f'{{"name": "chat", "attributes": [{{"key": "gen_ai.operation.name", "value": {value}}}]}}'
+    export = f'{{"resourceSpans": [{{"scopeSpans": [{{"spans": [{span}]}}]}}]}}'
+    errors, _ = outcome(write_lines(tmp_path / "a.jsonl", [export.encode(), b'{"prompt": "hi"}']), tmp_path)
+    assert [(error or "")[:20] for error in errors] == ["is nested too deeply", ""]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -1061,6 +1235,22 @@ def test_a_quote_that_is_never_closed_costs_its_line(lines, found):
         assert row.error.startswith(error)
         assert bool(row.error) == bool(error)
     assert [row.number for row in rows] == sorted({row.number for row in rows})
+
+
+def test_a_row_of_csv_has_the_number_of_its_first_line():
+    """That is where an editor goes to; blank lines and bad rows count as lines."""
+    data = b'prompt,id\n"a\nb",1\n\nhi\n"c\n\nd",2\nho,3\n'
+    assert [(row.number, bool(row.error)) for row in csv_rows(io.BytesIO(data), "a.csv")] == [
+        (2, False), (5, True), (6, False), (9, False)
+    ]  # fmt: skip
+
+
+def test_each_request_of_an_export_has_a_number_of_its_own():
+    """Rows behind a line of several requests go on counting, so that a file and a number name one row."""
+    attributes = [{"key": "gen_ai.operation.name", "value": {"stringValue": "chat"}}]
+    export = {"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "chat", "attributes": attributes}] * 3}]}]}
+    data = b"\n" + json.dumps(export).encode() + b'\n{"resourceSpans"\n\n\n\n{"prompt": "hi"}\n'
+    assert [row.number for row in json_rows(io.BytesIO(data), "a.jsonl")] == [2, 3, 4, 5, 7]
 
 
 @pytest.mark.parametrize("line", ['"open,1', 'a",",', 'x"y,"', "x,1"], ids=["open", "strict", "lenient", "rows"])

@@ -100,6 +100,17 @@ def test_gateways_bodies_become_corpus_lines(tmp_path):
     assert (line["messages"], line["attachments"]) == ([{"role": "user", "content": "what is this"}], 1)
 
 
+def test_what_came_with_a_prompt_is_drawn_from_csv(tmp_path):
+    """Tools and attachments in the cells of a labelled CSV file are the request's, and empty ones cost no row."""
+    (tmp_path / "in.csv").write_text('prompt,tools,attachments\nhi,"[""shell""]",2\nho,,\n')
+    bulk.label([str(tmp_path / "in.csv")], str(tmp_path / "out.csv"), FakeMaker(), Options(processes=1))
+    run(tmp_path / "out.csv", "--random", "2", "-o", tmp_path / "s.jsonl")
+    drawn = {
+        row["messages"][0]["content"]: (row.get("tools"), row.get("attachments")) for row in lines(tmp_path / "s.jsonl")
+    }
+    assert drawn == {"hi": (["shell"], 2), "ho": (None, None)}
+
+
 def test_a_random_draw_repeats_what_traffic_repeats(tmp_path):
     """Thresholds are fitted on rows that count as often as they come; by tier no request is drawn twice."""
     rows = [labelled_row("simple", prompt="the same" if i < 6 else f"p{i}") for i in range(10)]
