@@ -116,7 +116,7 @@ def transfer(
     if not large or len(names) < 2:
         raise InputError(
             f"it takes two sources, one of them of {FEWEST_IN_SOURCE} rows; the largest of {len(names)} has "
-            f"{counts.max()}"
+            f"{counts.max(initial=0)}"
         )
     probabilities = calibration.apply(rows.logits)
     table: dict[str, Any] = {}
