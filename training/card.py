@@ -94,7 +94,7 @@ def _metrics(report: Mapping[str, Any]) -> str:
         "",
         "## Metrics",
         f"The exported int8 graph through the serving engine on {report['rows']} held-out rows ({counts}); 95 %",
-        "bootstrap intervals.",
+        "bootstrap intervals, of accuracy, under- and over-routing at least Wilson's.",
         "",
         "| metric | value | interval |",
         "|---|---:|---|",
