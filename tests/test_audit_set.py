@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from classifier.bundle import read_bundle
+from classifier.calibration import IDENTITY
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.types import TIERS, Request
@@ -18,6 +19,7 @@ from tests.feedback_set_support import export_row, silent
 from training.audit_set import is_export, read_rows, read_traffic
 from training.calibrate import calibrate
 from training.corpus import read_corpus
+from training.policy_fit import Targets, fit_policies
 
 pytestmark = pytest.mark.usefixtures("few_bootstraps")
 
@@ -69,6 +71,24 @@ def test_open_and_unserved_audits_fit_nothing(tiny_engine: Engine, tmp_path: Pat
     ]
     assert "2 open ones" in notes[0]
     assert "1 that no tier satisfied" in notes[0]
+
+
+def test_what_failed_at_complex_is_open_though_frontier_alone_is_left(tiny_engine: Engine, tmp_path: Path):
+    """An audit that was sent to complex and failed there is known because of it: it bounds the risk and moves no λ."""
+    tried = [audit(i, TIERS[i % 3].label) for i in range(60)]
+    sent = [export_row(100 + i, served_tier="complex", verdict="rejected", **AUDITED) for i in range(15)]
+    sent += [
+        export_row(200 + i, served_tier="complex", verdict="escalated", accepted_tier="frontier", **AUDITED)
+        for i in range(15)
+    ]
+    plain = read_rows([export(tmp_path / "tried.jsonl", tried)], tiny_engine)
+    notes: list[str] = []
+    found = read_rows([export(tmp_path / "all.jsonl", tried + sent)], tiny_engine, notes=notes)
+    targets = Targets({"balanced": 0.2})
+    thresholds = [fit_policies(IDENTITY, rows, targets)[0][0].threshold for rows in (plain, found)]
+    assert thresholds[0] == thresholds[1]
+    assert found.open_rows.at_least.tolist() == found.open_rows.at_most.tolist() == [3] * 30
+    assert "60 closed audits, 30 open ones" in notes[0]
 
 
 def test_a_request_counts_as_often_as_it_was_drawn(tiny_engine: Engine, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,12 +25,13 @@ from classifier.inputs import render
 from classifier.types import Request
 from tests.calibration_support import write_rows
 from tests.tiny import WORDS
+from training import build_data
 from training.__main__ import main
 from training.build import build
 from training.build_data import load_data
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.card import OWN_ALONE
-from training.corpus import read_corpus, split_of
+from training.corpus import OWN_DATA, read_corpus, split_of
 from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 from training.recipe import RECIPES, load_recipe
@@ -91,6 +93,25 @@ def test_build_without_rows_to_calibrate_on_is_refused_before_it_trains(corpus, 
     data = load_data([str(tmp_path / "extra.jsonl")], [], own=corpus)
     with pytest.raises(InputError, match="no row is left to calibrate on"):
         build(load_recipe("tiny"), tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_golden_inputs_are_from_the_projects_own_data(run, corpus):
+    """Whatever corpus a bundle is made of, the manifest holds requests of data/ and none of the user's."""
+    golden = {json.dumps(case["messages"]) for case in read_bundle(run / "bundle").manifest["golden"]}
+
+    def texts(path):
+        return {json.dumps([asdict(m) for m in row.request.messages]) for row in read_corpus([path])}
+
+    assert golden <= texts(OWN_DATA)
+    assert not golden & texts(corpus)
+
+
+def test_build_without_the_projects_own_data_is_refused_before_it_trains(corpus, tmp_path, monkeypatch):
+    """Where data/ is not there no user's request stands in for it."""
+    monkeypatch.setattr(build_data, "OWN_DATA", tmp_path / "data")
+    with pytest.raises(InputError, match=r"golden inputs are requests of this project's data/ and never of users"):
+        build(load_recipe("tiny"), tmp_path / "run", load_data([], [], own=corpus))
     assert not (tmp_path / "run").exists()
 
 

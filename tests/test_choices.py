@@ -65,6 +65,12 @@ def test_an_estimates_alpha_is_a_target_and_no_promise(method: str, promised: bo
     assert (found.alpha, found.promised) == (ALPHA, promised)
 
 
+def test_the_gate_is_told_what_is_explored():
+    """Audits are judged before exploration, which takes its share of α."""
+    engine, rows = Fitted(policy(epsilon=0.04)), noise(60, 1)
+    assert recent_set(engine, engine, (rows, rows), ()).limit == pytest.approx(ALPHA - 0.04)
+
+
 def with_texts(rows: CalibrationSet) -> tuple[CalibrationSet, np.ndarray]:
     """The rows as if they had come with their texts, and the hashes of these."""
     hashes = np.array([hashlib.sha256(name.encode()).hexdigest() for name in rows.ids])

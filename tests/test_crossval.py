@@ -10,8 +10,11 @@ import pytest
 
 from classifier.errors import InputError
 from classifier.types import TIERS
+from tests.calibration_support import write_rows
 from tests.tiny import WORDS
 from training.build_data import Data, load_data
+from training.calibrate import calibrate
+from training.corpus import write_corpus
 from training.crossval import as_text, cross_validate, fold_data, probe_across, summary
 from training.distill import read_answers
 from training.predictions import model_of, read_baselines, read_predictions
@@ -97,6 +100,16 @@ def test_a_probe_is_learnt_without_the_source_and_says_what_it_is(data: Data, tm
         np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-4, err_msg=name)
     assert set(read_baselines(path)) == {"length", "tfidf_logistic_regression"}
     assert "linear probe of tiny" in as_text(summary(path))
+
+
+def test_rows_that_were_answered_across_sources_are_known_again(data: Data, tiny_bundle_path, tmp_path):
+    """Where the map is fitted on stored predictions, their rows fit no threshold."""
+    path = probe_across(tmp_path, data, base="tiny", folds=3, say=lambda _: None)
+    write_corpus(tmp_path / "traffic.jsonl", data.traffic)
+    given = [tmp_path / "traffic.jsonl", write_rows(tmp_path / "new.jsonl", 120, seed=2)]
+    report = calibrate(tiny_bundle_path, given, tmp_path / "out", policies={"balanced": 0.2}, fit_paths=[path])
+    assert report["rows"]["thresholds"] == 120
+    assert any(note.startswith("90 rows were left out") for note in report["notes"])
 
 
 def test_a_probe_finds_out_first_where_nothing_can_be_written(data: Data, tmp_path):

@@ -23,7 +23,7 @@ from tests.tiny import WORDS, tiny_bundle
 from training import evaluation_run, rivals
 from training.__main__ import main
 from training.corpus import parse_row
-from training.evaluate import as_text
+from training.evaluate import as_text, summarise
 from training.evaluation_detail import detail, histories, worst_errors
 from training.evaluation_page import page
 from training.evaluation_run import Asked, run
@@ -177,6 +177,14 @@ def test_the_table_of_policies_says_what_is_promised(report, monkeypatch, change
     text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
     assert f">{told}<" in text
     assert ("Policy p promises a risk of at most 10.0%" in text) is (alpha is not None)
+
+
+def test_a_model_that_is_always_right_has_no_empty_interval():
+    """Of 40 rows without an error some of the next may have one: the shares' intervals have Wilson's width."""
+    labels = np.arange(40) % 4
+    found = summarise(np.eye(4, dtype=np.float32)[labels], labels, draws=50)
+    assert found["accuracy"] == (1.0, pytest.approx(0.9124, abs=1e-3), 1.0)
+    assert found["under_routing"] == found["over_routing"] == (0.0, 0.0, pytest.approx(0.0876, abs=1e-3))
 
 
 def test_a_router_without_a_miss_has_no_empty_interval():

@@ -140,6 +140,18 @@ def test_a_broken_promise_that_the_candidate_keeps_is_a_repair(current, candidat
     assert (verdict.accepted, verdict.repairs) == (False, repairs)
 
 
+@pytest.mark.parametrize(("epsilon", "repairs"), [(0.0, False), (0.05, True)])
+def test_exploring_takes_its_share_of_the_promise(epsilon: float, repairs: bool):
+    """Where .05 of .10 is explored, choices that miss .095 before that break the promise, and .045 keep it."""
+    n = 1000
+    labels, missed = np.ones(n, np.int64), np.arange(n) / n
+    choices = ((missed >= share).astype(np.int64) for share in (0.095, 0.045))
+    rows = LabelledSet("recent", soft(labels), *choices, alpha=0.1, epsilon=epsilon, equal_cost=True)
+    verdict = judge([rows], draws=200)
+    assert verdict.repairs is repairs
+    assert ("keeps the promise of 0.05 (0.1 with what is explored)" in verdict.why) is repairs
+
+
 @pytest.mark.parametrize(("severity", "repairs"), [((1.0, 1.0, 1.0), True), ((0.5, 1.0, 1.0), False)])
 def test_risk_is_the_mean_loss_that_was_promised(severity: tuple[float, ...], repairs: bool):
     """Where one tier too low counts a half, .15 of such misses keep a promise of .10, and nothing is to be repaired."""

@@ -214,6 +214,33 @@ def test_rows_that_fitted_the_promise_are_left_out(tiny_bundle_path: Path, tmp_p
     assert "250 rows are left out" in result.stdout
 
 
+@pytest.mark.parametrize("table", ["half-splits", "cost"])
+def test_no_table_judges_on_rows_that_fitted_the_bundle(tiny_bundle_path: Path, tmp_path: Path, table: str):
+    """Each is that of the other rows alone, beside baselines of the same ones; how many are left out is said."""
+    known, fresh = write_rows(tmp_path / "known.jsonl", 250, seed=13), write_rows(tmp_path / "new.jsonl", 120, seed=14)
+    calibrate(tiny_bundle_path, [known], tmp_path / "out", policies={"balanced": 0.1})
+    older = write_rows(tmp_path / "older.jsonl", 200, seed=15)
+    ask = ["--bundle", str(tmp_path / "out"), "--table", table, "--baseline-data", str(older), "--data"]
+    alone = CliRunner().invoke(command, [*ask, str(fresh)])
+    both = CliRunner().invoke(command, [*ask, str(fresh), "--data", str(known)])
+    assert both.stdout == alone.stdout
+    assert "120 rows" in alone.stdout or "| 120 |" in alone.stdout
+    assert ("250 of 370 rows are left out" in both.stderr, "left out" in alone.stderr) == (True, False)
+    none = CliRunner().invoke(command, [*ask, str(known)])
+    assert "250 of 250 rows fitted" in str(none.exception)
+
+
+@pytest.mark.parametrize("table", ["promise", "half-splits", "transfer", "calibration", "cost"])
+def test_without_a_closed_label_nothing_is_judged(promising: Path, tmp_path: Path, table: str):
+    """Rows of which only an interval is known give no table, and one line says what would."""
+    path = tmp_path / "open.jsonl"
+    rows = ({"prompt": f"hi {i}", "at_least": "standard", "label": "RUBRIC"} for i in range(60))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(command, ["--bundle", str(promising), "--data", str(path), "--table", table])
+    assert isinstance(done.exception, InputError)
+    assert "no row has a closed label" in str(done.exception)
+
+
 def test_the_command_ends_with_3_where_a_promise_is_refuted(promising: Path, tmp_path: Path):
     """One command checks a bundle on own traffic; a refuted promise is an unmet gate."""
     good, bad = write_rows(tmp_path / "new.jsonl", 300, seed=3), harder(tmp_path / "hard.jsonl", 300)

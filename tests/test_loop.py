@@ -23,7 +23,7 @@ from classifier.registry import Registry
 from tests.loop_support import fill_store
 from tests.tiny import tiny_bundle
 from training.__main__ import main
-from training.loop import broken, drift_alarms, run_loop, tick
+from training.loop import broken, drift_alarms, held_to, run_loop, tick
 from training.loop_command import seconds
 from training.round_options import Options
 from training.steps import Run, next_folder
@@ -78,6 +78,15 @@ def test_a_bundle_that_failed_more_does_not_come_back(tmp_path):
     options = promoted(tmp_path, PROMISE, before=0.6)
     fill(options, 300, audits=0.0, failing=0.5)
     assert tick(replace(options, min_outcomes=1000))["decision"] == "wait"
+
+
+def test_a_bundle_is_held_to_what_the_one_before_it_had_with_exploration(tmp_path):
+    """The gate saw .08 before exploration, and what is watched is decided after it: .08 and .05 are more than α."""
+    policies = (Policy("balanced", 0.7, guarantee=PROMISE, epsilon=0.05), Policy("quality", 0.8, guarantee=PROMISE))
+    bundle = tiny_bundle(tmp_path / "bundle", policies=policies)
+    judged = {"sets": {"recent": {"risk": {"current": {"estimate": 0.08}}}}}
+    found = held_to(bundle, {"steps": {"judge-recalibrated": judged}})
+    assert found == pytest.approx({"balanced": 0.13, "quality": 0.1})
 
 
 @pytest.mark.parametrize("ahead", ["promoter", "server"])

@@ -90,6 +90,21 @@ def test_few_matching_rows_are_refused():
     assert "effective rows" in estimate(drawn.log, np.maximum(drawn.log.base - 1, 0)).refused
 
 
+def test_bounds_of_a_few_rows_leave_room_for_what_none_of_them_shows():
+    """Of 30 accepted decisions a tenth might still fail; over 200 logs of 40 rows 90 % bounds hold risk and cost."""
+    drawn = draw_log(np.tile([1.0, 0.0, 0.0, 0.0], (30, 1)), 0, epsilon=0.0, reporting=1.0)
+    found = estimate(drawn.log, drawn.log.base)
+    assert found.risk_bounds == pytest.approx((0.0, 0.114), abs=0.001)
+    assert "risk is within 0.000 to 0.114" in found.as_text()
+    hits = {"risk": 0, "cost": 0}
+    for seed in range(200):
+        drawn = draw_log(np.tile([0.5, 0.47, 0.02, 0.01], (40, 1)), seed, epsilon=0.0, reporting=1.0)
+        found, truth = estimate(drawn.log, drawn.log.base, level=0.9), drawn.cost(drawn.log.base, PRICES)
+        hits["risk"] += found.risk_bounds[0] <= 0.03 <= found.risk_bounds[1]
+        hits["cost"] += found.cost_bounds[0] <= truth <= found.cost_bounds[1]
+    assert min(hits.values()) >= 0.85 * 200, hits
+
+
 def test_choices_without_support_are_bounded():
     """Where the log could not have made some choices, the interval holds whatever is true of those."""
     for seed in range(20):

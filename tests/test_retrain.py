@@ -61,7 +61,7 @@ def base(tmp_path_factory) -> Path:
         max_tokens=64, check=data.dev[:20], rounding=data.train, head=head, int8_agreement=0.0,
     )  # fmt: skip
     facts = {"seed": 0, TRAINING_ROWS: pack_rows(r.sha256 for r in data.train)}
-    golden = choose_golden(data.own_train)
+    golden = choose_golden(data.train)
     assemble(folder / "export", folder / "raw", golden=golden, card="# tiny\n", facts=facts)
     write_corpus(folder / "held.jsonl", data.calibration)
     calibrate(folder / "raw", [folder / "held.jsonl"], folder / "bundle", policies={"balanced": 0.4}, epsilon=0.1)

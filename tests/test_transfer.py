@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from classifier.calibration import IDENTITY
 from classifier.errors import InputError
 from tests.calibration_support import mixed_sources, population
 from training.calibration_set import CalibrationSet
+from training.risk_control import fit_threshold
+from training.step_losses import routing_losses
 from training.transfer import calibration_across, half_splits, transfer, transfer_as_text
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
@@ -34,6 +37,28 @@ def test_a_source_that_differs_breaks_the_promise_until_it_is_labelled():
     assert odd["cheap_share_with_100"] < odd["cheap_share"]
     assert found["risk"]["worst"] == odd["risk"]
     assert found["risk_with_300"]["worst"] < found["risk_with_300"]["worst_without"]
+
+
+def test_rows_that_are_alike_are_not_fitted_on_and_judged_on():
+    """Where each row comes three times in a group, its own rows bring what 33 of them bring on new ones, not 100."""
+    alpha, truth, risks = 0.1, population(20_000, 1), []
+    p, y = IDENTITY.apply(truth.logits), truth.labels
+    for i in range(400):
+        copied = np.repeat(np.arange(33 * i, 33 * (i + 1)), 3)
+        fitted = fit_threshold(routing_losses(p[copied], y[copied]), alpha).threshold
+        risks.append(routing_losses(p[13_200:], y[13_200:]).risk(fitted))
+    rows = population(40 * 50, 2, sources=40)
+    found = transfer(rows.take(np.repeat(np.arange(len(rows)), 3)), {"p": alpha})["p"]
+    assert np.mean(risks) > alpha + 0.01
+    assert found["risk_with_100"]["mean"] == pytest.approx(np.mean(risks), abs=0.015)
+
+
+def test_a_source_of_one_group_has_no_rows_of_its_own_to_fit_on():
+    """Its rows are alike: what fitted on some of them would be judged on the same."""
+    rows = population(400, 2, sources=2)
+    one = CalibrationSet(rows.logits, rows.labels, "RUBRIC", rows.ids, rows.sources, {"source": rows.sources})
+    assert "risk_with_100" in transfer(rows, {"p": 0.2})["p"]
+    assert "risk_with_100" not in transfer(one, {"p": 0.2})["p"]
 
 
 def test_small_sources_are_left_out_of_the_table():

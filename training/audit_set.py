@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,13 @@ def _audits(path: Path, engine: Engine, group_by: str, audit: tuple[str, str], n
     # By decision: a request that came again was drawn again, and traffic is what is promised about.
     found = {row["decision_id"]: row for row in read_export(path) if row["effective"] and is_audit(row, audit)}
     counts: Counter[str] = Counter()
-    texts: list[Row] = []
+    texts: dict[str, list[Row]] = {"closed": [], "open": []}
     stored: list[dict[str, Any]] = []
     for row in found.values():
         use = _use(row, engine.bundle_version)
         counts[use] += 1
-        if use in ("closed", "open") and row["request"] is not None:
-            texts.append(parse_row(_as_corpus_row(row), "feedback"))
+        if use in texts and row["request"] is not None:
+            texts[use].append(parse_row(_as_corpus_row(row), "feedback"))
         elif use == "closed":
             stored.append(row)
     if not counts["closed"]:
@@ -136,8 +137,10 @@ def _audits(path: Path, engine: Engine, group_by: str, audit: tuple[str, str], n
         f"{counts['unserved']} that no tier satisfied, {counts['not judged']} not judged on quality, "
         f"{counts['no text']} without a text that another bundle answered."
     )
-    parts = [score_rows(texts, engine, group_by)] if texts else []
-    return _joined([*parts, *([_stored(stored, group_by)] if stored else [])])
+    parts = [score_rows(texts["closed"], engine, group_by)] if texts["closed"] else []
+    parts += [_stored(stored, group_by)] if stored else []
+    parts += [_opened(score_rows(texts["open"], engine, group_by))] if texts["open"] else []
+    return _joined(parts)
 
 
 def _use(row: ExportRow, version: str) -> str:
@@ -182,16 +185,26 @@ def _script(signals: Sequence[str]) -> str:
     return next((s.strip("[]").partition("=")[2] for s in signals if s.startswith("[script=")), "")
 
 
+def _opened(rows: CalibrationSet) -> CalibrationSet:
+    """The rows as open ones, also where one tier is left: what failed at complex was sent there."""
+    tiers = rows.labels.argmax(axis=1)
+    closed = OpenRows(rows.logits, tiers, tiers, rows.facets)
+    return replace(rows.take(np.zeros(len(rows), dtype=bool)), open_rows=_open([rows.open_rows, closed]))
+
+
 def _joined(parts: Sequence[CalibrationSet]) -> CalibrationSet:
-    opens = [part.open_rows for part in parts]
-    with_open = [o for o in opens if len(o)]
     return CalibrationSet(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels")),
         parts[0].label,
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "groups")),
         {name: np.concatenate([part.facets[name] for part in parts]) for name in parts[0].facets},
-        OpenRows(
-            *(np.concatenate([getattr(o, name) for o in opens]) for name in ("logits", "at_least", "at_most")),
-            {name: np.concatenate([o.facets[name] for o in with_open]) for o in with_open[:1] for name in o.facets},
-        ),
+        _open([part.open_rows for part in parts]),
+    )
+
+
+def _open(parts: Sequence[OpenRows]) -> OpenRows:
+    some = [part for part in parts if len(part)]
+    return OpenRows(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "at_least", "at_most")),
+        {name: np.concatenate([part.facets[name] for part in some]) for part in some[:1] for name in part.facets},
     )

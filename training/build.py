@@ -26,12 +26,12 @@ from classifier.drift import reference_distributions
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
 from training import processes
-from training.build_data import Data, without_learnt
+from training.build_data import Data, publishable, without_learnt
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows, unpacked
 from training.card import own_alone, render_card
-from training.corpus import OUTCOME, RUBRIC, UNLABELLED, data_sha256, write_corpus
+from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, write_corpus
 from training.evaluate import as_text, evaluate, load_engine, score
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.marked_forms import DEMANDS_SHA256
@@ -66,7 +66,8 @@ def build(
         say: where progress goes.
 
     Raises:
-        InputError: `out` holds a run of another recipe or of other data, or there is nothing to calibrate on.
+        InputError: `out` holds a run of another recipe or of other data, there is nothing to calibrate on, or `data/`
+            is not there to choose golden inputs from.
         BundleError: `out` already holds a finished bundle.
         GateNotMet: a parity check of the export failed.
     """
@@ -74,6 +75,7 @@ def build(
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
     if cross_validated:
         read_predictions(cross_validated)  # again in the end, which may be hours away
+    golden = choose_golden(publishable())
     names = dict.fromkeys((recipe["base"], recipe["student"].get("base") or recipe["base"]))
     bases = [bundle for bundle in map(bundle_at, names) if bundle is not None]
     learnt = [row for base in bases for row in unpacked(str(base.manifest.get(TRAINING_ROWS, "")))]
@@ -103,7 +105,7 @@ def build(
         TRAINING_ROWS: pack_rows([*learnt, *(r.sha256 for r in data.train)]),
         "parity": asdict(parity),
     }
-    promises = _calibrated(recipe, out, data, facts, cross_validated=cross_validated, say=say)
+    promises = _calibrated(recipe, out, data, golden, facts, cross_validated=cross_validated, say=say)
     notes, parent = _notes(parity, data, marks=marks), bases[0].version if bases else None
     bundle = _measured(recipe, out, data, promises, notes, base=_first_base(facts["recipe"]), parent=parent, say=say)
     for line in own_alone(data.train):
@@ -142,6 +144,7 @@ def _calibrated(
     recipe: Mapping[str, Any],
     out: Path,
     data: Data,
+    golden: Sequence[Row],
     facts: Mapping[str, Any],
     *,
     cross_validated: Path | None,
@@ -151,7 +154,7 @@ def _calibrated(
     raw, calibrated = out / "uncalibrated", out / "calibrated"
     for stage in (raw, calibrated):
         shutil.rmtree(stage, ignore_errors=True)
-    assemble(out / "export", raw, golden=choose_golden(data.own_train), card="", facts=facts)
+    assemble(out / "export", raw, golden=golden, card="", facts=facts)
     write_corpus(out / "calibration.jsonl", data.calibration)
     promises = calibrate(
         raw, [out / "calibration.jsonl"], calibrated, policies=recipe["policies"], default="balanced",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from classifier.errors import InputError
 from training.calibration_set import outside, pack_rows
 from training.corpus import OWN_DATA, RUBRIC, Row, read_corpus
 
@@ -22,14 +23,12 @@ class Data:
         train: what teacher and student learn from.
         calibration: held out of training, to fit calibration and thresholds.
         dev: held out of both, to look at.
-        own_train: rows of `data/` that train: those that the manifest may hold.
         traffic: every labelled row of the extra corpora (our own where there are none): what is cross-validated.
     """
 
     train: list[Row]
     calibration: list[Row]
     dev: list[Row]
-    own_train: list[Row]
     traffic: list[Row]
 
 
@@ -53,14 +52,27 @@ def load_data(
     # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
     traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
     calibration = [r for r in traffic if r.split == "dev"]
-    own_train = [r for r in own_rows if r.split == "train"]
     return Data(
-        train=own_train + [r for r in extra_rows if r.split != "dev"],
+        train=[r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"],
         calibration=calibration,
         dev=dev_rows or [r for r in own_rows if r.split == "test"],
-        own_train=own_train,
         traffic=traffic,
     )
+
+
+def publishable() -> list[Row]:
+    """Rows of this project's own `data/` that train: a manifest may hold their text, whatever a bundle is made of.
+
+    Raises:
+        InputError: they are not there.
+    """
+    try:
+        return [row for row in read_corpus([OWN_DATA]) if row.split == "train"]
+    except InputError as error:
+        raise InputError(
+            "golden inputs are requests of this project's data/ and never of users, whatever --data says, and it is "
+            f"not there; build in a checkout of the project that has it ({error})"
+        ) from error
 
 
 def _capped(rows: Sequence[Row], most_rows: Mapping[str, int]) -> list[Row]:

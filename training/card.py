@@ -49,7 +49,8 @@ _LIMITS = """
 ## Limits
 - Sources it never saw are harder: expect several points less accuracy than on the table above, and measure on your own
   traffic (`python -m training evaluate`).
-- `frontier` is rare in training as in life; a policy's top-tier threshold is what guards it.
+- `frontier` is rare in training as in life. A policy's top-tier threshold can guard it (`python -m training calibrate
+  --top-tier-miss`); a build fits none.
 - The base model was pretrained on English text; other languages are read through their characters and work less well.
 - Tiers are relative to the models of 2026; recalibrate as models move.
 """
@@ -94,7 +95,7 @@ def _metrics(report: Mapping[str, Any]) -> str:
         "",
         "## Metrics",
         f"The exported int8 graph through the serving engine on {report['rows']} held-out rows ({counts}); 95 %",
-        "bootstrap intervals.",
+        "bootstrap intervals, of accuracy, under- and over-routing at least Wilson's.",
         "",
         "| metric | value | interval |",
         "|---|---:|---|",

@@ -63,6 +63,7 @@ def recent_set(
         out_of_fold(candidate, after)[new],
         groups=before.groups[new],
         alpha=serving.guarantee.alpha,
+        epsilon=serving.epsilon,
         severity=serving.guarantee.severity or EVERY_MISS,
         promised=serving.guarantee.proved,
         traffic=None if not traffic else (on_requests(current, traffic), on_requests(candidate, traffic)),

@@ -9,8 +9,9 @@ Where hours are too long, `probe_across` learns only a regression over the froze
 
 out/
 fold-0/ ... fold-4/   runs of `training.train.train`
-predictions.npz       logits (n, 4) float32, labels (n,) int64, sources, groups, kinds, languages, scripts, folds,
-                      model, and what baselines learnt on the same folds: baseline_NAME (n, 4) float32
+predictions.npz       logits (n, 4) float32, labels (n,) int64, ids (the sha256 of each row, by which it is known
+                      again), sources, groups, kinds, languages, scripts, folds, model, and what baselines
+                      learnt on the same folds: baseline_NAME (n, 4) float32
 """
 
 from __future__ import annotations
@@ -165,6 +166,7 @@ def _store(
             path,
             logits=np.concatenate(logits),
             labels=tiers(rows),
+            ids=np.array([r.sha256 for r in rows]),
             sources=np.array([r.source for r in rows]),
             groups=np.array([r.group for r in rows]),
             kinds=np.array([r.kind for r in rows]),

@@ -1,6 +1,6 @@
 """How good is a bundle? Scores the exported bundle through `Engine`, one request a run, as it is served.
 
-Prints each number with its bootstrap interval, by slice, beside baselines that anybody could build in an afternoon:
+Prints each number with its interval, by slice, beside baselines that anybody could build in an afternoon:
 always the majority tier, length alone, TF-IDF with logistic regression. `--gate accuracy=0.76` makes it exit with 3
 where the estimate is worse.
 """
@@ -19,7 +19,7 @@ from classifier import metrics
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wilson
+from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wider, wilson
 from classifier.types import TIERS, Request
 from training.corpus import UNLABELLED, Row, tiers
 from training.progress import progress_bar
@@ -27,6 +27,8 @@ from training.progress import progress_bar
 MIN_SLICE = 20
 """Slices with fewer rows say nothing and are left out."""
 LENGTHS = ((0, "<100"), (100, "100-999"), (1000, "1k-10k"), (10_000, ">=10k"))
+SHARES = ("accuracy", "under_routing", "over_routing")
+"""Statistics that are a share of the rows."""
 LOWER_IS_BETTER = frozenset({"under_routing", "over_routing", "ranked_probability_score"})
 
 
@@ -61,8 +63,9 @@ def statistics() -> dict[str, Callable[..., float]]:
 def summarise(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000
 ) -> dict[str, Interval]:
-    """Every statistic with its bootstrap interval, on the same samples."""
-    return bootstrap_each(statistics(), probabilities, labels, draws=draws)
+    """Every statistic with its bootstrap interval, on the same samples; of shares of rows at least Wilson's."""
+    found = bootstrap_each(statistics(), probabilities, labels, draws=draws)
+    return found | {name: wider(found[name], len(labels)) for name in SHARES}
 
 
 def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:

@@ -9,7 +9,8 @@ interval for single rows (Wilson's for one bundle, Tango's for the difference): 
 otherwise, a percentile bootstrap is too short, and without any it has no width.
 
 Where a set has a promise, a risk of at most α, risk counts from the promise on: a candidate whose risk is shown to be
-within α and the margin is no worse, however safe the serving bundle was, and safer than promised is not better.
+within α and the margin is no worse, however safe the serving bundle was, and safer than promised is not better. Where a
+share ε is explored, α - ε stands for α: the choices that are judged are those before exploration.
 
 *Repairs* is said apart: the serving bundle's risk is above its α, the candidate's is not and is lower with 95 %
 confidence, and every other set finds it no worse. Keeping a promise may cost more than breaking it, so the cost on that
@@ -60,7 +61,9 @@ class LabelledSet:
         current: (n,) int64, index of the tier that the serving bundle chooses.
         candidate: (n,) int64, the same of the candidate.
         groups: (n,) str; rows of one group are resampled together. None where each is its own.
-        alpha: what the policy aims at on this set: a risk of at most so much; 0 where it aims at nothing here.
+        alpha: what the policy aims at on this set: a risk of at most so much, exploration included; 0 where it aims at
+            nothing here.
+        epsilon: the share that is explored. No choice here is, so that a risk of `limit` is what alpha leaves them.
         severity: loss of choosing 1, 2, 3 tiers too low, whose mean is the risk that alpha bounds.
         promised: that much is promised as well; else it is a target, such as that of an estimate.
         equal_cost: the choices were brought to one cost, so that risk alone is compared.
@@ -78,6 +81,7 @@ class LabelledSet:
     candidate: NDArray[np.int64]
     groups: NDArray[np.str_] | None = None
     alpha: float = 0.0
+    epsilon: float = 0.0
     severity: tuple[float, ...] = EVERY_MISS
     promised: bool = True
     equal_cost: bool = False
@@ -88,6 +92,11 @@ class LabelledSet:
         lengths = {len(self.labels), len(self.current), len(self.candidate)}
         if len(lengths) != 1:
             raise ValueError(f"set {self.name!r}: labels and choices have lengths {sorted(lengths)}, expected one")
+
+    @property
+    def limit(self) -> float:
+        """The risk that is aimed at before anything is explored, as thresholds are fitted; 0 where none is."""
+        return max(0.0, self.alpha - self.epsilon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +152,11 @@ def judge(
     found = [_judge_set(rows, draws) for rows in sets]
     reasons = [reason for one in found for reason in one.reasons]
     blocked = False
-    alpha = max(rows.alpha for rows in sets)
+    limit = max(rows.limit for rows in sets)
     if off_policy is None:
         reasons.append("nothing was explored: judged on labelled sets alone")
     else:
-        blocked, told = _contradicts(*off_policy, alpha)
+        blocked, told = _contradicts(*off_policy, limit)
         reasons += told
     refused = any(one.refused for one in found)
     stands = not refused and not blocked
@@ -196,20 +205,21 @@ def _judge_set(rows: LabelledSet, draws: int) -> _Found:
     risk = tuple(map(_wider, resampled, by_rows))
     found = _Found({"n": n, "risk": _as_json(risk)})
     before, after, change = risk
-    limit = rows.alpha + rows.risk_margin
-    within = bool(rows.alpha) and after.high <= limit
-    found.better = change.high < 0 and (not rows.alpha or before.estimate > rows.alpha)
+    limit, aimed = rows.limit, rows.limit > 0
+    within = aimed and after.high <= limit + rows.risk_margin
+    found.better = change.high < 0 and not (aimed and before.estimate <= limit)
     found.worse = change.high > rows.risk_margin and not within
-    extra = f", within {rows.alpha:g} and the margin" if within else ""
+    told = f"{limit:g}" + (f" ({rows.alpha:g} with what is explored)" if rows.epsilon else "")
+    extra = f", within {told} and the margin" if within else ""
     found.reasons.append(_told(rows.name, "risk", risk, rows.risk_margin, worse=found.worse) + extra)
-    if rows.alpha:
-        p_values = (binomial_p_value(round(float(one.sum())), n, rows.alpha) for one in losses)
+    if aimed:
+        p_values = (binomial_p_value(round(float(one.sum())), n, limit) for one in losses)
         found.numbers |= dict(zip(("p_value_current", "p_value_candidate"), p_values, strict=True))
-        found.repairs = after.estimate <= rows.alpha < before.estimate and change.high < 0
+        found.repairs = after.estimate <= limit < before.estimate and change.high < 0
         if found.repairs:
             kept = "keeps the promise" if rows.promised else "meets the target"
             missed = "breaks" if rows.promised else "misses"
-            found.reasons.append(f"{rows.name}: it {kept} of {rows.alpha:g} that the serving bundle {missed}")
+            found.reasons.append(f"{rows.name}: it {kept} of {told} that the serving bundle {missed}")
     if rows.equal_cost:
         return found
     chosen = (rows.current, rows.candidate) if rows.traffic is None else rows.traffic
@@ -297,13 +307,13 @@ def _told(name: str, what: str, compared: _Compared, margin: float, *, worse: bo
     return f"{text}, {'better' if change.high < 0 else 'no worse'}"
 
 
-def _contradicts(current: OffPolicy, candidate: OffPolicy, alpha: float) -> tuple[bool, list[str]]:
+def _contradicts(current: OffPolicy, candidate: OffPolicy, limit: float) -> tuple[bool, list[str]]:
     """Whether the log says that the candidate is worse; where it cannot tell, that is said and no obstacle."""
     told = [candidate.as_text()]
     if candidate.risk_dr is None or current.risk_dr is None:
         return False, told
-    limit = max(current.risk_dr.high, alpha) + RISK_MARGIN
-    if candidate.risk_dr.low > limit:
-        told.append(f"off-policy: its risk is above {limit:.3f}, what the serving bundle's may be with the margin")
+    most = max(current.risk_dr.high, limit) + RISK_MARGIN
+    if candidate.risk_dr.low > most:
+        told.append(f"off-policy: its risk is above {most:.3f}, what the serving bundle's may be with the margin")
         return True, told
     return False, told

@@ -147,13 +147,14 @@ def held_to(bundle: Bundle, promotion: Mapping[str, Any]) -> dict[str, float]:
 
     Args:
         bundle: what was promoted.
-        promotion: the receipt of it; the gate saw both bundles' default policies on recent audits.
+        promotion: the receipt of it; the gate saw both bundles' default policies on recent audits, before exploration,
+            which misses up to a share epsilon more.
     """
     promises, name = promised_risks(bundle.policies), bundle.default_policy
     judged = [step.get("sets", {}).get("recent", {}) for step in promotion.get("steps", {}).values()]
     before = max((one["risk"]["current"]["estimate"] for one in judged if "risk" in one), default=0.0)
     if name in promises:
-        promises[name] = max(promises[name], min(before, _NEARLY_ALL))
+        promises[name] = max(promises[name], min(before + bundle.policies[name].epsilon, _NEARLY_ALL))
     return promises
 
 

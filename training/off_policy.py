@@ -11,7 +11,8 @@ too few rows are seen the estimates are refused, and the bounds alone are left.
 
 Intervals: for the risk, Wilson's on the effective sample size (Korn and Graubard 1998 do so with exact limits), as a
 plain bootstrap of a few heavy rows is too narrow; for means, Student's t on the effective sample size. Of the cost only
-what a failure adds is weighted: the price of the choice is known of every row.
+what a failure adds is weighted: the price of the choice is known of every row. Bounds have the ends of Wilson's
+intervals: of a few rows, none of which failed, a mean and its spread would say that none ever does.
 
 Assumes that whether an outcome is reported depends on tier and caller alone (`training.feedback_set` says what else is
 done about it). Knows nothing of text or models.
@@ -126,11 +127,14 @@ def estimate(
     unsupported = float(1 - supported.mean())
     # Whether the chosen tier would have failed, 0 or 1: at least and at most.
     failed_low, failed_high = ((edge > chosen).astype(np.float64) for edge in (log.at_least, log.at_most))
-    cost_low = price[chosen] + failed_low * price[np.maximum(log.at_least, chosen)]
-    cost_high = price[chosen] + failed_high * price[log.at_most]
+    rescue_low = failed_low * price[np.maximum(log.at_least, chosen)]
+    rescue_high = failed_high * price[log.at_most]
+    cost_low, cost_high = price[chosen] + rescue_low, price[chosen] + rescue_high
     # A row's bounds are drawn whatever the log chose, but only where it was reported: the others are wide open.
     risk_bounds = _outer(failed_low, failed_high, level)
-    cost_bounds = _outer(cost_low, cost_high, level)
+    least, most = _outer(rescue_low, rescue_high, level, most=float(price[-1]))
+    mean, error = float(price[chosen].mean()), _z(level) * float(price[chosen].std()) / math.sqrt(n)
+    cost_bounds = (mean - error + least, mean + error + most)
     refused = ""
     if not log.explored and (chosen != log.chosen).any():
         refused = "nothing was explored, so the log says nothing about other choices"
@@ -160,7 +164,7 @@ def estimate(
         matched=int(matched.sum()),
         effective=effective,
         unsupported=unsupported,
-        risk_bounds=(max(0.0, risk_bounds[0]), min(1.0, risk_bounds[1])),
+        risk_bounds=risk_bounds,
         cost_bounds=cost_bounds,
         level=level,
         refused=refused,
@@ -208,6 +212,15 @@ def _joined(inside: Interval, share: float, outside: tuple[float, float], *, bin
     return Interval(middle, low, high)
 
 
-def _outer(low: Array, high: Array, level: float) -> tuple[float, float]:
-    z = float(scipy.stats.norm.ppf((1 + level) / 2)) / math.sqrt(len(low))
-    return float(low.mean() - z * low.std()), float(high.mean() + z * high.std())
+def _outer(low: Array, high: Array, level: float, *, most: float = 1.0) -> tuple[float, float]:
+    """The lower end of Wilson's interval of one mean and the upper end of the other's: (n,) from 0 to `most` each.
+
+    Values between the two count as so much of a row; as they vary less than rows of 0 and `most`, the bounds are then
+    wider than they need be. So they allow for the dear failures that are too rare to be among the rows.
+    """
+    below, above = (wilson(float(values.mean()) / most, len(values), _z(level)) for values in (low, high))
+    return most * below.low, most * above.high
+
+
+def _z(level: float) -> float:
+    return float(scipy.stats.norm.ppf((1 + level) / 2))

@@ -103,10 +103,11 @@ def transfer(
         seed: of the draws of own rows; each number is a mean over `REPEATS` of them.
 
     Returns:
-        For each policy: `sources` (n, risk, cheap share; with own rows where enough are left to judge on), the mean
-        and worst risk over sources, all for sources with at least `FEWEST_IN_SOURCE` rows, and how many sources are
-        above alpha, and how many of them beyond chance (exact binomial test, 5 % shared out over the sources): the
-        worst of many small sources is above alpha by chance alone.
+        For each policy: `sources` (n, risk, cheap share; with own rows where enough are left to judge on, and no group
+        has so many that it would be one of the two sides), the mean and worst risk over sources, all for sources with
+        at least `FEWEST_IN_SOURCE` rows, and how many sources are above alpha, and how many of them beyond chance
+        (exact binomial test, 5 % shared out over the sources): the worst of many small sources is above alpha by chance
+        alone.
 
     Raises:
         InputError: no source is large enough, or there is only one.
@@ -116,7 +117,7 @@ def transfer(
     if not large or len(names) < 2:
         raise InputError(
             f"it takes two sources, one of them of {FEWEST_IN_SOURCE} rows; the largest of {len(names)} has "
-            f"{counts.max()}"
+            f"{counts.max(initial=0)}"
         )
     probabilities = calibration.apply(rows.logits)
     table: dict[str, Any] = {}
@@ -133,8 +134,10 @@ def transfer(
                 "cheap_share": float((chosen <= 1).mean()),
             }
             for size in OWN_ROWS:
-                if own.sum() >= size + FEWEST_IN_SOURCE:
-                    entry[f"risk_with_{size}"], entry[f"cheap_share_with_{size}"] = _own_rows(p, y, alpha, size, seed)
+                if own.sum() >= size + FEWEST_IN_SOURCE and rows.take(own).largest_group <= FEWEST_IN_SOURCE:
+                    entry[f"risk_with_{size}"], entry[f"cheap_share_with_{size}"] = _own_rows(
+                        rows.take(own), p, alpha, size, seed
+                    )
             sources[name] = entry
         above = [entry for entry in sources.values() if entry["risk"] > alpha]
         summary: dict[str, Any] = {
@@ -154,15 +157,13 @@ def transfer(
     return table
 
 
-def _own_rows(
-    p: NDArray[np.float32], y: NDArray[np.float64], alpha: float, size: int, seed: int
-) -> tuple[float, float]:
-    rng, risks, cheap = np.random.default_rng(seed), [], []
-    for _ in range(REPEATS):
-        order = rng.permutation(len(p))
-        fit, held = order[:size], order[size:]
-        chosen = choose_many(p[held], fit_threshold(routing_losses(p[fit], y[fit]), alpha).threshold)
-        risks.append(float(under(chosen, y[held]).mean()))
+def _own_rows(own: CalibrationSet, p: NDArray[np.float32], alpha: float, size: int, seed: int) -> tuple[float, float]:
+    """Mean risk and cheap share on a source's other rows where about `size` of its own, in whole groups, fit."""
+    y, risks, cheap = own.labels, [], []
+    for i in range(REPEATS):
+        fit = own.drawn_groups(size, seed + i)
+        chosen = choose_many(p[~fit], fit_threshold(routing_losses(p[fit], y[fit]), alpha).threshold)
+        risks.append(float(under(chosen, y[~fit]).mean()))
         cheap.append(float((chosen <= 1).mean()))
     return float(np.mean(risks)), float(np.mean(cheap))
 
