@@ -10,8 +10,8 @@ class Breaker:
     """Stops asking a server that does not answer.
 
     After `failures` failures in a row it is open: nothing is asked for `open_seconds`. Then one request may try; its
-    success closes the breaker, its failure opens it again. The failure of a call that began before the last success is
-    none of these: of a burst the last ones may be late, and the server has just answered the others.
+    success closes the breaker, its failure opens it again. The failure of a call that began before the last success, or
+    before the breaker opened, is none of these: of a burst the last ones may be late, and say nothing new.
 
     All moments are seconds of one clock that only goes forward.
     """
@@ -21,7 +21,7 @@ class Breaker:
             raise ValueError(f"failures is {failures!r}; give 1 or more, or math.inf for no breaker")
         self._limit, self._open_seconds = failures, open_seconds
         self._failures = 0
-        self._answered_at = -math.inf
+        self._told_at = -math.inf  # when it last opened, or the server last answered
         self._closed_until_probe = 0.0
         self._lock = threading.Lock()
 
@@ -38,13 +38,13 @@ class Breaker:
     def succeeded(self, now: float) -> None:
         """The server answered."""
         with self._lock:
-            self._failures, self._answered_at = 0, now
+            self._failures, self._told_at = 0, now
 
     def failed(self, now: float, began: float) -> None:
         """The server did not answer a call that began then, or not with sense."""
         with self._lock:
-            if began <= self._answered_at:
+            if began <= self._told_at:
                 return
             self._failures += 1
             if self._failures >= self._limit:
-                self._closed_until_probe = now + self._open_seconds
+                self._told_at, self._closed_until_probe = now, now + self._open_seconds

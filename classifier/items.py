@@ -50,13 +50,13 @@ async def answer_in_order(
     most: int,
     idle_seconds: float,
 ) -> None:
-    """Writes the answer to each item of a stream, in order; reads ahead by `width` items at most.
+    """Writes the answer to each item of a stream, in order; reads an item only when it has a place in hand for it.
 
     Args:
         items: the stream; ends with StopAsyncIteration or, as gRPC's does, goes on for ever.
         answer: never raises for what an item holds.
         write: waits while the caller does not read.
-        width: items in hand at once.
+        width: items in hand at once: read, and their answers not yet written.
         most: items of one stream.
         idle_seconds: how long it may send nothing, or read no answer that waits for it.
 
@@ -64,13 +64,15 @@ async def answer_in_order(
         Overloaded: there are more than `most`.
         DeadlinePassed: it sent or read nothing for too long.
     """
-    in_hand: asyncio.Queue[asyncio.Task[Answer] | Exception | None] = asyncio.Queue(width - 1)
+    in_hand: asyncio.Queue[asyncio.Task[Answer] | Exception | None] = asyncio.Queue()
+    places = asyncio.Semaphore(width)
     tasks: set[asyncio.Task[Any]] = set()
 
     async def read() -> None:
         end: Exception | None = None
         try:
             for _ in range(most):
+                await places.acquire()
                 async with asyncio.timeout(idle_seconds):
                     item = await anext(items, None)
                 if item is None:
@@ -78,14 +80,14 @@ async def answer_in_order(
                 task = asyncio.create_task(answer(item))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                await in_hand.put(task)
+                in_hand.put_nowait(task)
             else:
                 end = Overloaded(f"a stream holds at most {most} requests; open another", 0.0)
         except TimeoutError:
             end = DeadlinePassed(f"the stream sent nothing for {idle_seconds:g} s; open another when there is more")
         except Exception as error:  # the writer raises it
             end = error
-        await in_hand.put(end)
+        in_hand.put_nowait(end)
 
     reader = asyncio.create_task(read())
     try:
@@ -96,6 +98,7 @@ async def answer_in_order(
                     await write(answered)
             except TimeoutError:
                 raise DeadlinePassed(f"none of the stream's answers was read for {idle_seconds:g} s") from None
+            places.release()
         if task is not None:
             raise task
     finally:

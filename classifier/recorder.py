@@ -38,6 +38,8 @@ MAX_QUEUED_BYTES = 64 * 2**20
 MAX_QUEUED_OUTCOMES = 8192
 BATCH = 500
 HOUSEKEEPING_SECONDS = 600.0
+CLOSE_SECONDS = 10.0
+"""The longest that closing takes: half of it for what is queued, half for what is being written by then."""
 
 
 class Recorder:
@@ -130,18 +132,18 @@ class Recorder:
             self._flush = False
             return done
 
-    def close(self, timeout_seconds: float = 5.0) -> None:
+    def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
         """Takes nothing more, writes what is queued, and ends the thread. What cannot be written in time is dropped.
 
         Dropped is dropped, once: what a hanging write ends in after that changes no count, and closing again nothing.
         """
         if self._given_up:
             return
-        self.flush(timeout_seconds)
+        self.flush(timeout_seconds / 2)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout_seconds)
+        self._thread.join(timeout_seconds / 2)
         with self._changed:
             left = 0 if self._given_up else self.queued
             self.dropped += left

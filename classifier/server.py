@@ -161,7 +161,8 @@ class Server:
         """Puts those settings into force that a running server can change."""
         self.settings = reloaded(self.settings, settings)
         service = self.service
-        service.limits = settings
+        most = min(settings.max_request_bytes, self._transport_bytes)
+        service.limits = replace(settings, max_request_bytes=most)  # what callers are told is what gRPC takes in
         if (settings.rate_limit, settings.rate_limit_burst) != service.rate_limit.setting:
             service.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_burst)
         logging.getLogger("classifier").setLevel(settings.log_level.upper())

@@ -28,10 +28,12 @@ from typing import Any
 from classifier.cores import available_cores
 from classifier.errors import ClassifierError, SettingsError
 from classifier.listening import bound_socket, check_free
+from classifier.recorder import CLOSE_SECONDS
 from classifier.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 START_SECONDS = 60.0
+END_SECONDS = 5.0  # for the rest of a worker's end, when it has drained and its decisions are written
 MIN_LIFE_SECONDS = 1.0  # a worker that lives shorter is started again only after as long
 
 
@@ -216,7 +218,9 @@ class _Keeper:
 
     def _end(self) -> None:
         self._pass_on(signal.SIGTERM)
-        end = time.monotonic() + self._settings.drain_seconds + self._settings.shutdown_delay_seconds + 5.0
+        settings = self._settings
+        patience = settings.shutdown_delay_seconds + settings.drain_seconds + CLOSE_SECONDS + END_SECONDS
+        end = time.monotonic() + patience
         for worker, (pipe, _) in self._workers.items():
             worker.join(max(0.0, end - time.monotonic()))
             if worker.is_alive():

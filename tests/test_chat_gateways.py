@@ -106,7 +106,11 @@ def test_what_is_nested_too_deep_is_in_no_loop() -> None:
     assert loop_start([{"role": "user", "content": content}]) == ""
 
 
-@pytest.mark.parametrize("messages", [None, 5, [], [5], [{"role": "tool"}]], ids=str)
+@pytest.mark.parametrize(
+    "messages",
+    [None, 5, [], [5], [{"role": "tool"}], [{"role": ["user"]}], [{"role": {}, "content": [{"type": [{}]}]}]],
+    ids=str,
+)
 def test_what_is_no_conversation_is_in_no_loop(messages: object) -> None:
     """Odd shapes are in no loop and raise nothing."""
     assert tool_loop(messages) == ""

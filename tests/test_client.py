@@ -702,6 +702,17 @@ def test_the_stragglers_of_a_burst_do_not_open_the_breaker():
     assert not breaker.allow(now=3.5)
 
 
+def test_the_stragglers_of_a_burst_do_not_keep_the_breaker_open():
+    """What was sent before the breaker opened and fails afterwards puts off no try; the one that tries does."""
+    breaker = Breaker(failures=1, open_seconds=1.0)
+    breaker.failed(now=1.0, began=0.0)
+    breaker.failed(now=1.9, began=0.5)
+    assert breaker.allow(now=2.0)
+    breaker.failed(now=2.5, began=0.9)
+    breaker.failed(now=2.5, began=2.0)
+    assert [breaker.allow(now=3.4), breaker.allow(now=3.5)] == [False, True]
+
+
 @pytest.mark.failure("overloaded", "Python client")
 def test_refusals_of_a_busy_server_do_not_open_the_breaker(client_of):
     """RESOURCE_EXHAUSTED is an answer: the server is asked again."""

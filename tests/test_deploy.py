@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from classifier import cli
+from classifier.recorder import CLOSE_SECONDS
 from classifier.settings import PREFIX, ServerSettings, resolve
 
 yaml = pytest.importorskip("yaml")
@@ -48,7 +49,7 @@ def test_the_settings_of_the_deployment_are_accepted():
     [told] = [entry["valueFrom"] for entry in container["env"] if "value" not in entry]
     assert (told, found.cores) == ({"resourceFieldRef": {"resource": "requests.cpu"}}, 2)
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > (
-        found.shutdown_delay_seconds + found.drain_seconds
+        found.shutdown_delay_seconds + found.drain_seconds + CLOSE_SECONDS
     )
 
 
@@ -70,7 +71,8 @@ def test_the_settings_of_compose_are_accepted():
     server = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["classifier"]
     found = resolve({"insecure": server["command"] == ["--insecure"]}, server["environment"])
     assert found.key_file == "/var/lib/classifier/server.key"
-    assert int(server["stop_grace_period"].removesuffix("s")) > found.shutdown_delay_seconds + found.drain_seconds + 10
+    takes = found.shutdown_delay_seconds + found.drain_seconds + CLOSE_SECONDS
+    assert int(server["stop_grace_period"].removesuffix("s")) > takes
 
 
 def test_any_password_reaches_the_database():

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 from google.protobuf import any_pb2, descriptor_pb2
+from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
@@ -480,6 +481,12 @@ async def test_files_are_followed_whatever_one_look_ends_in(monkeypatch):
     following = asyncio.create_task(follow("tokens", reload))
     await seen.wait()
     following.cancel()
+
+
+def test_a_call_that_the_server_ended_is_503():
+    """Its CANCELLED is no caller who left: the request may be sent again, as after UNAVAILABLE."""
+    response = error_response(status_pb2.Status(code=code_pb2.CANCELLED, message="the server ends"))
+    assert (response.status_code, json.loads(response.body)["error"]["status"]) == (503, "CANCELLED")
 
 
 def test_what_grpc_cannot_carry_is_no_busy_server(address_of_fake):

@@ -16,6 +16,7 @@ from classifier.gateways.litellm_requests import (
     marks,
     names_repeated,
     outcome_of,
+    said_of,
 )
 from classifier.types import Cause, Decision, Reason, Tier, Verdict
 
@@ -101,6 +102,15 @@ def test_an_outcome_counts_once_a_request_and_cause():
     assert (first.decision_id, first.outcome_id, first.served_tier) == ("id-1", "id-1:availability", Tier.SIMPLE)
     undecided = Routed(Answer(Tier.COMPLEX, None, "UNAVAILABLE"), Tier.COMPLEX)
     assert outcome_of(undecided, Verdict.REJECTED, Cause.QUALITY) is None
+
+
+def test_a_second_word_of_a_person_is_another_outcome():
+    """The same word again is the outcome that was, the other word one of its own; an id that is given holds."""
+    no, again, yes = (said_of("id-1", Tier.SIMPLE, accepted=word) for word in (False, False, True))
+    assert no == again
+    assert (no.verdict, yes.verdict, no.cause) == (Verdict.REJECTED, Verdict.ACCEPTED, Cause.QUALITY)
+    assert no.outcome_id != yes.outcome_id
+    assert said_of("id-1", Tier.SIMPLE, accepted=True, outcome_id="click-3").outcome_id == "click-3"
 
 
 @pytest.mark.parametrize("served", [None, Tier.COMPLEX], ids=str)

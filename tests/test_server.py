@@ -20,7 +20,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from classifier import Client, Tier, errors, wire
+from classifier import AsyncClient, Client, Tier, errors, wire
 from classifier.health import Health
 from classifier.lifetime import run, serve
 from classifier.reload import Fixed
@@ -63,7 +63,7 @@ def test_the_event_loop_is_uvloop_where_it_is_installed():
 
 
 def test_a_limit_that_grpc_holds_below_is_told_of_on_sighup(caplog):
-    """The limit of gRPC itself is that of the start: a setting above it changes no more, and the log says so."""
+    """The limit of gRPC itself is that of the start: above it a setting changes no more; log and GetInfo say so."""
 
     async def main(most):
         settings = ServerSettings(listen=(ANY,), store="off", shutdown_delay_seconds=0)
@@ -71,10 +71,14 @@ def test_a_limit_that_grpc_holds_below_is_told_of_on_sighup(caplog):
         server = Server(settings, source=Fixed(FakeEngine()), reread=lambda: fresh)
         await server.start()
         await server.reload()
+        async with AsyncClient(*server.addresses) as client:
+            info = await client.info(timeout_seconds=60)
         await server.stop()
+        return info.limits.max_request_bytes
 
+    at_start = ServerSettings().max_request_bytes
     for times, told in ((4, 0), (5, 1)):
-        asyncio.run(main(times * ServerSettings().max_request_bytes))
+        assert asyncio.run(main(times * at_start)) == 4 * at_start
         assert caplog.text.count("gRPC takes in no more") == told
 
 

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
 from classifier.errors import NotReady
-from classifier.items import answer_all
+from classifier.items import answer_all, answer_in_order
 from classifier.logs import JsonFormatter
 from classifier.seams import Observer
 from classifier.service import Service
@@ -154,6 +154,39 @@ async def test_items_that_are_refused_leave_others_their_turn():
     assert len(seen) < 100
     await answering
     assert seen == list(range(100))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+async def test_a_stream_has_no_more_than_its_width_in_hand(width):
+    """An item is begun when there is a place for it: at first `width`, then one for each answer that was written."""
+    begun, written = [], []
+    held = [asyncio.Event() for _ in range(10)]
+
+    async def items():
+        for n in range(10):
+            yield n
+
+    async def answer(item):
+        begun.append(item)
+        await held[item].wait()
+        return item
+
+    async def write(item):
+        written.append(item)
+
+    async def settled():
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    answering = asyncio.create_task(answer_in_order(items(), answer, write, width=width, most=100, idle_seconds=60))
+    await settled()
+    assert len(begun) == width
+    for n in range(10):
+        held[n].set()
+        await settled()
+        assert (len(begun), len(written)) == (min(width + n + 1, 10), n + 1)
+    await answering
+    assert written == list(range(10))
 
 
 def test_bytes_that_are_no_message_are_invalid_and_not_internal(address):

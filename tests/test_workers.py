@@ -8,10 +8,14 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from classifier import Client
+from classifier.recorder import CLOSE_SECONDS
+from classifier.settings import ServerSettings
+from classifier.workers import _Keeper
 from tests.serving_support import child_processes, server_process, until
 
 
@@ -140,6 +144,23 @@ def test_workers_end_with_their_parent(arguments):
         workers = children(server.process.pid)
         server.process.kill()
         until(lambda: not any(_alive(w) for w in workers))
+
+
+def test_a_worker_has_the_time_to_write_what_it_recorded():
+    """One that is told to end is killed only when drain and recorder have had all the time that they may take."""
+    told = ServerSettings(drain_seconds=3, shutdown_delay_seconds=2)
+    keeper = _Keeper(told, b"", lambda: told, "", lambda: None)
+    waited = []
+
+    class Worker:
+        pid, join = None, staticmethod(waited.append)
+
+        def is_alive(self):
+            return False
+
+    keeper._workers[Worker()] = (SimpleNamespace(close=lambda: None), 0.0)
+    keeper._end()
+    assert waited[0] > told.drain_seconds + told.shutdown_delay_seconds + CLOSE_SECONDS
 
 
 def test_a_worker_that_cannot_start_ends_the_start(tmp_path):

@@ -146,7 +146,7 @@ def _parts(message: Any) -> Sequence[Any]:
 def _is_result(message: Any) -> bool:
     if not isinstance(message, Mapping):
         return False
-    if message.get("role") in {"tool", "function"}:
+    if message.get("role") in ("tool", "function"):  # a tuple: a caller may send a list, which no set can hold
         return True
     if message.get("role") is None and str(message.get("type", "")).endswith(("_output", "_result")):
         return True  # an item of OpenAI's responses

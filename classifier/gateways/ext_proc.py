@@ -172,7 +172,7 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         buffer, it sends the first bytes on before it forgets any route for the answer to the body.
         """
         forged = [TIER_HEADER, ID_HEADER, FALLBACK_HEADER]
-        if read_body and self._settings.routes:
+        if read_body:  # else nobody writes it anew; the model may be the server's where no table is here
             forged.append(self._settings.model_header)
         response = pb.ProcessingResponse(
             request_headers=pb.HeadersResponse(

@@ -43,6 +43,7 @@ from classifier.gateways.litellm_requests import (
     marks,
     names_repeated,
     outcome_of,
+    said_of,
 )
 from classifier.gateways.outbox import Outbox
 from classifier.gateways.settings import Latest
@@ -206,12 +207,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         if routed := self._of(request_data):
             routed.answered = True
 
-    async def async_post_call_success_hook(
-        self,
-        data: dict[str, Any],
-        user_api_key_dict: Any,
-        response: Any,
-    ) -> Any:
+    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
         """Has the answer judged; where a chat completion is not good enough, asks again higher up and gives that."""
         routed = self._of(data)
         self._remember(routed, response)
@@ -319,10 +315,11 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     def feedback(
         self, decision_id: str, tier: Tier, *, accepted: bool, source: Source = Source.USER, outcome_id: str = ""
     ) -> None:
-        """Reports what was said of an answer, by the id in its headers; from any thread, sent once requests came."""
-        verdict = Verdict.ACCEPTED if accepted else Verdict.REJECTED
-        name = outcome_id or f"{decision_id}:{source.name}"
-        self.outbox.put(Outcome(decision_id, name, verdict, Cause.QUALITY, source, tier))
+        """Reports what was said of an answer, by the id in its headers; from any thread, sent once requests came.
+
+        The same word again changes nothing, another one counts instead; for a third give an `outcome_id` of its own.
+        """
+        self.outbox.put(said_of(decision_id, tier, accepted=accepted, source=source, outcome_id=outcome_id))
 
     def _remember(self, routed: Routed | None, response: Any) -> None:
         """Where the hook is sticky: the calls of an answer, whose results the next step may bring alone."""

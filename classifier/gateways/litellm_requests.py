@@ -98,6 +98,15 @@ def outcome_of(
     return Outcome(decision.decision_id, name, verdict, cause, source, tier, accepted_tier)
 
 
+def said_of(
+    decision_id: str, tier: Tier, *, accepted: bool, source: Source = Source.USER, outcome_id: str = ""
+) -> Outcome:
+    """What somebody said of an answer. Without an id of its own the same word again is the same outcome."""
+    verdict, cause = Verdict.ACCEPTED if accepted else Verdict.REJECTED, Cause.QUALITY
+    name = outcome_id or f"{decision_id}:{source.name}:{cause.name}:{verdict.name}"
+    return Outcome(decision_id, name, verdict, cause, source, tier)
+
+
 _METADATA = ("litellm_metadata", "metadata")
 """Where LiteLLM keeps what it knows of a request; beside the first, the second is the caller's own."""
 _MARK = "classifier_request"

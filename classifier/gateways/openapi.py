@@ -100,9 +100,10 @@ _WELL_KNOWN: Mapping[str, dict[str, Any]] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?s$"},
 }
-# HTTP status by google.rpc.Code, as google/rpc/code.proto maps them.
+# HTTP status by google.rpc.Code, as google/rpc/code.proto maps them, but for CANCELLED: it is the word of a server that
+# ends or has no time to read, for a caller who leaves gets no answer.
 HTTP_STATUS: Mapping[str, int] = {
-    "CANCELLED": 499,
+    "CANCELLED": 503,
     "INVALID_ARGUMENT": 400,
     "FAILED_PRECONDITION": 400,
     "OUT_OF_RANGE": 400,
@@ -123,7 +124,7 @@ _ERRORS = {
     415: "the body is not application/json, or compressed",
     429: "RESOURCE_EXHAUSTED: busy; Retry-After says when to come back",
     501: "UNIMPLEMENTED: the server keeps no feedback",
-    503: "UNAVAILABLE: the server is not reachable or not ready",
+    503: "UNAVAILABLE: the server is not reachable or not ready; CANCELLED: it ends",
     504: "DEADLINE_EXCEEDED",
 }
 _ERRORS_OF_GET = frozenset({401, 429, 503, 504})

@@ -224,6 +224,30 @@ def test_forged_headers_are_removed(gateway: Gateway) -> None:
     assert "x-classifier-tier" not in gateway.dear.seen[-1]["headers"]
 
 
+@pytest.mark.parametrize("routes", ["", "routing.toml"], ids=["the server's table", "its own table"])
+@pytest.mark.parametrize(
+    ("path", "switch", "removed"),
+    [("/v1/chat/completions", "", True), ("/v1/chat/completions", "off", False), ("/v1/embeddings", "", False)],
+    ids=["chat", "off", "no chat"],
+)
+def test_whoever_is_classified_cannot_name_its_model(routes: str, path: str, switch: str, removed: bool) -> None:
+    """The model's header is removed of each request that is read, whoever knows the models; others keep theirs."""
+    sent = {":path": path, ":method": "POST", "x-classifier": switch, "x-ai-eg-model": "huge"}
+    found = core.HeaderMap(headers=[core.HeaderValue(key=name, value=value) for name, value in sent.items()])
+    processor = Processor(SimpleNamespace(report_outcome=None), ExtProcSettings(routes=routes))
+
+    async def parts() -> AsyncIterator[object]:
+        yield pb.ProcessingRequest(request_headers=pb.HttpHeaders(headers=found))
+
+    async def answers() -> list[object]:
+        return [answer async for answer in processor.Process(parts(), None)]
+
+    [answer] = asyncio.run(answers())
+    mutation = answer.request_headers.response.header_mutation
+    assert ("x-ai-eg-model" in mutation.remove_headers) is removed
+    assert "x-classifier-tier" in mutation.remove_headers
+
+
 @pytest.mark.failure("bad input", "Envoy")
 @pytest.mark.parametrize(
     "body", [b"{not json", b"[]", b'{"messages": 5}', gzip.compress(b"{}")], ids=["cut", "list", "number", "gzip"]

@@ -248,6 +248,23 @@ def by_hook(proxy: Proxy, decision_id: str) -> None:
     asyncio.run(say())
 
 
+def test_a_person_may_say_something_else(proxy: Proxy) -> None:
+    """A second word is kept beside the first, the same word again is not, and the latest is the one that counts."""
+    from classifier.gateways.litellm import ClassifierHook
+
+    _, headers, _ = proxy.ask("unjudged, and then judged twice")
+
+    async def say() -> None:
+        hook = ClassifierHook(proxy.classifier.address, routes=proxy.folder / "routing.toml")
+        for accepted in (True, True, False):
+            hook.feedback(headers[ID], Tier.SIMPLE, accepted=accepted)
+        await hook.close()
+
+    asyncio.run(say())
+    until(lambda: len(proxy.reported(headers[ID])) == 2)
+    assert {verdict for verdict, *_ in proxy.reported(headers[ID])} == {Verdict.ACCEPTED, Verdict.REJECTED}
+
+
 @pytest.mark.parametrize("say", [by_client, by_hook])
 def test_what_a_person_says_comes_later(proxy: Proxy, say: Callable[[Proxy, str], None]) -> None:
     """The id in the headers is enough to report what a user said, whoever reports it, from whatever thread."""
