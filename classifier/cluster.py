@@ -281,7 +281,7 @@ class _Labelling:
             return None
         name = part_name(group, index)
         done = self._target.read(f"{_TALLIES}/{name}.json")
-        if done is not None:
+        if done is not None and self._target.holds(f"{name}.parquet"):
             return {"tally": json.loads(done), "resumed": True}
         piece, tally = self._labeller.label(pickle.loads(rows))  # noqa: S301 (our own bytes)
         part = io.BytesIO()

@@ -57,6 +57,11 @@ class Target:
             return bytes(self._fs.cat_file(f"{self._root}/{name}"))
         return None
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        with self._reached():
+            return bool(self._fs.exists(f"{self._root}/{name}"))
+
     def names(self) -> list[str]:
         """Names in the folder."""
         self._fs.invalidate_cache()

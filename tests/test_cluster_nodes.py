@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
+from classifier import cluster
+from classifier.answering import EngineMaker
 from classifier.bundle import read_bundle
 from classifier.cluster import bundle_files, unpack_bundle
+from classifier.labelled import output_schema
+from classifier.readers import read_chunks
+from classifier.runs import Options, input_schema, plan_of
+from classifier.sources import find_sources
+from tests.bulk_support import write_lines
 
 
 @pytest.fixture
@@ -75,3 +84,24 @@ def test_a_folder_that_others_may_write_into_is_not_used(files, tmp_path, how, m
     assert bundle_files(found) == files
     assert theirs not in found.parents
     assert found.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("lost", ["part-000000-000000.parquet", "_tallies/part-000000-000000.json"])
+def test_a_chunk_is_done_where_its_piece_and_tally_are(files, tiny_bundle_path, tmp_path, monkeypatch, lost):
+    """A piece that somebody removed is made again by the next run, as one is that was stopped before its tally."""
+    sources = find_sources([str(write_lines(tmp_path / "log.jsonl", [{"prompt": "hi"}, {"prompt": "ho"}]))])
+    [chunk] = read_chunks(sources)
+    identity = EngineMaker(tiny_bundle_path).identity("")
+    plan = plan_of(Options(), identity, "parquet", output_schema(input_schema(sources, [chunk]), identity.facts()))
+    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(get=lambda stored: stored))
+    actor = cluster._Labelling([files], plan, str(tmp_path / "out"))
+
+    def label() -> tuple[int, bool]:
+        told = json.loads(actor({"group": [0], "chunk": [0], "rows": [pickle.dumps(chunk)]})["tally"][0])
+        return told["tally"]["rows"], told["resumed"]
+
+    assert [label(), label()] == [(2, False), (2, True)]
+    before = (tmp_path / "out" / "part-000000-000000.parquet").read_bytes()
+    (tmp_path / "out" / lost).unlink()
+    assert [label(), label()] == [(2, False), (2, True)]
+    assert (tmp_path / "out" / "part-000000-000000.parquet").read_bytes() == before
