@@ -1,4 +1,4 @@
-"""What a node of a cluster does by itself: unpack a bundle, label a chunk, leave what is done. Needs no Ray."""
+"""What a node of a cluster does by itself: unpack a bundle, label a chunk, see what is done. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from classifier import cluster
 from classifier.answering import EngineMaker
 from classifier.bundle import read_bundle
 from classifier.cluster import bundle_files, unpack_bundle
+from classifier.errors import InputError
 from classifier.labelled import output_schema
 from classifier.readers import read_chunks
 from classifier.runs import Options, input_schema, plan_of
 from classifier.sources import find_sources
+from classifier.target import Target
 from tests.bulk_support import write_lines
 
 
@@ -105,3 +107,12 @@ def test_a_chunk_is_done_where_its_piece_and_tally_are(files, tiny_bundle_path, 
     (tmp_path / "out" / lost).unlink()
     assert [label(), label()] == [(2, False), (2, True)]
     assert (tmp_path / "out" / "part-000000-000000.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("found", [b"", b'{"facts": {', b"\xff\xfe", b"[]", b"7", b"{}", b"[" * 100_000])
+def test_a_damaged_manifest_is_one_line(tmp_path, found):
+    """What no longer says how the folder was made is said to be damaged, with what to do, and is left as it is."""
+    (tmp_path / "_manifest.json").write_bytes(found)
+    with pytest.raises(InputError, match=r"its _manifest\.json is damaged; choose another output"):
+        Target(str(tmp_path)).manifest()
+    assert (tmp_path / "_manifest.json").read_bytes() == found
