@@ -24,6 +24,7 @@ import os
 import pickle
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from typing import Any
 
 from classifier.answering import EngineMaker
 from classifier.bundle import FILES, MANIFEST, read_bundle
-from classifier.errors import BundleCorrupt, ClassifierError, InputError, MissingExtra, ServerUnreachable, SettingsError
+from classifier.errors import BundleError, ClassifierError, InputError, MissingExtra, ServerUnreachable, SettingsError
 from classifier.labelled import CLUSTER_MANIFEST, begun_manifest, merge_pieces, output_schema, schema_of
 from classifier.labelling import Labeller, Plan
 from classifier.pieces import as_json, check_same
@@ -196,23 +197,38 @@ def unpack_bundle(files: Mapping[str, bytes]) -> Path:
     Named by the manifest, which has the hash of every other file: a version does not say for which inputs it was made.
     """
     digest = hashlib.sha256(files[MANIFEST]).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"classifier-bundles-{os.getuid()}" / digest
-    with contextlib.suppress(ClassifierError):
-        read_bundle(folder)
+    folder = _own_folder() / digest
+    if _holds(folder, files):
         return folder
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=folder.parent))
     for name, data in files.items():
         (staging / name).write_bytes(data)
     try:
         staging.rename(folder)
     except OSError:  # another actor was faster, or what is there is damaged: then this one is used
-        try:
-            read_bundle(folder)
-        except BundleCorrupt:
+        if not _holds(folder, files):
             return staging
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _own_folder() -> Path:
+    """The folder of this user's bundles on this node; a new one where another made it, or may write into it."""
+    folder = Path(tempfile.gettempdir()) / f"classifier-bundles-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return folder
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+
+
+def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a folder holds this very bundle, whole: a cleaner of old files may have taken some of it."""
+    with contextlib.suppress(BundleError, OSError):
+        read_bundle(folder)
+        return (folder / MANIFEST).read_bytes() == files[MANIFEST]
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +281,7 @@ class _Labelling:
             return None
         name = part_name(group, index)
         done = self._target.read(f"{_TALLIES}/{name}.json")
-        if done is not None:
+        if done is not None and self._target.holds(f"{name}.parquet"):
             return {"tally": json.loads(done), "resumed": True}
         piece, tally = self._labeller.label(pickle.loads(rows))  # noqa: S301 (our own bytes)
         part = io.BytesIO()

@@ -68,6 +68,8 @@ class Database:
         self._migrated = False
         self._ahead = 0.0
         self._engine = _engine(parsed)
+        # PostgreSQL's statements each have a moment of their own unless told; SQLite's transactions have one.
+        self._reads = {"isolation_level": "REPEATABLE READ"} if self.path is None else {"classifier_reads": True}
         if self.path is not None and not make:
             sa.event.listen(self._engine, "connect", self._only_ours, insert=True)
 
@@ -96,13 +98,13 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads, and keeps no writer waiting.
+        """A transaction that only reads, all of it as of one moment, and keeps no writer waiting.
 
         Raises:
             StoreUnavailable: the database is locked, gone or not migrated.
         """
         self._prepare()
-        with self._guarded(), self._engine.connect().execution_options(classifier_reads=True) as connection:
+        with self._guarded(), self._engine.connect().execution_options(**self._reads) as connection:
             self._set_clock(connection)
             yield connection
 

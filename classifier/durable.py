@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,10 +18,17 @@ from typing import IO
 
 from classifier.errors import InputError
 
+_LEFT_SECONDS = 3600.0
+"""Who has written nothing for so long was killed."""
+
 
 def write_whole(path: Path, data: bytes, *, staged_in: Path | None = None) -> None:
-    """Writes a file at once or not at all; see `whole_file`."""
-    with whole_file(path, staged_in=staged_in) as file:
+    """Writes a file at once or not at all.
+
+    A process that is killed within leaves a hidden file as large as `data` at most; nobody looks for it, as in a folder
+    of very many files that takes longer than to write one.
+    """
+    with _staged(path, staged_in or path.parent, private=False) as file:
         file.write(data)
 
 
@@ -27,18 +36,27 @@ def write_whole(path: Path, data: bytes, *, staged_in: Path | None = None) -> No
 def whole_file(path: Path, *, staged_in: Path | None = None, private: bool = False) -> Iterator[IO[bytes]]:
     """A file to write to that appears at `path`, whole and flushed to disk, when the block ends without an error.
 
+    What a process that was killed has left of such a file is removed once it is an hour old.
+
     Args:
         path: its name.
         staged_in: a folder on the same disk where it grows until then; by default its own, under a hidden name.
         private: for its owner alone, for what may hold prompts.
     """
-    staged = (staged_in or path.parent) / f".{path.name}-{os.getpid()}"
+    folder = staged_in or path.parent
+    with _staged(path, folder, private=private) as file:
+        _remove_leftovers(path, folder, os.fstat(file.fileno()).st_mtime - _LEFT_SECONDS)
+        yield file
+
+
+@contextlib.contextmanager
+def _staged(path: Path, folder: Path, *, private: bool) -> Iterator[IO[bytes]]:
+    # Two machines with one disk may have processes of one number, as two containers do.
+    staged = folder / f".{path.name}-{secrets.token_hex(4)}.new"
+    # Whoever opens it before its rights are taken away keeps reading: it has none from the start.
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
     try:
-        # Whoever opens it before its rights are taken away keeps reading: it has none from the start.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        with os.fdopen(os.open(staged, flags, 0o600 if private else 0o666), "wb") as file:
-            if private:
-                os.fchmod(file.fileno(), 0o600)  # one that a killed process left may have had more
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,6 +65,15 @@ def whole_file(path: Path, *, staged_in: Path | None = None, private: bool = Fal
         staged.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def _remove_leftovers(path: Path, folder: Path, before: float) -> None:
+    """Removes what was to become the file and was last written before then, by the disk's own clock."""
+    name = re.compile(re.escape(f".{path.name}-") + r"[0-9a-f]{8}\.new")
+    with contextlib.suppress(OSError):  # another may remove it, or it is another's
+        for left in folder.iterdir():
+            if name.fullmatch(left.name) and left.stat().st_mtime < before:
+                left.unlink()
 
 
 def make_folder(path: Path) -> None:

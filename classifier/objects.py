@@ -188,7 +188,6 @@ class Objects:
                 with contextlib.suppress(BundleCorrupt):
                     verify(target, files)
                     return target
-                shutil.rmtree(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         except OSError as error:
@@ -201,10 +200,7 @@ class Objects:
                     self._fs.get_file(self.path(folder, kind, name), str(staging / name))
             verify(staging, files)
             staging.chmod(0o755)
-            try:
-                staging.rename(target)
-            except OSError:
-                verify(target, files)  # another process was faster, with the same content
+            _put(staging, target, files)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
@@ -259,6 +255,32 @@ class Objects:
             if missing_is_an_answer and isinstance(error, FileNotFoundError):
                 raise
             raise _failed(self.url, error) from error
+
+
+def _put(staging: Path, target: Path, files: Mapping[str, str]) -> None:
+    """Renames a verified copy to `target`; another process's good one stays, and a damaged one makes room.
+
+    Raises:
+        BundleError: `target` cannot be written.
+    """
+    with contextlib.suppress(OSError):
+        staging.rename(target)
+        return
+    with contextlib.suppress(BundleCorrupt):
+        verify(target, files)
+        return
+    try:
+        # Under a name of its own: what another puts in its place meanwhile is not what is deleted.
+        prefix, folder = f".{target.name}-", target.parent
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as aside:
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(Path(aside) / target.name)
+            with contextlib.suppress(OSError):
+                staging.rename(target)
+                return
+    except OSError as error:
+        raise BundleError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+    verify(target, files)  # another process was faster, with the same content
 
 
 def _failed(url: str, error: Exception) -> BundleError:

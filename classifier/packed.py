@@ -16,6 +16,10 @@ from typing import IO, Any
 from classifier.errors import MissingExtra
 
 GZIP, ZSTANDARD, BZIP2, XZ, ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0", b"PK\3\4"
+SKIPPABLE = tuple(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))
+"""Zstandard's frames that hold nothing of the file."""
+_HEAD = 8
+"""Bytes that tell a member's kind, and the length of one that is skipped."""
 _READ = 4096
 """Bytes unpacked at once: what they can become at most stays small, also in a file made to burst."""
 _BLOCK = 2**20
@@ -23,16 +27,22 @@ _XZ_MEMORY = 256 * 2**20
 """More than any level of xz asks of who reads it."""
 
 
+Kinds = Mapping[bytes, Callable[[], Any]]
+"""What makes the object that unpacks one member, by the member's first bytes."""
+Unpacker = tuple[Kinds, type[Exception]]
+"""And what such an object raises where the member is damaged."""
+
+
 class Broken(EOFError):
     """The packed bytes end before they should, or are damaged."""
 
 
 class _Members(io.RawIOBase):
-    """The plain bytes of a file of members, each unpacked by a new object of `make`."""
+    """The plain bytes of a file of members, each unpacked by a new object of what `kinds` has for its first bytes."""
 
-    def __init__(self, packed: IO[bytes], make: Callable[[], Any], magic: bytes, damage: type[Exception]) -> None:
-        self._packed, self._make, self._magic, self._damage = packed, make, magic, damage
-        self._member = make()
+    def __init__(self, packed: IO[bytes], kinds: Kinds, damage: type[Exception]) -> None:
+        self._packed, self._kinds, self._damage = packed, kinds, damage
+        self._member: Any = None
         self._rest = b""
         self._plain = memoryview(b"")
         self._problem: Broken | None = None
@@ -46,32 +56,57 @@ class _Members(io.RawIOBase):
         while not self._plain:
             if self._problem is not None:
                 raise self._problem
-            if not self._fill():
-                return 0
+            try:
+                if not self._fill():
+                    return 0
+            except Broken as problem:
+                self._problem = problem
         n = min(len(buffer), len(self._plain))
         buffer[:n], self._plain = self._plain[:n], self._plain[n:]
         return n
 
     def _fill(self) -> bool:
         """Unpacks some more; False at a good end."""
-        if self._member.eof:
-            rest = self._member.unused_data + self._packed.read(_READ)
-            rest = rest.lstrip(b"\0")  # padding of tapes and block devices
-            if not rest:
-                return False
-            if not rest.startswith(self._magic[: len(rest)]):
-                self._problem = Broken("what follows the packed bytes is something else")
-                return True
-            self._member, self._rest = self._make(), rest
+        if self._member is None and not self._begin():
+            return False
         packed, self._rest = self._rest or self._packed.read(_READ), b""
         if not packed:
-            self._problem = Broken("it breaks off")
-            return True
+            raise Broken("it breaks off")
         try:
             self._plain = memoryview(self._member.decompress(packed))
         except self._damage as error:
-            self._problem = Broken(str(error))
+            raise Broken(str(error)) from error
+        if self._member.eof:
+            self._rest, self._member = self._member.unused_data, None
         return True
+
+    def _begin(self) -> bool:
+        """Begins the next member; False where none follows."""
+        rest = self._rest.lstrip(b"\0")  # padding of tapes and block devices
+        while len(rest) < _HEAD and (more := self._packed.read(_READ)):
+            rest = (rest + more).lstrip(b"\0")
+        if not rest:
+            return False
+        make = next((make for magic, make in self._kinds.items() if rest.startswith(magic[: len(rest)])), None)
+        if make is None:
+            raise Broken("what follows the packed bytes is something else")
+        self._member, self._rest = make(), rest
+        return True
+
+
+class _Skipped:
+    """A frame of Zstandard that holds nothing of the file: pzstd begins with one, the seekable format ends with one."""
+
+    def __init__(self) -> None:
+        self.eof, self.unused_data = False, b""
+        self._left: int | None = None
+
+    def decompress(self, packed: bytes) -> bytes:
+        """Nothing; the first piece is to have the frame's whole head."""
+        left = _HEAD + int.from_bytes(packed[4:_HEAD], "little") if self._left is None else self._left
+        self.unused_data, self._left = packed[left:], max(0, left - len(packed))
+        self.eof = not self._left
+        return b""
 
 
 def unpacked(raw: IO[bytes]) -> IO[bytes]:
@@ -85,15 +120,10 @@ def unpacked(raw: IO[bytes]) -> IO[bytes]:
     head = buffered.peek(len(XZ))  # type: ignore[attr-defined]
     if head.startswith(ZIP):
         raise Broken("it is a ZIP archive; name what is in it, as zip://*.jsonl::FILE.zip")
-    magic = next((magic for magic in _UNPACKERS if head.startswith(magic)), None)
-    if magic is None:
+    unpacker = next((unpacker for magic, unpacker in _UNPACKERS.items() if head.startswith(magic)), None)
+    if unpacker is None:
         return buffered
-    make, damage = _UNPACKERS[magic]()
-    return io.BufferedReader(_Members(buffered, make, magic, damage), _BLOCK)
-
-
-Unpacker = tuple[Callable[[], Any], type[Exception]]
-"""Makes what unpacks one member, and what that raises where it is damaged."""
+    return io.BufferedReader(_Members(buffered, *unpacker()), _BLOCK)
 
 
 def _zstandard() -> Unpacker:
@@ -101,24 +131,25 @@ def _zstandard() -> Unpacker:
         import zstandard
     except ImportError:
         raise MissingExtra("a .zst file needs zstandard; pip install 'request-complexity-classifier[bulk]'") from None
-    return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+    kinds: Kinds = {ZSTANDARD: zstandard.ZstdDecompressor().decompressobj, **dict.fromkeys(SKIPPABLE, _Skipped)}
+    return kinds, zstandard.ZstdError
 
 
 def _xz() -> Unpacker:
     import lzma
 
-    return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY), lzma.LZMAError
+    return {XZ: lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)}, lzma.LZMAError
 
 
 def _bzip2() -> Unpacker:
     import bz2
 
-    return bz2.BZ2Decompressor, OSError
+    return {BZIP2: bz2.BZ2Decompressor}, OSError
 
 
 _UNPACKERS: Mapping[bytes, Callable[[], Unpacker]] = {
-    GZIP: lambda: (lambda: zlib.decompressobj(31), zlib.error),
-    ZSTANDARD: _zstandard,
+    GZIP: lambda: ({GZIP: lambda: zlib.decompressobj(31)}, zlib.error),
+    **dict.fromkeys((ZSTANDARD, *SKIPPABLE), _zstandard),
     BZIP2: _bzip2,
     XZ: _xz,
 }

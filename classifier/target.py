@@ -57,6 +57,11 @@ class Target:
             return bytes(self._fs.cat_file(f"{self._root}/{name}"))
         return None
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        with self._reached():
+            return bool(self._fs.exists(f"{self._root}/{name}"))
+
     def names(self) -> list[str]:
         """Names in the folder."""
         self._fs.invalidate_cache()
@@ -70,9 +75,21 @@ class Target:
         return {(int(match[1]), int(match[2])) for match in found if match}
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the run in this folder is about; None where there is none."""
-        found = self.read(CLUSTER_MANIFEST)
-        return None if found is None else dict(json.loads(found))
+        """What the run in this folder is about; None where there is none.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        data = self.read(CLUSTER_MANIFEST)
+        if data is None:
+            return None
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or "complete" not in found:
+            raise InputError(f"{self.url}: its {CLUSTER_MANIFEST} is damaged; choose another output")
+        return found
 
     def discard(self, name: str) -> None:
         """Deletes a folder in it."""

@@ -76,6 +76,7 @@ def test_a_clusters_folder_may_lie_in_a_store(s3):
     target.write("part-000000-000000.parquet", b"PAR1")
     assert target.manifest() == {"complete": None}
     assert target.parts() == {(0, 0)}
+    assert [target.holds(f"part-000000-00000{i}.parquet") for i in (0, 1)] == [True, False]
     found = find_sources([f"s3://{s3_support.BUCKET}/"], written=target.url)
     assert [source.name.rsplit("/", 1)[1] for source in found] == ["0.jsonl", "1.jsonl", "2.jsonl"]
     target.discard("_tallies")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import stat
@@ -60,9 +61,10 @@ def test_a_folder_that_is_not_there_is_to_be_made_first(url, tmp_path):
 
 def test_an_export_is_its_owners_from_the_first_byte(url, tmp_path, monkeypatch):
     """Nobody can open it in the moment before its rights are set, and read on."""
-    monkeypatch.setattr("classifier.durable.os.fchmod", lambda *_: None)
+    written = []
+    monkeypatch.setattr("classifier.exports.write_lines", lambda _, file: written.append(os.fstat(file.fileno())) or 3)
     run("export", "-o", str(tmp_path / "out.jsonl"), "--feedback-url", url)
-    assert stat.S_IMODE((tmp_path / "out.jsonl").stat().st_mode) == 0o600
+    assert [stat.S_IMODE(found.st_mode) for found in written] == [0o600]
 
 
 def test_export_to_stdout_is_json_lines(url):

@@ -1,6 +1,6 @@
 """Labelling on a real Ray cluster on this machine: the rows of a local run, also when a node is killed in the middle.
 
-Needs Ray, whose pins want an environment of their own: `make test-ray`.
+Needs Ray, whose pins want an environment of their own: `make test-ray`. What needs none is in test_cluster_nodes.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.bundle import SHIPPED
-from classifier.cluster import label_on_ray, unpack_bundle
+from classifier.cluster import label_on_ray
 from classifier.errors import InputError, ServerUnreachable, SettingsError
 from classifier.labelled import open_labelled
 from classifier.readers import Selection
@@ -213,34 +213,3 @@ def test_what_a_cluster_cannot_do_is_said(tmp_path, tiny_bundle_path):
     for inputs, options in ((["-"], Options()), ([str(tmp_path)], Options(selection=Selection(limit=5)))):
         with pytest.raises(SettingsError, match="--engine local"):
             label_on_ray(inputs, str(tmp_path / "out"), tiny_bundle_path, options)
-
-
-def test_a_node_unpacks_a_bundle_once_and_a_damaged_one_anew(tiny_bundle_path, tmp_path, monkeypatch):
-    """The bundle's folder is made once on a node; one that was damaged there is not used."""
-    import tempfile
-
-    from classifier.bundle import read_bundle
-    from classifier.cluster import bundle_files
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    files = bundle_files(tiny_bundle_path)
-    folder = unpack_bundle(files)
-    assert unpack_bundle(files) == folder
-    (folder / "model.onnx").write_bytes(b"damaged")
-    assert read_bundle(unpack_bundle(files)).version == read_bundle(tiny_bundle_path).version
-    shutil.rmtree(folder)
-    assert unpack_bundle(files) == folder
-
-
-def test_a_node_keeps_bundles_apart_that_differ_in_their_manifest_alone(tiny_bundle_path, tmp_path, monkeypatch):
-    """The same files may have been made for other inputs: what lies on a node from before an upgrade is not used."""
-    import tempfile
-
-    from classifier.cluster import bundle_files
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    files = bundle_files(tiny_bundle_path)
-    before = json.dumps({**json.loads(files["manifest.json"]), "input_version": 0}).encode()
-    old = unpack_bundle({**files, "manifest.json": before})
-    assert (old / "manifest.json").read_bytes() == before
-    assert (unpack_bundle(files) / "manifest.json").read_bytes() == files["manifest.json"]

@@ -93,6 +93,22 @@ async def test_replicas_share_decisions_and_outcomes(url):
     two.close()
 
 
+async def test_a_history_is_of_one_moment(url):
+    """An outcome whose decision arrives while a history is read is in it, as one that waits for its decision."""
+    store = open_store(url, key=KEY)
+    ids = mint(), mint()
+    store.record(decision(ids[0]), request(), "gateway")
+    assert store.flush(60)
+    assert await store.report(outcome(ids[1], "early"), "gateway") is PENDING
+    rows = store.ledger.rows(history=True)
+    assert next(rows)["decision_id"] == ids[0]
+    store.record(decision(ids[1]), request(), "gateway")
+    assert store.flush(60)
+    assert [(row["decision_id"], row["outcome_id"]) for row in rows] == [(ids[1], "early")]
+    assert [row["outcome_id"] for row in store.ledger.rows(history=True)] == [None, "early"]
+    store.close()
+
+
 @pytest.mark.parametrize("ahead", [-3600.0, 365 * 86_400.0], ids=["an hour behind", "a year ahead"])
 async def test_replicas_go_by_the_databases_clock(url, monkeypatch, ahead):
     """What a replica of another time writes has the moment it was written, and it deletes nothing that others keep."""

@@ -796,6 +796,44 @@ def test_compressed_files_are_read_as_plain_ones(pack, tmp_path):
     assert [row.number for row in chunk.rows] == list(range(1, 11))
 
 
+def skipped(size: int, kind: int = 0) -> bytes:
+    """A frame of Zstandard that holds nothing of the file."""
+    return bytes([0x50 + kind]) + b"\x2a\x4d\x18" + size.to_bytes(4, "little") + os.urandom(size)
+
+
+@pytest.mark.parametrize("size", [0, 4, 4096, 100_000])
+def test_frames_of_zstandard_that_are_to_be_skipped_are(size, tmp_path):
+    """At the head as pzstd writes them, in between, and at the end as in the seekable format: no row is lost."""
+    one = zstandard.ZstdCompressor().compress
+    rows = [b'{"prompt": "hi"}\n', b'{"prompt": "ho"}\n']
+    packed = [skipped(size), one(rows[0]), skipped(size, 7), skipped(size), one(rows[1]), skipped(size, 15)]
+    (tmp_path / "log.jsonl.zst").write_bytes(b"".join(packed))
+    [chunk] = read_chunks(find_sources([str(tmp_path)]))
+    assert [row.payload for row in chunk.rows] == rows
+
+
+def test_a_skipped_frame_that_breaks_off_is_said(tmp_path):
+    """A file that ends in the middle of such a frame is one whose end is missing, and what came before is read."""
+    packed = zstandard.ZstdCompressor().compress(b'{"prompt": "hi"}\n')
+    for cut in (2, 6, 50):
+        path = tmp_path / "log.jsonl.zst"
+        path.write_bytes(packed + skipped(100)[:cut])
+        errors, _ = outcome(path, tmp_path)
+        assert errors[0] is None
+        assert "it breaks off" in errors[1]
+        (tmp_path / "log.jsonl.zst.jsonl").unlink()
+        (tmp_path / "log.jsonl.zst.jsonl.manifest.json").unlink()
+
+
+@pytest.mark.parametrize("padding", [1, 511, 4096, 10_240, 1_000_000])
+def test_padding_of_any_length_between_members_loses_no_row(padding, tmp_path):
+    """Two files off a block device, one behind the other: what follows the zeros is read, and zeros end the file."""
+    rows = [b'{"prompt": "hi"}\n', b'{"prompt": "ho"}\n']
+    (tmp_path / "log.jsonl.gz").write_bytes(b"".join(gzip.compress(row) + bytes(padding) for row in rows))
+    [chunk] = read_chunks(find_sources([str(tmp_path)]))
+    assert [row.payload for row in chunk.rows] == rows
+
+
 def test_inputs_are_files_folders_globs_and_urls(tmp_path):
     """A folder is read below, in order, without hidden and other files; a glob and a URL name the same."""
     (tmp_path / "b").mkdir()

@@ -23,7 +23,7 @@ from unittest import mock
 import fsspec
 import pytest
 
-from classifier import durable
+from classifier import durable, objects
 from classifier.bundle import FILES, MANIFEST, SHIPPED, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.registry import Registry
@@ -325,6 +325,36 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path, bundles, version
     before = (copy / "model.onnx").stat().st_mtime_ns
     assert registry.fetch(versions[0]) == copy
     assert (copy / "model.onnx").stat().st_mtime_ns == before
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+@pytest.mark.parametrize("look", [1, 2], ids=["before it is fetched", "when it is put in its place"])
+def test_a_copy_that_another_mended_meanwhile_stays(tmp_path, bundles, versions, monkeypatch, look):
+    """Of two that find a copy damaged the slower one keeps the other's, or puts its own there; no rubbish stays."""
+    registry = Registry(f"memory://registry-{next(_numbers)}", cache=tmp_path / "cache")
+    registry.add(bundles[0])
+    copy = registry.fetch(versions[0])
+    (copy / "model.onnx").write_bytes(b"")
+    damaged, verify, mended = [], objects.verify, []
+
+    def verify_as_another_mends(path, files):
+        try:
+            verify(path, files)
+        except BundleCorrupt:
+            damaged.append(path)
+            if len(damaged) == look:
+                copy.rename(tmp_path / "moved by another")
+                shutil.copytree(bundles[0], copy)
+                mended.append((copy / "model.onnx").open("rb"))
+            raise
+
+    monkeypatch.setattr(objects, "verify", verify_as_another_mends)
+    assert registry.fetch(versions[0]) == copy
+    assert read_bundle(copy).version == versions[0]
+    [opened] = mended
+    with opened:
+        assert (os.fstat(opened.fileno()).st_ino == (copy / "model.onnx").stat().st_ino) is (look == 1)
+    assert [path for path in copy.parent.iterdir() if path != copy] == []
 
 
 def test_pull_copies_a_bundle_into_a_new_folder(registry, bundles, versions, tmp_path):

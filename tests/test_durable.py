@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all, whoever else writes one of that name."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import pytest
+
+from classifier.durable import whole_file
+
+
+def test_two_writers_of_one_name_have_a_file_each(tmp_path, monkeypatch):
+    """Two containers that share a disk are both process 1: the file is one's or the other's, and never a mixture."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "state"
+    with ExitStack() as first, ExitStack() as second:
+        one, two = (stack.enter_context(whole_file(path)) for stack in (first, second))
+        one.write(b"one" * 1000)
+        two.write(b"two")
+        first.close()
+        assert path.read_bytes() == b"one" * 1000
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("hours", "gone"), [(0, False), (2, True)], ids=["at work", "killed"])
+def test_what_a_killed_writer_left_is_removed_and_nothing_of_others(tmp_path, monkeypatch, hours, gone):
+    """The next who writes that name removes what nobody has written to for an hour; other files look alike and stay."""
+    path = tmp_path / "state"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), whole_file(path):
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # what is killed removes nothing
+        raise KeyboardInterrupt
+    [left] = tmp_path.iterdir()
+    for name in (".state-local", ".state-20260101", f"{left.name}.txt", left.name.replace("state", "state-b")):
+        (tmp_path / name).touch()
+    others = set(tmp_path.iterdir()) - {left}
+    for file in tmp_path.iterdir():
+        moment = file.stat().st_mtime - hours * 3600
+        os.utime(file, (moment, moment))
+    with whole_file(path) as file:
+        file.write(b"whole")
+    assert set(tmp_path.iterdir()) == {path, *others} | (set() if gone else {left})
