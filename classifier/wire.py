@@ -61,23 +61,31 @@ def request_from_proto(message: pb.ClassifyRequest, *, max_messages: int | None 
     """The request that a message holds.
 
     Raises:
-        InvalidRequest: every field at fault is named.
+        InvalidRequest: every field at fault is named, or `messages` alone where there are too many.
     """
     if max_messages is not None and len(message.messages) > max_messages:
         raise InvalidRequest(
             "messages", f"has {len(message.messages)} entries, the limit is {max_messages}; send the last ones"
         )
-    return Request(
-        messages=tuple([ChatMessage(m.role, m.content) for m in message.messages]),
-        tools=tuple([tool.name for tool in message.tools]) if message.tools else (),
-        attachments=message.attachments,
-        policy=message.policy,
-        floor=_tier(message.floor, "floor") if message.floor else None,
-        ceiling=_tier(message.ceiling, "ceiling") if message.ceiling else None,
-        record=message.record if message.HasField("record") else None,
-        labels=dict(message.labels) if message.labels else {},
-        request_id=message.request_id,
-    )
+    floor, ceiling = message.floor, message.ceiling
+    violations = [*_no_tier("floor", floor), *_no_tier("ceiling", ceiling)] if floor or ceiling else []
+    try:
+        request = Request(
+            messages=tuple([ChatMessage(m.role, m.content) for m in message.messages]),
+            tools=tuple([tool.name for tool in message.tools]) if message.tools else (),
+            attachments=message.attachments,
+            policy=message.policy,
+            floor=_TIERS.get(floor),
+            ceiling=_TIERS.get(ceiling),
+            record=message.record if message.HasField("record") else None,
+            labels=dict(message.labels) if message.labels else {},
+            request_id=message.request_id,
+        )
+    except InvalidRequest as error:
+        raise InvalidRequest([*violations, *error.violations]) from None
+    if violations:
+        raise InvalidRequest(violations)
+    return request
 
 
 def request_to_proto(request: Request) -> pb.ClassifyRequest:
@@ -181,7 +189,7 @@ def outcome_from_proto(message: pb.ReportOutcomeRequest, *, max_messages: int | 
     """The outcome that a message reports.
 
     Raises:
-        InvalidRequest: every field at fault is named.
+        InvalidRequest: the fields at fault are named; those whose values are not known before all others.
     """
     violations: list[tuple[str, str]] = []
     values: dict[str, Any] = {}
@@ -191,13 +199,13 @@ def outcome_from_proto(message: pb.ReportOutcomeRequest, *, max_messages: int | 
         except ValueError:
             choices = ", ".join(f"{kind.__name__.upper()}_{member.name}" for member in kind)
             violations.append((name, f"is not set or not known; one of {choices}"))
-    if violations:
+    if violations := [*violations, *_no_tier("accepted_tier", message.accepted_tier)]:
         raise InvalidRequest(violations)
     occurred = message.occurred_at
     return Outcome(
         decision_id=message.decision_id,
         outcome_id=message.outcome_id,
-        accepted_tier=_tier(message.accepted_tier, "accepted_tier") if message.accepted_tier else None,
+        accepted_tier=_TIERS.get(message.accepted_tier),
         occurred_at=occurred.seconds + occurred.nanos * 1e-9 if message.HasField("occurred_at") else None,
         request=_nested_request(message, max_messages) if message.HasField("request") else None,
         **values,
@@ -267,11 +275,11 @@ def _set_duration(message: duration_pb2.Duration, seconds: float) -> None:
     message.seconds, message.nanos = whole, int((seconds - whole) * 1e9)
 
 
-def _tier(number: int, field: str) -> Tier:
-    tier = _TIERS.get(number)
-    if tier is None:
-        raise InvalidRequest(field, f"is not a tier; one of {', '.join(f'TIER_{t.name}' for t in TIERS)}")
-    return tier
+def _no_tier(field: str, number: int) -> list[tuple[str, str]]:
+    """What is wrong with a field that holds a tier's number, or 0 for none; nothing where it does."""
+    if not number or number in _TIERS:
+        return []
+    return [(field, f"is not a tier; one of {', '.join(f'TIER_{t.name}' for t in TIERS)}")]
 
 
 def tiers_to_proto() -> list[Any]:

@@ -90,6 +90,28 @@ def test_the_training_image_takes_pytorch_for_processors():
     assert "\nARG PIP_EXTRA_INDEX_URL=\n" in before
 
 
+def test_every_file_is_checked_by_lint_deploy():
+    """No Dockerfile is left out, and no manifest but one of an operator's own kind, of which there is no schema."""
+    [rule] = re.findall(r"^lint-deploy:.+?\n\n", (DEPLOY.parent / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
+    own = {p.name for p in DEPLOY.rglob("kubernetes/**/*.yaml") if "monitoring.coreos.com" not in p.read_text()}
+    images = {p.name for p in DEPLOY.glob("Dockerfile*") if p.suffix != ".dockerignore"}
+    assert images | own <= set(re.split(r"[\s/,)]+", rule))
+
+
+def test_the_loops_work_is_kept_on_a_volume():
+    """The default is a folder below the image's own, which root owns and which ends with the container."""
+    image = (DEPLOY / "Dockerfile.training").read_text()
+    [volumes] = re.findall(r"^VOLUME (.+)$", image, re.MULTILINE)
+    [command] = re.findall(r"classifier-training loop (.+)$", image, re.MULTILINE)
+    [job] = [m for m in manifests() if m["kind"] == "CronJob"]
+    [container] = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    for words in (command.split(), container["args"]):
+        work = words[words.index("--work") + 1]
+        assert work in mounted
+        assert f'"{work}"' in volumes
+
+
 def test_selectors_and_ports_fit_together():
     """Service, budget, autoscaler and monitor select the deployment's pods by labels and ports that it has."""
     by_kind = {m["kind"]: m for m in manifests()}

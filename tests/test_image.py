@@ -17,6 +17,7 @@ import tempfile
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -45,6 +46,11 @@ def environment(path: Path) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+def arguments(path: Path) -> dict[str, str]:
+    """What --build-arg may change, as it is without."""
+    return dict(rest.split("=", 1) for word, rest in instructions(path) if word == "ARG")
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_what_an_image_copies_is_there_and_not_left_out(path):
     """Every source of a COPY exists, the build's context holds it, and nothing else."""
@@ -60,10 +66,27 @@ def test_what_an_image_copies_is_there_and_not_left_out(path):
 def test_the_extras_that_an_image_installs_exist(path):
     """Extras of the pip line are extras of the package, and what the package needs to be built is copied."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    [extras] = re.findall(r'"\.\[([a-z,]+)\]"', path.read_text())
+    [extras] = re.findall(r'"\.\[(.+)\]"', path.read_text())
+    extras = Template(extras).substitute(arguments(path))
     assert set(extras.split(",")) <= project["optional-dependencies"].keys()
     sources = {source for names, _ in copied(path) for source in names}
     assert {"pyproject.toml", project["readme"], *project["license-files"]} <= sources
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_an_image_fetches_has_a_place_that_can_be_written(path):
+    """Bundles of a remote registry are kept on a volume, as the root is read-only and the user has no home."""
+    [volumes] = [rest for word, rest in instructions(path) if word == "VOLUME"]
+    cache = Path(environment(path)["XDG_CACHE_HOME"])
+    assert [folder for folder in re.findall(r"[^\s\[\]\",]+", volumes) if cache.is_relative_to(folder)]
+
+
+def test_the_image_can_be_built_for_a_registry_on_s3():
+    """The word that the Dockerfile and the page have for it adds the extra to those that are there without."""
+    path = ROOT / "deploy" / "Dockerfile"
+    wanted = f"EXTRAS={arguments(path)['EXTRAS']},s3"
+    for page in (path, ROOT / "docs" / "serving.md"):
+        assert wanted in page.read_text(encoding="utf-8")
 
 
 def test_the_image_starts_with_one_more_word_and_refuses_without():
@@ -134,7 +157,7 @@ def test_what_the_dockerfile_installs_serves_as_it_says():
                 copy(ROOT / name, to)
         [run] = [rest for word, rest in instructions(path) if word == "RUN" and "pip install" in rest]
         steps = run.replace("python -m venv", f"{python} -m venv").replace("/venv", str(venv))
-        subprocess.run(["sh", "-ec", steps], cwd=context, check=True)
+        subprocess.run(["sh", "-ec", steps], cwd=context, env={**os.environ, **arguments(path)}, check=True)
         shutil.rmtree(context)  # the last stage has the environment and nothing else
         shown = environment(path) | {"PATH": f"{venv}/bin:/usr/bin:/bin"}
         [entry] = [rest for word, rest in instructions(path) if word == "ENTRYPOINT"]

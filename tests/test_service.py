@@ -292,8 +292,9 @@ def test_a_stream_whose_answers_nobody_reads_gives_its_place_back(stub_of):
 def test_a_stream_over_its_length_and_a_stream_too_many_are_refused(stub_of):
     """The limits on a stream's length and on streams at once are RESOURCE_EXHAUSTED."""
     with fake_server(max_stream_items=2, max_streams=1) as address:
-        stub = stub_of(address)
-        answers = stub.ClassifyStream(iter([pb.ClassifyStreamRequest(request=prompt())] * 3), timeout=60)
+        stub, one = stub_of(address), pb.ClassifyStreamRequest(request=prompt())
+        assert len(list(stub.ClassifyStream(iter([one] * 2), timeout=60))) == 2
+        answers = stub.ClassifyStream(iter([one] * 3), timeout=60)
         with pytest.raises(grpc.RpcError) as end:
             list(answers)
         assert end.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -75,6 +75,7 @@ def test_starts_that_fail_say_what_the_page_quotes(tmp_path, monkeypatch, capsys
     """What the page quotes of a start that fails is what such a start says, with the exit code that the page has."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLASSIFIER_STORE", "off")
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)  # as without the extra
     (tmp_path / "serve.toml").write_text("lissten = 'x'")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -86,6 +87,7 @@ def test_starts_that_fail_say_what_the_page_quotes(tmp_path, monkeypatch, capsys
             "no manifest.json there": (["--listen", "127.0.0.1:0", "--bundle", "./no"], 1),
             "unknown key": (["--config", "serve.toml"], 2),
             "one key": (["--store", "hash", "--feedback-url", "postgresql+psycopg://c@db/c"], 2),
+            "pip install": (["--listen", "127.0.0.1:0", "--traces"], 1),
         }
         for words, (arguments, code) in starts.items():
             with pytest.raises(SystemExit) as ended:

@@ -124,8 +124,9 @@ def test_an_outcome_survives_the_wire():
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], floor=99), ["floor"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")] * 9), ["messages"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], request_id="x" * 999), ["request_id"]),
+        (pb.ClassifyRequest(floor=9, ceiling=8, attachments=-1), ["floor", "ceiling", "messages", "attachments"]),
     ],
-    ids=["empty", "role", "no-user", "nul", "floor-above-ceiling", "attachments", "tier", "too-many", "request-id"],
+    ids=["empty", "role", "no-user", "nul", "floor-ceiling", "attachments", "tier", "too-many", "request-id", "all"],
 )
 def test_a_bad_request_names_its_field(message, fields):
     """Every field at fault is named, by its path in the contract."""
@@ -135,10 +136,11 @@ def test_a_bad_request_names_its_field(message, fields):
 
 
 def test_unset_enums_of_an_outcome_are_named():
-    """An outcome without verdict, cause, source and tier names all four."""
+    """An outcome without verdict, cause, source and tier names all four, and a tier that is none beside them."""
     with pytest.raises(errors.InvalidRequest) as found:
-        wire.outcome_from_proto(pb.ReportOutcomeRequest(decision_id="d", outcome_id="o"))
-    assert [field for field, _ in found.value.violations] == ["verdict", "cause", "source", "served_tier"]
+        wire.outcome_from_proto(pb.ReportOutcomeRequest(decision_id="d", outcome_id="o", accepted_tier=9))
+    fields = [field for field, _ in found.value.violations]
+    assert fields == ["verdict", "cause", "source", "served_tier", "accepted_tier"]
 
 
 @given(st.binary(max_size=200))

@@ -118,7 +118,8 @@ HTTP_STATUS: Mapping[str, int] = {
     "DEADLINE_EXCEEDED": 504,
 }
 _ERRORS = {
-    400: "INVALID_ARGUMENT with every field at fault; FAILED_PRECONDITION where no route may take it",
+    400: "INVALID_ARGUMENT with the fields at fault (of JSON that does not fit, the first); "
+    "FAILED_PRECONDITION where no route may take it",
     401: "UNAUTHENTICATED: send Authorization: Bearer TOKEN",
     413: "the body is larger than the limit",
     415: "the body is not application/json, or compressed",
