@@ -192,6 +192,25 @@ def test_slow_answer_is_tried_again():
             r"HTTP 404 \(model_not_found\) for model m: there is no",
         ),
         (429, {"error": {"code": "insufficient_quota"}}, InputError, "the account has no money left"),
+        (403, {"error": {"code": 403, "message": "no access"}}, InputError, "HTTP 403 for model m: the key may not do"),
+        (
+            403,
+            {"error": {"code": 403, "metadata": {"reasons": ["violence"]}}},
+            QuestionRefused,
+            "HTTP 403: the case is",
+        ),
+        (
+            403,
+            {"error": {"message": "Your chosen model requires moderation"}},
+            QuestionRefused,
+            "HTTP 403: the case is",
+        ),
+        (
+            403,
+            {"error": {"code": "content_policy_violation"}},
+            QuestionRefused,
+            r"HTTP 403 \(content_policy_violation\)",
+        ),
         (302, {}, InputError, "HTTP 302, expected 200"),
         (400, {"error": {"code": "context_length_exceeded"}}, QuestionRefused, r"HTTP 400 \(context_length_exceeded\)"),
         (413, b"<html>", QuestionRefused, "HTTP 413"),
@@ -203,6 +222,21 @@ def test_what_will_not_pass_is_not_tried_again(status, body, error, message):
         with pytest.raises(error, match=message):
             ask(server.url, Clock(), key="secret")
         assert len(server.asked) == 1
+
+
+def test_a_403_of_a_model_that_has_answered_is_of_the_case():
+    """A key that one question was answered with may ask: what is forbidden then is the case, whatever the body says."""
+
+    async def put(server):
+        async with Endpoint(checked_url(server.url)) as asked:
+            await asked.ask("m", MESSAGES)
+            with pytest.raises(QuestionRefused, match="HTTP 403: the case is not wanted"):
+                await asked.ask("m", MESSAGES)
+            with pytest.raises(InputError, match="HTTP 403 for model other: the key may not do this"):
+                await asked.ask("other", MESSAGES)
+
+    with endpoint(lambda a: (403, {}, b"") if a.count else completion("yes")) as server:
+        asyncio.run(put(server))
 
 
 def test_errors_quote_neither_prompt_nor_key():

@@ -309,6 +309,17 @@ def test_refused_case_is_left_open_for_the_next_run(log, tmp_path):
     assert len(lines_of(out)) == 5
 
 
+def test_moderated_case_keeps_no_others_from_their_turn(log, tmp_path):
+    """A first case that the endpoint's moderation forbids is left open and counted, and the others are rated."""
+    out = tmp_path / "out.jsonl"
+    flagged = (403, {}, {"error": {"code": 403, "message": "flagged", "metadata": {"flagged_input": "hello you"}}})
+    with endpoint(lambda a: flagged if a.text == "hello you" else honest(a)) as server:
+        done = run(log, "-o", out, "--concurrency", 1, url=server.url)
+    assert (done.exit_code, len(lines_of(out))) == (0, 5), done.output
+    assert "1 still open" in done.output
+    assert "1 questions without an answer: HTTP 403: the case is not wanted" in done.output
+
+
 PRICES = "[models]\nm = { input = 10.0, output = 100.0 }\n"
 
 

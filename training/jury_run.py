@@ -26,8 +26,9 @@ from classifier.errors import ServerUnreachable
 from classifier.items import answer_all
 from classifier.prices import Price
 from training.jury import MOST_CHARS, Vote, case_of, instructions, read_answer, response_format
+from training.jury_bodies import Response
 from training.jury_cases import Case, corpus_line
-from training.jury_endpoint import Endpoint, NoAnswer, NotPut, QuestionRefused, Response
+from training.jury_endpoint import Endpoint, NoAnswer, NotPut, QuestionRefused
 from training.jury_journal import Journal, Question
 
 MOST_REFUSED = 3
