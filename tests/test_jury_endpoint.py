@@ -248,6 +248,19 @@ def test_errors_quote_neither_prompt_nor_key():
 
 
 @pytest.mark.parametrize(
+    ("status", "headers"), [(502, {}), (401, {}), (403, {}), (302, {}), (402, {}), (429, {"retry-after": "3600"})]
+)
+def test_errors_name_the_endpoint_without_its_query(status, headers):
+    """A key in the query of the URL is sent, and shown in no error."""
+    with endpoint(lambda _: (status, headers, {})) as server:
+        with pytest.raises((NoAnswer, InputError, ServerUnreachable)) as raised:
+            ask(f"{server.url}?key=secret", Clock())
+        assert f"{server.url}/chat/completions: " in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert {asked.path for asked in server.asked} == {"/v1/chat/completions?key=secret"}
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"choices": [{"message": None}]},
@@ -288,7 +301,9 @@ def test_retry_after_is_read_as_seconds_or_date(headers, seconds):
     assert retry_after(headers, now=40.0) == seconds
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x/v1", "http://", "http://me:pw@host/v1", "http://h:x/"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000", "ftp://x/v1", "http://", "http://me:pw@host/v1", "http://h:x/", "http://me:pw/@h"]
+)
 def test_url_that_is_none_is_refused(url):
     """A base URL has a scheme and a host and no password."""
     with pytest.raises(InputError, match="--base-url: ") as refused:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 
 import httpx
 
-from classifier.addresses import is_local
+from classifier.addresses import is_local, shown_url
 from classifier.errors import InputError, ServerUnreachable
 from training.jury_bodies import Response, code_of, is_moderated, response_of
 
@@ -106,8 +106,8 @@ def checked_url(base_url: str) -> httpx.URL:
     """
     try:
         url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise InputError(f"--base-url: is no URL ({error})") from None
+    except httpx.InvalidURL:  # its text quotes what it takes for a port, and a password may be
+        url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host or url.userinfo:
         raise InputError("--base-url: expected http:// or https://, a host, and the path up to /v1, without a password")
     return url
@@ -140,6 +140,7 @@ class Endpoint:
         seed: int | None = None,
     ) -> None:
         self._url = url.copy_with(path=f"{url.path.rstrip('/')}/chat/completions")
+        self._shown = shown_url(str(self._url))
         self._body = {name: value for name, value in (body or {}).items() if value is not None}
         self._pace = pace or Pace(None, sleep=sleep)
         self._sleep = sleep
@@ -203,7 +204,7 @@ class Endpoint:
                     continue
             if tried < MOST_TRIES - 1:
                 await self._unless_stopped(self._sleep(wait))
-        raise NoAnswer(f"{self._url}: {problem}, {MOST_TRIES} times")
+        raise NoAnswer(f"{self._shown}: {problem}, {MOST_TRIES} times")
 
     async def _post(self, request: Mapping[str, Any]) -> _Heard:
         """Puts a question. httpx bounds the silence between two bytes only, and no body: both are bounded here."""
@@ -237,18 +238,18 @@ class Endpoint:
         status, code = heard.status, code_of(heard.body)
         told = f"HTTP {status}" + (f" ({code})" if code else "")
         if code in _SPENT:
-            raise InputError(f"{self._url}: {told}: the account has no money left; what is answered is kept")
+            raise InputError(f"{self._shown}: {told}: the account has no money left; what is answered is kept")
         if status == httpx.codes.OK:
             return f"{told} without a chat completion"
         if status == httpx.codes.FORBIDDEN and (is_moderated(heard.body) or model in self._answered):
             raise QuestionRefused(f"{told}: the case is not wanted")
         if status in _FINAL:
-            raise InputError(f"{self._url}: {told} for model {model}: {_FINAL[status]}")
+            raise InputError(f"{self._shown}: {told} for model {model}: {_FINAL[status]}")
         if status in _PASSING or status >= 500:
             return told
         if 400 <= status < 500:
             raise QuestionRefused(told)
-        raise InputError(f"{self._url}: {told}, expected 200; give --base-url as the endpoint has it, up to /v1")
+        raise InputError(f"{self._shown}: {told}, expected 200; give --base-url as the endpoint has it, up to /v1")
 
     def _told_to_wait(self, heard: _Heard) -> float:
         """Seconds that the endpoint asks for; 0 where it asks for none.
@@ -259,7 +260,7 @@ class Endpoint:
         seconds = retry_after(heard.headers, time.time())
         if seconds > LONGEST_WAIT:
             raise ServerUnreachable(
-                f"{self._url}: asks to come back in {seconds / 60:.0f} minutes; do, what is answered is kept"
+                f"{self._shown}: asks to come back in {seconds / 60:.0f} minutes; do, what is answered is kept"
             )
         return seconds
 

@@ -26,6 +26,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from classifier.addresses import shown_url
 from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
@@ -44,7 +45,7 @@ from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging
 from training.recipe import load_retraining
 from training.round_options import KEPT, Options, check_work, claim_work, lock_path
 from training.steps import RESULT, Run, keep_receipts, last_round, next_folder, only_one, unfinished
-from training.tracking import shown, track
+from training.tracking import track
 
 GOLDEN_MARGIN = 0.05
 """By how much the risk on golden rows may be worse at equal cost: what may be forgotten."""
@@ -274,7 +275,7 @@ class Round:
     def _close(self, decision: str, why: str, candidate: str = "") -> dict[str, Any]:
         """Writes the receipt, tracks it, and deletes the texts that the run froze."""
         steps = {path.parent.name: json.loads(path.read_text()) for path in self._run.folder.glob(f"*/{RESULT}")}
-        options = asdict(replace(self._options, mlflow_uri=shown(self._options.mlflow_uri)))
+        options = asdict(replace(self._options, mlflow_uri=shown_url(self._options.mlflow_uri)))
         receipt = {
             "run": self._run.name,
             "decision": decision,
