@@ -6,6 +6,7 @@ Knows nothing of sockets, servers or names' resolution.
 from __future__ import annotations
 
 import ipaddress
+import re
 
 from classifier.errors import SettingsError
 
@@ -54,3 +55,14 @@ def is_local(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def shown_url(url: str) -> str:
+    """A URL as messages and receipts show it: without what may be secret, which is its userinfo, query and fragment.
+
+    >>> shown_url("https://me:secret@host/v1?key=secret"), shown_url("https://token@host"), shown_url("./mlruns")
+    ('https://host/v1', 'https://host', './mlruns')
+    """
+    # A password may hold what ends a host elsewhere: between a colon and the last @ all is taken for one.
+    bare = re.sub(r"(?<=//)(?:[^/?#@:]*:.*|[^/?#@]*)@", "", url, flags=re.DOTALL)
+    return re.split("[?#]", bare, maxsplit=1)[0]

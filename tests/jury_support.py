@@ -44,11 +44,13 @@ class Asked:
         body: of the request.
         headers: of the request, names in lower case.
         count: questions before it.
+        path: of the request, with its query.
     """
 
     body: Mapping[str, Any]
     headers: Mapping[str, str]
     count: int
+    path: str
 
     @property
     def case(self) -> dict[str, Any]:
@@ -91,9 +93,10 @@ def endpoint(answer: Callable[[Asked], Answer]) -> Iterator[FakeEndpoint]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with lock:
-                asked = Asked(body, {k.lower(): v for k, v in self.headers.items()}, len(found.asked))
+                asked = Asked(body, {k.lower(): v for k, v in self.headers.items()}, len(found.asked), self.path)
                 found.asked.append(asked)
-            status, headers, content = (404, {}, {}) if self.path != "/v1/chat/completions" else answer(asked)
+            known = self.path.partition("?")[0] == "/v1/chat/completions"
+            status, headers, content = answer(asked) if known else (404, {}, {})
             if isinstance(content, Iterator):
                 parts, length = content, {"connection": "close"}
             else:

@@ -192,6 +192,25 @@ def test_slow_answer_is_tried_again():
             r"HTTP 404 \(model_not_found\) for model m: there is no",
         ),
         (429, {"error": {"code": "insufficient_quota"}}, InputError, "the account has no money left"),
+        (403, {"error": {"code": 403, "message": "no access"}}, InputError, "HTTP 403 for model m: the key may not do"),
+        (
+            403,
+            {"error": {"code": 403, "metadata": {"reasons": ["violence"]}}},
+            QuestionRefused,
+            "HTTP 403: the case is",
+        ),
+        (
+            403,
+            {"error": {"message": "Your chosen model requires moderation"}},
+            QuestionRefused,
+            "HTTP 403: the case is",
+        ),
+        (
+            403,
+            {"error": {"code": "content_policy_violation"}},
+            QuestionRefused,
+            r"HTTP 403 \(content_policy_violation\)",
+        ),
         (302, {}, InputError, "HTTP 302, expected 200"),
         (400, {"error": {"code": "context_length_exceeded"}}, QuestionRefused, r"HTTP 400 \(context_length_exceeded\)"),
         (413, b"<html>", QuestionRefused, "HTTP 413"),
@@ -205,12 +224,40 @@ def test_what_will_not_pass_is_not_tried_again(status, body, error, message):
         assert len(server.asked) == 1
 
 
+def test_a_403_of_a_model_that_has_answered_is_of_the_case():
+    """A key that one question was answered with may ask: what is forbidden then is the case, whatever the body says."""
+
+    async def put(server):
+        async with Endpoint(checked_url(server.url)) as asked:
+            await asked.ask("m", MESSAGES)
+            with pytest.raises(QuestionRefused, match="HTTP 403: the case is not wanted"):
+                await asked.ask("m", MESSAGES)
+            with pytest.raises(InputError, match="HTTP 403 for model other: the key may not do this"):
+                await asked.ask("other", MESSAGES)
+
+    with endpoint(lambda a: (403, {}, b"") if a.count else completion("yes")) as server:
+        asyncio.run(put(server))
+
+
 def test_errors_quote_neither_prompt_nor_key():
     """What an endpoint says in sentences may hold the prompt, so only its short word is passed on."""
     body = {"error": {"message": 'cannot read {"case"', "code": 'bad {"case": "0"}', "type": "invalid_request_error"}}
     with endpoint(lambda _: (400, {}, body)) as server, pytest.raises(QuestionRefused) as refused:
         ask(server.url, Clock(), key="secret")
     assert str(refused.value) == "HTTP 400 (invalid_request_error)"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"), [(502, {}), (401, {}), (403, {}), (302, {}), (402, {}), (429, {"retry-after": "3600"})]
+)
+def test_errors_name_the_endpoint_without_its_query(status, headers):
+    """A key in the query of the URL is sent, and shown in no error."""
+    with endpoint(lambda _: (status, headers, {})) as server:
+        with pytest.raises((NoAnswer, InputError, ServerUnreachable)) as raised:
+            ask(f"{server.url}?key=secret", Clock())
+        assert f"{server.url}/chat/completions: " in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert {asked.path for asked in server.asked} == {"/v1/chat/completions?key=secret"}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +301,9 @@ def test_retry_after_is_read_as_seconds_or_date(headers, seconds):
     assert retry_after(headers, now=40.0) == seconds
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x/v1", "http://", "http://me:pw@host/v1", "http://h:x/"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000", "ftp://x/v1", "http://", "http://me:pw@host/v1", "http://h:x/", "http://me:pw/@h"]
+)
 def test_url_that_is_none_is_refused(url):
     """A base URL has a scheme and a host and no password."""
     with pytest.raises(InputError, match="--base-url: ") as refused:

@@ -309,6 +309,17 @@ def test_refused_case_is_left_open_for_the_next_run(log, tmp_path):
     assert len(lines_of(out)) == 5
 
 
+def test_moderated_case_keeps_no_others_from_their_turn(log, tmp_path):
+    """A first case that the endpoint's moderation forbids is left open and counted, and the others are rated."""
+    out = tmp_path / "out.jsonl"
+    flagged = (403, {}, {"error": {"code": 403, "message": "flagged", "metadata": {"flagged_input": "hello you"}}})
+    with endpoint(lambda a: flagged if a.text == "hello you" else honest(a)) as server:
+        done = run(log, "-o", out, "--concurrency", 1, url=server.url)
+    assert (done.exit_code, len(lines_of(out))) == (0, 5), done.output
+    assert "1 still open" in done.output
+    assert "1 questions without an answer: HTTP 403: the case is not wanted" in done.output
+
+
 PRICES = "[models]\nm = { input = 10.0, output = 100.0 }\n"
 
 
@@ -360,7 +371,26 @@ def test_budget_takes_an_endpoint_that_says_what_answers_took(log, tmp_path):
         done = run(*given, "--budget", 5, url=server.url)
         assert (done.exit_code, len(server.asked)) == (1, 1), done.output
         assert "does not say what m's answers took" in done.output
-        assert run(*given, url=server.url).exit_code == 0
+        done = run(*given, url=server.url)
+        assert (done.exit_code, "no cost known; 6 responses did not say their tokens" in done.output) == (0, True)
+
+
+def test_responses_that_do_not_say_their_tokens_cost_what_the_others_do(log, tmp_path):
+    """Where some responses say their tokens the rest counts like these: the budget holds, and the cost is estimated."""
+    (tmp_path / "prices.toml").write_text(PRICES)
+    out, given = tmp_path / "out.jsonl", ("--prices", tmp_path / "prices.toml", "--concurrency", 1)
+
+    def often_silent(asked):
+        status, headers, body = honest(asked)
+        half = {"prompt_tokens": 100} if asked.count == 1 else None
+        return status, headers, body if asked.count == 0 else {**body, "usage": half}
+
+    with endpoint(often_silent) as server:
+        done = run(log, "-o", out, *given, "--budget", 0.008, url=server.url)
+        assert (done.exit_code, len(server.asked)) == (3, 3), done.output
+    assert "100 tokens read, 20 written, $0.0090 estimated; 2 responses did not say their tokens" in done.output
+    found = json.loads(run(log, "-o", out, *given, "--budget", 0.008, "--json").stdout)
+    assert (found["cost"], found["cost_estimated"]) == (pytest.approx(0.009), True)
 
 
 def test_output_among_the_logs_is_no_log(log, tmp_path):

@@ -44,6 +44,8 @@ STEPS = (
     "snapshot", "recalibrate", "judge-recalibrated", "thresholds", "judge-thresholds", "train", "calibrate-trained",
     "judge-retrained", "register", "promote",
 )  # fmt: skip
+LAST = "receipt"
+"""The step that the receipt itself is."""
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def cut_off(options: Options, done: Path, step: str) -> None:
     shutil.copytree(done / "before", options.registry)
     for name in ("receipt.json", "attempts"):
         (run / name).unlink()
-    for name in {step, "register", "promote"} - ({"register"} if step == "promote" else set()):
+    for name in {step, "register", "promote", LAST} - ({"register"} if step == "promote" else set()):
         shutil.rmtree(run / name)
     if step == "promote":
         Registry(options.registry).add(
@@ -207,7 +209,7 @@ def test_texts_are_deleted_when_the_round_ends(options, monkeypatch):
 @pytest.mark.parametrize(
     "when", ["midway", *(pytest.param(when, marks=pytest.mark.faults) for when in ("before", "after"))]
 )
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, LAST])
 def test_crash_at_any_step_leaves_one_current_and_the_round_goes_on(step, when, options, done, monkeypatch):
     """Wherever a round dies, there is one valid current bundle, and the next start ends the round."""
     cut_off(options, done, step)
@@ -245,6 +247,43 @@ def test_promotion_of_another_in_between_is_respected(options, base, done):
     other = registry.promote(registry.add(base / "raw")).aliases["current"]
     receipt = go(options)
     assert (receipt["decision"], current(options)) == ("superseded", other)
+
+
+@pytest.mark.parametrize("when", ["midway", "after"])
+def test_a_promotion_that_is_done_stays_one_whatever_is_promoted_after_it(options, base, done, monkeypatch, when):
+    """A round that died once it had promoted says so, also where somebody promoted another bundle in the meantime."""
+    cut_off(options, done, "promote")
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_at(patch, "promote", when)
+        go(options)
+    registry, promoted = Registry(options.registry), current(options)
+    other = registry.promote(registry.add(base / "raw")).aliases["current"]
+    receipt = go(options)
+    assert (receipt["decision"], receipt["candidate"], current(options)) == ("promoted", promoted, other)
+
+
+def test_a_promotion_that_was_rolled_back_is_not_made_again(options, done, monkeypatch):
+    """Who rolls back a bundle, whose round died before that was recorded, is not overruled when the round goes on."""
+    cut_off(options, done, "promote")
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_at(patch, "promote", "midway")
+        go(options)
+    before = Registry(options.registry).rollback(why="escalations doubled").aliases["current"]
+    assert (go(options)["decision"], current(options)) == ("promoted", before)
+
+
+def test_a_round_is_tracked_once(options, monkeypatch):
+    """A round that died between its run in MLflow and its end makes no second one, and keeps the first one's id."""
+    tracked = []
+    monkeypatch.setattr("training.retrain.track", lambda receipt, **_: tracked.append(receipt) or "abc")
+    monkeypatch.setattr(Round, "_judge", refuse)
+    options = replace(options, recalibrate_only=True)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_at(patch, LAST, "after")
+        go(options)
+    receipt = go(options)
+    assert (receipt["mlflow_run"], len(tracked)) == ("abc", 1)
+    assert LAST not in receipt["steps"]
 
 
 def test_round_that_never_ends_is_given_up(options, monkeypatch):
@@ -494,8 +533,8 @@ def test_nothing_is_trained_that_too_few_rows_would_judge(options, base, tmp_pat
 
 def test_gate_tells_what_the_log_says(options):
     """The real gate compares both bundles on labels and, where the log was explored, on the log as well."""
-    receipt = go(replace(options, recalibrate_only=True, mlflow_uri="https://me:secret@127.0.0.1:1"))
-    assert receipt["options"]["mlflow_uri"] == "https://me:***@127.0.0.1:1"
+    receipt = go(replace(options, recalibrate_only=True, mlflow_uri="https://me:secret@127.0.0.1:1/?token=secret"))
+    assert receipt["options"]["mlflow_uri"] == "https://127.0.0.1:1/"
     judged = receipt["steps"]["judge-recalibrated"]
     assert {"recent", "golden"} == set(judged["sets"])
     assert "difference" in judged["sets"]["recent"]["cost"]

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("filelock")
 
 from classifier.errors import Busy
-from training.steps import Run, next_folder, only_one, receipts, unfinished
+from training.steps import Run, keep_receipts, next_folder, only_one, receipts, unfinished
 
 
 def test_step_runs_once(tmp_path):
@@ -60,6 +60,30 @@ def test_runs_are_numbered_and_the_newest_without_a_receipt_is_unfinished(tmp_pa
     assert unfinished(tmp_path) is None
     assert next_folder(tmp_path).name == "000002"
     assert receipts(tmp_path) == [{"decision": "keep"}]
+
+
+@pytest.mark.parametrize("name", ["2026-11-01-base", "2026", "000009.bak", "٠٠٠٠٠٩"])
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, name):
+    """What lies among the runs and begins with a digit is neither gone on with, nor counted, nor deleted."""
+    theirs = tmp_path / name / "bundle" / "model.onnx"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    (tmp_path / name / "receipt.json").write_text("[]")
+    (tmp_path / "20261101").write_text("a note")
+    run = Run(next_folder(tmp_path))
+    assert (run.name, unfinished(tmp_path)) == ("000001", run.folder)
+    run.step("train", lambda _: {})
+    run.close({"decision": "keep"})
+    keep_receipts(tmp_path)
+    assert (receipts(tmp_path), theirs.read_text()) == ([{"decision": "keep"}], "theirs")
+    assert not run.path("train").exists()
+
+
+def test_the_millionth_run_is_the_newest(tmp_path):
+    """Runs are in the order of their numbers, not of their letters."""
+    for name in ("999999", "1000000"):
+        Run(tmp_path / name).close({"run": name})
+    assert (receipts(tmp_path)[-1]["run"], next_folder(tmp_path).name) == ("1000000", "1000001")
 
 
 def test_attempts_are_counted(tmp_path):

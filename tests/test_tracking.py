@@ -63,6 +63,22 @@ def test_failing_server_is_said_and_survived(monkeypatch):
     assert said == ["tracking in http://127.0.0.1:1 failed (ConnectionError: refused); the loop goes on"]
 
 
+@pytest.mark.parametrize("uri", ["https://s%33cret@h/p", "https://me:s%33cret@h/p", "https://h/p?token=s%33cret"])
+@pytest.mark.parametrize(
+    ("error", "told"), [("refused", "ValueError: refused"), ("no s3cret", "ValueError"), ("URI", "ValueError")]
+)
+def test_what_is_secret_in_a_uri_is_not_said(monkeypatch, uri, error, told):
+    """Neither userinfo nor query of a tracking URI is said, nor an error's text that repeats their secret."""
+
+    def refuse(uri: str) -> None:
+        raise ValueError(error.replace("URI", uri))
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(set_tracking_uri=refuse))
+    said: list[str] = []
+    track(RECEIPT, uri=uri, artefacts={}, say=said.append)
+    assert said == [f"tracking in https://h/p failed ({told}); the loop goes on"]
+
+
 @pytest.mark.faults
 def test_receipt_becomes_a_run_of_the_real_mlflow(tmp_path):
     """The real MLflow, in a local store, gets parameters, metrics, tags, the receipt and the bundle."""

@@ -1,8 +1,8 @@
 """From labelled prompts to a bundle, and from its feedback to the next one: the modules in the order of the data.
 
     corpus      corpus  label_fields  build_data  datasheet  realism
-    jury        jury_command  jury_run  jury  jury_cases  jury_endpoint  jury_journal  jury_report  agreement
-                steering_signs
+    jury        jury_command  jury_run  jury  jury_cases  jury_endpoint  jury_bodies  jury_journal  jury_report
+                agreement  steering_signs
     build       recipe  build  train  teacher  distill  adapters  crossval  probe  progress
       learning  fit  evidence  losses  forms  augment  surroundings  worst_form  processes  heap
       model     model  vocabulary  steering_head  marked_forms

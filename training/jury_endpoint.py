@@ -4,7 +4,8 @@ The home of `httpx`.
 What may pass by itself is tried again: no connection, a time-out, 408, 409, 425, 429, 5xx, and a 200 that is no chat
 completion, as of a proxy in between; after 2^n seconds up to a minute, drawn from the upper half of that, and never
 before a `Retry-After`. A 429 or a `Retry-After` holds back every question, not only its own. What will not pass by
-itself ends the run (the key, the path, the model) or the question (a case too long, or not wanted).
+itself ends the run (the key, the path, the model) or the question (a case too long, or not wanted). A 403 is of the
+key or of the case: of the case where it says so, and where the model has answered before.
 
 Knows nothing of rubrics, votes or files.
 """
@@ -14,19 +15,17 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import email.utils
-import json
 import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import httpx
 
-from classifier.addresses import is_local
+from classifier.addresses import is_local, shown_url
 from classifier.errors import InputError, ServerUnreachable
-from training.jury_journal import Usage
+from training.jury_bodies import Response, code_of, is_moderated, response_of
 
 MOST_TRIES = 8
 LONGEST_BACKOFF = 60.0
@@ -34,8 +33,6 @@ LONGEST_WAIT = 900.0
 """Seconds; an endpoint that wants more time than this is asked another day."""
 LARGEST_ANSWER = 8 << 20
 """Bytes; far more than any model writes, and what an endpoint gone wrong may put into memory."""
-MOST_TOKENS = 10**9
-"""Of one response; a count above it is no count."""
 _PASSING = frozenset({408, 409, 425, 429})
 _FINAL = {
     401: "the key is not accepted; give the name of the variable that holds it with --api-key-env",
@@ -59,21 +56,6 @@ class NoAnswer(Exception):
 
 class NotPut(Exception):
     """No more questions were wanted when this one's turn came."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What an endpoint answered.
-
-    Attributes:
-        content: the text of the answer.
-        usage: its tokens.
-        cut_off: it ended at its longest length.
-    """
-
-    content: str
-    usage: Usage
-    cut_off: bool
 
 
 class _Heard(NamedTuple):
@@ -124,8 +106,8 @@ def checked_url(base_url: str) -> httpx.URL:
     """
     try:
         url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise InputError(f"--base-url: is no URL ({error})") from None
+    except httpx.InvalidURL:  # its text quotes what it takes for a port, and a password may be
+        url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host or url.userinfo:
         raise InputError("--base-url: expected http:// or https://, a host, and the path up to /v1, without a password")
     return url
@@ -158,12 +140,14 @@ class Endpoint:
         seed: int | None = None,
     ) -> None:
         self._url = url.copy_with(path=f"{url.path.rstrip('/')}/chat/completions")
+        self._shown = shown_url(str(self._url))
         self._body = {name: value for name, value in (body or {}).items() if value is not None}
         self._pace = pace or Pace(None, sleep=sleep)
         self._sleep = sleep
         self._timeout = timeout
         self._random = random.Random(seed)
         self._stopped = asyncio.Event()
+        self._answered: set[str] = set()
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, connect=min(10.0, timeout), pool=None),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -210,7 +194,8 @@ class Endpoint:
             except httpx.HTTPError as error:
                 problem = f"no connection ({type(error).__name__})"
             else:
-                if heard.status == httpx.codes.OK and (response := _response_of(heard.body)) is not None:
+                if heard.status == httpx.codes.OK and (response := response_of(heard.body)) is not None:
+                    self._answered.add(model)
                     return response
                 problem = self._problem(heard, model)
                 told = self._told_to_wait(heard)
@@ -219,7 +204,7 @@ class Endpoint:
                     continue
             if tried < MOST_TRIES - 1:
                 await self._unless_stopped(self._sleep(wait))
-        raise NoAnswer(f"{self._url}: {problem}, {MOST_TRIES} times")
+        raise NoAnswer(f"{self._shown}: {problem}, {MOST_TRIES} times")
 
     async def _post(self, request: Mapping[str, Any]) -> _Heard:
         """Puts a question. httpx bounds the silence between two bytes only, and no body: both are bounded here."""
@@ -250,19 +235,21 @@ class Endpoint:
             QuestionRefused: it will not, for this question.
             InputError: it will not, for any.
         """
-        status, code = heard.status, _code_of(heard.body)
+        status, code = heard.status, code_of(heard.body)
         told = f"HTTP {status}" + (f" ({code})" if code else "")
         if code in _SPENT:
-            raise InputError(f"{self._url}: {told}: the account has no money left; what is answered is kept")
+            raise InputError(f"{self._shown}: {told}: the account has no money left; what is answered is kept")
         if status == httpx.codes.OK:
             return f"{told} without a chat completion"
+        if status == httpx.codes.FORBIDDEN and (is_moderated(heard.body) or model in self._answered):
+            raise QuestionRefused(f"{told}: the case is not wanted")
         if status in _FINAL:
-            raise InputError(f"{self._url}: {told} for model {model}: {_FINAL[status]}")
+            raise InputError(f"{self._shown}: {told} for model {model}: {_FINAL[status]}")
         if status in _PASSING or status >= 500:
             return told
         if 400 <= status < 500:
             raise QuestionRefused(told)
-        raise InputError(f"{self._url}: {told}, expected 200; give --base-url as the endpoint has it, up to /v1")
+        raise InputError(f"{self._shown}: {told}, expected 200; give --base-url as the endpoint has it, up to /v1")
 
     def _told_to_wait(self, heard: _Heard) -> float:
         """Seconds that the endpoint asks for; 0 where it asks for none.
@@ -273,7 +260,7 @@ class Endpoint:
         seconds = retry_after(heard.headers, time.time())
         if seconds > LONGEST_WAIT:
             raise ServerUnreachable(
-                f"{self._url}: asks to come back in {seconds / 60:.0f} minutes; do, what is answered is kept"
+                f"{self._shown}: asks to come back in {seconds / 60:.0f} minutes; do, what is answered is kept"
             )
         return seconds
 
@@ -304,37 +291,3 @@ def _moment(text: str) -> float | None:
     except (ValueError, TypeError):
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
-
-
-def _response_of(body: bytes) -> Response | None:
-    """The answer in a body, None where it is no chat completion.
-
-    A completion without text is an empty answer: it is no vote, and what it took is counted.
-    """
-    try:
-        found = json.loads(body)
-        usage, choice = found.get("usage"), found["choices"][0]
-        content = _text_of((choice.get("message") or {}).get("content"))
-        finish = choice.get("finish_reason")
-    except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
-        return None
-    counts = (usage.get(name) if isinstance(usage, dict) else None for name in Usage._fields)
-    usage = Usage(*(n if type(n) is int and 0 <= n <= MOST_TOKENS else None for n in counts))
-    return Response(content, usage, cut_off=finish == "length")
-
-
-def _text_of(content: Any) -> str:
-    """The text of an answer; of one in parts, as models that show their thinking give, the parts of text."""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(text for text in texts if isinstance(text, str))
-
-
-def _code_of(body: bytes) -> str:
-    """The short word by which an endpoint names an error; its sentences may quote the prompt."""
-    try:
-        error = json.loads(body)["error"]
-        words = [error.get("code"), error.get("type")] if isinstance(error, dict) else []
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return ""
-    return next((w for w in words if isinstance(w, str) and 0 < len(w) <= 64 and w.replace("_", "").isalnum()), "")

@@ -57,9 +57,9 @@ class Spent:
 
     Attributes:
         responses: all of them.
-        uncounted: those whose tokens the endpoint did not say.
-        prompt_tokens: read, where it said so.
-        completion_tokens: written, where it said so.
+        uncounted: those whose tokens the endpoint did not say, or not both.
+        prompt_tokens: read, by the others.
+        completion_tokens: written, by the others.
     """
 
     responses: int = 0
@@ -70,9 +70,16 @@ class Spent:
     def add(self, usage: Usage) -> None:
         """One more response."""
         self.responses += 1
-        self.uncounted += None in usage
-        self.prompt_tokens += usage.prompt_tokens or 0
-        self.completion_tokens += usage.completion_tokens or 0
+        if usage.prompt_tokens is None or usage.completion_tokens is None:
+            self.uncounted += 1
+        else:
+            self.prompt_tokens += usage.prompt_tokens
+            self.completion_tokens += usage.completion_tokens
+
+    @property
+    def counted(self) -> int:
+        """Responses whose tokens are known."""
+        return self.responses - self.uncounted
 
 
 class Journal:

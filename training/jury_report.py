@@ -17,7 +17,7 @@ from classifier.types import TIERS, Tier
 from training.agreement import Agreement, between, overall, pairwise
 from training.jury_cases import Case
 from training.jury_journal import Journal, Spent
-from training.jury_run import Jury, Sitting, cost_of, dollars
+from training.jury_run import Jury, Sitting, cost_of, dollars, uncounted
 
 BYTES_PER_TOKEN = 4.0
 """Of text in UTF-8, until an endpoint has counted some."""
@@ -45,7 +45,7 @@ def estimate(
         questions = [q for case in cases for q in jury.open(case, journal) if q.model == model]
         known = [lengths[q.row] for q in journal.votes if q.model == model and q.row in lengths]
         spent = journal.spent.get(model, Spent())
-        counted = spent.responses - spent.uncounted
+        counted = spent.counted
         # An endpoint's tokens are not ours: what it counted says how many there are to one of them.
         factor = spent.prompt_tokens / counted / (sum(known) / len(known)) if counted and known else 1.0
         read = factor * sum(lengths[q.row] for q in questions)
@@ -98,6 +98,8 @@ def summary(
     votes = [{model: [v.tier for v in said] for model, said in jury.said(case, journal).items()} for case, _ in rated]
     stated = [(Tier.parse(line["tier"]), case.stated) for case, line in rated if case.stated]
     spent = {model: asdict(journal.spent.get(model, Spent())) for model in jury.models}
+    silent = uncounted(jury, journal)
+    costed = [m for m in jury.models if m in prices and m not in silent]
     open_rows = sum(bool(jury.open(case, journal)) for case in cases)
     return {
         **_rows(cases, tally),
@@ -115,8 +117,10 @@ def summary(
         "pairwise": [{"readers": list(pair), **asdict(found)} for pair, found in pairwise(votes).items()],
         "against_stated": asdict(between([t for t, _ in stated], [s for _, s in stated if s])) if stated else None,
         "spent": spent,
-        "cost": cost_of(journal, prices) if any(m in prices for m in jury.models) else None,
+        "cost": cost_of(journal, prices) if costed else None,
+        "cost_estimated": any(spent[m]["uncounted"] for m in costed),
         "unpriced": [m for m in jury.models if m not in prices],
+        "silent": silent,
     }
 
 
@@ -140,13 +144,15 @@ def summary_as_text(found: Mapping[str, Any]) -> str:
     if found["against_stated"]:
         stated = found["against_stated"]
         lines.append(f"against the tiers that the file states: {_agreement(stated)} ({stated['pairs']:,} rows)")
-    read, written, uncounted = (
+    read, written, unsaid = (
         sum(s[name] for s in found["spent"].values()) for name in ("prompt_tokens", "completion_tokens", "uncounted")
     )
-    cost = "no price known" if found["cost"] is None else f"{_money(found['cost'])}"
-    cost += f" without {', '.join(found['unpriced'])}" if found["cost"] is not None and found["unpriced"] else ""
+    cost = "no cost known" if found["cost"] is None else _money(found["cost"])
+    cost += " estimated" if found["cost_estimated"] else ""
+    left_out = dict.fromkeys((*found["unpriced"], *found["silent"]))
+    cost += f" without {', '.join(left_out)}" if found["cost"] is not None and left_out else ""
     lines.append(
-        f"{read:,} tokens read, {written:,} written, {cost}" + _also(uncounted, "responses did not say their tokens")
+        f"{read:,} tokens read, {written:,} written, {cost}" + _also(unsaid, "responses did not say their tokens")
     )
     if found["ended"] == "interrupted":
         lines.append("stopped; the same command goes on from here")

@@ -26,8 +26,9 @@ from classifier.errors import ServerUnreachable
 from classifier.items import answer_all
 from classifier.prices import Price
 from training.jury import MOST_CHARS, Vote, case_of, instructions, read_answer, response_format
+from training.jury_bodies import Response
 from training.jury_cases import Case, corpus_line
-from training.jury_endpoint import Endpoint, NoAnswer, NotPut, QuestionRefused, Response
+from training.jury_endpoint import Endpoint, NoAnswer, NotPut, QuestionRefused
 from training.jury_journal import Journal, Question
 
 MOST_REFUSED = 3
@@ -123,17 +124,20 @@ def dollars(price: Price, read: float, written: float) -> float:
 
 
 def cost_of(journal: Journal, prices: Mapping[str, Price]) -> float:
-    """Dollars that the journal's responses took, as far as prices and tokens are known."""
+    """Dollars that the journal's responses took, as far as prices are known.
+
+    A response that does not say its tokens counts as much as a model's others do on average.
+    """
     return sum(
-        dollars(prices[model], spent.prompt_tokens, spent.completion_tokens)
+        dollars(prices[model], spent.prompt_tokens, spent.completion_tokens) * spent.responses / spent.counted
         for model, spent in journal.spent.items()
-        if model in prices
+        if model in prices and spent.counted
     )
 
 
 def uncounted(jury: Jury, journal: Journal) -> list[str]:
     """The models of which no response said its tokens, so that their cost is not known to be small."""
-    return [m for m in jury.models if (spent := journal.spent.get(m)) and spent.uncounted == spent.responses]
+    return [m for m in jury.models if (spent := journal.spent.get(m)) and not spent.counted]
 
 
 async def sit(

@@ -26,6 +26,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from classifier.addresses import shown_url
 from classifier.bundle import Bundle, read_bundle
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
@@ -44,7 +45,7 @@ from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging
 from training.recipe import load_retraining
 from training.round_options import KEPT, Options, check_work, claim_work, lock_path
 from training.steps import RESULT, Run, keep_receipts, last_round, next_folder, only_one, unfinished
-from training.tracking import shown, track
+from training.tracking import track
 
 GOLDEN_MARGIN = 0.05
 """By how much the risk on golden rows may be worse at equal cost: what may be forgotten."""
@@ -118,7 +119,6 @@ class Round:
         self._registry.state()  # a store or registry that cannot be reached is no fault of the round: it does not count
         attempt = self._run.attempt()
         self._keep_to(self._snapshot.get("options") or {})
-        before = self._snapshot["current"]
         if attempt > MOST_ATTEMPTS:
             return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log")
         name, verdict = self._choose()
@@ -127,11 +127,9 @@ class Round:
         candidate = self._run.step("register", lambda _: self._register(name, verdict))["version"]
         if not self._options.promote:
             return self._close("candidate", verdict["why"], candidate)
-        now = self._registry.resolve("current")
-        if now not in (before, candidate):
-            text = f"{now} became current meanwhile, and the candidate was compared with {before}"
-            return self._close("superseded", text, candidate)
-        self._run.step("promote", lambda _: self._promote(candidate, verdict))
+        outcome = self._run.step("promote", lambda _: self._promote(candidate, verdict))
+        if told := outcome.get("superseded"):
+            return self._close("superseded", told, candidate)
         return self._close("promoted", verdict["why"], candidate)
 
     def _keep_to(self, begun: Mapping[str, Any]) -> None:
@@ -187,8 +185,7 @@ class Round:
         taught = self._run.step("train", self._train)
         if not taught["done"]:
             return None, taught["why"]
-        raw, held = self._run.path("train") / "raw", self._held_out
-        self._run.step(TRAINED, lambda out: self._calibrated(out, raw, *held.to_fit(retrained=True), held.traffic))
+        self._run.step(TRAINED, self._calibrate_trained)
         verdict = self._run.step("judge-retrained", partial(self._judge, name=TRAINED))
         return verdict, verdict["why"]
 
@@ -229,6 +226,10 @@ class Round:
             return {"done": False, "why": f"{error}", "feedback": counts}
         return facts | {"done": True, "feedback": counts}
 
+    def _calibrate_trained(self, out: Path) -> dict[str, Any]:
+        raw, held = self._run.path("train") / "raw", self._held_out
+        return self._calibrated(out, raw, *held.to_fit(retrained=True), held.traffic)
+
     def _calibrated(
         self, out: Path, weights: Path, mapped: Sequence[Row], recent: Sequence[Row], traffic: Sequence[Request]
     ) -> dict[str, Any]:
@@ -265,16 +266,25 @@ class Round:
         return {"version": version}
 
     def _promote(self, version: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-        # A crash after the registry's change and before this step was recorded: the promotion is done.
-        if self._registry.resolve("current") != version:
-            why = f"round {self._run.name}: {verdict['why']}"[:500]
-            self._registry.promote(version, why=why, expected=self._snapshot["current"])
+        before, why = self._snapshot["current"], f"round {self._run.name}: {verdict['why']}"[:500]
+        # A crash after the registry's change and before this step was recorded: the promotion is done, and what others
+        # made of it since then is theirs.
+        done = ("promote", version, why) in ((e.action, e.version, e.why) for e in self._registry.history())
+        now = self._registry.resolve("current")
+        if not done and now not in (before, version):
+            return {"superseded": f"{now} became current meanwhile, and the candidate was compared with {before}"}
+        if not done and now != version:
+            self._registry.promote(version, why=why, expected=before)
         return {"at": self._clock()}
 
     def _close(self, decision: str, why: str, candidate: str = "") -> dict[str, Any]:
-        """Writes the receipt, tracks it, and deletes the texts that the run froze."""
+        """Ends the run. Its receipt is a step: MLflow gets one run of a round that was cut off behind it."""
+        return self._run.close(self._run.step("receipt", lambda _: self._receipt(decision, why, candidate)))
+
+    def _receipt(self, decision: str, why: str, candidate: str) -> dict[str, Any]:
+        """The receipt, tracked; deletes the texts that the run froze."""
         steps = {path.parent.name: json.loads(path.read_text()) for path in self._run.folder.glob(f"*/{RESULT}")}
-        options = asdict(replace(self._options, mlflow_uri=shown(self._options.mlflow_uri)))
+        options = asdict(replace(self._options, mlflow_uri=shown_url(self._options.mlflow_uri)))
         receipt = {
             "run": self._run.name,
             "decision": decision,
@@ -289,8 +299,8 @@ class Round:
         }
         melt(self._run.path("snapshot"))
         artefacts = {"bundle": self._registry.fetch(candidate)} if candidate else {}
-        receipt["mlflow_run"] = track(receipt, uri=self._options.mlflow_uri, artefacts=artefacts, say=self._say)
-        return self._run.close(receipt)
+        run_id = track(receipt, uri=self._options.mlflow_uri, artefacts=artefacts, say=self._say)
+        return receipt | {"mlflow_run": run_id}
 
     # --- what the steps share
 

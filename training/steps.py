@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ from classifier.texts import finite
 
 RESULT = "result.json"
 RECEIPT = "receipt.json"
+_NAME = re.compile("[0-9]{6,}")
 
 
 class Run:
@@ -107,7 +109,8 @@ class Run:
 
 def receipts(work: Path) -> list[dict[str, Any]]:
     """The receipts of finished runs, oldest first."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"[0-9]*/{RECEIPT}"))]
+    found = (run / RECEIPT for run in _runs(work))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found if path.is_file()]
 
 
 def last_round(work: Path, *, trains: bool, now: float) -> float:
@@ -124,20 +127,27 @@ def last_round(work: Path, *, trains: bool, now: float) -> float:
 
 def unfinished(work: Path) -> Path | None:
     """The newest run's folder, where it has no receipt yet."""
-    runs = sorted(work.glob("[0-9]*"))
+    runs = _runs(work)
     return runs[-1] if runs and not (runs[-1] / RECEIPT).is_file() else None
 
 
 def next_folder(work: Path) -> Path:
     """A folder for a new run: 000001, 000002, …"""
-    runs = sorted(work.glob("[0-9]*"))
+    runs = _runs(work)
     return work / f"{int(runs[-1].name) + 1 if runs else 1:06d}"
 
 
 def keep_receipts(work: Path) -> None:
     """Deletes what runs left beside their receipts: bundles and weights, some 200 MB for a run that trained."""
-    for folder in work.glob("[0-9]*/*/"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for run in _runs(work):
+        for folder in run.glob("*/"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(work: Path) -> list[Path]:
+    """The folders of runs, oldest first. Others' may lie beside them, such as `2026-11-01-base`."""
+    found = (path for path in work.glob("[0-9]*") if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+from classifier.addresses import shown_url
 
 EXPERIMENT = "request-complexity-classifier"
 Say = Callable[[str], object]
@@ -35,7 +38,7 @@ def track(receipt: Mapping[str, Any], *, uri: str, artefacts: Mapping[str, Path]
     try:
         import mlflow
     except ImportError:
-        say(f"tracking in {shown(uri)} is asked for, but mlflow is not installed; pip install mlflow. The loop goes on")
+        say(f"tracking in {shown_url(uri)} is asked for, but mlflow is missing: pip install mlflow. The loop goes on")
         return ""
     try:
         mlflow.set_tracking_uri(uri)
@@ -50,17 +53,22 @@ def track(receipt: Mapping[str, Any], *, uri: str, artefacts: Mapping[str, Path]
                 mlflow.log_artifacts(str(folder), artifact_path=name)
             return str(run.info.run_id)
     except Exception as error:
-        say(f"tracking in {shown(uri)} failed ({type(error).__name__}: {error}); the loop goes on")
+        say(f"tracking in {shown_url(uri)} failed ({_told(error, uri)}); the loop goes on")
         return ""
 
 
-def shown(uri: str) -> str:
-    """A URI without its password.
+def _told(error: Exception, uri: str) -> str:
+    """What went wrong; only its kind where the text repeats what a URI is shown without."""
+    text = str(error)
+    kind = type(error).__name__
+    return kind if any(secret in text for secret in _secrets(uri)) else f"{kind}: {text}"
 
-    >>> shown("https://me:secret@host/path")
-    'https://me:***@host/path'
-    """
-    return re.sub(r"(?<=//)([^/@:]*):.*@", r"\1:***@", uri)
+
+def _secrets(uri: str) -> set[str]:
+    """The password of a URI, or the token in its place, and the values of its query, as they are and decoded."""
+    user, _, password = uri.partition("//")[2].rpartition("@")[0].partition(":")
+    values = (pair.partition("=")[2] or pair for pair in re.split("[?#&;]", uri)[1:])
+    return {form for one in (password or user, *values) for form in (one, unquote(one), unquote_plus(one)) if form}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
