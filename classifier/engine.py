@@ -164,15 +164,12 @@ class Engine:
             draw: a uniform number in [0, 1) for the policy's exploration; None never explores.
         """
         request, policy = prepared.request, prepared.policy
-        group = None
-        if policy.group_by:
-            group = prepared.input.script if policy.group_by == "script" else request.labels.get(policy.group_by, "")
         choice = decide(
             scores.probabilities,
             policy,
             floor=request.floor,
             ceiling=request.ceiling,
-            group=group,
+            group=policy.group_of(request.labels, prepared.input.script),
             draw=draw if policy.may_explore(request.labels) else None,
             golden_ok=self.golden_ok,
         )

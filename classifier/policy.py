@@ -152,6 +152,16 @@ class Policy:
         object.__setattr__(self, "tier_shares", tuple(float(x) for x in self.tier_shares))
         object.__setattr__(self, "exempt_labels", tuple(str(x) for x in self.exempt_labels))
 
+    def group_of(self, labels: Mapping[str, str], script: str) -> str | None:
+        """The group of a request with these labels, whose text is of that script; None where the policy has no groups.
+
+        >>> Policy("balanced", 0.9, group_by="tenant").group_of({"tenant": "acme"}, "latin")
+        'acme'
+        """
+        if not self.group_by:
+            return None
+        return script if self.group_by == "script" else labels.get(self.group_by, "")
+
     def may_explore(self, labels: Mapping[str, str]) -> bool:
         """Whether a request with these labels may be explored at all.
 

@@ -82,7 +82,8 @@ class FakeEngine:
             policy,
             floor=request.floor,
             ceiling=request.ceiling,
-            draw=draw,
+            group=policy.group_of(request.labels, prepared.input.script),
+            draw=draw if policy.may_explore(request.labels) else None,
             golden_ok=self.golden_ok,
         )
         return Decision(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import platform
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ import pytest
 from classifier.bundle import MANIFEST, SHIPPED, content_version, sha256
 from classifier.engine import Engine
 from classifier.errors import BundleCorrupt, InvalidRequest
+from classifier.policy import Policy
 from classifier.session import Session
+from classifier.testing import FakeEngine
 from classifier.types import Reason, Request, Tier
 from tests.tiny import WORDS
 
@@ -51,6 +55,24 @@ def test_floor_and_ceiling_bound_the_tier(tiny_engine):
     assert (raised.tier, raised.model_tier, raised.reason) == (Tier.COMPLEX, Tier.SIMPLE, Reason.FLOOR)
     lowered = tiny_engine.classify(Request.from_text("prove the novel theorem", ceiling=Tier.STANDARD))
     assert (lowered.tier, lowered.model_tier, lowered.reason) == (Tier.STANDARD, Tier.FRONTIER, Reason.CEILING)
+
+
+@pytest.mark.parametrize("labels", [{}, {"tenant": "acme"}], ids=["eligible", "exempt"])
+@pytest.mark.parametrize("text", ["hi", "你好"], ids=["latin", "han"])
+@pytest.mark.parametrize("group_by", ["", "script", "tenant"])
+def test_the_fake_engine_decides_as_the_engine(tiny_engine, group_by, text, labels):
+    """Groups get their thresholds, and exempt labels are never explored, in the tests of a gateway, too."""
+    groups = {"latin": 0.5, "acme": 0.6, "": 0.7} if group_by else {}
+    policy = Policy("p", 0.95, group_by=group_by, group_thresholds=groups, epsilon=0.5, exempt_labels=("tenant=acme",))
+    engine, fake = copy.copy(tiny_engine), FakeEngine(policies={"p": policy}, default_policy="p")
+    engine.bundle = replace(engine.bundle, policies={"p": policy}, default_policy="p")
+    request = Request.from_text(text, labels=labels)
+    scores = fake.score(fake.prepare(request))
+    found, expected = (e.decide(e.prepare(request), scores, draw=0.1) for e in (fake, engine))
+    assert found == replace(
+        expected, bundle_version=fake.bundle_version, calibration_revision=fake.calibration_revision
+    )
+    assert (found.reason is Reason.EXPLORED) is not bool(labels)
 
 
 def test_unknown_policy_names_those_there_are(tiny_engine):
