@@ -17,13 +17,13 @@ from click.testing import CliRunner
 
 from classifier import charts
 from classifier.page import write_page
-from classifier.policy import Guarantee, Policy
+from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import Request, Tier
 from tests.tiny import WORDS, tiny_bundle
 from training import evaluation_run, rivals
 from training.__main__ import main
 from training.corpus import parse_row
-from training.evaluate import as_text, summarise
+from training.evaluate import as_text, load_engine, summarise
 from training.evaluation_detail import detail, histories, worst_errors
 from training.evaluation_page import page
 from training.evaluation_run import Asked, run
@@ -177,6 +177,40 @@ def test_the_table_of_policies_says_what_is_promised(report, monkeypatch, change
     text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
     assert f">{told}<" in text
     assert ("Policy p promises a risk of at most 10.0%" in text) is (alpha is not None)
+
+
+def test_a_policy_with_groups_is_measured_as_it_is_served(report, monkeypatch):
+    """Half of the rows are Latin and go by a low threshold: the risk there breaks the promise, and the page says so."""
+    monkeypatch.setattr(charts, "draw", lambda *_, **__: "data:,")
+    fit = Guarantee(0.3, 0.0, "CONFORMAL_RISK_CONTROL", "RUBRIC", 300, 0.3, 0.3, True)
+    groups = {"latin": 0.5, "han": 0.95}
+    policy = Policy("p", 0.95, guarantee=fit, group_by="script", group_thresholds=groups)
+    rows = [parse_row({"prompt": text, "tier": "complex"}, "s") for text in ("hello there", "你好世界") * 40]
+    labels = np.full(80, Tier.COMPLEX.index)
+    shares = np.tile(np.array([0.6, 0.2, 0.1, 0.1], dtype=np.float32), (80, 1))
+    found = detail(rows, labels, shares, {"p": policy}, "p", prices=PRICES)
+    assert found["policies"]["p"]["shares"] == [0.5, 0, 0, 0.5]
+    assert found["policies"]["p"]["risk"][0] == found["routers"]["bundle, policy p"]["risk"][0] == 0.5
+    text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
+    assert "Policy p promises a risk of at most 30.0%" in text
+    assert ">0.9500, others by script<" in text
+
+
+def test_every_table_goes_by_the_thresholds_of_groups(files, monkeypatch):
+    """A policy that sends a group to the cheapest tier does so everywhere, whatever its fallback would do."""
+    cheap = Policy("cheap", ALWAYS_FRONTIER, group_by="tenant", group_thresholds={"": 0.0})
+    engine = load_engine(files / "bundle")
+    engine.bundle = dataclasses.replace(engine.bundle, policies={"cheap": cheap}, default_policy="cheap")
+    monkeypatch.setattr(evaluation_run, "load_engine", lambda _: engine)
+    rows = [parse_row(row, "test") for row in corpus()]
+    asked = Asked((str(files / "outcomes.jsonl"),), robustness=True, detail=True, attacked=3, tries=20)
+    found = run(files / "bundle", rows, [], asked)
+    assert found["detail"]["policies"]["cheap"]["shares"] == [1, 0, 0, 0]
+    points = found["outcomes"]["sources"]["bench"]["cost_quality"]["points"]
+    assert points["cheap"] == points["all simple"]
+    steady = found["robustness"]
+    assert steady["changes"]["typos"]["changed"].estimate == 0
+    assert (steady["attack"]["prompts"], steady["attack"]["raised"].estimate) == (3, 0)
 
 
 def test_a_model_that_is_always_right_has_no_empty_interval():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from classifier.errors import InputError
+from classifier.policy import choose_many
 from classifier.types import Request, Tier
 from training import outcome_curves
 from training.outcome_curves import (
@@ -93,9 +94,8 @@ def test_the_oracle_takes_the_cheapest_of_the_best():
 def test_a_good_model_lies_between_the_random_router_and_the_oracle():
     """On outcomes of known difficulty the measures order routers as they must be."""
     outcomes, shares = synthetic()
-    found = measure(outcomes, shares, prices=(1, 2, 5, 20), policies={"p": (0.7, 0.0)}, draws=100)["sources"][
-        "synthetic"
-    ]
+    policies = {"p": choose_many(shares, 0.7)}
+    found = measure(outcomes, shares, prices=(1, 2, 5, 20), policies=policies, draws=100)["sources"]["synthetic"]
     pair = found["pairs"]["standard against complex"]["scores"]
     assert 0.5 < pair["model_between"]["apgr"][0] < pair["oracle"]["apgr"][0]
     assert pair["length"]["apgr"][0] == pytest.approx(0.5, abs=0.08)

@@ -20,6 +20,7 @@ from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wider, wilson
+from classifier.policy import Policy, choose_many
 from classifier.types import TIERS, Request
 from training.corpus import UNLABELLED, Row, tiers
 from training.progress import progress_bar
@@ -36,6 +37,21 @@ def score(engine: Engine, requests: Sequence[Request], *, name: str = "score") -
     """Calibrated probabilities, one run each: (n, 4) float32."""
     found = [engine.score(engine.prepare(request)).probabilities for request in progress_bar(requests, desc=name)]
     return np.array(found, dtype=np.float32).reshape(-1, len(TIERS))
+
+
+def routed(policy: Policy, requests: Sequence[Request], probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
+    """What a policy chooses as it is served, but for floors, ceilings and exploration: (n,) int64 tier indices.
+
+    Args:
+        policy: any; a request gets the threshold of its group.
+        requests: as they came.
+        probabilities: (n, 4) float32, from `score`.
+    """
+    thresholds = np.full(len(requests), policy.threshold)
+    if policy.group_by:
+        groups = [policy.group_of(request.labels, render(request).script) for request in requests]
+        thresholds = np.array([policy.group_thresholds.get(group or "", policy.threshold) for group in groups])
+    return choose_many(probabilities, thresholds, policy.top_tier_threshold)
 
 
 def statistics() -> dict[str, Callable[..., float]]:

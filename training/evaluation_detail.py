@@ -23,7 +23,7 @@ from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_report import constant_cost, promised_or_estimated, random_risk, reliability, under
 from training.corpus import Row
-from training.policy_fit import chosen_by
+from training.evaluate import routed
 from training.step_losses import soft
 
 Array = NDArray[np.float64]
@@ -60,12 +60,14 @@ def detail(
     """
     truth = soft(labels)
     whole = {"bundle": probabilities, **(rivals or {})}
+    requests = [row.request for row in rows]
+    chosen = {name: routed(policy, requests, probabilities) for name, policy in policies.items()}
     return {
         "prices": list(prices),
         "reliability": [reliability(probabilities, truth, t) for t in range(len(TIERS) - 1)],
         "risk_cost": {name: _sweep(p, labels, truth, prices) for name, p in whole.items()},
-        "policies": {name: _policy(policy, labels, truth, probabilities, prices) for name, policy in policies.items()},
-        "routers": _routers(labels, probabilities, policies[default], prices, whole, routers or {}),
+        "policies": {name: _policy(policy, labels, truth, chosen[name], prices) for name, policy in policies.items()},
+        "routers": _routers(labels, chosen[default], default, prices, whole, routers or {}),
         "worst": worst_errors(rows, labels, probabilities, MOST_ERRORS, show_text=show_text),
     }
 
@@ -87,17 +89,14 @@ def _sweep(
     return points
 
 
-def _policy(
-    policy: Policy, labels: Indices, truth: Array, probabilities: NDArray[np.float32], prices: Sequence[float]
-) -> dict[str, Any]:
-    chosen = chosen_by(policy, probabilities)
+def _policy(policy: Policy, labels: Indices, truth: Array, chosen: Indices, prices: Sequence[float]) -> dict[str, Any]:
     fit = policy.guarantee
     risk = float(under(chosen, truth).mean())
     return _choice(chosen, labels, prices) | {
         "threshold": policy.threshold,
+        "group_by": policy.group_by,
         "alpha": fit.promised_risk,
         "promise": _promise(fit),
-        "grouped": policy.group_by,
         "shares": list(tier_shares(chosen)),
         "random_router_risk": random_risk(tier_shares(chosen), truth),
         "constant_router_cost": constant_cost(risk, truth, prices),
@@ -140,15 +139,14 @@ def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[s
 
 def _routers(
     labels: Indices,
-    probabilities: NDArray[np.float32],
-    policy: Policy,
+    chosen: Indices,
+    policy: str,
     prices: Sequence[float],
     whole: Mapping[str, NDArray[np.float32]],
     routers: Mapping[str, Indices],
 ) -> dict[str, Any]:
     """Side by side: the policy, arg-max of each set of probabilities, other routers, the oracle, the blind one."""
-    chosen = chosen_by(policy, probabilities)
-    table = {f"bundle, policy {policy.name}": _choice(chosen, labels, prices)}
+    table = {f"bundle, policy {policy}": _choice(chosen, labels, prices)}
     table |= {f"{name}, arg-max": _choice(p.argmax(axis=1), labels, prices) for name, p in whole.items()}
     table |= {name: _choice(tiers, labels, prices) for name, tiers in routers.items()}
     # It misses nothing by definition: no other rows could show otherwise, which Wilson's interval allows for.
@@ -157,7 +155,7 @@ def _routers(
     rng = np.random.default_rng(0)
     drawn = np.concatenate([rng.permutation(chosen) for _ in range(max(1, 20_000 // len(chosen)))])
     truth, nan = np.tile(labels, len(drawn) // len(labels)), float("nan")
-    table[f"random router, shares of {policy.name}"] = {
+    table[f"random router, shares of {policy}"] = {
         name: (of(drawn, truth), nan, nan)  # the spread of its draws is no interval of anything
         for name, of in _numbers(prices).items()
     }

@@ -113,7 +113,7 @@ def _router(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _policy(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return _router(name, row) | {
-        "threshold": f"{row['threshold']:.4f}",
+        "threshold": f"{row['threshold']:.4f}" + (f", others by {row['group_by']}" if row["group_by"] else ""),
         "promise": row["promise"],
         "broken": row["alpha"] is not None and row["risk"][1] > row["alpha"],
         "shares": " / ".join(f"{100 * share:.0f}" for share in row["shares"]),
@@ -145,7 +145,11 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
     own = found["risk_cost"]["bundle"]
     thresholds = [p["threshold"] for p in own]
     risks, costs = (
-        [(name, row["threshold"], row[what][0]) for name, row in found["policies"].items() if row["threshold"] <= 1]
+        [
+            (name, row["threshold"], row[what][0])
+            for name, row in found["policies"].items()
+            if row["threshold"] <= 1 and not row["group_by"]  # groups lie on no one λ
+        ]
         for what in ("risk", "cost")
     )
     drawn = {

@@ -15,7 +15,7 @@ from training import outcome_curves, robustness
 from training.calibration_report import PRICES
 from training.calibration_set import unseen
 from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus, tiers
-from training.evaluate import baselines, evaluate, load_engine, score
+from training.evaluate import baselines, evaluate, load_engine, routed, score
 from training.evaluation_detail import detail, histories
 from training.outcomes import read_outcomes
 from training.rivals import litellm_tiers
@@ -108,11 +108,12 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
             engine, rows, twin_rows=unseen(twins, engine.bundle), attacked=asked.attacked, tries=asked.tries
         )
     if outcomes is not None:
+        shares = score(engine, outcomes.requests, name="outcomes")
         report["outcomes"] = outcome_curves.measure(
             outcomes,
-            score(engine, outcomes.requests, name="outcomes"),
+            shares,
             prices=asked.prices,
-            policies={name: (p.threshold, p.top_tier_threshold) for name, p in engine.policies.items()},
+            policies={name: routed(p, outcomes.requests, shares) for name, p in engine.policies.items()},
             routers=litellm_tiers(outcomes.requests),
         )
     return report

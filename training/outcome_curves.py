@@ -120,7 +120,7 @@ def cost_quality(
     success: Array,
     probabilities: NDArray[np.float32],
     prices: Sequence[float],
-    policies: Mapping[str, tuple[float, float]],
+    policies: Mapping[str, NDArray[np.int64]],
     others: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, Any]:
     """Quality and cost of every threshold, of the policies, of one tier for all, and of what they are compared with.
@@ -129,7 +129,7 @@ def cost_quality(
         success: (n, 4).
         probabilities: (n, 4), the model's.
         prices: dollars a million tokens, cheapest tier first.
-        policies: name → (threshold, top-tier threshold).
+        policies: name → (n,) tiers that it chooses.
         others: name → (n,) tiers that other routers chose.
 
     Returns:
@@ -149,8 +149,7 @@ def cost_quality(
     flat = {tier.label: point(np.full(n, tier.index)) for tier in TIERS if not np.isnan(success[:, tier.index]).all()}
     points = {f"all {name}": value for name, value in flat.items()} | {"oracle": point(oracle_tiers(success))}
     drawn = {}
-    for name, (threshold, top) in policies.items():
-        chosen = choose_many(probabilities, threshold, top)
+    for name, chosen in policies.items():
         points[name] = point(chosen)
         mix = [(point(np.full(n, t.index)), float(np.mean(chosen == t.index))) for t in TIERS]
         drawn[name] = {key: sum(share * p[key] for p, share in mix) for key in ("cost", "quality")}
@@ -225,7 +224,7 @@ def measure(
     probabilities: NDArray[np.float32],
     *,
     prices: Sequence[float],
-    policies: Mapping[str, tuple[float, float]] | None = None,
+    policies: Mapping[str, NDArray[np.int64]] | None = None,
     routers: Mapping[str, NDArray[np.int64]] | None = None,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
@@ -235,7 +234,7 @@ def measure(
         outcomes: from `training.outcomes.read_outcomes`.
         probabilities: (n, 4), what the model says of each request.
         prices: dollars a million tokens, cheapest tier first.
-        policies: name → (threshold, top-tier threshold).
+        policies: name → (n,) tiers that it chooses.
         routers: tiers that other routers chose, by name, (n,) each.
         draws: bootstrap samples.
 
@@ -258,7 +257,11 @@ def measure(
                 for weak, strong in PAIRS
             },
             "cost_quality": cost_quality(
-                part.success, shares, prices, policies or {}, {k: v[rows] for k, v in (routers or {}).items()}
+                part.success,
+                shares,
+                prices,
+                {k: v[rows] for k, v in (policies or {}).items()},
+                {k: v[rows] for k, v in (routers or {}).items()},
             ),
         }
     return {"rows": len(outcomes), "fails_below": FAILS_BELOW, "sources": by_source}

@@ -95,18 +95,15 @@ def thresholds_of(policy: Policy, rows: CalibrationSet | OpenRows) -> NDArray[np
     return np.array([policy.group_thresholds.get(g, policy.threshold) for g in rows.facets[policy.group_by].tolist()])
 
 
-def chosen_by(
-    policy: Policy, probabilities: NDArray[np.float32], rows: CalibrationSet | OpenRows | None = None
-) -> NDArray[np.int64]:
+def chosen_by(policy: Policy, probabilities: NDArray[np.float32], rows: CalibrationSet | OpenRows) -> NDArray[np.int64]:
     """What a policy chooses, without floors, ceilings and exploration: (n,) int64 tier indices.
 
     Args:
         policy: any.
         probabilities: (n, 4) float32, calibrated.
-        rows: whose probabilities they are, for the thresholds of groups; without them every row gets the fallback.
+        rows: whose probabilities they are, for the thresholds of groups.
     """
-    thresholds = policy.threshold if rows is None else thresholds_of(policy, rows)
-    return choose_many(probabilities, thresholds, policy.top_tier_threshold)
+    return choose_many(probabilities, thresholds_of(policy, rows), policy.top_tier_threshold)
 
 
 def shown(threshold: float) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from classifier.engine import Engine
 from classifier.intervals import bootstrap_intervals, ranged, wilson
-from classifier.policy import Policy, choose
+from classifier.policy import Policy
 from classifier.tokenizer import Tokenizer
 from classifier.types import Request, Tier
 from training.attack import RAISING, Attack, attack
 from training.augment import with_text
 from training.corpus import Row, tiers
-from training.evaluate import score
-from training.policy_fit import chosen_by
+from training.evaluate import routed, score
 from training.progress import progress_bar
 from training.surroundings import HELD_OUT, after, beside_tools, under_system
 
@@ -167,10 +166,10 @@ def attack_rows(engine: Engine, requests: Sequence[Request], policy: Policy, *, 
         start: list[Tier] = []
 
         def pressure(prefix: str, request: Request = request, start: list[Tier] = start) -> tuple[Tier, float]:
-            prepared = engine.prepare(with_text(request, lambda text: prefix + text))
-            shares = engine.score(prepared).probabilities
-            start.append(choose(shares, policy.threshold, policy.top_tier_threshold))
-            return start[-1], float(sum(shares[start[0].index + 1 :]))
+            prepared = replace(engine.prepare(with_text(request, lambda text: prefix + text)), policy=policy)
+            decision = engine.decide(prepared, engine.score(prepared))
+            start.append(decision.model_tier)
+            return start[-1], float(sum(decision.probabilities[start[0].index + 1 :]))
 
         found.append(attack(pressure, words, random.Random(f"{SEED}-{i}"), tries=tries))
     return found
@@ -196,8 +195,8 @@ def measure(
     policy = engine.policies[engine.default_policy]
     order = random.Random(SEED).sample(range(len(rows)), len(rows))
     drawn = [rows[i] for i in sorted(order[:MOST_ROWS])]
-    routed = partial(chosen_by, policy)
     before = score(engine, [r.request for r in drawn], name="as they are")
+    tiers_before = routed(policy, [r.request for r in drawn], before)
     report: dict[str, Any] = {
         "policy": policy.name,
         "rows": len(drawn),
@@ -210,19 +209,21 @@ def measure(
         can = np.array([request is not None for request in changed])
         if not can.any():
             continue
-        found = score(engine, [request for request in changed if request is not None], name=name)
-        report["changes"][name] = moved(routed(before[can]), routed(found))
+        requests = [request for request in changed if request is not None]
+        found = score(engine, requests, name=name)
+        report["changes"][name] = moved(tiers_before[can], routed(policy, requests, found))
         report["changes_of_arg_max"][name] = moved(before[can].argmax(axis=1), found.argmax(axis=1))
     families = [r for r in (rows if twin_rows is None else twin_rows) if r.family]
     if families:
-        shares = score(engine, [r.request for r in families], name="twins")
+        requests = [r.request for r in families]
+        shares = score(engine, requests, name="twins")
         report["twins"] = twins(families, shares.argmax(axis=1))
-        report["twins_of_policy"] = twins(families, routed(shares))
-    simple = [r for r in rows if r.tier is Tier.SIMPLE]
+        report["twins_of_policy"] = twins(families, routed(policy, requests, shares))
+    simple = [r.request for r in rows if r.tier is Tier.SIMPLE]
     simple = random.Random(SEED).sample(simple, min(len(simple), 3 * attacked))
     if simple:
-        low = routed(score(engine, [r.request for r in simple], name="simple prompts"))
-        victims = [r.request for r, t in zip(simple, low, strict=True) if t == Tier.SIMPLE.index][:attacked]
+        low = routed(policy, simple, score(engine, simple, name="simple prompts"))
+        victims = [request for request, t in zip(simple, low, strict=True) if t == Tier.SIMPLE.index][:attacked]
         report["attack"] = summarise_attacks(attack_rows(engine, victims, policy, tries=tries), tries)
     return report
 
