@@ -35,12 +35,13 @@ class Drawn:
 
 
 def distance_to_boundary(
-    probabilities: NDArray[np.float64], tiers: NDArray[np.int64], threshold: float
+    probabilities: NDArray[np.float64], tiers: NDArray[np.int64], threshold: float, top_tier_threshold: float = 0.0
 ) -> NDArray[np.float64]:
     """How far each row is from another tier: (n,) in [0, 1].
 
     The tier is the cheapest t with P(label <= t) >= threshold; so it is the smaller of what P(label <= t) has over the
-    threshold, and of what P(label <= t - 1) lacks of it.
+    threshold, and of what P(label <= t - 1) lacks of it. A top-tier threshold is one more, P(frontier) at or over it
+    being frontier; a row that both send there is as far as the further of the two.
 
     >>> distance_to_boundary(np.array([[0.6, 0.3, 0.1, 0.0]]), np.array([1]), 0.7).round(3)
     array([0.1])
@@ -49,7 +50,9 @@ def distance_to_boundary(
     rows = np.arange(len(tiers))
     over = np.where(tiers < len(TIERS) - 1, cumulative[rows, tiers] - threshold, np.inf)
     lacks = np.where(tiers > 0, threshold - cumulative[rows, np.maximum(tiers - 1, 0)], np.inf)
-    nearest: NDArray[np.float64] = np.minimum(np.abs(over), np.abs(lacks))
+    beyond = probabilities[:, -1] - (top_tier_threshold or np.inf)
+    below = np.minimum(np.minimum(np.abs(over), np.abs(lacks)), np.abs(beyond))
+    nearest: NDArray[np.float64] = np.where(tiers < len(TIERS) - 1, below, np.abs(np.maximum(lacks, beyond)))
     return nearest
 
 

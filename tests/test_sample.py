@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from classifier.runs import Options
 from classifier.sampling import distance_to_boundary, draw_by_tier, draw_random
 from classifier.types import TIERS
 from tests.bulk_support import FakeMaker, prompts, write_lines
-from tests.labelled_support import labelled_row, traffic, write_labelled
+from tests.labelled_support import BALANCED, labelled_row, traffic, write_labelled
 from tests.tiny import tiny_bundle
 from training.calibrate import calibrate
 from training.corpus import read_corpus
@@ -75,6 +76,13 @@ def test_boundary_takes_the_nearest_to_a_threshold():
     assert [d.reason for d in drawn].count("simple") == 1
 
 
+def test_a_top_tier_threshold_is_a_boundary_too():
+    """Rows next to it are near; one at frontier by both thresholds is as far as the further of the two."""
+    shares = np.array([[0.8, 0.0, 0.01, 0.19], [0.79, 0.0, 0.0, 0.21], [0.1, 0.1, 0.1, 0.7], [0.9, 0.05, 0.05, 0.0]])
+    distances = distance_to_boundary(shares, np.array([0, 3, 3, 0]), 0.7, 0.2)
+    assert distances == pytest.approx([0.01, 0.01, 0.5, 0.2])
+
+
 def test_a_random_draw_gives_every_row_the_same_chance():
     """Over 400 draws of 10 from 50 each row comes about 80 times: within five standard deviations."""
     counts = np.bincount([d.position for seed in range(400) for d in draw_random(50, 10, seed)], minlength=50)
@@ -86,6 +94,17 @@ def test_boundary_uses_the_threshold_of_the_policy_that_labelled(tmp_path):
     """The file holds it: rows at .71 are next to .7, rows at .97 are not."""
     rows = [labelled_row("simple", 0.71 if i % 5 == 0 else 0.97, prompt=f"p{i}") for i in range(40)]
     path = write_labelled(tmp_path / "l.parquet", rows)
+    run(path, "--per-tier", "16", "--boundary", "-o", tmp_path / "s.jsonl")
+    near = {r["messages"][0]["content"] for r in lines(tmp_path / "s.jsonl") if r["sampled_for"] == "boundary"}
+    assert near == {f"p{i}" for i in range(0, 40, 5)}
+
+
+def test_boundary_uses_the_top_tier_threshold_of_the_policy_that_labelled(tmp_path):
+    """Of a policy with τ = .2 a row whose P(frontier) is .19 is nearer to another tier than one a little over λ."""
+    rows = [labelled_row("simple", 0.75, prompt=f"p{i}") for i in range(40)]
+    for row in rows[::5]:
+        row["classifier_probabilities"] = [0.81, 0.0, 0.0, 0.19]
+    path = write_labelled(tmp_path / "l.parquet", rows, policy=dataclasses.replace(BALANCED, top_tier_threshold=0.2))
     run(path, "--per-tier", "16", "--boundary", "-o", tmp_path / "s.jsonl")
     near = {r["messages"][0]["content"] for r in lines(tmp_path / "s.jsonl") if r["sampled_for"] == "boundary"}
     assert near == {f"p{i}" for i in range(0, 40, 5)}

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 @click.argument("labelled", metavar="OUT")
 @click.option("--random", "most", type=click.IntRange(1), metavar="N", help="N rows, all with the same chance.")
 @click.option("--per-tier", type=click.IntRange(1), metavar="N", help="N rows of each tier.")
-@click.option("--boundary", is_flag=True, help="With --per-tier: half of them those nearest to a threshold.")
+@click.option(
+    "--boundary",
+    is_flag=True,
+    help="With --per-tier: half of them those nearest to a threshold of the policy; those of its groups do not count.",
+)
 @click.option("-o", "--output", required=True, metavar="FILE", help="A .jsonl file; - is stdout.")
 @click.option("--annotate", is_flag=True, help="Label them here; FILE holds the labelled ones, and is gone on with.")
 @click.option(
@@ -114,7 +118,8 @@ def _draw(
         if boundary:
             if traffic.policy is None:
                 raise InputError(f"{path}: does not say which threshold its policy has; leave --boundary out")
-            distances = distance_to_boundary(traffic.probabilities, traffic.tiers, traffic.policy.threshold)
+            limits = (traffic.policy.threshold, traffic.policy.top_tier_threshold)
+            distances = distance_to_boundary(traffic.probabilities, traffic.tiers, *limits)
         drawn = draw_by_tier(traffic.tiers, int(per_tier or 0), distances=distances, seed=seed)
     places = [int(traffic.rows[d.position]) for d in drawn]
     lines: list[dict[str, Any]] = []
