@@ -143,6 +143,27 @@ def test_answers_of_teachers_elsewhere_teach_a_student(data: Data, tmp_path):
     assert not (tmp_path / "run" / "teacher").exists()
 
 
+def test_a_file_of_answers_that_was_cut_off_is_refused(data: Data, tmp_path):
+    """What a stopped copy left behind is refused by name, wherever it ends."""
+    whole, path = tmp_path / "whole.npz", tmp_path / "answers.npz"
+    names = np.array([r.sha256[:16] for r in data.train])
+    np.savez(whole, rows=names, log_probabilities=np.zeros((len(names), 4), np.float32))
+    for share in (0.1, 0.5, 0.9):
+        path.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+        with pytest.raises(InputError, match=r"answers\.npz: not a file of answers"):
+            read_answers(path, data.train)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 4), (2,)], ids=["three tiers", "a row too many", "one number a row"])
+def test_answers_of_another_shape_are_refused(data: Data, tmp_path, shape: tuple[int, ...]):
+    """Four numbers for each row, or the message says which shapes there are."""
+    path = tmp_path / "answers.npz"
+    names = np.array([r.sha256[:16] for r in data.train[:2]])
+    np.savez(path, rows=names, log_probabilities=np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match=r"answers\.npz: rows have shape \(2,\) and .*, expected \(m,\) and \(m, 4\)"):
+        read_answers(path, data.train)
+
+
 @pytest.mark.parametrize("content", [b"nonsense", b""])
 def test_files_that_are_no_answers_are_refused(data: Data, tmp_path, content: bytes):
     """A file that is not one of answers is refused by name."""
