@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from classifier.errors import InputError
 from classifier.types import TIERS
 from tests.calibration_support import write_rows
 from tests.tiny import WORDS
+from training.__main__ import main
 from training.build_data import Data, load_data
 from training.calibrate import calibrate
 from training.corpus import write_corpus
@@ -19,7 +22,7 @@ from training.crossval import as_text, cross_validate, fold_data, probe_across, 
 from training.distill import read_answers
 from training.predictions import model_of, read_baselines, read_predictions
 from training.probe import embed, probe
-from training.recipe import load_recipe
+from training.recipe import RECIPES, load_recipe
 from training.train import train
 
 pytestmark = pytest.mark.training
@@ -119,6 +122,20 @@ def test_a_probe_finds_out_first_where_nothing_can_be_written(data: Data, tmp_pa
     with pytest.raises(InputError, match="file/out: cannot be written"):
         probe_across(tmp_path / "file" / "out", data, base="tiny", folds=3, say=said.append)
     assert said == []
+
+
+def test_a_recipe_of_ones_own_has_its_folder_among_the_runs(data: Data, tmp_path, monkeypatch):
+    """Without --out the answers are under the recipe's name where the command runs, not beside the recipe."""
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    for folder in (elsewhere, here):
+        folder.mkdir()
+    shutil.copy(RECIPES / "tiny.toml", elsewhere / "mine.toml")
+    write_corpus(here / "rows.jsonl", data.traffic)
+    monkeypatch.chdir(here)
+    command = ["cross-validate", "--probe", "--recipe", str(elsewhere / "mine.toml"), "--extra", "rows.jsonl"]
+    done = CliRunner().invoke(main, [*command, "--data", "rows.jsonl", "--folds", "2"], catch_exceptions=False)
+    assert done.stdout.splitlines()[-1] == "runs/mine-probe/predictions.npz"
+    assert [path.name for path in elsewhere.iterdir()] == ["mine.toml"]
 
 
 def test_a_probe_knows_nothing_of_the_rows_that_it_answers(data: Data):
