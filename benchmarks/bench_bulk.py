@@ -192,8 +192,9 @@ def fake_run(log: Path, bundle: str = "") -> dict[str, float]:
         "    with Watch() as watch:\n"
         "        label([sys.argv[2]], sys.argv[3], Nothing(sys.argv[5]), Options(),\n"
         "              told=lambda _: told.append(time.time()))\n"
+        "    used = getrusage(RUSAGE_SELF)\n"
         "    print(json.dumps({'mb': max(watch.samples, default=0), 'whole': time.time() - began,\n"
-        "                      'first': told[0] - began, 'cpu': getrusage(RUSAGE_SELF).ru_utime}))\n"
+        "                      'first': told[0] - began, 'cpu': used.ru_utime + used.ru_stime}))\n"
     )
     output = log.with_suffix(f".{time.time_ns()}.parquet")
     arguments = [str(time.time()), str(log), str(output), str(Path(__file__).parent), bundle]

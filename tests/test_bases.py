@@ -26,6 +26,7 @@ from training.build_data import load_data
 from training.export import export
 from training.fit import fit, predict
 from training.model import load_base, load_checkpoint, most_tokens, save_checkpoint, student_from, tokenizer_of
+from training.probe import embed
 from training.recipe import load_recipe
 from training.train import train
 from training.vocabulary import RESERVED
@@ -149,6 +150,18 @@ def test_padding_changes_no_answer(family, tmp_path):
     rows = sorted(tiny_rows(20), key=lambda r: len(r.request.messages[0].content))
     together = predict(model, tokenizer, rows, name="test")
     assert np.allclose(together[:1], predict(model, tokenizer, rows[:1], name="test"), atol=2e-2)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "deberta-v2", "llama"])
+def test_a_probe_takes_any_base(family, tmp_path):
+    """A frozen base of any family makes the same of a request alone and beside longer ones."""
+    base = str(checkpoint(tmp_path, family, max_position_embeddings=128))
+    rows = sorted(tiny_rows(20), key=lambda r: len(r.request.messages[0].content))
+    found = []
+    for some in (rows, rows[:1]):
+        torch.manual_seed(0)  # the entries that a base has not are drawn when it is loaded
+        found.append(embed(some, base)[:1])
+    assert np.allclose(*found, atol=2e-2)
 
 
 @pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "mpnet", "roberta", "xlm-roberta", "deberta-v2"])

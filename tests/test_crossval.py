@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from classifier.errors import InputError
 from classifier.types import TIERS
 from tests.calibration_support import write_rows
 from tests.tiny import WORDS
+from training.__main__ import main
 from training.build_data import Data, load_data
 from training.calibrate import calibrate
 from training.corpus import write_corpus
@@ -19,7 +22,7 @@ from training.crossval import as_text, cross_validate, fold_data, probe_across, 
 from training.distill import read_answers
 from training.predictions import model_of, read_baselines, read_predictions
 from training.probe import embed, probe
-from training.recipe import load_recipe
+from training.recipe import RECIPES, load_recipe
 from training.train import train
 
 pytestmark = pytest.mark.training
@@ -121,6 +124,20 @@ def test_a_probe_finds_out_first_where_nothing_can_be_written(data: Data, tmp_pa
     assert said == []
 
 
+def test_a_recipe_of_ones_own_has_its_folder_among_the_runs(data: Data, tmp_path, monkeypatch):
+    """Without --out the answers are under the recipe's name where the command runs, not beside the recipe."""
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    for folder in (elsewhere, here):
+        folder.mkdir()
+    shutil.copy(RECIPES / "tiny.toml", elsewhere / "mine.toml")
+    write_corpus(here / "rows.jsonl", data.traffic)
+    monkeypatch.chdir(here)
+    command = ["cross-validate", "--probe", "--recipe", str(elsewhere / "mine.toml"), "--extra", "rows.jsonl"]
+    done = CliRunner().invoke(main, [*command, "--data", "rows.jsonl", "--folds", "2"], catch_exceptions=False)
+    assert done.stdout.splitlines()[-1] == "runs/mine-probe/predictions.npz"
+    assert [path.name for path in elsewhere.iterdir()] == ["mine.toml"]
+
+
 def test_a_probe_knows_nothing_of_the_rows_that_it_answers(data: Data):
     """Other labels on the held-out rows change no answer."""
     rows = data.traffic
@@ -141,6 +158,27 @@ def test_answers_of_teachers_elsewhere_teach_a_student(data: Data, tmp_path):
     student, _ = train(load_recipe("tiny"), tmp_path / "run", data, answers=path, say=lambda _: None)
     assert student.config.num_hidden_layers == 1
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_file_of_answers_that_was_cut_off_is_refused(data: Data, tmp_path):
+    """What a stopped copy left behind is refused by name, wherever it ends."""
+    whole, path = tmp_path / "whole.npz", tmp_path / "answers.npz"
+    names = np.array([r.sha256[:16] for r in data.train])
+    np.savez(whole, rows=names, log_probabilities=np.zeros((len(names), 4), np.float32))
+    for share in (0.1, 0.5, 0.9):
+        path.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+        with pytest.raises(InputError, match=r"answers\.npz: not a file of answers"):
+            read_answers(path, data.train)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 4), (2,)], ids=["three tiers", "a row too many", "one number a row"])
+def test_answers_of_another_shape_are_refused(data: Data, tmp_path, shape: tuple[int, ...]):
+    """Four numbers for each row, or the message says which shapes there are."""
+    path = tmp_path / "answers.npz"
+    names = np.array([r.sha256[:16] for r in data.train[:2]])
+    np.savez(path, rows=names, log_probabilities=np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match=r"answers\.npz: rows have shape \(2,\) and .*, expected \(m,\) and \(m, 4\)"):
+        read_answers(path, data.train)
 
 
 @pytest.mark.parametrize("content", [b"nonsense", b""])

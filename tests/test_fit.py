@@ -168,6 +168,25 @@ def test_diverging_run_says_so_and_keeps_what_was_good(tmp_path, monkeypatch):
     assert kept == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("key", "wrong", "expected"),
+    [
+        ("epochs", 0, "1 or more"),
+        ("batch_size", 0, "1 or more"),
+        ("learning_rate", -1.0, "a finite number above 0"),
+        ("layer_decay", 9.0, "a number above 0, and at most 1"),
+        ("eta", 0.5, "a number from 0 to below 0.5"),
+        ("distill_weight", 1.5, "a number from 0 .* to 1"),
+        ("temperature", 0.0, "a finite number above 0"),
+        ("learning_rate", float("inf"), "a finite number above 0"),
+    ],
+)
+def test_options_that_cannot_train_are_refused(key, wrong, expected):
+    """A value that its key does not take is named before anything is trained, with what is expected."""
+    with pytest.raises(InputError, match=f"recipe: {key} is {wrong:g}, expected {expected}"):
+        replace(OPTIONS, **{key: wrong})
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_outcomes_cannot_weigh_nothing(weight):
     """A step of such rows alone would be divided by nothing: it is said before anything is trained."""

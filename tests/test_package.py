@@ -116,6 +116,14 @@ def test_loop_demo_starts():
     assert (done.returncode, "--checkpoint" in done.stdout) == (0, True), done.stderr
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_help_lists_every_target():
+    """Each target that says what it is for is among those that `make help` shows, whatever its name is made of."""
+    said = re.findall(r"^(\S+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == said
+
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "data").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "node_modules" not in page.parts]  # what an example has installed is not ours
 

@@ -26,7 +26,7 @@ from training.calibrate import calibrate
 from training.corpus import read_corpus
 
 
-def run(*arguments: str, typed: str = ""):
+def run(*arguments: str, typed: str | bytes = ""):
     """Runs the command in this process, with something typed."""
     return CliRunner().invoke(cli.command, ["sample", *map(str, arguments)], input=typed, catch_exceptions=False)
 
@@ -224,6 +224,14 @@ def test_end_of_input_stops_like_q(labelled, tmp_path):
     out = tmp_path / "mine.jsonl"
     run(labelled, "--random", "5", "--annotate", "-o", out, typed="3\n")
     assert [row["tier"] for row in lines(out)] == ["complex"]
+
+
+def test_typed_bytes_that_are_no_text_are_asked_again(labelled, tmp_path):
+    """A key of another keyboard's encoding is no key, and ends nothing."""
+    out = tmp_path / "mine.jsonl"
+    done = run(labelled, "--random", "5", "--annotate", "-o", out, typed=b"\xe9\n2\n1\xff\nq\n")
+    assert done.stdout.count("not a key") == 2
+    assert [row["tier"] for row in lines(out)] == ["standard"]
 
 
 def talk(rows, path, *answers):

@@ -156,6 +156,16 @@ def test_a_head_that_is_there_is_not_trained_again(student, tmp_path):
     assert all(tensor.equal(again.state_dict()[name]) for name, tensor in first.state_dict().items())
 
 
+def test_a_build_that_goes_on_ends_with_the_head_of_one_that_never_stopped(student, tmp_path):
+    """The first weights follow from the seed, whatever was drawn before them."""
+    heads = []
+    for drawn in (0, 5):
+        torch.manual_seed(drawn)
+        (folder := tmp_path / str(drawn)).mkdir()
+        heads.append(kept_head(folder, *student, tiny_rows(20), forms=64, seed=0).state_dict())
+    assert all(tensor.equal(heads[1][name]) for name, tensor in heads[0].items())
+
+
 def test_padding_changes_no_answer(student):
     """An entry is told the same alone as in a batch of longer ones."""
     head = new_head(student[0]).eval()

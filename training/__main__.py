@@ -177,7 +177,7 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def cross_validate(
-    folds: int, probe: bool, as_json: bool, out: Path | None, teacher: Path | None, answers: Path | None, recipe: str,
+    folds: int, probe: bool, as_json: bool, out: Path | None, teacher: Path | None, answers: Path | None,
     **options: Any,
 ) -> None:  # fmt: skip
     r"""Scores students on sources that they have not seen.
@@ -196,8 +196,8 @@ def cross_validate(
         raise click.UsageError(
             "--teacher, --answers: a teacher that saw the held-out sources would leak them; leave it out"
         )
-    default = Path("runs") / (f"{recipe}-probe" if probe else f"{recipe}-folds")
-    settings, data, folder = _prepare(recipe=recipe, out=out or default, **options)
+    settings, data, folder = _prepare(out=out, **options)
+    folder = out or folder.with_name(f"{folder.name}-{'probe' if probe else 'folds'}")
     if bundle_at(settings["base"]) or bundle_at(settings["student"].get("base") or ""):
         raise click.UsageError("--base: a bundle that saw the held-out sources would leak them; give another base")
     if probe:

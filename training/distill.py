@@ -27,13 +27,19 @@ def read_answers(path: Path, rows: Sequence[Row]) -> NDArray[np.float32]:
         rows: whose answers are wanted.
 
     Raises:
-        InputError: the file cannot be read, lacks an array, or answers none of the rows.
+        InputError: the file cannot be read, lacks an array, has one of another shape, or answers none of the rows.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            known = dict(zip(file["rows"].tolist(), file["log_probabilities"].astype(np.float32), strict=True))
-    except (OSError, EOFError, ValueError, KeyError) as error:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names, answers = file["rows"], file["log_probabilities"].astype(np.float32)
+    except Exception as error:  # of a damaged file numpy, zipfile and tokenize raise what they like
         raise InputError(f"{path}: not a file of answers ({error}); it takes rows and log_probabilities") from error
+    if names.shape != answers.shape[:1] or answers.shape[1:] != (len(TIERS),):
+        raise InputError(
+            f"{path}: rows have shape {names.shape} and log_probabilities {answers.shape}, expected (m,) and "
+            f"(m, {len(TIERS)})"
+        )
+    known = dict(zip(names.tolist(), answers, strict=True))
     missing = np.full(len(TIERS), np.nan, np.float32)
     found = np.array([known.get(row.sha256[:16], missing) for row in rows], np.float32).reshape(-1, len(TIERS))
     if np.isnan(found).all():

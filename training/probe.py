@@ -20,10 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from classifier.inputs import SIGNALS, render
-from classifier.tokenizer import pad
 from classifier.types import TIERS
 from training.corpus import Row, tiers
-from training.fit import bfloat16
+from training.fit import bfloat16, inputs_of
 from training.model import load_base, tokenizer_of
 from training.progress import progress_bar
 
@@ -53,7 +52,7 @@ def embed(rows: Sequence[Row], base: str = "minilm") -> NDArray[np.float32]:
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16(device)):
         for start in progress_bar(range(0, len(order), BATCH), desc="embedding", unit="batch"):
             chunk = order[start : start + BATCH]
-            batch = {k: torch.from_numpy(v) for k, v in pad([sequences[i] for i in chunk]).items()}
+            batch = inputs_of(encoder, tokenizer, [sequences[i] for i in chunk], device)
             mask = batch["attention_mask"][..., None].float()
             hidden = encoder(**batch).last_hidden_state.float()
             means[chunk] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()

@@ -5,8 +5,9 @@ A recipe that cannot be followed is refused before anything is trained. Knows no
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,19 @@ _OF_A_ROUND = ("base_rows_share", "int8_agreement")
 _OF_A_BUILD = ("max_tokens", "seed", "int8_agreement", "teacher.seeds", "student.layers", "policies.balanced")
 """Keys that a build cannot do without, those of tables with the table's name; and those that it can:"""
 _OF_SOME_BUILDS = ("base", STEERING_FORMS, "most_rows")
+_TAKEN: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "epochs": (lambda n: n >= 1, "1 or more"),
+    "batch_size": (lambda n: n >= 1, "1 or more"),
+    "learning_rate": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+    "layer_decay": (lambda x: 0 < x <= 1, "a number above 0, and at most 1 (all layers alike)"),
+    "worst_of": (lambda n: n >= 1, "1 (no search) or more"),
+    "mixing_coefficient": (lambda x: 0 < x <= 1, "a number above 0, and at most 1 (all of what was trained)"),
+    "eta": (lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5"),
+    "distill_weight": (lambda x: 0 <= x <= 1, "a number from 0 (labels alone) to 1 (the teacher alone)"),
+    "temperature": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+    "outcome_weight": (lambda x: x > 0, "a number above 0; to learn nothing from outcomes, leave their rows out"),
+}
+"""What a key of `FitOptions` takes: whether a value fits, and how an error says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +43,9 @@ class FitOptions:
     """How to train.
 
     Attributes:
-        epochs: passes over the data.
-        batch_size: rows of one step, on each process.
-        learning_rate: peak of the schedule.
+        epochs: passes over the data, 1 or more.
+        batch_size: rows of one step, on each process, 1 or more.
+        learning_rate: peak of the schedule, above 0.
         layer_decay: the rate of each layer is this times the rate of the layer above it, in (0, 1]; what lies deep in
             a pretrained model moves less.
         weight_decay: of AdamW.
@@ -48,12 +62,12 @@ class FitOptions:
             that it began with, which keep what it forgets (WiSE-FT, arXiv:2109.01903, section 3).
         eta: chance that interval evidence is wrong, in [0, 0.5), where a row does not carry its own.
         distill_weight: share of the loss that follows the teacher, in [0, 1].
-        temperature: of distillation.
+        temperature: of distillation, above 0.
         outcome_weight: factor on the weight of OUTCOME rows, above 0: a step of rows without weight has no mean.
         seed: of everything random.
 
     Raises:
-        InputError: `outcome_weight` is not above 0, `worst_of` is below 1, or `mixing_coefficient` not in (0, 1].
+        InputError: a value is not among those that its key takes.
     """
 
     epochs: int = 3
@@ -76,18 +90,9 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.outcome_weight > 0:
-            raise InputError(
-                f"recipe: outcome_weight is {self.outcome_weight:g}, expected a number above 0; to learn nothing from "
-                "outcomes, leave their rows out"
-            )
-        if self.worst_of < 1:
-            raise InputError(f"recipe: worst_of is {self.worst_of}, expected 1 (no search) or more")
-        if not 0 < self.mixing_coefficient <= 1:
-            raise InputError(
-                f"recipe: mixing_coefficient is {self.mixing_coefficient:g}, expected a number above 0, and at most 1 "
-                "(all of what was trained)"
-            )
+        for key, (fits, expected) in _TAKEN.items():
+            if not fits(value := getattr(self, key)):
+                raise InputError(f"recipe: {key} is {value:g}, expected {expected}")
 
 
 _KINDS: Mapping[str, type] = {

@@ -123,6 +123,7 @@ def kept_head(
     """The head of a finished student, trained (`fit_head`) and kept in its `checkpoint` unless it is there already."""
     head = load_head(checkpoint, model)
     if head is None:
+        torch.manual_seed(seed)  # a build that goes on here begins with the weights of one that never stopped
         head = new_head(model)
         fit_head(head, model, tokenizer, rows, forms=forms, seed=seed)
         save_head(head, checkpoint)

@@ -172,10 +172,10 @@ def _annotate(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     def ask(prompt: str) -> str:
         click.echo(prompt, nl=False)
-        line = sys.stdin.readline()
+        line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
-        return line
+        return line.decode(sys.stdin.encoding, "replace")
 
     try:
         done, left = annotate(rows, path, ask=ask, say=click.echo)

@@ -33,6 +33,7 @@ from measure import Measured, choices_at_risk, measure
 
 from classifier.bundle import SHIPPED
 from classifier.engine import Engine
+from classifier.errors import ClassifierError
 from classifier.registry import Registry
 from classifier.types import TIERS
 from training.calibrate import calibrate
@@ -61,12 +62,17 @@ class Went:
     @property
     def less(self) -> float:
         """By how much the excess over the oracle of equal risk fell, each against the oracle at its own risk."""
-        return 1 - self.found[AFTER].excess / self.found[SHIFTED].excess
+        return _less(self.found[AFTER], self.found[SHIFTED])
 
     @property
     def less_at_equal_risk(self) -> float:
         """By how much it fell against what the old scores would cost at the new risk."""
-        return 1 - self.found[AFTER].excess / self.old.excess if self.old.excess > 0 else 0.0
+        return _less(self.found[AFTER], self.old)
+
+
+def _less(now: Measured, before: Measured) -> float:
+    """By how much the excess fell; not at all where there was none."""
+    return 1 - now.excess / before.excess if before.excess > 0 else 0.0
 
 
 def main() -> int:
@@ -267,4 +273,7 @@ def _line(counts: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ClassifierError as error:
+        sys.exit(f"error: {error}")

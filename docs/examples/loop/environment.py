@@ -152,6 +152,9 @@ def make_traffic(
         first: tasks to calibrate on before anything is served.
         later: tasks to measure on.
         seed: of every draw.
+
+    Raises:
+        InputError: there are too few tasks.
     """
     rng = np.random.default_rng(seed)
     fresh = [task for task in world.tasks if not seen(task)]
@@ -163,12 +166,17 @@ def make_traffic(
         parts[_part(task.group, tuple(parts), shares)].append(task)
     if not plenty:
         parts["early"] = old or parts["recent"]
+    if empty := [name for name, part in parts.items() if not part]:
+        raise InputError(
+            f"{len(fresh)} of {len(world.tasks)} prompts are new to the bundle, too few for the demo: none is left for "
+            f"the part {empty[0]!r}; give more rows, from more conversations"
+        )
     hard = _half_too_sure(fresh, scores)
     shift = requests // 2
     early_after = requests - shift - recent
     before = _draw(parts["early"], hard, shift, harder=False, rng=rng)
     taken = {task.sha256 for task in before}
-    left = [task for task in parts["early"] if task.sha256 not in taken]
+    left = [task for task in parts["early"] if task.sha256 not in taken] or parts["early"]
     after = _draw(left, hard, early_after, harder=True, rng=rng)
     last = _draw(parts["recent"], hard, recent, harder=True, rng=rng)
     notes = [
