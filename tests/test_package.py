@@ -120,7 +120,9 @@ def test_loop_demo_starts():
 def test_make_help_lists_every_target():
     """Each target that says what it is for is among those that `make help` shows, whatever its name is made of."""
     said = re.findall(r"^(\S+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert [line.split()[0] for line in done.stdout.splitlines()] == said
 
 
