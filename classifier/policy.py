@@ -162,6 +162,10 @@ class Policy:
             return None
         return script if self.group_by == "script" else labels.get(self.group_by, "")
 
+    def threshold_of(self, group: str | None) -> float:
+        """The λ of a group; the fallback for one that was not calibrated, and for none."""
+        return self.threshold if group is None else self.group_thresholds.get(group, self.threshold)
+
     def may_explore(self, labels: Mapping[str, str]) -> bool:
         """Whether a request with these labels may be explored at all.
 
@@ -298,11 +302,8 @@ def decide(
         The choice. `guaranteed` is about the policy's promise on traffic as a whole, not about this one answer: the
         promise counts exploration in, so an explored answer keeps it.
     """
-    threshold, known = policy.threshold, True
-    if policy.group_by:
-        known = group is not None and group in policy.group_thresholds
-        if known:
-            threshold = policy.group_thresholds[str(group)]
+    threshold = policy.threshold_of(group)
+    known = not policy.group_by or group in policy.group_thresholds
     model_tier = choose(probabilities, threshold, policy.top_tier_threshold)
     tier, reason = model_tier, Reason.MODEL
     if policy.top_tier_threshold and choose(probabilities, threshold) is not model_tier:

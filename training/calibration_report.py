@@ -20,6 +20,7 @@ from classifier.calibration import Calibration
 from classifier.intervals import Interval, bootstrap_interval, ranged, wider
 from classifier.metrics import calibration_error, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
+from classifier.savings import chosen_percent
 from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
@@ -316,7 +317,7 @@ def as_text(report: Mapping[str, Any]) -> str:
 
 def _promise(fit: Guarantee) -> str:
     bound = f"{'weighted loss' if fit.severity else 'risk'} <= {fit.alpha:g}"
-    bound += f" at {100 * (1 - fit.delta):g}%" if fit.delta else ""
+    bound += f" at {chosen_percent(1 - fit.delta)}" if fit.delta else ""
     return bound if not fit.feasible else promised_or_estimated(bound, fit)
 
 

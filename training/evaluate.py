@@ -50,7 +50,7 @@ def routed(policy: Policy, requests: Sequence[Request], probabilities: NDArray[n
     thresholds = np.full(len(requests), policy.threshold)
     if policy.group_by:
         groups = [policy.group_of(request.labels, render(request).script) for request in requests]
-        thresholds = np.array([policy.group_thresholds.get(group or "", policy.threshold) for group in groups])
+        thresholds = np.array([policy.threshold_of(group) for group in groups])
     return choose_many(probabilities, thresholds, policy.top_tier_threshold)
 
 

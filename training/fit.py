@@ -292,7 +292,8 @@ def short_and_long(lengths: Sequence[int]) -> list[Tensor]:
     entries = short * longest[:-1] + (len(order) - short) * longest[-1]
     if not short.size or entries.min() > 0.9 * len(order) * longest[-1]:
         return [torch.tensor(order)]
-    return list(torch.tensor(order).split([1 + int(entries.argmin()), len(order) - 1 - int(entries.argmin())]))
+    cut = int(short[entries.argmin()])
+    return [torch.tensor(order[:cut]), torch.tensor(order[cut:])]
 
 
 def _my_rows(batch: Sequence[int], weight: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.bundle import Bundle
 from classifier.calibration import IDENTITY, Calibration
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
@@ -101,23 +100,6 @@ def of_bundle(
     return Study(rows, alphas, chosen, calibration, rivals, prices, seed)
 
 
-def fresh_rows(rows: CalibrationSet, bundle: Bundle) -> CalibrationSet:
-    """The rows whose request did not fit the bundle's map or thresholds: on the others it looks better than it is.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not len(rows):
-        raise InputError("no row has a closed label, so nothing can be judged; label some rows of your traffic")
-    known = rows.calibrated(bundle.manifest)
-    if known.all():
-        raise InputError(
-            f"{known.sum()} of {len(rows)} rows fitted the bundle's probabilities or thresholds; it can only be judged "
-            "on rows that it has not seen"
-        )
-    return rows.take(~known)
-
-
 def baselines_of(train: Sequence[Row], judged: Sequence[Row], rows: CalibrationSet) -> dict[str, NDArray[np.float32]]:
     """Length and TF-IDF with logistic regression, learnt from `train` without the rows that are judged.
 
@@ -196,13 +178,14 @@ def command(
         engine = Engine.from_pretrained(bundle)
         group_by = {p.group_by for p in engine.policies.values() if p.group_by}
         rows = read_rows(list(data), engine, next(iter(group_by), ""), split=split, audit=audit)
-        fresh = fresh_rows(rows, engine.bundle)
+        known = promise_test.known_rows(rows, engine.bundle)
+        fresh = rows.take(~known)
         if PROMISE in tables:
             found |= promise_test.check(engine, rows, seed=seed)  # which counts and tells those that are not fresh
-        elif known := len(rows) - len(fresh):
+        elif known.any():
             click.echo(
-                f"{known} of {len(rows)} rows are left out: the bundle's probabilities or thresholds were fitted on "
-                "their requests",
+                f"{known.sum()} of {len(rows)} rows are left out: the bundle's probabilities or thresholds were fitted "
+                "on their requests",
                 err=True,
             )
         rivals = baselines_of(read_corpus(baseline_data), read_corpus(data), fresh) if baseline_data else {}

@@ -92,7 +92,7 @@ def thresholds_of(policy: Policy, rows: CalibrationSet | OpenRows) -> NDArray[np
         raise InputError(
             f"policy {policy.name!r} goes by {policy.group_by!r}, which these rows do not carry; give rows that do"
         )
-    return np.array([policy.group_thresholds.get(g, policy.threshold) for g in rows.facets[policy.group_by].tolist()])
+    return np.array([policy.threshold_of(group) for group in rows.facets[policy.group_by].tolist()])
 
 
 def chosen_by(policy: Policy, probabilities: NDArray[np.float32], rows: CalibrationSet | OpenRows) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from classifier.bundle import Bundle
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
@@ -32,6 +33,23 @@ SIGNIFICANCE = 0.05
 TOP_TIER = "frontier misses"
 ESTIMATED = "estimated risk"
 """What is tested of a policy that promises nothing, but has a threshold by an estimate of the new tier shares."""
+
+
+def known_rows(rows: CalibrationSet, bundle: Bundle) -> NDArray[np.bool_]:
+    """Which rows' requests fitted the bundle's map or thresholds, so that it looks better on them: (n,) bool.
+
+    Raises:
+        InputError: all of them, or there is none.
+    """
+    if not len(rows):
+        raise InputError("no row has a closed label, so nothing can be judged; label some rows of your traffic")
+    known = rows.calibrated(bundle.manifest)
+    if known.all():
+        raise InputError(
+            f"{known.sum()} of {len(rows)} rows fitted the bundle's probabilities or thresholds; it can only be judged "
+            "on rows that it has not seen"
+        )
+    return known
 
 
 def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, Any]:
@@ -65,18 +83,10 @@ def check(engine: Engine, rows: CalibrationSet, *, seed: int = 0) -> dict[str, A
     labels = {p.guarantee.label for p in counted.values()}
     if labels != {rows.label}:
         raise InputError(f"the bundle promises about {sorted(labels)} labels, the rows carry {rows.label} labels")
-    if not len(rows):
-        raise InputError("no row has a closed label, so nothing can be checked; label some rows of your traffic")
-    manifest = engine.bundle.manifest
-    known = rows.calibrated(manifest)
-    if known.all():
-        raise InputError(
-            f"{known.sum()} of {len(rows)} rows fitted the bundle's probabilities or thresholds; its promise can only "
-            "be checked on rows that it has not seen"
-        )
+    known = known_rows(rows, engine.bundle)
     probabilities, truth = engine.bundle.calibration.apply(rows.logits), rows.drawn(seed).labels.argmax(axis=1)
     entries = []
-    fitted = dict(manifest.get("calibration") or {}).get("groups", {})
+    fitted = dict(engine.bundle.manifest.get("calibration") or {}).get("groups", {})
     for name, policy in counted.items():
         missed = chosen_by(policy, probabilities, rows) < truth
         what = "risk" if policy.guarantee.proved else ESTIMATED
