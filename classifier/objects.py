@@ -122,10 +122,11 @@ class Objects:
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
+        # Threads share a store's cache of listings: what another one asked earlier may be put there at any time.
         self._fs.invalidate_cache()
         try:
             with self._guarded(missing_is_an_answer=True):
-                return sorted(PurePosixPath(p).name for p in self._fs.ls(self.path(folder), detail=False))
+                return sorted(PurePosixPath(p).name for p in self._fs.ls(self.path(folder), detail=False, refresh=True))
         except FileNotFoundError:
             return []
 

@@ -208,6 +208,7 @@ def _find_remote(url: str, written: str) -> list[Source]:
 
     try:
         fs, path = fsspec.core.url_to_fs(url)
+        fs.invalidate_cache()  # of an earlier run in this process
         is_pattern = any(sign in _without_query(path) for sign in "*?[")
         listed = {} if is_pattern else {path: fs.info(path)}
         # Asked of HTTP, isdir reads all of it.

@@ -66,7 +66,7 @@ class Target:
         """Names in the folder."""
         self._fs.invalidate_cache()
         with self._reached(), contextlib.suppress(FileNotFoundError):
-            return sorted(path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
+            return sorted(path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False, refresh=True))
         return []
 
     def parts(self) -> set[tuple[int, int]]:

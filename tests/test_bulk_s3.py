@@ -47,6 +47,16 @@ def test_logs_are_read_from_a_store(s3, tmp_path, name):
     assert label([url], out, FakeMaker(), ONE).resumed_rows == 2100
 
 
+def test_logs_that_came_since_are_found(s3):
+    """What was looked up earlier in a process is looked up again."""
+    import s3fs
+
+    files, url = s3fs.S3FileSystem(**s3.options, skip_instance_cache=True), f"s3://{s3_support.BUCKET}/days"
+    for n in (1, 2):
+        files.pipe(f"{s3_support.BUCKET}/days/{n}.jsonl", b'{"prompt": "Hi"}\n' * n)
+        assert [len(find_sources([name])) for name in (url, f"{url}/*.jsonl")] == [n, n]
+
+
 def test_what_is_not_in_a_store_is_one_line(s3):
     """A missing object, bucket or store says which it is."""
     for name in (f"{s3_support.BUCKET}/nothing.jsonl", "nowhere/logs", f"{s3_support.BUCKET}/nothing/*.jsonl"):

@@ -469,6 +469,17 @@ def test_writers_of_the_same_bundle_leave_one(url, tmp_path, bundles, versions):
     assert stored(registry) == set(registry.state().folders.values())
 
 
+def test_a_listing_that_another_thread_asked_for_earlier_is_not_believed(monkeypatch, url, registry, bundles, versions):
+    """Threads share a store's cache of listings: an old one that comes in late hides no change."""
+    registry.add(bundles[0])
+    store, root = fsspec.core.url_to_fs(url)
+    folder = f"{root.rstrip('/')}/events"
+    stale = store.ls(folder, detail=True)
+    registry.add(bundles[1], candidate=True)
+    monkeypatch.setattr(store, "invalidate_cache", lambda path=None: store.dircache.update({folder: stale}))
+    assert registry.resolve("candidate") == versions[1]
+
+
 def test_readers_meet_whole_bundles_while_writers_write(url, tmp_path, bundles, versions):
     """However many changes go on, a reader of current gets a verified bundle every time."""
     writer = Registry(url, cache=tmp_path / "cache-writer")
