@@ -48,9 +48,12 @@ def test_every_event_has_the_mark_of_its_request(data):
               "proxy_server_request": {"headers": {"x-classifier-data": "public"}}}, {"data": "restricted"}, False),
         ({}, {"secret_fields": {"raw_headers": {"x-classifier-data": "public"}},
               "proxy_server_request": {"headers": {"x-classifier-data": "restricted"}}}, {"data": "restricted"}, False),
+        ({"classifier_labels": "data=restricted"}, {}, {"data": "restricted"}, False),
+        ({"classifier_labels": {"data": ["restricted"]}}, {}, {"data": "restricted"}, False),
         ({}, {"metadata": "text", "proxy_server_request": None, "secret_fields": "text"}, {}, False),
     ],
-    ids=["nothing", "key", "metadata", "header", "labels", "restricted", "first of two", "last of two", "odd"],
+    ids=["nothing", "key", "metadata", "header", "labels", "restricted", "first of two", "last of two", "text", "list",
+         "odd"],
 )  # fmt: skip
 def test_key_metadata_and_headers_are_read(key, data, labels, off):
     """A key, its team, the request's metadata and its headers opt out and label; the key's word holds."""
