@@ -1018,6 +1018,12 @@ def test_a_target_that_is_a_url_of_the_web_is_told_at_once(kind):
         kind("http://127.0.0.1:1")
 
 
+def test_a_plugin_that_cannot_have_a_client_is_told_at_once():
+    """While the proxy starts, and not by leaving every request to the router's own fallback."""
+    with pytest.raises(TypeError, match="timeout"):
+        ComplexityClassifier("127.0.0.1:1", timeout=1)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("inf")])
 def test_a_client_without_a_deadline_cannot_be_made(seconds):
     """A deadline is always there."""

@@ -17,6 +17,7 @@ from classifier.gateways.litellm_requests import (
     names_repeated,
     outcome_of,
     said_of,
+    told,
 )
 from classifier.types import Cause, Decision, Reason, Tier, Verdict
 
@@ -95,6 +96,18 @@ def test_the_same_request_is_asked_again():
 def test_the_calls_of_an_answer_are_found(response):
     """OpenAI's responses hold them among other items; what has no items has none."""
     assert (calls_of(response), calls_of(SimpleNamespace(choices=[])), calls_of({})) == (["a"], [], [])
+
+
+@pytest.mark.parametrize(
+    ("served", "more"),
+    [(Tier.SIMPLE, {}), (Tier.COMPLEX, {"x-classifier-served-tier": "complex"}),
+     (None, {"x-classifier-served-tier": "none"})],
+    ids=["decided", "other", "none"],
+)  # fmt: skip
+def test_headers_tell_the_tier_that_answered_where_it_is_another(served, more):
+    """What a person says is of that tier; of a model that the table does not name it is of none."""
+    decided = {"x-classifier-tier": "simple", "x-classifier-decision-id": "id-1"}
+    assert told(Routed(Answer(Tier.SIMPLE, DECIDED), served)) == decided | more
 
 
 def test_an_outcome_counts_once_a_request_and_cause():

@@ -20,6 +20,8 @@ T = TypeVar("T")
 TIER_HEADER = "x-classifier-tier"
 ID_HEADER = "x-classifier-decision-id"
 FALLBACK_HEADER = "x-classifier-fallback"
+SERVED_HEADER = "x-classifier-served-tier"
+"""The tier that answered, where it is another than the one in `TIER_HEADER`."""
 SWITCH_HEADER = "x-classifier"
 """A caller sends `x-classifier: off` to have its request left alone."""
 DATA_HEADER = "x-classifier-data"
