@@ -54,14 +54,20 @@ def test_one_name_is_a_name() -> None:
 
 
 def test_headers_and_the_loop_know_the_tier_that_answered() -> None:
-    """After an escalation a person's word is of the higher tier, and a sticky loop goes on there."""
+    """After an escalation a person's word is of the higher tier, and a sticky loop goes on there.
+
+    A tier that the model which answered serves, too, is not asked.
+    """
+    asked: list[str] = []
+    table = RoutingTable(dict(TABLE.routes) | {Tier.STANDARD: (Route(Tier.STANDARD, "simple", 1.0),)})
 
     async def again(route: Route, *_: Any) -> str:
-        return "good" if route.tier is Tier.COMPLEX else "bad"
+        asked.append(route.model)
+        return "good"
 
     async def run(address: str) -> None:
         judge = [lambda data, answer: answer == "good"]
-        hook = ClassifierHook(address, routes=TABLE, timeout_seconds=60, sticky=True, validators=judge)
+        hook = ClassifierHook(address, routes=table, timeout_seconds=60, sticky=True, validators=judge)
         hook._ask_again = again  # type: ignore[method-assign, assignment]
         data = await hook.async_pre_call_hook(KEY, None, {"model": "auto", "messages": [ASKED]}, "acompletion")
         assert await hook.async_post_call_success_hook(data, KEY, "bad") == "good"
@@ -69,7 +75,7 @@ def test_headers_and_the_loop_know_the_tier_that_answered() -> None:
         assert (headers["x-classifier-tier"], headers["x-classifier-served-tier"]) == ("simple", "complex")
         step = [ASKED, {"role": "assistant", "content": None}, {"role": "tool", "content": "ok"}]
         found = await hook.async_pre_call_hook(KEY, None, {"model": "auto", "messages": step}, "acompletion")
-        assert found["model"] == "complex"
+        assert (found["model"], asked) == ("complex", ["complex"])
         await hook.close()
 
     with fake_server(tier_of=lambda request: Tier.SIMPLE) as address:
