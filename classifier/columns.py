@@ -49,7 +49,10 @@ TOP = frozenset({*labels.ROLES, "drawn_as"})
 TEXTS = frozenset({"prompt", "input", "text", "content", "question", "query", "message"})
 """Columns of what people wrote: JSON in it is theirs, and says nothing of the request."""
 _OF_RESPONSES = frozenset({"usage", "choices"})
-_NO_TEXT = frozenset({"role", "type", "id", "model", "image_url", "source"})
+_NO_TEXT = frozenset({
+    "role", "type", "id", "model", "image_url", "source",
+    "file_data", "input_audio", "inlineData", "inline_data", "bytes",
+})  # fmt: skip
 MAX_DEPTH = 5
 _LATEST = 1e11  # the year 5138 in seconds: a number above is of a finer unit
 ColumnPath = tuple[str, ...]
@@ -173,7 +176,7 @@ def value_at(value: Any, path: Sequence[str]) -> Any:
 
 
 def count_chars(value: Any) -> int:
-    """Characters of text in a message, a body or an answer, however nested; roles, types and images left out.
+    """Characters of text in a message, a body or an answer, however nested; roles, types and what is no text left out.
 
     Text is counted as it stands, whatever it looks like: gateways ask this of what callers sent, on every request.
 

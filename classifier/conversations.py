@@ -3,8 +3,9 @@
 What a body says in its own way becomes what the model was trained on: content parts become text, with images, files
 and recordings counted as attachments; a tool call becomes `{"call": ..., "args": ...}` in the assistant's message; a
 tool's result becomes a `tool` message, also where Anthropic wraps it in a user message; a system prompt is the first
-message. Thinking is left out, and so are references to what the provider keeps. A part of an unknown kind is read where
-it has a text and counted as an attachment else. A message of LangChain's is made one with a role first.
+message. Thinking is left out, and so are references to what the provider keeps, and pages that it encrypted. A part of
+an unknown kind is read where it has a text and counted as an attachment else. A message of LangChain's is made one with
+a role first.
 
 Pure. Knows nothing of files, logs or the wire.
 """
@@ -37,6 +38,11 @@ _WHAT = (*_CONTENTS, "text", "data", "kwargs", "output", "tool_calls", "function
 _SPEAKERS = frozenset({"human", "ai", "system", "tool", "function", "chat"})
 """What LangChain's messages are called, by their `type` or, with "Message" behind it, by their class."""
 _TEXT_KEYS = ("text", "refusal")
+_TEXT_KEYS_OF_RESULTS = ("text", "stdout", "stderr", "error_code")
+_GIVEN = ("arguments", "args", "input")
+"""Where a call has what it gives to its tool."""
+_OF_BUILT_IN = ("action", "operation", "code", "queries")
+"""The same for calls of OpenAI's built-in tools."""
 _UNSEEN = frozenset({
     "thinking", "redacted_thinking", "reasoning", "reasoning_content", "step-start", "source-url", "source-document",
 })  # fmt: skip
@@ -137,13 +143,17 @@ def add_message(found: Collected, message: Any, where: str) -> None:
     if not is_list(calls):
         raise InvalidRequest(f"{where}.tool_calls", "is not a list")
     for call in calls:
-        function = call.get("function") if isinstance(call, Mapping) else None
-        function = function if isinstance(function, Mapping) else call
-        if not isinstance(function, Mapping):
+        if not isinstance(call, Mapping):
             raise InvalidRequest(f"{where}.tool_calls", "holds what is not an object")
-        texts.append(call_text(function.get("name"), function.get("arguments", function.get("args"))))
+        told = _named(call)
+        texts.append(call_text(told.get("name"), next((told[key] for key in _GIVEN if key in told), None)))
     if texts or len(found.messages) == results:
         found.add(role, texts)
+
+
+def _named(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What has the name of a tool, or of a call of one: OpenAI's function or custom tool, else the object itself."""
+    return next((held for key in ("function", "custom") if isinstance(held := tool.get(key), Mapping)), tool)
 
 
 def _of_langchain(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -202,8 +212,9 @@ def tool_names(tools: Any) -> tuple[str, ...]:
     """Names of the tools that a body offers.
 
     Args:
-        tools: a list of names, of objects with a `name`, of OpenAI's `{"type": "function", "function": {...}}`, or of
-            built-in tools that have only a `type`; None and an empty text, as of a cell of CSV, mean none.
+        tools: a list of names, of objects with a `name`, of OpenAI's `{"type": "function", "function": {...}}` or the
+            same with `custom`, or of built-in tools that have only a `type`; None and an empty text, as of a cell of
+            CSV, mean none.
 
     Raises:
         InvalidRequest: it is no list.
@@ -215,9 +226,7 @@ def tool_names(tools: Any) -> tuple[str, ...]:
     names: list[str] = []
     for tool in tools:
         if isinstance(tool, Mapping):
-            function = tool.get("function")
-            function = function if isinstance(function, Mapping) else tool
-            names.append(str(function.get("name") or tool.get("type") or ""))
+            names.append(str(_named(tool).get("name") or tool.get("type") or ""))
         else:
             names.append(str(tool))
     return tuple(names)
@@ -233,7 +242,10 @@ def _add_item(found: Collected, item: Mapping[str, Any], where: str) -> None:
         _add_content(found, texts, item.get("output", item.get("content")), f"{where}.output")
         found.add("tool", texts)
     elif kind.endswith("_call"):
-        found.add("assistant", [call_text(item.get("name") or kind, item.get("arguments") or item.get("input"))])
+        given = next((item[key] for key in (*_GIVEN, *_OF_BUILT_IN) if item.get(key)), None)
+        found.add("assistant", [call_text(item.get("name") or kind, given)])
+        if isinstance(item.get("output"), str):  # an MCP server's, which stands with its call
+            found.add("tool", [item["output"]])
     elif kind.startswith("input_") or any(isinstance(item.get(key), str) for key in _TEXT_KEYS):
         texts = []
         _add_content(found, texts, [item], where)
@@ -275,6 +287,9 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
             inner: list[str] = []
             _add_content(found, inner, part.get("content"), f"{where}[{j}].content")
             found.add("tool", inner)
+        elif kind.endswith(("_result", "_error")) or "stdout" in part:  # of a provider's own tool, or a caller's search
+            texts += [part[key] for key in _TEXT_KEYS_OF_RESULTS if isinstance(part.get(key), str) and part[key]]
+            _add_content(found, texts, part.get("content"), f"{where}[{j}].content")
         else:
             keys = (*_TEXT_KEYS, "content") if kind == "text" else _TEXT_KEYS  # OpenTelemetry's parts have it there
             text = next((part[key] for key in keys if isinstance(part.get(key), str)), None)

@@ -126,8 +126,7 @@ class Logic:
                 request = Request.from_messages(conversation, **fields)
         except InvalidRequest as error:
             tier = _bounded(self.fallback_tier, fields.get("floor"), fields.get("ceiling"))
-            labels = fields.get("labels")
-            return Plan(None, tier, None, isinstance(labels, Mapping) and is_restricted(labels), error)
+            return Plan(None, tier, None, is_restricted(fields.get("labels")), error)
         tier = _bounded(self.fallback_tier, request.floor, request.ceiling)
         return Plan(wire.request_to_proto(request), tier, request, is_restricted(request.labels))
 

@@ -13,6 +13,7 @@ Pure but for `read_table`. Knows nothing of probabilities, thresholds, text or t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -156,17 +157,29 @@ class RoutingTable:
         return replace(decision, **changes)
 
 
-def is_restricted(labels: Mapping[str, str]) -> bool:
+def is_restricted(labels: object) -> bool:
     """Whether a request with these labels may only take routes on premises. Case and outer blanks do not matter.
+
+    What has not the shape of labels, texts by their names, restricts where it holds the word at all: a slip of whoever
+    wrote them opens no door.
 
     >>> is_restricted({"Data": "Restricted "}), is_restricted({"data": "public"}), is_restricted({})
     (True, False, False)
+    >>> is_restricted("data=restricted"), is_restricted({"data": ["restricted"]}), is_restricted(["unrestricted"])
+    (True, True, False)
     """
-    return any(_same(key, DATA_LABEL) and _same(value, RESTRICTED) for key, value in labels.items())
+    if not isinstance(labels, Mapping):
+        return _holds(labels)
+    said = [value for key, value in labels.items() if _same(key, DATA_LABEL)]
+    return any(_same(value, RESTRICTED) if isinstance(value, str) else _holds(value) for value in said)
 
 
 def _same(text: object, word: str) -> bool:
     return str(text).strip().casefold() == word
+
+
+def _holds(value: object) -> bool:
+    return re.search(rf"\b{RESTRICTED}\b", str(value).casefold()) is not None
 
 
 def read_table(path: str | Path) -> RoutingTable:

@@ -255,10 +255,15 @@ def test_a_field_of_another_type_falls_open_too_and_is_named(client_of, nowhere,
     assert [name for name, _ in found.value.violations] == list(fields)
 
 
-def test_a_request_of_another_shape_may_still_say_that_it_is_restricted(nowhere):
-    """Labels that are not all texts keep a restricted request on premises."""
+@pytest.mark.parametrize(
+    "labels",
+    [{"data": "restricted", "attempt": 2}, {"data": ["restricted"]}, "data=restricted", [("data", "restricted")]],
+    ids=str,
+)
+def test_a_request_of_another_shape_may_still_say_that_it_is_restricted(nowhere, labels):
+    """Labels that are not all texts, or no labels by their shape, keep a restricted request on premises."""
     with Client(nowhere, fallback_tier=Tier.STANDARD) as client, pytest.raises(errors.NoAllowedRoute):
-        client.classify("x", labels={"data": "restricted", "attempt": 2})
+        client.classify("x", labels=labels)
 
 
 @pytest.mark.failure("bad input", "Python client")
@@ -1011,6 +1016,12 @@ def test_a_target_that_is_a_url_of_the_web_is_told_at_once(kind):
     """Not hidden behind a fallback for ever: gRPC would look for a host of that name at each call."""
     with pytest.raises(errors.SettingsError, match=r"target: expected HOST:PORT .* leave out what stands before //"):
         kind("http://127.0.0.1:1")
+
+
+def test_a_plugin_that_cannot_have_a_client_is_told_at_once():
+    """While the proxy starts, and not by leaving every request to the router's own fallback."""
+    with pytest.raises(TypeError, match="timeout"):
+        ComplexityClassifier("127.0.0.1:1", timeout=1)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf")])

@@ -197,7 +197,10 @@ def test_a_detail_that_cannot_be_read_hides_no_error(strange):
         (b'{"my secret": 1, "my secret": 2}', "(key)", "stands twice"),
         (b'{"\\ud83d": 1, "\\ud83d": 2}', "(key)", "stands twice"),
         (b'{"floor": 1e999}', "(body)", "does not fit"),
-        (b'{"messages": ["\\ud83d"]}', "(body)", "does not fit"),
+        (b'{"messages": ["\\ud83d"]}', "messages[0]", "expected an object"),
+        (b'{"messages": [{"role": "user"}, "secret"]}', "messages[1]", "expected an object"),
+        (b'{"messages": [["role", "secret"]]}', "messages[0]", "expected an object"),
+        (b'{"messages": [{"role": "user"}], "tools": ["secret"]}', "tools[0]", "expected an object"),
         (b'{"request_id": "a", "requestId": "secret"}', "request_id", "stands there as requestId"),
         (b'{"labels": {"request_id": "a", "requestId": "b"}, "attachments": "secret"}', "attachments", "a number"),
         (b'{"prompt": "secret"}', "(body)", "a field that the contract does not know"),
@@ -241,6 +244,7 @@ def test_nested_fields_and_times_are_explained():
     """A field of an item of a batch and a time are named as well."""
     for kind, body, expected in (
         (pb.ClassifyBatchRequest, {"requests": [{"attachments": 0.5}]}, "requests[0].attachments: does not fit"),
+        (pb.ReportOutcomeRequest, {"request": "hi"}, "request: does not fit; expected an object"),
         (pb.ReportOutcomeRequest, {"occurred_at": "now"}, "occurred_at: does not fit; expected a time such as 2026"),
         (pb.ClassifyBatchRequest, {"requests": [{"messages": [{"x": 1}]}]}, "requests[0].messages[0]: has a field"),
         (

@@ -17,6 +17,7 @@ from classifier.gateways.litellm_requests import (
     names_repeated,
     outcome_of,
     said_of,
+    told,
 )
 from classifier.types import Cause, Decision, Reason, Tier, Verdict
 
@@ -48,9 +49,12 @@ def test_every_event_has_the_mark_of_its_request(data):
               "proxy_server_request": {"headers": {"x-classifier-data": "public"}}}, {"data": "restricted"}, False),
         ({}, {"secret_fields": {"raw_headers": {"x-classifier-data": "public"}},
               "proxy_server_request": {"headers": {"x-classifier-data": "restricted"}}}, {"data": "restricted"}, False),
+        ({"classifier_labels": "data=restricted"}, {}, {"data": "restricted"}, False),
+        ({"classifier_labels": {"data": ["restricted"]}}, {}, {"data": "restricted"}, False),
         ({}, {"metadata": "text", "proxy_server_request": None, "secret_fields": "text"}, {}, False),
     ],
-    ids=["nothing", "key", "metadata", "header", "labels", "restricted", "first of two", "last of two", "odd"],
+    ids=["nothing", "key", "metadata", "header", "labels", "restricted", "first of two", "last of two", "text", "list",
+         "odd"],
 )  # fmt: skip
 def test_key_metadata_and_headers_are_read(key, data, labels, off):
     """A key, its team, the request's metadata and its headers opt out and label; the key's word holds."""
@@ -92,6 +96,18 @@ def test_the_same_request_is_asked_again():
 def test_the_calls_of_an_answer_are_found(response):
     """OpenAI's responses hold them among other items; what has no items has none."""
     assert (calls_of(response), calls_of(SimpleNamespace(choices=[])), calls_of({})) == (["a"], [], [])
+
+
+@pytest.mark.parametrize(
+    ("served", "more"),
+    [(Tier.SIMPLE, {}), (Tier.COMPLEX, {"x-classifier-served-tier": "complex"}),
+     (None, {"x-classifier-served-tier": "none"})],
+    ids=["decided", "other", "none"],
+)  # fmt: skip
+def test_headers_tell_the_tier_that_answered_where_it_is_another(served, more):
+    """What a person says is of that tier; of a model that the table does not name it is of none."""
+    decided = {"x-classifier-tier": "simple", "x-classifier-decision-id": "id-1"}
+    assert told(Routed(Answer(Tier.SIMPLE, DECIDED), served)) == decided | more
 
 
 def test_an_outcome_counts_once_a_request_and_cause():

@@ -110,6 +110,27 @@ def test_the_label_is_read_whatever_its_case():
     assert is_restricted({" DATA": "restricted"})
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("data=restricted", True),
+        (["data=Restricted"], True),
+        ([{"data": "restricted"}], True),
+        ({"data": ["eu", "restricted"]}, True),
+        ({"data": {"class": "restricted"}}, True),
+        ({"data": ["unrestricted"]}, False),
+        ({"team": ["restricted"]}, False),
+        ("public", False),
+        (None, False),
+        (5, False),
+    ],
+    ids=str,
+)
+def test_labels_of_another_shape_restrict_where_they_say_so(labels, expected):
+    """A slip of whoever wrote them opens no door."""
+    assert is_restricted(labels) is expected
+
+
 places = st.lists(st.booleans(), max_size=3)
 tables = st.fixed_dictionaries(dict.fromkeys(TIERS, places)).map(
     lambda found: RoutingTable(

@@ -20,6 +20,8 @@ T = TypeVar("T")
 TIER_HEADER = "x-classifier-tier"
 ID_HEADER = "x-classifier-decision-id"
 FALLBACK_HEADER = "x-classifier-fallback"
+SERVED_HEADER = "x-classifier-served-tier"
+"""The tier that answered, where it is another than the one in `TIER_HEADER`."""
 SWITCH_HEADER = "x-classifier"
 """A caller sends `x-classifier: off` to have its request left alone."""
 DATA_HEADER = "x-classifier-data"
@@ -53,7 +55,8 @@ def labels_of(*sources: Any, sent: Iterable[Any] = ()) -> dict[str, str]:
     """The labels of a request: what was said later holds, but `data=restricted` cannot be taken back.
 
     Args:
-        sources: labels from several places, each a mapping or None; the operator's own last.
+        sources: labels from several places, each a mapping or None; the operator's own last. What has another shape
+            says nothing, but `is_restricted` of it holds.
         sent: every value of the caller's `DATA_HEADER`, which holds less than all of them. A header that is sent
             twice is the same as one with a comma (RFC 9110, 5.3), which proxies make of it.
 
@@ -65,11 +68,11 @@ def labels_of(*sources: Any, sent: Iterable[Any] = ()) -> dict[str, str]:
     words = (word.strip() for value in sent if value for word in str(value).split(","))
     labels: dict[str, str] = {}
     for source in (*({DATA_LABEL: word} for word in words if word), *sources):
+        restricted = is_restricted(labels) or is_restricted(source)
         if isinstance(source, Mapping):
-            restricted = is_restricted(labels)
             labels |= {str(name): str(value)[:MAX_LABEL_CHARS] for name, value in source.items()}
-            if restricted:
-                labels[DATA_LABEL] = RESTRICTED
+        if restricted:
+            labels[DATA_LABEL] = RESTRICTED
     return labels
 
 

@@ -38,7 +38,7 @@ from starlette.routing import Route
 from classifier import wire
 from classifier.credentials import Authenticator
 from classifier.errors import ClassifierError, InvalidRequest, Overloaded
-from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
+from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document, ours
 from classifier.statuses import code_name, error_of, status_of, status_of_call
 from classifier.texts import encodable
 from classifier.v1 import classifier_pb2 as pb
@@ -231,7 +231,7 @@ def parse(kind: type[wire.P], body: bytes) -> wire.P:
         raise InvalidRequest("(body)", "is not JSON; send one JSON object, as /openapi.json says") from None
     if not isinstance(data, dict):
         raise InvalidRequest("(body)", "is not a JSON object")
-    _check_spellings(data, kind.DESCRIPTOR)
+    _check_fields(data, kind.DESCRIPTOR)
     message = kind()
     try:
         json_format.ParseDict(data, message)
@@ -259,8 +259,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_spellings(data: Any, kind: Any, where: str = "") -> None:
-    """Raises InvalidRequest for a field in both of its spellings, of which protobuf would take either."""
+def _check_fields(data: Any, kind: Any, where: str = "") -> None:
+    """Raises InvalidRequest for what protobuf takes: a field in both of its spellings, a text's letters for fields."""
     if not isinstance(data, dict):
         return
     for found in kind.fields:
@@ -269,8 +269,11 @@ def _check_spellings(data: Any, kind: Any, where: str = "") -> None:
             raise InvalidRequest(f"{where}{name}", f"stands there as {found.json_name}, too; send it once")
         if name in data and found.message_type is not None:
             for i, item in enumerate(data[name] if isinstance(data[name], list) else [data[name]]):
-                index = f"[{i}]" if found.is_repeated else ""
-                _check_spellings(item, found.message_type, f"{where}{name}{index}.")
+                at = f"{where}{name}[{i}]" if found.is_repeated else f"{where}{name}"
+                one_each = isinstance(data[name], list) == found.is_repeated
+                if one_each and isinstance(item, str | list) and ours(found.message_type):
+                    raise InvalidRequest(at, "does not fit; expected an object")
+                _check_fields(item, found.message_type, f"{at}.")
 
 
 _WHERE = re.compile(r'at "?\w+\.((?:\w+(?:\[\d+\])?\.?)+)')

@@ -26,11 +26,18 @@ class Escalated:
 
     Attributes:
         answer: the last one that came; None where none did.
-        accepted_tier: the tier whose answer was judged good enough; None where there is none.
+        tier: whose it is; None where none came.
+        accepted: whether it was judged good enough.
     """
 
     answer: Any = None
-    accepted_tier: Tier | None = None
+    tier: Tier | None = None
+    accepted: bool = False
+
+    @property
+    def accepted_tier(self) -> Tier | None:
+        """The tier whose answer was judged good enough; None where there is none."""
+        return self.tier if self.accepted else None
 
     @property
     def verdict(self) -> Verdict:
@@ -64,6 +71,7 @@ async def escalate(
     ask: Callable[[Route], Awaitable[Any]],
     good_enough: Callable[[Any], Awaitable[bool | None]],
     *,
+    model: str = "",
     restricted: bool = False,
     chars: int = 0,
 ) -> Escalated:
@@ -74,22 +82,26 @@ async def escalate(
         tier: whose answer was not good enough.
         ask: the answer of a route.
         good_enough: a verdict on an answer.
+        model: whose answer was not good enough. A higher tier that it serves, too, is passed over.
         restricted: only routes on premises are asked.
         chars: of the conversation: routes whose context window is too small are passed over.
     """
-    last: Any = None
+    last = Escalated()
     while tier < TIERS[-1]:
         higher = Tier(tier + 1)
         try:
             route = table.choose(higher, restricted=restricted, floor=higher, chars=chars)
+            tier = route.tier
+            if route.model == model:
+                continue
             answer = await ask(route)
         except NoAllowedRoute:
             break
         except Exception as error:
             _log.warning("escalating failed (%s); the answer before stands", type(error).__name__)
             break
-        last, tier = answer, route.tier
         verdict = await good_enough(answer)
+        last, model = Escalated(answer, tier, bool(verdict)), route.model
         if verdict is not False:
-            return Escalated(answer, tier if verdict else None)
-    return Escalated(last)
+            break
+    return last

@@ -23,17 +23,17 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from classifier.addresses import check_target
 from classifier.client import CLASSIFY_SECONDS, AsyncClient
 from classifier.columns import count_chars
 from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
 from classifier.gateways.asking import Asker
-from classifier.gateways.chat import Loops, Remembered, cause_of_exception, has_words, headers_of, tier_of_model
+from classifier.gateways.chat import Loops, Remembered, cause_of_exception, has_words, tier_of_model
 from classifier.gateways.judging import Validator, escalate, judged
 from classifier.gateways.litellm_plugin import ComplexityClassifier
 from classifier.gateways.litellm_requests import (
     BY_MODEL,
+    Refused,
     Routed,
     asked,
     calls_of,
@@ -44,9 +44,10 @@ from classifier.gateways.litellm_requests import (
     names_repeated,
     outcome_of,
     said_of,
+    told,
 )
 from classifier.gateways.outbox import Outbox
-from classifier.gateways.settings import Latest
+from classifier.gateways.settings import Latest, names_of, tier_of
 from classifier.routing import Route, RoutingTable, is_restricted, read_table
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
@@ -59,12 +60,6 @@ _CONTINUED = "CONTINUED"
 """Why nobody is asked: the step goes on where its loop is."""
 REMEMBERED = 10_000
 DRAIN_SECONDS = 60.0
-
-
-class Refused(NoAllowedRoute):
-    """A restricted request without a route on premises: the proxy answers 403."""
-
-    status_code = 403
 
 
 class ClassifierHook(CustomLogger):  # type: ignore[misc]
@@ -104,12 +99,14 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         super().__init__()
         self._routes = routes if isinstance(routes, RoutingTable) else Latest("routes", read_table, routes)
         self.counts: Counter[str] = Counter()
-        self._models = None if models is None else frozenset(models)
-        self._on_premises = frozenset(on_premises)
-        self._fallback_tier, self._policy, self._floor, self._sticky = fallback_tier, policy, floor, sticky
-        self._validators, self._judge = tuple(validators), judge
-        check_target(target)  # while the proxy starts; the client is made when a request waits
-        self._options = options | {"target": target, "timeout_seconds": timeout_seconds}
+        self._models = None if models is None else names_of(models)
+        self._on_premises = names_of(on_premises)
+        self._fallback_tier = tier_of("fallback_tier", fallback_tier)
+        self._floor = None if floor is None else tier_of("floor", floor)
+        self._policy, self._sticky, self._validators, self._judge = policy, sticky, tuple(validators), judge
+        given = {"target": target, "timeout_seconds": timeout_seconds, "fallback_tier": fallback_tier}
+        self._arguments = options | given
+        AsyncClient(**self._arguments)  # what is wrong with these is told while the proxy starts
         self._routed: Remembered[Routed] = Remembered(REMEMBERED)
         self._loops = Loops(REMEMBERED)
         self.outbox = Outbox(self._send)
@@ -121,8 +118,8 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
 
     @cached_property
     def client(self) -> AsyncClient:
-        """The client, made at the first request: no client can be copied, as LiteLLM copies its configuration."""
-        return AsyncClient(fallback_tier=self._fallback_tier, routes=self.table, **self._options)
+        """The client, kept from the first request on: none can be copied, as LiteLLM copies its configuration."""
+        return AsyncClient(routes=self.table, **self._arguments)
 
     @cached_property
     def _asker(self) -> Asker:
@@ -166,7 +163,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         data["model"] = answer.route or model
         mark(data, name)
         repeated = names_repeated(data) if call_type in _CHATS else frozenset()
-        self._routed.put(name, Routed(answer, answer.tier, restricted, repeated, caller))
+        self._routed.put(name, Routed(answer, answer.tier, data["model"], restricted, repeated, caller))
         self.counts["classified" if answer.classified else answer.fallback] += 1
         return data
 
@@ -190,12 +187,11 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         response: Any,
         request_headers: dict[str, str] | None = None,  # noqa: ARG002
     ) -> dict[str, str] | None:
-        """Tier and decision id in the response's headers, a stream's too."""
-        routed = self._of(data)
-        if routed is None:
+        """Tier and decision id in the response's headers, a stream's too, and the tier that answered."""
+        if (routed := self._of(data)) is None:
             return None
         routed.answered = routed.answered or response is not None
-        return headers_of(routed.answer)
+        return told(routed)
 
     async def async_post_call_success_deployment_hook(
         self,
@@ -222,17 +218,23 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             self._report(routed, said, Cause.QUALITY, source=self._judge)
             return response
 
-        async def ask(route: Route) -> Any:
-            return await self._ask_again(route, routed, data, user_api_key_dict)
-
-        async def good_enough(answer: Any) -> bool | None:
-            return await judged(self._validators, data, answer)
-
-        tier = routed.answer.tier if routed.served is None else routed.served
-        chars = count_chars(data.get("messages"))
-        higher = await escalate(self.table, tier, ask, good_enough, restricted=routed.restricted, chars=chars)
+        messages = data.get("messages")
+        higher = await escalate(
+            self.table,
+            routed.tier,
+            lambda route: self._ask_again(route, routed, data, user_api_key_dict),
+            lambda answer: judged(self._validators, data, answer),
+            model=routed.model,
+            restricted=routed.restricted,
+            chars=count_chars(messages),
+        )
         self._report(routed, higher.verdict, Cause.QUALITY, source=self._judge, accepted_tier=higher.accepted_tier)
-        return response if higher.answer is None else higher.answer
+        if higher.tier is None:
+            return response
+        routed.served = higher.tier
+        if self._sticky:
+            self._loops.put(messages, routed.caller, higher.tier)
+        return higher.answer
 
     async def _ask_again(self, route: Route, routed: Routed, data: dict[str, Any], key: Any) -> Any:
         """The route's answer, after the proxy's guardrails have seen it too; raises where there is none."""
@@ -293,11 +295,11 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         self, original_model_group: str, kwargs: dict[str, Any], original_exception: Exception
     ) -> None:
         """The proxy fell back after an exception, the other model answered: from now on judges speak of its tier."""
-        routed = self._of(kwargs)
-        if routed is None:
+        if (routed := self._of(kwargs)) is None:
             return
         if not routed.fell_back:  # of fallbacks that fell back themselves the one that answered is told of first
-            routed.fell_back, routed.served = True, tier_of_model(self.table, str(kwargs.get("model")))
+            routed.fell_back, routed.model = True, str(kwargs.get("model"))
+            routed.served = tier_of_model(self.table, routed.model)
         if original_model_group == routed.answer.route:
             self._report_exception(routed, original_exception)
 
@@ -331,8 +333,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         return next((routed for name in marks(data) if (routed := self._routed.get(name))), None)
 
     def _report_exception(self, routed: Routed, error: BaseException, *, answered: bool = False) -> None:
-        cause = cause_of_exception(error, answered=answered)
-        if cause is not None:
+        if (cause := cause_of_exception(error, answered=answered)) is not None:
             self._report(routed, Verdict.REJECTED, cause)
 
     def _report(self, routed: Routed, verdict: Verdict, cause: Cause, **fields: Any) -> None:

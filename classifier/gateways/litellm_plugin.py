@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from classifier.addresses import check_target
 from classifier.client import CLASSIFY_SECONDS, AsyncClient
 from classifier.conversations import request_of_body
 from classifier.errors import ClassifierError
@@ -40,9 +39,9 @@ class ComplexityClassifier:
         timeout_seconds: float = CLASSIFY_SECONDS,
         **options: Any,
     ) -> None:
-        check_target(target)  # while the proxy starts; the client is made when a request waits
         self._names = names
         self._arguments = {"target": target, "timeout_seconds": timeout_seconds, **options}
+        AsyncClient(**self._arguments)  # what is wrong with these is told while the proxy starts
         self._client: AsyncClient | None = None
 
     async def classify(self, context: Any) -> str | None:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
-from classifier.gateways.chat import DATA_HEADER, SWITCH_HEADER, is_off, labels_of
+from classifier.gateways.chat import DATA_HEADER, SERVED_HEADER, SWITCH_HEADER, headers_of, is_off, labels_of
 from classifier.types import Cause, Outcome, Source, Tier, Verdict
 
 BY_MODEL = frozenset({"_arealtime", "anthropic_messages"}) | {
@@ -40,6 +41,7 @@ class Routed:
         answer: what was answered.
         served: the tier whose model answered or is to; None where the table does not name the model that the proxy fell
             back to.
+        model: that model.
         restricted: whether it may not leave the premises.
         repeated: what of a chat completion is asked again where its answer is not good enough; empty where answers have
             another shape.
@@ -51,12 +53,32 @@ class Routed:
 
     answer: Answer
     served: Tier | None
+    model: str = ""
     restricted: bool = False
     repeated: frozenset[str] = frozenset()
     caller: str = ""
     answered: bool = False
     fell_back: bool = False
     escalating: bool = False
+
+    @property
+    def tier(self) -> Tier:
+        """Of the model that answered; where the table does not name it, the one that was decided."""
+        return self.answer.tier if self.served is None else self.served
+
+
+class Refused(NoAllowedRoute):
+    """A restricted request without a route on premises: the proxy answers 403."""
+
+    status_code = 403
+
+
+def told(routed: Routed) -> dict[str, str]:
+    """The headers of an answer: what was decided, and the tier that answered where that is another, or `none`."""
+    headers = headers_of(routed.answer)
+    if routed.served is not routed.answer.tier:
+        headers[SERVED_HEADER] = routed.served.label if routed.served else "none"
+    return headers
 
 
 def names_repeated(data: Mapping[str, Any]) -> frozenset[str]:

@@ -253,11 +253,12 @@ def _schemas(roots: list[Any], about: Mapping[str, str]) -> dict[str, Any]:
             "additionalProperties": False,
             **({"required": list(_REQUIRED[kind.name])} if kind.name in _REQUIRED else {}),
         }
-        left += [e for e in (field.enum_type or field.message_type for field in kind.fields) if e and _ours(e)]
+        left += [e for e in (field.enum_type or field.message_type for field in kind.fields) if e and ours(e)]
     return dict(sorted(found.items()))
 
 
-def _ours(kind: Any) -> bool:
+def ours(kind: Any) -> bool:
+    """Whether a descriptor is of a message or an enum that the contract itself names."""
     is_map = isinstance(kind, Descriptor) and kind.GetOptions().map_entry
     return kind.file.package == pb.DESCRIPTOR.package and not is_map
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from classifier.channels import credentials
 from classifier.errors import ClassifierError, SettingsError
 from classifier.kept import Kept
 from classifier.settings import MOST, check_pair
+from classifier.types import TIERS, Tier
 
 T = TypeVar("T")
 MIN_REQUEST_BYTES = 1024
@@ -73,6 +74,22 @@ class GatewaySettings:
             SettingsError: a file cannot be used.
         """
         return credentials(self.server_ca, self.server_key, self.server_cert) if self.server_ca else None
+
+
+def tier_of(name: str, tier: Tier) -> Tier:
+    """The tier that a setting is; raises SettingsError, which names the setting, where it is none."""
+    if tier not in TIERS:
+        raise SettingsError(f"{name}: expected a tier such as Tier.COMPLEX, found {tier!r}")
+    return Tier(tier)
+
+
+def names_of(names: Collection[str]) -> frozenset[str]:
+    """The names that a setting holds; a text is one name, and not its letters.
+
+    >>> sorted(names_of("auto")), sorted(names_of(["auto", "cheap"]))
+    (['auto'], ['auto', 'cheap'])
+    """
+    return frozenset([names] if isinstance(names, str) else names)
 
 
 async def follow(what: str, reload: Callable[[], bool]) -> None:

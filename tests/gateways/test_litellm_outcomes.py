@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.gateways.litellm_proxy import Proxy
 
 ID = "x-classifier-decision-id"
+SERVED = "x-classifier-served-tier"
 AVAILABILITY = (Verdict.REJECTED, Cause.AVAILABILITY, Tier.SIMPLE, None)
 
 
@@ -24,6 +25,7 @@ def test_a_validator_escalates(proxy: Proxy) -> None:
     status, headers, body = proxy.ask("a hard one")
     assert (status, body["choices"][0]["message"]["content"]) == (200, GOOD)
     assert proxy.upstream.models()[-2:] == ["small", "medium"]
+    assert (headers["x-classifier-tier"], headers[SERVED]) == ("simple", "standard")
     assert proxy.outcomes(headers[ID]) == [(Verdict.ESCALATED, Cause.QUALITY, Tier.SIMPLE, Tier.STANDARD)]
 
 
@@ -167,6 +169,7 @@ def test_a_fallback_is_judged_as_the_tier_that_it_is_of(
     """A good answer of another tier's model, a fallback's fallback too, is that tier's, not the one's that was out."""
     with proxy.upstream.ill("unavailable", *ill):
         _, headers, _ = proxy.ask("an email", stream=stream)
+    assert headers[SERVED] == served.label
     until(lambda: len(proxy.reported(headers[ID])) == 2)
     assert set(proxy.reported(headers[ID])) == {
         (Verdict.REJECTED, Cause.AVAILABILITY, Tier.STANDARD, None),
@@ -179,6 +182,7 @@ def test_a_fallback_of_no_tier_is_not_judged(proxy: Proxy, prompt: str) -> None:
     """What a model answers that the table does not name is no label of any tier, whoever judges it."""
     with proxy.upstream.ill("unavailable", "small"):
         _, headers, _ = proxy.ask(prompt)
+    assert headers[SERVED] == "none"
     _, after, _ = proxy.ask("one more email, after a fallback")
     proxy.outcomes(after[ID])
     assert proxy.reported(headers[ID]) == [AVAILABILITY]

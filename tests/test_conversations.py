@@ -1,0 +1,84 @@
+"""Chat bodies whose tools are the provider's own, or the caller's: their words are words, and only files are files."""
+
+from __future__ import annotations
+
+import pytest
+
+from classifier.columns import count_chars
+from classifier.conversations import request_of_body
+
+ASKED = {"role": "user", "content": "fix it"}
+
+
+def result(kind, *parts):
+    """An assistant's message with what a tool of Anthropic's own found."""
+    return {"role": "assistant", "content": [{"type": kind, "tool_use_id": "1", "content": [*parts]}]}
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": [
+            {"id": "1", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}]},
+         [("assistant", '{"call":"patch","args":"*** Begin"}')]),
+        ({"type": "shell_call", "call_id": "1", "action": {"commands": ["ls"]}},
+         [("assistant", '{"call":"shell_call","args":{"commands":["ls"]}}')]),
+        ({"type": "shell_call_output", "call_id": "1", "output": [
+            {"stdout": "a.py", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}},
+            {"stdout": "", "stderr": "no such file", "outcome": {"type": "exit", "exit_code": 1}}]},
+         [("tool", "a.py\nno such file")]),
+        ({"type": "mcp_call", "name": "find", "arguments": "{}", "output": "found"},
+         [("assistant", '{"call":"find","args":{}}'), ("tool", "found")]),
+        (result("bash_code_execution_tool_result",
+                {"type": "bash_code_execution_result", "stdout": "a.py", "stderr": "", "content": []}),
+         [("tool", "a.py")]),
+        (result("web_search_tool_result", *[{"type": "web_search_result", "url": "u", "encrypted_content": "E"}] * 3),
+         [("tool", "")]),
+        (result("web_search_tool_result", {"type": "web_search_tool_result_error", "error_code": "unavailable"}),
+         [("tool", "unavailable")]),
+        ({"role": "user", "content": [
+            {"type": "search_result", "source": "s", "title": "t", "content": [{"type": "text", "text": "a page"}]},
+            {"type": "text", "text": "sum up"}]}, [("user", "a page\nsum up")]),
+    ],
+    ids=["custom", "shell", "outputs", "mcp", "code", "pages", "error", "search"],
+)  # fmt: skip
+def test_what_tools_say_is_read_and_is_no_attachment(step, said):
+    """Calls have the name and what was given, results the text; pages that the provider encrypted are nothing."""
+    request = request_of_body({"input": [ASKED, step]})
+    assert [(m.role, m.content) for m in request.messages] == [("user", "fix it"), *said]
+    assert request.attachments == 0
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "code_execution_output", "file_id": "1"},
+        {"type": "image", "source": {}},
+        {"type": "web_fetch_result", "url": "u", "content": {"type": "document", "source": {}}},
+    ],
+    ids=["output", "image", "document"],
+)
+def test_a_file_within_a_result_is_an_attachment(part):
+    """What a tool made or fetched, and the model looks at, counts as it does beside a message."""
+    assert request_of_body({"messages": [ASKED, result("code_execution_tool_result", part)]}).attachments == 1
+
+
+def test_a_custom_tool_is_offered_by_its_name():
+    """OpenAI's chat completions wrap it as they wrap a function."""
+    tools = [{"type": "custom", "custom": {"name": "patch"}}, {"type": "function", "function": {"name": "run"}}]
+    assert request_of_body({"messages": [ASKED], "tools": tools}).tools == ("patch", "run")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "file", "file": {"filename": "a", "file_data": "A" * 9000}},
+        {"type": "input_file", "file_data": "A" * 9000},
+        {"type": "input_audio", "input_audio": {"data": "A" * 9000, "format": "wav"}},
+        {"inlineData": {"mimeType": "image/png", "data": "A" * 9000}},
+    ],
+    ids=["file", "input file", "recording", "inline"],
+)
+def test_a_file_is_no_text_of_its_conversation(part):
+    """A recording or a document of megabytes passes over no route for a small context."""
+    assert count_chars([{"role": "user", "content": [part, {"type": "text", "text": "hi"}]}]) < 10
