@@ -456,7 +456,7 @@ def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
 
 
 def test_a_body_that_does_not_come_is_408_as_the_document_says(address_of_fake):
-    """Who sends less than was declared hears so after --timeout-seconds, by a status that every call with a body has."""
+    """Who sends less than was declared hears so after --timeout-seconds, and each call with a body has that status."""
     with gateway(address_of_fake, "--timeout-seconds", "0.5") as process:
         at = urlsplit(process.wait_ready()[0])
         head = f"POST /v1/classify HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
