@@ -23,6 +23,10 @@ TIER_COLOURS = ("#9ecae1", "#3182bd", "#fd8d3c", "#a63603")
 """Cheapest first; told apart in grey and by the colour-blind."""
 MOST_BESIDE = 4
 INK, GREY = "#1b4f72", "#888888"
+DASHES: Any = ("-", "--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+"""Of lines on one chart: printed in grey, or to the colour-blind, some of their colours are one."""
+LINE = 3.2
+"""Length of a line in a legend, in letters."""
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -129,12 +133,16 @@ def lines_over_time(times: Sequence[float], lines: Sequence[tuple[str, Sequence[
     """Lines over times in seconds since the epoch, from 0 up."""
 
     def paint(axes: Any) -> None:
-        for (name, values), colour in zip(lines, (INK, TIER_COLOURS[2], GREY, TIER_COLOURS[0]), strict=False):
-            axes.plot(_dates(times), values, label=name, color=colour, marker="o", markersize=2.5, linewidth=1.4)
+        colours = (INK, TIER_COLOURS[2], GREY, TIER_COLOURS[0])
+        for (name, values), colour, dashes in zip(lines, colours, DASHES, strict=False):
+            axes.plot(
+                _dates(times), values, label=name, color=colour, linestyle=dashes, marker="o", markersize=2.5,
+                linewidth=1.4,
+            )  # fmt: skip
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)
         _time_axis(axes)
-        _legend_above(axes, 2)
+        _legend_above(axes, 2, handle=LINE)
 
     return draw(paint)
 
@@ -166,12 +174,12 @@ def curves(
 
     def paint(axes: Any) -> None:
         if diagonal:
-            axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6)
         palette = (INK, TIER_COLOURS[2], "#4b9560", TIER_COLOURS[3], GREY, "#7b5ea7")
         for i, (name, xs, ys) in enumerate(lines):
             axes.plot(
                 xs, ys, label=encodable(name) or None, color=palette[i % len(palette)], linewidth=1.4,
-                marker="o" if markers else None, markersize=3,
+                linestyle=DASHES[i % len(DASHES)], marker="o" if markers else None, markersize=3,
             )  # fmt: skip
         beside = len(points) <= MOST_BESIDE
         if beside:
@@ -193,7 +201,7 @@ def curves(
 
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         if any(name for name, _, _ in lines) or not beside:
-            _legend_above(axes, 2 if len(lines) > 1 else 1)
+            _legend_above(axes, 2 if len(lines) > 1 else 1, handle=LINE)
 
     return draw(paint, height=SIZE_INCHES[1] if len(points) <= MOST_BESIDE else SIZE_INCHES[1] + 0.1 * len(points))
 
@@ -264,9 +272,15 @@ def _plain_powers(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend_above(axes: Any, columns: int) -> None:
-    """A legend over the whole width of the figure, for which the axes make room."""
+def _legend_above(axes: Any, columns: int, *, handle: float = 1.2) -> None:
+    """A legend over the whole width of the figure, for which the axes make room.
+
+    Args:
+        axes: what it is of.
+        columns: names beside one another.
+        handle: length of what stands before a name, in letters; `LINE` shows a line's dashes.
+    """
     axes.figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, borderaxespad=0.2,
-        handlelength=1.2, columnspacing=1.0,
+        handlelength=handle, columnspacing=1.0,
     )  # fmt: skip

@@ -37,10 +37,9 @@ def as_text(report: Mapping[str, Any]) -> str:
             f"{percent(s['risk']['estimate']):>15}{_band(s['measured']) if known else '':>{16 * known}}"
             f"{percent(s['frontier_misses']['estimate']):>17}"
         )
-    shares = ", ".join(f"{t.label} {s:.1%}" for t, s in zip(TIERS, report["tier_shares"], strict=True))
     lines += [
         "",
-        f"{report['rows']:,} requests: {shares}",
+        f"{report['rows']:,} requests: {_mix(report)}",
         "",
         "Risk of routing, the share of requests sent to too small a tier:",
     ]
@@ -73,6 +72,7 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
         strategies=[_strategy(s, report) for s in report["strategies"]],
         cards=_cards(report),
         charts=_charts(report),
+        mix=_mix(report),
         by=[_table(name, rows) for name, rows in report["by"].items()],
         measured=report["strategies"][0]["measured"] is not None,
         movers=entries,
@@ -84,6 +84,11 @@ def page(report: Mapping[str, Any], texts: Sequence[str] = ()) -> str:
         concentration=f"The dearest 1% of requests carry {percent(one)} of all money that routing moves, either way, "
         f"and the dearest 10% carry {percent(ten)}; these are the largest.",
     )
+
+
+def _mix(report: Mapping[str, Any]) -> str:
+    """The share of requests on each tier under routing."""
+    return ", ".join(f"{t.label} {s:.1%}" for t, s in zip(TIERS, report["tier_shares"], strict=True))
 
 
 def _money(m: Mapping[str, Any]) -> dict[str, str]:

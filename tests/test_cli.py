@@ -194,6 +194,7 @@ def test_health_is_an_exit_code(tmp_path):
     done = run("health", "--timeout", "0.5", address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {address}: no answer (")
+    assert "the Unix socket of one with TLS" in done.stderr  # it speaks none, and such a server is not down
     done = run("health", "--timeout", "0.5", "--json", address)
     assert (done.returncode, json.loads(done.stdout)) == (1, {"address": address, "status": "UNREACHABLE"})
 

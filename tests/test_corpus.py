@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from classifier.errors import InputError
 from classifier.types import Tier
 from training.corpus import (
     OUTCOME,
+    OWN_DATA,
     RUBRIC,
     UNLABELLED,
     data_sha256,
@@ -235,3 +237,14 @@ def test_data_hash_ignores_order_only():
     a, b = parse_row({"prompt": "a", "tier": "simple"}, "s"), parse_row({"prompt": "b", "tier": "simple"}, "s")
     other = parse_row({"prompt": "b", "tier": "complex"}, "s")
     assert data_sha256([a, b]) == data_sha256([b, a]) != data_sha256([a, other])
+
+
+def test_a_labelled_row_that_a_page_shows_is_one():
+    """The shortest row on the pages has a tier and nothing that a line must not have."""
+    shown = set()
+    for page in ("data/GUIDELINES.md", "docs/guarantee.md", "docs/training.md"):
+        [row] = re.findall(r'`({"prompt": [^`]+})`', (OWN_DATA.parent / page).read_text(encoding="utf-8"))
+        shown.add(row)
+    [row] = shown
+    read = parse_row(json.loads(row), "mine")
+    assert (read.tier, read.source, read.weight, read.closed) == (Tier.SIMPLE, "mine", 1.0, True)

@@ -92,6 +92,8 @@ def test_datasheet_says_of_the_files_what_is_true(rows):
     elsewhere = sum(row["language"] != "en" for row in rows) - english.count(False)
     assert f"and {english.count(True)} English rows; {elsewhere} rows that are not English lie in the other" in page
     assert "4,000 characters and none above 5,800" in page
+    assert "English for seven rows in ten" in page
+    assert 0.65 < sum(row["language"] == "en" for row in rows) / len(rows) < 0.75
     assert 5_700 < max(map(chars, rows)) <= 5_800
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -110,6 +111,18 @@ def test_the_loops_work_is_kept_on_a_volume():
         work = words[words.index("--work") + 1]
         assert work in mounted
         assert f'"{work}"' in volumes
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("kubernetes/**/*.yaml")), ids=lambda path: path.name)
+def test_a_manifest_begins_with_what_must_be_there_first(path):
+    """Every secret and every claim of a volume that a manifest uses and does not make is named in its first lines."""
+    text = path.read_text()
+    head = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    wanted = re.findall(
+        r"(?:secretName|claimName): ([\w-]+)|secretKeyRef: {name: ([\w-]+)|secret: {secretName: ([\w-]+)", text
+    )
+    names = {name for found in wanted for name in found if name}
+    assert [name for name in names if not re.search(rf"\b{name}\b", head)] == []
 
 
 def test_selectors_and_ports_fit_together():

@@ -82,6 +82,54 @@ def test_every_help_shows_whole_sentences_and_calls_that_can_be_made():
                 check_call(called, words)
 
 
+def options(*paths: str) -> set[str]:
+    """The options of commands, or of all of them where none is named."""
+    found = [(context.command_path, context.command) for name, p in programs().items() for context in walk(p, name)]
+    assert set(paths) <= {path for path, _ in found}
+    kept = [command for path, command in found if not paths or path in paths]
+    return {flag for command in kept for param in command.params for flag in (*param.opts, *param.secondary_opts)}
+
+
+def spans(page: Path) -> list[str]:
+    """What stands as code in the sentences and tables of a page, and each line of its blocks."""
+    blocks = re.split(r"^```.*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    inline = [span for text in blocks[::2] for span in re.findall(r"`([^`\n]+)`", text)]
+    return inline + [line for text in blocks[1::2] for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("evaluation", ["python -m training evaluate"]),
+        ("bulk", ["classifier label", "classifier relabel"]),
+        ("report", ["classifier report", "classifier sample"]),
+        ("http", ["classifier gateway http", "classifier serve"]),
+    ],
+)
+def test_an_option_on_a_commands_page_is_that_commands(name, commands):
+    """Where a page is about a command, an option that stands alone is its own; another's stands behind its verb."""
+    if set(commands) - {context.command_path for n, p in programs().items() for context in walk(p, n)}:
+        pytest.skip("needs the extra training")
+    told = [span.split()[0].partition("=")[0] for span in spans(ROOT / "docs" / f"{name}.md") if span.startswith("--")]
+    assert told
+    assert [option for option in told if option not in options(*commands)] == []
+
+
+# What these do is said by their help, and nobody looks for it on a page.
+PLAIN = {
+    "--ceiling", "--folds", "--help", "--output", "--source", "--split", "--timeout", "--top", "--until", "--version",
+}  # fmt: skip
+
+
+def test_every_option_is_on_a_page():
+    """What a command can do beside the plain is told where its users read of it, and not by its help alone."""
+    told = {flag for page in TOLD for span in spans(page) for flag in re.findall(r"--[a-z][a-z0-9-]+", span)}
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told |= {f"--{setting.replace('_', '-')}" for setting in table}
+    long = {flag for flag in options() if flag.startswith("--") and not flag.startswith("--no-")}
+    assert sorted(long - told - PLAIN) == []
+
+
 def anchors(page: Path) -> set[str]:
     """What headings can be linked to as, by GitHub's rule."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import html.parser
 import json
@@ -91,10 +92,12 @@ class _Page(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.links, self.open, self.plots = [], [], []
+        self.links, self.open, self.plots, self.scrolled = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
+        if values.get("class") == "scroll":
+            self.scrolled.append((values.get("tabindex"), values.get("role"), bool(values.get("aria-label"))))
         self.links += [v for k, v in values.items() if k in ("src", "href") and not v.startswith("data:")]
         if tag == "img":
             self.plots.append(values["alt"])
@@ -118,6 +121,30 @@ def test_the_page_stands_by_itself_and_has_every_section(text):
     ]  # fmt: skip
     for router in ("oracle", "majority, arg-max", "length, arg-max", "tfidf logistic regression", "random router"):
         assert router in text
+
+
+def test_the_page_can_be_read_without_a_mouse_or_sight(text, report):
+    """Every table that scrolls can be reached by keys and has a name; the table of confusion stands in words, too."""
+    parser = _Page()
+    parser.feed(text)
+    assert len(parser.scrolled) == text.count("<table")
+    assert set(parser.scrolled) == {("0", "region", True)}
+    for name, counts in zip(("simple", "standard", "complex", "frontier"), report["confusion"], strict=True):
+        assert f"{name}: {', '.join(map(str, counts))}" in parser.plots[0]
+
+
+def test_lines_of_a_chart_are_told_apart_in_grey():
+    """Each of six lines has dashes of its own beside its colour, and so have those over time."""
+    lines = [(f"line {i}", [0.1, 0.2], [0.5, i]) for i in range(6)]
+    over_time = [(name, ys) for name, _, ys in lines[:4]]
+    for image, count in (
+        (charts.curves(lines, x="x", y="y"), 6),
+        (charts.lines_over_time([0.0, 86_400.0], over_time, unit="$"), 4),
+    ):
+        svg = base64.b64decode(image.partition(",")[2]).decode()
+        drawn = re.findall(r'<path d="[^"]+"[^>]*style="fill: none;([^"]*)stroke-width: 1\.4', svg)
+        dashes = [re.sub("stroke: #[0-9a-f]+;?", "", style).strip() for style in drawn]
+        assert len(set(dashes)) == count
 
 
 def test_text_stands_on_the_page_only_on_request():

@@ -459,6 +459,19 @@ def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
         assert process.wait() == 0
 
 
+def test_a_body_that_does_not_come_is_408_as_the_document_says(address_of_fake):
+    """Who sends less than was declared hears so after --timeout-seconds, and each call with a body has that status."""
+    with gateway(address_of_fake, "--timeout-seconds", "0.5") as process:
+        at = urlsplit(process.wait_ready()[0])
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((at.hostname, at.port), timeout=60) as slow:
+            slow.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
+            assert slow.recv(4096).split()[1] == b"408"
+    posted = [call["post"] for call in document()["paths"].values() if "post" in call]
+    assert len(posted) == 3
+    assert all("DEADLINE_EXCEEDED" in call["responses"]["408"]["description"] for call in posted)
+
+
 def test_a_head_that_does_not_come_ends_its_connection(address_of_fake):
     """Who sends no head, half of one or no second one holds a connection for --timeout-seconds at most."""
     with gateway(address_of_fake, "--timeout-seconds", "0.5") as process, contextlib.ExitStack() as held:
@@ -604,6 +617,9 @@ def test_the_page_explains_every_call_and_message_and_fetches_nothing(base):
         assert f'id="{name}"' in text
     assert "<script" not in text
     assert "https://" not in text
+    # Read aloud, a column has a name; without a mouse, what is wider than the window can be scrolled.
+    assert "<th></th>" not in text
+    assert text.count("<pre") == text.count('<pre tabindex="0">') == len(document()["paths"])
 
 
 def fuzz(base, examples, phases):

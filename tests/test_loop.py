@@ -26,7 +26,7 @@ from training.__main__ import main
 from training.loop import broken, drift_alarms, held_to, run_loop, tick
 from training.loop_command import seconds
 from training.round_options import Options
-from training.steps import Run, next_folder
+from training.steps import Run, next_folder, only_one
 
 PROMISE = Guarantee(alpha=0.1, method="CONFORMAL_RISK_CONTROL", n=200, bound=0.1, feasible=True)
 
@@ -59,6 +59,17 @@ def promoted(tmp_path: Path, guarantee: Guarantee, at: float = 500.0, before: fl
 
 def fill(options: Options, count: int, **fields) -> None:
     fill_store(options.feedback_url, Registry(options.registry).fetch("current"), count, **fields)
+
+
+def test_a_single_look_does_not_wait_for_another_retrainer(tmp_path):
+    """With --once the command ends with exit code 1 where somebody retrains, as its help says."""
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    given = ["--registry", str(registry), "--feedback-url", f"sqlite:///{tmp_path}/f.db", "--work", str(tmp_path / "w")]
+    with only_one(registry / "retrain.lock"):
+        done = CliRunner().invoke(main, ["loop", "--once", *given])
+    assert (done.exit_code, "is retraining" in done.stderr) == (1, True)
+    assert "with --once ends with exit code 1" in " ".join(CliRunner().invoke(main, ["loop", "--help"]).output.split())
 
 
 def test_promoted_bundle_that_breaks_its_promise_is_rolled_back(options):

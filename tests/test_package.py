@@ -124,6 +124,15 @@ def test_make_help_lists_every_target():
         ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == said
+    assert len({re.match(r"\S+ +", line).end() for line in done.stdout.splitlines()}) == 1  # one below the other
+
+
+def test_the_readme_says_which_extras_make_setup_leaves_out():
+    """`make setup` installs every extra but those that the first page names."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    [installed] = re.findall(r"^EXTRAS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    [told] = re.findall(r"installs all but the extras (.+?) into", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(re.findall(r"`(\w+)`", told)) == set(extras) - set(installed.split(","))
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "data").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

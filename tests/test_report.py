@@ -532,10 +532,12 @@ class _Page(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.links, self.open, self.images = [], [], 0
+        self.links, self.open, self.images, self.scrolled = [], [], 0, []
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
+        if values.get("class") == "scroll":
+            self.scrolled.append((values.get("tabindex"), values.get("role"), bool(values.get("aria-label"))))
         self.links += [v for k, v in values.items() if k in ("src", "href") and not v.startswith("data:")]
         self.images += tag == "img" and bool(values.get("alt"))
         if tag not in ("meta", "img", "br"):
@@ -556,6 +558,19 @@ def test_the_page_stands_by_itself(labelled, prices, tmp_path):
     assert "<script" not in first
     run(labelled, "--prices", prices, "-o", page)
     assert page.read_text() == first
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_can_be_read_without_a_mouse_or_sight(labelled, tmp_path):
+    """Every table that scrolls can be reached by keys and has a name; the shares of tiers stand in words, too."""
+    page = tmp_path / "report.html"
+    told = run(labelled, "--by", "tenant", "-o", page).stdout
+    parser = _Page()
+    parser.feed(text := page.read_text())
+    assert len(parser.scrolled) == text.count("<table")
+    assert set(parser.scrolled) == {("0", "region", True)}
+    [shares] = re.findall(r"^[\d,]+ requests: (simple .*)$", told, re.MULTILINE)
+    assert shares in text
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -98,6 +98,16 @@ def test_starts_that_fail_say_what_the_page_quotes(tmp_path, monkeypatch, capsys
     assert re.findall(r"^\| `([^`…]+)` \|", table, re.MULTILINE) == list(starts)
 
 
+def test_health_of_a_server_that_is_not_there_says_what_the_page_quotes(capsys):
+    """The page has the command's own words for a server that does not listen yet."""
+    [words] = re.findall(r"`classifier health` says `([^`]+)`", SERVING.read_text(encoding="utf-8"))
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["health", f"127.0.0.1:{nobody.getsockname()[1]}"])
+    assert (ended.value.code, words in capsys.readouterr().err) == (1, True)
+
+
 def check_answered_and_falls_back(ask, unavailable):
     """`ask(address)` gives what a client prints: a server's decision, and without one its own tier and the reason."""
     with fake_server() as address:

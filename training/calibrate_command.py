@@ -122,7 +122,7 @@ audit_label = click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole report there, as JSON."
 )
 @click.option("--plot", "figure", type=click.Path(dir_okay=False, path_type=Path),
-              help="Draw reliability, risk and cost there (.svg).")  # fmt: skip
+              help="Draw reliability, risk and cost there (.svg, .png, .pdf).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def command(
     bundle: Path, data: tuple[str, ...], out: Path, policies: tuple[str, ...], report: Path | None, figure: Path | None,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from classifier.charts import DASHES
 from classifier.errors import MissingExtra
 from classifier.types import TIERS
 
@@ -36,8 +37,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
 
 def _reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for tier, curve in zip(TIERS[:-1], calibration["reliability"], strict=True):
-        axes.plot([c[0] for c in curve], [c[1] for c in curve], marker="o", markersize=3, label=f"<= {tier.label}")
+    for tier, curve, dashes in zip(TIERS[:-1], calibration["reliability"], DASHES, strict=False):
+        xs, ys = ([point[i] for point in curve] for i in (0, 1))
+        axes.plot(xs, ys, marker="o", markersize=3, linestyle=dashes, label=f"<= {tier.label}")
     axes.set(
         title=f"Reliability ({calibration['method']})", xlabel="predicted P(label <= tier)", ylabel="observed share"
     )

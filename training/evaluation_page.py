@@ -55,6 +55,7 @@ def page(report: Mapping[str, Any]) -> str:
         calibration=report.get("calibration_error", []),
         slices=[_slice(what, members) for what, members in report["slices"].items() if len(members) > 1],
         charts=_charts(report),
+        confusion=_confusion(report["confusion"]),
         changes=_changes(report.get("robustness", {})),
         twins=_twins(report.get("robustness", {})),
         attack=_attack(report.get("robustness", {})),
@@ -190,6 +191,13 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
             x="tries a prompt", y="% of simple prompts raised", markers=True,
         )  # fmt: skip
     return drawn
+
+
+def _confusion(counts: Sequence[Sequence[int]]) -> str:
+    """The table of confusion in words, for those who do not see it."""
+    rows = (", ".join(map(str, row)) for row in counts)
+    told = "; ".join(f"{name}: {row}" for name, row in zip(NAMES, rows, strict=True))
+    return f"Table of rows by label, each with its counts by arg-max tier from {NAMES[0]} up. {told}"
 
 
 def _changes(robustness: Mapping[str, Any]) -> list[dict[str, Any]]:

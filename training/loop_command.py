@@ -46,9 +46,11 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
     """The options that `retrain` and `loop` share."""
     given = (
         click.option("--registry", metavar="URL", callback=lambda _context, _option, value: registry_url(value),
-                     help="Folder or URL of the bundle registry [CLASSIFIER_REGISTRY]."),
+                     help="Folder or URL of the bundle registry. Default: as for `classifier bundle`. "
+                     "[CLASSIFIER_REGISTRY]"),
         click.option("--feedback-url", metavar="URL", callback=lambda _context, _option, value: feedback_url(value),
-                     help="sqlite:///PATH or postgresql+psycopg://… [CLASSIFIER_FEEDBACK_URL]."),
+                     help="sqlite:///PATH or postgresql+psycopg://… Default: as for `classifier serve`. "
+                     "[CLASSIFIER_FEEDBACK_URL]"),
         click.option("--work", type=click.Path(path_type=Path), default=Path("runs/loop"), show_default=True,
                      help="Folder of this registry's rounds and their receipts."),
         click.option("--window-days", default=_DEFAULTS["window_days"], show_default=True,
@@ -68,7 +70,7 @@ def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--promote", is_flag=True, help="Promote what the gate accepts, and watch it."),
         click.option("--recalibrate-only", is_flag=True, help="Never train."),
         click.option("--mlflow-uri", envvar="MLFLOW_TRACKING_URI", default="", metavar="URI",
-                     help="Track receipts in MLflow as well [MLFLOW_TRACKING_URI]."),
+                     help="Track receipts in MLflow as well. [MLFLOW_TRACKING_URI]"),
         click.option("--json", "as_json", is_flag=True, help="Print receipts as JSON."),
     )  # fmt: skip
     for option in reversed(given):
@@ -107,7 +109,8 @@ def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None
 
     Rolls back, resumes, retrains, recalibrates on drift. SIGTERM ends it after the round.
 
-    One at a time: a second one on the same registry waits its turn. A round that is killed goes on at the next start.
+    One at a time: a second one on the same registry waits its turn, and with --once ends with exit code 1. A round that
+    is killed goes on at the next start.
 
     \b
     python -m training loop --every 1h --min-outcomes 500 --promote --registry /srv/bundles

@@ -42,7 +42,9 @@ def command(*, address: str, timeout: float, as_json: bool) -> None:
             status = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=timeout).status
         except grpc.RpcError as error:
             answer({"address": address, "status": "UNREACHABLE"}, "", as_json=as_json)
-            raise ServerUnreachable(f"{address}: no answer ({error.code().name})") from None
+            raise ServerUnreachable(
+                f"{address}: no answer ({error.code().name}); start the server, or ask the Unix socket of one with TLS"
+            ) from None
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
     serves = status == health_pb2.HealthCheckResponse.SERVING
     answer({"address": address, "status": name}, name if serves else "", as_json=as_json)

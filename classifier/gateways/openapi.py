@@ -121,6 +121,7 @@ _ERRORS = {
     400: "INVALID_ARGUMENT with the fields at fault (of JSON that does not fit, the first); "
     "FAILED_PRECONDITION where no route may take it",
     401: "UNAUTHENTICATED: send Authorization: Bearer TOKEN",
+    408: "DEADLINE_EXCEEDED: the body did not come in time",
     413: "the body is larger than the limit",
     415: "the body is not application/json, or compressed",
     429: "RESOURCE_EXHAUSTED: busy; Retry-After says when to come back",

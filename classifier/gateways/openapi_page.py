@@ -68,12 +68,12 @@ def _call(path: str, method: str, call: Mapping[str, Any]) -> str:
         parts.append(f"<p>Takes a {_type(content['schema'])}.</p>")
         body = json.dumps(content["example"])
         command = f"curl -H 'Content-Type: application/json' \\\n  -d '{body}' \\\n  http://127.0.0.1:8080{path}"
-    parts.append(f"<pre>{escape(command)}</pre>")
+    parts.append(f'<pre tabindex="0">{escape(command)}</pre>')  # so that who has no mouse can scroll it, too
     rows = [
         (f"<code>{code}</code>", _type(said["content"]["application/json"]["schema"]), escape(said["description"]))
         for code, said in call["responses"].items()
     ]
-    return "".join([*parts, _table(("status", "body", ""), rows)])
+    return "".join([*parts, _table(("status", "body", "meaning"), rows)])
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
         )
         for field, said in schema["properties"].items()
     ]
-    return head + about + (_table(("field", "type", ""), rows) if rows else "<p>Holds nothing.</p>")
+    return head + about + (_table(("field", "type", "meaning"), rows) if rows else "<p>Holds nothing.</p>")
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
