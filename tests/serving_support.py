@@ -109,8 +109,11 @@ class ServerProcess:
 
 def child_processes(pid: int) -> list[int]:
     """Process ids of its children (Linux)."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def resident_bytes(pid: int) -> int:

@@ -43,7 +43,8 @@ def test_workers_share_the_port_the_ids_and_the_page(arguments, tmp_path):
     env = {"TMPDIR": str(tmp_path)}
     with server_process(*arguments, "--metrics-listen", "127.0.0.1:0", env=env) as server:
         [address] = server.wait_ready()
-        assert len(children(server.process.pid)) == 2
+        workers = children(server.process.pid)
+        assert len(workers) == 2
         ids = set()
         for _ in range(20):
             with Client(address, timeout_seconds=60) as client:
@@ -52,7 +53,7 @@ def test_workers_share_the_port_the_ids_and_the_page(arguments, tmp_path):
         line = 'classifier_requests_total{code="OK",method="Classify"} 20.0'
         until(lambda: line in server.metrics_page())  # counted after the answer
         files = {path.name: path.stat() for path in tmp_path.glob("classifier-metrics-*/*.db")}
-        assert set(files) == {f"{kind}_{pid}.db" for kind in _KINDS for pid in children(server.process.pid)}
+        assert set(files) == {f"{kind}_{pid}.db" for kind in _KINDS for pid in workers}
         assert all(512 * file.st_blocks >= file.st_size for file in files.values())  # the space is theirs already
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
