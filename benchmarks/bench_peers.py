@@ -229,7 +229,8 @@ def main() -> None:
     from classifier.bundle import SHIPPED
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=SHIPPED)
+    # Resolved: some peers run in a folder of their own.
+    parser.add_argument("--bundle", type=lambda name: Path(name).resolve(), default=SHIPPED)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each turn of each server")
     parser.add_argument(
         "--environments",

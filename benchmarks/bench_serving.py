@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import grpc
@@ -56,16 +57,15 @@ def latency(engine: Engine, servers: dict[str, Process], seconds: float) -> dict
                 work["echo_model"] = lambda _, data=payloads[0]: call["echo_model"](data, timeout=10)
             for each in work.values():
                 timed(each, 0.2)
-            # Each side's median of each turn; then the medians over the turns, and p99 as the median of the turns'.
-            turns: dict[str, list[dict[str, float]]] = {side: [] for side in work}
+            # The median of each turn, and of those the median. A turn has too few calls for a p99: it is of them all.
+            turns: dict[str, list[list[float]]] = {side: [] for side in work}
             for _ in range(TURNS):
                 for side, each in work.items():
-                    turns[side].append(percentiles(timed(each, seconds / TURNS)))
-            sides = {
-                f"{side}_{q}": statistics.median(turn[q] for turn in turns[side])
-                for side in work
-                for q in ("p50_ms", "p99_ms")
-            }
+                    turns[side].append(timed(each, seconds / TURNS))
+            sides = {}
+            for side, found_in in turns.items():
+                sides[f"{side}_p50_ms"] = 1e3 * statistics.median(map(statistics.median, found_in))
+                sides[f"{side}_p99_ms"] = percentiles(list(chain.from_iterable(found_in)))["p99_ms"]
             overhead = sides["rpc_p50_ms"] - sides["in_process_p50_ms"]
             found[name] = {
                 **sides,

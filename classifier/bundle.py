@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.calibration import Calibration
+from classifier.checksums import sha256
 from classifier.drift import check_reference
 from classifier.durable import explained, fsync
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
@@ -226,12 +227,6 @@ def content_version(files: Mapping[str, str]) -> str:
     """The version of a bundle: 16 hexadecimal digits over the names and hashes of its files."""
     listing = "".join(f"{name}:{files[name]}\n" for name in sorted(files))
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _object(path: Path, name: str) -> dict[str, Any]:

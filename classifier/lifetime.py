@@ -130,5 +130,6 @@ def leave(by: signal.Signals | None) -> None:
 
 
 def print_ready(addresses: Sequence[str]) -> None:
-    """The line that says that requests are answered now."""
-    print(f"serving on {', '.join(addresses)}", file=sys.stderr, flush=True)
+    """The line that says that requests are answered now; where a full disk takes it not they are all the same."""
+    with contextlib.suppress(OSError):
+        print(f"serving on {', '.join(addresses)}", file=sys.stderr, flush=True)

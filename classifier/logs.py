@@ -36,6 +36,11 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
     logging.raiseExceptions = False  # a record that cannot be formatted must not print its arguments
 
 
+def set_level(level: str) -> None:
+    """From now on our own records of that level and above are logged."""
+    logging.getLogger(_OWN).setLevel(level.upper())
+
+
 class TextFormatter(logging.Formatter):
     """A line for people."""
 

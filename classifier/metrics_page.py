@@ -9,17 +9,21 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from classifier.addresses import split_address
+from classifier.durable import explained, write_whole
 from classifier.errors import SettingsError
 
 PAGE_SECONDS = 10.0
 """How long a caller may be silent: each holds a thread and an open file."""
 log = logging.getLogger(__name__)
+_KINDS = ("counter", "histogram", "gauge_livemax", "gauge_livemin", "gauge_livesum")
+_RESERVED_BYTES = 2**16  # as many as prometheus_client takes for each kind of number; ours need half of it at most
 
 
 def serve_metrics(address: str, registry: CollectorRegistry) -> Callable[[], None]:
@@ -63,10 +67,33 @@ def _quiet(handler: Any) -> Any:
 def collected(folder: str) -> CollectorRegistry:
     """The metrics of all worker processes that write into `folder`, summed."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    _Collector(registry, path=folder)  # type: ignore[no-untyped-call]
     return registry
 
 
-def forget_process(pid: int, folder: str) -> None:
-    """Leaves what a worker that ended was doing just then out of `collected`; what it counted stays."""
+class _Collector(MultiProcessCollector):
+    """Looks again where the files of a process are removed while it reads."""
+
+    def collect(self) -> Any:
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return super().collect()  # type: ignore[no-untyped-call]
+
+
+def reserve(pid: int, folder: str) -> None:
+    """Takes the space of a worker's numbers: a write into its files would end the worker (SIGBUS) where a disk is full.
+
+    Raises:
+        InputError: there is none.
+    """
+    with explained(folder, "make space, or name another folder in TMPDIR"):
+        for kind in _KINDS:
+            write_whole(Path(folder) / f"{kind}_{pid}.db", bytes(_RESERVED_BYTES))
+
+
+def forget_process(pid: int, folder: str, *, served: bool) -> None:
+    """Leaves what a worker that ended was doing just then out of `collected`; what it counted while it served stays."""
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+    if not served:  # it counted nothing, and would come again and again
+        for left in Path(folder).glob(f"*_{pid}.db"):
+            left.unlink(missing_ok=True)

@@ -19,9 +19,11 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import fsspec
 
+from classifier.checksums import sha256, verify
 from classifier.durable import copy_durably, create_file
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError
 
@@ -122,11 +124,9 @@ class Objects:
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
-        # Threads share a store's cache of listings: what another one asked earlier may be put there at any time.
-        self._fs.invalidate_cache()
         try:
             with self._guarded(missing_is_an_answer=True):
-                return sorted(PurePosixPath(p).name for p in self._fs.ls(self.path(folder), detail=False, refresh=True))
+                return names_in(self._fs, self.path(folder))
         except FileNotFoundError:
             return []
 
@@ -136,7 +136,7 @@ class Objects:
         try:
             with self._guarded():
                 for name, source in files.items():
-                    listing[name] = _sha256(source)
+                    listing[name] = sha256(source)
                     if self.local:
                         copy_durably(source, Path(self.path(folder, name)))
                     else:
@@ -191,20 +191,27 @@ class Objects:
                     return target
             target.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                for name in files:
+                    self._copy_file(f"{folder}/{kind}/{name}", staging / name)
+                verify(staging, files)
+                staging.chmod(0o755)
+                _put(staging, target, files)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
         except OSError as error:
-            raise BundleError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
-        try:
-            for name in files:
-                (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                # What is missing, verify names.
-                with contextlib.suppress(FileNotFoundError), self._guarded(missing_is_an_answer=True), self._turn:
-                    self._fs.get_file(self.path(folder, kind, name), str(staging / name))
-            verify(staging, files)
-            staging.chmod(0o755)
-            _put(staging, target, files)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            advice = "check the space and the rights, or choose another folder"
+            raise BundleError(f"{target}: cannot be written ({error.strerror}); {advice}") from error
         return target
+
+    def _copy_file(self, name: str, target: Path) -> None:
+        """Copies a file out of the store, if there is one; raises OSError where it cannot be written."""
+        try:
+            data = self.read(name)  # all of it: so a full disk here is not taken for the store's trouble
+        except FileNotFoundError:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
 
     def written_at(self, folder: str) -> float | None:
         """When something was last written in a folder, seconds since the epoch; None where the store does not tell."""
@@ -258,11 +265,24 @@ class Objects:
             raise _failed(self.url, error) from error
 
 
+def names_in(filesystem: Any, folder: str) -> list[str]:
+    """Names in a folder of an fsspec filesystem as it is now, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    filesystem.invalidate_cache()
+    # Threads share a filesystem of asynchronous calls with its cache of listings: what another one asked earlier may be
+    # put there at any time. Others, such as SFTP's and SMB's, take no `refresh`.
+    fresh = {"refresh": True} if getattr(type(filesystem), "async_impl", False) else {}
+    return sorted(PurePosixPath(path).name for path in filesystem.ls(folder, detail=False, **fresh))
+
+
 def _put(staging: Path, target: Path, files: Mapping[str, str]) -> None:
     """Renames a verified copy to `target`; another process's good one stays, and a damaged one makes room.
 
     Raises:
-        BundleError: `target` cannot be written.
+        OSError: `target` cannot be written.
     """
     with contextlib.suppress(OSError):
         staging.rename(target)
@@ -270,57 +290,21 @@ def _put(staging: Path, target: Path, files: Mapping[str, str]) -> None:
     with contextlib.suppress(BundleCorrupt):
         verify(target, files)
         return
-    try:
-        # Under a name of its own: what another puts in its place meanwhile is not what is deleted.
-        prefix, folder = f".{target.name}-", target.parent
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as aside:
-            with contextlib.suppress(FileNotFoundError):
-                target.rename(Path(aside) / target.name)
-            with contextlib.suppress(OSError):
-                staging.rename(target)
-                return
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+    # Under a name of its own: what another puts in its place meanwhile is not what is deleted.
+    prefix, folder = f".{target.name}-", target.parent
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as aside:
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(Path(aside) / target.name)
+        with contextlib.suppress(OSError):
+            staging.rename(target)
+            return
     verify(target, files)  # another process was faster, with the same content
 
 
 def _failed(url: str, error: Exception) -> BundleError:
     said = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "it does not say why"
-    return BundleError(
-        f"registry: {url}: the store failed ({type(error).__name__}: {said}); check the address and the rights"
-    )
-
-
-def hashes(path: Path) -> dict[str, str]:
-    """sha256 of each file in a folder, by its path there; none where it is no folder.
-
-    Raises:
-        BundleError: one cannot be read.
-    """
-    try:
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return {file.relative_to(path).as_posix(): _sha256(file) for file in files}
-    except OSError as error:
-        raise BundleError(f"{error.filename or path}: cannot be read ({error.strerror}); check the rights") from error
-
-
-def verify(path: Path, files: Mapping[str, str]) -> None:
-    """Checks the files of a folder against their sha256.
-
-    Raises:
-        BundleCorrupt: one is missing or altered.
-    """
-    for name, stated in files.items():
-        try:
-            if not (path / name).is_file():  # a pipe would be waited for
-                raise BundleCorrupt(f"{path}: {name} is missing; add the bundle again")
-            found = _sha256(path / name)
-        except OSError as error:
-            raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
-        if found != stated:
-            raise BundleCorrupt(
-                f"{path}: {name} has sha256 {found[:12]}…, the listing says {stated[:12]}…; add the bundle again"
-            )
+    what = f"the store failed ({type(error).__name__}: {said})"
+    return BundleError(f"registry: {url}: {what}; check the address, the rights and the space")
 
 
 def _stays_inside(name: str) -> bool:
@@ -338,8 +322,3 @@ def _taken(error: BaseException) -> bool:
         409,
         412,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

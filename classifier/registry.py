@@ -24,9 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from classifier.bundle import FILES, MANIFEST, is_folder, read_bundle
+from classifier.checksums import hashes, verify
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
 from classifier.history import Event, History
-from classifier.objects import Objects, hashes, verify
+from classifier.objects import Objects
 from classifier.settings import cache_folder
 
 _UPLOAD_SECONDS = 86_400.0

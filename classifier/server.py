@@ -28,6 +28,7 @@ from classifier.errors import ClassifierError
 from classifier.health import SERVICE as HEALTH
 from classifier.health import Health
 from classifier.listening import bind, options, server_credentials, transport_bytes
+from classifier.logs import set_level
 from classifier.reload import Shadow, Source, Watched, routes_of, source_of
 from classifier.seams import Classifies, Observer
 from classifier.service import Service
@@ -159,13 +160,16 @@ class Server:
 
     def _apply(self, settings: ServerSettings) -> None:
         """Puts those settings into force that a running server can change."""
-        self.settings = reloaded(self.settings, settings)
+        before, self.settings = self.settings, reloaded(self.settings, settings)
+        if self._watching is not None and self.settings.watch_seconds != before.watch_seconds:
+            self._watching.cancel()  # it may sleep for hours yet; a look at bundles that is under way goes on
+            self._watching = asyncio.create_task(self._watch())
         service = self.service
         most = min(settings.max_request_bytes, self._transport_bytes)
         service.limits = replace(settings, max_request_bytes=most)  # what callers are told is what gRPC takes in
         if (settings.rate_limit, settings.rate_limit_burst) != service.rate_limit.setting:
             service.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_burst)
-        logging.getLogger("classifier").setLevel(settings.log_level.upper())
+        set_level(settings.log_level)
         if self._shadow is not None:
             self._shadow.share = settings.shadow_share
 

@@ -186,6 +186,8 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
     config: str | Path | None = None,
+    *,
+    again: bool = False,
 ) -> ServerSettings:
     """Settings from flags, then the environment, then a TOML file, then the defaults.
 
@@ -193,6 +195,7 @@ def resolve(
         flags: by field name; None means that the flag was not given.
         environ: the environment, by default the process's own.
         config: the TOML file; None means the one that `CLASSIFIER_CONFIG` names, or none.
+        again: it was read before, and is not read where it is a pipe.
 
     Raises:
         SettingsError: a value has the wrong type, a key is unknown, or the file cannot be read.
@@ -200,7 +203,7 @@ def resolve(
     >>> resolve({"store": "text"}, {"CLASSIFIER_QUEUE_SIZE": "8", "CLASSIFIER_STORE": "off"}).queue_size
     8
     """
-    values = _told(get_type_hints(ServerSettings), flags or {}, environ, config)
+    values = _told(get_type_hints(ServerSettings), flags or {}, environ, config, again=again)
     values["feedback_url"] = values.get("feedback_url") or _own_store(environ)
     return ServerSettings(**values)
 
@@ -282,11 +285,13 @@ def _told(
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
     config: str | Path | None = None,
+    *,
+    again: bool = False,
 ) -> dict[str, Any]:
     """The fields in `kinds` (name to type) that anybody gave, in the order of `resolve`."""
     config = config or environ.get(CONFIG_VARIABLE) or None
     values: dict[str, Any] = {}
-    for name, value in (read_toml(config, "the settings") if config else {}).items():
+    for name, value in (read_toml(config, "the settings", again=again) if config else {}).items():
         if name not in ServerSettings.__slots__:
             raise SettingsError(f"{config}: unknown key {name!r}; the keys are the flags with underscores")
         if name in kinds:

@@ -15,6 +15,7 @@ from typing import Any
 from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError
 from classifier.labelled import CLUSTER_MANIFEST
+from classifier.objects import names_in
 
 
 class Target:
@@ -64,9 +65,8 @@ class Target:
 
     def names(self) -> list[str]:
         """Names in the folder."""
-        self._fs.invalidate_cache()
         with self._reached(), contextlib.suppress(FileNotFoundError):
-            return sorted(path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False, refresh=True))
+            return names_in(self._fs, self._root)
         return []
 
     def parts(self) -> set[tuple[int, int]]:

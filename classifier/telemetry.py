@@ -9,6 +9,7 @@ one and `metrics_page` prometheus_client.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -94,6 +95,7 @@ class Metrics(Observer):
             multiprocess_mode="livemax",
             **made,
         )
+        self._drift_of: set[str] = set()
         self._dropped_before = 0
         self._recent: deque[tuple[tuple[float, ...], tuple[str, ...]]] = deque(maxlen=DRIFT_WINDOW)
         self._bundle_before: tuple[str, str] | None = None
@@ -152,7 +154,10 @@ class Metrics(Observer):
         """The bundle that answers from now on."""
         if self._bundle_before:
             self._bundle.labels(*self._bundle_before).set(0)
-            self._recent.clear()  # what another model said tells nothing of drift from this one's reference
+            # What another model said tells nothing of drift from this one's reference.
+            self._recent.clear()
+            for of in tuple(self._drift_of):
+                self._drift.labels(of).set(math.nan)
         self._bundle_before = (version, calibration)
         self._bundle.labels(version, calibration).set(1)
         self._golden.set(int(golden_ok))
@@ -183,6 +188,7 @@ class Metrics(Observer):
 
         probabilities, signals = zip(*recent, strict=True)
         for of, shift in shifts(probabilities, signals, reference).items():
+            self._drift_of.add(of)
             self._drift.labels(of).set(shift["index"])
 
 
@@ -194,7 +200,7 @@ class Traces(Observer):
 
     Raises:
         MissingExtra: opentelemetry is not installed.
-        SettingsError: the variables ask for another protocol than gRPC.
+        SettingsError: the variables ask for another protocol than gRPC, or hold what OpenTelemetry cannot use.
     """
 
     def __init__(self, provider: Any = None) -> None:
@@ -218,6 +224,9 @@ class Traces(Observer):
             raise MissingExtra(
                 "--traces needs OpenTelemetry; pip install 'request-complexity-classifier[otel]'"
             ) from error
+        except Exception as error:  # what OpenTelemetry raises of its variables, mostly a ValueError
+            told = str(error).partition("\n")[0]
+            raise SettingsError(f"traces: OpenTelemetry cannot start ({told}); correct the OTEL_* variables") from error
         self._provider, self._trace, self._context, self._propagate = provider, trace, context, propagate
         self._tracer = provider.get_tracer("classifier")
 

@@ -28,6 +28,7 @@ from typing import Any
 from classifier.cores import available_cores
 from classifier.errors import ClassifierError, SettingsError
 from classifier.listening import bound_socket, check_free
+from classifier.logs import set_level
 from classifier.recorder import CLOSE_SECONDS
 from classifier.settings import ServerSettings
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 START_SECONDS = 60.0
 END_SECONDS = 5.0  # for the rest of a worker's end, when it has drained and its decisions are written
 MIN_LIFE_SECONDS = 1.0  # a worker that lives shorter is started again only after as long
+LONGEST_PAUSE_SECONDS = 60.0  # while none can start: each attempt takes a core a second from those that serve
 
 
 def supervise(
@@ -105,6 +107,8 @@ class _Keeper:
         self._folder, self._ready = folder, ready
         self._spawn = multiprocessing.get_context("spawn")
         self._workers: dict[SpawnProcess, tuple[Connection, float]] = {}
+        self._serving: set[SpawnProcess] = set()
+        self._pause, self._next_start = 0.0, 0.0
         self._stopping: signal.Signals | None = None
         self._hung_up = False
 
@@ -163,6 +167,7 @@ class _Keeper:
                 raise ClassifierError("a worker ended while it started; look at its log above") from None
             if problem is not None:
                 raise problem
+            self._serving.add(worker)
             return
 
     def _tend(self) -> None:
@@ -172,29 +177,46 @@ class _Keeper:
         for told in multiprocessing.connection.wait([*pipes, *sentinels], timeout=0.5):
             if isinstance(told, Connection):
                 with contextlib.suppress(EOFError, OSError):
-                    problem, pid = told.recv(), pipes[told].pid
+                    problem, worker = told.recv(), pipes[told]
                     if problem is None:
-                        log.info("worker %s serves", pid)
+                        log.info("worker %s serves", worker.pid)
+                        self._serving.add(worker)
+                        self._pause = 0.0
                     else:
-                        log.warning("worker %s cannot start: %s", pid, problem)
+                        log.warning("worker %s cannot start: %s", worker.pid, problem)
         for worker in [w for w in self._workers if not w.is_alive()]:
-            pipe, started = self._workers.pop(worker)
-            pipe.close()
-            if self._folder and worker.pid:
-                from classifier.metrics_page import forget_process
-
-                forget_process(worker.pid, self._folder)
+            self._replace(worker)
+        while len(self._workers) < self._settings.workers and time.monotonic() >= self._next_start:
             if self._stopping:
-                continue
-            log.warning("worker %s ended with %s; another takes its place", worker.pid, worker.exitcode)
-            time.sleep(max(0.0, MIN_LIFE_SECONDS - (time.monotonic() - started)))
-        while len(self._workers) < self._settings.workers and not self._stopping:
+                return
             try:
                 self._start()
             except ClassifierError as error:  # those that are there serve on
+                self._wait_longer()
                 log.warning("%s; it is tried again", error)
-                time.sleep(MIN_LIFE_SECONDS)
-                return
+
+    def _replace(self, worker: SpawnProcess) -> None:
+        """Lets go of a worker that ended; says when another is to take its place."""
+        pipe, started = self._workers.pop(worker)
+        served = worker in self._serving
+        self._serving.discard(worker)
+        pipe.close()
+        if self._folder and worker.pid:
+            from classifier.metrics_page import forget_process
+
+            forget_process(worker.pid, self._folder, served=served)
+        if self._stopping:
+            return
+        log.warning("worker %s ended with %s; another takes its place", worker.pid, worker.exitcode)
+        if served:
+            self._next_start = started + MIN_LIFE_SECONDS
+        else:
+            self._wait_longer()
+
+    def _wait_longer(self) -> None:
+        """Puts the next start off, each time that one failed for twice as long."""
+        self._pause = min(LONGEST_PAUSE_SECONDS, max(MIN_LIFE_SECONDS, 2 * self._pause))
+        self._next_start = time.monotonic() + self._pause
 
     def _stop(self, number: int, _: Any) -> None:
         self._stopping = self._stopping or signal.Signals(number)
@@ -209,6 +231,7 @@ class _Keeper:
         self._hung_up = False  # a signal that comes from here on is for the next round
         with contextlib.suppress(Exception):  # the workers tell of it, and must be kept whatever a file holds
             self._settings = reloaded(self._settings, self._reread())
+        set_level(self._settings.log_level)
         self._pass_on(signal.SIGHUP)
 
     def _pass_on(self, number: int) -> None:
@@ -258,6 +281,10 @@ def _work(
         await serve(server, ready=lambda _: pipe.send(None), stop=stop)
 
     try:
+        if folder:
+            from classifier.metrics_page import reserve
+
+            reserve(os.getpid(), folder)
         with observing(traces=settings.traces) as (metrics, observer):
             run(work())
     except ClassifierError as error:

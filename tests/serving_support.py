@@ -19,11 +19,12 @@ from pathlib import Path
 
 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Polls until the condition holds; fails after the deadline."""
-    end = time.monotonic() + seconds
+    """Polls until the condition holds, less often as time goes on; fails after the deadline."""
+    end, pause = time.monotonic() + seconds, 0.005
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.05)
 
 
 def limited(max_file_bytes: int | None) -> list[str]:
@@ -108,8 +109,11 @@ class ServerProcess:
 
 def child_processes(pid: int) -> list[int]:
     """Process ids of its children (Linux)."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def resident_bytes(pid: int) -> int:

@@ -10,7 +10,8 @@ from unittest import mock
 
 import pytest
 
-from classifier.bundle import FILES, MANIFEST, content_version, read_bundle, sha256, write_bundle
+from classifier.bundle import FILES, MANIFEST, content_version, read_bundle, write_bundle
+from classifier.checksums import sha256
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
 from tests.tiny import tiny_bundle
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier import cli
-from classifier.errors import ClassifierError
+from classifier.errors import ClassifierError, ServerUnreachable
 from classifier.settings import misspelt
 
 
@@ -189,14 +189,15 @@ def test_health_is_an_exit_code(tmp_path):
     with fake_server(listen=(f"unix:{tmp_path}/c.sock",)) as address:
         done = run("health", "--timeout", "50", address)
         assert (done.returncode, done.stdout) == (0, "SERVING\n")
-        done = run("health", "--timeout", "50", "--json", address)
-        assert (done.returncode, json.loads(done.stdout)) == (0, {"address": address, "status": "SERVING"})
+        asked = CliRunner().invoke(cli.command, ["health", "--timeout", "50", "--json", address])
+        assert json.loads(asked.stdout) == {"address": address, "status": "SERVING"}
     done = run("health", "--timeout", "0.5", address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {address}: no answer (")
     assert "the Unix socket of one with TLS" in done.stderr  # it speaks none, and such a server is not down
-    done = run("health", "--timeout", "0.5", "--json", address)
-    assert (done.returncode, json.loads(done.stdout)) == (1, {"address": address, "status": "UNREACHABLE"})
+    asked = CliRunner().invoke(cli.command, ["health", "--timeout", "0.5", "--json", address])
+    assert json.loads(asked.stdout) == {"address": address, "status": "UNREACHABLE"}
+    assert isinstance(asked.exception, ServerUnreachable)
 
 
 def test_health_asks_the_server_and_no_proxy(monkeypatch):

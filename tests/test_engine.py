@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classifier.bundle import MANIFEST, SHIPPED, content_version, sha256
+from classifier.bundle import MANIFEST, SHIPPED, content_version
+from classifier.checksums import sha256
 from classifier.engine import Engine
 from classifier.errors import BundleCorrupt, InvalidRequest
 from classifier.policy import Policy

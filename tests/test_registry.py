@@ -5,6 +5,7 @@ In a folder, in memory, and with `make test-s3` on two S3 servers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -610,6 +611,28 @@ def test_a_store_without_exclusive_creation_is_read_and_not_written(tmp_path, bu
         Registry("nosuchprotocol://x")
     with pytest.raises(BundleError, match="the store failed"):
         Registry(f"zip://registry::{tmp_path}/nowhere.zip")
+
+
+def test_a_store_whose_listings_take_no_option_is_read(tmp_path, bundles, versions):
+    """A filesystem such as SFTP's, SMB's or one behind a cache of files lists a path and knows of no `refresh`."""
+    url = f"memory://registry-{next(_numbers)}"
+    registry = Registry(url, cache=tmp_path / "cache")
+    registry.promote(registry.add(bundles[0]))
+    assert Registry(f"filecache::{url}", cache=tmp_path / "other").resolve("current") == versions[0]
+
+
+def test_a_full_disk_here_is_not_the_stores_trouble(small_disk, tmp_path, bundles):
+    """Where the copy of a remote bundle cannot be written the message names its folder, and not the registry."""
+    disk, _ = small_disk
+    url = f"memory://registry-{next(_numbers)}"
+    registry = Registry(url, cache=tmp_path / "cache")
+    registry.promote(registry.add(bundles[0]))
+    (disk / "bundles").mkdir()
+    with contextlib.suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(BundleError, match=rf"^{disk}/bundles/\w+: cannot be written \(No space left"):
+        Registry(url, cache=disk).fetch("current")
 
 
 def test_a_store_whose_client_is_not_installed_says_what_brings_it(monkeypatch):

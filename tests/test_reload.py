@@ -247,6 +247,10 @@ def test_sighup_reads_the_settings_again(tiny_bundle_path, tmp_path):
             config.write_text("max_messages = 'many'\n")
             server.signal(signal.SIGHUP)
             server.wait_said("the ones there were stay")
+            config.unlink()
+            os.mkfifo(config)  # would be waited for
+            server.signal(signal.SIGHUP)
+            server.wait_said("is no file, and what it held cannot be read again")
             assert client.info(timeout_seconds=60).limits.max_messages == 8
 
 

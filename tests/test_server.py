@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import io
 import os
 import re
 import shutil
@@ -21,8 +23,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import AsyncClient, Client, Tier, errors, wire
+from classifier.cli.serve import _is_there
 from classifier.health import Health
-from classifier.lifetime import run, serve
+from classifier.lifetime import print_ready, run, serve
 from classifier.reload import Fixed
 from classifier.server import Server
 from classifier.settings import ServerSettings
@@ -80,6 +83,43 @@ def test_a_limit_that_grpc_holds_below_is_told_of_on_sighup(caplog):
     for times, told in ((4, 0), (5, 1)):
         assert asyncio.run(main(times * at_start)) == 4 * at_start
         assert caplog.text.count("gRPC takes in no more") == told
+
+
+async def test_sighup_says_how_often_to_look_from_now_on():
+    """A server that would look again in an hour looks as often as the new settings say, at once."""
+    looked = threading.Event()
+
+    class Source(Fixed):
+        def wanted(self):
+            looked.set()
+            return super().wanted()
+
+    settings = ServerSettings(listen=(ANY,), store="off", shutdown_delay_seconds=0, watch_seconds=3600)
+    often = replace(settings, watch_seconds=0.01)
+    server = Server(settings, source=Source(FakeEngine()), reread=lambda: often)
+    await server.start()
+    await asyncio.sleep(0)  # the hour begins
+    await server.reload()  # and itself looks once
+    for _ in range(2):
+        looked.clear()
+        assert await asyncio.to_thread(looked.wait, 60)
+    await server.stop()
+
+
+def test_a_line_that_a_full_disk_does_not_take_ends_no_server(monkeypatch):
+    """Where stderr cannot be written, requests are answered without the line that says so."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, text)
+
+    monkeypatch.setattr("sys.stderr", Full())
+    print_ready([ANY])
+
+
+def test_a_store_that_is_off_is_not_looked_for_at_any_price():
+    """A folder that cannot be looked into holds up no server that keeps nothing."""
+    assert not _is_there(Path("x" * 300))  # the system refuses such a name, as it does a folder of somebody else's
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -267,6 +307,21 @@ def test_whoever_watches_health_hears_of_every_change():
     assert time.monotonic() - started < 30
 
 
+def test_health_of_a_service_that_is_not_here_is_not_known():
+    """Whoever asks for another name is told so, and who watches it hears it first and last."""
+    other = health_pb2.HealthCheckRequest(service="classifier.v2.ClassifierService")
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as later:
+        with fake_server() as address:
+            stub = health_pb2_grpc.HealthStub(later.enter_context(grpc.insecure_channel(address)))
+            with pytest.raises(grpc.RpcError) as refusal:
+                stub.Check(other, timeout=60)
+            watching = stub.Watch(other, timeout=60)
+            assert next(watching).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            rest = pool.submit(lambda: [found.status for found in watching])
+        assert rest.result() == []
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_a_watcher_that_is_told_slowly_hears_the_last_word():
     """What changes while a watcher is being told is told next, and only then does the watching end."""
     health, told = Health(), []
@@ -301,7 +356,7 @@ def test_a_server_of_two_that_restarts_under_load_costs_no_request(tiny_bundle_p
         client = later.enter_context(Client(target, fallback_tier=Tier.SIMPLE, timeout_seconds=60))
 
         def ask():
-            while not done.is_set():
+            while not done.wait(0.01):  # the servers that start need the cores, too
                 client.classify("hi")
 
         pool = later.enter_context(ThreadPoolExecutor(4))

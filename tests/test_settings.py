@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from classifier.addresses import is_local
@@ -112,6 +115,18 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=r"c\.toml"):
         resolve({}, {}, path)
+
+
+def test_a_pipe_is_read_once(tmp_path):
+    """A pipe (`--config <(…)`) has nothing left for SIGHUP, and is refused: no default takes the settings' place."""
+    os.mkfifo(tmp_path / "c.toml")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "c.toml").write_text, "workers = 2\n")
+        assert resolve({}, {}, tmp_path / "c.toml").workers == 2
+    with pytest.raises(SettingsError, match=r"c\.toml: is no file, and what it held cannot be read again"):
+        resolve({}, {}, tmp_path / "c.toml", again=True)
+    with pytest.raises(SettingsError, match=r"none\.toml: cannot be read \(No such file or directory\)"):
+        resolve({}, {}, tmp_path / "none.toml", again=True)
 
 
 def test_feedback_is_kept_in_the_users_own_sqlite_unless_told_otherwise():

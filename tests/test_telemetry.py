@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
+import os
 import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 
 import grpc
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from classifier import Client, Request, Tier, errors
 from classifier.logs import JsonFormatter, TextFormatter, configure_logging
-from classifier.metrics_page import serve_metrics
+from classifier.metrics_page import collected, forget_process, reserve, serve_metrics
 from classifier.seams import Observer
 from classifier.telemetry import Metrics, Observers, Traces
 from classifier.testing import FakeEngine, fake_server
@@ -127,6 +132,58 @@ def test_strangers_at_the_page_leave_no_trace_and_hold_nothing(monkeypatch, capf
     until(lambda: before.issuperset(threading.enumerate()))  # threads of other tests may end meanwhile
     stop()
     assert capfd.readouterr().err == ""
+
+
+def test_a_worker_that_ended_counts_and_does_nothing_any_more(tmp_path):
+    """What it counted stays on the page, what it was doing does not; one that never served leaves no file."""
+    code = "import os; from classifier.telemetry import Metrics; m = Metrics(); m.call_started('Classify', ()); "
+    code += "m.refused('INTERNAL'); print(os.getpid())"
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+
+    def numbers():
+        text = generate_latest(collected(str(tmp_path))).decode()
+        return value(text, "classifier_in_flight"), value(text, "classifier_items_total")
+
+    assert numbers() == (1, 1)
+    reserve(7, str(tmp_path))
+    forget_process(7, str(tmp_path), served=False)
+    assert not list(tmp_path.glob("*_7.db"))
+    forget_process(int(done.stdout), str(tmp_path), served=True)
+    assert numbers() == (0, 1)
+
+
+def test_the_page_is_there_where_a_worker_is_forgotten_meanwhile(tmp_path, monkeypatch):
+    """A file that goes while the page is made is no error."""
+    reserve(7, str(tmp_path))
+    reserve(8, str(tmp_path))
+    read = MultiProcessCollector.merge
+
+    def merge(files, *, accumulate=True):
+        forget_process(7, str(tmp_path), served=False)
+        return read(files, accumulate=accumulate)
+
+    monkeypatch.setattr(MultiProcessCollector, "merge", staticmethod(merge))
+    assert generate_latest(collected(str(tmp_path))) == b""
+
+
+def test_a_worker_for_whose_numbers_there_is_no_space_says_so(small_disk):
+    """It ends with the reason, and not by the first number that it writes."""
+    disk, _ = small_disk
+    with contextlib.suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(errors.InputError, match=r"No space left on device\); make space, or name another .* TMPDIR"):
+        reserve(7, str(disk))
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_COMPRESSION"])
+def test_a_variable_that_opentelemetry_cannot_use_is_one_line(monkeypatch, variable):
+    """Whatever OpenTelemetry raises of its variables, a server that is to send spans says that it cannot start."""
+    pytest.importorskip("opentelemetry.sdk.trace")
+    monkeypatch.setenv(variable, "abc")
+    with pytest.raises(errors.SettingsError, match=r"traces: OpenTelemetry cannot start \(.*abc.*OTEL_\* variables"):
+        Traces()
 
 
 def test_no_prompt_is_in_logs_metrics_errors_or_spans(tiny_bundle_path):
@@ -295,6 +352,7 @@ def test_drift_is_measured_on_live_traffic(tiny_engine):
     metrics.bundle("old", "1", golden_ok=True)
     for i in [3] * 400:
         metrics.decided(decisions[i], prepared[i], {})
+    metrics.drift(reference)
     metrics.bundle("new", "1", golden_ok=True)
     metrics.drift(reference)
-    assert "classifier_drift_index{" not in page(metrics)
+    assert set(re.findall(r"^classifier_drift_index{.*} (\S+)$", page(metrics), re.MULTILINE)) == {"NaN"}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from classifier import Client
+from classifier.metrics_page import _KINDS
 from classifier.recorder import CLOSE_SECONDS
 from classifier.settings import ServerSettings
 from classifier.workers import _Keeper
@@ -35,11 +38,13 @@ def arguments(tiny_bundle_path):
     return ["--bundle", str(tiny_bundle_path), "--listen", "127.0.0.1:0", "--workers", "2", "--cores", "2"]
 
 
-def test_workers_share_the_port_the_ids_and_the_page(arguments):
-    """Two workers answer on one port, make the same ids, and are counted on one page."""
-    with server_process(*arguments, "--metrics-listen", "127.0.0.1:0") as server:
+def test_workers_share_the_port_the_ids_and_the_page(arguments, tmp_path):
+    """Two workers answer on one port, make the same ids, and are counted on one page, whatever else fills the disk."""
+    env = {"TMPDIR": str(tmp_path)}
+    with server_process(*arguments, "--metrics-listen", "127.0.0.1:0", env=env) as server:
         [address] = server.wait_ready()
-        assert len(children(server.process.pid)) == 2
+        workers = children(server.process.pid)
+        assert len(workers) == 2
         ids = set()
         for _ in range(20):
             with Client(address, timeout_seconds=60) as client:
@@ -47,6 +52,9 @@ def test_workers_share_the_port_the_ids_and_the_page(arguments):
         assert len(ids) == 1
         line = 'classifier_requests_total{code="OK",method="Classify"} 20.0'
         until(lambda: line in server.metrics_page())  # counted after the answer
+        files = {path.name: path.stat() for path in tmp_path.glob("classifier-metrics-*/*.db")}
+        assert set(files) == {f"{kind}_{pid}.db" for kind in _KINDS for pid in workers}
+        assert all(512 * file.st_blocks >= file.st_size for file in files.values())  # the space is theirs already
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert len(server.ready_lines) == 1
@@ -117,9 +125,9 @@ def test_sighup_complains_of_nothing_that_did_not_change(arguments, tmp_path):
 
 
 def test_a_worker_that_takes_anothers_place_begins_with_the_settings_of_now(arguments, tmp_path):
-    """What SIGHUP changed holds in a worker that starts afterwards, too."""
+    """What SIGHUP changed holds in a worker that starts afterwards, and in what its keeper says of it, too."""
     config = tmp_path / "c.toml"
-    config.write_text("max_messages = 7\n")
+    config.write_text("max_messages = 7\nlog_level = 'warning'\n")
     with server_process(*arguments, "--config", str(config)) as server:
         [address] = server.wait_ready()
 
@@ -128,7 +136,7 @@ def test_a_worker_that_takes_anothers_place_begins_with_the_settings_of_now(argu
                 return client.info(timeout_seconds=60).limits.max_messages
 
         assert limit() == 7
-        config.write_text("max_messages = 8\n")
+        config.write_text("max_messages = 8\nlog_level = 'info'\n")
         server.signal(signal.SIGHUP)
         until(lambda: limit() == 8)
         for worker in children(server.process.pid):
@@ -144,6 +152,36 @@ def test_workers_end_with_their_parent(arguments):
         workers = children(server.process.pid)
         server.process.kill()
         until(lambda: not any(_alive(w) for w in workers))
+
+
+def test_a_worker_that_does_not_come_to_serve_is_tried_less_and_less():
+    """Each start that fails puts the next off for twice as long; where one served, another follows at once."""
+
+    class Worker:
+        pid, exitcode = 7, 1
+
+        def __init__(self):
+            self.pipe, self.child = multiprocessing.Pipe()
+            self.sentinel = self.child.fileno()
+
+        def is_alive(self):
+            return True
+
+    told = ServerSettings(workers=1)
+    keeper = _Keeper(told, b"", lambda: told, "", lambda: None)
+
+    def seconds_to_the_next(*, served):
+        worker = Worker()
+        keeper._workers[worker] = (worker.pipe, time.monotonic() - 60)
+        if served:
+            worker.child.send(None)
+            keeper._tend()
+        before = time.monotonic()
+        keeper._replace(worker)
+        return max(0, round(keeper._next_start - before))
+
+    assert [seconds_to_the_next(served=False) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [seconds_to_the_next(served=served) for served in (True, False)] == [0, 1]
 
 
 def test_a_worker_has_the_time_to_write_what_it_recorded():

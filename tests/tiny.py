@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
-from classifier.bundle import Bundle, sha256, write_bundle
+from classifier.bundle import Bundle, write_bundle
 from classifier.calibration import IDENTITY, Calibration
+from classifier.checksums import sha256
 from classifier.engine import rate
 from classifier.inputs import INPUT_VERSION, SIGNALS, render
 from classifier.policy import Policy

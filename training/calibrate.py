@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.bundle import Bundle, check_new, sha256, write_bundle
+from classifier.bundle import Bundle, check_new, write_bundle
 from classifier.calibration import METHODS, Calibration
+from classifier.checksums import sha256
 from classifier.drift import reference_distributions
 from classifier.engine import Engine
 from classifier.errors import InputError, SettingsError

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel
 
-from classifier.bundle import Bundle, read_bundle, sha256, write_bundle
+from classifier.bundle import Bundle, read_bundle, write_bundle
 from classifier.calibration import IDENTITY
+from classifier.checksums import sha256
 from classifier.engine import rate
 from classifier.errors import GateNotMet, InputError
 from classifier.inputs import INPUT_VERSION, render

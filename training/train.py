@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedModel, set_seed
 
-from classifier.bundle import sha256
+from classifier.checksums import sha256
 from classifier.durable import write_whole
 from classifier.errors import InputError
 from training import processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -51,8 +52,7 @@ def command(config: str | None, **flags: Any) -> None:
 
     from classifier.settings import resolve
 
-    reread = partial(resolve, flags, config=config)
-    run(reread(), reread)
+    run(resolve(flags, config=config), partial(resolve, flags, config=config, again=True))
 
 
 def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
@@ -73,7 +73,7 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
     from classifier.telemetry import observing
 
     configure_logging(settings.log_format, settings.log_level)
-    if settings.store == "off" and (left := sqlite_file(settings.feedback_url)) is not None and left.exists():
+    if settings.store == "off" and (left := sqlite_file(settings.feedback_url)) is not None and _is_there(left):
         logging.getLogger(__name__).warning(
             "store is off, and %s is there from before: nothing in it expires any more; run 'classifier feedback "
             "expire --older-than-days DAYS', or remove it",
@@ -89,3 +89,11 @@ def run(settings: ServerSettings, reread: Callable[[], ServerSettings]) -> None:
             held.callback(serve_metrics(settings.metrics_listen, metrics.registry))
         ended_by = run_server(serve(Server(settings, metrics=metrics, observer=observer, reread=reread)))
     leave(ended_by)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; of a folder that may not be looked into nobody can say so."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
