@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from classifier.intervals import Interval
 from tests.off_policy_support import draw_log, truths
 from training.calibration_report import PRICES
 from training.gate import FEWEST_ROWS, RISK_MARGIN, LabelledSet, judge, tango
 from training.off_policy import estimate
-from training.step_losses import soft
+from training.step_losses import EVERY_MISS, soft
 
 N = 2000
 LABELS = np.random.default_rng(0).choice(4, N, p=[0.4, 0.35, 0.15, 0.1])
@@ -185,6 +187,26 @@ def test_the_log_can_contradict_the_labels():
     assert not verdict.accepted
     assert "no support" in verdict.why
     json.dumps(verdict.as_json())
+
+
+@pytest.mark.parametrize(
+    ("severity", "now", "then", "stands"),
+    [
+        (EVERY_MISS, (0.02, 0.01, 0.03), (0.14, 0.12, 0.16), True),
+        (EVERY_MISS, (0.02, 0.01, 0.03), (0.16, 0.14, 0.18), False),
+        (EVERY_MISS, (0.18, 0.16, 0.20), (0.22, 0.20, 0.24), True),
+        ((0.5, 1.0, 1.0), (0.02, 0.01, 0.03), (0.2, 0.18, 0.22), True),
+        ((0.5, 1.0, 1.0), (0.02, 0.01, 0.03), (0.27, 0.25, 0.29), False),
+    ],
+    ids=["within the promise", "beyond it", "no worse than what serves", "within a mean loss", "beyond a mean loss"],
+)
+def test_the_log_refuses_what_is_surely_beyond_what_is_allowed(severity, now, then, stands: bool):
+    """Misses in the log count from the promise on, or from what serves; a mean loss of .10 in halves is .20 of them."""
+    drawn = draw_log(truths(2000, np.random.default_rng(1)), 1)
+    found = estimate(drawn.log, drawn.log.base)
+    said = tuple(replace(found, risk_dr=Interval(*one)) for one in (now, then))
+    sets = [labelled(chooser(0.02, 0.7, 5), chooser(0.02, 0.1, 7), alpha=0.1, severity=severity)]
+    assert judge(sets, off_policy=said, draws=200).accepted is stands
 
 
 def test_the_gate_wants_a_set():

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 from tests.feedback_set_support import export_row, silent
 from training.calibration_set import TRAINING_ROWS, pack_rows
+from training.corpus import parse_row
 from training.feedback_set import SetOptions, build
 from training.frozen import Frozen, conversations
 from training.held_out import audits, feedback_rows, hold_out, kept_for_judging, recent_log
@@ -113,6 +114,50 @@ def test_recent_audits_fit_the_map_of_what_was_taught_where_no_others_are_left()
         assert (len(mapped), len(judged)) == halves
 
 
+def test_the_serving_bundle_is_judged_by_nothing_that_it_was_trained_on():
+    """Golden rows are unseen test rows with a juror's tier, and an audit of a prompt that was trained on is none."""
+    base = [
+        parse_row({"prompt": f"{split} {i}", "tier": "simple", "split": split}, "base")
+        for split in ("test", "train")
+        for i in range(2)
+    ]
+    base.append(parse_row({"prompt": "an outcome", "tier": "simple", "label": "OUTCOME", "split": "test"}, "base"))
+    rows = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(2)]
+    learnt = pack_rows([base[0].sha256, audits(rows[:1], ALL)[0][0].sha256])
+    found = hold_out(Frozen([], rows, SAMPLE), base, SimpleNamespace(manifest={TRAINING_ROWS: learnt}),
+                     options=ALL, most=10)  # fmt: skip
+    assert ([row.sha256 for row in found.golden], [row.id for row in found.recent]) == ([base[1].sha256], ["d1"])
+
+
+def test_recent_traffic_teaches_nothing():
+    """A request of the recent window is trained on by no round that is judged on such, whoever asked it before."""
+    early = [export_row(f"e{i}", text=f"prompt {i}") for i in range(4)]
+    frozen = Frozen(early, [silent(i, text=f"prompt {i}") for i in range(3)], SAMPLE)
+    held = hold_out(frozen, [], SimpleNamespace(manifest={}), options=ALL, most=10)
+    rows, _ = feedback_rows(frozen, held, kept_for_judging(frozen, held), ALL)
+    assert [row.id for row in rows] == ["de3"]
+
+
+def test_audits_weigh_alike_and_are_no_part_of_the_log():
+    """An audit of a month ago is as good a label as one of today; its tier was not the one that the log has."""
+    rows = [export_row(i, tier="simple", decided_at=1e6 + i * 86_400 * 30, labels=AUDIT) for i in range(2)]
+    assert [row.weight for row in audits(rows, ALL)[0]] == [1.0, 1.0]
+    assert len(recent_log(Frozen([], [*rows, export_row("n")], SAMPLE), ALL, 10)) == 1
+
+
+def test_where_audits_went_is_told():
+    """Who has too few closed audits is told what became of the others, and what may be done about it."""
+    rows = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(3)]
+    rows += [export_row("n", served_tier="simple", request=None, labels=AUDIT), silent("s", labels=AUDIT)]
+    rows += [export_row("o", caller="a test", served_tier="simple", labels=AUDIT)]
+    given = SetOptions(principal_share=0.2)
+    held = hold_out(Frozen([], rows, SAMPLE), [], SimpleNamespace(manifest={}), options=given, most=10)
+    assert held.told() == (
+        "2 recent audits are closed (and 1 open, 1 without a text, which --store text keeps, 2 over the "
+        "--principal-share of their callers)"
+    )
+
+
 def test_what_looks_like_a_row_that_judges_is_not_trained_on():
     """A manifest tells rows by 32 bits, so one that has those of a recent audit would void it."""
     late = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(3)]
@@ -134,6 +179,16 @@ def test_traffic_is_drawn_from_all_that_is_recent():
     for requests in (traffic, recent_log(frozen, ALL, 200).requests):
         assert len(requests) == 200
         assert 8 <= sum(request.messages[0].content == "night" for request in requests) <= 35
+
+
+def test_texts_that_came_with_outcomes_are_no_traffic():
+    """Where the store keeps no text, those of audits were drawn at random, and those of who complained were not."""
+    easy = [silent(i, request=None) for i in range(90)]
+    hard = [export_row(f"h{i}", text="hard", verdict="escalated") for i in range(20)]
+    drawn = [export_row(f"a{i}", text="drawn", served_tier="simple", labels=AUDIT) for i in range(10)]
+    frozen = Frozen([], [*easy, *hard, *drawn], SAMPLE)
+    traffic = hold_out(frozen, [], SimpleNamespace(manifest={}), options=ALL, most=200).traffic
+    assert [request.messages[0].content for request in traffic] == ["drawn"] * 10
 
 
 def test_a_request_that_came_again_fits_thresholds_as_often_as_it_came():

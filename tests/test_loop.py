@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tests.tiny import tiny_bundle
 from training.__main__ import main
 from training.loop import broken, drift_alarms, held_to, run_loop, tick
 from training.loop_command import seconds
+from training.retrain import told_of
 from training.round_options import Options
 from training.steps import Run, next_folder, only_one
 
@@ -43,7 +45,7 @@ def promoted(tmp_path: Path, guarantee: Guarantee, at: float = 500.0, before: fl
     registry = Registry(tmp_path / "registry", clock=lambda: at)
     for i, scale in enumerate((6.0, 5.0)):
         tiny_bundle(tmp_path / f"bundle-{i}", scale=scale, policies=policies)
-        registry.promote(registry.add(tmp_path / f"bundle-{i}"))
+        registry.promote(registry.add(tmp_path / f"bundle-{i}"), why=told_of(f"00000{i}", "better"))
     given = Options(
         registry=str(tmp_path / "registry"),
         feedback_url=f"sqlite:///{tmp_path}/feedback.db",
@@ -52,7 +54,8 @@ def promoted(tmp_path: Path, guarantee: Guarantee, at: float = 500.0, before: fl
     )
     state = registry.state().aliases
     judged = {"sets": {"recent": {"risk": {"current": {"estimate": before}}}}}
-    receipt = {"decision": "promoted", "current": state["previous"], "candidate": state["current"], "until": 0.0}
+    said = {"run": "000001", "decision": "promoted", "why": "better", "until": 0.0}
+    receipt = said | {"current": state["previous"], "candidate": state["current"]}
     Run(next_folder(given.work)).close(receipt | {"steps": {"snapshot": {}, "judge-recalibrated": judged}})
     return given
 
@@ -110,13 +113,24 @@ def test_a_clock_that_ran_ahead_hides_no_broken_promise(tmp_path, ahead):
     assert tick(options, clock=lambda: 2000.0)["decision"] == "rolled back"
 
 
-def test_a_bundle_that_serves_again_is_judged_by_what_it_decides_now(options):
-    """What was decided before a rollback is not held against a bundle that a person promotes again."""
+@pytest.mark.parametrize(
+    ("why", "again", "decision"),
+    [
+        (told_of("000001", "better"), 0, "wait"),
+        (told_of("000001", "better"), 300, "rolled back"),
+        ("the alarm was a fault of the gateway", 300, "wait"),
+    ],
+    ids=["the loop", "the loop, and it fails again", "a person"],
+)
+def test_a_bundle_that_serves_again_is_judged_by_what_it_decides_now(options, why, again, decision):
+    """What was decided before a rollback is held against no bundle, and what a person promoted again is left alone."""
     fill(options, 300, audits=0.0, failing=0.5)
     assert tick(options)["decision"] == "rolled back"
-    registry = Registry(options.registry, clock=lambda: 5000.0)
-    registry.promote("previous")
-    assert tick(replace(options, min_outcomes=1000))["decision"] == "wait"
+    later = time.time() + 5000.0
+    Registry(options.registry, clock=lambda: later).promote("previous", why=why)
+    fill(options, again, begin=later, audits=0.0, failing=0.5, seed=1)
+    found = tick(replace(options, min_outcomes=1000), clock=lambda: later + 1000.0)
+    assert found["decision"] == decision
 
 
 @pytest.mark.parametrize(
@@ -262,13 +276,28 @@ def test_drift_that_stays_puts_off_no_retraining(options, monkeypatch):
     assert rounds.count(True) > rounds.count(False)
 
 
+@pytest.mark.parametrize(("wanted", "few"), [(1, 1), (2, 1), (10, 2), (500, 100)])
+def test_drift_waits_for_a_fifth_of_the_outcomes_and_for_one_at_least(options, monkeypatch, wanted, few):
+    """An alarm that stays begins no round of the outcomes that the last one saw."""
+    asked: list[int] = []
+
+    def retrain(options, **_fields):
+        asked.append(options.min_outcomes)
+        return {"decision": "wait", "why": "test"}
+
+    monkeypatch.setattr(training.loop, "retrain", retrain)
+    monkeypatch.setattr(training.loop, "drift_alarms", lambda _: ["drifted"])
+    tick(replace(options, promote=False, min_outcomes=wanted))
+    assert asked == [wanted, few]
+
+
 @pytest.mark.parametrize("ahead", ["loop", "server", "machine"])
 def test_a_clock_that_ran_ahead_neither_blocks_the_loop_nor_drives_it(options, monkeypatch, ahead):
     """Of two rounds' outcomes each begins one, also where loop, server or both were in another week for a while."""
     day = 86_400.0
 
     def go(self, why):
-        snapshot = self._run.step("snapshot", lambda out: self._freeze(out, why))
+        snapshot = self._run.step("snapshot", self._freeze)
         return self._run.close({"decision": "keep", "until": snapshot["until"], "options": {}})
 
     monkeypatch.setattr(training.retrain.Round, "go", go)

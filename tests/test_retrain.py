@@ -41,8 +41,8 @@ pytestmark = [
 
 NOW = 2000.0
 STEPS = (
-    "snapshot", "recalibrate", "judge-recalibrated", "thresholds", "judge-thresholds", "train", "calibrate-trained",
-    "judge-retrained", "register", "promote",
+    "begin", "snapshot", "recalibrate", "judge-recalibrated", "thresholds", "judge-thresholds", "train",
+    "calibrate-trained", "judge-retrained", "register", "promote",
 )  # fmt: skip
 LAST = "receipt"
 """The step that the receipt itself is."""
@@ -343,16 +343,34 @@ def test_a_round_that_cannot_be_is_refused_before_it_begins(options, name, value
         replace(options, **{name: value})
 
 
-def test_a_round_that_is_resumed_keeps_to_what_it_was_begun_with(options, monkeypatch):
-    """Its receipt has the options of its snapshot, and one that was to recalibrate alone does not train."""
-    crash_at(monkeypatch, "recalibrate", "before")
+@pytest.mark.parametrize("step", ["snapshot", "recalibrate"])
+def test_a_round_that_is_resumed_keeps_to_what_it_was_begun_with(options, monkeypatch, step):
+    """Its receipt has the options and the reason of its beginning, and one that was to recalibrate alone trains not."""
+    crash_at(monkeypatch, step, "before")
     with pytest.raises(Crash):
-        go(replace(options, held_out=0.4, recalibrate_only=True))
+        go(replace(options, held_out=0.4, recalibrate_only=True), why="drift")
     monkeypatch.undo()
     monkeypatch.setattr(Round, "_judge", refuse)
     receipt = go(options)
     assert (receipt["options"]["held_out"], receipt["options"]["recalibrate_only"]) == ("0.4", "True")
-    assert "train" not in receipt["steps"]
+    assert (receipt["steps"]["begin"]["why"], "train" in receipt["steps"]) == ("drift", False)
+
+
+def test_training_by_another_recipe_begins_again(options, done, tmp_path, monkeypatch):
+    """A round that is gone on with after its recipe was changed is trained by that one alone, as its receipt says."""
+    cut_off(options, done, "train")
+    monkeypatch.setattr(Round, "_judge", judge)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_at(patch, "train", "midway")
+        go(options)
+    for step in ("calibrate-trained", "judge-retrained"):
+        shutil.rmtree(options.work / "000001" / step)
+    before = options.recipe.read_text()
+    (tmp_path / "longer.toml").write_text(before.replace("epochs = 1", "epochs = 2\nlearning_rate = 1e-4"))
+    receipt = go(replace(options, recipe=tmp_path / "longer.toml"))
+    first, _ = receipt["steps"]["train"]["history"]
+    earlier = json.loads((done / "work" / "000001" / "receipt.json").read_text())["steps"]["train"]["history"]
+    assert first["loss"] != earlier[0]["loss"]
 
 
 def test_outcomes_before_the_window_begin_no_round(options):
@@ -455,7 +473,7 @@ def test_training_that_fails_leaves_what_recalibration_found(options, monkeypatc
 def test_base_row_that_is_an_audit_is_not_trained_on(options, base, tmp_path, monkeypatch):
     """A prompt of the base corpus that a user sent as an audit judges, and the round that it is in comes to its end."""
     frozen = Round(options, Run(tmp_path / "look"), print, lambda: NOW)
-    frozen._snapshot = frozen._run.step("snapshot", lambda out: frozen._freeze(out, "look"))
+    frozen._snapshot = frozen._run.step("snapshot", frozen._freeze)
     audits = frozen._held_out.recent
     more = "".join(
         json.dumps({"prompt": r.request.messages[-1].content, "tier": r.tier.label, "split": "train"}) + "\n"
@@ -482,8 +500,8 @@ def test_round_without_audits_changes_nothing(options):
     """With fewer recent audits than the gate wants nothing is fitted, trained or promoted, and the reason is said."""
     receipt = go(replace(options, audit_label="sample=nothing"))
     assert (receipt["decision"], receipt["candidate"]) == ("keep", "")
-    assert "0 recent audits are closed" in receipt["why"]
-    assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
+    assert "0 recent audits are closed, 0 of which" in receipt["why"]
+    assert set(receipt["steps"]) == {"begin", "snapshot", "recalibrate"}
 
 
 def test_round_without_new_audits_changes_nothing(options, monkeypatch):
@@ -496,7 +514,7 @@ def test_round_without_new_audits_changes_nothing(options, monkeypatch):
     assert sorted(path.name for path in (options.work / "000001").iterdir()) == ["attempts", "receipt.json"]
     assert receipt["decision"] == "keep"
     assert re.search("[1-9][0-9]+ recent audits are closed, 0 of which fitted nothing", receipt["why"])
-    assert set(receipt["steps"]) == {"snapshot", "recalibrate"}
+    assert set(receipt["steps"]) == {"begin", "snapshot", "recalibrate"}
 
 
 def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, monkeypatch):

@@ -10,10 +10,12 @@ Knows nothing of stores, gates or registries.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,8 @@ def retrained(
         feedback: rows from the feedback store.
         base: rows of the base corpus to draw from.
         check: rows on which the export's parity is measured.
-        state: folder that a crash leaves, so that training goes on where it was.
+        state: folder that a crash leaves, so that training goes on where it was; with other rows, or by another recipe,
+            it begins again.
 
     Returns:
         The bundle, and facts: rows, hashes, training history, parity.
@@ -188,7 +191,8 @@ def retrained(
         model, fast = load_checkpoint(checkpoint)
         head = load_head(checkpoint, model)
     options = training_of_a_round(recipe, seed=seed)
-    history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=state)
+    of_this = state / sha256(json.dumps([data_sha256(mixed), recipe], sort_keys=True).encode()).hexdigest()[:16]
+    history = fit(model, tokenizer_of(fast, max_tokens), mixed, options, name="retrain", state=of_this)
     save_checkpoint(model, fast, out / "checkpoint", max_tokens)
     model, fast = load_checkpoint(out / "checkpoint")
     if head is not None:

@@ -98,6 +98,11 @@ class LabelledSet:
         """The risk that is aimed at before anything is explored, as thresholds are fitted; 0 where none is."""
         return max(0.0, self.alpha - self.epsilon)
 
+    @property
+    def most_missed(self) -> float:
+        """The share of misses that a risk of `limit` allows: each of them loses the least severity, or more."""
+        return self.limit / self.severity[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -152,7 +157,7 @@ def judge(
     found = [_judge_set(rows, draws) for rows in sets]
     reasons = [reason for one in found for reason in one.reasons]
     blocked = False
-    limit = max(rows.limit for rows in sets)
+    limit = max(rows.most_missed for rows in sets)
     if off_policy is None:
         reasons.append("nothing was explored: judged on labelled sets alone")
     else:

@@ -33,6 +33,11 @@ from training.frozen import Frozen, conversations
 
 TAUGHT = 0.5
 """Share of the earlier audits that teaches."""
+_LEFT_OUT = {
+    "open": "open",
+    "no_text": "without a text, which --store text keeps",
+    "capped": "over the --principal-share of their callers",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,8 @@ class HeldOut:
         earlier: audits from before.
         taught: audits from before that retraining learns from; they may be in the serving bundle's training set.
         golden: held-out rows of the base corpus, to judge on.
-        traffic: recent requests, whatever became of them.
+        traffic: recent requests, whatever became of them. Where the store has no text of some, the audits among them:
+            the other texts came with outcomes, and who is content reports seldom.
         counts: of recent audits, as `audits` has them.
     """
 
@@ -55,6 +61,11 @@ class HeldOut:
     golden: list[Row]
     traffic: list[Request]
     counts: dict[str, int]
+
+    def told(self) -> str:
+        """How many recent audits are closed, and what became of the others."""
+        left_out = [f"{count} {what}" for name, what in _LEFT_OUT.items() if (count := self.counts[name])]
+        return f"{len(self.recent)} recent audits are closed" + (f" (and {', '.join(left_out)})" if left_out else "")
 
     def to_fit(self, *, retrained: bool) -> tuple[list[Row], list[Row]]:
         """Audits for the probability map, and others for the thresholds and to judge on.
@@ -95,7 +106,10 @@ def hold_out(frozen: Frozen, base: Sequence[Row], serving: Bundle, *, options: S
     fresh = unseen(earlier, serving)
     kept = {row.sha256 for row in fresh if _position(row.group) >= TAUGHT}
     golden = [row for row in base if row.label == RUBRIC and row.probabilities is not None and row.split == "test"]
-    requests = [request for row in frozen.recent if (request := request_of(row)) is not None]
+    fair = frozen.recent
+    if any(row["request"] is None for row in fair):
+        fair = [row for row in fair if frozen.audited(row)]
+    requests = [request for row in fair if (request := request_of(row)) is not None]
     return HeldOut(
         unseen(recent, serving),
         fresh,

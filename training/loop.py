@@ -30,7 +30,7 @@ from classifier.exports import export_row
 from classifier.ledger import Ledger
 from classifier.policy import promised_risks
 from classifier.registry import Registry
-from training.retrain import retrain
+from training.retrain import retrain, told_of
 from training.round_options import Options, check_work, lock_path
 from training.sequential import ERROR, SequentialTest
 from training.steps import only_one, receipts, unfinished, write_json
@@ -63,7 +63,8 @@ def tick(options: Options, *, say: Say = lambda _: None, clock: Clock = time.tim
     # An alarm may stay on for ever: it does not come before the round that could end it.
     found = retrain(options, why="enough outcomes", say=say, clock=clock)
     if found["decision"] == "wait" and (drifted := drift_alarms(options)):
-        few = replace(options, recalibrate_only=True, min_outcomes=round(DRIFT_SHARE * options.min_outcomes))
+        fewest = max(1, round(DRIFT_SHARE * options.min_outcomes))
+        few = replace(options, recalibrate_only=True, min_outcomes=fewest)
         recalibrated = retrain(few, why=f"drift: {'; '.join(drifted)}", say=say, clock=clock)
         return found if recalibrated["decision"] == "wait" else recalibrated
     return found
@@ -104,6 +105,20 @@ def tenure(registry: Registry, version: str) -> tuple[float, float]:
     return left, came
 
 
+def own_promotion(registry: Registry, closed: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The receipt of the round that promoted what serves; None where a person did, or came back to it.
+
+    Args:
+        registry: where that bundle serves.
+        closed: receipts of rounds.
+    """
+    last = registry.last_change()
+    if last is None or last.action != "promote":
+        return None
+    own = (r for r in closed if r["decision"] == "promoted" and r["candidate"] == last.version)
+    return next((r for r in own if told_of(r["run"], r["why"]) == last.why), None)
+
+
 def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[str, Any] | None:
     """Rolls back the bundle that the last round promoted, where its risk exceeds what it is held to.
 
@@ -114,15 +129,14 @@ def roll_back_if_worse(options: Options, *, clock: Clock = time.time) -> dict[st
         The receipt; None where there is no reason.
     """
     registry = Registry(options.registry)
-    state = registry.state()
-    current = state.aliases.get("current", "")
-    promotions = [r for r in receipts(options.work) if r["decision"] == "promoted" and r["candidate"] == current]
-    if not promotions or state.aliases.get("previous") != promotions[-1]["current"]:
+    promotion = own_promotion(registry, receipts(options.work))
+    if promotion is None:
         return None
+    current = promotion["candidate"]
     with only_one(lock_path(options)):
         bundle = read_bundle(registry.fetch(current))
         left, came = tenure(registry, current)
-        fired = broken(held_to(bundle, promotions[-1]), decisions_of(options, current, left), came, clock())
+        fired = broken(held_to(bundle, promotion), decisions_of(options, current, left), came, clock())
         if not fired:
             return None
         why = f"failures of {', '.join(fired)} exceed the promise (sequential test)"

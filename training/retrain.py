@@ -92,10 +92,9 @@ def retrain(
         return Round(options, Run(folder, say=say), say, clock).go(why)
 
 
-def rolled_back(registry: Registry) -> str:
-    """The version that a rollback took out of service for the one that serves; "" where that one was promoted."""
-    changes = [event for event in registry.history() if event.action in ("promote", "rollback")]
-    return changes[-1].aliases["previous"] if changes and changes[-1].action == "rollback" else ""
+def told_of(run: str, why: str) -> str:
+    """What the registry's history says of a change that a round made."""
+    return f"round {run}: {why}"[:500]
 
 
 class Round:
@@ -115,10 +114,10 @@ class Round:
 
     def go(self, why: str) -> dict[str, Any]:
         """All steps that are left, and the receipt."""
-        self._snapshot = self._run.step("snapshot", lambda out: self._freeze(out, why))
+        self._keep_to(self._run.step("begin", lambda _: self._begin(why))["options"])
+        self._snapshot = self._run.step("snapshot", self._freeze)
         self._registry.state()  # a store or registry that cannot be reached is no fault of the round: it does not count
         attempt = self._run.attempt()
-        self._keep_to(self._snapshot.get("options") or {})
         if attempt > MOST_ATTEMPTS:
             return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log")
         name, verdict = self._choose()
@@ -127,27 +126,29 @@ class Round:
         candidate = self._run.step("register", lambda _: self._register(name, verdict))["version"]
         if not self._options.promote:
             return self._close("candidate", verdict["why"], candidate)
-        outcome = self._run.step("promote", lambda _: self._promote(candidate, verdict))
-        if told := outcome.get("superseded"):
+        if told := self._run.step("promote", lambda _: self._promote(candidate, verdict)).get("superseded"):
             return self._close("superseded", told, candidate)
         return self._close("promoted", verdict["why"], candidate)
 
     def _keep_to(self, begun: Mapping[str, Any]) -> None:
         """Takes the options that the round was begun with; one that never trains stays one."""
         given, begun = self._options, dict(begun)
-        never = bool(begun.pop("recalibrate_only", False)) or given.recalibrate_only
+        never = bool(begun.pop("recalibrate_only")) or given.recalibrate_only
         self._options = replace(given, recalibrate_only=never, **begun)
         if others := [name for name in begun if begun[name] != getattr(given, name)]:
             self._say(f"the round goes on as it was begun: {', '.join(f'{n} {begun[n]}' for n in others)}")
 
-    def _freeze(self, out: Path, why: str) -> dict[str, Any]:
+    def _begin(self, why: str) -> dict[str, Any]:
+        self._registry.resolve("current")  # without one there is nothing to begin, nor a work folder to claim
+        claim_work(self._options)
+        return {"why": why, "options": {name: getattr(self._options, name) for name in KEPT}}
+
+    def _freeze(self, out: Path) -> dict[str, Any]:
         now, given, current = self._clock(), self._options, self._registry.resolve("current")
-        claim_work(given)
-        begin = given.window_begin(now)
+        begin, last = given.window_begin(now), self._registry.last_change()
         found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=self._audit)
-        options = {name: getattr(given, name) for name in KEPT}
-        bundles = {"current": current, "rolled_back": rolled_back(self._registry)}
-        return {**bundles, "why": why, "options": options, **found}
+        gone = last.aliases["previous"] if last and last.action == "rollback" else ""
+        return {"current": current, "rolled_back": gone, **found}
 
     def _choose(self) -> tuple[str | None, dict[str, Any]]:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
@@ -197,7 +198,7 @@ class Round:
             new = unseen(new, read_bundle(self._registry.fetch(gone)), CALIBRATED_ON)
             of += f" or {gone}, rolled back"
         if len(new) < FEWEST_ROWS:
-            told = f"{len(held.recent)} recent audits are closed, {len(new)} of which fitted nothing of {of}"
+            told = f"{held.told()}, {len(new)} of which fitted nothing of {of}"
             return {"done": False, "why": f"{told}; {FEWEST_ROWS} such are wanted", "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
@@ -257,16 +258,12 @@ class Round:
     def _register(self, name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
         checkpoint = self._registry.checkpoint(self._snapshot["current"])
         trained = self._run.path("train") / "checkpoint"
-        version = self._registry.add(
-            self._run.path(name) / "bundle",
-            checkpoint=trained if name == TRAINED else checkpoint,
-            candidate=True,
-            why=f"round {self._run.name}: {verdict['why']}"[:500],
-        )
-        return {"version": version}
+        weights, why = trained if name == TRAINED else checkpoint, told_of(self._run.name, verdict["why"])
+        added = self._registry.add(self._run.path(name) / "bundle", checkpoint=weights, candidate=True, why=why)
+        return {"version": added}
 
     def _promote(self, version: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-        before, why = self._snapshot["current"], f"round {self._run.name}: {verdict['why']}"[:500]
+        before, why = self._snapshot["current"], told_of(self._run.name, verdict["why"])
         # A crash after the registry's change and before this step was recorded: the promotion is done, and what others
         # made of it since then is theirs.
         done = ("promote", version, why) in ((e.action, e.version, e.why) for e in self._registry.history())
