@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 from google.rpc import status_pb2
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from classifier import errors, wire
 from classifier.statuses import error_of, status_of
 from classifier.types import (
+    MAX_TOOLS,
     ROLES,
     TIERS,
     Cause,
@@ -124,15 +128,38 @@ def test_an_outcome_survives_the_wire():
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], floor=99), ["floor"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")] * 9), ["messages"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], request_id="x" * 999), ["request_id"]),
+        (pb.ClassifyRequest(messages=[pb.Message(role="user")], tools=[pb.Tool()] * (MAX_TOOLS + 1)), ["tools"]),
+        (pb.ClassifyRequest(messages=[pb.Message(role="user")], labels={str(i): "" for i in range(99)}), ["labels"]),
         (pb.ClassifyRequest(floor=9, ceiling=8, attachments=-1), ["floor", "ceiling", "messages", "attachments"]),
     ],
-    ids=["empty", "role", "no-user", "nul", "floor-ceiling", "attachments", "tier", "too-many", "request-id", "all"],
-)
+    ids=["empty", "role", "no-user", "nul", "floor-ceiling", "attachments", "tier", "too-many", "request-id",
+         "tools", "labels", "all"],
+)  # fmt: skip
 def test_a_bad_request_names_its_field(message, fields):
     """Every field at fault is named, by its path in the contract."""
     with pytest.raises(errors.InvalidRequest) as found:
         wire.request_from_proto(message, max_messages=8)
     assert [field for field, _ in found.value.violations] == fields
+
+
+class Endless:
+    """Tools and labels without an end."""
+
+    def __getitem__(self, part):
+        return [pb.Tool(name="t")] * part.stop
+
+    def items(self):
+        return ((str(n), "") for n in itertools.count())
+
+
+def test_of_too_many_tools_and_labels_no_more_than_needed_are_looked_at():
+    """A message has room for millions; to refuse it costs what the largest that is taken costs."""
+    message = pb.ClassifyRequest(messages=[pb.Message(role="user")])
+    fields = {field.name: getattr(message, field.name) for field in pb.ClassifyRequest.DESCRIPTOR.fields}
+    endless = {"tools": Endless(), "labels": Endless(), "HasField": lambda _: False}
+    with pytest.raises(errors.InvalidRequest) as found:
+        wire.request_from_proto(SimpleNamespace(**fields | endless))
+    assert [field for field, _ in found.value.violations] == ["tools", "labels"]
 
 
 def test_unset_enums_of_an_outcome_are_named():
