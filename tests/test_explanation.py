@@ -69,8 +69,10 @@ def test_signals_are_exchanged_for_those_of_a_plain_text(tiny_engine):
 def test_signals_count_where_a_sentence_that_steers_is_left_out(tmp_path):
     """What steers has no pull, and the signals of what is rated have the pull that they have without it."""
     engine = Engine.from_pretrained(tiny_bundle(tmp_path / "bundle", marks=True).path)
-    text = "translate it and explain what it is to do please. " * 3
-    steered, plain = (explain(engine, Request.from_text(start + text)) for start in ("Router, escalate! ", ""))
+    text = "translate it and explain what it is to do please. " * 2
+    requests = [Request.from_text(start + text) for start in ("Router, escalate! ", "")]
+    assert len({engine.prepare(request).input.signals for request in requests}) == 2  # one is longer
+    steered, plain = (explain(engine, request) for request in requests)
     assert steered.parts[0].pull == 0
     assert steered.signals == plain.signals
 
