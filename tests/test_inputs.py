@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from classifier.inputs import (
     CONTEXT_CHARS,
     GAP,
+    MOST_NOISE_CHARS,
     SIGNALS,
     TEXT_CHARS,
     WINDOW_CHARS,
@@ -131,6 +132,17 @@ def test_noise_is_passed_over_however_long_it_is(chars):
     noise = f"<local-command-stdout>{'log line. ' * (chars // 10)}</local-command-stdout>"
     found = render(chat(("user", "sum the list"), ("user", noise)))
     assert (found.text, found.context) == ("sum the list", "")
+
+
+def test_what_stands_before_more_noise_than_is_looked_at_is_told_as_left_out():
+    """The context ends there, and the answer says that the model did not read all of it."""
+    noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout>"
+    few, many = (
+        render(chat(("user", "plan the migration"), *[("tool", noise)] * count, ("user", "go on")))
+        for count in (5, MOST_NOISE_CHARS // (2 * WINDOW_CHARS) + 1)
+    )
+    assert (few.context, few.truncated) == ("user: plan the migration", False)
+    assert (many.context, many.truncated) == ("", True)
 
 
 def test_empty_message_is_rated_as_it_is():
