@@ -321,6 +321,9 @@ def test_a_policy_file_that_cannot_be_is_refused(change: dict, message: str):
         {"threshold": 0.5, "group_by": ["script"]},
         {"threshold": 0.5, "top_tier_threshold": 1.1},
         {"threshold": 0.5, "name": ""},
+        {"threshold": 0.5, "name": 3},
+        {"threshold": 0.5, "tier_shares": (-1, 2, 0, 0)},
+        {"threshold": 0.5, "exempt_labels": "tenant=acme"},
     ],
 )
 def test_a_policy_out_of_range_cannot_be_made(fields: dict):
@@ -338,6 +341,10 @@ def test_a_policy_out_of_range_cannot_be_made(fields: dict):
         {"bound": float("nan")},
         {"feasible": True},
         {"feasible": True, "alpha": 0.1},
+        {"n": "many"},
+        {"n": -1},
+        {"severity": (0.5, 1, 2)},
+        {"severity": (float("nan"), 1, 1)},
     ],
 )
 def test_a_guarantee_out_of_range_cannot_be_made(fields: dict):
