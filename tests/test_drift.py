@@ -71,6 +71,14 @@ def test_a_shift_is_seen_where_it_is(change, moved):
     assert all(found[name]["p_value"] > 1e-3 for name in still)
 
 
+def test_scores_that_stand_on_an_edge_are_counted_alike():
+    """A map of few steps gives many requests one score, and edges stand there: the same traffic is no shift."""
+    steps = np.array([[0.7, 0.2, 0.1, 0.0], [0.4, 0.4, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32)
+    rows, signals = steps[[0, 1, 2, 1] * 100], [SIGNALS[0]] * 400
+    found = shifts(rows, signals, reference_distributions(rows, signals))
+    assert [shift["index"] for shift in found.values()] == pytest.approx([0] * len(found))
+
+
 def test_one_unseen_value_is_no_drift():
     """A single row with a signal that the reference never had is not significant."""
     probabilities, _ = traffic(np.random.default_rng(2), 10_000)
@@ -82,7 +90,8 @@ def test_one_unseen_value_is_no_drift():
 
 def test_a_broken_promise_is_told_from_bad_luck():
     """The tail is the exact binomial one, and rejects a kept promise no more often than it says."""
-    assert excess_p_value(0, 100, 0.1) == 1.0
+    assert excess_p_value(0, 100, 0.1) == excess_p_value(0, 100, 0.0) == excess_p_value(100, 100, 1.0) == 1.0
+    assert excess_p_value(1, 100, 0.0) == 0.0
     assert excess_p_value(10, 10, 0.5) == pytest.approx(0.5**10)
     assert excess_p_value(200, 1000, 0.1) < 1e-6
     assert excess_p_value(100, 1000, 0.1) > 0.4
@@ -221,8 +230,13 @@ def test_an_outcome_counts_where_it_says_that_the_decided_tier_was_too_small(dec
 
 @pytest.mark.parametrize(
     ("fields", "counts"),
-    [({"threshold": 0.7}, False), ({"threshold": ALWAYS_FRONTIER}, None), ({"model_tier": "simple"}, None)],
-    ids=["lowered by a ceiling", "of a group without a promise", "of an unseen group"],
+    [
+        ({"threshold": 0.7}, False),
+        ({"threshold": 1.0}, False),
+        ({"threshold": ALWAYS_FRONTIER}, None),
+        ({"model_tier": "simple"}, None),
+    ],
+    ids=["lowered by a ceiling", "from a promise at 1", "of a group without a promise", "of an unseen group"],
 )
 def test_an_answer_below_what_the_policy_chose_counts_and_is_no_failure(fields, counts):
     """A promise is about all requests, so that what a ceiling lowered stays in; where none is made, none counts."""
