@@ -173,10 +173,24 @@ def test_rows_are_counted_a_batch_at_a_time(monkeypatch):
     reference = reference_distributions(*traffic(rng, 500))
     row = {"guaranteed": True, "tier": "simple", "policy": "balanced", "cause": None}
     rows = [{**row, "probabilities": p, "signals": s} for p, s in zip(*traffic(rng, 100, tilt=1.0), strict=True)]
+    rows.append({**rows[0], "guaranteed": False, "model_tier": "simple", "threshold": 0.7})  # of no promise
     whole = drift_report(rows, reference, {"balanced": 0.1}, max_index=0.25)
     monkeypatch.setattr("classifier.drift._BATCH", 7)
     assert drift_report(iter(rows), reference, {"balanced": 0.1}, max_index=0.25) == whole
-    assert (whole["n"], whole["failures"]["balanced"]["decisions"]) == (100, 100)
+    assert (whole["n"], whole["failures"]["balanced"]["decisions"]) == (101, 100)
+
+
+@pytest.mark.parametrize(("count", "tilt", "is_large"), [(8, 0.0, True), (20_000, 0.2, False)], ids=["few", "small"])
+def test_neither_few_rows_nor_a_small_shift_raise_an_alarm(count, tilt, is_large):
+    """An alarm needs an index above the limit and rows enough that chance does not explain it."""
+    rng = np.random.default_rng(7)
+    reference = reference_distributions(*traffic(rng, 20_000))
+    row = {"guaranteed": True, "tier": "simple", "policy": "balanced", "cause": None}
+    rows = [{**row, "probabilities": p, "signals": s} for p, s in zip(*traffic(rng, count, tilt=tilt), strict=True)]
+    found = drift_report(rows, reference, {}, max_index=0.25)
+    assert (max(shift["index"] for shift in found["shifts"].values()) > 0.25) is is_large
+    assert (min(shift["p_value"] for shift in found["shifts"].values()) < 1e-6) is not is_large
+    assert found["alarms"] == []
 
 
 async def test_an_estimate_is_no_promise_that_could_be_broken(tmp_path):
