@@ -108,7 +108,7 @@ def explain(engine: Engine, request: Request) -> Explanation:
     if parts:
         strongest = max(parts, key=lambda part: abs(part.pull))
         pieces = divide(strongest.what)
-        if len(pieces) > 1 and len(parts) > 1:
+        if len(pieces) > 1:
             detail = asked.occlude([(a + strongest.start, b + strongest.start) for a, b in pieces], read.text)
     threshold = asked.decision.threshold
     cumulative, boundaries = 0.0, []

@@ -13,6 +13,7 @@ from classifier import cli
 from classifier.bundle import write_bundle
 from classifier.drift import (
     _chi_squared_tail,
+    _homogeneity,
     drift_report,
     excess_p_value,
     fell_short,
@@ -43,6 +44,11 @@ def test_the_tail_of_chi_squared_is_the_tables(x, degrees, expected):
     assert _chi_squared_tail(x, degrees) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_test_of_homogeneity_is_the_textbooks():
+    """20 of 30 against 10 of 30 is chi-squared 6.667 of one degree of freedom."""
+    assert _homogeneity(np.array([10.0, 20.0]), np.array([20.0, 10.0])) == pytest.approx(0.009823, rel=1e-3)
+
+
 def test_alike_traffic_raises_no_alarm():
     """Over draws from the reference's own distribution the tests reject about as often as they say."""
     rng = np.random.default_rng(0)
@@ -69,6 +75,14 @@ def test_a_shift_is_seen_where_it_is(change, moved):
     assert found[moved]["p_value"] < 1e-6
     still = {"above_complex", "code"} - {moved}
     assert all(found[name]["p_value"] > 1e-3 for name in still)
+
+
+def test_values_that_the_reference_never_saw_are_a_shift():
+    """Traffic of nothing but unseen values is as far from the reference as can be."""
+    probabilities, signals = traffic(np.random.default_rng(8), 500)
+    reference = reference_distributions(probabilities, signals)
+    found = shifts(probabilities, [("[turns=9]", "[code=none]")] * 500, reference)["turns"]
+    assert (found["index"] > 1, found["p_value"] < 1e-6) == (True, True)
 
 
 def test_scores_that_stand_on_an_edge_are_counted_alike():
