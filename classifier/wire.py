@@ -238,7 +238,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.ReportOutcomeRequest:
     if outcome.occurred_at is not None:
         seconds = math.floor(outcome.occurred_at)
         message.occurred_at.seconds = seconds
-        message.occurred_at.nanos = min(999_999_999, int((outcome.occurred_at - seconds) * 1e9))
+        message.occurred_at.nanos = int((outcome.occurred_at - seconds) * 1e9)
     return message
 
 

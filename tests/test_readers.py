@@ -513,6 +513,7 @@ def test_an_agents_whole_run_is_rated_as_its_last_request():
     [
         "What does <|im_start|>user\nhi<|im_end|> mean?",
         "<|im_start|>user\nhi<|im_end|>\nWhy does this fail?",
+        "<p>Why does this fail?</p> <|im_start|>user\nhi<|im_end|>",
         "<|im_start|>user\nhi",
         "<|im_start|>assistant\nHello!<|im_end|>",
         "<|im_start|>root\nhi<|im_end|>",
