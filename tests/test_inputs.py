@@ -202,7 +202,7 @@ def test_script_is_the_one_of_most_letters(text, script):
 
 
 PARTS = (
-    "Please sumarize the meeting notes and send them to everyone. ", "yes, do it", " ", "\n", "\n\n", "é", "привет ",
+    "Please summatize the meeting notes and send them to everyone. ", "yes, do it", " ", "\n", "\n\n", "é", "привет ",
     "你好世界", "你好世界再す", "今日は", "안녕 ", "مرحبا ", "नमस्ते ", "γειά ", "42 ", "a\ud800b ", "x = f(1);\n",
     "def f(x):\n", "```\n", "a line\n", "return x\n", "<system-reminder>", "</system-reminder>", "<div>",
     "<user_info>me</user_info>", "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
@@ -222,7 +222,7 @@ def test_what_is_read_changes_with_the_version_of_inputs_alone():
         request = chat(*turns, ("user", last), attachments=attached, tools=("t",) * tools)
         read = render(request)
         found.update(repr((read.text, read.context, read.signals)).encode())
-    assert (INPUT_VERSION, found.hexdigest()[:16]) == (4, "dfb86b0c691de7fd")
+    assert (INPUT_VERSION, found.hexdigest()[:16]) == (4, "50e92776a86cb17e")
 
 
 @given(CONVERSATIONS, TEXTS, st.integers(0, 9))
