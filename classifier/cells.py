@@ -1,7 +1,7 @@
 """What the cells of a row hold: objects and lists, or their JSON text, as in CSV files and tables.
 
-A column that a format owns holds JSON where it begins as JSON. In `WORDS` people write, too: a text there is JSON only
-where it holds what the column would hold of it, and is a text like any other else.
+A column that a format owns holds JSON where it begins as JSON, behind blanks or not. In `WORDS` people write, too: a
+text there is JSON only where it holds what the column would hold of it, and is a text like any other else.
 
 Pure. Knows nothing of formats or requests.
 """
@@ -24,6 +24,15 @@ WORDS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 """Columns of people's words, each with what the first object of a list says of it that is not a text."""
 
 
+def first_sign(text: str) -> str:
+    """The first character that is no blank; empty where there is none.
+
+    >>> first_sign(' [{"role": "user"}]'), first_sign("")
+    ('[', '')
+    """
+    return text.lstrip()[:1]
+
+
 def json_of(value: Any, name: str) -> Any:
     """What a cell's JSON text holds; another value as it is.
 
@@ -38,7 +47,7 @@ def json_of(value: Any, name: str) -> Any:
 
 def object_of(value: Any) -> Mapping[str, Any] | None:
     """An object, also one that stands as JSON text; an empty one for everything else, None for broken text of one."""
-    if isinstance(value, str) and value[:1] == "{":
+    if isinstance(value, str) and first_sign(value) == "{":
         value = parsed(value)
         return value if isinstance(value, Mapping) else None
     return mapping_of(value)
@@ -70,9 +79,9 @@ def is_objects(row: Mapping[str, Any], name: str) -> bool:
     value = row.get(name)
     if not isinstance(value, str):
         return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
-    found = parsed(value) if value[:1] == "[" else value
+    found = parsed(value) if first_sign(value) == "[" else value
     if not isinstance(found, list):  # what looks like a list and is broken: whoever opens it says what is wrong
-        return name not in WORDS and value.startswith("[{")
+        return name not in WORDS and value.lstrip().startswith("[{")
     fits = WORDS.get(name, bool)
     return bool(found) and isinstance(found[0], Mapping) and fits(found[0])
 
@@ -98,6 +107,6 @@ def opened(row: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     Raises:
         InvalidRequest: a text begins as JSON, is none, and its column is none of `WORDS`.
     """
-    texts = [name for name in names if isinstance(row.get(name), str) and row[name][:1] in ("[", "{")]
+    texts = [name for name in names if isinstance(row.get(name), str) and first_sign(row[name]) in ("[", "{")]
     texts = [name for name in texts if name not in WORDS or is_objects(row, name)]
     return {**row, **{name: json_of(row[name], name) for name in texts}} if texts else row

@@ -25,7 +25,7 @@ from classifier.inputs import INPUT_VERSION, ModelInput, render
 from classifier.policy import Policy, decide
 from classifier.session import Session
 from classifier.steering import without_steering
-from classifier.tokenizer import Encoded, Tokenizer
+from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 from classifier.types import Decision, Request, Scores, Timings
 
 
@@ -85,9 +85,10 @@ class Engine:
         try:
             max_tokens = int(bundle.manifest["max_tokens"])
             golden, tolerance = list(bundle.manifest["golden"]), float(bundle.manifest["golden_tolerance"])
-            # None, or wider than probabilities can differ, would be no check; longer than the graph reads, no answer.
+            # None, or wider than probabilities can differ, would be no check; longer than the graph reads, no answer;
+            # too short for any text, one that is always the same.
             longest = int(bundle.config.get("max_position_embeddings", max_tokens))
-            if not golden or not 0 <= tolerance < 1 or max_tokens > longest:
+            if not golden or not 0 <= tolerance < 1 or not BEFORE_TEXT < max_tokens <= longest:
                 raise ValueError("out of range")  # noqa: TRY301 - as what cannot be read
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleCorrupt(

@@ -108,7 +108,7 @@ def explain(engine: Engine, request: Request) -> Explanation:
     if parts:
         strongest = max(parts, key=lambda part: abs(part.pull))
         pieces = divide(strongest.what)
-        if len(pieces) > 1 and len(parts) > 1:
+        if len(pieces) > 1:
             detail = asked.occlude([(a + strongest.start, b + strongest.start) for a, b in pieces], read.text)
     threshold = asked.decision.threshold
     cumulative, boundaries = 0.0, []
@@ -149,8 +149,8 @@ class _Asked:
         return self._expected - _expected_tier(scores), self._engine.decide(prepared, scores).tier
 
     def occlude(self, spans: list[tuple[int, int]], text: str) -> tuple[Effect, ...]:
-        """The effect of each span of the text."""
-        read = self.prepared.input
+        """The effect of each span of the text, beside the signals that counted: what was not rated then has none."""
+        read = replace(self.prepared.input, signals=self.rated.signals)
         return tuple(
             Effect(text[a:b], *self.without(replace(read, text=(text[:a] + text[b:]).strip())), start=a, end=b)
             for a, b in spans

@@ -263,12 +263,10 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
     around = [*range(len(messages) - 1, rated, -1), *range(rated - 1, -1, -1)]
     nearest, noise = True, 0
     for i in around:
-        if noise > MOST_NOISE_CHARS:
-            break
         if messages[i].role in SYSTEM_ROLES:
             continue
         limit = min(NEAREST_CHARS if nearest else OTHER_CHARS, left)
-        if limit < 24:
+        if limit < 24 or noise > MOST_NOISE_CHARS:
             cut = True
             break
         body, _, body_cut = _clean(messages[i].content, limit)

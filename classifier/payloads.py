@@ -24,7 +24,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from classifier.cells import WORDS, holds, inner, is_objects, json_of, object_of, opened, value_below
+from classifier.cells import WORDS, first_sign, holds, inner, is_objects, json_of, object_of, opened, value_below
 from classifier.clouds import request_of_contents, request_of_converse
 from classifier.conversations import asked, count_of, request_of_body, result_text, tool_names
 from classifier.elsewhere import SPLIT, check_chat, check_step, check_whole, nothing_in
@@ -158,7 +158,7 @@ def _is_named_text(row: Mapping[str, Any], text_field: str) -> bool:
     text = row.get(text_field)
     if text_field == "prompt" or not isinstance(text, str) or not text:
         return False
-    return text_field not in _COLUMNS or text[0] not in "[{"
+    return text_field not in _COLUMNS or first_sign(text) not in ("[", "{")
 
 
 def request_of_row(

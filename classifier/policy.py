@@ -76,6 +76,10 @@ class Guarantee:
         for name in ("alpha", "delta", "empirical_risk", "bound"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected 0 to 1")
+        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 0:
+            raise ValueError(f"n is {self.n!r}, expected a count of rows")
+        if not all(0 <= loss <= 1 for loss in self.severity):
+            raise ValueError(f"severity is {self.severity!r}, expected losses of 0 to 1")
         if self.feasible and (self.method == "UNPROVEN" or not 0 < self.alpha < 1):
             raise ValueError("it is marked feasible, but names no method or no alpha between 0 and 1")
         object.__setattr__(self, "severity", tuple(float(x) for x in self.severity))
@@ -126,8 +130,8 @@ class Policy:
     exempt_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("a policy has no name")
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError("a policy has no name, or one that is no text")
         thresholds = {"threshold": self.threshold, "top_tier_threshold": self.top_tier_threshold}
         thresholds |= {f"group_thresholds[{group!r}]": value for group, value in self.group_thresholds.items()}
         for what, value in thresholds.items():
@@ -138,11 +142,16 @@ class Policy:
         if not 0 <= self.epsilon < 1:
             raise ValueError(f"policy {self.name!r}: epsilon is {self.epsilon!r}, expected 0 up to 1")
         if self.tier_shares and (
-            len(self.tier_shares) != len(TIERS) or not math.isclose(sum(self.tier_shares), 1.0, abs_tol=1e-3)
+            len(self.tier_shares) != len(TIERS)
+            or min(self.tier_shares) < 0
+            or not math.isclose(sum(self.tier_shares), 1.0, abs_tol=1e-3)
         ):
             raise ValueError(f"policy {self.name!r}: tier_shares are not {len(TIERS)} shares that sum to 1")
         if not isinstance(self.group_by, str):
             raise ValueError(f"policy {self.name!r}: group_by is {self.group_by!r}, expected a fact's name")  # noqa: TRY004
+        exempt: object = self.exempt_labels
+        if isinstance(exempt, str):  # its letters would be taken for labels
+            raise ValueError(f"policy {self.name!r}: exempt_labels is {exempt!r}, expected a list of texts")  # noqa: TRY004
         if self.group_thresholds and not self.group_by:
             raise ValueError(f"policy {self.name!r}: it has group_thresholds, but group_by is empty")
         groups = {group: float32_up(value) for group, value in self.group_thresholds.items()}

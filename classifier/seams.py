@@ -69,5 +69,5 @@ class Observer:
     def decided(self, decision: Decision, prepared: Any, stages: Mapping[str, float]) -> None:
         """A request was classified; `stages` maps parse and encode to their seconds."""
 
-    def refused(self, code: str) -> None:
-        """A request was not classified: one of a batch or stream, or a whole call."""
+    def refused(self, code: str, requests: int = 1) -> None:
+        """So many requests were not classified: of a batch or stream, or a whole call."""

@@ -180,8 +180,8 @@ class Service:
             code = error.status
             raise
         finally:  # the items that got no answer, begun or not, count as well
-            for _ in range(len(items) - answered):
-                self.observer.refused(code)
+            if unanswered := len(items) - answered:
+                self.observer.refused(code, unanswered)
         return pb.ClassifyBatchResponse(results=results).SerializeToString()
 
     async def _item(

@@ -146,9 +146,9 @@ class Metrics(Observer):
         for name, seconds in stages.items():
             stage[name].observe(seconds)
 
-    def refused(self, code: str) -> None:
+    def refused(self, code: str, requests: int = 1) -> None:
         """See `Observer`."""
-        self._items.labels(code).inc()
+        self._items.labels(code).inc(requests)
 
     def bundle(self, version: str, calibration: str, *, golden_ok: bool) -> None:
         """The bundle that answers from now on."""
@@ -297,10 +297,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.decided(decision, prepared, stages)
 
-    def refused(self, code: str) -> None:
+    def refused(self, code: str, requests: int = 1) -> None:
         """See `Observer`."""
         for observer in self._observers:
-            observer.refused(code)
+            observer.refused(code, requests)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,7 @@ def is_history(value: Any) -> bool:
     (True, True, False)
     """
     if isinstance(value, str):
+        value = value.lstrip()
         return value.startswith("[[") or (value.startswith("[{") and '"role"' in value)
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, list) or (isinstance(first, Mapping) and "role" in first)

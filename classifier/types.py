@@ -16,6 +16,7 @@ from classifier.shapes import is_list, misfits, misfits_of_outcome
 SYSTEM_ROLES = ("system", "developer")
 ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 MAX_ATTACHMENTS = 2**31 - 1
+MAX_TOOLS = 4096
 MAX_LABELS = 16
 MAX_LABEL_CHARS = 256
 MAX_ID_CHARS = 256
@@ -136,7 +137,7 @@ class Request:
 
     Attributes:
         messages: the conversation, oldest first, at least one of them from the user.
-        tools: names of the tools offered to the model.
+        tools: names of the tools offered to the model, at most `MAX_TOOLS`.
         attachments: how many images, files or recordings came with the conversation.
         policy: a policy's name; empty means the bundle's default.
         floor: the answer is never below it.
@@ -176,6 +177,8 @@ class Request:
                 )
         if self.messages and not violations and all(m.role != "user" for m in self.messages):
             violations.append(("messages", "has no message with role 'user'; the last user message is what is rated"))
+        if len(self.tools) > MAX_TOOLS:
+            violations.append(("tools", f"has more than {MAX_TOOLS} entries; name those that the model may call"))
         if not 0 <= self.attachments <= MAX_ATTACHMENTS:
             violations.append(("attachments", "is negative or too large; count the images, files and recordings"))
         if self.floor is not None and self.ceiling is not None and self.floor > self.ceiling:

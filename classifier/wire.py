@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from google.protobuf import duration_pb2
@@ -15,6 +16,8 @@ from google.protobuf.message import DecodeError, Message
 from classifier.errors import ClassifierError, InvalidRequest
 from classifier.texts import encodable
 from classifier.types import (
+    MAX_LABELS,
+    MAX_TOOLS,
     TIERS,
     Cause,
     Decision,
@@ -72,13 +75,14 @@ def request_from_proto(message: pb.ClassifyRequest, *, max_messages: int | None 
     try:
         request = Request(
             messages=tuple([ChatMessage(m.role, m.content) for m in message.messages]),
-            tools=tuple([tool.name for tool in message.tools]) if message.tools else (),
+            # Of too many tools or labels one more than are taken is looked at: a message has room for millions.
+            tools=tuple([tool.name for tool in message.tools[: MAX_TOOLS + 1]]) if message.tools else (),
             attachments=message.attachments,
             policy=message.policy,
             floor=_TIERS.get(floor),
             ceiling=_TIERS.get(ceiling),
             record=message.record if message.HasField("record") else None,
-            labels=dict(message.labels) if message.labels else {},
+            labels=dict(islice(message.labels.items(), MAX_LABELS + 1)) if message.labels else {},
             request_id=message.request_id,
         )
     except InvalidRequest as error:
@@ -234,7 +238,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.ReportOutcomeRequest:
     if outcome.occurred_at is not None:
         seconds = math.floor(outcome.occurred_at)
         message.occurred_at.seconds = seconds
-        message.occurred_at.nanos = min(999_999_999, int((outcome.occurred_at - seconds) * 1e9))
+        message.occurred_at.nanos = int((outcome.occurred_at - seconds) * 1e9)
     return message
 
 

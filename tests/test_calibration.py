@@ -62,6 +62,15 @@ def test_one_row_alone_equals_the_row_among_others(method: str):
     assert (together[::-1][:100] == calibration.apply(ROWS[::-1][:100])).all()
 
 
+@pytest.mark.parametrize("row", np.eye(4)[[0, 1, 3]].tolist() + (-np.eye(4)).tolist(), ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_logits_however_far_apart_are_probabilities(method: str, row: list[float]):
+    """Where exp() underflows, or would overflow, the answer is a distribution all the same."""
+    p = fitted(method).apply(np.multiply(row, 1e4))
+    assert float(p.astype(np.float64).sum()) == pytest.approx(1)
+    assert np.isfinite(log_odds(np.multiply(row, 1e4))).all()
+
+
 def test_identity_is_softmax():
     """Without a fitted map the probabilities are the softmax of the logits."""
     expected = np.exp(ROWS.astype(float)) / np.exp(ROWS.astype(float)).sum(axis=1, keepdims=True)
@@ -83,6 +92,13 @@ def test_a_platt_map_of_slope_one_changes_nothing():
     """Slope 1 and intercept 0 give the softmax back."""
     calibration = Calibration("cumulative_platt", parameters={"slope": [1.0] * 3, "intercept": [0.0] * 3})
     np.testing.assert_allclose(calibration.apply(ROWS), IDENTITY.apply(ROWS), atol=1e-7)
+
+
+def test_a_slope_of_zero_is_a_boundary_of_one_probability():
+    """Where scores say nothing of a boundary its probability is that of its intercept, whatever the logits."""
+    level = Calibration("cumulative_platt", parameters={"slope": [0.0] * 3, "intercept": [-1.0, 0.0, 1.0]})
+    low, middle, high = 1 / (1 + np.exp([1.0, 0.0, -1.0]))
+    assert level.apply(ROWS[0]).tolist() == pytest.approx([low, middle - low, high - middle, 1 - high])
 
 
 def test_isotonic_curves_map_each_boundary():
@@ -162,6 +178,7 @@ def edit(**changes: object) -> dict[str, object]:
         (edit(method="beta"), "unknown method 'beta'"),
         (edit(label="VIBES"), "label is 'VIBES'"),
         (edit(n=-1), "n is -1"),
+        (edit(n=True), "n is True"),
         (edit(n=...), "no 'n'"),
         (edit(parameters={}), "temperature"),
         (edit(parameters={"temperature": 0}), "expected above 0"),
@@ -172,6 +189,7 @@ def edit(**changes: object) -> dict[str, object]:
         (edit(method="cumulative_isotonic", parameters={"x": [[0, 1]] * 2, "y": [[0, 1]] * 2}), "3 curves"),
         (edit(method="cumulative_isotonic", parameters={"x": [[0, 0]] * 3, "y": [[0, 1]] * 3}), "not increasing"),
         (edit(method="cumulative_isotonic", parameters={"x": [[0, 1]] * 3, "y": [[0, 2]] * 3}), "not increasing"),
+        (edit(method="cumulative_isotonic", parameters={"x": [[0, 1]] * 3, "y": [[0.6, 0.4]] * 3}), "not increasing"),
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused(data: object, message: str):

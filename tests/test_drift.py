@@ -13,6 +13,7 @@ from classifier import cli
 from classifier.bundle import write_bundle
 from classifier.drift import (
     _chi_squared_tail,
+    _homogeneity,
     drift_report,
     excess_p_value,
     fell_short,
@@ -43,6 +44,11 @@ def test_the_tail_of_chi_squared_is_the_tables(x, degrees, expected):
     assert _chi_squared_tail(x, degrees) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_test_of_homogeneity_is_the_textbooks():
+    """20 of 30 against 10 of 30 is chi-squared 6.667 of one degree of freedom."""
+    assert _homogeneity(np.array([10.0, 20.0]), np.array([20.0, 10.0])) == pytest.approx(0.009823, rel=1e-3)
+
+
 def test_alike_traffic_raises_no_alarm():
     """Over draws from the reference's own distribution the tests reject about as often as they say."""
     rng = np.random.default_rng(0)
@@ -71,6 +77,22 @@ def test_a_shift_is_seen_where_it_is(change, moved):
     assert all(found[name]["p_value"] > 1e-3 for name in still)
 
 
+def test_values_that_the_reference_never_saw_are_a_shift():
+    """Traffic of nothing but unseen values is as far from the reference as can be."""
+    probabilities, signals = traffic(np.random.default_rng(8), 500)
+    reference = reference_distributions(probabilities, signals)
+    found = shifts(probabilities, [("[turns=9]", "[code=none]")] * 500, reference)["turns"]
+    assert (found["index"] > 1, found["p_value"] < 1e-6) == (True, True)
+
+
+def test_scores_that_stand_on_an_edge_are_counted_alike():
+    """A map of few steps gives many requests one score, and edges stand there: the same traffic is no shift."""
+    steps = np.array([[0.7, 0.2, 0.1, 0.0], [0.4, 0.4, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32)
+    rows, signals = steps[[0, 1, 2, 1] * 100], [SIGNALS[0]] * 400
+    found = shifts(rows, signals, reference_distributions(rows, signals))
+    assert [shift["index"] for shift in found.values()] == pytest.approx([0] * len(found))
+
+
 def test_one_unseen_value_is_no_drift():
     """A single row with a signal that the reference never had is not significant."""
     probabilities, _ = traffic(np.random.default_rng(2), 10_000)
@@ -82,7 +104,8 @@ def test_one_unseen_value_is_no_drift():
 
 def test_a_broken_promise_is_told_from_bad_luck():
     """The tail is the exact binomial one, and rejects a kept promise no more often than it says."""
-    assert excess_p_value(0, 100, 0.1) == 1.0
+    assert excess_p_value(0, 100, 0.1) == excess_p_value(0, 100, 0.0) == excess_p_value(100, 100, 1.0) == 1.0
+    assert excess_p_value(1, 100, 0.0) == 0.0
     assert excess_p_value(10, 10, 0.5) == pytest.approx(0.5**10)
     assert excess_p_value(200, 1000, 0.1) < 1e-6
     assert excess_p_value(100, 1000, 0.1) > 0.4
@@ -164,10 +187,24 @@ def test_rows_are_counted_a_batch_at_a_time(monkeypatch):
     reference = reference_distributions(*traffic(rng, 500))
     row = {"guaranteed": True, "tier": "simple", "policy": "balanced", "cause": None}
     rows = [{**row, "probabilities": p, "signals": s} for p, s in zip(*traffic(rng, 100, tilt=1.0), strict=True)]
+    rows.append({**rows[0], "guaranteed": False, "model_tier": "simple", "threshold": 0.7})  # of no promise
     whole = drift_report(rows, reference, {"balanced": 0.1}, max_index=0.25)
     monkeypatch.setattr("classifier.drift._BATCH", 7)
     assert drift_report(iter(rows), reference, {"balanced": 0.1}, max_index=0.25) == whole
-    assert (whole["n"], whole["failures"]["balanced"]["decisions"]) == (100, 100)
+    assert (whole["n"], whole["failures"]["balanced"]["decisions"]) == (101, 100)
+
+
+@pytest.mark.parametrize(("count", "tilt", "is_large"), [(8, 0.0, True), (20_000, 0.2, False)], ids=["few", "small"])
+def test_neither_few_rows_nor_a_small_shift_raise_an_alarm(count, tilt, is_large):
+    """An alarm needs an index above the limit and rows enough that chance does not explain it."""
+    rng = np.random.default_rng(7)
+    reference = reference_distributions(*traffic(rng, 20_000))
+    row = {"guaranteed": True, "tier": "simple", "policy": "balanced", "cause": None}
+    rows = [{**row, "probabilities": p, "signals": s} for p, s in zip(*traffic(rng, count, tilt=tilt), strict=True)]
+    found = drift_report(rows, reference, {}, max_index=0.25)
+    assert (max(shift["index"] for shift in found["shifts"].values()) > 0.25) is is_large
+    assert (min(shift["p_value"] for shift in found["shifts"].values()) < 1e-6) is not is_large
+    assert found["alarms"] == []
 
 
 async def test_an_estimate_is_no_promise_that_could_be_broken(tmp_path):
@@ -196,6 +233,7 @@ def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
         ("standard", "standard", "rejected", "quality", True),
         ("simple", "standard", "escalated", "quality", True),
         ("complex", "simple", "escalated", "quality", False),
+        ("standard", "simple", "rejected", "quality", False),
         ("frontier", "frontier", "rejected", "quality", False),
         ("standard", "frontier", "rejected", "quality", False),
         ("standard", "standard", "rejected", "availability", False),
@@ -206,6 +244,7 @@ def test_nothing_to_compare_is_said(bundle, tmp_path, tiny_bundle_path, capsys):
         "rejected",
         "even above",
         "audit from simple up",
+        "audit up to what was decided",
         "nothing above",
         "satisfied nowhere",
         "outage",
@@ -221,8 +260,13 @@ def test_an_outcome_counts_where_it_says_that_the_decided_tier_was_too_small(dec
 
 @pytest.mark.parametrize(
     ("fields", "counts"),
-    [({"threshold": 0.7}, False), ({"threshold": ALWAYS_FRONTIER}, None), ({"model_tier": "simple"}, None)],
-    ids=["lowered by a ceiling", "of a group without a promise", "of an unseen group"],
+    [
+        ({"threshold": 0.7}, False),
+        ({"threshold": 1.0}, False),
+        ({"threshold": ALWAYS_FRONTIER}, None),
+        ({"model_tier": "simple"}, None),
+    ],
+    ids=["lowered by a ceiling", "from a promise at 1", "of a group without a promise", "of an unseen group"],
 )
 def test_an_answer_below_what_the_policy_chose_counts_and_is_no_failure(fields, counts):
     """A promise is about all requests, so that what a ceiling lowered stays in; where none is made, none counts."""

@@ -18,11 +18,11 @@ from classifier.bundle import MANIFEST, SHIPPED, content_version
 from classifier.checksums import sha256
 from classifier.engine import Engine
 from classifier.errors import BundleCorrupt, InvalidRequest
-from classifier.policy import Policy
+from classifier.policy import Guarantee, Policy
 from classifier.session import Session
 from classifier.testing import FakeEngine
 from classifier.types import Reason, Request, Tier
-from tests.tiny import WORDS
+from tests.tiny import WORDS, tiny_bundle
 
 
 @pytest.mark.parametrize("tier", list(Tier), ids=lambda t: t.label)
@@ -42,7 +42,8 @@ def test_decision_says_where_it_comes_from(tiny_engine):
     assert decision.calibration_revision == tiny_engine.calibration_revision
     assert decision.input_tokens == 9
     assert sum(decision.probabilities) == pytest.approx(1.0, abs=1e-6)
-    assert 0 < decision.timings.model <= decision.timings.total
+    times = decision.timings
+    assert 0 < times.prepare + times.model <= times.total
 
 
 def test_unproven_policy_promises_nothing(tiny_engine):
@@ -100,10 +101,13 @@ def test_same_request_same_answer_from_any_thread(tiny_engine):
     assert [found[i] for i in range(len(requests))] == alone
 
 
-def test_golden_inputs_are_replayed(tiny_engine, tiny_bundle_path, tmp_path):
+def test_golden_inputs_are_replayed(tmp_path):
     """Loading replays the golden inputs; where this machine answers otherwise, nothing is guaranteed and it says so."""
-    assert tiny_engine.golden_ok
-    path = Path(shutil.copytree(tiny_bundle_path, tmp_path / "other-cpu"))
+    proved = Guarantee(0.1, 0.0, "CONFORMAL_RISK_CONTROL", n=500, bound=0.095, feasible=True)
+    path = tiny_bundle(tmp_path / "bundle", policies=(Policy("balanced", 0.7, guarantee=proved),)).path
+    engine = Engine.from_pretrained(path)
+    assert engine.golden_ok
+    assert engine.classify(Request.from_text("hi")).guaranteed
     manifest = json.loads((path / MANIFEST).read_text())
     manifest["golden"][0]["probabilities"] = [0.25] * 4
     (path / MANIFEST).write_text(json.dumps(manifest))
@@ -128,8 +132,10 @@ def test_a_graph_that_answers_with_no_number_guarantees_nothing(tiny_bundle_path
         ({"max_tokens": 10**400}, "too large"),
         ({"golden_tolerance": 10**400}, "too large"),
         ({"golden_tolerance": math.inf}, "golden_tolerance"),
+        ({"golden_tolerance": 1.0}, "golden_tolerance"),
         ({"golden_tolerance": math.nan}, "golden_tolerance"),
         ({"max_tokens": 10**9}, "max_tokens"),
+        ({"max_tokens": 7}, "max_tokens"),
         ({"input_version": "0" * 10**6}, r"^.{0,300}$"),
         ({"golden": None}, "golden"),
         ({"golden": []}, "golden"),
@@ -143,9 +149,11 @@ def test_a_graph_that_answers_with_no_number_guarantees_nothing(tiny_bundle_path
         "endless",
         "large",
         "tolerance",
+        "any difference",
         "no tolerance",
         "no number",
         "longer",
+        "too short",
         "wordy",
         "golden",
         "no golden",
@@ -161,6 +169,21 @@ def test_bundle_for_other_inputs_is_refused(tiny_bundle_path, tmp_path, fields, 
     (path / MANIFEST).write_text(json.dumps({**manifest, **fields}))
     with pytest.raises(BundleCorrupt, match=says):
         Engine.from_pretrained(path)
+
+
+def test_a_bundle_may_read_as_much_as_its_graph_takes(tmp_path):
+    """As many tokens as there are positions are not too many."""
+    assert Engine.from_pretrained(tiny_bundle(tmp_path / "bundle", manifest={"max_tokens": 512}).path).golden_ok
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated"),
+    [("explain this. " * 30, True), ("explain" + " " * 5000 + "this", True), ("explain this", False)],
+    ids=["tokens", "characters", "neither"],
+)
+def test_what_was_left_out_is_told_wherever_it_was(tiny_engine, text, truncated):
+    """An answer says that text was left out where too many tokens, and where too many characters were."""
+    assert tiny_engine.classify(Request.from_text(text)).truncated is truncated
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import time
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from classifier.inputs import (
     CONTEXT_CHARS,
     GAP,
+    INPUT_VERSION,
+    MOST_NOISE_CHARS,
     SIGNALS,
     TEXT_CHARS,
     WINDOW_CHARS,
@@ -56,6 +60,7 @@ def test_nearest_message_gets_most_of_the_context():
     turns = [("assistant", letter * 2000) for letter in "abc"]
     found = render(chat(("user", "start"), *turns, ("user", "go on")))
     assert found.context.count("c") > 2 * found.context.count("b")
+    assert found.truncated
 
 
 def test_long_text_keeps_head_and_tail():
@@ -133,6 +138,25 @@ def test_noise_is_passed_over_however_long_it_is(chars):
     assert (found.text, found.context) == ("sum the list", "")
 
 
+def test_what_stands_before_more_noise_than_is_looked_at_is_told_as_left_out():
+    """The context ends there, and the answer says that the model did not read all of it."""
+    noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout>"
+    few, many = (
+        render(chat(("user", "plan the migration"), *[("tool", noise)] * count, ("user", "go on")))
+        for count in (5, MOST_NOISE_CHARS // (2 * WINDOW_CHARS) + 1)
+    )
+    assert (few.context, few.truncated) == ("user: plan the migration", False)
+    assert (many.context, many.truncated) == ("", True)
+
+
+def test_what_is_rated_is_not_looked_for_behind_more_noise_than_is_looked_at():
+    """On the way to the rated message a bounded part of the conversation is looked at, however much of it is noise."""
+    noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout>"
+    most = MOST_NOISE_CHARS // (2 * WINDOW_CHARS)
+    assert rated_index(chat(("user", "sum the list"), *[("user", noise)] * most)) == 0
+    assert rated_index(chat(("user", "sum the list"), *[("user", noise)] * (most + 1))) == 1
+
+
 def test_empty_message_is_rated_as_it_is():
     """An empty message, alone or with attachments, is allowed."""
     assert render(Request.from_text("")).text == ""
@@ -175,6 +199,30 @@ def test_harness_noise_changes_no_signal():
 def test_script_is_the_one_of_most_letters(text, script):
     """The dominant script is that of most letters; any kana makes Han characters Japanese."""
     assert dominant_script(text) == script
+
+
+PARTS = (
+    "Please summatize the meeting notes and send them to everyone. ", "yes, do it", " ", "\n", "\n\n", "é", "привет ",
+    "你好世界", "你好世界再す", "今日は", "안녕 ", "مرحبا ", "नमस्ते ", "γειά ", "42 ", "a\ud800b ", "x = f(1);\n",
+    "def f(x):\n", "```\n", "a line\n", "return x\n", "<system-reminder>", "</system-reminder>", "<div>",
+    "<user_info>me</user_info>", "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
+)  # fmt: skip
+
+
+def test_what_is_read_changes_with_the_version_of_inputs_alone():
+    """Bundles carry `INPUT_VERSION`: where the model would read else of any of these, give it the next number."""
+    draw, found = random.Random(0), hashlib.sha256()
+    for _ in range(600):
+        turns = [
+            (draw.choice(ROLES), "".join(draw.choices(PARTS, k=draw.choice((0, 1, 2, 5, 9, 30)))))
+            for _ in range(draw.choice((0, 0, 1, 2, 4, 8, 12)))
+        ]
+        last = "".join(draw.choices(PARTS, k=draw.choice((0, 1, 2, 3, 5, 9, 30))))
+        attached, tools = draw.choice((0, 0, 0, 1, 2)), draw.choice((0, 0, 1, 3, 9))
+        request = chat(*turns, ("user", last), attachments=attached, tools=("t",) * tools)
+        read = render(request)
+        found.update(repr((read.text, read.context, read.signals)).encode())
+    assert (INPUT_VERSION, found.hexdigest()[:16]) == (4, "50e92776a86cb17e")
 
 
 @given(CONVERSATIONS, TEXTS, st.integers(0, 9))

@@ -156,9 +156,15 @@ def test_a_ceiling_lowers_the_tier_and_voids_the_promise():
     assert not choice.guaranteed
 
 
-def test_a_bound_that_does_not_bind_changes_nothing():
-    """A floor below and a ceiling above the model's tier leave the answer as it was."""
-    assert decide(ROW, PLAIN, floor=SIMPLE, ceiling=COMPLEX) == decide(ROW, PLAIN)
+@pytest.mark.parametrize(("floor", "ceiling"), [(SIMPLE, COMPLEX), (STANDARD, STANDARD)], ids=["around it", "at it"])
+def test_a_bound_that_does_not_bind_changes_nothing(floor: Tier, ceiling: Tier):
+    """A floor and a ceiling that the model's tier keeps leave the answer as it was, reason and promise too."""
+    assert decide(ROW, PLAIN, floor=floor, ceiling=ceiling) == decide(ROW, PLAIN)
+
+
+def test_a_promise_may_need_a_threshold_of_one():
+    """The strictest threshold that is not always-frontier keeps what the policy promises."""
+    assert decide(ROW, replace(PLAIN, threshold=1.0)).guaranteed
 
 
 def test_the_top_tier_threshold_raises_to_frontier():
@@ -261,6 +267,21 @@ def test_the_draw_decides_exploration_with_the_stated_propensities():
     assert all(choice.guaranteed and choice.model_tier is COMPLEX for choice in choices)
 
 
+@pytest.mark.parametrize("epsilon", [0.01, 0.05, 0.1, 0.2, 0.3, 0.7])
+def test_all_of_epsilon_is_explored_and_no_more(epsilon: float):
+    """The last draw below epsilon leads to another tier, whatever rounding left of it; epsilon itself to none."""
+    policy = Policy("p", 0.875, epsilon=epsilon)
+    for row in ([1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], ROW, [0.0, 0.0, 0.0, 1.0]):
+        assert decide(row, policy, draw=float(np.nextafter(epsilon, 0))).reason is Reason.EXPLORED
+        assert decide(row, policy, draw=epsilon).reason is Reason.MODEL
+
+
+def test_a_request_without_the_label_is_of_the_group_without_a_name():
+    """As an empty label is: neither was calibrated, unless rows said so."""
+    policy = Policy("p", 0.9, group_by="tenant")
+    assert policy.group_of({}, "latin") == policy.group_of({"tenant": ""}, "latin") == ""
+
+
 def saved(*entries: Policy, default: str = "balanced") -> dict:
     return json.loads(json.dumps(policies_to_json(entries or (FULL,), default, **BELONGS)))
 
@@ -275,6 +296,7 @@ FULL = Policy(
     "script",
     {"latin": 0.6, "thai": ALWAYS_FRONTIER},
     0.02,
+    ("tenant=acme", "legal"),
 )
 
 
@@ -316,11 +338,14 @@ def test_a_policy_file_that_cannot_be_is_refused(change: dict, message: str):
     [
         {"threshold": -0.1},
         {"threshold": 0.5, "epsilon": 1.0},
-        {"threshold": 0.5, "tier_shares": (0.5, 0.6, 0, 0)},
+        {"threshold": 0.5, "tier_shares": (0.5, 0.51, 0, 0)},
         {"threshold": 0.5, "group_thresholds": {"a": 0.5}},
         {"threshold": 0.5, "group_by": ["script"]},
-        {"threshold": 0.5, "top_tier_threshold": 1.1},
+        {"threshold": 0.5, "top_tier_threshold": ALWAYS_FRONTIER},
         {"threshold": 0.5, "name": ""},
+        {"threshold": 0.5, "name": 3},
+        {"threshold": 0.5, "tier_shares": (-1, 2, 0, 0)},
+        {"threshold": 0.5, "exempt_labels": "tenant=acme"},
     ],
 )
 def test_a_policy_out_of_range_cannot_be_made(fields: dict):
@@ -338,6 +363,11 @@ def test_a_policy_out_of_range_cannot_be_made(fields: dict):
         {"bound": float("nan")},
         {"feasible": True},
         {"feasible": True, "alpha": 0.1},
+        {"feasible": True, "method": "CLOPPER_PEARSON"},
+        {"n": "many"},
+        {"n": -1},
+        {"severity": (0.5, 1, 2)},
+        {"severity": (float("nan"), 1, 1)},
     ],
 )
 def test_a_guarantee_out_of_range_cannot_be_made(fields: dict):

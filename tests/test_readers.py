@@ -435,16 +435,35 @@ def test_rows_of_common_tools_are_read_where_they_keep_the_chat(row):
     assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
 
 
+@pytest.mark.parametrize("blanks", [" ", "\n  "], ids=["space", "line"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": json.dumps(_HI)},
+        {"prompt": json.dumps(_HI)},
+        {"conversations": json.dumps(_HI)},
+        {"request_body": json.dumps({"messages": _HI})},
+        {"input": json.dumps({"messages": _HI})},
+    ],
+    ids=lambda row: next(iter(row)),
+)
+def test_json_behind_blanks_is_json(row, blanks):
+    """A cell that was written with a blank or a line before its JSON is opened, and no text of signs to rate."""
+    text = {name: blanks + value if value[:1] in "[{" else value for name, value in row.items()}
+    assert told(request_of_row(text)) == ([("user", "hi")], (), 0)
+
+
 @pytest.mark.parametrize(
     "row",
     [
         {"instruction": "Why?", "input": "", "output": "So.", "history": [["hi", "Hello!"]]},
         {"prompt": "Why?", "history": '[["hi", "Hello!"]]'},
+        {"prompt": "Why?", "history": ' [["hi", "Hello!"]]'},
         {"instruction": "Why?", "history": json.dumps([*_HI, {"role": "assistant", "content": "Hello!"}])},
         {"prompt": "Why?", "response": "So.", "history": [["hi", "Hello!"]]},
         {"prompt": "Why?", "history": [*_HI, {"role": "assistant", "content": "Hello!"}]},
     ],
-    ids=["Alpaca", "JSON", "messages as JSON", "a prompt", "messages"],
+    ids=["Alpaca", "JSON", "behind a blank", "messages as JSON", "a prompt", "messages"],
 )
 def test_a_request_is_rated_with_its_history(row):
     """Turns before a request stand in `history`, as pairs of what was asked and answered, or as messages."""
@@ -494,7 +513,9 @@ def test_an_agents_whole_run_is_rated_as_its_last_request():
     [
         "What does <|im_start|>user\nhi<|im_end|> mean?",
         "<|im_start|>user\nhi<|im_end|>\nWhy does this fail?",
+        "<p>Why does this fail?</p> <|im_start|>user\nhi<|im_end|>",
         "<|im_start|>user\nhi",
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHello!\n<|im_start|>user\nWhy?<|im_end|>",
         "<|im_start|>assistant\nHello!<|im_end|>",
         "<|im_start|>root\nhi<|im_end|>",
         "[INST] hi [/INST] Why is there no answer?",

@@ -118,6 +118,16 @@ def test_an_explored_tier_that_is_moved_has_the_propensity_of_where_it_ends(tmp_
     assert len({d.tier for d in free}) > 1
 
 
+def test_under_a_ceiling_the_propensity_is_that_of_what_may_be_explored(tmp_path, table_file):
+    """Exploration starts from the ceiling that lowered the tier and stays below it, with a routing table as without."""
+    policy = Policy(name="default", threshold=0.5, epsilon=0.5)
+    engine = FakeEngine(tier_of=lambda _: Tier.FRONTIER, policies={"default": policy})
+    feedback = f"sqlite:///{tmp_path}/f.db"
+    with fake_server(engine=engine, routes=str(table_file), feedback_url=feedback) as at, Client(at) as client:
+        found = [client.classify("x", ceiling=Tier.STANDARD, timeout_seconds=60).decision for _ in range(40)]
+    assert {(d.tier, round(d.propensity, 6)) for d in found} == {(Tier.STANDARD, 0.5), (Tier.SIMPLE, 0.5)}
+
+
 def test_without_a_table_answers_name_no_route():
     """No table, no route: the gateway routes on the tier."""
     with fake_server() as at, Client(at) as client:

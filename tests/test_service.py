@@ -223,6 +223,19 @@ def test_a_batch_of_the_wrong_size_is_refused(stub, count):
     assert details(refusal.value)["BadRequest"].field_violations[0].field == "requests"
 
 
+def test_a_batch_that_is_refused_is_told_in_one_go(stub_of):
+    """However many requests it holds, and a message has room for millions, to tell of them holds nobody up."""
+    told = []
+
+    class Told(Observer):
+        def refused(self, code, requests=1):
+            told.append((code, requests))
+
+    with fake_server(observer=Told(), max_batch_items=8) as address, pytest.raises(grpc.RpcError):
+        stub_of(address).ClassifyBatch(pb.ClassifyBatchRequest(requests=[pb.ClassifyRequest()] * 1000), timeout=60)
+    assert told == [("INVALID_ARGUMENT", 1000)]
+
+
 def test_a_stream_is_answered_in_order(stub):
     """Answers of a stream come in the order of its requests, bad ones with their own status."""
     texts = ["simple", "frontier", "a\0b", "complex"] * 10

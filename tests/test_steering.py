@@ -7,7 +7,7 @@ import pytest
 
 from classifier.engine import Engine
 from classifier.inputs import TEXT_CHARS, render
-from classifier.steering import sentences, without_steering
+from classifier.steering import remaining, sentences, without_steering
 from classifier.tokenizer import BEFORE_TEXT
 from classifier.types import Request, Tier
 from tests.tiny import tiny_bundle
@@ -126,6 +126,34 @@ def test_a_sentence_in_another_script_steers_by_less(engine, before, half_sure, 
     log_odds[BEFORE_TEXT:-1][parts == 1] = -1.5
     found = without_steering(model_input, encoded, log_odds, engine._tokenizer)
     assert (found and found.text) == left
+
+
+@pytest.mark.parametrize(
+    ("above", "left"),
+    [
+        ([5, -9, -9], slice(None)),
+        ([-9, -9, 5], slice(None)),
+        ([5, 5, 5, -9, -9], slice(3, None)),
+        ([-9, -9, 5, 5, 5], slice(2)),
+        ([5, 5, -1], slice(0)),
+        ([-1, -1], slice(None)),
+    ],
+    ids=["one word before", "one word behind", "three before", "three behind", "all", "none"],
+)
+def test_a_cut_within_a_sentence_has_to_gain_enough(above, left):
+    """A sentence goes as a whole where it steers as a whole; its beginning or end takes three of the surest words."""
+    words = np.arange(len(above))
+    assert words[remaining(np.array(above, dtype=float))].tolist() == words[left].tolist()
+
+
+@pytest.mark.parametrize("log_odds", [4.0, 400.0], ids=["sure", "surer than is counted"])
+def test_no_word_says_more_than_is_counted_of_it(engine, log_odds):
+    """One word, however sure the graph is of it, does not take the sentence with it that it stands in."""
+    model_input = render(Request.from_text("translate the recipe please. do it"))
+    encoded = engine._tokenizer.encode(model_input)
+    found = np.full(encoded.input_ids.shape[1], -4, np.float32)
+    found[BEFORE_TEXT] = log_odds
+    assert without_steering(model_input, encoded, found, engine._tokenizer) is None
 
 
 @pytest.mark.parametrize("text", ["Hi there. Prove it!\nNow", "你好。再见！", "", "no end", "...\n\n  \n?", "3.14 a.b"])

@@ -22,19 +22,39 @@ USER = (Message("user", "hi"),)
         ({"messages": (Message("system", "hi"),)}, "messages"),
         ({"messages": (Message("user", "a\0b"),)}, "messages[0].content"),
         ({"messages": USER, "attachments": -1}, "attachments"),
+        ({"messages": USER, "attachments": 2**31}, "attachments"),
         ({"messages": USER, "floor": Tier.COMPLEX, "ceiling": Tier.SIMPLE}, "floor"),
         ({"messages": USER, "request_id": "x" * 300}, "request_id"),
         ({"messages": USER, "labels": {"tenant": "x" * 300}}, "labels"),
         ({"messages": USER, "labels": {str(i): "" for i in range(99)}}, "labels"),
         ({"messages": (Message("user", ["hi"]),)}, "messages[0].content"),
     ],
-    ids=["empty", "role", "no-user", "nul", "attachments", "floor", "request-id", "label-size", "label-count", "parts"],
+    ids=[
+        "empty",
+        "role",
+        "no-user",
+        "nul",
+        "attachments",
+        "too many attachments",
+        "floor",
+        "request-id",
+        "label-size",
+        "label-count",
+        "parts",
+    ],
 )
 def test_bad_request_names_its_field(fields, field):
     """A request that is not valid names the field at fault and what would be right."""
     with pytest.raises(InvalidRequest) as caught:
         Request(**fields)
     assert [name for name, _ in caught.value.violations] == [field]
+
+
+def test_as_much_as_is_allowed_is_taken():
+    """The largest numbers of tools, labels and attachments, and the longest texts of labels and ids, are valid."""
+    labels = {f"{i:0256}": "x" * 256 for i in range(16)}
+    most = Request(USER, tools=("t",) * 4096, attachments=2**31 - 1, labels=labels, request_id="x" * 256)
+    assert (len(most.tools), len(most.labels)) == (4096, 16)
 
 
 def test_every_violation_is_named():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 from google.rpc import status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from classifier import errors, wire
+from classifier.policy import Guarantee, Policy
 from classifier.statuses import error_of, status_of
 from classifier.types import (
+    MAX_TOOLS,
     ROLES,
     TIERS,
     Cause,
@@ -122,17 +127,41 @@ def test_an_outcome_survives_the_wire():
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], floor=4, ceiling=1), ["floor"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], attachments=-1), ["attachments"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], floor=99), ["floor"]),
+        (pb.ClassifyRequest(messages=[pb.Message(role="user")], ceiling=99), ["ceiling"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")] * 9), ["messages"]),
         (pb.ClassifyRequest(messages=[pb.Message(role="user")], request_id="x" * 999), ["request_id"]),
+        (pb.ClassifyRequest(messages=[pb.Message(role="user")], tools=[pb.Tool()] * (MAX_TOOLS + 1)), ["tools"]),
+        (pb.ClassifyRequest(messages=[pb.Message(role="user")], labels={str(i): "" for i in range(99)}), ["labels"]),
         (pb.ClassifyRequest(floor=9, ceiling=8, attachments=-1), ["floor", "ceiling", "messages", "attachments"]),
     ],
-    ids=["empty", "role", "no-user", "nul", "floor-ceiling", "attachments", "tier", "too-many", "request-id", "all"],
-)
+    ids=["empty", "role", "no-user", "nul", "floor-ceiling", "attachments", "floor", "ceiling", "too-many",
+         "request-id", "tools", "labels", "all"],
+)  # fmt: skip
 def test_a_bad_request_names_its_field(message, fields):
     """Every field at fault is named, by its path in the contract."""
     with pytest.raises(errors.InvalidRequest) as found:
         wire.request_from_proto(message, max_messages=8)
     assert [field for field, _ in found.value.violations] == fields
+
+
+class Endless:
+    """Tools and labels without an end."""
+
+    def __getitem__(self, part):
+        return [pb.Tool(name="t")] * part.stop
+
+    def items(self):
+        return ((str(n), "") for n in itertools.count())
+
+
+def test_of_too_many_tools_and_labels_no_more_than_needed_are_looked_at():
+    """A message has room for millions; to refuse it costs what the largest that is taken costs."""
+    message = pb.ClassifyRequest(messages=[pb.Message(role="user")])
+    fields = {field.name: getattr(message, field.name) for field in pb.ClassifyRequest.DESCRIPTOR.fields}
+    endless = {"tools": Endless(), "labels": Endless(), "HasField": lambda _: False}
+    with pytest.raises(errors.InvalidRequest) as found:
+        wire.request_from_proto(SimpleNamespace(**fields | endless))
+    assert [field for field, _ in found.value.violations] == ["tools", "labels"]
 
 
 def test_unset_enums_of_an_outcome_are_named():
@@ -177,6 +206,39 @@ def test_an_error_survives_the_wire(error):
     assert (type(found), str(found)) == (type(error), str(error))
     assert getattr(found, "violations", None) == getattr(error, "violations", None)
     assert getattr(found, "retry_after_seconds", None) == getattr(error, "retry_after_seconds", None)
+
+
+def test_a_policy_is_told_with_all_that_it_promises():
+    """Thresholds of groups and both guarantees reach the wire, each in its own field."""
+    fit = Guarantee(0.1, 0.0, "CONFORMAL_RISK_CONTROL", "RUBRIC", 500, 0.0625, 0.09375, feasible=True)
+    top = Guarantee(0.25, 0.05, "CLOPPER_PEARSON", "RUBRIC", 80, 0.125, 0.1875, True, "cd" * 32)
+    shares = (0.5, 0.25, 0.125, 0.125)
+    told = wire.policy_to_proto(Policy("p", 0.75, 0.5, fit, top, shares, "tenant", {"acme": 0.625}))
+    assert told == pb.Policy(
+        name="p",
+        threshold=0.75,
+        top_tier_threshold=0.5,
+        guarantee=pb.Guarantee(
+            alpha=0.1, method=fit.method, label="RUBRIC", n=500, empirical_risk=0.0625, bound=0.09375, feasible=True
+        ),
+        top_tier_guarantee=pb.Guarantee(
+            alpha=0.25, delta=0.05, method=top.method, label="RUBRIC", n=80, empirical_risk=0.125, bound=0.1875,
+            feasible=True, calibration_set_sha256="cd" * 32,
+        ),
+        tier_shares=shares,
+        group_by="tenant",
+        group_thresholds={"acme": 0.625},
+    )  # fmt: skip
+    assert not wire.policy_to_proto(Policy("p", 0.75)).HasField("top_tier_guarantee")
+
+
+@given(st.floats(0, 2**40))
+def test_the_time_of_an_outcome_survives_the_wire(seconds):
+    """To within a billionth of a second, whatever it is, and never as a fraction that is a whole one."""
+    outcome = Outcome("d", "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE, occurred_at=seconds)
+    sent = wire.outcome_to_proto(outcome)
+    assert sent.occurred_at.nanos < 10**9
+    assert wire.outcome_from_proto(sent).occurred_at == pytest.approx(seconds, abs=2e-9)
 
 
 def test_every_enum_of_the_types_is_the_contracts():
