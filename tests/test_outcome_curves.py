@@ -141,6 +141,14 @@ def test_only_the_asked_split_is_read(tmp_path):
     np.testing.assert_array_equal(found.success, [[0.5, np.nan, 1.0, np.nan]] * 2)
 
 
+def test_a_request_with_outcomes_is_the_one_that_was_made(tmp_path):
+    """The answer behind it is none of its text, and the gateway's labels say which threshold it gets."""
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}]
+    row = {"messages": messages, "labels": {"tenant": "acme"}, "success_by_tier": {"simple": 1}}
+    [request] = read_outcomes([write(tmp_path / "bench.jsonl", [row])]).requests
+    assert request == Request.from_text("hi", labels={"tenant": "acme"})
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
