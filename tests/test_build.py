@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from click.testing import CliRunner
 pytest.importorskip("torch")
 
 import torch
+import yaml
 
 from classifier.bundle import SHIPPED, read_bundle
 from classifier.engine import Engine
@@ -30,7 +31,7 @@ from training.__main__ import main
 from training.build import build
 from training.build_data import load_data
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
-from training.card import OWN_ALONE
+from training.card import OWN_ALONE, render_card
 from training.corpus import OWN_DATA, read_corpus, split_of
 from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
@@ -96,6 +97,39 @@ def test_build_without_rows_to_calibrate_on_is_refused_before_it_trains(corpus, 
     assert not (tmp_path / "run").exists()
 
 
+def test_build_without_rows_to_look_at_is_refused_before_it_trains(corpus, tmp_path):
+    """Rows that all state train or dev, or a file of --dev without a label, leave nothing for the card's numbers."""
+    rows = [json.loads(line) for line in (corpus / "rows.jsonl").open()]
+    own, dev = tmp_path / "own.jsonl", tmp_path / "dev.jsonl"
+    own.write_text("".join(json.dumps(r | {"split": ("train", "dev")[i % 5 == 0]}) + "\n" for i, r in enumerate(rows)))
+    dev.write_text('{"prompt": "unlabelled"}\n{"prompt": "open", "at_least": "standard"}\n')
+    for data in (load_data([], [], own=own), load_data([], [str(dev)], own=corpus)):
+        with pytest.raises(InputError, match="no labelled row is left to look at"):
+            build(load_recipe("tiny"), tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_rows_with_a_known_tier_are_looked_at(corpus, tmp_path):
+    """Of --dev what has no label, an interval alone, or no tier that satisfied is judged by nobody, nor learnt from."""
+    dev = tmp_path / "dev.jsonl"
+    unknown = [{"at_least": "standard"}, {}, {"success_by_tier": {"simple": 0.0}}]
+    rows = [json.loads(line) for line in (corpus / "rows.jsonl").open()][:4]
+    given = [{"prompt": rows[i]["prompt"]} | label for i, label in enumerate([*unknown, {"tier": "complex"}])]
+    dev.write_text("".join(json.dumps(row) + "\n" for row in given))
+    data = load_data([], [str(dev)], own=corpus)
+    assert [row.tier.label for row in data.dev] == ["complex"]
+    kept_out = {row.sha256 for row in read_corpus([dev])}
+    assert not kept_out & {row.sha256 for row in [*data.train, *data.calibration]}
+
+
+def test_more_frozen_layers_than_the_student_has_are_refused_before_a_teacher_is_trained(corpus, tmp_path):
+    """A student of one layer cannot keep two as they are, which is said while nothing is trained."""
+    recipe = load_recipe("tiny", student={"frozen_layers": 2})
+    with pytest.raises(InputError, match="frozen_layers is 2, and the model has 1"):
+        train(recipe, tmp_path, load_data([], [], own=corpus), say=str)
+    assert not (tmp_path / "teacher").exists()
+
+
 def test_golden_inputs_are_from_the_projects_own_data(run, corpus):
     """Whatever corpus a bundle is made of, the manifest holds requests of data/ and none of the user's."""
     golden = {json.dumps(case["messages"]) for case in read_bundle(run / "bundle").manifest["golden"]}
@@ -146,6 +180,15 @@ def test_manifest_says_what_it_was_made_of(run):
     assert manifest["data"]["train_rows"] > 200
     assert manifest["parity"]["fp32_difference"] <= 1e-4
     assert 0 <= manifest["metrics"]["accuracy"][0] <= 1
+
+
+def test_the_cards_front_matter_is_what_hugging_face_reads(run, corpus):
+    """Languages are texts, Norwegian too, whose code YAML takes for a negation; names hold what UTF-8 can."""
+    report = json.loads((run / "report.json").read_text())
+    rows = [replace(row, language="no", source="half \ud83d") for row in read_corpus([corpus])[:3]]
+    card = render_card(recipe=load_recipe("tiny"), rows=rows, report=report, notes=[])
+    assert yaml.safe_load(card.split("---")[1])["language"] == ["no"]
+    assert "| half ? | 3 |" in card
 
 
 def test_card_is_rendered_from_the_report(run):
@@ -344,6 +387,12 @@ def test_unknown_recipe_lists_those_there_are():
         ("layers = 1\nepochs = 1", "layers = 1\nepochs = 1.5", "student: epochs is 1.5, expected a whole number"),
         ("learning_rate = 1e-3", 'learning_rate = "1e-3"', "teacher: learning_rate is '1e-3', expected a number"),
         ("balanced = 0.10", "balanced = true", "policies: balanced is True, expected a number"),
+        ("balanced = 0.10", "balanced = 10", "policy balanced is 10, expected a share of requests, as in 0.10"),
+        ("economy = 0.20", "economy = 0.0", "policy economy is 0, expected a share of requests"),
+        ("int8_agreement = 0.5", "int8_agreement = 97", "int8_agreement is 97, expected a share of rows, 0 to 1"),
+        ("steering_forms = 64", "steering_forms = -64", r"steering_forms is -64, expected 0 \(no head\) or more"),
+        ("max_tokens = 64", "max_tokens = 0", "max_tokens is 0, expected 16 or more"),
+        ("seed = 0", "seed = -1", "seed is -1, expected 0 or more"),
     ],
 )
 def test_a_recipe_of_ones_own_is_refused_before_anything_is_trained(tmp_path, old, new, told):

@@ -21,6 +21,7 @@ from classifier.errors import BundleCorrupt, BundleError, InputError, SettingsEr
 from classifier.inputs import INPUT_VERSION
 from classifier.metrics import ranked_probability_score, under_routing
 from classifier.policy import ALWAYS_FRONTIER, Policy, choose_many
+from classifier.texts import encodable
 from classifier.types import Request, Tier
 from tests.calibration_support import NAMES, population, write_rows
 from tests.tiny import WORDS, tiny_bundle
@@ -866,6 +867,17 @@ def test_the_report_is_drawn(recalibrated: tuple, tmp_path: Path):
     drawn = (tmp_path / "figure.svg").read_text()
     for text in ("balanced", "&lt;= complex", "s6 (", "bound by conformal risk control"):
         assert f"<!-- {text}" in drawn
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "half \ud83d"])
+def test_names_of_sources_are_drawn_as_they_are(recalibrated: tuple, tmp_path: Path, name: str):
+    """Two dollar signs in a user's name are no formula; half of a surrogate pair is a question mark."""
+    report = json.loads(json.dumps(recalibrated[1]))
+    for entry in report["policies"]:
+        table = entry["measured"]["by"]["source"]
+        entry["measured"]["by"]["source"] = {f"{source} {name}": risk for source, risk in table.items()}
+    plot(report, tmp_path / "figure.svg")
+    assert f"<!-- s6 {encodable(name)} (" in (tmp_path / "figure.svg").read_text()
 
 
 def test_the_text_shows_before_and_after(recalibrated: tuple, rows_path: Path, tmp_path: Path):

@@ -6,7 +6,6 @@ import gzip
 import json
 import re
 
-import numpy as np
 import pytest
 
 from classifier.errors import InputError
@@ -19,7 +18,6 @@ from training.corpus import (
     data_sha256,
     parse_row,
     read_corpus,
-    source_folds,
     split_of,
     write_corpus,
 )
@@ -191,17 +189,6 @@ def test_groups_are_never_split():
     assert a.split == b.split
 
 
-def test_folds_keep_sources_whole():
-    """Cross-validation folds never share a source and are of like size."""
-    data = [{"prompt": f"{s}-{i}", "tier": "simple", "source": f"s{s}"} for s in range(20) for i in range(s + 5)]
-    rows = [parse_row(row, "") for row in data]
-    folds = source_folds(rows, 5)
-    for source in {r.source for r in rows}:
-        assert len({f for f, r in zip(folds, rows, strict=True) if r.source == source}) == 1
-    sizes = np.bincount(folds)
-    assert sizes.max() - sizes.min() <= 25
-
-
 def test_written_rows_read_back(tmp_path):
     """What is written is what is read, for every kind of label."""
     rows = [
@@ -224,12 +211,30 @@ def test_written_rows_read_back(tmp_path):
             {"prompt": "g", "tier": "simple", "probabilities": [1, 0, 0, 0], "split": "dev", "eta": 0.1},
             {"prompt": "h", "probabilities": [0.1, 0.6, 0.304, 0], "tier": "standard"},
             {"prompt": "i", "probabilities": [0.07, 0.13, 0.79, 0.01], "label": "OUTCOME"},
+            {"prompt": "half \ud83d", "tier": "simple", "group": "half \ud83d"},
         )
     ]
     write_corpus(tmp_path / "out.jsonl", rows)
     again = read_corpus([tmp_path / "out.jsonl"])
     assert again == rows
     assert data_sha256(again) == data_sha256(rows)
+
+
+def test_a_group_may_be_the_number_nought(tmp_path):
+    """Numbers of groups, as a table has them, begin with 0; rows of that group are as little split as others."""
+    rows = [parse_row({"prompt": p, "tier": "simple", "group": 0, "id": 0}, "s") for p in ("x", "y")]
+    assert {(row.group, row.id) for row in rows} == {("0", "0")}
+    assert parse_row({"prompt": "x", "tier": "simple", "group": ""}, "s").group.startswith("s/")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    """As an editor on Windows leaves it before a file of UTF-8; elsewhere it is what it is, no JSON."""
+    line = '{"prompt": "hi", "tier": "simple"}\n'
+    (tmp_path / "a.jsonl").write_text("\ufeff" + line, encoding="utf-8")
+    assert [row.tier for row in read_corpus([tmp_path / "a.jsonl"])] == [Tier.SIMPLE]
+    (tmp_path / "b.jsonl").write_text(line + "\ufeff" + line, encoding="utf-8")
+    with pytest.raises(InputError, match=r"b\.jsonl:2"):
+        read_corpus([tmp_path / "b.jsonl"])
 
 
 def test_data_hash_ignores_order_only():

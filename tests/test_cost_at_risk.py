@@ -114,6 +114,17 @@ def test_under_a_ceiling_frontier_requests_are_lost_on_both_sides():
     assert found["beside"][CONSTANT]["cost"] == pytest.approx(10)
 
 
+def test_beside_a_router_that_costs_nothing_no_share_of_its_cost_is_saved():
+    """Where the cheaper tiers run on one's own machines a rival may be free: what is saved is told in dollars alone."""
+    free = (0.0, 0.0, 1.0, 10.0)
+    rows = population(200, 4)
+    found = study(rows, {"p": np.full(200, 1)}, {}, free)
+    router = found["p"]["all tiers"]["beside"][CONSTANT]
+    assert (router["cost"], router["saved"]["estimate"]) == (0, 0)
+    assert np.isnan(router["saved_share"]["estimate"])
+    assert "| 0.00 (0.00 to 0.00) | - % |" in as_text(found)
+
+
 def test_prices_that_fall_are_refused():
     """Tiers are in the order of their prices."""
     with pytest.raises(ValueError, match="non-decreasing"):

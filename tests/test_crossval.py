@@ -17,8 +17,8 @@ from tests.tiny import WORDS
 from training.__main__ import main
 from training.build_data import Data, load_data
 from training.calibrate import calibrate
-from training.corpus import write_corpus
-from training.crossval import as_text, cross_validate, fold_data, probe_across, summary
+from training.corpus import parse_row, write_corpus
+from training.crossval import as_text, cross_validate, fold_data, probe_across, source_folds, summary
 from training.distill import read_answers
 from training.predictions import model_of, read_baselines, read_predictions
 from training.probe import embed, probe
@@ -50,6 +50,17 @@ def test_every_row_of_traffic_is_held_out_once_with_its_whole_source(data: Data)
         assert {r.source for r in part.train} >= {r.source for r in data.train if r.source.startswith("own")}
         held_out += held
     assert sorted(r.sha256 for r in held_out) == sorted(r.sha256 for r in data.traffic)
+
+
+def test_folds_keep_sources_whole():
+    """Cross-validation folds never share a source and are of like size."""
+    data = [{"prompt": f"{s}-{i}", "tier": "simple", "source": f"s{s}"} for s in range(20) for i in range(s + 5)]
+    rows = [parse_row(row, "") for row in data]
+    folds = source_folds(rows, 5)
+    for source in {r.source for r in rows}:
+        assert len({f for f, r in zip(folds, rows, strict=True) if r.source == source}) == 1
+    sizes = np.bincount(folds)
+    assert sizes.max() - sizes.min() <= 25
 
 
 def test_a_group_of_two_sources_does_not_leak(data: Data):

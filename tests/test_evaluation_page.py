@@ -23,6 +23,7 @@ from classifier.types import Request, Tier
 from tests.tiny import WORDS, tiny_bundle
 from training import evaluation_run, rivals
 from training.__main__ import main
+from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, pack_rows
 from training.corpus import parse_row
 from training.evaluate import as_text, load_engine, summarise
 from training.evaluation_detail import detail, histories, worst_errors
@@ -270,10 +271,13 @@ def test_risk_falls_and_cost_rises_with_the_threshold(report):
 def test_what_makes_numbers_too_good_or_is_missing_is_told(report, text):
     """Rows of the training set, and routers that are not installed; the rest of the page is the same, byte for byte."""
     assert report["seen_in_training"] == 0
-    other = page(report | {"seen_in_training": 7, "litellm": [], "open_rows": 3})
+    more = {"unserved": 2, "seen_in_calibration": 5}
+    other = page(report | {"seen_in_training": 7, "litellm": [], "open_rows": 3} | more)
     told = (
         "3 rows of which only an interval is known are left out",
         "7 of these rows were in the bundle's training set",
+        "5 of these rows fitted the bundle's probabilities or thresholds",
+        "2 rows that no tier satisfied are left out",
         "LiteLLM is not installed here",
     )
     assert all(sentence in other for sentence in told)
@@ -365,6 +369,56 @@ def test_an_interval_is_no_label(files, tmp_path):
     assert re.search(r"on 48 rows .*\n +1 rows of which only an interval is known are left out", done.stdout)
     done = run_command(*given)
     assert (done.exit_code, "none of 1 labelled rows states a tier" in done.stderr) == (1, True)
+
+
+def test_what_no_tier_satisfied_is_left_out(files, tmp_path):
+    """Such a row is no request that needed frontier: it is counted, and judges no answer."""
+    (tmp_path / "unserved.jsonl").write_text('{"prompt": "do it", "success_by_tier": {"simple": 0, "frontier": 0}}\n')
+    done = run_command(
+        "--bundle", files / "bundle", "--data", tmp_path / "unserved.jsonl", "--data", files / "rows.jsonl"
+    )
+    assert re.search(r"on 48 rows .*\n +1 rows that no tier satisfied are left out", done.stdout)
+
+
+def test_a_risk_of_rates_is_the_expectation_that_is_promised(report, monkeypatch):
+    """Where four tries in ten fail at the tier that is chosen, the risk is .4 as `guarantee` sees it, and not 0."""
+    monkeypatch.setattr(charts, "draw", lambda *_, **__: "data:,")
+    fit = Guarantee(0.1, 0.0, "CONFORMAL_RISK_CONTROL", "OUTCOME", 300, 0.1, 0.1, True)
+    rates = {"prompt": "x", "success_by_tier": {"simple": 0.6, "standard": 0.9, "frontier": 1.0}}
+    rows = [parse_row(rates | {"id": f"{i}"}, "s") for i in range(40)]
+    shares = np.tile(np.array([0.2, 0.7, 0.1, 0.0], dtype=np.float32), (40, 1))
+    policies = {"cheap": Policy("cheap", 0.2, guarantee=fit), "up": Policy("up", 0.85, guarantee=fit)}
+    found = detail(rows, np.zeros(40, dtype=int), shares, policies, "up", prices=PRICES)
+    cheap, up = found["policies"]["cheap"], found["policies"]["up"]
+    assert (cheap["risk"][0], cheap["over_routing"][0], cheap["frontier_misses"][0]) == pytest.approx((0.4, 0.0, 1.0))
+    assert (up["risk"][0], up["over_routing"][0]) == pytest.approx((0.1, 0.6))
+    assert found["risk_cost"]["bundle"][0]["risk"] == pytest.approx(0.4)
+    text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
+    assert "Policy cheap promises a risk of at most 10.0%" in text
+    assert "Policy up promises" not in text
+
+
+def test_labels_of_another_kind_break_no_promise(report, monkeypatch):
+    """A promise about outcomes is not held against a juror's tiers; the table says which labels it is about."""
+    monkeypatch.setattr(charts, "draw", lambda *_, **__: "data:,")
+    fit = Guarantee(0.1, 0.0, "CONFORMAL_RISK_CONTROL", "OUTCOME", 300, 0.1, 0.1, True)
+    rows = [parse_row({"prompt": f"p{i}", "tier": "frontier"}, "s") for i in range(40)]
+    shares = np.tile(np.array([0.7, 0.1, 0.1, 0.1], dtype=np.float32), (40, 1))
+    found = detail(rows, np.full(40, 3), shares, {"p": Policy("p", 0.01, guarantee=fit)}, "p", prices=PRICES)
+    text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
+    assert ">10.0%, of OUTCOME labels<" in text
+    assert "Policy p promises" not in text
+
+
+def test_rows_that_calibrated_the_bundle_are_told(files, monkeypatch):
+    """On the rows that thresholds were fitted on a promise looks kept: how many there are stands beside the numbers."""
+    engine, rows = load_engine(files / "bundle"), [parse_row(row, "test") for row in corpus()]
+    known = {THRESHOLD_ROWS: pack_rows(row.sha256 for row in rows[:5]), MAP_ROWS: pack_rows([rows[9].sha256])}
+    engine.bundle = dataclasses.replace(engine.bundle, manifest={**engine.bundle.manifest, **known})
+    monkeypatch.setattr(evaluation_run, "load_engine", lambda _: engine)
+    found = run(files / "bundle", rows, [], Asked())
+    assert found["seen_in_calibration"] == 6
+    assert "6 of them fitted its probabilities or thresholds" in as_text(found)
 
 
 def test_rows_of_one_tier_make_a_page(files, tmp_path, monkeypatch):

@@ -178,6 +178,11 @@ def test_diverging_run_says_so_and_keeps_what_was_good(tmp_path, monkeypatch):
         ("eta", 0.5, "a number from 0 to below 0.5"),
         ("distill_weight", 1.5, "a number from 0 .* to 1"),
         ("temperature", 0.0, "a finite number above 0"),
+        ("weight_decay", -1.0, "a finite number from 0"),
+        ("warmup", 6.0, "a share of the steps, 0 to 1"),
+        ("rps_weight", -0.5, "a finite number from 0"),
+        ("augment", 30.0, "a share of the rows, 0 to 1"),
+        ("source_power", -0.3, "a finite number from 0"),
         ("learning_rate", float("inf"), "a finite number above 0"),
     ],
 )

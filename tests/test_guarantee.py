@@ -20,6 +20,7 @@ from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from tests.calibration_support import NAMES, mixed_sources, population, write_rows
 from tests.feedback_set_support import export_row
 from tests.tiny import tiny_bundle
+from training.__main__ import main
 from training.audit_set import read_rows
 from training.calibrate import calibrate
 from training.calibrate_command import command as calibrate_command
@@ -381,6 +382,23 @@ def test_the_cost_table_of_a_bundle_stands_beside_baselines(promising: Path, tmp
     stored = ["--bundle", str(promising), "--data", "answers.npz", "--table", "cost", "--baseline-data", str(older)]
     result = CliRunner().invoke(command, stored)
     assert (result.exit_code, "baselines are judged on texts" in result.output) == (2, True)
+
+
+def test_half_of_a_surrogate_pair_in_a_source_ends_no_table(tmp_path: Path):
+    """Whatever JSON holds as a source's name is printed, with a question mark for what nothing prints."""
+    np.savez(tmp_path / "p.npz", **arrays(ROWS, sources=np.array(["a \ud83d", "b"] * 150)))
+    ask = ["guarantee", "--predictions", str(tmp_path / "p.npz"), "--table", "transfer"]
+    done = CliRunner().invoke(main, ask)
+    assert (done.exit_code, "| a ? | 150 |" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("name", ["answers.npz", "export.jsonl"])
+def test_a_split_is_asked_of_corpus_files_alone(promising: Path, tmp_path: Path, name: str):
+    """Stored predictions and exports state none: all of their rows would be judged in its name."""
+    (tmp_path / name).write_text(json.dumps(export_row(1)))
+    ask = ["--bundle", str(promising), "--data", str(tmp_path / name), "--split", "test"]
+    done = CliRunner().invoke(command, ask)
+    assert (done.exit_code, "only corpus files state one" in done.output) == (2, True)
 
 
 def test_prices_rise_from_tier_to_tier(promising: Path, tmp_path: Path):

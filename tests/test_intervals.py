@@ -24,6 +24,21 @@ def test_bootstrap_interval_has_the_width_of_the_sampling_error():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
+def test_an_interval_holds_the_middle_of_the_samples():
+    """As many samples lie below it as above; those that are no number, or infinite, are left out."""
+    samples = np.concatenate([np.arange(101.0), [np.nan, np.inf, -np.inf]])
+    assert intervals.percentiles(7.0, samples, 0.9) == pytest.approx((7.0, 5.0, 95.0))
+    assert np.isnan(intervals.percentiles(7.0, samples[101:], 0.9)[1:]).all()
+
+
+def test_a_share_without_rows_or_without_a_value_has_no_interval():
+    """Nothing was seen of it, so nothing is said; a bootstrap interval that is none leaves Wilson's."""
+    nothing, nan = intervals.Interval(float("nan"), 0.1, 0.2), float("nan")
+    assert np.isnan(intervals.wider(nothing, 50)).all()
+    assert np.isnan(intervals.wider(intervals.Interval(0.5, 0.4, 0.6), 0)[1:]).all()
+    assert intervals.wider(intervals.Interval(0.5, nan, nan), 50) == intervals.wilson(0.5, 50)
+
+
 def test_cluster_bootstrap_is_wider_when_rows_of_a_group_are_alike():
     """Groups of equal rows carry the information of one row each, and the interval says so."""
     groups = np.repeat(np.arange(40), 25)
@@ -99,6 +114,8 @@ def test_arrays_of_several_lengths_are_an_error():
     """What cannot be resampled together raises and says what was expected."""
     with pytest.raises(ValueError, match="one length"):
         intervals.bootstrap_interval(np.mean, [1, 2], [1])
+    with pytest.raises(ValueError, match="groups too"):
+        intervals.bootstrap_interval(np.mean, [1, 2], groups=[1])
 
 
 def test_examples_in_the_docstrings_hold():

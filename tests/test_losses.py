@@ -8,7 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.losses import distillation_loss, label_loss, ranked_probability  # noqa: E402 - after the skip
+from training.corpus import parse_row  # noqa: E402 - after the skip
+from training.evidence import Evidence, losses_of, row_weights  # noqa: E402
+from training.losses import distillation_loss, label_loss, ranked_probability  # noqa: E402
+from training.recipe import FitOptions  # noqa: E402
 
 pytestmark = pytest.mark.training
 NOTHING = [math.nan] * 4
@@ -48,6 +51,12 @@ def test_row_that_says_nothing_costs_nothing():
     assert loss([0.7, 0.1, 0.1, 0.1], NOTHING) == 0.0
 
 
+def test_row_that_allows_all_tiers_but_one_says_something():
+    """Rejected at the cheapest tier: the mass that is left there costs."""
+    expected = -math.log(0.9 * 0.3 + 0.1 * 0.7)
+    assert loss([0.7, 0.1, 0.1, 0.1], NOTHING, inside=(0, 1, 1, 1)) == pytest.approx(expected, abs=1e-6)
+
+
 def test_ranked_probability_punishes_distance():
     """Mass two tiers off costs more than mass one tier off."""
     target = torch.tensor([[1.0, 0, 0, 0]])
@@ -72,3 +81,57 @@ def test_distillation_is_zero_at_the_teacher():
     teacher = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     assert float(distillation_loss(teacher + 3.0, teacher, temperature=2.0)) == pytest.approx(0.0, abs=1e-6)
     assert float(distillation_loss(-teacher, teacher, temperature=2.0)) > 0.5
+
+
+def test_distillation_is_the_divergence_from_the_teacher_at_a_temperature():
+    """KL(teacher, student) of both softened alike, times the temperature's square: Hinton et al. 2015, section 2."""
+    teacher, student = torch.tensor([[3.0, 1.0, 0.0, -2.0]]), torch.tensor([[0.0, 2.0, 0.5, 0.0]])
+    p, q = (torch.softmax(logits / 2, dim=-1) for logits in (teacher, student))
+    expected = 4 * float((p * (p / q).log()).sum())
+    assert float(distillation_loss(student, teacher, temperature=2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def rows(*given):
+    """Corpus lines as rows; each has a prompt of its own."""
+    return [parse_row({"prompt": f"p{i}", "source": "s"} | line, "s") for i, line in enumerate(given)]
+
+
+def test_rows_of_a_large_source_weigh_less_within_limits():
+    """The n rows of a source weigh n^-power each, no more than ten times apart; a row's own weight multiplies it."""
+    one, many = [{"tier": "simple", "source": "one"}], [{"tier": "simple", "source": "many"}] * 15
+    of_one, *of_many = row_weights(rows(*one, *many), FitOptions(source_power=0.5)).tolist()
+    assert of_one / of_many[0] == pytest.approx(3 / (15**-0.5 / ((1 + 15 * 15**-0.5) / 16)), rel=1e-5)
+    heavy, light = row_weights(rows({"tier": "simple", "weight": 3.0}, {"tier": "simple"}), FitOptions()).tolist()
+    assert (heavy, light) == pytest.approx((1.5, 0.5))
+
+
+def test_outcomes_weigh_as_the_recipe_says():
+    """Their factor is that of OUTCOME rows alone, and the mean of all weights is 1."""
+    given = rows({"tier": "simple"}, {"success_by_tier": {"simple": 1.0}})
+    tier, outcome = row_weights(given, FitOptions(outcome_weight=0.25)).tolist()
+    assert (outcome / tier, outcome + tier) == pytest.approx((0.25, 2.0))
+
+
+def test_evidence_is_what_the_rows_say():
+    """A tier is a point; an interval its tiers, with its own chance of error or the recipe's."""
+    interval = {"at_least": "standard", "at_most": "complex"}
+    given = rows({"tier": "standard"}, interval | {"eta": 0.3}, {"at_least": "complex"}, {})
+    found = Evidence.of(given, None, 0.1)
+    assert found.target[0].tolist() == [0, 1, 0, 0]
+    assert torch.isnan(found.target[1:]).all()
+    assert found.inside[1:].tolist() == [[0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]]
+    assert found.eta.tolist() == pytest.approx([0.1, 0.3, 0.1, 0.1])
+    assert found.labelled.tolist() == [True, True, True, False]
+
+
+def test_labels_and_teacher_share_the_loss():
+    """A labelled row follows both; one without a label the teacher alone, one that it was not asked about its label."""
+    logits, teacher = torch.tensor([[0.0, 1.0, 0.0, -1.0]] * 3), torch.tensor([[2.0, 0.0, 0.0, 0.0]] * 3)
+    teacher[2] = math.nan
+    given, options = rows({"tier": "simple"}, {}, {"tier": "simple"}), FitOptions(distill_weight=0.25, temperature=2.0)
+    index = torch.arange(3)
+    found = losses_of(logits, index, Evidence.of(given, teacher.numpy(), 0.1), options)
+    by_label = losses_of(logits, index, Evidence.of(given, None, 0.1), options)
+    by_teacher = distillation_loss(logits, teacher, temperature=2.0)
+    expected = [0.75 * by_label[0] + 0.25 * by_teacher[0], by_teacher[1], by_label[2]]
+    assert found.tolist() == pytest.approx([float(value) for value in expected], rel=1e-5)

@@ -32,6 +32,7 @@ def test_accuracy_and_f1_are_the_usual_ones():
 def test_macro_f1_leaves_out_tiers_that_never_occur():
     """A tier in neither labels nor predictions does not count as a zero."""
     assert metrics.macro_f1([0, 1], [0, 1]) == 1.0
+    assert metrics.macro_f1([0, 2], [0, 0]) == pytest.approx(1 / 3), "one that was only predicted does"
 
 
 def test_kappa_is_the_usual_one():
@@ -114,6 +115,25 @@ def test_debiasing_takes_the_noise_of_the_bins_out():
     assert abs(np.mean(signed)) < 1e-3
 
 
+def test_calibration_error_of_bins_worked_by_hand():
+    """Two bins of 10 rows: the squared distance of a bin less the variance of its share, with n - 1 as its divisor."""
+    low, high = [0.2, 0.8, 0.0, 0.0], [0.7, 0.3, 0.0, 0.0]
+    labels = [0] * 5 + [1] * 5 + [0] * 6 + [1] * 4
+    error = metrics.calibration_error([low] * 10 + [high] * 10, labels, draws=1)[0].error
+    assert error == pytest.approx(np.sqrt((0.3**2 - 0.25 / 9 + 0.1**2 - 0.24 / 9) / 2))
+
+
+def test_calibration_error_has_fifteen_bins_at_most():
+    """Labels that are right in each fifteenth as a whole, and wrong in its halves, are no error."""
+    shares = (np.arange(1500) + 0.5) / 1500
+    fifteenth, half = np.arange(1500) // 100, np.arange(1500) % 100 < 50
+    probabilities = np.stack([shares, 1 - shares, 0 * shares, 0 * shares], axis=1)
+    of_part = np.round(100 * (fifteenth + 0.5) / 15).astype(int)
+    place = np.where(half, 99 - np.arange(1500) % 100, np.arange(1500) % 100 - 50)
+    labels = np.where(place < of_part, 0, 1)
+    assert abs(metrics.calibration_error(probabilities, labels, draws=1)[0].error) < 0.06
+
+
 def test_equal_predictions_are_one_bin_whatever_the_order_of_the_rows():
     """Equal probabilities for all rows are one point: labels sorted in the file are no calibration error."""
     errors = metrics.calibration_error(np.full((1000, 4), 0.25), np.repeat([0, 1, 2, 3], 250))
@@ -143,6 +163,7 @@ def test_auroc_is_the_usual_one_with_ties():
         (lambda: metrics.accuracy([0, 1], [0]), "2 rows"),
         (lambda: metrics.ranked_probability_score([[0.5, 0.5]], [0]), "shape"),
         (lambda: metrics.ranked_probability_score([[np.nan, 0, 0, 0]], [0]), "not finite"),
+        (lambda: metrics.ranked_probability_score([[np.inf, 0, 0, 0]], [0]), "not finite"),
         (lambda: metrics.auroc([np.nan, 1], [True, False]), "NaN"),
         (lambda: metrics.auroc([1], [True, False]), "the same"),
     ],

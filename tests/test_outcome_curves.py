@@ -107,6 +107,24 @@ def test_a_good_model_lies_between_the_random_router_and_the_oracle():
     assert drawn["p"]["quality"] < points["p"]["quality"] <= points["oracle"]["quality"]
 
 
+def test_sources_are_never_pooled():
+    """A source's numbers are those of its rows alone, beside whatever other source."""
+    outcomes, shares = synthetic(80)
+    both = Outcomes(outcomes.requests, outcomes.success, np.array(["a"] * 40 + ["b"] * 40))
+    found = measure(both, shares, prices=(1, 2, 5, 20), draws=20)["sources"]
+    first = both.take(both.sources == "a")
+    assert found["a"] == measure(first, shares[:40], prices=(1, 2, 5, 20), draws=20)["sources"]["a"]
+    assert [found[name]["rows"] for name in "ab"] == [40, 40]
+
+
+def test_a_tier_fails_where_less_than_half_of_its_tries_satisfied():
+    """Half of them are enough."""
+    outcomes, shares = synthetic(60)
+    outcomes.success[:, 0] = np.repeat([0.5, 0.49, 1.0], 20)
+    found = measure(outcomes, shares, prices=(1, 2, 5, 20), draws=20)["sources"]["synthetic"]
+    assert found["simple_fails"]["fails"] == pytest.approx(1 / 3)
+
+
 def test_the_curve_goes_from_the_cheapest_tier_to_the_dearest():
     """A rising threshold only ever costs more."""
     outcomes, shares = synthetic(100)
@@ -139,6 +157,14 @@ def test_only_the_asked_split_is_read(tmp_path):
     found = read_outcomes([write(tmp_path / "bench.jsonl.gz", [*rows, {"prompt": "p", **known}])])
     assert (len(found), found.sources.tolist()) == (2, ["bench", "bench"])
     np.testing.assert_array_equal(found.success, [[0.5, np.nan, 1.0, np.nan]] * 2)
+
+
+def test_a_request_with_outcomes_is_the_one_that_was_made(tmp_path):
+    """The answer behind it is none of its text, and the gateway's labels say which threshold it gets."""
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}]
+    row = {"messages": messages, "labels": {"tenant": "acme"}, "success_by_tier": {"simple": 1}}
+    [request] = read_outcomes([write(tmp_path / "bench.jsonl", [row])]).requests
+    assert request == Request.from_text("hi", labels={"tenant": "acme"})
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,12 @@ def test_hoeffding_bentkus_is_valid_and_weaker_than_exact(n: int):
     assert hoeffding_bentkus((max(allowed, 0) + 1) / n, n, 0.1) > 0.05
 
 
+def test_bentkus_counts_a_part_of_a_loss_as_a_whole_one():
+    """The bound of Bentkus is e times the binomial one at the losses' sum, rounded up (arXiv:2110.01052, prop. 1)."""
+    bentkus = math.e * float(stats.binom.cdf(4, 50, 0.3))
+    assert hoeffding_bentkus(3.9 / 50, 50, 0.3) == pytest.approx(bentkus)
+
+
 def test_the_method_follows_from_weights_delta_and_losses():
     """Without delta conformal; with it exact for 0/1 losses and Hoeffding-Bentkus for others; weights are a shift."""
     p, y = population(50, 0)
@@ -213,6 +219,14 @@ def test_the_top_tier_threshold_catches_frontier_rows():
     assert fit.empirical_risk == pytest.approx(allowed / len(top))
     assert fit.bound <= 0.2
     assert fit_top_tier(p, y, 0.2, delta=0.05).threshold < fit.threshold
+
+
+def test_a_top_tier_threshold_misses_as_many_rows_as_are_allowed():
+    """Of 19 frontier rows a tenth allows one miss exactly, so that the second lowest is the first that is caught."""
+    top = np.float32(np.arange(1, 20) / 20)
+    p = np.stack([1 - top, 0 * top, 0 * top, top], axis=1)
+    fit = fit_top_tier(p, np.full(19, 3), 0.1)
+    assert (fit.threshold, fit.empirical_risk) == (float(top[1]), pytest.approx(1 / 19))
 
 
 def test_the_top_tier_needs_frontier_rows():

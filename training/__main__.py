@@ -14,6 +14,7 @@ import click
 from classifier.cli import with_examples
 from classifier.durable import unusable
 from classifier.errors import ClassifierError, GateNotMet
+from classifier.texts import encodable
 
 WITHOUT_EXTRA = "error: python -m training needs {}; run 'make setup', or pip install '.[training]'"
 
@@ -34,7 +35,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ClassifierError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {encodable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
             click.echo(WITHOUT_EXTRA.format(error.name), err=True)
@@ -118,7 +119,7 @@ def _say(text: object, *, err: bool = True) -> None:
     from training import processes
 
     if processes.is_first():
-        click.echo(text, err=err)
+        click.echo(encodable(str(text)), err=err)
 
 
 @main.command()
@@ -245,7 +246,7 @@ def export(checkpoint: Path, data: tuple[str, ...], out: Path) -> None:
 @click.option(
     "--baseline-data",
     multiple=True,
-    help="Rows that baselines learn from. Default: with --report the rest of data/. Repeatable.",
+    help="Rows that baselines learn from. Default: with --report data/'s training split. Repeatable.",
 )
 @click.option("--outcomes", multiple=True, help="Rows with success_by_tier: cost against quality. Repeatable.")
 @click.option("--robustness/--no-robustness", default=None, help="Typos, steering, twins, attacks. On with --report.")
@@ -272,7 +273,7 @@ def evaluate(
     """
     from classifier.bundle import SHIPPED
     from classifier.page import check_page, write_page
-    from classifier.texts import encodable, finite
+    from classifier.texts import finite
     from training import evaluate as evaluation
     from training import outcome_curves
     from training import robustness as steadiness

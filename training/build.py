@@ -66,8 +66,8 @@ def build(
         say: where progress goes.
 
     Raises:
-        InputError: `out` holds a run of another recipe or of other data, there is nothing to calibrate on, or `data/`
-            is not there to choose golden inputs from.
+        InputError: `out` holds a run of another recipe or of other data, there is nothing to calibrate on or to look
+            at, or `data/` is not there to choose golden inputs from.
         BundleError: `out` already holds a finished bundle.
         GateNotMet: a parity check of the export failed.
     """
@@ -80,6 +80,11 @@ def build(
     bases = [bundle for bundle in map(bundle_at, names) if bundle is not None]
     learnt = [row for base in bases for row in unpacked(str(base.manifest.get(TRAINING_ROWS, "")))]
     data = without_learnt(data, learnt, say)
+    if not data.dev:
+        raise InputError(
+            "no labelled row is left to look at, which the card's numbers are of: give --dev some that nothing was "
+            "trained on, or leave the split of some rows out"
+        )
     if not data.calibration:
         raise InputError(
             "no row is left to calibrate on: of --extra a tenth of the rubric rows that state no split does; leave the "
@@ -209,7 +214,7 @@ def _notes(parity: Parity, data: Data, *, marks: bool) -> list[str]:
     )
     return [
         *([steering] if marks else []),
-        f"{kinds[RUBRIC]} rows carry a juror's tier; {kinds[OUTCOME]} carry the outcomes of real models, as soft "
+        f"{kinds[RUBRIC]} rows carry a tier by the rubric; {kinds[OUTCOME]} carry the outcomes of real models, as soft "
         f"labels at a lower weight; {kinds[UNLABELLED]} unlabelled ones carried the teacher's answers.",
         f"int8 chooses the fp32 tier on {parity.int8_agreement:.3f} of {parity.rows} held-out rows; torch and ONNX "
         f"fp32 differ by {parity.fp32_difference:.1e}.",

@@ -22,7 +22,7 @@ class Data:
     Attributes:
         train: what teacher and student learn from.
         calibration: held out of training, to fit calibration and thresholds.
-        dev: held out of both, to look at.
+        dev: held out of both, to look at; rows whose tier, or the chance of each, is known.
         traffic: every labelled row of the extra corpora (our own where there are none): what is cross-validated.
     """
 
@@ -55,7 +55,7 @@ def load_data(
     return Data(
         train=[r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"],
         calibration=calibration,
-        dev=dev_rows or [r for r in own_rows if r.split == "test"],
+        dev=[r for r in (dev_rows if dev else own_rows) if r.judges and (dev or r.split == "test")],
         traffic=traffic,
     )
 

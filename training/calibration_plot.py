@@ -11,6 +11,7 @@ from typing import Any
 
 from classifier.charts import DASHES
 from classifier.errors import MissingExtra
+from classifier.texts import encodable
 from classifier.types import TIERS
 
 MOST_SOURCES = 25
@@ -23,16 +24,18 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
         MissingExtra: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("figures need matplotlib; pip install 'request-complexity-classifier[report]'") from error
-    figure = Figure(figsize=(11, 9), layout="constrained")
-    reliability, risk, cost, sources = figure.subplots(2, 2).ravel()
-    _reliability(reliability, report["calibration"]["after"])
-    _risk(risk, report)
-    _cost(cost, report)
-    _sources(sources, report)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with rc_context({"text.parse_math": False}):  # names are a user's: two dollar signs in one are no formula
+        figure = Figure(figsize=(11, 9), layout="constrained")
+        reliability, risk, cost, sources = figure.subplots(2, 2).ravel()
+        _reliability(reliability, report["calibration"]["after"])
+        _risk(risk, report)
+        _cost(cost, report)
+        _sources(sources, report)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
@@ -79,7 +82,7 @@ def _sources(axes: Any, report: Mapping[str, Any]) -> None:
     rows = sorted(table.items(), key=lambda item: item[1]["risk"])[-MOST_SOURCES:]
     errors = [[max(0.0, r["risk"] - r["low"]) for _, r in rows], [max(0.0, r["high"] - r["risk"]) for _, r in rows]]
     axes.errorbar([r["risk"] for _, r in rows], range(len(rows)), xerr=errors, fmt="o", markersize=3)
-    axes.set_yticks(range(len(rows)), [f"{name} ({r['n']})" for name, r in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [encodable(f"{name} ({r['n']})") for name, r in rows], fontsize=7)
     whole = entry["measured"]["risk"]
     axes.axvspan(whole["low"], whole["high"], alpha=0.15)
     axes.axvline(entry["guarantee"]["alpha"], color="grey", linewidth=0.8)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from classifier.texts import encodable
 from classifier.types import TIERS
 from training.corpus import Row
 
@@ -37,8 +38,8 @@ An LLM gateway asks it on every request and routes on the tier. It rates the *wo
 seen in its conversation. It is no judge of people, of safety or of truth.
 
 ## Training data
-{rows} rows, of which {own} were written for this project (CC-BY-4.0); the others come from the public sources
-named below and are not distributed with it. Labels of traffic rows are a language-model juror's, by the rubric.
+{rows} rows, of which {own} were written for this project (CC-BY-4.0); the others come from the sources named
+below and are not distributed with it. Tiers are by the project's rubric.
 
 | source | rows | licence as stated |
 |---|---:|---|
@@ -77,7 +78,7 @@ def render_card(
     languages = sorted({r.language for r in rows if r.language.isalpha() and len(r.language) == 2})
     card = _HEAD.format(
         base=BASES.get(recipe["base"], recipe["base"]),
-        languages="\n".join(f"- {code}" for code in languages),
+        languages="\n".join(f"- '{code}'" for code in languages),
         recipe=recipe["name"],
         seed=recipe["seed"],
         layers=recipe["student"]["layers"],
@@ -86,7 +87,7 @@ def render_card(
         own=sum(r.source.startswith("own-") for r in rows),
         sources="\n".join(f"| {s} | {n} | {licences[s] or 'not stated'} |" for s, n in sorted(counts.items())),
     )
-    return card + _metrics(report) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n" + _LIMITS
+    return encodable(card + _metrics(report) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n" + _LIMITS)
 
 
 def _metrics(report: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from classifier.conversations import asked
 from classifier.errors import InputError, InvalidRequest
+from classifier.texts import json_text
 from classifier.types import TIERS, Request, Tier
 from training.label_fields import KINDS, one_hot, stated_label
 
@@ -101,6 +102,11 @@ class Row:
         return self.label != UNLABELLED and (self.probabilities is not None or self.at_least is self.at_most)
 
     @property
+    def judges(self) -> bool:
+        """Whether an answer can be held against its label: known, and of a request that some tier satisfied."""
+        return self.closed and not self.unserved
+
+    @property
     def split(self) -> str:
         """`train`, `dev` or `test`: what the file states, else fixed by a hash of the group."""
         return self.stated_split or split_of(self.group)
@@ -160,7 +166,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, line.decode("utf-8")
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}:{number}: is not UTF-8 ({error.reason} at byte {error.start}); a corpus is JSON lines"
@@ -201,7 +207,7 @@ def write_corpus(path: Path, rows: Iterable[Row]) -> None:
                 data["at_least"] = row.at_least.label
                 if row.at_most is not TIERS[-1] or row.frontier_satisfied:
                     data["at_most"] = row.at_most.label
-            file.write(json.dumps(data, ensure_ascii=False) + "\n")
+            file.write(json_text(data) + "\n")
 
 
 def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
@@ -216,10 +222,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
             "it is of an export of the feedback store, as --data of calibrate and guarantee and --prior-shift take "
             "one: as it was written, alone"
         )
-    labels = data.get("labels") or {}
-    if not isinstance(labels, Mapping):
-        raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
-    request = asked(Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()}))
+    request = request_of_line(data)
     known = stated_label(data)
     digest = conversation_sha256(request)
     weight = float(data.get("weight", 1.0))
@@ -228,8 +231,8 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
     eta = None if data.get("eta") is None else float(data["eta"])
     if eta is not None and not 0 <= eta < 0.5:
         raise ValueError(f"eta is {eta}, expected 0 up to 0.5: evidence that is wrong more often than right is none")
-    source = str(data.get("source") or default_source)
-    identity = str(data.get("id") or digest[:16])
+    source = _text_of(data, "source", default_source)
+    identity = _text_of(data, "id", digest[:16])
     return Row(
         id=identity,
         request=request,
@@ -240,7 +243,7 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         source=source,
         language=str(data.get("language") or "und"),
         kind=str(data.get("kind") or data.get("category") or "other"),
-        group=str(data.get("group") or f"{source}/{identity}"),
+        group=_text_of(data, "group", f"{source}/{identity}"),
         family=str(data.get("family") or ""),
         weight=weight,
         sha256=digest,
@@ -251,6 +254,19 @@ def parse_row(data: Mapping[str, Any], default_source: str) -> Row:
         unserved=known.unserved,
         frontier_satisfied=known.frontier_satisfied,
     )
+
+
+def request_of_line(data: Mapping[str, Any]) -> Request:
+    """The request that was made: the labels that a gateway sent with it, no answer behind it.
+
+    Raises:
+        InvalidRequest: the conversation is not valid.
+        ValueError: `labels` is no object.
+    """
+    labels = data.get("labels") or {}
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
+    return asked(Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()}))
 
 
 def conversation_sha256(request: Request) -> str:
@@ -265,25 +281,12 @@ def split_of(group: str) -> str:
     >>> split_of("a") == split_of("a")
     True
     """
-    position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+    position = int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
     for name, share in SPLITS:
         if position < share:
             return name
         position -= share
     return SPLITS[-1][0]
-
-
-def source_folds(rows: Sequence[Row], folds: int) -> NDArray[np.int64]:
-    """A fold for each row such that no source is in two, sizes balanced: (rows,) int64 in [0, folds)."""
-    sizes = Counter(row.source for row in rows)
-    order = np.random.default_rng(0).permutation(sorted(sizes))
-    load = [0] * folds
-    fold_of: dict[str, int] = {}
-    for source in sorted(order, key=lambda s: -sizes[s]):
-        fold = load.index(min(load))
-        fold_of[source] = fold
-        load[fold] += sizes[source]
-    return np.array([fold_of[row.source] for row in rows], dtype=np.int64)
 
 
 def soft_labels(rows: Sequence[Row]) -> NDArray[np.float32]:
@@ -310,6 +313,12 @@ def _is_plain(row: Row) -> bool:
     """Whether a tier is all that is known of the label."""
     tier = row.stated_tier
     return tier is not None and row.at_least is row.at_most is tier and row.probabilities == one_hot(tier)
+
+
+def _text_of(data: Mapping[str, Any], name: str, default: str) -> str:
+    """A name as a line has it; 0 is one, as numbers of groups begin with it."""
+    value = data.get(name)
+    return default if value is None or value == "" else str(value)
 
 
 def _repeat(row: Row, number: int) -> Row:

@@ -114,7 +114,7 @@ def costs(
         `shares`, `cheap_share`, `frontier_rows`; `risk`, `frontier_misses`, `random_router_risk`,
         `risk_below_random_router`; and, for all tiers and under the ceiling, `cost`, `risk` and `beside`: by router
         its `cost`, its `frontier_misses` and what the policy saves, in dollars (`saved`) and as a share of the rival's
-        cost (`saved_share`).
+        cost (`saved_share`), which is NaN where that is 0.
 
     Raises:
         ValueError: prices that fall from one tier to the next.
@@ -194,13 +194,18 @@ def _beside(
             "cost": cost,
             "frontier_misses": misses,
             "saved": interval(lambda c, y, w, router=router: router(c, y, w)[0] - own(c)),
-            "saved_share": interval(lambda c, y, w, router=router: 1 - own(c) / router(c, y, w)[0]),
+            "saved_share": interval(lambda c, y, w, router=router: _saved_share(own(c), router(c, y, w)[0])),
         }
     return {
         "risk": interval(lambda c, y, _: _risk(np.minimum(c, top), y), len(labels)),
         "cost": interval(lambda c, _y, _w: own(c)),
         "beside": table,
     }
+
+
+def _saved_share(own: float, theirs: float) -> float:
+    """What is saved of the rival's cost; NaN where it costs nothing, as on tiers of one's own machines."""
+    return 1 - own / theirs if theirs else float("nan")
 
 
 def _risk(chosen: Indices, labels: Array) -> float:
@@ -243,4 +248,6 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 
 def _told(interval: Mapping[str, float], digits: int = 3) -> str:
+    if np.isnan(interval["estimate"]):
+        return "-"
     return f"{interval['estimate']:.{digits}f} ({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"

@@ -17,6 +17,7 @@ predictions.npz       logits (n, 4) float32, labels (n,) int64, ids (the sha256 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.intervals import bootstrap_each, ranged
 from training import processes
-from training.corpus import RUBRIC, Row, source_folds, tiers
+from training.corpus import RUBRIC, Row, tiers
 from training.evaluate import baselines, statistics
 from training.fit import predict
 from training.model import tokenizer_of
@@ -82,6 +83,19 @@ def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
             )
         found.append((replace(data, train=rest), held))
     return found
+
+
+def source_folds(rows: Sequence[Row], folds: int) -> NDArray[np.int64]:
+    """A fold for each row such that no source is in two, sizes balanced: (rows,) int64 in [0, folds)."""
+    sizes = Counter(row.source for row in rows)
+    order = np.random.default_rng(0).permutation(sorted(sizes))
+    load = [0] * folds
+    fold_of: dict[str, int] = {}
+    for source in sorted(order, key=lambda s: -sizes[s]):
+        fold = load.index(min(load))
+        fold_of[source] = fold
+        load[fold] += sizes[source]
+    return np.array([fold_of[row.source] for row in rows], dtype=np.int64)
 
 
 def cross_validate(

@@ -215,8 +215,12 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines = [f"bundle {report['bundle']} on {report['rows']} rows (by tier: {report['tier_counts']})"]
     if report.get("seen_in_training"):
         lines += [f"  {report['seen_in_training']} of them it was trained on, where it is better than elsewhere"]
+    if report.get("seen_in_calibration"):
+        lines += [f"  {report['seen_in_calibration']} of them fitted its probabilities or thresholds"]
     if report.get("open_rows"):
         lines += [f"  {report['open_rows']} rows of which only an interval is known are left out"]
+    if report.get("unserved"):
+        lines += [f"  {report['unserved']} rows that no tier satisfied are left out"]
     lines += [""]
     lines += [f"  {name:<26} {ranged(value)}" for name, value in report["overall"].items()]
     for error in report.get("calibration_error", ()):

@@ -1,6 +1,7 @@
 """What the evaluation page shows beyond `training.evaluate`: thresholds, policies, routers side by side, worst errors.
 
-Risk is P(chosen < label); costs are dollars a million tokens, every request taken to be equally long.
+Risk is P(chosen < label), where labels are outcomes known as rates the expectation over them, as it is promised; costs
+are dollars a million tokens, every request taken to be equally long.
 
 Knows nothing of pages.
 """
@@ -21,8 +22,15 @@ from classifier.intervals import bootstrap_each, wider
 from classifier.metrics import tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
-from training.calibration_report import constant_cost, promised_or_estimated, random_risk, reliability, under
-from training.corpus import Row
+from training.calibration_report import (
+    constant_cost,
+    frontier_misses,
+    promised_or_estimated,
+    random_risk,
+    reliability,
+    under,
+)
+from training.corpus import OUTCOME, Row
 from training.evaluate import routed
 from training.step_losses import soft
 
@@ -58,23 +66,37 @@ def detail(
         routers: (n,) tiers that other routers chose, by name.
         show_text: list the worst errors with the beginning of their text.
     """
-    truth = soft(labels)
+    truth = promised_labels(rows, labels)
     whole = {"bundle": probabilities, **(rivals or {})}
     requests = [row.request for row in rows]
     chosen = {name: routed(policy, requests, probabilities) for name, policy in policies.items()}
     return {
         "prices": list(prices),
         "reliability": [reliability(probabilities, truth, t) for t in range(len(TIERS) - 1)],
-        "risk_cost": {name: _sweep(p, labels, truth, prices) for name, p in whole.items()},
-        "policies": {name: _policy(policy, labels, truth, chosen[name], prices) for name, policy in policies.items()},
-        "routers": _routers(labels, chosen[default], default, prices, whole, routers or {}),
+        "risk_cost": {name: _sweep(p, truth, prices) for name, p in whole.items()},
+        "policies": {
+            name: _policy(policy, rows, labels, truth, chosen[name], prices) for name, policy in policies.items()
+        },
+        "routers": _routers(labels, truth, chosen[default], default, prices, whole, routers or {}),
         "worst": worst_errors(rows, labels, probabilities, MOST_ERRORS, show_text=show_text),
     }
 
 
-def _sweep(
-    probabilities: NDArray[np.float32], labels: Indices, truth: Array, prices: Sequence[float]
-) -> list[dict[str, float]]:
+def promised_labels(rows: Sequence[Row], labels: Indices) -> Array:
+    """What a promise is about: the tier of a row, of an outcome known as rates the chance of each: (n, 4) float64.
+
+    Args:
+        rows: labelled rows.
+        labels: (n,) tier indices of them.
+    """
+    truth = soft(labels)
+    for row, shares in zip(rows, truth, strict=True):
+        if row.label == OUTCOME and row.probabilities is not None:
+            shares[:] = row.probabilities
+    return truth
+
+
+def _sweep(probabilities: NDArray[np.float32], truth: Array, prices: Sequence[float]) -> list[dict[str, float]]:
     price = np.asarray(prices)
     points = []
     for threshold in GRID:
@@ -82,21 +104,24 @@ def _sweep(
         shares = tier_shares(chosen)
         points.append({
             "threshold": float(threshold),
-            "risk": float(np.mean(chosen < labels)),
+            "risk": float(under(chosen, truth).mean()),
             "cost": float(price[chosen].mean()),
             "random_router_risk": random_risk(shares, truth),
         })  # fmt: skip
     return points
 
 
-def _policy(policy: Policy, labels: Indices, truth: Array, chosen: Indices, prices: Sequence[float]) -> dict[str, Any]:
+def _policy(
+    policy: Policy, rows: Sequence[Row], labels: Indices, truth: Array, chosen: Indices, prices: Sequence[float]
+) -> dict[str, Any]:
     fit = policy.guarantee
     risk = float(under(chosen, truth).mean())
-    return _choice(chosen, labels, prices) | {
+    alike = {row.label for row in rows} == {fit.label}  # what is promised about one kind of label no other can break
+    return _choice(chosen, labels, truth, prices) | {
         "threshold": policy.threshold,
         "group_by": policy.group_by,
-        "alpha": fit.promised_risk,
-        "promise": _promise(fit),
+        "alpha": fit.promised_risk if alike else None,
+        "promise": _promise(fit) + (f", of {fit.label} labels" if fit.feasible and not alike else ""),
         "shares": list(tier_shares(chosen)),
         "random_router_risk": random_risk(tier_shares(chosen), truth),
         "constant_router_cost": constant_cost(risk, truth, prices),
@@ -111,34 +136,34 @@ def _promise(fit: Guarantee) -> str:
     return promised_or_estimated(bound, fit)
 
 
-def _numbers(prices: Sequence[float]) -> dict[str, Callable[[Indices, Indices], float]]:
-    """What is told of a choice of tiers, by name: functions of (n,) chosen tiers and (n,) labels."""
+def _numbers(prices: Sequence[float]) -> dict[str, Callable[[Indices, Indices, Array], float]]:
+    """What is told of a choice of tiers, by name: functions of (n,) chosen tiers, (n,) labels, (n, 4) their truth."""
 
-    def misses(chosen: Indices, labels: Indices) -> float:
-        top = labels == len(TIERS) - 1
-        return float(np.mean(chosen[top] < labels[top])) if top.any() else float("nan")
+    def over(chosen: Indices, _: Indices, truth: Array) -> float:
+        return float((1 - under(chosen, truth) - truth[np.arange(len(chosen)), chosen]).mean())
 
     price = np.asarray(prices)
     return {
-        "accuracy": metrics.accuracy,
-        "quadratic_kappa": metrics.quadratic_kappa,
-        "risk": metrics.under_routing,
-        "over_routing": metrics.over_routing,
-        "frontier_misses": misses,
-        "cost": lambda chosen, _: float(price[chosen].mean()),
+        "accuracy": lambda chosen, labels, _: metrics.accuracy(chosen, labels),
+        "quadratic_kappa": lambda chosen, labels, _: metrics.quadratic_kappa(chosen, labels),
+        "risk": lambda chosen, _, truth: float(under(chosen, truth).mean()),
+        "over_routing": over,
+        "frontier_misses": lambda chosen, _, truth: frontier_misses(chosen, truth),
+        "cost": lambda chosen, _, __: float(price[chosen].mean()),
     }
 
 
-def _choice(chosen: Indices, labels: Indices, prices: Sequence[float]) -> dict[str, Any]:
+def _choice(chosen: Indices, labels: Indices, truth: Array, prices: Sequence[float]) -> dict[str, Any]:
     """How a choice of tiers fares: each number with its interval."""
-    found = bootstrap_each(_numbers(prices), chosen, labels, draws=DRAWS)
-    of = dict.fromkeys(("accuracy", "risk", "over_routing"), len(labels))
-    of["frontier_misses"] = int((labels == len(TIERS) - 1).sum())
+    found = bootstrap_each(_numbers(prices), chosen, labels, truth, draws=DRAWS)
+    of: dict[str, float] = dict.fromkeys(("accuracy", "risk", "over_routing"), len(labels))
+    of["frontier_misses"] = float(truth[:, -1].sum())
     return found | {name: wider(found[name], n) for name, n in of.items()}
 
 
 def _routers(
     labels: Indices,
+    truth: Array,
     chosen: Indices,
     policy: str,
     prices: Sequence[float],
@@ -146,17 +171,17 @@ def _routers(
     routers: Mapping[str, Indices],
 ) -> dict[str, Any]:
     """Side by side: the policy, arg-max of each set of probabilities, other routers, the oracle, the blind one."""
-    table = {f"bundle, policy {policy}": _choice(chosen, labels, prices)}
-    table |= {f"{name}, arg-max": _choice(p.argmax(axis=1), labels, prices) for name, p in whole.items()}
-    table |= {name: _choice(tiers, labels, prices) for name, tiers in routers.items()}
-    # It misses nothing by definition: no other rows could show otherwise, which Wilson's interval allows for.
-    table["oracle"] = bootstrap_each(_numbers(prices), labels, labels, draws=DRAWS)
+    table = {f"bundle, policy {policy}": _choice(chosen, labels, truth, prices)}
+    table |= {f"{name}, arg-max": _choice(p.argmax(axis=1), labels, truth, prices) for name, p in whole.items()}
+    table |= {name: _choice(tiers, labels, truth, prices) for name, tiers in routers.items()}
+    # It knows each label by definition: no other rows could show otherwise, which Wilson's interval allows for.
+    table["oracle"] = bootstrap_each(_numbers(prices), labels, labels, truth, draws=DRAWS)
     # Drawn blindly in the policy's shares: a permutation of its own choices, many times over.
-    rng = np.random.default_rng(0)
-    drawn = np.concatenate([rng.permutation(chosen) for _ in range(max(1, 20_000 // len(chosen)))])
-    truth, nan = np.tile(labels, len(drawn) // len(labels)), float("nan")
+    rng, times = np.random.default_rng(0), max(1, 20_000 // len(chosen))
+    drawn = np.concatenate([rng.permutation(chosen) for _ in range(times)])
+    their, nan = (np.tile(labels, times), np.tile(truth, (times, 1))), float("nan")
     table[f"random router, shares of {policy}"] = {
-        name: (of(drawn, truth), nan, nan)  # the spread of its draws is no interval of anything
+        name: (of(drawn, *their), nan, nan)  # the spread of its draws is no interval of anything
         for name, of in _numbers(prices).items()
     }
     return table

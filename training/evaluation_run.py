@@ -13,7 +13,7 @@ from typing import Any
 from classifier.errors import InputError
 from training import outcome_curves, robustness
 from training.calibration_report import PRICES
-from training.calibration_set import unseen
+from training.calibration_set import CALIBRATED_ON, unseen
 from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus, tiers
 from training.evaluate import baselines, evaluate, load_engine, routed, score
 from training.evaluation_detail import detail, histories
@@ -66,7 +66,8 @@ def read_rows(
 def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -> dict[str, Any]:
     """The evaluation as JSON-ready data: that of `training.evaluate`, and what else is asked.
 
-    Rows of which only an interval is known have no label to hold an answer against: they are left out and counted.
+    Rows of which only an interval is known, or that no tier satisfied, have no label to hold an answer against: they
+    are left out and counted.
 
     Args:
         bundle: folder of the bundle.
@@ -77,12 +78,12 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     Raises:
         InputError: no row is left, or the outcomes cannot be read.
     """
-    given = len(rows)
-    rows, train = ([r for r in some if r.closed] for some in (rows, train))
+    given, closed = len(rows), [r for r in rows if r.closed]
+    rows, train = [r for r in closed if r.judges], [r for r in train if r.closed]
     if not rows:
         raise InputError(
-            f"none of {given} labelled rows states a tier or the chance of each, and an interval is no label to hold "
-            "answers against; give --data rows with one"
+            f"none of {given} labelled rows states a tier that satisfied or the chance of each, and an interval is no "
+            "label to hold answers against; give --data rows with one"
         )
     outcomes = read_outcomes(asked.outcomes) if asked.outcomes else None  # first: what follows takes minutes
     rivals = baselines(train, rows) if train else {}  # as soon: it fails where nothing can be learnt
@@ -91,7 +92,8 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     probabilities = score(engine, requests)
     report = evaluate(engine, rows, probabilities=probabilities, rivals=rivals)
     report["seen_in_training"] = len(rows) - len(unseen(rows, engine.bundle))
-    report["open_rows"] = given - len(rows)
+    report["seen_in_calibration"] = len(rows) - len(unseen(rows, engine.bundle, CALIBRATED_ON))
+    report["open_rows"], report["unserved"] = given - len(closed), len(closed) - len(rows)
     report["baseline_rows"] = len(train)
     if asked.detail:
         routers = litellm_tiers(requests)

@@ -226,12 +226,16 @@ def inputs_of(
 
 def _freeze(model: PreTrainedModel, layers: int) -> None:
     """The embeddings and so many of the lowest layers are no longer trained."""
-    most = model.config.num_hidden_layers
-    if not 0 <= layers <= most:
-        raise InputError(f"recipe: frozen_layers is {layers}, and the model has {most}; give 0 to so many")
+    check_frozen(layers, model.config.num_hidden_layers)
     for name, parameter in model.named_parameters():
         if layers and _level(name, model) <= layers:
             parameter.requires_grad = False
+
+
+def check_frozen(layers: int, most: int) -> None:
+    """Raises InputError where a model of `most` layers has not so many to freeze."""
+    if not 0 <= layers <= most:
+        raise InputError(f"recipe: frozen_layers is {layers}, and the model has {most}; give 0 to so many")
 
 
 def _level(name: str, model: PreTrainedModel) -> int:

@@ -22,7 +22,7 @@ from classifier.calibration import IDENTITY, Calibration
 from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.policy import choose_many
-from classifier.texts import finite
+from classifier.texts import encodable, finite
 from training import cost_at_risk, promise_test, transfer
 from training.audit_set import is_export, read_rows
 from training.calibrate_command import MOST_SEED, POLICIES, audit_label, parse_policies, prices_option
@@ -163,6 +163,8 @@ def command(
         raise click.UsageError("give --bundle with --data, or --predictions alone")
     if predictions is not None and (split or baseline_data or PROMISE in tables):
         raise click.UsageError("--split, --baseline-data and --table promise are about --data; leave them out")
+    if split and any(is_export(Path(path)) or path.endswith(".npz") for path in data):
+        raise click.UsageError("--split: only corpus files state one; give --data such files, or leave it out")
     if baseline_data and any(is_export(Path(path)) or path.endswith(".npz") for path in data):
         raise click.UsageError(
             "--baseline-data: baselines are judged on texts; give --data corpus files, or leave it out"
@@ -196,7 +198,7 @@ def command(
         click.echo(why, err=True)
     if missing and not made and "policies" not in found:
         raise InputError("none of the tables could be made of these rows")
-    click.echo(json.dumps(finite(found), indent=1) if as_json else as_text(found))
+    click.echo(json.dumps(finite(found), indent=1) if as_json else encodable(as_text(found)))
     refuted = [e for e in found.get("policies", []) if e["refuted"]]
     if refuted:
         estimated = all(e["what"] == promise_test.ESTIMATED for e in refuted)

@@ -1,7 +1,7 @@
 """Files of outcomes: requests whose success on every tier is known, so that any router can be replayed on them.
 
 A line has `prompt` or `messages`, `source`, `success_by_tier` (tier → share of tries that satisfied, 0 to 1) and
-optionally `split`.
+optionally `split` and a gateway's `labels`.
 
 Knows nothing of models or measures.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request
-from training.corpus import expand, read_lines
+from training.corpus import expand, read_lines, request_of_line
 from training.label_fields import success_rates
 
 SPLIT = "dev"
@@ -72,7 +72,7 @@ def read_outcomes(paths: Sequence[str | Path]) -> Outcomes:
                     continue
                 known = success_rates(row["success_by_tier"])
                 success.append([known.get(tier, np.nan) for tier in TIERS])
-                requests.append(Request.from_json(row))
+                requests.append(request_of_line(row))
                 sources.append(str(row.get("source") or path.name.split(".")[0]))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidRequest) as error:
                 raise InputError(

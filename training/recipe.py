@@ -24,18 +24,28 @@ _OF_A_BUILD = ("max_tokens", "seed", "int8_agreement", "teacher.seeds", "student
 """Keys that a build cannot do without, those of tables with the table's name; and those that it can:"""
 _OF_SOME_BUILDS = ("base", STEERING_FORMS, "most_rows")
 _TAKEN: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "max_tokens": (lambda n: n >= 16, "16 or more, which hold the signals and some text"),
+    "seed": (lambda n: 0 <= n < 2**32, "0 or more, and below 2^32"),
+    "int8_agreement": (lambda x: 0 <= x <= 1, "a share of rows, 0 to 1"),
+    STEERING_FORMS: (lambda n: n >= 0, "0 (no head) or more"),
+    "base_rows_share": (lambda x: 0 <= x < math.inf, "a finite number from 0"),
     "epochs": (lambda n: n >= 1, "1 or more"),
     "batch_size": (lambda n: n >= 1, "1 or more"),
     "learning_rate": (lambda x: 0 < x < math.inf, "a finite number above 0"),
     "layer_decay": (lambda x: 0 < x <= 1, "a number above 0, and at most 1 (all layers alike)"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "a finite number from 0"),
+    "warmup": (lambda x: 0 <= x <= 1, "a share of the steps, 0 to 1"),
+    "rps_weight": (lambda x: 0 <= x < math.inf, "a finite number from 0"),
+    "augment": (lambda x: 0 <= x <= 1, "a share of the rows, 0 to 1"),
     "worst_of": (lambda n: n >= 1, "1 (no search) or more"),
+    "source_power": (lambda x: 0 <= x < math.inf, "a finite number from 0"),
     "mixing_coefficient": (lambda x: 0 < x <= 1, "a number above 0, and at most 1 (all of what was trained)"),
     "eta": (lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5"),
     "distill_weight": (lambda x: 0 <= x <= 1, "a number from 0 (labels alone) to 1 (the teacher alone)"),
     "temperature": (lambda x: 0 < x < math.inf, "a finite number above 0"),
     "outcome_weight": (lambda x: x > 0, "a number above 0; to learn nothing from outcomes, leave their rows out"),
 }
-"""What a key of `FitOptions` takes: whether a value fits, and how an error says it."""
+"""What a number of a recipe may be, by its key: whether a value fits, and how an error says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +58,10 @@ class FitOptions:
         learning_rate: peak of the schedule, above 0.
         layer_decay: the rate of each layer is this times the rate of the layer above it, in (0, 1]; what lies deep in
             a pretrained model moves less.
-        weight_decay: of AdamW.
-        warmup: share of the steps over which the rate rises.
-        rps_weight: weight of the ranked-probability term.
-        augment: share of rows changed in a label-preserving way, each epoch anew.
+        weight_decay: of AdamW, 0 or more.
+        warmup: share of the steps over which the rate rises, in [0, 1].
+        rps_weight: weight of the ranked-probability term, 0 or more.
+        augment: share of rows changed in a label-preserving way, each epoch anew, in [0, 1].
         worst_of: changed forms that are tried of a short row, 1 or more; the one with the highest loss is learnt from
             (`training.worst_form`).
         each_kind: a step learns from every row three times, as it is, with more around it, and reworded; else once,
@@ -90,9 +100,7 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, (fits, expected) in _TAKEN.items():
-            if not fits(value := getattr(self, key)):
-                raise InputError(f"recipe: {key} is {value:g}, expected {expected}")
+        _check_numbers({option.name: getattr(self, option.name) for option in fields(self)}, "recipe")
 
 
 _KINDS: Mapping[str, type] = {
@@ -120,7 +128,7 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
 
     Raises:
         InputError: there is no such recipe, it is not TOML, neither it nor the overrides name a base, it lacks a key or
-            has one that is none, or a value is of another kind.
+            has one that is none, or a value is of another kind or not among those that its key takes.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
@@ -141,6 +149,10 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
         table, _, inner = key.rpartition(".")
         if inner not in (recipe.get(table, {}) if table else recipe):
             raise InputError(f"--recipe {name} lacks the key {key}; begin with a copy of training/recipes/base.toml")
+    _check_numbers(recipe, f"--recipe {name}")
+    for policy, alpha in recipe["policies"].items():
+        if not 0 < alpha < 1:
+            raise InputError(f"--recipe {name}: policy {policy} is {alpha:g}, expected a share of requests, as in 0.10")
     return {"name": path.stem, **recipe}
 
 
@@ -148,12 +160,14 @@ def load_retraining(path: Path) -> dict[str, Any]:
     """How a round trains: `base_rows_share`, `int8_agreement`, `steering_forms`, and options of `training.fit`.
 
     Raises:
-        InputError: it cannot be read, lacks a key, has one that is none, or a value is of another kind.
+        InputError: it cannot be read, lacks a key, has one that is none, or a value is of another kind or not among
+            those that its key takes.
     """
     recipe = _read(path)
     training_of_a_round(recipe, seed=0, where=f"--recipe {path}")
     if missing := [name for name in _OF_A_ROUND if name not in recipe]:
         raise InputError(f"--recipe {path} lacks the key {missing[0]!r}; see training/recipes/retrain.toml")
+    _check_numbers(recipe, f"--recipe {path}")
     return recipe
 
 
@@ -198,6 +212,14 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     _check_kinds(recipe, _KINDS, f"--recipe {path}")
     return recipe
+
+
+def _check_numbers(values: Mapping[str, Any], where: str) -> None:
+    """Raises InputError for the first value that its key does not take."""
+    for key, value in values.items():
+        fits, expected = _TAKEN.get(key, (None, ""))
+        if fits is not None and not fits(value):
+            raise InputError(f"{where}: {key} is {value:g}, expected {expected}")
 
 
 def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:

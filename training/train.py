@@ -21,6 +21,7 @@ from training.augment import STEERING_SHA256
 from training.build_data import Data
 from training.corpus import UNLABELLED, Row, data_sha256
 from training.distill import distill, read_answers
+from training.fit import check_frozen
 from training.model import bundle_at, check_student, load_base, load_checkpoint
 from training.recipe import fit_options
 from training.recover import standing_head
@@ -101,6 +102,7 @@ def _teach(
         layers = most  # what answers itself stays whole: cut, it would be another model
         say(f"the student has {layers} layers, all that the bundle has")
     check_student(start, layers)
+    check_frozen(student_options.frozen_layers, layers)
     for name in (f"teacher-{s}" for s in seeds):
         if teacher and not (teacher / name / "done").is_file():
             raise InputError(f"--teacher {teacher}: holds no finished {name}, which the recipe wants; give its folder")
