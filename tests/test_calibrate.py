@@ -263,6 +263,15 @@ def test_methods_are_compared_on_sources_that_they_have_not_seen():
     assert across > 1.2 * within
 
 
+def test_a_few_hundred_rows_fit_no_steps():
+    """Of fewer than a thousand rows an isotonic map follows the noise: it is left out, and the reason is said."""
+    few, enough = population(999, 8), population(1000, 8)
+    found = compare(few.logits, few.labels, sources=few.sources, groups=few.groups)
+    assert set(found.scores) == {*METHODS} - {"cumulative_isotonic"}
+    assert found.skipped == {"cumulative_isotonic": "999 rows are too few for its steps; it takes 1000"}
+    assert set(compare(enough.logits, enough.labels, sources=enough.sources, groups=enough.groups).scores) == {*METHODS}
+
+
 def test_soft_labels_fit_as_their_draws_do():
     """A map fitted on label distributions is close to one fitted on draws from them."""
     rows = population(4000, 5, sharpness=2.0)
@@ -278,7 +287,7 @@ def test_soft_labels_fit_as_their_draws_do():
 
 def test_an_absent_class_leaves_boundary_methods_out():
     """Without a frontier row the methods that fit each boundary are skipped, and the reason is said."""
-    rows = population(600, 6)
+    rows = population(1200, 6)
     labels = np.eye(4)[np.minimum(rows.labels.argmax(axis=1), 2)]
     found = compare(rows.logits, labels, sources=rows.sources, groups=rows.groups)
     assert set(found.skipped) == {"cumulative_platt", "cumulative_isotonic"}

@@ -22,6 +22,9 @@ from training.calibration_set import CalibrationSet
 
 FEWEST_FOR_MAP = 100
 """Below it no map is fitted: the bundle's own is kept."""
+FEWEST_FOR_STEPS = 1000
+"""Below it no isotonic map is fitted: its steps follow the noise of fewer rows, and tie scores that thresholds are to
+tell apart (Niculescu-Mizil and Caruana, "Predicting good probabilities with supervised learning", ICML 2005)."""
 FEWEST_TO_SPLIT = 2 * FEWEST_FOR_MAP
 MOST_FOR_MAP = 2000
 """The map has few parameters; what is beyond goes to the thresholds."""
@@ -94,6 +97,8 @@ def compare(
 ) -> Comparison:
     """The method with the best out-of-fold score, fitted on all rows; of equals the simpler one.
 
+    Below `FEWEST_FOR_STEPS` rows the isotonic one is left out.
+
     Args:
         logits: (n, 4) finite.
         labels: (n, 4), rows sum to 1.
@@ -116,6 +121,9 @@ def compare(
     scores: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for method in methods:
+        if method == "cumulative_isotonic" and len(logits) < FEWEST_FOR_STEPS:
+            skipped[method] = f"{len(logits)} rows are too few for its steps; it takes {FEWEST_FOR_STEPS}"
+            continue
         rows = np.empty(len(logits))
         try:
             for fit, held in folds:

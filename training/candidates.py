@@ -38,9 +38,6 @@ from training.predictions import write_predictions
 from training.principals import contradicting
 from training.recipe import STEERING_FORMS, training_of_a_round
 
-SMOOTH = tuple(name for name in METHODS if name != "cumulative_isotonic")
-"""Maps for a few hundred labels: isotonic steps tie half of the scores there, and thresholds then jump over them."""
-
 
 @dataclass(frozen=True, slots=True)
 class Recalibrated:
@@ -118,7 +115,7 @@ def recalibrated(
             exempt_labels=asked.exempt_labels,
             fit_paths=[map_path] if map_path else None,
             default=promises.default_policy,
-            methods=SMOOTH if map_path else (),
+            methods=METHODS if map_path else (),
         )
 
     map_path = None
