@@ -416,8 +416,9 @@ def test_labelled_rows_are_not_labelled_again(log, tmp_path, kind):
     assert (tally.bad, tally.moved) == (0, {"classifier_tier": 1})
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
-@pytest.mark.parametrize("pattern", ["", "*", "*.jsonl"], ids=["folder", "glob", "glob-of-lines"])
+@pytest.mark.parametrize(
+    ("pattern", "kind"), [("", "parquet"), ("", "csv"), ("*", "jsonl"), ("*.jsonl", "jsonl"), ("*.jsonl", "parquet")]
+)
 def test_what_was_labelled_beside_its_logs_is_no_input(log, tmp_path, caplog, pattern, kind):
     """Last month's output in the folder of the logs is left out and named, so that no row is labelled twice."""
     folder = tmp_path / "logs"

@@ -22,7 +22,7 @@ from training.calibration_set import CalibrationSet
 
 FEWEST_FOR_MAP = 100
 """Below it no map is fitted: the bundle's own is kept."""
-FEWEST_FOR_STEPS = 1000
+FEWEST_FOR_ISOTONIC = 1000
 """Below it no isotonic map is fitted: its steps follow the noise of fewer rows, and tie scores that thresholds are to
 tell apart (Niculescu-Mizil and Caruana, "Predicting good probabilities with supervised learning", ICML 2005)."""
 FEWEST_TO_SPLIT = 2 * FEWEST_FOR_MAP
@@ -97,7 +97,7 @@ def compare(
 ) -> Comparison:
     """The method with the best out-of-fold score, fitted on all rows; of equals the simpler one.
 
-    Below `FEWEST_FOR_STEPS` rows the isotonic one is left out.
+    Below `FEWEST_FOR_ISOTONIC` rows the isotonic one is left out.
 
     Args:
         logits: (n, 4) finite.
@@ -121,8 +121,8 @@ def compare(
     scores: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for method in methods:
-        if method == "cumulative_isotonic" and len(logits) < FEWEST_FOR_STEPS:
-            skipped[method] = f"{len(logits)} rows are too few for its steps; it takes {FEWEST_FOR_STEPS}"
+        if method == "cumulative_isotonic" and len(logits) < FEWEST_FOR_ISOTONIC:
+            skipped[method] = f"{len(logits)} rows are too few for its steps; it takes {FEWEST_FOR_ISOTONIC}"
             continue
         rows = np.empty(len(logits))
         try:

@@ -38,6 +38,7 @@ from training.corpus import Row
 from training.graph import fuse, marking
 from training.int8 import quantise, round_weights
 from training.model import input_names, tokenizer_of
+from training.processes import one_thread
 from training.progress import progress_bar
 from training.steering_head import SteeringHead
 from training.vocabulary import save_tokenizer
@@ -116,12 +117,15 @@ def export(
     with tempfile.TemporaryDirectory() as folder:
         export_fp32(fused, Path(folder))
         inputs = (_tensors(tokenizer.encode(render(row.request)), names) for row in sample)
-        quantise(Path(folder), round_weights(fused, inputs))
+        with one_thread():
+            rounded = round_weights(fused, inputs)
+        quantise(Path(folder), rounded)
         shutil.copyfile(Path(folder) / "model.onnx", out / "model_fp32.onnx")
         shutil.copyfile(Path(folder) / "model_quantized.onnx", out / "model.onnx")
     model.config.save_pretrained(out)
     save_tokenizer(fast, out, max_tokens)
-    parity = _parity(whole, tokenizer, out, check[:PARITY_ROWS])
+    with one_thread():
+        parity = _parity(whole, tokenizer, out, check[:PARITY_ROWS])
     if not parity.fp32_difference <= FP32_TOLERANCE:
         raise GateNotMet(
             f"{out}: torch and ONNX fp32 logits differ by {parity.fp32_difference:.2e}, allowed {FP32_TOLERANCE:g}; "

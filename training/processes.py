@@ -6,6 +6,9 @@ All of them go through the same steps; the first one writes, and speaks, for all
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -26,3 +29,18 @@ def is_first() -> bool:
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     accelerator().wait_for_everyone()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, for requests one by one: each is too small for several.
+
+    Beside other work on the machine threads wait for one another more than they work: 256 requests of an export took 33
+    seconds for one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
