@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.calibration import Calibration
-from classifier.checksums import sha256
+from classifier.checksums import sha256, verify
 from classifier.drift import check_reference
 from classifier.durable import explained, fsync
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
@@ -104,8 +104,8 @@ def read_bundle(path: str | Path) -> Bundle:
     stated = manifest.get("files")
     if not isinstance(stated, dict) or set(stated) != set(FILES):
         raise BundleCorrupt(f"{path}: {MANIFEST} does not list exactly {', '.join(FILES)}; export the bundle again")
-    for name in FILES:
-        verify_file(path, name, str(stated[name]))
+    files = {name: str(stated[name]) for name in FILES}
+    verify(path, files, stated_in="manifest", advice="copy or export the bundle again")
     if manifest.get("version") != content_version(stated):
         raise BundleCorrupt(
             f"{path}: version {reprlib.repr(manifest.get('version'))} is not the hash of its files; export it again"
@@ -203,24 +203,6 @@ def check_new(path: Path) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise BundleError(f"{path}: no folder can be made in {above}; choose another place, or check the rights")
-
-
-def verify_file(path: Path, name: str, stated: str) -> None:
-    """Checks one file against the sha256 that the manifest states.
-
-    Raises:
-        BundleCorrupt: it is missing, altered, or cannot be read.
-    """
-    try:
-        if not (path / name).is_file():  # a pipe would be waited for, a device read for ever
-            raise BundleCorrupt(f"{path}: {name} is missing; copy or export the bundle again")
-        found = sha256(path / name)
-    except OSError as error:
-        raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
-    if found != stated:
-        raise BundleCorrupt(
-            f"{path}: {name} has sha256 {found[:12]}…, the manifest says {stated[:12]}…; copy or export it again"
-        )
 
 
 def content_version(files: Mapping[str, str]) -> str:

@@ -31,20 +31,28 @@ def hashes(path: Path) -> dict[str, str]:
         raise BundleError(f"{error.filename or path}: cannot be read ({error.strerror}); check the rights") from error
 
 
-def verify(path: Path, files: Mapping[str, str]) -> None:
+def verify(
+    path: Path, files: Mapping[str, str], *, stated_in: str = "listing", advice: str = "add the bundle again"
+) -> None:
     """Checks the files of a folder against their sha256.
 
+    Args:
+        path: the folder.
+        files: sha256 by file.
+        stated_in: where those stand, for the message.
+        advice: what to do where one is not as it should be.
+
     Raises:
-        BundleCorrupt: one is missing or altered.
+        BundleCorrupt: one is missing, altered, or cannot be read.
     """
     for name, stated in files.items():
         try:
-            if not (path / name).is_file():  # a pipe would be waited for
-                raise BundleCorrupt(f"{path}: {name} is missing; add the bundle again")
+            if not (path / name).is_file():  # a pipe would be waited for, a device read for ever
+                raise BundleCorrupt(f"{path}: {name} is missing; {advice}")
             found = sha256(path / name)
         except OSError as error:
             raise BundleCorrupt(f"{path}: {name} cannot be read ({error.strerror}); check the rights") from error
         if found != stated:
             raise BundleCorrupt(
-                f"{path}: {name} has sha256 {found[:12]}…, the listing says {stated[:12]}…; add the bundle again"
+                f"{path}: {name} has sha256 {found[:12]}…, the {stated_in} says {stated[:12]}…; {advice}"
             )

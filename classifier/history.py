@@ -13,7 +13,7 @@ import getpass
 import json
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from classifier.errors import BundleError
@@ -113,6 +113,10 @@ class History:
     def events(self) -> list[Event]:
         """Every event, oldest first."""
         return [self._read(number) for number in self._numbers()]
+
+    def backwards(self) -> Iterator[Event]:
+        """Every event, newest first, each read when it is asked for."""
+        return (self._read(number) for number in reversed(self._numbers()))
 
     def append(self, action: str, version: str, why: str, change: Callable[[Event], Event | None]) -> Event:
         """Applies `change` to the last event and appends the result, again if somebody was faster.

@@ -78,7 +78,7 @@ class Registry:
 
     def last_change(self) -> Event | None:
         """The promotion or rollback that made what is current so; None where there was none."""
-        return next((event for event in reversed(self.history()) if event.action in ("promote", "rollback")), None)
+        return next((event for event in self._history.backwards() if event.action in ("promote", "rollback")), None)
 
     def resolve(self, name: str) -> str:
         """The version that an alias or a version names.

@@ -78,7 +78,7 @@ def test_what_may_not_be_read_is_said(copy, monkeypatch):
     """A folder that is closed to us, a name too long and a file that fails are errors with their path."""
     with pytest.raises(BundleNotFound, match="cannot be read"):
         read_bundle("./" + "long" * 100)
-    monkeypatch.setattr("classifier.bundle.sha256", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    monkeypatch.setattr("classifier.checksums.sha256", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(BundleCorrupt, match=r"config\.json cannot be read \(Permission denied\)"):
         read_bundle(copy)
 

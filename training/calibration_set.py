@@ -199,7 +199,7 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
     logits = np.array(
         [engine.score(p).logits for p in progress_bar(prepared, desc="scoring", unit="row")], dtype=np.float32
     ).reshape(-1, len(TIERS))
-    labels = np.array([_closed_label(row, label) for row in rows], dtype=np.float64).reshape(-1, len(TIERS))
+    labels = np.array([closed_label(row) for row in rows], dtype=np.float64).reshape(-1, len(TIERS))
     closed = ~np.isnan(labels).any(axis=1)
     facets = {
         "source": [row.source for row in rows],
@@ -273,9 +273,13 @@ def _one_kind(rows: Sequence[Row]) -> str:
     return kinds[0]
 
 
-def _closed_label(row: Row, label: str) -> NDArray[np.float64]:
+def closed_label(row: Row) -> NDArray[np.float64]:
+    """What a promise is about: the tier of a row, of an outcome known as rates the chance of each; NaN of an open row.
+
+    (4,) float64.
+    """
     if row.probabilities is not None:
-        return np.asarray(row.probabilities) if label == OUTCOME else soft([row.tier.index])[0]
+        return np.asarray(row.probabilities) if row.label == OUTCOME else soft([row.tier.index])[0]
     escalated = row.at_least > TIERS[0] and (row.at_most < TIERS[-1] or row.frontier_satisfied)
     if row.at_least == row.at_most or escalated:
         return soft([row.at_most.index])[0]

@@ -30,9 +30,9 @@ from training.calibration_report import (
     reliability,
     under,
 )
-from training.corpus import OUTCOME, Row
+from training.calibration_set import closed_label
+from training.corpus import Row
 from training.evaluate import routed
-from training.step_losses import soft
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -66,7 +66,7 @@ def detail(
         routers: (n,) tiers that other routers chose, by name.
         show_text: list the worst errors with the beginning of their text.
     """
-    truth = promised_labels(rows, labels)
+    truth = np.array([closed_label(row) for row in rows])
     whole = {"bundle": probabilities, **(rivals or {})}
     requests = [row.request for row in rows]
     chosen = {name: routed(policy, requests, probabilities) for name, policy in policies.items()}
@@ -80,20 +80,6 @@ def detail(
         "routers": _routers(labels, truth, chosen[default], default, prices, whole, routers or {}),
         "worst": worst_errors(rows, labels, probabilities, MOST_ERRORS, show_text=show_text),
     }
-
-
-def promised_labels(rows: Sequence[Row], labels: Indices) -> Array:
-    """What a promise is about: the tier of a row, of an outcome known as rates the chance of each: (n, 4) float64.
-
-    Args:
-        rows: labelled rows.
-        labels: (n,) tier indices of them.
-    """
-    truth = soft(labels)
-    for row, shares in zip(rows, truth, strict=True):
-        if row.label == OUTCOME and row.probabilities is not None:
-            shares[:] = row.probabilities
-    return truth
 
 
 def _sweep(probabilities: NDArray[np.float32], truth: Array, prices: Sequence[float]) -> list[dict[str, float]]:
