@@ -35,7 +35,7 @@ from servers import serving  # noqa: E402
 
 from classifier import AsyncClient, Client, Tier  # noqa: E402
 from classifier.bundle import SHIPPED  # noqa: E402
-from classifier.intervals import bootstrap_interval  # noqa: E402
+from classifier.intervals import bootstrap_interval, mean  # noqa: E402
 from classifier.routing import PRICES  # noqa: E402
 from classifier.types import TIERS  # noqa: E402
 from tests.gateways.litellm_proxy import LITELLM_ENVIRONMENT, litellm_command  # noqa: E402
@@ -150,7 +150,8 @@ def best_mix(success: np.ndarray, cost: float) -> tuple[str, np.ndarray]:
 
 def points(differences: np.ndarray) -> str:
     """Mean difference in percentage points with its interval."""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in bootstrap_interval(np.mean, differences)))
+    found = bootstrap_interval(mean(differences), len(differences))
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in found))
 
 
 def print_table(rows: list[dict], served: dict[str, list[Tier]]) -> None:

@@ -6,15 +6,17 @@ Pure numpy, shared by training, evaluation and reports. Knows nothing of tiers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
+Statistic = Callable[[Array], Array]
+"""A number of each of many samples, (draws,) float64, from how often each holds each row: (draws, n) float64."""
+_MOST_CELLS = 2**18
+"""Counts at a time: 2 MiB of them stay in a processor's cache."""
 
 
 class Interval(NamedTuple):
@@ -65,40 +67,60 @@ def wider(interval: Interval, n: float) -> Interval:
     return Interval(p, float(np.nanmin([interval.low, low])), float(np.nanmax([interval.high, high])))
 
 
+def ratio(part: ArrayLike, whole: ArrayLike) -> Statistic:
+    """The statistic that is the sum of (n,) parts over that of (n,) wholes, NaN where there is no whole."""
+    parts, wholes = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+
+    def shares(counts: Array) -> Array:
+        total = counts @ wholes
+        found: Array = np.divide(counts @ parts, total, out=np.full(len(counts), np.nan), where=total != 0)
+        return found
+
+    return shares
+
+
+def mean(values: ArrayLike) -> Statistic:
+    """The statistic that is the mean of (n,) values, or of each column of (n, k): (draws,) or (draws, k)."""
+    rows = np.asarray(values, dtype=np.float64)
+    return lambda counts: ((counts @ rows).T / counts.sum(axis=1)).T
+
+
 def bootstrap_interval(
-    statistic: Callable[..., float],
-    *arrays: ArrayLike,
+    statistic: Statistic,
+    n: int,
+    *,
     groups: ArrayLike | None = None,
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of `statistic(*arrays)`.
+    """Percentile bootstrap interval of a statistic of n rows.
 
     Args:
-        statistic: takes the arrays, resampled along their first axis, and returns a number.
-        arrays: of equal length n.
+        statistic: is given counts, many draws at a time.
+        n: rows, above 0.
         groups: (n,) any; whole groups are resampled (cluster bootstrap), as rows of one source are alike.
         draws: bootstrap samples.
         level: of the interval, in (0, 1).
         seed: of the resampling: the same call gives the same interval.
 
     Returns:
-        The statistic of all rows and its interval; samples on which it is NaN are left out.
+        The statistic of all rows, each counted once, and its interval; draws on which it is NaN are left out.
 
     Raises:
-        ValueError: the arrays are empty, or of different lengths.
+        ValueError: there are no rows, or groups of another number of rows.
 
-    >>> bootstrap_interval(np.mean, np.arange(101.0), draws=200).estimate
+    >>> bootstrap_interval(mean(np.arange(101.0)), 101, draws=200).estimate
     50.0
     """
-    one = partial(bootstrap_intervals, lambda *sample: [statistic(*sample)], *arrays)
-    return one(groups=groups, draws=draws, level=level, seed=seed)[0]
+    one = bootstrap_intervals(lambda counts: [statistic(counts)], n, groups=groups, draws=draws, level=level, seed=seed)
+    return one[0]
 
 
 def bootstrap_intervals(
-    statistics: Callable[..., Sequence[float]],
-    *arrays: ArrayLike,
+    statistics: Callable[[Array], Sequence[Array]],
+    n: int,
+    *,
     groups: ArrayLike | None = None,
     draws: int = 1000,
     level: float = 0.95,
@@ -106,24 +128,20 @@ def bootstrap_intervals(
 ) -> list[Interval]:
     """Intervals of several statistics of the same samples, each what `bootstrap_interval` would give of it alone.
 
-    Takes what that takes; `statistics` returns as many numbers each time.
+    Takes what that takes; `statistics` returns as many (draws,) arrays each time.
     """
-    values = [np.asarray(a) for a in arrays]
-    n = len(values[0])
-    if not n or any(len(v) != n for v in values) or (groups is not None and len(np.asarray(groups)) != n):
-        raise ValueError(f"arrays have lengths {[len(v) for v in values]}, expected one length above 0, groups too")
-    rng = np.random.default_rng(seed)
-    draw = partial(rng.integers, 0, n, n) if groups is None else _group_sampler(np.asarray(groups), rng)
-    drawn = (draw() for _ in range(draws))
-    samples = np.array([statistics(*(v[rows] for v in values)) for rows in drawn], dtype=np.float64)
-    return [percentiles(float(one), column, level) for one, column in zip(statistics(*values), samples.T, strict=True)]
+    units = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if not n or len(units) != n:
+        raise ValueError(f"there are {n} rows and groups of {len(units)}, expected one number above 0")
+    estimates = statistics(np.ones((1, n)))
+    samples = [statistics(counts) for counts in _drawn(units, draws, seed)]
+    columns = [np.concatenate(column) for column in zip(*samples, strict=True)]
+    return [percentiles(float(one[0]), column, level) for one, column in zip(estimates, columns, strict=True)]
 
 
-def bootstrap_each(
-    statistics: Mapping[str, Callable[..., float]], *arrays: ArrayLike, **more: Any
-) -> dict[str, Interval]:
+def bootstrap_each(statistics: Mapping[str, Statistic], n: int, **more: Any) -> dict[str, Interval]:
     """Named statistics with their intervals, on the same samples; the arguments are those of `bootstrap_intervals`."""
-    found = bootstrap_intervals(lambda *drawn: [of(*drawn) for of in statistics.values()], *arrays, **more)
+    found = bootstrap_intervals(lambda counts: [of(counts) for of in statistics.values()], n, **more)
     return dict(zip(statistics, found, strict=True))
 
 
@@ -136,32 +154,11 @@ def percentiles(estimate: float, samples: NDArray[np.float64], level: float) -> 
     return Interval(estimate, float(low), float(high))
 
 
-def _group_sampler(groups: NDArray[Any], rng: np.random.Generator) -> Callable[[], Indices]:
-    """Draws as many groups as there are, with replacement, and returns the places of their rows."""
-    _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order, starts = np.argsort(inverse, kind="stable"), np.cumsum(sizes) - sizes
-
-    def draw() -> Indices:
-        # Each drawn group's rows are a run of `order`; a loop over thousands of them took 15 times as long.
-        drawn = rng.integers(0, len(sizes), len(sizes))
-        lengths = sizes[drawn]
-        ends = np.cumsum(lengths)
-        rows: Indices = order[np.arange(ends[-1]) + np.repeat(starts[drawn] - ends + lengths, lengths)]
-        return rows
-
-    return draw
-
-
-def paired_bootstrap(
-    statistic: Callable[..., float], first: ArrayLike, second: ArrayLike, *shared: ArrayLike, **more: Any
-) -> Interval:
-    """Interval of `statistic(first, *shared) - statistic(second, *shared)` on the same resampled rows.
-
-    The other arguments are those of `bootstrap_interval`.
-    Two models that are judged on the same rows share most of their luck; the paired interval leaves it out.
-    """
-
-    def difference(a: Array, b: Array, *rest: Array) -> float:
-        return float(statistic(a, *rest)) - float(statistic(b, *rest))
-
-    return bootstrap_interval(difference, first, second, *shared, **more)
+def _drawn(units: NDArray[np.int64], draws: int, seed: int) -> Iterator[Array]:
+    """Draws as many units as there are, with replacement: the (some draws, n) counts of the rows of (n,) units."""
+    size, rng, most = int(units.max()) + 1, np.random.default_rng(seed), max(1, _MOST_CELLS // len(units))
+    for start in range(0, draws, most):
+        some = min(most, draws - start)
+        drawn = rng.integers(0, size, (some, size)) + size * np.arange(some)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=some * size).reshape(some, size)
+        yield counts.astype(np.float64)[:, units]

@@ -73,6 +73,13 @@ def confusion(predicted: ArrayLike, labels: ArrayLike) -> Indices:
     return counts
 
 
+def confusions(predicted: ArrayLike, labels: ArrayLike, counts: Array) -> Array:
+    """`confusion` of each of many samples, from how often each holds each row, (draws, n): (draws, 4, 4) float64."""
+    p, y = _pair(predicted, labels)
+    tables: Array = (counts @ np.eye(_TIERS**2)[y * _TIERS + p]).reshape(-1, _TIERS, _TIERS)
+    return tables
+
+
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
     """Share of rows whose tier is the label's, 0 to 1.
 
@@ -85,10 +92,16 @@ def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
 
 def macro_f1(predicted: ArrayLike, labels: ArrayLike) -> float:
     """Mean over tiers of F1, 0 to 1; over those tiers that occur in the labels or the predictions."""
-    counts = confusion(predicted, labels)
-    sizes = counts.sum(axis=0) + counts.sum(axis=1)
-    present = sizes > 0
-    return float(np.mean(2 * np.diagonal(counts)[present] / sizes[present]))
+    return float(macro_f1s(predicted, labels, np.ones((1, len(np.asarray(labels)))))[0])
+
+
+def macro_f1s(predicted: ArrayLike, labels: ArrayLike, counts: Array) -> Array:
+    """`macro_f1` of each of many samples, from how often each holds each row, (draws, n): (draws,) float64."""
+    tables = confusions(predicted, labels, counts)
+    sizes = tables.sum(axis=1) + tables.sum(axis=2)
+    f1 = 2 * np.diagonal(tables, axis1=1, axis2=2) / np.maximum(sizes, 1)
+    means: Array = f1.sum(axis=1) / (sizes > 0).sum(axis=1)
+    return means
 
 
 def quadratic_kappa(predicted: ArrayLike, labels: ArrayLike) -> float:
@@ -96,12 +109,17 @@ def quadratic_kappa(predicted: ArrayLike, labels: ArrayLike) -> float:
 
     Two tiers off weighs four times one tier off; 0 is the agreement of chance with the same shares.
     """
-    counts = confusion(predicted, labels).astype(np.float64)
-    distance = np.subtract.outer(np.arange(_TIERS), np.arange(_TIERS)) ** 2
-    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
-    if not (distance * expected).any():
-        return float("nan")
-    return float(1 - (distance * counts).sum() / (distance * expected).sum())
+    return float(quadratic_kappas(predicted, labels, np.ones((1, len(np.asarray(labels)))))[0])
+
+
+def quadratic_kappas(predicted: ArrayLike, labels: ArrayLike, counts: Array) -> Array:
+    """`quadratic_kappa` of each of many samples, from how often each holds each row, (draws, n): (draws,) float64."""
+    tables = confusions(predicted, labels, counts)
+    distance = np.subtract.outer(np.arange(_TIERS), np.arange(_TIERS)).astype(np.float64) ** 2
+    chance = np.einsum("di,ij,dj->d", tables.sum(axis=2), distance, tables.sum(axis=1)) / tables.sum(axis=(1, 2))
+    seen = (distance * tables).sum(axis=(1, 2))
+    kappas: Array = 1 - np.divide(seen, chance, out=np.full(len(tables), np.nan), where=chance > 0)
+    return kappas
 
 
 def under_routing(chosen: ArrayLike, labels: ArrayLike) -> float:
@@ -217,10 +235,29 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
         raise ValueError(f"scores have shape {s.shape}, positive has {positives.shape}, expected the same (n,)")
     if np.isnan(s).any():
         raise ValueError("scores hold NaN, which has no rank")
-    count = int(positives.sum())
-    if count in (0, s.size):
-        return float("nan")
-    _, inverse, sizes = np.unique(s, return_inverse=True, return_counts=True)
-    # The mean rank of each tied block, from 1.
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[inverse]
-    return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * (s.size - count)))
+    return float(ranked_areas(s, ~positives, positives, np.ones((1, s.size)))[0])
+
+
+def ranked_areas(scores: ArrayLike, across: ArrayLike, up: ArrayLike, counts: Array) -> Array:
+    """Area under a curve through the rows of each of many samples, from the highest score to the lowest.
+
+    Each row takes the curve `across` and `up` by so much; both are scaled to end at 1, and rows of equal score go in
+    the mean of all their orders. Across by negatives and up by positives it is the ROC curve.
+
+    Args:
+        scores: (n,) numbers, none of them NaN.
+        across: (n,) numbers from 0.
+        up: (n,) numbers.
+        counts: (draws, n) how often a sample holds each row.
+
+    Returns:
+        (draws,) float64; NaN where one of the ends is not above 0.
+    """
+    s = np.asarray(scores, dtype=np.float64)
+    order = np.argsort(-s, kind="stable")
+    ranked, drawn = s[order], counts[:, order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    x, y = (np.add.reduceat(drawn * np.asarray(by, dtype=np.float64)[order], starts, axis=1) for by in (across, up))
+    ends = np.where((x.sum(axis=1) > 0) & (y.sum(axis=1) > 0), x.sum(axis=1) * y.sum(axis=1), np.nan)
+    areas: Array = (x * (np.cumsum(y, axis=1) - y / 2)).sum(axis=1) / ends
+    return areas

@@ -194,7 +194,7 @@ def _slice(
     if len(saved):
         units, _ = units_of(len(saved))
         sums = np.bincount(units, weights=saved)
-        entry["saving"] = bootstrap_interval(np.sum, sums, draws=400)._asdict()
+        entry["saving"] = bootstrap_interval(lambda counts: counts @ sums, len(sums), draws=400)._asdict()
     return entry
 
 

@@ -827,14 +827,14 @@ def test_arrays_that_are_no_facts_of_rows_are_not_read(tmp_path: Path):
 
 def test_a_random_router_of_equal_shares_is_no_cheaper_for_its_risk():
     """The random router's risk is what its shares and the labels give when drawn independently."""
-    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]]
+    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]].mean(axis=0)
     assert random_risk([1, 0, 0, 0], labels) == pytest.approx(4 / 6)
     assert random_risk([0.5, 0, 0, 0.5], labels) == pytest.approx(2 / 6)
 
 
 def test_the_best_constant_router_mixes_two_tiers():
     """At a risk between two constant tiers the cheapest mixture of any two is taken."""
-    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]]
+    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]].mean(axis=0)
     assert constant_cost(4 / 6, labels, (1, 2, 3, 100)) == pytest.approx(1)
     assert constant_cost(0.0, labels, (1, 2, 3, 100)) == 100
     assert constant_cost(0.5, labels, (1, 2, 3, 100)) == pytest.approx(1.5)

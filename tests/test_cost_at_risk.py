@@ -19,6 +19,12 @@ PRICES = (1.0, 2.0, 10.0, 100.0)
 LABELS = np.eye(4)[[0, 0, 1, 1, 1, 2, 2, 3]]
 
 
+def at(curve: RiskCost, risk: float, counts: np.ndarray) -> tuple[float, float]:
+    """Cost and frontier misses of one sample."""
+    cost, misses = curve.at(np.array([risk]), counts[None])
+    return cost.item(), misses.item()
+
+
 @given(seed=st.integers(0, 50), threshold=st.floats(0, 1), top=st.sampled_from([2, 3]))
 def test_the_rule_at_its_own_risk_costs_what_it_costs(seed: int, threshold: float, top: int):
     """Moved to the risk of some threshold, the same model's rule costs and misses what that threshold does."""
@@ -26,7 +32,7 @@ def test_the_rule_at_its_own_risk_costs_what_it_costs(seed: int, threshold: floa
     p = IDENTITY.apply(rows.logits)
     chosen = np.minimum(choose_many(p, float(np.float32(threshold))), top)
     risk = float(under(chosen, rows.labels).mean())
-    cost, misses = RiskCost(p, rows.labels, PRICES, top).at(risk, np.ones(60))
+    cost, misses = at(RiskCost(p, rows.labels, PRICES, top), risk, np.ones(60))
     # A larger threshold with the same risk would only cost more: the curve takes the cheapest.
     assert cost <= np.asarray(PRICES)[chosen].mean() + 1e-9
     frontier = rows.labels[:, 3].sum()
@@ -41,8 +47,8 @@ def test_between_two_thresholds_the_router_draws():
     p = np.float32([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]])
     labels = np.eye(4)[[1, 0]]
     curve = RiskCost(p, labels, PRICES, 3)
-    assert curve.at(0.5, np.ones(2))[0] == pytest.approx(1.0)
-    assert curve.at(0.25, np.ones(2))[0] == pytest.approx((1.0 + curve.at(0.0, np.ones(2))[0]) / 2)
+    assert at(curve, 0.5, np.ones(2))[0] == pytest.approx(1.0)
+    assert at(curve, 0.25, np.ones(2))[0] == pytest.approx((1.0 + at(curve, 0.0, np.ones(2))[0]) / 2)
 
 
 @pytest.mark.parametrize("order", ["hard first", "easy first"])
@@ -52,7 +58,7 @@ def test_the_order_of_a_file_tells_a_model_nothing_that_cannot_tell_its_rows_apa
     labels = np.eye(4)[tiers[::-1] if order == "hard first" else tiers]
     curve = RiskCost(np.tile(np.float32([0.4, 0.3, 0.2, 0.1]), (400, 1)), labels, PRICES, 3)
     for risk in (0.3, 0.1, 0.05):
-        assert curve.at(risk, np.ones(400))[0] >= constant_mix(risk, labels, PRICES)[0] - 1e-9
+        assert at(curve, risk, np.ones(400))[0] >= constant_mix(risk, labels.mean(axis=0), PRICES)[0] - 1e-9
 
 
 def test_resampled_rows_count_as_often_as_they_were_drawn():
@@ -61,27 +67,31 @@ def test_resampled_rows_count_as_often_as_they_were_drawn():
     p, repeated = IDENTITY.apply(rows.logits), np.repeat(np.arange(50), counts)
     whole, drawn = RiskCost(p, rows.labels, PRICES, 3), RiskCost(p[repeated], rows.labels[repeated], PRICES, 3)
     for risk in (0.05, 0.2, 0.4):
-        np.testing.assert_allclose(
-            whole.at(risk, counts.astype(float)), drawn.at(risk, np.ones(len(repeated))), rtol=1e-9
-        )
+        expected = at(drawn, risk, np.ones(len(repeated)))
+        assert at(whole, risk, counts.astype(float)) == pytest.approx(expected, rel=1e-9)
+    both = whole.at(np.array([0.05, 0.4]), np.array([counts, np.ones(50)], dtype=float))
+    assert [values[0] for values in both] == list(at(whole, 0.05, counts.astype(float)))
+    assert [values[1] for values in both] == list(at(whole, 0.4, np.ones(50)))
 
 
 def test_a_constant_mix_may_give_up_on_every_frontier_request():
     """Where frontier requests are rarer than the risk allows, the cheapest mix sends none of them there."""
-    cost, misses = constant_mix(1 / 8, LABELS, PRICES)
+    cost, misses = constant_mix(1 / 8, LABELS.mean(axis=0), PRICES)
     assert (cost, misses) == (pytest.approx(10.0), 1.0)
 
 
 def test_a_constant_mix_that_misses_no_more_pays_for_frontier():
     """Ignoring the request, missing half of the frontier requests takes half of all requests to frontier."""
-    cost, misses = constant_mix(9 / 32, LABELS, PRICES, most_missed=0.5)
+    cost, misses = constant_mix(9 / 32, LABELS.mean(axis=0), PRICES, most_missed=0.5)
     assert (cost, misses) == (pytest.approx(0.5 * 100 + 0.5 * 1.5), 0.5)
-    assert constant_mix(1 / 8, LABELS, PRICES, most_missed=0.0) == (100.0, 0.0)
+    assert constant_mix(1 / 8, LABELS.mean(axis=0), PRICES, most_missed=0.0) == (100.0, 0.0)
+    samples = constant_mix([1 / 8, 9 / 32], np.tile(LABELS.mean(axis=0), (2, 1)), PRICES, most_missed=[np.nan, 0.5])
+    assert samples[0].tolist() == pytest.approx([10.0, 50.75]), "of many samples at once, each has its own"
 
 
 def test_no_mix_of_the_lower_tiers_has_less_than_the_frontiers_risk():
     """Without the frontier tier the dearest tier is all that is left for a risk below the frontier's share."""
-    assert constant_mix(0.01, LABELS, PRICES[:3]) == (10.0, 1.0)
+    assert constant_mix(0.01, LABELS.mean(axis=0), PRICES[:3]) == (10.0, 1.0)
 
 
 def test_the_oracle_saves_against_every_router():

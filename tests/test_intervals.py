@@ -9,18 +9,17 @@ import pytest
 from scipy import stats
 
 import classifier.intervals
-from classifier import intervals, metrics
+from classifier import intervals
 
 RNG = np.random.default_rng(11)
 LABELS = RNG.integers(0, 4, 500)
-PREDICTED = np.clip(LABELS + RNG.integers(-1, 2, 500), 0, 3)
 
 
 def test_bootstrap_interval_has_the_width_of_the_sampling_error():
     """The 95 % interval of a mean is about 1.96 standard errors to either side."""
     values = np.random.default_rng(2).normal(0, 1, 400)
-    interval = intervals.bootstrap_interval(np.mean, values, draws=2000)
-    assert interval.estimate == values.mean()
+    interval = intervals.bootstrap_interval(intervals.mean(values), 400, draws=2000)
+    assert interval.estimate == pytest.approx(values.mean())
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
@@ -43,8 +42,8 @@ def test_cluster_bootstrap_is_wider_when_rows_of_a_group_are_alike():
     """Groups of equal rows carry the information of one row each, and the interval says so."""
     groups = np.repeat(np.arange(40), 25)
     values = np.random.default_rng(3).normal(0, 1, 40)[groups]
-    plain = intervals.bootstrap_interval(np.mean, values, draws=500)
-    clustered = intervals.bootstrap_interval(np.mean, values, groups=groups, draws=500)
+    plain = intervals.bootstrap_interval(intervals.mean(values), 1000, draws=500)
+    clustered = intervals.bootstrap_interval(intervals.mean(values), 1000, groups=groups, draws=500)
     assert clustered.high - clustered.low > 3.5 * (plain.high - plain.low)
 
 
@@ -60,62 +59,66 @@ def test_cluster_bootstrap_draws_whole_groups():
     groups = np.array(["b", "a", "c", "b", "d", "b", "c"])
     sizes, seen = {"a": 1, "b": 3, "c": 2, "d": 1}, set()
 
-    def looked_at(rows: np.ndarray) -> float:
-        times = [np.count_nonzero(rows == row) for row in range(len(groups))]
-        drawn = {name: {times[i] for i in np.flatnonzero(groups == name)} for name in sizes}
-        assert all(len(counts) == 1 for counts in drawn.values())
-        assert sum(max(counts) for counts in drawn.values()) == len(sizes)
-        seen.update(name for name, counts in drawn.items() if counts != {0})
-        return 0.0
+    def looked_at(counts: np.ndarray) -> np.ndarray:
+        for sample in counts:
+            drawn = {name: set(sample[groups == name]) for name in sizes}
+            assert all(len(times) == 1 for times in drawn.values())
+            assert sum(max(times) for times in drawn.values()) == len(sizes)
+            seen.update(name for name, times in drawn.items() if times != {0})
+        return np.zeros(len(counts))
 
-    intervals.bootstrap_interval(looked_at, np.arange(len(groups)), groups=groups, draws=50)
+    intervals.bootstrap_interval(looked_at, len(groups), groups=groups, draws=50)
     assert seen == set(sizes)
 
 
-def test_paired_bootstrap_leaves_shared_luck_out():
-    """Two models that differ by a constant have a difference without spread."""
-    losses = np.random.default_rng(4).normal(0, 1, 200)
-    interval = intervals.paired_bootstrap(np.mean, losses + 0.5, losses, draws=200)
-    assert interval == pytest.approx((0.5, 0.5, 0.5))
+def test_a_row_is_drawn_as_often_as_numpy_draws_it():
+    """Draws are the generator's own of the seed, whatever their number at a time."""
+    looked_at = []
+    values = RNG.normal(0, 1, 3000)
+    intervals.bootstrap_interval(lambda counts: looked_at.append(counts) or counts[:, 0], 3000, draws=300, seed=5)
+    rng = np.random.default_rng(5)
+    assert len(looked_at) > 2, "all rows once, and then not all of the draws at a time"
+    for counts in np.concatenate(looked_at[1:]):
+        assert counts @ values == pytest.approx(values[rng.integers(0, 3000, 3000)].sum())
 
 
-def test_paired_bootstrap_takes_a_statistic_of_labels():
-    """A statistic that needs the labels gets the same rows of them."""
-    interval = intervals.paired_bootstrap(metrics.accuracy, PREDICTED, LABELS, LABELS, draws=300)
-    assert interval.high < 0
-    assert interval.estimate == pytest.approx(metrics.accuracy(PREDICTED, LABELS) - 1)
+def test_ratios_and_means_are_of_the_rows_drawn():
+    """Rows count as often as they were drawn; a ratio to nothing is no number, and columns have a mean each."""
+    counts = np.array([[1.0, 1.0, 1.0], [0.0, 3.0, 0.0], [2.0, 0.0, 1.0]])
+    assert intervals.mean([1, 2, 6])(counts).tolist() == [3, 2, 8 / 3]
+    assert intervals.mean([[1, 0], [2, 0], [6, 3]])(counts).tolist() == [[3, 1], [2, 0], [8 / 3, 1]]
+    assert intervals.ratio([1, 0, 1], [2, 0, 2])(counts)[[0, 2]].tolist() == [0.5, 0.5]
+    assert np.isnan(intervals.ratio([1, 0, 1], [2, 0, 2])(counts)[1])
 
 
 @pytest.mark.parametrize("groups", [None, np.arange(len(LABELS)) % 7], ids=["rows", "groups"])
 def test_several_statistics_have_the_intervals_that_each_has_alone(groups):
     """Asked for together, statistics look at the same samples as alone; one that is NaN on some costs no other any."""
+    mean = intervals.mean(LABELS)
 
-    def seldom(labels: np.ndarray) -> float:
-        return float("nan") if labels[0] else float(labels.mean())
+    def seldom(counts: np.ndarray) -> np.ndarray:
+        return np.where(counts[:, 0] > 0, np.nan, mean(counts))
 
-    alone = [intervals.bootstrap_interval(of, LABELS, groups=groups, draws=100) for of in (np.mean, seldom)]
-    asked = []
-
-    def both(labels: np.ndarray) -> tuple[float, float]:
-        asked.append(labels)
-        return float(labels.mean()), seldom(labels)
-
-    assert intervals.bootstrap_intervals(both, LABELS, groups=groups, draws=100) == alone
-    assert len(asked) == 101
+    alone = [intervals.bootstrap_interval(of, len(LABELS), groups=groups, draws=100) for of in (mean, seldom)]
+    found = intervals.bootstrap_intervals(lambda counts: [mean(counts), seldom(counts)], 500, groups=groups, draws=100)
+    assert found[0] == alone[0]
+    assert np.isnan(found[1].estimate)
+    assert found[1][1:] == alone[1][1:]
+    assert intervals.bootstrap_each({"mean": mean}, 500, groups=groups, draws=100) == {"mean": alone[0]}
 
 
 def test_the_same_seed_gives_the_same_interval():
     """Intervals are reproducible."""
-    first, second = (intervals.bootstrap_interval(np.mean, PREDICTED, draws=100, seed=9) for _ in range(2))
+    first, second = (intervals.bootstrap_interval(intervals.mean(LABELS), 500, draws=100, seed=9) for _ in range(2))
     assert first == second
 
 
-def test_arrays_of_several_lengths_are_an_error():
+def test_groups_of_another_number_of_rows_are_an_error():
     """What cannot be resampled together raises and says what was expected."""
-    with pytest.raises(ValueError, match="one length"):
-        intervals.bootstrap_interval(np.mean, [1, 2], [1])
-    with pytest.raises(ValueError, match="groups too"):
-        intervals.bootstrap_interval(np.mean, [1, 2], groups=[1])
+    with pytest.raises(ValueError, match="2 rows and groups of 1"):
+        intervals.bootstrap_interval(intervals.mean([1, 2]), 2, groups=[1])
+    with pytest.raises(ValueError, match="above 0"):
+        intervals.bootstrap_interval(intervals.mean([]), 0)
 
 
 def test_examples_in_the_docstrings_hold():

@@ -154,6 +154,21 @@ def test_auroc_is_the_usual_one_with_ties():
     assert np.isnan(metrics.auroc(scores, np.ones(400, dtype=bool)))
 
 
+def test_of_samples_each_measure_is_that_of_the_rows_drawn():
+    """From how often each row was drawn, a measure of many samples is what it is of each sample's rows."""
+    rng, scores = np.random.default_rng(3), RNG.integers(0, 6, 500) / 5
+    drawn = rng.integers(0, 500, (20, 500))
+    counts = np.array([np.bincount(rows, minlength=500) for rows in drawn], dtype=float)
+    for one, many in ((metrics.macro_f1, metrics.macro_f1s), (metrics.quadratic_kappa, metrics.quadratic_kappas)):
+        expected = [one(PREDICTED[rows], LABELS[rows]) for rows in drawn]
+        assert many(PREDICTED, LABELS, counts) == pytest.approx(expected)
+    assert metrics.confusions(PREDICTED, LABELS, counts)[0].tolist() == (
+        metrics.confusion(PREDICTED[drawn[0]], LABELS[drawn[0]]).tolist()
+    )
+    areas = metrics.ranked_areas(scores, LABELS <= 2, LABELS > 2, counts)
+    assert areas == pytest.approx([metrics.auroc(scores[rows], LABELS[rows] > 2) for rows in drawn])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

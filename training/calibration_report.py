@@ -8,16 +8,16 @@ Knows nothing of how thresholds were fitted, or of files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from classifier import routing
 from classifier.calibration import Calibration
-from classifier.intervals import Interval, bootstrap_interval, ranged, wider
+from classifier.intervals import Interval, Statistic, bootstrap_interval, mean, ranged, ratio, wider
 from classifier.metrics import calibration_error, tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.savings import chosen_percent
@@ -36,6 +36,7 @@ BINS = 10
 """Of a reliability curve, each of at least ten rows."""
 BOOTSTRAPS = 400
 FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time
+_TINY = 1e-12  # instead of 0 in a denominator
 
 Array = NDArray[np.float64]
 
@@ -48,10 +49,9 @@ def under(chosen: NDArray[np.int64], labels: Array) -> Array:
     return values
 
 
-def frontier_misses(chosen: NDArray[np.int64], labels: Array) -> float:
+def frontier_misses(chosen: NDArray[np.int64], labels: Array) -> Statistic:
     """P(chosen < frontier, given label frontier); NaN where no label is."""
-    top = labels[:, -1].sum()
-    return float((labels[:, -1] * (chosen < len(TIERS) - 1)).sum() / top) if top else float("nan")
+    return ratio(labels[:, -1] * (chosen < len(TIERS) - 1), labels[:, -1])
 
 
 def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
@@ -60,48 +60,51 @@ def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
     return next(enough, np.arange(len(rows)).astype(np.str_))
 
 
-def random_risk(shares: Sequence[float], labels: Array) -> float:
-    """Risk, 0 to 1, of a router that ignores the request and draws tiers in these shares; `labels` as (n, 4) shares."""
-    above = 1 - np.cumsum(labels.mean(axis=0))
-    return float(np.clip(np.asarray(shares) @ above, 0, 1))
+def random_risk(shares: ArrayLike, labels: Array) -> Array:
+    """Risk, 0 to 1, of a router that ignores the request and draws tiers in (..., 4) shares: (...,) float64.
+
+    `labels` are (..., 4) shares of the rows by label.
+    """
+    risks: Array = np.clip((np.asarray(shares) * (1 - np.cumsum(labels, axis=-1))).sum(axis=-1), 0, 1)
+    return risks
 
 
 def constant_mix(
-    risk: float, labels: Array, prices: Sequence[float], *, most_missed: float = 1.0
-) -> tuple[float, float]:
+    risk: ArrayLike, labels: Array, prices: Sequence[float], *, most_missed: ArrayLike = 1.0
+) -> tuple[Array, Array]:
     """The cheapest router that ignores the request and has at most this risk: a mix of constant tiers.
 
     Args:
-        risk: P(chosen < label) at most.
-        labels: (n, 4), rows sum to 1.
+        risk: (...,) P(chosen < label) at most.
+        labels: (..., 4) shares of the rows by label.
         prices: dollars a million tokens, cheapest tier first; as many as there are tiers to use.
-        most_missed: P(chosen < frontier, given label frontier) at most; NaN for no bound.
+        most_missed: (...,) P(chosen < frontier, given label frontier) at most; NaN for no bound.
 
     Returns:
-        Its cost, and the part of the frontier requests that it misses. Always the dearest tier where none has the risk.
+        Its cost, and the part of the frontier requests that it misses, (...,) each. Always the dearest tier where none
+        has the risk.
     """
-    above = np.clip(1 - np.cumsum(labels.mean(axis=0)), 0, 1)
+    above = np.clip(1 - np.cumsum(labels, axis=-1), 0, 1)
     # Whoever ignores the request misses as many frontier requests as all others: so many must go to frontier.
-    fixed = 0.0 if np.isnan(most_missed) or len(prices) < len(TIERS) else 1 - most_missed
-    if fixed >= 1:
-        return float(prices[-1]), 0.0
-    best, missed, left = float(prices[-1]), float(len(prices) < len(TIERS)), risk / (1 - fixed)
+    fixed = np.nan_to_num(1 - np.asarray(most_missed, dtype=np.float64)) if len(prices) == len(TIERS) else np.zeros(1)
+    left = np.asarray(risk) / np.maximum(1 - fixed, _TINY)
+    best = np.full(above.shape[:-1], float(prices[-1]))
+    missed = np.full(above.shape[:-1], float(len(prices) < len(TIERS)))
     for low in range(len(prices)):  # an optimum mixes at most two tiers
         for high in range(low, len(prices)):
-            if above[high] > left:
-                continue
-            span = above[low] - above[high]
-            share = min(1.0, (left - above[high]) / span) if span > 0 else 1.0
+            span = above[..., low] - above[..., high]
+            part = np.minimum(1.0, (left - above[..., high]) / np.maximum(span, _TINY))
+            share = np.where(span > 0, part, 1.0)
             cost = fixed * prices[-1] + (1 - fixed) * (share * prices[low] + (1 - share) * prices[high])
-            if cost < best:
-                top = (share * (low == len(TIERS) - 1)) + ((1 - share) * (high == len(TIERS) - 1))
-                best, missed = float(cost), float((1 - fixed) * (1 - top))
+            better = (above[..., high] <= left) & (cost < best)
+            top = share * (low == len(TIERS) - 1) + (1 - share) * (high == len(TIERS) - 1)
+            best, missed = np.where(better, cost, best), np.where(better, (1 - fixed) * (1 - top), missed)
     return best, missed
 
 
 def constant_cost(risk: float, labels: Array, prices: Sequence[float]) -> float:
-    """Cost of `constant_mix`, in dollars a million tokens."""
-    return constant_mix(risk, labels, prices)[0]
+    """Cost of `constant_mix` at one risk, in dollars a million tokens; `labels` are (4,) shares."""
+    return float(constant_mix(risk, labels, prices)[0])
 
 
 def measure_policy(
@@ -121,27 +124,29 @@ def measure_policy(
     labels, price = rows.labels, np.asarray(prices, dtype=np.float64)
     units, risks, shares = resampled(rows), under(chosen, labels), tier_shares(chosen)
 
-    def interval(statistic: Callable[..., float], *arrays: NDArray[Any]) -> Interval:
-        return bootstrap_interval(statistic, *arrays, groups=units, draws=BOOTSTRAPS, seed=seed)
+    risk_of, by_label, cost_of, share_of = (mean(v) for v in (risks, labels, price[chosen], np.eye(len(TIERS))[chosen]))
 
-    def saving(c: NDArray[np.int64], y: Array) -> float:
-        return constant_cost(float(under(c, y).mean()), y, prices) - float(price[c].mean())
+    def interval(statistic: Statistic) -> Interval:
+        return bootstrap_interval(statistic, len(rows), groups=units, draws=BOOTSTRAPS, seed=seed)
 
-    def advantage(c: NDArray[np.int64], y: Array) -> float:
-        return random_risk(tier_shares(c), y) - float(under(c, y).mean())
+    def saving(counts: Array) -> Array:
+        return constant_mix(risk_of(counts), by_label(counts), prices)[0] - cost_of(counts)
 
-    risk, top = wider(interval(np.mean, risks), len(rows)), float(labels[:, -1].sum())
+    def advantage(counts: Array) -> Array:
+        return random_risk(share_of(counts), by_label(counts)) - risk_of(counts)
+
+    risk, top = wider(interval(risk_of), len(rows)), float(labels[:, -1].sum())
     return {
         "risk": risk._asdict(),
-        "frontier_misses": wider(interval(frontier_misses, chosen, labels), top)._asdict(),
+        "frontier_misses": wider(interval(frontier_misses(chosen, labels)), top)._asdict(),
         "frontier_rows": top,
         "shares": list(shares),
         "cheap_share": shares[0] + shares[1],
         "cost": float(price[chosen].mean()),
-        "random_router_risk": random_risk(shares, labels),
-        "risk_below_random_router": interval(advantage, chosen, labels)._asdict(),
-        "constant_router_cost": constant_cost(risk.estimate, labels, prices),
-        "saving_over_constant_router": interval(saving, chosen, labels)._asdict(),
+        "random_router_risk": float(random_risk(shares, labels.mean(axis=0))),
+        "risk_below_random_router": interval(advantage)._asdict(),
+        "constant_router_cost": constant_cost(risk.estimate, labels.mean(axis=0), prices),
+        "saving_over_constant_router": interval(saving)._asdict(),
         "open_rows": open_band(policy, rows.open_rows, open_probabilities, float(risks.sum()), len(rows)),
         "by": {
             name: _by(values, risks, chosen, rows.groups, seed)
@@ -160,7 +165,7 @@ def _by(
         kept = values == value
         if (n := int(kept.sum())) >= FEWEST_IN_SLICE:
             shares = tier_shares(chosen[kept])
-            risk = bootstrap_interval(np.mean, risks[kept], groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
+            risk = bootstrap_interval(mean(risks[kept]), n, groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
             estimate, low, high = wider(risk, n)
             table[str(value)] = {
                 "n": n, "risk": estimate, "low": low, "high": high, "cheap_share": shares[0] + shares[1],
@@ -247,7 +252,9 @@ def curves(
                 "feasible": fit.feasible,
                 "shares": list(tier_shares(chosen)),
                 "cost": float(price[chosen].mean()),
-                "constant_router_cost": constant_cost(float(under(chosen, rows.labels).mean()), rows.labels, prices),
+                "constant_router_cost": constant_cost(
+                    float(under(chosen, rows.labels).mean()), rows.labels.mean(axis=0), prices
+                ),
             }
         )
     return {

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.intervals import Interval, bootstrap_interval, wider
+from classifier.intervals import Interval, Statistic, bootstrap_intervals, mean, wider
 from classifier.metrics import tier_shares
 from classifier.policy import cumulative_probabilities
 from classifier.types import TIERS
@@ -65,29 +65,34 @@ class RiskCost:
         self._beyond = labels[:, top + 1 :].sum(axis=1)
         self._top, self._cheapest = labels[:, -1], float(prices[0])
 
-    def at(self, risk: float, counts: Array) -> tuple[float, float]:
-        """(cost, frontier misses) at a risk, with each row counted `counts` times: (n,) float64.
+    def at(self, risk: Array, counts: Array) -> tuple[Array, Array]:
+        """(cost, frontier misses), (draws,) each, of many samples: at (draws,) risks, from how often each holds each
+        row, (draws, n) float64.
 
         Below the smallest risk that the rule can reach it is that of always the highest tier.
         """
-        weights, n = counts[self._rows], counts.sum()
-        lost = self._left(weights * self._lost) + float(counts @ self._beyond)
-        cost = np.append(0.0, (weights * self._paid).cumsum())[self._cuts] + self._cheapest * n
-        at = int(np.argmax(lost <= risk * n)) if lost[-1] <= risk * n else len(lost) - 1
-        part = 0.0
-        if at and lost[at - 1] > lost[at]:
-            part = float(np.clip((risk * n - lost[at]) / (lost[at - 1] - lost[at]), 0.0, 1.0))
-        tops = float(counts @ self._top)
-        misses = 1.0 if tops else float("nan")
-        if self._missed is not None and tops:
-            left = self._left(weights * self._missed)
-            misses = float(((1 - part) * left[at] + part * left[at - 1 if at else 0]) / tops)
-        return float(((1 - part) * cost[at] + part * cost[at - 1 if at else 0]) / n), misses
+        weights, n = counts[:, self._rows], counts.sum(axis=1)
+        lost = self._left(weights * self._lost) + (counts @ self._beyond)[:, None]
+        paid = np.insert((weights * self._paid).cumsum(axis=1), 0, 0.0, axis=1)[:, self._cuts]
+        cost = paid + self._cheapest * n[:, None]
+        met = lost <= (risk * n)[:, None]
+        at = np.where(met[:, -1], met.argmax(axis=1), lost.shape[1] - 1)
+        before, each = np.maximum(at - 1, 0), np.arange(len(counts))
+        step = lost[each, before] - lost[each, at]
+        part = np.divide(risk * n - lost[each, at], step, out=np.zeros(len(counts)), where=step > 0).clip(0.0, 1.0)
+
+        def between(values: Array) -> Array:
+            mixed: Array = (1 - part) * values[each, at] + part * values[each, before]
+            return mixed
+
+        tops = counts @ self._top
+        missed = tops if self._missed is None else between(self._left(weights * self._missed))
+        return between(cost) / n, np.divide(missed, tops, out=np.full(len(counts), np.nan), where=tops > 0)
 
     def _left(self, values: Array) -> Array:
-        """What of (steps,) values in order of score is left at each λ, from the lowest to above all scores."""
-        left: Array = np.append(values[::-1].cumsum()[::-1], 0.0)[self._cuts]
-        return left
+        """What of (draws, steps) values in order of score is left at each λ, from the lowest to above all scores."""
+        left: Array = np.append(values[:, ::-1].cumsum(axis=1)[:, ::-1], np.zeros((len(values), 1)), axis=1)
+        return left[:, self._cuts]
 
 
 def costs(
@@ -122,28 +127,29 @@ def costs(
     if np.any(np.diff(np.asarray(prices, dtype=np.float64)) < 0):
         raise ValueError(f"prices are {tuple(prices)}, expected non-decreasing from the cheapest tier on")
 
-    def interval(
-        statistic: Callable[[Indices, Array, Array], float], share_of: float | None = None
-    ) -> dict[str, float]:
-        def of(rows: Indices) -> float:
-            counts = np.bincount(rows, minlength=len(chosen)).astype(np.float64)
-            return statistic(chosen[rows], labels[rows], counts)
+    def intervals(statistics: Callable[[Array], Sequence[Array]]) -> list[Interval]:
+        return bootstrap_intervals(statistics, len(chosen), groups=units, draws=BOOTSTRAPS, seed=seed)
 
-        found: Interval = bootstrap_interval(of, np.arange(len(chosen)), groups=units, draws=BOOTSTRAPS, seed=seed)
-        return (found if share_of is None else wider(found, share_of))._asdict()
+    def interval(statistic: Statistic) -> Interval:
+        return intervals(lambda counts: [statistic(counts)])[0]
 
     shares, n, top = tier_shares(chosen), len(chosen), float(labels[:, -1].sum())
+    share_of, by_label, risk = mean(np.eye(len(TIERS))[chosen]), mean(labels), mean(under(chosen, labels))
+
+    def blind(counts: Array) -> Array:
+        return random_risk(share_of(counts), by_label(counts))
+
     return {
         "prices": list(prices),
         "n": n,
         "shares": list(shares),
-        "cheap_share": interval(lambda c, _y, _w: float((c <= 1).mean()), n),
+        "cheap_share": wider(interval(mean(chosen <= 1)), n)._asdict(),
         "frontier_rows": top,
-        "frontier_misses": interval(lambda c, y, _: frontier_misses(c, y), top),
-        "random_router_risk": interval(lambda c, y, _: random_risk(tier_shares(c), y)),
-        "risk_below_random_router": interval(lambda c, y, _: random_risk(tier_shares(c), y) - _risk(c, y)),
-        "all tiers": _beside(interval, chosen, labels, rivals, prices, len(TIERS) - 1),
-        "ceiling at complex": _beside(interval, chosen, labels, rivals, prices, CEILING),
+        "frontier_misses": wider(interval(frontier_misses(chosen, labels)), top)._asdict(),
+        "random_router_risk": interval(blind)._asdict(),
+        "risk_below_random_router": interval(lambda counts: blind(counts) - risk(counts))._asdict(),
+        "all tiers": _beside(intervals, chosen, labels, rivals, prices, len(TIERS) - 1),
+        "ceiling at complex": _beside(intervals, chosen, labels, rivals, prices, CEILING),
     }
 
 
@@ -161,7 +167,7 @@ def study(
 
 
 def _beside(
-    interval: Callable[..., dict[str, float]],
+    intervals: Callable[[Callable[[Array], Sequence[Array]]], list[Interval]],
     chosen: Indices,
     labels: Array,
     rivals: Mapping[str, NDArray[np.float32]],
@@ -169,47 +175,39 @@ def _beside(
     top: int,
 ) -> dict[str, Any]:
     """The policy and its rivals when no tier above `top` is used."""
-    price = np.asarray(prices, dtype=np.float64)
-    curves = {name: RiskCost(p, labels, prices, top) for name, p in rivals.items()}
+    used = np.minimum(chosen, top)
+    own, risk = mean(np.asarray(prices, dtype=np.float64)[used]), mean(under(used, labels))
+    by_label, misses = mean(labels), frontier_misses(chosen, labels)
 
-    def own(c: Indices) -> float:
-        return float(price[np.minimum(c, top)].mean())
+    def constant(counts: Array) -> tuple[Array, Array]:
+        return constant_mix(risk(counts), by_label(counts), prices[: top + 1])
 
-    def constant(c: Indices, y: Array, _: Array) -> tuple[float, float]:
-        return constant_mix(_risk(np.minimum(c, top), y), y, prices[: top + 1])
+    def equal_misses(counts: Array) -> tuple[Array, Array]:
+        return constant_mix(risk(counts), by_label(counts), prices, most_missed=misses(counts))
 
-    def equal_misses(c: Indices, y: Array, _: Array) -> tuple[float, float]:
-        return constant_mix(_risk(c, y), y, prices, most_missed=frontier_misses(c, y))
-
-    routers: dict[str, Callable[[Indices, Array, Array], tuple[float, float]]] = {CONSTANT: constant}
+    routers: dict[str, Callable[[Array], tuple[Array, Array]]] = {CONSTANT: constant}
     if top == len(TIERS) - 1:
         routers[CONSTANT_EQUAL_MISSES] = equal_misses
-    for name, curve in curves.items():
-        routers[name] = lambda c, y, w, curve=curve: curve.at(_risk(np.minimum(c, top), y), w)
-    everything = np.ones(len(labels))
+    for name, p in rivals.items():
+        curve = RiskCost(p, labels, prices, top)
+        routers[name] = lambda counts, curve=curve: curve.at(risk(counts), counts)
     table = {}
     for name, router in routers.items():
-        cost, misses = router(chosen, labels, everything)
+        cost, missed = router(np.ones((1, len(labels))))
+        saved, share = intervals(lambda counts, router=router: _saved(own(counts), router(counts)[0]))
         table[name] = {
-            "cost": cost,
-            "frontier_misses": misses,
-            "saved": interval(lambda c, y, w, router=router: router(c, y, w)[0] - own(c)),
-            "saved_share": interval(lambda c, y, w, router=router: _saved_share(own(c), router(c, y, w)[0])),
+            "cost": float(cost[0]),
+            "frontier_misses": float(missed[0]),
+            "saved": saved._asdict(),
+            "saved_share": share._asdict(),
         }
-    return {
-        "risk": interval(lambda c, y, _: _risk(np.minimum(c, top), y), len(labels)),
-        "cost": interval(lambda c, _y, _w: own(c)),
-        "beside": table,
-    }
+    risks, costs = intervals(lambda counts: [risk(counts), own(counts)])
+    return {"risk": wider(risks, len(labels))._asdict(), "cost": costs._asdict(), "beside": table}
 
 
-def _saved_share(own: float, theirs: float) -> float:
-    """What is saved of the rival's cost; NaN where it costs nothing, as on tiers of one's own machines."""
-    return 1 - own / theirs if theirs else float("nan")
-
-
-def _risk(chosen: Indices, labels: Array) -> float:
-    return float(under(chosen, labels).mean())
+def _saved(own: Array, theirs: Array) -> tuple[Array, Array]:
+    """What is saved, and of the rival's cost; NaN where it costs nothing, as on tiers of one's own machines."""
+    return theirs - own, 1 - np.divide(own, theirs, out=np.full(len(theirs), np.nan), where=theirs > 0)
 
 
 def as_text(found: Mapping[str, Any]) -> str:

@@ -216,12 +216,12 @@ def summary(path: Path) -> dict[str, Any]:
         if (here := sources == name).sum() >= FEWEST_OF_SOURCE
     ]
     numbers = statistics()
-    headline = {name: numbers[name] for name in HEADLINE}
+    headline = {name: numbers[name](probabilities, labels) for name in HEADLINE}
     return {
         "model": model_of(path),
         "rows": len(labels),
         "sources": len(np.unique(sources)),
-        **bootstrap_each(headline, probabilities, labels, groups=sources, draws=200),
+        **bootstrap_each(headline, len(labels), groups=sources, draws=200),
         "by_source": sorted(by_source, key=lambda entry: entry[2]),
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from classifier import metrics
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
-from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wider, wilson
+from classifier.intervals import Interval, Statistic, bootstrap_each, bootstrap_interval, mean, ranged, wider, wilson
 from classifier.policy import Policy, choose_many
 from classifier.types import TIERS, Request
 from training.corpus import UNLABELLED, Row, tiers
@@ -54,22 +55,19 @@ def routed(policy: Policy, requests: Sequence[Request], probabilities: NDArray[n
     return choose_many(probabilities, thresholds, policy.top_tier_threshold)
 
 
-def statistics() -> dict[str, Callable[..., float]]:
-    """The numbers of a report by name: functions of (probabilities, labels)."""
+def statistics() -> dict[str, Callable[[NDArray[np.float32], NDArray[np.int64]], Statistic]]:
+    """The numbers of a report by name: the statistics of (n, 4) probabilities and (n,) labels."""
 
-    def on_tier(function: Callable[..., float]) -> Callable[..., float]:
-        return lambda p, y: function(p.argmax(axis=1), y)
-
-    def boundary(t: int) -> Callable[..., float]:
-        return lambda p, y: metrics.auroc(p[:, t + 1 :].sum(axis=1), y > t)
+    def boundary(t: int) -> Callable[[NDArray[np.float32], NDArray[np.int64]], Statistic]:
+        return lambda p, y: partial(metrics.ranked_areas, p[:, t + 1 :].sum(axis=1), y <= t, y > t)
 
     return {
-        "accuracy": on_tier(metrics.accuracy),
-        "macro_f1": on_tier(metrics.macro_f1),
-        "quadratic_kappa": on_tier(metrics.quadratic_kappa),
-        "under_routing": on_tier(metrics.under_routing),
-        "over_routing": on_tier(metrics.over_routing),
-        "ranked_probability_score": metrics.ranked_probability_score,
+        "accuracy": lambda p, y: mean(p.argmax(axis=1) == y),
+        "macro_f1": lambda p, y: partial(metrics.macro_f1s, p.argmax(axis=1), y),
+        "quadratic_kappa": lambda p, y: partial(metrics.quadratic_kappas, p.argmax(axis=1), y),
+        "under_routing": lambda p, y: mean(p.argmax(axis=1) < y),
+        "over_routing": lambda p, y: mean(p.argmax(axis=1) > y),
+        "ranked_probability_score": lambda p, y: mean(metrics.ranked_probability_scores(p, y)),
         "auroc_above_simple": boundary(0),
         "auroc_above_standard": boundary(1),
         "auroc_above_complex": boundary(2),
@@ -80,7 +78,8 @@ def summarise(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, draws: int = 1000
 ) -> dict[str, Interval]:
     """Every statistic with its bootstrap interval, on the same samples; of shares of rows at least Wilson's."""
-    found = bootstrap_each(statistics(), probabilities, labels, draws=draws)
+    numbers = {name: of(probabilities, labels) for name, of in statistics().items()}
+    found = bootstrap_each(numbers, len(labels), draws=draws)
     return found | {name: wider(found[name], len(labels)) for name in SHARES}
 
 
@@ -190,11 +189,14 @@ def evaluate(
         report["calibration_error"] = [asdict(error) for error in metrics.calibration_error(p, y)]
     if train or rivals:
         report["baselines"] = {}
+        right, scores = (p.argmax(1) == y).astype(np.float64), metrics.ranked_probability_scores(p, y)
         for name, q in (rivals or baselines(train, rows)).items():
             report["baselines"][name] = {
                 **summarise(q, y, draws=400),
-                "bundle_accuracy_minus_this": paired_bootstrap(metrics.accuracy, p.argmax(1), q.argmax(1), y),
-                "bundle_rps_minus_this": paired_bootstrap(metrics.ranked_probability_score, p, q, y),
+                "bundle_accuracy_minus_this": bootstrap_interval(mean(right - (q.argmax(1) == y)), len(y)),
+                "bundle_rps_minus_this": bootstrap_interval(
+                    mean(scores - metrics.ranked_probability_scores(q, y)), len(y)
+                ),
             }
     return report
 

@@ -9,7 +9,8 @@ Knows nothing of pages.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from classifier import metrics
 from classifier.inputs import rated_text
-from classifier.intervals import bootstrap_each, wider
+from classifier.intervals import Statistic, bootstrap_each, mean, wider
 from classifier.metrics import tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
@@ -92,7 +93,7 @@ def _sweep(probabilities: NDArray[np.float32], truth: Array, prices: Sequence[fl
             "threshold": float(threshold),
             "risk": float(under(chosen, truth).mean()),
             "cost": float(price[chosen].mean()),
-            "random_router_risk": random_risk(shares, truth),
+            "random_router_risk": float(random_risk(shares, truth.mean(axis=0))),
         })  # fmt: skip
     return points
 
@@ -109,8 +110,8 @@ def _policy(
         "alpha": fit.promised_risk if alike else None,
         "promise": _promise(fit) + (f", of {fit.label} labels" if fit.feasible and not alike else ""),
         "shares": list(tier_shares(chosen)),
-        "random_router_risk": random_risk(tier_shares(chosen), truth),
-        "constant_router_cost": constant_cost(risk, truth, prices),
+        "random_router_risk": float(random_risk(tier_shares(chosen), truth.mean(axis=0))),
+        "constant_router_cost": constant_cost(risk, truth.mean(axis=0), prices),
     }
 
 
@@ -122,26 +123,22 @@ def _promise(fit: Guarantee) -> str:
     return promised_or_estimated(bound, fit)
 
 
-def _numbers(prices: Sequence[float]) -> dict[str, Callable[[Indices, Indices, Array], float]]:
-    """What is told of a choice of tiers, by name: functions of (n,) chosen tiers, (n,) labels, (n, 4) their truth."""
-
-    def over(chosen: Indices, _: Indices, truth: Array) -> float:
-        return float((1 - under(chosen, truth) - truth[np.arange(len(chosen)), chosen]).mean())
-
-    price = np.asarray(prices)
+def _numbers(chosen: Indices, labels: Indices, truth: Array, prices: Sequence[float]) -> dict[str, Statistic]:
+    """What is told of a choice of tiers, by name, of (n,) chosen tiers, (n,) labels and (n, 4) their truth."""
+    risk = under(chosen, truth)
     return {
-        "accuracy": lambda chosen, labels, _: metrics.accuracy(chosen, labels),
-        "quadratic_kappa": lambda chosen, labels, _: metrics.quadratic_kappa(chosen, labels),
-        "risk": lambda chosen, _, truth: float(under(chosen, truth).mean()),
-        "over_routing": over,
-        "frontier_misses": lambda chosen, _, truth: frontier_misses(chosen, truth),
-        "cost": lambda chosen, _, __: float(price[chosen].mean()),
+        "accuracy": mean(chosen == labels),
+        "quadratic_kappa": partial(metrics.quadratic_kappas, chosen, labels),
+        "risk": mean(risk),
+        "over_routing": mean(1 - risk - truth[np.arange(len(chosen)), chosen]),
+        "frontier_misses": frontier_misses(chosen, truth),
+        "cost": mean(np.asarray(prices)[chosen]),
     }
 
 
 def _choice(chosen: Indices, labels: Indices, truth: Array, prices: Sequence[float]) -> dict[str, Any]:
     """How a choice of tiers fares: each number with its interval."""
-    found = bootstrap_each(_numbers(prices), chosen, labels, truth, draws=DRAWS)
+    found = bootstrap_each(_numbers(chosen, labels, truth, prices), len(labels), draws=DRAWS)
     of: dict[str, float] = dict.fromkeys(("accuracy", "risk", "over_routing"), len(labels))
     of["frontier_misses"] = float(truth[:, -1].sum())
     return found | {name: wider(found[name], n) for name, n in of.items()}
@@ -161,14 +158,14 @@ def _routers(
     table |= {f"{name}, arg-max": _choice(p.argmax(axis=1), labels, truth, prices) for name, p in whole.items()}
     table |= {name: _choice(tiers, labels, truth, prices) for name, tiers in routers.items()}
     # It knows each label by definition: no other rows could show otherwise, which Wilson's interval allows for.
-    table["oracle"] = bootstrap_each(_numbers(prices), labels, labels, truth, draws=DRAWS)
+    table["oracle"] = bootstrap_each(_numbers(labels, labels, truth, prices), len(labels), draws=DRAWS)
     # Drawn blindly in the policy's shares: a permutation of its own choices, many times over.
     rng, times = np.random.default_rng(0), max(1, 20_000 // len(chosen))
     drawn = np.concatenate([rng.permutation(chosen) for _ in range(times)])
     their, nan = (np.tile(labels, times), np.tile(truth, (times, 1))), float("nan")
     table[f"random router, shares of {policy}"] = {
-        name: (of(drawn, *their), nan, nan)  # the spread of its draws is no interval of anything
-        for name, of in _numbers(prices).items()
+        name: (float(of(np.ones((1, len(drawn))))[0]), nan, nan)  # the spread of its draws is no interval of anything
+        for name, of in _numbers(drawn, *their, prices).items()
     }
     return table
 

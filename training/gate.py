@@ -34,7 +34,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from classifier.intervals import Interval, bootstrap_intervals, wilson
+from classifier.intervals import Interval, bootstrap_intervals, mean, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
@@ -287,11 +287,10 @@ _Compared = tuple[Interval, Interval, Interval]
 def _compare(
     current: NDArray[np.float64], candidate: NDArray[np.float64], *, groups: NDArray[np.str_] | None, draws: int
 ) -> _Compared:
-    def means(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
-        before, after = float(one.mean()), float(other.mean())
-        return before, after, after - before
-
-    before, after, change = bootstrap_intervals(means, current, candidate, groups=groups, draws=draws, level=LEVEL)
+    both = mean(np.stack([current, candidate, candidate - current], axis=1))
+    before, after, change = bootstrap_intervals(
+        lambda counts: list(both(counts).T), len(current), groups=groups, draws=draws, level=LEVEL
+    )
     return before, after, change
 
 

@@ -12,13 +12,14 @@ Knows nothing of pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.intervals import bootstrap_interval, ranged
-from classifier.metrics import auroc
+from classifier.intervals import Statistic, bootstrap_interval, ranged
+from classifier.metrics import ranked_areas
 from classifier.policy import choose_many
 from classifier.types import TIERS, Tier
 from training.outcomes import Array, Outcomes
@@ -65,8 +66,11 @@ def apgr(scores: Array, weak: Array, strong: Array) -> float:
     >>> apgr(np.zeros(3), np.array([0.0, 1.0, 0.0]), np.ones(3)).__round__(6)
     0.5
     """
-    shares, recovered = gap_recovered(scores, weak, strong)
-    return float(np.trapezoid(recovered, shares))
+    return float(_apgrs(scores, weak, strong)(np.ones((1, len(weak))))[0])
+
+
+def _apgrs(scores: Array, weak: Array, strong: Array) -> Statistic:
+    return partial(ranked_areas, scores, np.ones(len(weak)), strong - weak)
 
 
 def cpt(scores: Array, weak: Array, strong: Array, level: float) -> float:
@@ -177,19 +181,18 @@ def measure_pair(
     given = {name: np.asarray(score(weak, strong))[both] for name, score in scores.items()} | {"oracle": high - low}
     ours = next(iter(given))
     found: dict[str, Any] = {"rows": int(both.sum()), "weak": float(low.mean()), "strong": float(high.mean())}
+    areas = {name: _apgrs(values, low, high) for name, values in given.items()}
     found["scores"] = {
         name: {
-            "apgr": bootstrap_interval(apgr, values, low, high, draws=draws),
+            "apgr": bootstrap_interval(areas[name], len(low), draws=draws),
             **{f"cpt_{level:.0%}": cpt(values, low, high, level) for level in LEVELS},
         }
         for name, values in given.items()
     }
     found["random"] = {"apgr": 0.5, **{f"cpt_{level:.0%}": level for level in LEVELS}}
     found["apgr_above"] = {
-        name: bootstrap_interval(
-            lambda a, b, w, s: apgr(a, w, s) - apgr(b, w, s), given[ours], values, low, high, draws=draws
-        )
-        for name, values in given.items()
+        name: bootstrap_interval(_difference(areas[ours], areas[name]), len(low), draws=draws)
+        for name in given
         if name not in (ours, "oracle")
     }
     shares, recovered = gap_recovered(given[ours], low, high)
@@ -206,17 +209,22 @@ def measure_failures(outcomes: Outcomes, scores: Mapping[str, Score], *, draws: 
     if known.sum() < FEWEST_ROWS or fails.all() or not fails.any():
         return None
     given = {name: np.asarray(score(Tier.SIMPLE, TIERS[-1]))[known] for name, score in scores.items()}
-    ours = next(iter(given))
+    ours, n = next(iter(given)), int(known.sum())
+    areas: dict[str, Statistic] = {name: partial(ranked_areas, values, ~fails, fails) for name, values in given.items()}
     return {
-        "rows": int(known.sum()),
+        "rows": n,
         "fails": float(fails.mean()),
-        "auroc": {name: bootstrap_interval(auroc, values, fails, draws=draws) for name, values in given.items()},
+        "auroc": {name: bootstrap_interval(area, n, draws=draws) for name, area in areas.items()},
         "above": {
-            name: bootstrap_interval(lambda a, b, y: auroc(a, y) - auroc(b, y), given[ours], values, fails, draws=draws)
-            for name, values in given.items()
+            name: bootstrap_interval(_difference(areas[ours], area), n, draws=draws)
+            for name, area in areas.items()
             if name != ours
         },
     }
+
+
+def _difference(one: Statistic, other: Statistic) -> Statistic:
+    return lambda counts: one(counts) - other(counts)
 
 
 def measure(

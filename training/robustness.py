@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.engine import Engine
-from classifier.intervals import bootstrap_intervals, ranged, wilson
+from classifier.intervals import bootstrap_each, ranged, ratio, wilson
 from classifier.policy import Policy
 from classifier.tokenizer import Tokenizer
 from classifier.types import Request, Tier
@@ -148,13 +148,10 @@ def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[
         ])  # fmt: skip
     counts = np.array(table, dtype=np.float64)
 
-    def ratios(rows: NDArray[np.float64]) -> list[float]:
-        parts, wholes = rows.sum(axis=0).reshape(-1, 2).T.tolist()
-        return [part / whole if whole else float("nan") for part, whole in zip(parts, wholes, strict=True)]
-
     names = ("accuracy", "groups_right", "ordered", "steady")
-    found = bootstrap_intervals(ratios, counts, draws=400)
-    return {"rows": int(counts[:, 1].sum()), "groups": len(groups), **dict(zip(names, found, strict=True))}
+    shares = {name: ratio(part, whole) for name, (part, whole) in zip(names, counts.T.reshape(4, 2, -1), strict=True)}
+    found = bootstrap_each(shares, len(groups), draws=400)
+    return {"rows": int(counts[:, 1].sum()), "groups": len(groups), **found}
 
 
 def attack_rows(engine: Engine, requests: Sequence[Request], policy: Policy, *, tries: int) -> list[Attack]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from classifier.calibration import IDENTITY, Calibration
 from classifier.errors import InputError
-from classifier.intervals import bootstrap_interval
+from classifier.intervals import bootstrap_interval, mean
 from classifier.metrics import calibration_error
 from classifier.policy import choose_many
 from classifier.types import TIERS
@@ -217,7 +217,7 @@ def calibration_across(rows: CalibrationSet, *, current: Calibration = IDENTITY,
         }
 
     gained = expected_scores(before, rows.labels) - expected_scores(after, rows.labels)
-    gain = bootstrap_interval(np.mean, gained, groups=rows.sources, draws=BOOTSTRAPS, seed=seed)
+    gain = bootstrap_interval(mean(gained), len(gained), groups=rows.sources, draws=BOOTSTRAPS, seed=seed)
     return {
         "n": len(rows),
         "sources": sources,
