@@ -64,6 +64,7 @@ def fill_store(
     rng = np.random.default_rng(seed)
 
     async def write() -> None:
+        reports = []
         for i in range(count):
             moment[0] = begin + i
             tier = TIERS[int(rng.integers(4))]
@@ -83,7 +84,9 @@ def fill_store(
             above = accepted if verdict is Verdict.ESCALATED else None
             told = f"o{seed}/{i}"
             outcome = Outcome(decision_id, told, verdict, Cause.QUALITY, Source.USER, served, accepted_tier=above)
-            await store.report(outcome, "gateway")
+            reports.append(asyncio.create_task(store.report(outcome, "gateway")))
+            await asyncio.sleep(0)  # it begins now, at its moment, and is written with those that follow
+        await asyncio.gather(*reports)
 
     asyncio.run(write())
     store.flush(30)

@@ -131,15 +131,15 @@ def done(base, tmp_path_factory) -> Path:
     return folder
 
 
-def cut_off(options: Options, done: Path, step: str) -> None:
-    """The round of `done` as it was just before a step. Later results that cost time are kept: they stay true."""
+def cut_off(options: Options, done: Path, step: str, *anew: str) -> None:
+    """The round of `done` as it was just before a step. Later results that cost time are kept but for those named."""
     run = options.work / "000001"
     shutil.copytree(done / "work" / "000001", run)
     shutil.rmtree(options.registry)
     shutil.copytree(done / "before", options.registry)
     for name in ("receipt.json", "attempts"):
         (run / name).unlink()
-    for name in {step, "register", "promote", LAST} - ({"register"} if step == "promote" else set()):
+    for name in {step, *anew, "register", "promote", LAST} - ({"register"} if step == "promote" else set()):
         shutil.rmtree(run / name)
     if step == "promote":
         Registry(options.registry).add(
@@ -194,15 +194,12 @@ def test_receipt_says_what_why_and_from_which_data(done):
     assert "feedback.db" not in text
 
 
-def test_texts_are_deleted_when_the_round_ends(options, monkeypatch):
+def test_texts_are_deleted_when_the_round_ends(options, done):
     """While a round runs its owner alone can read the texts; afterwards they are only in the store."""
-    crash_at(monkeypatch, "recalibrate", "before")
-    with pytest.raises(Crash):
-        go(options)
+    cut_off(options, done, "train")
     frozen = options.work / "000001" / "snapshot" / "feedback.jsonl"
     assert stat.S_IMODE(frozen.stat().st_mode) == 0o600
-    monkeypatch.undo()
-    monkeypatch.setattr(Round, "_judge", refuse)
+    assert b"asked 0" in frozen.read_bytes()
     assert go(replace(options, recalibrate_only=True))["decision"] == "keep"
     texts = [p for p in options.work.rglob("*") if p.is_file() and b"asked 0" in p.read_bytes()]
     assert texts == []
@@ -276,11 +273,11 @@ def test_a_promotion_that_was_rolled_back_is_not_made_again(options, done, monke
     assert (go(options)["decision"], current(options)) == ("promoted", before)
 
 
-def test_a_round_is_tracked_once(options, monkeypatch):
+def test_a_round_is_tracked_once(options, done, monkeypatch):
     """A round that died between its run in MLflow and its end makes no second one, and keeps the first one's id."""
     tracked = []
     monkeypatch.setattr("training.retrain.track", lambda receipt, **_: tracked.append(receipt) or "abc")
-    monkeypatch.setattr(Round, "_judge", refuse)
+    cut_off(options, done, "train")
     options = replace(options, recalibrate_only=True)
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_at(patch, LAST, "after")
@@ -307,8 +304,9 @@ def test_round_that_never_ends_is_given_up(options, monkeypatch):
 
 
 @pytest.fixture
-def bare(options, base) -> Options:
-    """A round on a registry whose current bundle has no checkpoint, as the shipped one has none."""
+def bare(options, base, done) -> Options:
+    """A round about to train, on a registry whose current bundle has no checkpoint, as the shipped one has none."""
+    cut_off(options, done, "train", "calibrate-trained", "judge-retrained")
     shutil.rmtree(options.registry)
     registry = Registry(options.registry)
     registry.promote(registry.add(base / "bundle"))
@@ -330,7 +328,6 @@ def test_graph_that_cannot_be_trained_on_is_recalibrated(bare, monkeypatch):
         raise InputError(f"{path}: no weights")
 
     monkeypatch.setattr("training.recover.recover", unknown)
-    monkeypatch.setattr(Round, "_judge", refuse)
     receipt = go(bare)
     assert receipt["decision"] == "keep"
     assert receipt["why"].endswith("no weights")
@@ -362,13 +359,14 @@ def test_a_round_that_is_resumed_keeps_to_what_it_was_begun_with(options, monkey
 
 def test_training_by_another_recipe_begins_again(options, done, tmp_path, monkeypatch):
     """A round that is gone on with after its recipe was changed is trained by that one alone, as its receipt says."""
+
+    def dies(*_args, **_fields):
+        raise Crash
+
     cut_off(options, done, "train")
-    monkeypatch.setattr(Round, "_judge", judge)
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        crash_at(patch, "train", "midway")
+        patch.setattr("training.export.export", dies)
         go(options)
-    for step in ("calibrate-trained", "judge-retrained"):
-        shutil.rmtree(options.work / "000001" / step)
     before = options.recipe.read_text()
     (tmp_path / "longer.toml").write_text(before.replace("epochs = 1", "epochs = 2\nlearning_rate = 1e-4"))
     receipt = go(replace(options, recipe=tmp_path / "longer.toml"))
@@ -454,19 +452,19 @@ def test_thresholds_alone_are_tried_where_a_new_map_does_harm(options, done, mon
 def test_cheaper_of_two_repairs_is_taken(options, done, monkeypatch, trained, taken):
     """Where recalibration keeps a broken promise at a price, retraining is tried, and the cheaper of the two taken."""
     costs = {"recalibrate": 8.0, "calibrate-trained": trained}
-    cut_off(options, done, "judge-recalibrated")
-    shutil.rmtree(options.work / "000001" / "judge-retrained")
+    cut_off(options, done, "judge-recalibrated", "judge-retrained")
     monkeypatch.setattr(Round, "_judge", lambda _r, _o, name: verdict(repairs=True, cost=costs[name]))
     receipt = go(options)
     assert receipt["candidate"] == receipt["steps"][taken]["version"]
 
 
-def test_training_that_fails_leaves_what_recalibration_found(options, monkeypatch):
+def test_training_that_fails_leaves_what_recalibration_found(options, done, monkeypatch):
     """Where the retrained graph fails its parity check, the round goes on with the recalibrated candidate."""
 
     def fails(*_args, **_fields):
         raise GateNotMet("int8 chooses the fp32 tier on 0.93 of 600 rows")
 
+    cut_off(options, done, "judge-recalibrated", "train")
     monkeypatch.setattr("training.retrain.retrained", fails)
     monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_fields: verdict(repairs=True))
     receipt = go(options)
@@ -474,9 +472,10 @@ def test_training_that_fails_leaves_what_recalibration_found(options, monkeypatc
     assert "0.93 of 600 rows" in receipt["why"]
 
 
-def test_base_row_that_is_an_audit_is_not_trained_on(options, base, tmp_path, monkeypatch):
+def test_base_row_that_is_an_audit_is_not_trained_on(options, done, tmp_path, monkeypatch):
     """A prompt of the base corpus that a user sent as an audit judges, and the round that it is in comes to its end."""
-    frozen = Round(options, Run(tmp_path / "look"), print, lambda: NOW)
+    cut_off(options, done, "train", "calibrate-trained", "judge-retrained")
+    frozen = Round(options, Run(options.work / "000001"), print, lambda: NOW)
     frozen._snapshot = frozen._run.step("snapshot", frozen._freeze)
     audits = frozen._held_out.recent
     more = "".join(
@@ -508,8 +507,9 @@ def test_round_without_audits_changes_nothing(options):
     assert set(receipt["steps"]) == {"begin", "snapshot", "recalibrate"}
 
 
-def test_round_without_new_audits_changes_nothing(options, monkeypatch):
+def test_round_without_new_audits_changes_nothing(options, done, monkeypatch):
     """After a promotion the audits that fitted it judge no other bundle: until new ones came in nothing is tried."""
+    cut_off(options, done, "judge-recalibrated")
     options = replace(options, recalibrate_only=True, min_outcomes=0)
     monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: verdict(accepted=True))
     assert go(options)["decision"] == "promoted"
@@ -521,8 +521,9 @@ def test_round_without_new_audits_changes_nothing(options, monkeypatch):
     assert set(receipt["steps"]) == {"begin", "snapshot", "recalibrate"}
 
 
-def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, monkeypatch):
+def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, done, monkeypatch):
     """The next round overrules nobody who rolled back: it wants 60 audits from since then."""
+    cut_off(options, done, "judge-recalibrated")
     options = replace(options, recalibrate_only=True, min_outcomes=0)
     monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: verdict(accepted=True))
     promoted = go(options)
@@ -543,8 +544,9 @@ def test_receipt_counts_what_was_fitted(options, monkeypatch):
     assert "thresholds" not in receipt["steps"]
 
 
-def test_nothing_is_trained_that_too_few_rows_would_judge(options, base, tmp_path):
+def test_nothing_is_trained_that_too_few_rows_would_judge(options, base, done, tmp_path):
     """Where the gate lacks golden rows it says how many there are, and no time goes into what it would refuse."""
+    cut_off(options, done, "judge-recalibrated", "train")
     rows = [json.loads(line) for line in (base / "data" / "rows.jsonl").read_text().splitlines()]
     few = [row for row in rows if row["split"] == "test"][:59]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
@@ -553,8 +555,9 @@ def test_nothing_is_trained_that_too_few_rows_would_judge(options, base, tmp_pat
     assert "golden: 59 rows are too few to tell" in receipt["why"]
 
 
-def test_gate_tells_what_the_log_says(options):
+def test_gate_tells_what_the_log_says(options, done):
     """The real gate compares both bundles on labels and, where the log was explored, on the log as well."""
+    cut_off(options, done, "judge-recalibrated", "judge-thresholds")
     receipt = go(replace(options, recalibrate_only=True, mlflow_uri="https://me:secret@127.0.0.1:1/?token=secret"))
     assert receipt["options"]["mlflow_uri"] == "https://127.0.0.1:1/"
     judged = receipt["steps"]["judge-recalibrated"]
