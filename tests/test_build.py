@@ -276,11 +276,17 @@ def test_stopped_run_goes_on(run, corpus, tmp_path):
     assert bundle.manifest["files"]["model.onnx"] == read_bundle(run / "bundle").manifest["files"]["model.onnx"]
 
 
-@pytest.mark.parametrize("stopped_at", [3, 16, 20], ids=["in the teacher", "at the student", "in the student"])
-def test_run_stopped_while_it_trains_ends_as_one_that_was_not(run, corpus, tmp_path, monkeypatch, stopped_at):
+@pytest.mark.parametrize(
+    ("stopped_at", "taught"),
+    [(3, False), (0, True), (4, True)],
+    ids=["in the teacher", "at the student", "in the student"],
+)
+def test_run_stopped_while_it_trains_ends_as_one_that_was_not(run, corpus, tmp_path, monkeypatch, stopped_at, taught):
     """Wherever training is stopped, the run that goes on leaves the very checkpoint of one that was not stopped."""
     from training import fit as fitting
 
+    if taught:
+        shutil.copytree(run / "teacher", tmp_path / "teacher")
     calls, loss = iter(range(1000)), fitting.losses_of
 
     def until_stopped(*arguments, **fields):
@@ -298,36 +304,42 @@ def test_run_stopped_while_it_trains_ends_as_one_that_was_not(run, corpus, tmp_p
     assert (tmp_path / weights).read_bytes() == (run / weights).read_bytes()
 
 
-def test_rows_that_a_base_learnt_from_stay_known(run, corpus, tmp_path):
-    """What goes on from a bundle knows its training rows: they do not calibrate, and it is the parent."""
-    data = load_data([], [], own=corpus)
+@pytest.fixture(scope="module")
+def settled(run, corpus, tmp_path_factory) -> SimpleNamespace:
+    """What went on from its own answers: its folder, its bundle, the one that it went on from, what that learnt from
+    beside its own rows, and what the build said.
+    """
+    folder, data, said = tmp_path_factory.mktemp("settled"), load_data([], [], own=corpus), []
     learnt = data.calibration[:10]
-    taught = revise(run / "bundle", tmp_path / "base", facts={TRAINING_ROWS: pack_rows(r.sha256 for r in learnt)})
-    said: list[str] = []
-    recipe = load_recipe("tiny", base=str(taught.path))
-    bundle = build(recipe, tmp_path / "run", data, say=said.append)
-    assert f"{len(learnt)} calibration rows are left out: the base was trained on them" in said
-    assert bundle.manifest["parent"] == taught.version
-    assert rows_among((r.sha256 for r in learnt), bundle.manifest[TRAINING_ROWS]).all()
+    base = revise(run / "bundle", folder / "base", facts={TRAINING_ROWS: pack_rows(r.sha256 for r in learnt)})
+    bundle = build(_settling(base.path), folder / "run", data, say=said.append)
+    return SimpleNamespace(folder=folder / "run", bundle=bundle, base=base, learnt=learnt, said=said)
 
 
-def test_settled_bundle_keeps_its_answers_and_what_is_frozen(run, corpus, tmp_path):
+def test_rows_that_a_base_learnt_from_stay_known(settled):
+    """What goes on from a bundle knows its training rows: they do not calibrate, and it is the parent."""
+    learnt = settled.learnt
+    assert f"{len(learnt)} calibration rows are left out: the base was trained on them" in settled.said
+    assert settled.bundle.manifest["parent"] == settled.base.version
+    assert rows_among((r.sha256 for r in learnt), settled.bundle.manifest[TRAINING_ROWS]).all()
+
+
+def test_settled_bundle_keeps_its_answers_and_what_is_frozen(run, corpus, settled):
     """What goes on from its own answers moves no frozen weight, keeps its head, and says what it went on from."""
-    settled = build(_settling(run / "bundle"), tmp_path / "run", load_data([], [], own=corpus), say=str)
     before, _, head = recover(run / "bundle")
-    after, _ = load_checkpoint(tmp_path / "run" / "checkpoint")
+    after, _ = load_checkpoint(settled.folder / "checkpoint")
     start = before.half().float().state_dict()
     moved = {name for name, value in after.state_dict().items() if not torch.equal(value, start[name])}
     assert moved
     assert not any(".layer." in name or "embeddings" in name for name in moved)
-    kept = load_head(tmp_path / "run" / "checkpoint", after).state_dict()
+    kept = load_head(settled.folder / "checkpoint", after).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in head.state_dict().items())
-    assert settled.manifest["recipe"]["of_base"] == read_bundle(run / "bundle").manifest["recipe"]
-    assert "base_model: tiny\n" in (settled.path / "README.md").read_text()
+    assert settled.bundle.manifest["recipe"]["of_base"] == read_bundle(run / "bundle").manifest["recipe"]
+    assert "base_model: tiny\n" in (settled.bundle.path / "README.md").read_text()
     rows = [row for row in read_corpus([corpus]) if row.split == "train"][:50]
     one, other = (
         np.array([engine.score(engine.prepare(row.request)).probabilities for row in rows])
-        for engine in (Engine.from_pretrained(run / "bundle"), Engine.from_pretrained(settled.path))
+        for engine in (Engine.from_pretrained(run / "bundle"), Engine.from_pretrained(settled.bundle.path))
     )
     assert np.abs(one - other).mean() < 0.02
 

@@ -61,10 +61,7 @@ def resampled(rows: CalibrationSet) -> NDArray[np.str_]:
 
 
 def random_risk(shares: ArrayLike, labels: Array) -> Array:
-    """Risk, 0 to 1, of a router that ignores the request and draws tiers in (..., 4) shares: (...,) float64.
-
-    `labels` are (..., 4) shares of the rows by label.
-    """
+    """Risk, 0 to 1, of a router that draws tiers blindly in `shares` where `labels` are shares, too: (..., 4) each."""
     risks: Array = np.clip((np.asarray(shares) * (1 - np.cumsum(labels, axis=-1))).sum(axis=-1), 0, 1)
     return risks
 
@@ -86,7 +83,7 @@ def constant_mix(
     """
     above = np.clip(1 - np.cumsum(labels, axis=-1), 0, 1)
     # Whoever ignores the request misses as many frontier requests as all others: so many must go to frontier.
-    fixed = np.nan_to_num(1 - np.asarray(most_missed, dtype=np.float64)) if len(prices) == len(TIERS) else np.zeros(1)
+    fixed = np.nan_to_num(1 - np.asarray(most_missed, dtype=np.float64)) * (len(prices) == len(TIERS))
     left = np.asarray(risk) / np.maximum(1 - fixed, _TINY)
     best = np.full(above.shape[:-1], float(prices[-1]))
     missed = np.full(above.shape[:-1], float(len(prices) < len(TIERS)))
@@ -123,7 +120,6 @@ def measure_policy(
     chosen = chosen_by(policy, probabilities, rows)
     labels, price = rows.labels, np.asarray(prices, dtype=np.float64)
     units, risks, shares = resampled(rows), under(chosen, labels), tier_shares(chosen)
-
     risk_of, by_label, cost_of, share_of = (mean(v) for v in (risks, labels, price[chosen], np.eye(len(TIERS))[chosen]))
 
     def interval(statistic: Statistic) -> Interval:
@@ -245,6 +241,7 @@ def curves(
     for alpha in ALPHAS:
         fit = fit_threshold(losses, alpha, delta=targets.delta)
         chosen = choose_many(probabilities, fit.threshold)
+        risk = float(under(chosen, rows.labels).mean())
         by_alpha.append(
             {
                 "alpha": alpha,
@@ -252,9 +249,7 @@ def curves(
                 "feasible": fit.feasible,
                 "shares": list(tier_shares(chosen)),
                 "cost": float(price[chosen].mean()),
-                "constant_router_cost": constant_cost(
-                    float(under(chosen, rows.labels).mean()), rows.labels.mean(axis=0), prices
-                ),
+                "constant_router_cost": constant_cost(risk, rows.labels.mean(axis=0), prices),
             }
         )
     return {
