@@ -37,6 +37,8 @@ CONSTANT, CONSTANT_EQUAL_MISSES = "constant mix", "constant mix, equal frontier 
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Router = Callable[[Indices, Array, Array], tuple[float, float]]
+"""Choices, labels and weights of rows → cost and frontier misses at the risk of those choices."""
 
 
 class RiskCost:
@@ -181,11 +183,14 @@ def _beside(
     def equal_misses(c: Indices, y: Array, _: Array) -> tuple[float, float]:
         return constant_mix(_risk(c, y), y, prices, most_missed=frontier_misses(c, y))
 
-    routers: dict[str, Callable[[Indices, Array, Array], tuple[float, float]]] = {CONSTANT: constant}
+    def along(curve: RiskCost) -> Router:
+        return lambda c, y, w: curve.at(_risk(np.minimum(c, top), y), w)
+
+    routers: dict[str, Router] = {CONSTANT: constant}
     if top == len(TIERS) - 1:
         routers[CONSTANT_EQUAL_MISSES] = equal_misses
     for name, curve in curves.items():
-        routers[name] = lambda c, y, w, curve=curve: curve.at(_risk(np.minimum(c, top), y), w)
+        routers[name] = along(curve)
     everything = np.ones(len(labels))
     table = {}
     for name, router in routers.items():
