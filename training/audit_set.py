@@ -110,7 +110,8 @@ def _alone(paths: Sequence[str | Path]) -> Path:
 def _logits(row: ExportRow, engine: Engine) -> Sequence[float] | NDArray[np.float32] | None:
     """What the engine's bundle says of a decision's request; None where neither is there to tell."""
     if row["logits"] is not None and row["bundle_version"] == engine.bundle_version:
-        return row["logits"]
+        told: Sequence[float] = row["logits"]
+        return told
     return None if row["request"] is None else engine.logits(Request.from_json(row["request"]))
 
 
@@ -194,9 +195,11 @@ def _opened(rows: CalibrationSet) -> CalibrationSet:
 
 def _joined(parts: Sequence[CalibrationSet]) -> CalibrationSet:
     return CalibrationSet(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels")),
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.labels for part in parts]),
         parts[0].label,
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "groups")),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.groups for part in parts]),
         {name: np.concatenate([part.facets[name] for part in parts]) for name in parts[0].facets},
         _open([part.open_rows for part in parts]),
     )
@@ -205,6 +208,8 @@ def _joined(parts: Sequence[CalibrationSet]) -> CalibrationSet:
 def _open(parts: Sequence[OpenRows]) -> OpenRows:
     some = [part for part in parts if len(part)]
     return OpenRows(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "at_least", "at_most")),
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.at_least for part in parts]),
+        np.concatenate([part.at_most for part in parts]),
         {name: np.concatenate([part.facets[name] for part in some]) for part in some[:1] for name in part.facets},
     )

@@ -285,7 +285,7 @@ def _write(
         }
         for case in old.manifest["golden"]
     ]
-    changed = {
+    changed: dict[str, str | Mapping[str, Any]] = {
         "calibration.json": calibration.to_json(),
         "policy.json": policies_to_json(
             policies, default, model_sha256=sha256(old.path / "model.onnx"), calibration_revision=calibration.revision

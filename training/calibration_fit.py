@@ -9,7 +9,9 @@ Knows nothing of bundles, files or thresholds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy
@@ -51,7 +53,7 @@ class Comparison:
     skipped: dict[str, str]
 
 
-def expected_scores(probabilities: Array, labels: Array) -> Array:
+def expected_scores(probabilities: NDArray[np.floating[Any]], labels: Array) -> Array:
     """Expected ranked probability score of each row under its soft label: (n,) float64, 0 to 1.
 
     Args:
@@ -76,14 +78,14 @@ def fit_map(method: str, logits: NDArray[np.float32], labels: Array, label: str 
     Raises:
         ValueError: the rows cannot determine the map, e.g. nothing lies on one side of a boundary.
     """
-    parameters = {
+    fits: dict[str, Callable[[NDArray[np.float32], Array], dict[str, Any]]] = {
         "identity": lambda *_: {},
         "temperature": _fit_temperature,
         "vector": _fit_vector,
         "cumulative_platt": _fit_platt,
         "cumulative_isotonic": _fit_isotonic,
-    }[method](logits, labels)
-    return Calibration(method, label, len(logits), parameters)
+    }
+    return Calibration(method, label, len(logits), fits[method](logits, labels))
 
 
 def compare(

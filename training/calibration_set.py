@@ -137,7 +137,10 @@ class CalibrationSet:
 
     def calibrated(self, manifest: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Which rows a bundle's map or thresholds were fitted on, as far as its manifest tells: (n,) bool."""
-        return np.logical_or.reduce([self.among(str(manifest.get(entry, ""))) for entry in CALIBRATED_ON])
+        found = np.zeros(len(self), dtype=bool)
+        for entry in CALIBRATED_ON:
+            found |= self.among(str(manifest.get(entry, "")))
+        return found
 
     @property
     def _with_text(self) -> NDArray[np.bool_]:
@@ -279,8 +282,8 @@ def closed_label(row: Row) -> NDArray[np.float64]:
     (4,) float64.
     """
     if row.probabilities is not None:
-        return np.asarray(row.probabilities) if row.label == OUTCOME else soft([row.tier.index])[0]
+        return np.array(row.probabilities if row.label == OUTCOME else soft([row.tier.index])[0])
     escalated = row.at_least > TIERS[0] and (row.at_most < TIERS[-1] or row.frontier_satisfied)
     if row.at_least == row.at_most or escalated:
-        return soft([row.at_most.index])[0]
+        return np.array(soft([row.at_most.index])[0])
     return np.full(len(TIERS), np.nan)

@@ -19,6 +19,7 @@ Knows nothing of bundles, files or how thresholds were fitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ CONSTANT, CONSTANT_EQUAL_MISSES = "constant mix", "constant mix, equal frontier 
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Router = Callable[[Array], tuple[Array, Array]]
+"""How often each of many samples holds each row → its cost and frontier misses at the risk of the choices there."""
 
 
 class RiskCost:
@@ -185,16 +188,17 @@ def _beside(
     def equal_misses(counts: Array) -> tuple[Array, Array]:
         return constant_mix(risk(counts), by_label(counts), prices, most_missed=misses(counts))
 
-    routers: dict[str, Callable[[Array], tuple[Array, Array]]] = {CONSTANT: constant}
+    def along(curve: RiskCost) -> Router:
+        return lambda counts: curve.at(risk(counts), counts)
+
+    routers: dict[str, Router] = {CONSTANT: constant}
     if top == len(TIERS) - 1:
         routers[CONSTANT_EQUAL_MISSES] = equal_misses
-    for name, p in rivals.items():
-        curve = RiskCost(p, labels, prices, top)
-        routers[name] = lambda counts, curve=curve: curve.at(risk(counts), counts)
+    routers |= {name: along(RiskCost(p, labels, prices, top)) for name, p in rivals.items()}
     table = {}
     for name, router in routers.items():
         cost, missed = router(np.ones((1, len(labels))))
-        saved, share = intervals(lambda counts, router=router: _saved(own(counts), router(counts)[0]))
+        saved, share = intervals(partial(_saved, own, router))
         table[name] = {
             "cost": float(cost[0]),
             "frontier_misses": float(missed[0]),
@@ -205,9 +209,10 @@ def _beside(
     return {"risk": wider(risks, len(labels))._asdict(), "cost": costs._asdict(), "beside": table}
 
 
-def _saved(own: Array, theirs: Array) -> tuple[Array, Array]:
+def _saved(own: Statistic, router: Router, counts: Array) -> tuple[Array, Array]:
     """What is saved, and of the rival's cost; NaN where it costs nothing, as on tiers of one's own machines."""
-    return theirs - own, 1 - np.divide(own, theirs, out=np.full(len(theirs), np.nan), where=theirs > 0)
+    ours, (theirs, _) = own(counts), router(counts)
+    return theirs - ours, 1 - np.divide(ours, theirs, out=np.full(len(theirs), np.nan), where=theirs > 0)
 
 
 def as_text(found: Mapping[str, Any]) -> str:

@@ -176,6 +176,11 @@ def _store(
     if processes.is_first():
         out.mkdir(parents=True, exist_ok=True)
         rivals = [baselines([r for r in part.train if r.label == RUBRIC], held) for part, held in parts]
+        given: dict[str, Any] = {
+            f"{BASELINE}{name}": np.concatenate([fold[name] for fold in rivals])
+            for name in rivals[0]
+            if name != "majority"
+        }
         np.savez_compressed(
             path,
             logits=np.concatenate(logits),
@@ -189,11 +194,7 @@ def _store(
             folds=np.repeat(np.arange(len(parts)), [len(held) for _, held in parts]),
             label=np.array(RUBRIC),
             model=np.array(model),
-            **{
-                f"{BASELINE}{name}": np.concatenate([fold[name] for fold in rivals])
-                for name in rivals[0]
-                if name != "majority"
-            },
+            **given,
         )
     processes.wait_for_all()
     return path

@@ -25,7 +25,7 @@ BIGGEST_LANGUAGES = 6
 
 def read_rows(folder: Path = OWN_DATA) -> list[dict[str, Any]]:
     """Every line of the corpus files as it stands, in file order."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("rb") as file:
             rows += map(json.loads, file)

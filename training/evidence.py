@@ -24,7 +24,8 @@ def row_weights(rows: Sequence[Row], options: FitOptions) -> NDArray[np.float32]
     by_source = np.clip(by_source / by_source.mean(), 0.3, 3.0)
     kind = np.array([options.outcome_weight if r.label == OUTCOME else 1.0 for r in rows])
     weight = by_source * kind * np.array([r.weight for r in rows])
-    return (weight / weight.mean()).astype(np.float32)
+    mean_one: NDArray[np.float32] = (weight / weight.mean()).astype(np.float32)
+    return mean_one
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def assemble(
         model_input = render(row.request)
         logits = rate(model_input, tokenizer.encode(model_input), tokenizer, session)
         answers.append(golden_case(row, IDENTITY.apply(logits)))
-    added = {
+    added: dict[str, str | Mapping[str, Any]] = {
         "calibration.json": IDENTITY.to_json(),
         "policy.json": policies_to_json(
             policies, "balanced", model_sha256=sha256(files / "model.onnx"), calibration_revision=IDENTITY.revision

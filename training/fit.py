@@ -264,7 +264,7 @@ def _parameter_groups(model: PreTrainedModel, options: FitOptions) -> list[dict[
 def bfloat16(device: torch.device) -> bool:
     """Whether `device` has instructions for products in bfloat16; emulated ones are many times slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
 
 

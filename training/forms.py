@@ -77,7 +77,10 @@ def made(forms: Forms, workers: int) -> Iterable[list[Tried]]:
     # Not forked from a process with threads (torch's, gRPC's), where a child may hang or crash.
     context = _others() if workers else None
     # Without a collate function of its own the loader would look at every token for something to make a tensor of.
-    return DataLoader(forms, batch_size=None, num_workers=workers, collate_fn=list, multiprocessing_context=context)
+    steps: Iterable[list[Tried]] = DataLoader(
+        forms, batch_size=None, num_workers=workers, collate_fn=list, multiprocessing_context=context
+    )
+    return steps
 
 
 def _others() -> BaseContext:

@@ -205,11 +205,11 @@ def _judge_set(rows: LabelledSet, draws: int) -> _Found:
         return _Found({"n": n}, [reason], refused=True)
     losses = (_losses(rows, rows.current), _losses(rows, rows.candidate))
     z = float(scipy.stats.norm.ppf((1 + LEVEL) / 2))
-    resampled = _compare(*losses, groups=rows.groups, draws=draws)
-    by_rows = (*(wilson(float(one.mean()), n, z) for one in losses), tango(*losses, z))
-    risk = tuple(map(_wider, resampled, by_rows))
+    *each, difference = _compare(*losses, groups=rows.groups, draws=draws)
+    before, after = (_wider(one, wilson(float(lost.mean()), n, z)) for one, lost in zip(each, losses, strict=True))
+    change = _wider(difference, tango(*losses, z))
+    risk = (before, after, change)
     found = _Found({"n": n, "risk": _as_json(risk)})
-    before, after, change = risk
     limit, aimed = rows.limit, rows.limit > 0
     within = aimed and after.high <= limit + rows.risk_margin
     found.better = change.high < 0 and not (aimed and before.estimate <= limit)
@@ -244,7 +244,7 @@ def _losses(rows: LabelledSet, chosen: NDArray[np.int64]) -> NDArray[np.float64]
     """What each row's choice loses: (n,) in [0, 1]."""
     rises = np.diff([0.0, *rows.severity])
     further = [rise * under(np.minimum(chosen + d, len(TIERS) - 1), rows.labels) for d, rise in enumerate(rises)]
-    return np.sum(further, axis=0)
+    return np.asarray(np.sum(further, axis=0))
 
 
 def tango(current: NDArray[np.float64], candidate: NDArray[np.float64], z: float) -> Interval:

@@ -82,7 +82,7 @@ def marking(model: PreTrainedModel, head: SteeringHead) -> PreTrainedModel:
         marks = getattr(marked, STEERING)(input_ids, attention_mask, found.hidden_states)
         return {"logits": found.logits, STEERING: marks}
 
-    marked.forward = forward  # type: ignore[method-assign]
+    marked.forward = forward
     return marked
 
 

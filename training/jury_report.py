@@ -40,7 +40,7 @@ def estimate(
     What the journal's responses took is the measure, where there are some; else the length of the texts.
     """
     lengths = {case.row: _tokens(jury, case) for case in cases}
-    models = {}
+    models: dict[str, dict[str, Any]] = {}
     for model in jury.models:
         questions = [q for case in cases for q in jury.open(case, journal) if q.model == model]
         known = [lengths[q.row] for q in journal.votes if q.model == model and q.row in lengths]

@@ -39,7 +39,7 @@ def estimate_prior(probabilities: ArrayLike, prior: ArrayLike) -> Array:
     if rows.ndim != 2 or rows.shape[1] != _TIERS or not len(rows) or not np.isfinite(rows).all():
         raise ValueError(f"probabilities have shape {rows.shape} or values that are not finite, expected (m, {_TIERS})")
     ratio = np.divide(rows, old, out=np.zeros_like(rows), where=old > 0)
-    share = old / old.sum()
+    share: Array = old / old.sum()
     for _ in range(MOST_ITERATIONS):
         joint = ratio * share
         new: Array = (joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)

@@ -157,14 +157,14 @@ def check_student(teacher: PreTrainedModel, layers: int) -> nn.Module:
     """
     for name in ("encoder", "transformer"):
         part = getattr(teacher.base_model, name, None)
-        if isinstance(getattr(part, "layer", None), nn.ModuleList):
+        if isinstance(whole := getattr(part, "layer", None), nn.ModuleList):
             break
     else:
         raise InputError(
             f"a student cannot be cut from the layers of a {teacher.config.model_type}; name the student's own base "
             "with --student-base, such as minilm"
         )
-    depth = len(part.layer)
+    depth = len(whole)
     if not 1 <= layers <= depth:
         raise InputError(f"layers of the recipe's [student] is {layers}, the teacher has {depth}; choose 1 to {depth}")
     return part

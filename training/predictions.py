@@ -11,6 +11,7 @@ Knows nothing of thresholds.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,11 @@ def read_baselines(path: Path) -> dict[str, NDArray[np.float32]]:
 
 def write_predictions(path: Path, rows: CalibrationSet, bundle: Bundle) -> None:
     """The closed rows, answered by a bundle, as a file that `read_predictions` reads; open ones are left out."""
+    facets: dict[str, Any] = {
+        f"{name}s" if name in FACETS else f"{GATEWAY}{name}": values
+        for name, values in rows.facets.items()
+        if name != "source"
+    }
     np.savez(
         path,
         logits=rows.logits,
@@ -117,9 +123,5 @@ def write_predictions(path: Path, rows: CalibrationSet, bundle: Bundle) -> None:
         ids=rows.ids,
         label=np.array(rows.label),
         model_sha256=np.array(model_sha256(bundle)),
-        **{
-            f"{name}s" if name in FACETS else f"{GATEWAY}{name}": values
-            for name, values in rows.facets.items()
-            if name != "source"
-        },
+        **facets,
     )

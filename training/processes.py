@@ -23,7 +23,7 @@ def accelerator() -> Accelerator:
 
 def is_first() -> bool:
     """Whether this is the process that writes."""
-    return accelerator().is_main_process
+    return bool(accelerator().is_main_process)
 
 
 def wait_for_all() -> None:

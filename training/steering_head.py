@@ -114,7 +114,8 @@ def head_of(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> SteeringHe
         nn.init.zeros_(head.of_ngrams.weight)
         weights = {**weights, **{name: head.state_dict()[name] for name in _OF_NGRAMS}}
     head.load_state_dict(weights)
-    return head.eval()
+    head.eval()
+    return head
 
 
 def kept_head(

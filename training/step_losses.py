@@ -99,13 +99,15 @@ def soft(labels: ArrayLike) -> Array:
     """
     values = np.asarray(labels)
     if values.ndim == 1 and values.dtype.kind in "iu" and ((values >= 0) & (values < _TIERS)).all():
-        return np.eye(_TIERS)[values]
-    rows = values.astype(np.float64)
+        one_hot: Array = np.eye(_TIERS)[values]
+        return one_hot
+    rows: Array = values.astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != _TIERS or not np.isfinite(rows).all():
         raise ValueError(f"labels have shape {values.shape}, expected (n,) tier indices or (n, {_TIERS}) distributions")
     if (rows < 0).any() or not np.allclose(rows.sum(axis=1), 1.0, atol=1e-4):
         raise ValueError("soft labels have negative entries or rows that do not sum to 1")
-    return rows / rows.sum(axis=1, keepdims=True)
+    rows /= rows.sum(axis=1, keepdims=True)
+    return rows
 
 
 def routing_losses(

@@ -148,7 +148,7 @@ def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data, taught: Ma
     except FileExistsError:
         raise InputError(f"--out {out}: is a file; give a folder") from None
     bundle = bundle_at(recipe["base"])
-    this = {"recipe": {**recipe, "base": bundle.version} if bundle else dict(recipe)}
+    this: dict[str, Any] = {"recipe": {**recipe, "base": bundle.version} if bundle else dict(recipe)}
     this |= {"train_sha256": data_sha256(data.train), **TEXTS}
     this |= {"taught_by": dict(taught)} if taught else {}
     stamp = out / "run.json"
