@@ -228,9 +228,13 @@ def seconds(value: Any) -> float:
 
 
 def amount(value: Any) -> float:
-    """A number of tokens or dollars, 0 or more; NaN for everything else."""
+    """A number of tokens or dollars, 0 or more; NaN for everything else.
+
+    >>> amount("3"), amount(-3), amount(10**400)
+    (3.0, nan, nan)
+    """
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
     return number if 0 <= number < float("inf") else float("nan")

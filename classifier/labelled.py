@@ -11,6 +11,7 @@ Knows nothing of engines, requests or how the pieces are made. The home of `pyar
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -167,6 +168,9 @@ class Labelled:
         Args:
             columns: those to read; None means all. One that is not there is left out.
             thinned: read `THIN_FROM` rows of each file and a part of the others: enough to learn what is in it.
+
+        Raises:
+            InputError: a file is damaged.
         """
         wanted = None if columns is None else set(columns)
         read = None if wanted is None else wanted | {"classifier_error", "classifier_extra"}
@@ -175,8 +179,26 @@ class Labelled:
                 rows = _parquet_rows(file, read, thinned)
             else:
                 rows = (_json_rows if self.kind == "jsonl" else _csv_rows)(file, thinned)
-            for row in map(restored, rows):
-                yield row if wanted is None else {name: row[name] for name in row if name in wanted}
+            with undamaged(file):
+                for row in map(restored, rows):
+                    yield row if wanted is None else {name: row[name] for name in row if name in wanted}
+
+
+@contextlib.contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Says that a labelled file is damaged where its rows cannot be read as they were written.
+
+    Raises:
+        InputError: in place of what JSON, CSV or Parquet raised.
+    """
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, csv.Error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # Arrow's own has none
+            raise
+        raise InputError(
+            f"{path}: is damaged, or was changed since it was labelled ({type(error).__name__}); label again"
+        ) from error
 
 
 def restored(row: dict[str, Any]) -> dict[str, Any]:
@@ -303,6 +325,8 @@ def _csv_rows(path: Path, thinned: bool) -> Iterator[dict[str, Any]]:
             if thinned and not _picked(position):
                 continue
             values: dict[str, Any] = dict(row)
+            if None in values or None in values.values():
+                raise ValueError("another number of fields than columns")
             for name, kind in COLUMNS.items():
                 text = row.get(name)
                 values[name] = None if not text else _CSV_KINDS.get(kind, str)(text)

@@ -107,18 +107,20 @@ def _flat(price: float, tier: Tier | None = None) -> Price:
 def _prices_of(data: Mapping[str, Any], where: str) -> Prices:
     if unknown := sorted(set(data) - {"tiers", "models"}):
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; prices stand in [tiers] and [models]")
-    tiers = dict(Prices().tiers)
+    tiers: dict[Tier, Price] = {}
     for name, entry in _table(data, "tiers", where).items():
         try:
             tier = Tier.parse(name)
         except ValueError as error:
             raise SettingsError(f"{where}: [tiers]: {error}") from None
+        if tier in tiers:
+            raise SettingsError(f"{where}: [tiers]: {tier.label} stands there twice; keep one of its prices")
         tiers[tier] = _price(entry, f"{where}: tiers.{name}", may_name_tier=False)
     models = {
         name: _price(entry, f"{where}: models.{name!r}", may_name_tier=True)
         for name, entry in _table(data, "models", where).items()
     }
-    return Prices(MappingProxyType(tiers), MappingProxyType(models), where)
+    return Prices(MappingProxyType({**Prices().tiers, **tiers}), MappingProxyType(models), where)
 
 
 def _table(data: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
