@@ -96,9 +96,9 @@ def _metadata(labelled: Labelled, facts: Mapping[str, str]) -> dict[str, str]:
 
 def _decider(policy: Policy, tiers: Counter[str]) -> Decide:
     def again(probabilities: list[float], group: str) -> tuple[str, str]:
-        choice = decide(probabilities, policy, group=group)
-        tiers[choice.tier.label] += 1
-        return choice.tier.label, choice.reason.label
+        decision = decide(probabilities, policy, group=group)
+        tiers[decision.tier.label] += 1
+        return decision.tier.label, decision.reason.label
 
     return again
 

@@ -1,8 +1,8 @@
 """Labelled traffic as arrays: tiers and probabilities, and what the log says of time, model, tokens and money.
 
-The log's own columns are found by the names that gateways use (`columns.ROLES`) or are named by the caller. Of texts
-only answers are looked at, where their tokens were not counted, and none is kept: a few hundred bytes a row are held in
-memory.
+The log's own columns are found by the names that gateways use (`columns.USUAL_NAMES`) or are named by the caller. Of
+texts only answers are looked at, where their tokens were not counted, and none is kept: a few hundred bytes a row are
+held in memory.
 
 Knows nothing of prices or pages.
 """
@@ -232,7 +232,7 @@ class _Collected:
                 self.ids.append("" if value is None else str(value)[:64])
             elif role == "time":
                 kept[role].append(seconds(value))
-            elif role == "response":  # after the tokens, as in `columns.ROLES`; to open an answer takes time
+            elif role == "response":  # after the tokens, as in `columns.USUAL_NAMES`; to open an answer takes time
                 counted = "output_tokens" in kept and not math.isnan(kept["output_tokens"][-1])
                 kept[role].append(0.0 if counted else count_chars(opened(value)) / CHARS_PER_TOKEN)
             else:
