@@ -510,7 +510,7 @@ def test_variables_of_other_commands_contradict_nothing(log, tiny_bundle_path, t
         (["LOG", "-o", "out.xlsx"], 1, b"expected a name that ends in .parquet, .jsonl, .csv"),
         (["LOG", "-o", "/nowhere/out.parquet"], 1, b"there is no folder /nowhere"),
         (["LOG", "-o", "out.parquet", "--sample", "2"], 2, b"--sample: expected a share"),
-        (["LOG", "-o", "out.parquet", "--token", "x"], 2, b"--token and --tls-ca go with --address"),
+        (["LOG", "-o", "out.parquet", "--tls-key", "x"], 2, b"--tls-cert and --tls-key go with --address"),
         (["LOG", "-o", "out.parquet", "--ray-address", "x"], 2, b"--ray-address goes with --engine ray"),
         (["LOG", "-o", ""], 1, b"expected a name that ends in"),
         (["LOG", "-o", "s3://x/out.parquet"], 1, b"only --engine ray writes to a URL"),
