@@ -228,7 +228,7 @@ def open_labelled(path: str | Path) -> Labelled:
         manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         facts, names = manifest["facts"], _names(schema_of(manifest), manifest)
         path.open("rb").close()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read as labelled rows ({type(error).__name__}: {str(error)[:120]}); 'classifier label' "
             f"makes it, and for .jsonl and .csv the manifest {manifest_path(path).name} beside it"

@@ -77,9 +77,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}); remove it to label anew") from error
-    if not isinstance(found, dict):
+    if not (isinstance(found, dict) and all(isinstance(found.get(n) or {}, dict) for n in ("facts", "complete"))):
         raise InputError(f"{path}: is no manifest of a labelled file; choose another output")
     return found
 

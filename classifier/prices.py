@@ -16,7 +16,6 @@ say. Knows nothing of requests or logs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.errors import SettingsError
-from classifier.routing import PRICES, RoutingTable, table_of
+from classifier.routing import MAX_PRICE, PRICES, RoutingTable, table_of
 from classifier.toml import read_toml
 from classifier.types import TIERS, Tier
 
@@ -138,7 +137,7 @@ def _price(entry: Any, where: str, *, may_name_tier: bool) -> Price:
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; expected {expected}")
     for name in ("input", "output"):
         value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_PRICE:
             raise SettingsError(f"{where}: {name} is {value!r}, expected {expected}")
     try:
         tier = Tier.parse(str(values["tier"])) if "tier" in values else None

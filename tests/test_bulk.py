@@ -394,6 +394,15 @@ def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
     assert (tmp_path / "out.parquet").read_text() == "mine"
 
 
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"facts": [1]}', '{"complete": 1}'])
+def test_a_manifest_that_is_none_is_named(tmp_path, content):
+    """What is beside an output and was damaged there ends in one line that says what to do."""
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": "hi"}])
+    manifest_path(tmp_path / "out.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"out.jsonl.manifest.json: .*(choose another output|remove it to label anew)"):
+        label([str(log)], str(tmp_path / "out.jsonl"), FakeMaker(), Options(processes=1))
+
+
 def test_rights_that_are_wanting_are_no_want_of_space(log, tmp_path, monkeypatch):
     """A folder that belongs to somebody else is told from a full disk by what to do about it."""
 
