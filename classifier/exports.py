@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from classifier.arrow import pyarrow
+from classifier.arrow import pyarrow, type_of
 from classifier.durable import explained, whole_file
 from classifier.errors import InputError
 from classifier.texts import parsed
@@ -134,17 +134,9 @@ def read_export(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
     pa, pq = pyarrow()
-    kinds = {
-        "string": pa.string(),
-        "double": pa.float64(),
-        "bool": pa.bool_(),
-        "int32": pa.int32(),
-        "list<double>": pa.list_(pa.float64()),
-        "list<string>": pa.list_(pa.string()),
-        "json": pa.string(),
-    }
     metadata = {"classifier_export_version": str(SCHEMA_VERSION)}
-    schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()], metadata=metadata)
+    types = [(name, type_of("string" if name in _TEXTS else kind)) for name, kind in COLUMNS.items()]
+    schema = pa.schema(types, metadata=metadata)
     count = 0
     source = iter(rows)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from classifier.arrow import plain_rows, pyarrow, rows_at
+from classifier.arrow import plain_rows, pyarrow, rows_at, type_of
 from classifier.errors import InputError
 from classifier.sources import MANIFEST
 from classifier.texts import csv_lines
@@ -72,14 +72,7 @@ def manifest_path(path: str | Path) -> Path:
 def our_fields() -> list[Any]:
     """Our columns as Arrow fields."""
     pa, _ = pyarrow()
-    kinds = {
-        "string": pa.string(),
-        "int64": pa.int64(),
-        "int32": pa.int32(),
-        "bool": pa.bool_(),
-        "list<float>": pa.list_(pa.float32()),
-    }
-    return [pa.field(name, kinds[kind]) for name, kind in COLUMNS.items()]
+    return [pa.field(name, type_of(kind)) for name, kind in COLUMNS.items()]
 
 
 def output_schema(inputs: Any, facts: Mapping[str, str]) -> Any:

@@ -59,7 +59,7 @@ class Objects:
             raise SettingsError(f"registry: {url} cannot be used ({error})") from error
         except OSError as error:  # some stores are connected to at once
             raise _failed(url, error) from error
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        protocols = protocols_of(self._fs)
         self.local = "file" in protocols
         self._exclusive = bool(protocols & set(EXCLUSIVE))
         self._proved = self.local
@@ -263,6 +263,12 @@ class Objects:
             if missing_is_an_answer and isinstance(error, FileNotFoundError):
                 raise
             raise _failed(self.url, error) from error
+
+
+def protocols_of(filesystem: Any) -> set[str]:
+    """What URLs of an fsspec filesystem begin with, before `://`; `file` where it is this machine's."""
+    named = filesystem.protocol
+    return {named} if isinstance(named, str) else set(named)
 
 
 def names_in(filesystem: Any, folder: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError
 from classifier.labelled import CLUSTER_MANIFEST
-from classifier.objects import names_in
+from classifier.objects import names_in, protocols_of
 
 
 class Target:
@@ -34,8 +34,7 @@ class Target:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise InputError(f"{url}: cannot be used ({error})") from error
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        self._local = "file" in protocols
+        self._local = "file" in protocols_of(self._fs)
         self.shared_url = str(self._fs.unstrip_protocol(self._root))
 
     def write(self, name: str, data: bytes) -> None:
