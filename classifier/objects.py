@@ -26,6 +26,7 @@ import fsspec
 from classifier.checksums import sha256, verify
 from classifier.durable import copy_durably, create_file
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError
+from classifier.texts import parsed
 
 EXCLUSIVE = ("file", "memory", "s3")
 """Stores tested to create an object only where there is none."""
@@ -154,9 +155,9 @@ class Objects:
             BundleCorrupt: the upload never finished, or was damaged.
         """
         try:
-            files = json.loads(self.read(f"{folder}/{LISTING}"))
+            files = parsed(self.read(f"{folder}/{LISTING}"))
             found = {name.removeprefix(f"{kind}/"): str(d) for name, d in files.items() if name.startswith(f"{kind}/")}
-        except (FileNotFoundError, ValueError, AttributeError, RecursionError) as error:
+        except (FileNotFoundError, AttributeError) as error:
             raise BundleCorrupt(f"{self.path(folder)}: {LISTING} is not readable; add the bundle again") from error
         if not all(map(_stays_inside, found)):
             raise BundleCorrupt(f"{self.path(folder)}: {LISTING} names files outside its folder; add the bundle again")

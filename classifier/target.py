@@ -6,7 +6,6 @@ Knows nothing of what is labelled there, or of the cluster.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError
 from classifier.labelled import CLUSTER_MANIFEST
 from classifier.objects import names_in, protocols_of
+from classifier.texts import parsed
 
 
 class Target:
@@ -82,10 +82,7 @@ class Target:
         data = self.read(CLUSTER_MANIFEST)
         if data is None:
             return None
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
-            found = None
+        found = parsed(data)
         if not isinstance(found, dict) or "complete" not in found:
             raise InputError(f"{self.url}: its {CLUSTER_MANIFEST} is damaged; choose another output")
         return found

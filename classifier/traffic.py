@@ -10,7 +10,6 @@ Knows nothing of prices or pages.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from array import array
 from collections import Counter
@@ -39,6 +38,7 @@ from classifier.errors import InputError
 from classifier.labelled import COLUMNS, Labelled, open_labelled
 from classifier.policy import Policy
 from classifier.policy_file import policy_from_json
+from classifier.texts import parsed
 from classifier.types import TIERS, Tier
 
 MAX_VALUE_CHARS = 512
@@ -191,7 +191,7 @@ def _read(
 def _policy(definition: str) -> Policy | None:
     """The policy whose definition a file holds; None where it holds none that this version understands."""
     try:
-        return policy_from_json(json.loads(definition))
+        return policy_from_json(parsed(definition))
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
