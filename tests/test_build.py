@@ -23,7 +23,7 @@ from classifier.bundle import SHIPPED, read_bundle
 from classifier.engine import Engine
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
-from classifier.types import Request
+from classifier.types import Request, Tier
 from tests.calibration_support import write_rows
 from tests.tiny import WORDS
 from training import build_data
@@ -32,7 +32,7 @@ from training.build import build
 from training.build_data import load_data
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.card import OWN_ALONE, render_card
-from training.corpus import OWN_DATA, read_corpus, split_of
+from training.corpus import OUTCOME, OWN_DATA, read_corpus, split_of
 from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 from training.recipe import RECIPES, load_recipe
@@ -267,13 +267,36 @@ def test_what_a_build_cannot_use_is_refused_before_it_trains(corpus, tmp_path, w
     assert not (tmp_path / "run").exists()
 
 
-def test_stopped_run_goes_on(run, corpus, tmp_path):
+@pytest.fixture(scope="module")
+def again(run, corpus, tmp_path_factory) -> Path:
+    """A copy of the run that lost its export and went on; what is looked at, and labelled by the rubric, is simple."""
+    copy = Path(shutil.copytree(run, tmp_path_factory.mktemp("runs") / "again"))
+    shutil.rmtree(copy / "bundle")
+    shutil.rmtree(copy / "export")
+    data = load_data([], [], own=corpus)
+    train = [r if r.tier is Tier.SIMPLE else replace(r, label=OUTCOME) for r in data.train]
+    simple = [r for r in data.dev if r.tier is Tier.SIMPLE]
+    build(load_recipe("tiny"), copy, replace(data, train=train, dev=simple), say=str)
+    return copy
+
+
+def test_stopped_run_goes_on(run, again):
     """A run whose export was lost builds the same bundle again from its checkpoints, without training."""
-    again = Path(shutil.copytree(run, tmp_path / "again"))
-    shutil.rmtree(again / "bundle")
-    shutil.rmtree(again / "export")
-    bundle = build(load_recipe("tiny"), again, load_data([], [], own=corpus), say=str)
-    assert bundle.manifest["files"]["model.onnx"] == read_bundle(run / "bundle").manifest["files"]["model.onnx"]
+    before, after = (read_bundle(path / "bundle").manifest for path in (run, again))
+    assert before["files"]["model.onnx"] == after["files"]["model.onnx"]
+
+
+def test_a_build_ends_where_one_tier_alone_is_labelled_by_the_rubric_or_looked_at(again):
+    """There are no baselines then; what rows of one tier do not tell is null in its files, and a dash on its card."""
+
+    def strict(path):
+        return json.loads((again / path).read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
+
+    report = strict("report.json")
+    assert "baselines" not in report
+    assert report["overall"]["auroc_above_simple"] == strict("bundle/manifest.json")["metrics"]["auroc_above_simple"]
+    assert report["overall"]["auroc_above_simple"] == [None, None, None]
+    assert "| auroc_above_simple | – | – |" in (again / "bundle" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("stopped_at", [3, 16, 20], ids=["in the teacher", "at the student", "in the student"])

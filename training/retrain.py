@@ -32,12 +32,12 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
+from training.answers import load_engine
 from training.calibration_set import CALIBRATED_ON, CalibrationSet, outside, score_rows, unseen
 from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import parse_audit
-from training.evaluate import load_engine
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
 from training.gate import FEWEST_ROWS, judge
