@@ -109,6 +109,19 @@ def test_build_without_rows_to_look_at_is_refused_before_it_trains(corpus, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_run_without_a_row_to_learn_from_is_refused(corpus, tmp_path, labelled):
+    """Where all rows are held out, or those that are not have no label: a teacher that learnt nothing is no teacher."""
+    rows = [json.loads(line) for line in (corpus / "rows.jsonl").open()]
+    held_out = [row | {"split": ("dev", "test")[i % 2]} for i, row in enumerate(rows[:20])]
+    others = [] if labelled else [{"prompt": row["prompt"], "split": "train"} for row in rows[20:]]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in [*held_out, *others]))
+    with pytest.raises(InputError, match=f"of {len(others)} rows to learn from none has a label"):
+        build(load_recipe("tiny"), tmp_path / "run", load_data([], [], own=own), say=str)
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_rows_with_a_known_tier_are_looked_at(corpus, tmp_path):
     """Of --dev what has no label, an interval alone, or no tier that satisfied is judged by nobody, nor learnt from."""
     dev = tmp_path / "dev.jsonl"
@@ -407,6 +420,7 @@ def test_unknown_recipe_lists_those_there_are():
         ),
         ("seeds = [0]", "seeds = 0", "teacher: seeds is 0, expected a list of whole numbers"),
         ("seeds = [0]", 'seeds = ["0"]', "expected a list of whole numbers"),
+        ("seeds = [0]", "seeds = [0, -1]", "teacher -1: seed is -1, expected 0 or more, and below"),
         ("layers = 1\nepochs = 1", "layers = 1\nepochs = 1.5", "student: epochs is 1.5, expected a whole number"),
         ("learning_rate = 1e-3", 'learning_rate = "1e-3"', "teacher: learning_rate is '1e-3', expected a number"),
         ("balanced = 0.10", "balanced = true", "policies: balanced is True, expected a number"),

@@ -206,7 +206,7 @@ class Round:
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's student, trained on and exported, not yet calibrated; or why that cannot be done."""
-        current, base = self._current, read_corpus(self._options.data)
+        current, base = self._current, self._base
         frozen, held = self._frozen(), self._held_out
         kept = kept_for_judging(frozen, held)
         feedback, counts = feedback_rows(frozen, held, kept, self._caps)
@@ -313,13 +313,16 @@ class Round:
     def _current(self) -> Bundle:
         return read_bundle(self._registry.fetch(self._snapshot["current"]))
 
+    @cached_property
+    def _base(self) -> list[Row]:
+        return read_corpus(self._options.data)
+
     def _frozen(self) -> Frozen:
         return thaw(self._run.path("snapshot"), self._snapshot["split"], self._audit)
 
     @cached_property
     def _held_out(self) -> HeldOut:
-        base = read_corpus(self._options.data)
-        found = hold_out(self._frozen(), base, self._current, options=self._caps, most=MOST_GOLDEN)
+        found = hold_out(self._frozen(), self._base, self._current, options=self._caps, most=MOST_GOLDEN)
         if not found.golden:
             given = " ".join(self._options.data)
             raise InputError(f"no unseen test rows in --data {given}: a round judges on such what it forgot; add some")

@@ -58,11 +58,18 @@ def train(
         The student and its tokeniser.
 
     Raises:
-        InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed.
+        InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed; or there is
+            no row to learn from, or none with a label where teachers are to be trained.
     """
+    labelled = sum(r.label != UNLABELLED for r in data.train)
+    trains_teachers = recipe["teacher"]["seeds"] and teacher is None and answers is None
+    if not (labelled if trains_teachers else data.train):
+        raise InputError(
+            f"of {len(data.train)} rows to learn from none has a label; give --extra or --data some that are neither "
+            "of the split dev nor of test"
+        )
     set_seed(int(recipe["seed"]))
     _check_same_run(out, recipe, data, taught_by(teacher, answers))
-    labelled = sum(r.label != UNLABELLED for r in data.train)
     say(
         f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
