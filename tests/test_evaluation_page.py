@@ -27,7 +27,7 @@ from training.__main__ import main
 from training.answers import Answers, load_engine
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, pack_rows
 from training.corpus import parse_row
-from training.evaluate import as_text, summarise
+from training.evaluate import as_text, baselines, summarise
 from training.evaluation_detail import detail, histories, worst_errors
 from training.evaluation_page import page
 from training.evaluation_run import Asked, run
@@ -460,6 +460,17 @@ def test_a_source_with_half_of_a_surrogate_pair_has_its_slice(files, tmp_path):
     given = ("--bundle", files / "bundle", "--data", tmp_path / "rows.jsonl", "--no-robustness")
     done = run_command(*given, "--report", tmp_path / "page.html")
     assert (done.exit_code, "source-1 ?" in (tmp_path / "page.html").read_text()) == (0, True), done.output
+
+
+def test_rows_without_a_tier_teach_baselines_nothing():
+    """What an outcome says of an interval is no label of its upper end, and no label is none of the highest tier."""
+    rows = [parse_row(row, "test") for row in corpus()]
+    others = [
+        parse_row({"prompt": f"the {i}"} | label, "t") for i in range(9) for label in ({}, {"at_least": "standard"})
+    ]
+    found = baselines([*rows, *others], rows)
+    for name, shares in baselines(rows, rows).items():
+        np.testing.assert_array_equal(found[name], shares)
 
 
 def test_baselines_that_can_learn_nothing_are_one_line(files, tmp_path, monkeypatch):

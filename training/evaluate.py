@@ -19,7 +19,7 @@ from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wider, wilson
 from classifier.types import TIERS
-from training.corpus import UNLABELLED, Row, tiers
+from training.corpus import Row, tiers
 
 MIN_SLICE = 20
 """Slices with fewer rows say nothing and are left out."""
@@ -81,7 +81,7 @@ def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
 
 
 def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
-    """Probabilities that each baseline, fitted on `train`, gives `rows`: (rows, 4) float32 each.
+    """Probabilities that each baseline, fitted on the closed rows of `train`, gives `rows`: (rows, 4) float32 each.
 
     Raises:
         InputError: nothing can be learnt from `train`, such as where all of its rows are of one tier.
@@ -90,7 +90,7 @@ def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    train = [r for r in train if r.label != UNLABELLED]
+    train = [r for r in train if r.closed]
     y = tiers(train)
     prior = np.bincount(y, minlength=len(TIERS)) / len(y)
 

@@ -48,7 +48,7 @@ class Asked:
 def read_rows(
     data: Sequence[str], baseline_data: Sequence[str], *, baselines_wanted: bool
 ) -> tuple[list[Row], list[Row]]:
-    """The labelled rows to evaluate on, and those that baselines learn from.
+    """The labelled rows to evaluate on, and the closed ones that baselines learn from.
 
     Args:
         data: corpus paths; none means the test split of `data/`.
@@ -61,7 +61,7 @@ def read_rows(
     learnt = read_corpus(baseline_data) if baseline_data else [r for r in own if r.split == "train"]
     seen = {r.sha256 for r in rows}
     wanted = baselines_wanted or bool(baseline_data)
-    return rows, [r for r in learnt if r.sha256 not in seen and r.label != UNLABELLED] if wanted else []
+    return rows, [r for r in learnt if r.sha256 not in seen and r.closed] if wanted else []
 
 
 def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -> dict[str, Any]:
@@ -73,14 +73,14 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     Args:
         bundle: folder of the bundle.
         rows: labelled rows to evaluate on.
-        train: rows that baselines learn from; empty leaves them out.
+        train: closed rows that baselines learn from; empty leaves them out.
         asked: what the report shall hold.
 
     Raises:
         InputError: no row is left, or the outcomes cannot be read.
     """
     given, closed = len(rows), [r for r in rows if r.closed]
-    rows, train = [r for r in closed if r.judges], [r for r in train if r.closed]
+    rows = [r for r in closed if r.judges]
     if not rows:
         raise InputError(
             f"none of {given} labelled rows states a tier that satisfied or the chance of each, and an interval is no "
