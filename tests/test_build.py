@@ -135,12 +135,23 @@ def test_only_rows_with_a_known_tier_are_looked_at(corpus, tmp_path):
     assert not kept_out & {row.sha256 for row in [*data.train, *data.calibration]}
 
 
-def test_more_frozen_layers_than_the_student_has_are_refused_before_a_teacher_is_trained(corpus, tmp_path):
-    """A student of one layer cannot keep two as they are, which is said while nothing is trained."""
-    recipe = load_recipe("tiny", student={"frozen_layers": 2})
+@pytest.fixture
+def begun_only(monkeypatch) -> None:
+    """Runs are stopped as soon as they begin to train."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.train.train_teachers", stop)
+
+
+def test_more_frozen_layers_than_the_student_has_are_refused_before_a_teacher_is_trained(corpus, tmp_path, begun_only):
+    """A student of one layer cannot keep two as they are; the folder is still that of no run, and takes another one."""
+    data = load_data([], [], own=corpus)
     with pytest.raises(InputError, match="frozen_layers is 2, and the model has 1"):
-        train(recipe, tmp_path, load_data([], [], own=corpus), say=str)
-    assert not (tmp_path / "teacher").exists()
+        train(load_recipe("tiny", student={"frozen_layers": 2}), tmp_path, data, say=str)
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe("tiny"), tmp_path, data, say=str)
 
 
 def test_golden_inputs_are_from_the_projects_own_data(run, corpus):
@@ -241,17 +252,15 @@ def test_finished_run_is_not_overwritten(run, corpus):
         train(load_recipe("tiny", seed=7), run, load_data([], [], own=corpus), say=lambda _: None)
 
 
-def test_base_is_itself_wherever_it_lies(run, corpus, tmp_path):
+def test_base_is_itself_wherever_it_lies(run, corpus, tmp_path, begun_only):
     """A run that began with a bundle goes on with a copy of it from another folder, and with no other base."""
     data, out = load_data([], [], own=corpus), tmp_path / "begun"
     moved = shutil.copytree(run / "bundle", tmp_path / "moved")
-    for base, why in (
-        (run / "bundle", "holds no finished"),
-        (moved, "holds no finished"),
-        ("tiny", "another recipe.base"),
-    ):
-        with pytest.raises(InputError, match=why):
-            train(load_recipe("tiny", base=str(base)), out, data, teacher=tmp_path, say=str)
+    for base in (run / "bundle", moved):
+        with pytest.raises(KeyboardInterrupt):
+            train(load_recipe("tiny", base=str(base)), out, data, say=str)
+    with pytest.raises(InputError, match=r"another recipe\.base"):
+        train(load_recipe("tiny"), out, data, say=str)
 
 
 def test_teachers_are_those_that_taught(run, corpus, tmp_path):

@@ -76,7 +76,6 @@ def build(
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
     if cross_validated:
         read_predictions(cross_validated)  # again in the end, which may be hours away
-    golden = choose_golden(publishable())
     names = dict.fromkeys((recipe["base"], recipe["student"].get("base") or recipe["base"]))
     bases = [bundle for bundle in map(bundle_at, names) if bundle is not None]
     learnt = [row for base in bases for row in unpacked(str(base.manifest.get(TRAINING_ROWS, "")))]
@@ -91,6 +90,7 @@ def build(
             "no row is left to calibrate on: of --extra a tenth of the rubric rows that state no split does; leave the "
             "split of some out"
         )
+    golden = choose_golden(publishable())
     student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
     if not processes.is_first():
         return None

@@ -36,7 +36,7 @@ from training.corpus import RUBRIC, Row, tiers
 from training.evaluate import baselines, statistics
 from training.fit import predict
 from training.model import tokenizer_of
-from training.predictions import BASELINE, model_of
+from training.predictions import BASELINE, model_of, read_predictions
 from training.probe import embed, probe
 
 if TYPE_CHECKING:
@@ -207,9 +207,8 @@ def summary(path: Path) -> dict[str, Any]:
         `auroc_above_standard`, each (estimate, low, high); `by_source`: (name, rows, accuracy), worst first, of
         sources with at least `FEWEST_OF_SOURCE` rows.
     """
-    with np.load(path, allow_pickle=False) as file:
-        logits, labels, sources = file["logits"], file["labels"], file["sources"].astype(str)
-    probabilities = IDENTITY.apply(logits)
+    rows = read_predictions(path)
+    probabilities, labels, sources = IDENTITY.apply(rows.logits), rows.labels.argmax(axis=1), rows.sources
     by_source = [
         (str(name), int(here.sum()), float((probabilities[here].argmax(1) == labels[here]).mean()))
         for name in np.unique(sources)

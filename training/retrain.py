@@ -18,7 +18,6 @@ Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -44,7 +43,7 @@ from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import load_retraining
 from training.round_options import KEPT, Options, check_work, claim_work, lock_path
-from training.steps import RESULT, Run, keep_receipts, last_round, next_folder, only_one, unfinished
+from training.steps import Run, keep_receipts, last_round, next_folder, only_one, unfinished
 from training.tracking import track
 
 GOLDEN_MARGIN = 0.05
@@ -280,7 +279,6 @@ class Round:
 
     def _receipt(self, decision: str, why: str, candidate: str) -> dict[str, Any]:
         """The receipt, tracked; deletes the texts that the run froze."""
-        steps = {path.parent.name: json.loads(path.read_text()) for path in self._run.folder.glob(f"*/{RESULT}")}
         options = asdict(replace(self._options, mlflow_uri=shown_url(self._options.mlflow_uri)))
         receipt = {
             "run": self._run.name,
@@ -292,7 +290,7 @@ class Round:
             "until": self._snapshot["until"],
             "closed_at": self._clock(),
             "options": {name: str(value) for name, value in options.items() if name != "feedback_url"},
-            "steps": steps,
+            "steps": self._run.results(),
         }
         melt(self._run.path("snapshot"))
         artefacts = {"bundle": self._registry.fetch(candidate)} if candidate else {}
@@ -334,7 +332,7 @@ class Round:
     def _judge(self, _: Path, *, name: str) -> dict[str, Any]:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""
         held = self._held_out
-        left_out = json.loads((self._run.path(name) / RESULT).read_text(encoding="utf-8"))["left_out"]
+        left_out = self._run.result(name)["left_out"]
         _, recent = held.to_fit(retrained=name == TRAINED)
         audits = [row for row in recent if row.source not in left_out]
         current, candidate = load_engine(self._current.path), load_engine(self._run.path(name) / "bundle")
