@@ -19,10 +19,9 @@ from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.intervals import Interval, bootstrap_each, paired_bootstrap, ranged, wider, wilson
 from classifier.types import TIERS
+from training.calibration_report import FEWEST_IN_SLICE
 from training.corpus import Row, tiers
 
-MIN_SLICE = 20
-"""Slices with fewer rows say nothing and are left out."""
 LENGTHS = ((0, "<100"), (100, "100-999"), (1000, "1k-10k"), (10_000, ">=10k"))
 SHARES = ("accuracy", "under_routing", "over_routing")
 """Statistics that are a share of the rows."""
@@ -60,7 +59,7 @@ def summarise(
 
 
 def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """Row indices by kind, language, length and source, slices of fewer than `MIN_SLICE` rows left out."""
+    """Row indices by kind, language, length and source, slices of fewer than `FEWEST_IN_SLICE` rows left out."""
 
     def length(row: Row) -> str:
         return next(name for edge, name in reversed(LENGTHS) if row.request.characters >= edge)
@@ -76,7 +75,7 @@ def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
         members: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             members.setdefault(key(row), []).append(i)
-        found[what] = {k: np.array(v) for k, v in sorted(members.items()) if len(v) >= MIN_SLICE}
+        found[what] = {k: np.array(v) for k, v in sorted(members.items()) if len(v) >= FEWEST_IN_SLICE}
     return found
 
 
@@ -158,7 +157,7 @@ def evaluate(
             for what, members in slices(rows).items()
         },
     }
-    if len(rows) >= MIN_SLICE:
+    if len(rows) >= FEWEST_IN_SLICE:
         report["calibration_error"] = [asdict(error) for error in metrics.calibration_error(p, y)]
     if rivals:
         report["baselines"] = {

@@ -255,11 +255,10 @@ class Round:
         }
 
     def _register(self, name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-        checkpoint = self._registry.checkpoint(self._snapshot["current"])
-        trained = self._run.path("train") / "checkpoint"
-        weights, why = trained if name == TRAINED else checkpoint, told_of(self._run.name, verdict["why"])
-        added = self._registry.add(self._run.path(name) / "bundle", checkpoint=weights, candidate=True, why=why)
-        return {"version": added}
+        run, registry, why = self._run, self._registry, told_of(self._run.name, verdict["why"])
+        trained = run.path("train") / "checkpoint"
+        weights = trained if name == TRAINED else registry.checkpoint(self._snapshot["current"])
+        return {"version": registry.add(run.path(name) / "bundle", checkpoint=weights, candidate=True, why=why)}
 
     def _promote(self, version: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
         before, why = self._snapshot["current"], told_of(self._run.name, verdict["why"])
