@@ -332,7 +332,7 @@ class Round:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""
         held = self._held_out
         left_out = self._run.result(name)["left_out"]
-        _, recent = held.to_fit(retrained=name == TRAINED)
+        recent = held.to_fit(retrained=name == TRAINED)[1]
         audits = [row for row in recent if row.source not in left_out]
         current, candidate = load_engine(self._current.path), load_engine(self._run.path(name) / "bundle")
         verdict = judge(

@@ -163,7 +163,7 @@ def taught_by(teacher: Path | None, answers: Path | None) -> dict[str, str]:
 def _of_run(recipe: Mapping[str, Any], data: Data, taught: Mapping[str, str]) -> dict[str, Any]:
     """What a run is told from others by, plain JSON values. A bundle to start from is itself wherever it lies."""
     bundle = bundle_at(recipe["base"])
-    run = {"recipe": {**recipe, "base": bundle.version} if bundle else dict(recipe)}
+    run: dict[str, Any] = {"recipe": {**recipe, "base": bundle.version} if bundle else dict(recipe)}
     run |= {"train_sha256": data_sha256(data.train), **TEXTS}
     run |= {"taught_by": dict(taught)} if taught else {}
     return dict(json.loads(json.dumps(run)))
