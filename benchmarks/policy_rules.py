@@ -26,7 +26,7 @@ import numpy as np
 
 from classifier.calibration import IDENTITY
 from classifier.policy import choose_many, cumulative_probabilities
-from training.calibration_report import PRICES, constant_cost, under
+from training.calibration_report import PRICES, constant_cost, frontier_misses, under
 from training.predictions import model_of, read_predictions
 
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
@@ -133,11 +133,9 @@ def main() -> None:
                 )
                 for rule, chosen in choices.items():
                     risk = float(under(chosen, y[held]).mean())
-                    top = y[held, 3].sum()
                     found.setdefault(rule, []).append((
                         risk, float(price[chosen].mean()), float((price[chosen] * (chosen < 3)).mean()),
-                        float((y[held, 3] * (chosen < 3)).sum() / top) if top else np.nan,
-                        constant_cost(risk, y[held], asked.prices),
+                        frontier_misses(chosen, y[held]), constant_cost(risk, y[held], asked.prices),
                     ))  # fmt: skip
         for rule, values in found.items():
             risk, cost, below, misses, constant = np.nanmean(values, axis=0)

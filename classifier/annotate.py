@@ -20,6 +20,7 @@ from typing import Any
 
 from classifier.durable import explained, write_whole
 from classifier.errors import Busy, InputError
+from classifier.texts import parsed
 from classifier.types import TIERS
 
 HELP = "1 simple   2 standard   3 complex   4 frontier   m more text   s skip   b back   q stop"
@@ -184,10 +185,10 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
     with path.open("rb") as file:  # lines of bytes end at \n alone; those of text also at U+2028, which JSON leaves be
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
+                row = parsed(line)
                 found[row["id"]] = row
                 complete = row.get("tier") is not None
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{path}:{number}: not a labelled corpus line; choose another -o") from error
             if not complete:
                 raise InputError(

@@ -28,6 +28,13 @@ def pyarrow() -> tuple[Any, Any]:
     return pa, pq
 
 
+def type_of(name: str) -> Any:
+    """The Arrow type of a name such as `string`, `int64`, `float` (32 bits), `double` or `list<float>`."""
+    pa, _ = pyarrow()
+    inner = name.removeprefix("list<").removesuffix(">")
+    return pa.type_for_alias(name) if inner == name else pa.list_(type_of(inner))
+
+
 def rows_at(batch: Any, places: Sequence[int]) -> Any:
     """The rows of a record batch at these places, in their order. Arrow's own `take` knows no views of texts."""
     pa, _ = pyarrow()

@@ -16,7 +16,7 @@ from classifier.texts import parsed
 
 CHARS_PER_TOKEN = 4.0
 """Of English prose; code and other scripts have fewer, so an estimate for them is low."""
-ROLES: Mapping[str, tuple[str, ...]] = {
+USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "time": ("startTime", "start_time", "timestamp", "@timestamp", "created_at", "created", "time", "ts", "date",
              "decided_at", "startTimeUnixNano", "start_time_unix_nano", "logging_time", "started_at", "TimeGenerated"),
     "model": ("model", "gen_ai.request.model", "request_model", "model_name", "model_id", "gen_ai.response.model",
@@ -43,8 +43,8 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "accepted_tier": ("accepted_tier",),
     "drawn_as": ("sampled_for",),
 }  # fmt: skip
-"""Names of the columns that hold a fact, the likeliest first."""
-TOP = frozenset({*labels.ROLES, "drawn_as"})
+"""Names of the columns that hold a fact, by the column's role, the likeliest first."""
+TOP = frozenset({*labels.COLUMN_ROLES, "drawn_as"})
 """Roles of columns that are found by their whole name only: nested ones of that name mean something else."""
 TEXTS = frozenset({"prompt", "input", "text", "content", "question", "query", "message"})
 """Columns of what people wrote: JSON in it is theirs, and says nothing of the request."""
@@ -100,7 +100,7 @@ def places_of(
                 found = opened(value)
                 said[name] += 1
                 objects[name] += found is not value
-                if name not in ROLES["response"] or (isinstance(found, dict) and found.keys() & _OF_RESPONSES):
+                if name not in USUAL_NAMES["response"] or (isinstance(found, dict) and found.keys() & _OF_RESPONSES):
                     inner = found
             stack.append(((name,), inner))
         while stack:
@@ -132,7 +132,7 @@ def find_columns(
         InputError: a named column is not there.
     """
     columns: dict[str, str] = {}
-    for role, candidates in ROLES.items():
+    for role, candidates in USUAL_NAMES.items():
         if role in named:
             if named[role]:
                 columns[role] = named[role]
@@ -228,9 +228,13 @@ def seconds(value: Any) -> float:
 
 
 def amount(value: Any) -> float:
-    """A number of tokens or dollars, 0 or more; NaN for everything else."""
+    """A number of tokens or dollars, 0 or more; NaN for everything else.
+
+    >>> amount("3"), amount(-3), amount(10**400)
+    (3.0, nan, nan)
+    """
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
     return number if 0 <= number < float("inf") else float("nan")

@@ -165,7 +165,7 @@ class Engine:
             draw: a uniform number in [0, 1) for the policy's exploration; None never explores.
         """
         request, policy = prepared.request, prepared.policy
-        choice = decide(
+        return decide(
             scores.probabilities,
             policy,
             floor=request.floor,
@@ -173,16 +173,6 @@ class Engine:
             group=policy.group_of(request.labels, prepared.input.script),
             draw=draw if policy.may_explore(request.labels) else None,
             golden_ok=self.golden_ok,
-        )
-        return Decision(
-            tier=choice.tier,
-            probabilities=scores.probabilities,
-            model_tier=choice.model_tier,
-            reason=choice.reason,
-            policy=policy.name,
-            threshold=choice.threshold,
-            guaranteed=choice.guaranteed,
-            propensity=choice.propensity,
             bundle_version=self.bundle.version,
             calibration_revision=self.bundle.calibration.revision,
             truncated=scores.truncated,

@@ -14,9 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from classifier.arrow import pyarrow
+from classifier.arrow import pyarrow, type_of
 from classifier.durable import explained, whole_file
 from classifier.errors import InputError
+from classifier.texts import parsed
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 
 SCHEMA_VERSION = 1
@@ -125,36 +126,17 @@ def read_export(path: str | Path) -> Iterator[dict[str, Any]]:
         MissingExtra: Parquet needs pyarrow.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
-        return
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    raise InputError(f"{path}:{number}: is not JSON; export it again") from None
-                if not isinstance(row, dict) or not COLUMNS.keys() <= row.keys():
-                    raise InputError(f"{path}:{number}: is no row of a feedback export; export it again")
-                yield row
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+        yield from (_read_parquet if path.suffix == ".parquet" else _read_lines)(path)
+    except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); export it again") from error
 
 
 def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
     pa, pq = pyarrow()
-    kinds = {
-        "string": pa.string(),
-        "double": pa.float64(),
-        "bool": pa.bool_(),
-        "int32": pa.int32(),
-        "list<double>": pa.list_(pa.float64()),
-        "list<string>": pa.list_(pa.string()),
-        "json": pa.string(),
-    }
     metadata = {"classifier_export_version": str(SCHEMA_VERSION)}
-    schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()], metadata=metadata)
+    types = [(name, type_of("string" if name in _TEXTS else kind)) for name, kind in COLUMNS.items()]
+    schema = pa.schema(types, metadata=metadata)
     count = 0
     source = iter(rows)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -166,19 +148,24 @@ def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
     return count
 
 
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            row = parsed(line)
+            if not isinstance(row, dict) or not COLUMNS.keys() <= row.keys():
+                raise InputError(f"{path}:{number}: is no row of a feedback export; export it again")
+            yield row
+
+
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    pa, pq = pyarrow()
-    try:
-        with pq.ParquetFile(path) as file:
-            found = (file.schema_arrow.metadata or {}).get(b"classifier_export_version")
-            if found != str(SCHEMA_VERSION).encode():
-                raise InputError(
-                    f"{path}: is no feedback export of version {SCHEMA_VERSION}; export it again, or give "
-                    "rows of your own as JSON lines"
-                )
-            for batch in file.iter_batches(_BATCH):
-                for row in batch.to_pylist():
-                    row.update({name: None if row[name] is None else json.loads(row[name]) for name in _TEXTS})
-                    yield row
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+    _, pq = pyarrow()
+    with pq.ParquetFile(path) as file:
+        found = (file.schema_arrow.metadata or {}).get(b"classifier_export_version")
+        if found != str(SCHEMA_VERSION).encode():
+            raise InputError(
+                f"{path}: is no feedback export of version {SCHEMA_VERSION}; export it again, or give "
+                "rows of your own as JSON lines"
+            )
+        for batch in file.iter_batches(_BATCH):
+            for row in batch.to_pylist():
+                yield {**row, **{name: None if row[name] is None else json.loads(row[name]) for name in _TEXTS}}

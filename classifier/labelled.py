@@ -11,6 +11,7 @@ Knows nothing of engines, requests or how the pieces are made. The home of `pyar
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from classifier.arrow import plain_rows, pyarrow, rows_at
+from classifier.arrow import plain_rows, pyarrow, rows_at, type_of
 from classifier.errors import InputError
 from classifier.sources import MANIFEST
 from classifier.texts import csv_lines
@@ -71,14 +72,7 @@ def manifest_path(path: str | Path) -> Path:
 def our_fields() -> list[Any]:
     """Our columns as Arrow fields."""
     pa, _ = pyarrow()
-    kinds = {
-        "string": pa.string(),
-        "int64": pa.int64(),
-        "int32": pa.int32(),
-        "bool": pa.bool_(),
-        "list<float>": pa.list_(pa.float32()),
-    }
-    return [pa.field(name, kinds[kind]) for name, kind in COLUMNS.items()]
+    return [pa.field(name, type_of(kind)) for name, kind in COLUMNS.items()]
 
 
 def output_schema(inputs: Any, facts: Mapping[str, str]) -> Any:
@@ -167,6 +161,9 @@ class Labelled:
         Args:
             columns: those to read; None means all. One that is not there is left out.
             thinned: read `THIN_FROM` rows of each file and a part of the others: enough to learn what is in it.
+
+        Raises:
+            InputError: a file is damaged.
         """
         wanted = None if columns is None else set(columns)
         read = None if wanted is None else wanted | {"classifier_error", "classifier_extra"}
@@ -175,8 +172,26 @@ class Labelled:
                 rows = _parquet_rows(file, read, thinned)
             else:
                 rows = (_json_rows if self.kind == "jsonl" else _csv_rows)(file, thinned)
-            for row in map(restored, rows):
-                yield row if wanted is None else {name: row[name] for name in row if name in wanted}
+            with undamaged(file):
+                for row in map(restored, rows):
+                    yield row if wanted is None else {name: row[name] for name in row if name in wanted}
+
+
+@contextlib.contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Says that a labelled file is damaged where its rows cannot be read as they were written.
+
+    Raises:
+        InputError: in place of what JSON, CSV or Parquet raised.
+    """
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, csv.Error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # Arrow's own has none
+            raise
+        raise InputError(
+            f"{path}: is damaged, or was changed since it was labelled ({type(error).__name__}); label again"
+        ) from error
 
 
 def restored(row: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +221,7 @@ def open_labelled(path: str | Path) -> Labelled:
         manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         facts, names = manifest["facts"], _names(schema_of(manifest), manifest)
         path.open("rb").close()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read as labelled rows ({type(error).__name__}: {str(error)[:120]}); 'classifier label' "
             f"makes it, and for .jsonl and .csv the manifest {manifest_path(path).name} beside it"
@@ -303,6 +318,8 @@ def _csv_rows(path: Path, thinned: bool) -> Iterator[dict[str, Any]]:
             if thinned and not _picked(position):
                 continue
             values: dict[str, Any] = dict(row)
+            if None in values or None in values.values():
+                raise ValueError("another number of fields than columns")
             for name, kind in COLUMNS.items():
                 text = row.get(name)
                 values[name] = None if not text else _CSV_KINDS.get(kind, str)(text)

@@ -32,7 +32,15 @@ REMEMBERED = 65_536
 
 
 class Answers(Protocol):
-    """What answers requests: an engine, or a server's client."""
+    """What answers requests: an engine, or a server's client.
+
+    Attributes:
+        golden_ok: whether the bundle's golden inputs replayed here.
+        repeats: requests so far whose input had just been answered.
+    """
+
+    golden_ok: bool
+    repeats: int
 
     def answer(self, request: Request) -> Decision:
         """The decision, never explored.
@@ -46,27 +54,28 @@ class EngineAnswers:
     """An engine that remembers what it answered last.
 
     Args:
-        engine: a `classifier.Engine`, or what has its `prepare`, `score` and `decide`.
+        engine: a `classifier.Engine`, or what has its `golden_ok`, `prepare`, `score` and `decide`.
     """
 
     def __init__(self, engine: Any) -> None:
-        self.engine = engine
+        self.golden_ok: bool = engine.golden_ok
         self.repeats = 0
+        self._engine = engine
         self._scores: OrderedDict[bytes, Scores] = OrderedDict()
 
     def answer(self, request: Request) -> Decision:
         """As `Engine.classify` without a draw; the model runs once for one input."""
-        prepared = self.engine.prepare(request)
+        prepared = self._engine.prepare(request)
         key = _digest(prepared.input)
         scores = self._scores.get(key)
         if scores is None:
-            scores = self._scores[key] = self.engine.score(prepared)
+            scores = self._scores[key] = self._engine.score(prepared)
             if len(self._scores) > REMEMBERED:
                 self._scores.popitem(last=False)
         else:
             self._scores.move_to_end(key)
             self.repeats += 1
-        decision: Decision = self.engine.decide(prepared, scores)
+        decision: Decision = self._engine.decide(prepared, scores)
         return decision
 
 
@@ -130,15 +139,12 @@ class Labeller:
         Raises:
             ClassifierError: an answer is by another bundle than the run's: the server, or the folder, has changed it.
         """
-        tally = Tally(rows=len(chunk))
-        engine = getattr(self.answers, "engine", None)
-        tally.golden_ok = bool(getattr(engine, "golden_ok", True))
-        repeats = getattr(self.answers, "repeats", 0)
+        tally, repeats = Tally(rows=len(chunk), golden_ok=self.answers.golden_ok), self.answers.repeats
         rows = [self._parsed(raw, tally) for raw in chunk.rows] if chunk.batch is None else self._table_rows(chunk)
         for row in rows:
             if row.ours["classifier_error"] is None:
                 self._answer(row, tally)
-        tally.repeats = getattr(self.answers, "repeats", 0) - repeats
+        tally.repeats = self.answers.repeats - repeats
         return self._written(rows, chunk.batch, tally), tally
 
     def _parsed(self, raw: RawRow, tally: Tally) -> _Row:

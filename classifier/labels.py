@@ -16,7 +16,7 @@ from classifier.types import TIERS, Tier
 
 LABELS = ("label", "at_least", "at_most")
 OUTCOMES = ("verdict", "cause", "served_tier", "accepted_tier")
-ROLES = (*LABELS, *OUTCOMES)
+COLUMN_ROLES = (*LABELS, *OUTCOMES)
 """Roles of columns that `interval_of` looks at."""
 Interval = tuple[Tier, Tier]
 

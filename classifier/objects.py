@@ -26,6 +26,7 @@ import fsspec
 from classifier.checksums import sha256, verify
 from classifier.durable import copy_durably, create_file
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError
+from classifier.texts import parsed
 
 EXCLUSIVE = ("file", "memory", "s3")
 """Stores tested to create an object only where there is none."""
@@ -59,7 +60,7 @@ class Objects:
             raise SettingsError(f"registry: {url} cannot be used ({error})") from error
         except OSError as error:  # some stores are connected to at once
             raise _failed(url, error) from error
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        protocols = protocols_of(self._fs)
         self.local = "file" in protocols
         self._exclusive = bool(protocols & set(EXCLUSIVE))
         self._proved = self.local
@@ -154,9 +155,9 @@ class Objects:
             BundleCorrupt: the upload never finished, or was damaged.
         """
         try:
-            files = json.loads(self.read(f"{folder}/{LISTING}"))
+            files = parsed(self.read(f"{folder}/{LISTING}"))
             found = {name.removeprefix(f"{kind}/"): str(d) for name, d in files.items() if name.startswith(f"{kind}/")}
-        except (FileNotFoundError, ValueError, AttributeError, RecursionError) as error:
+        except (FileNotFoundError, AttributeError) as error:
             raise BundleCorrupt(f"{self.path(folder)}: {LISTING} is not readable; add the bundle again") from error
         if not all(map(_stays_inside, found)):
             raise BundleCorrupt(f"{self.path(folder)}: {LISTING} names files outside its folder; add the bundle again")
@@ -263,6 +264,12 @@ class Objects:
             if missing_is_an_answer and isinstance(error, FileNotFoundError):
                 raise
             raise _failed(self.url, error) from error
+
+
+def protocols_of(filesystem: Any) -> set[str]:
+    """What URLs of an fsspec filesystem begin with, before `://`; `file` where it is this machine's."""
+    named = filesystem.protocol
+    return {named} if isinstance(named, str) else set(named)
 
 
 def names_in(filesystem: Any, folder: str) -> list[str]:

@@ -19,6 +19,7 @@ from classifier.durable import write_whole
 from classifier.errors import InputError
 from classifier.labelled import manifest_path
 from classifier.progress import Tally
+from classifier.texts import parsed
 
 SPACE = (
     "make space (labelling needs about twice the output's size), then run the same command again: what is done is kept"
@@ -74,13 +75,15 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         InputError: it is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parsed(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}); remove it to label anew") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: is no manifest of a labelled file; choose another output")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the rights") from error
+    if not (isinstance(found, dict) and all(isinstance(found.get(n) or {}, dict) for n in ("facts", "complete"))):
+        raise InputError(
+            f"{path}: is no manifest of a labelled file; choose another output, or remove it and begin anew"
+        )
     return found
 
 

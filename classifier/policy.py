@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.types import LABEL_KINDS, TIERS, Reason, Tier
+from classifier.types import LABEL_KINDS, TIERS, Decision, Reason, Tier
 
 METHODS = ("UNPROVEN", "CONFORMAL_RISK_CONTROL", "CLOPPER_PEARSON", "HOEFFDING_BENTKUS", "LABEL_SHIFT")
 # The smallest float32 above 1: no probability reaches it, so every request goes to the top tier.
@@ -199,27 +199,6 @@ def promised_risks(policies: Mapping[str, Policy]) -> dict[str, float]:
     return {name: risk for name, risk in risks.items() if risk is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a policy makes of one row of probabilities.
-
-    Attributes:
-        tier: the tier to route to.
-        model_tier: the tier before floor, ceiling and exploration.
-        reason: why `tier` is what it is.
-        threshold: the lambda that was used.
-        guaranteed: whether the policy's promise covers this answer.
-        propensity: probability with which exploration would have led to `tier`; 1 where nothing is explored.
-    """
-
-    tier: Tier
-    model_tier: Tier
-    reason: Reason
-    threshold: float
-    guaranteed: bool
-    propensity: float
-
-
 def choose(probabilities: Sequence[float], threshold: float, top_tier_threshold: float = 0.0) -> Tier:
     """The tier of one row.
 
@@ -295,7 +274,8 @@ def decide(
     group: str | None = None,
     draw: float | None = None,
     golden_ok: bool = True,
-) -> Choice:
+    **fields: Any,
+) -> Decision:
     """The tier of one request under a policy.
 
     Args:
@@ -306,9 +286,10 @@ def decide(
         group: value of the fact named by `policy.group_by`; an unseen one gets the fallback threshold, unguaranteed.
         draw: uniform in [0, 1), deciding exploration; None means never explore.
         golden_ok: whether the bundle's golden inputs replayed here as they did where it was calibrated.
+        fields: more fields of `Decision`, of which a policy knows nothing: the bundle, and what the model read.
 
     Returns:
-        The choice. `guaranteed` is about the policy's promise on traffic as a whole, not about this one answer: the
+        The decision. `guaranteed` is about the policy's promise on traffic as a whole, not about this one answer: the
         promise counts exploration in, so an explored answer keeps it.
     """
     threshold = policy.threshold_of(group)
@@ -329,7 +310,9 @@ def decide(
         propensity = reach[to]
         if to is not tier:
             tier, reason = to, Reason.EXPLORED
-    return Choice(tier, model_tier, reason, threshold, guaranteed, propensity)
+    return Decision(
+        tier, tuple(probabilities), model_tier, reason, policy.name, threshold, guaranteed, propensity, **fields
+    )
 
 
 def _drawn(reach: Mapping[Tier, float], tier: Tier, epsilon: float, draw: float) -> Tier:

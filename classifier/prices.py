@@ -16,7 +16,6 @@ say. Knows nothing of requests or logs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.errors import SettingsError
-from classifier.routing import PRICES, RoutingTable, table_of
+from classifier.routing import MAX_PRICE, PRICES, RoutingTable, table_of
 from classifier.toml import read_toml
 from classifier.types import TIERS, Tier
 
@@ -107,18 +106,20 @@ def _flat(price: float, tier: Tier | None = None) -> Price:
 def _prices_of(data: Mapping[str, Any], where: str) -> Prices:
     if unknown := sorted(set(data) - {"tiers", "models"}):
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; prices stand in [tiers] and [models]")
-    tiers = dict(Prices().tiers)
+    tiers: dict[Tier, Price] = {}
     for name, entry in _table(data, "tiers", where).items():
         try:
             tier = Tier.parse(name)
         except ValueError as error:
             raise SettingsError(f"{where}: [tiers]: {error}") from None
+        if tier in tiers:
+            raise SettingsError(f"{where}: [tiers]: {tier.label} stands there twice; keep one of its prices")
         tiers[tier] = _price(entry, f"{where}: tiers.{name}", may_name_tier=False)
     models = {
         name: _price(entry, f"{where}: models.{name!r}", may_name_tier=True)
         for name, entry in _table(data, "models", where).items()
     }
-    return Prices(MappingProxyType(tiers), MappingProxyType(models), where)
+    return Prices(MappingProxyType({**Prices().tiers, **tiers}), MappingProxyType(models), where)
 
 
 def _table(data: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
@@ -136,7 +137,7 @@ def _price(entry: Any, where: str, *, may_name_tier: bool) -> Price:
         raise SettingsError(f"{where}: unknown key {unknown[0]!r}; expected {expected}")
     for name in ("input", "output"):
         value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_PRICE:
             raise SettingsError(f"{where}: {name} is {value!r}, expected {expected}")
     try:
         tier = Tier.parse(str(values["tier"])) if "tier" in values else None

@@ -19,7 +19,7 @@ from typing import IO, Any
 from classifier.arrow import pyarrow
 from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import Labelled, manifest_path, open_labelled, opened_rows, restored, with_facts
+from classifier.labelled import Labelled, manifest_path, open_labelled, opened_rows, restored, undamaged, with_facts
 from classifier.pieces import as_json, read_manifest
 from classifier.policy import Policy, decide
 from classifier.texts import csv_lines, json_text
@@ -40,7 +40,7 @@ def relabel(
         output: where to; None means in place.
 
     Raises:
-        InputError: it is no labelled file or not complete, or the output is there.
+        InputError: it is no labelled file, damaged or not complete, or the output is there.
         SettingsError: another bundle labelled it, or the policy needs what is not in the file.
     """
     path, output = Path(path), Path(output or path)
@@ -50,7 +50,7 @@ def relabel(
     before = _metadata(labelled, facts)
     tiers: Counter[str] = Counter()
     with explained(output):
-        with whole_file(output) as file:
+        with whole_file(output) as file, undamaged(path):
             _WRITERS[labelled.kind](path, file, _decider(policy, tiers), policy.group_by, before)
         if manifest is not None:
             changed = {**manifest, "facts": before, "complete": {**manifest["complete"], "tiers": tiers}}
@@ -96,9 +96,9 @@ def _metadata(labelled: Labelled, facts: Mapping[str, str]) -> dict[str, str]:
 
 def _decider(policy: Policy, tiers: Counter[str]) -> Decide:
     def again(probabilities: list[float], group: str) -> tuple[str, str]:
-        choice = decide(probabilities, policy, group=group)
-        tiers[choice.tier.label] += 1
-        return choice.tier.label, choice.reason.label
+        decision = decide(probabilities, policy, group=group)
+        tiers[decision.tier.label] += 1
+        return decision.tier.label, decision.reason.label
 
     return again
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import json
 import logging
 import queue
 import random
@@ -27,6 +26,7 @@ from classifier.kept import Kept
 from classifier.routing import RoutingTable, read_table
 from classifier.seams import Classifies
 from classifier.settings import own_registry
+from classifier.texts import parsed
 from classifier.types import Decision
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class Folder:
         try:
             if not manifest.is_file():  # a pipe would be waited for
                 raise FileNotFoundError(manifest)
-            return str(json.loads(manifest.read_bytes())["version"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return str(parsed(manifest.read_bytes())["version"])
+        except (OSError, KeyError, TypeError):
             raise BundleNotFound(
                 f"{self._path}: no manifest.json with a version there; give a bundle's folder"
             ) from None

@@ -6,7 +6,6 @@ Knows nothing of what is labelled there, or of the cluster.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError
 from classifier.labelled import CLUSTER_MANIFEST
-from classifier.objects import names_in
+from classifier.objects import names_in, protocols_of
+from classifier.texts import parsed
 
 
 class Target:
@@ -34,8 +34,7 @@ class Target:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise InputError(f"{url}: cannot be used ({error})") from error
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        self._local = "file" in protocols
+        self._local = "file" in protocols_of(self._fs)
         self.shared_url = str(self._fs.unstrip_protocol(self._root))
 
     def write(self, name: str, data: bytes) -> None:
@@ -83,10 +82,7 @@ class Target:
         data = self.read(CLUSTER_MANIFEST)
         if data is None:
             return None
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
-            found = None
+        found = parsed(data)
         if not isinstance(found, dict) or "complete" not in found:
             raise InputError(f"{self.url}: its {CLUSTER_MANIFEST} is damaged; choose another output")
         return found

@@ -77,7 +77,7 @@ class FakeEngine:
     def decide(self, prepared: FakePrepared, scores: Scores, draw: float | None = None) -> Decision:
         """As `Engine.decide`."""
         request, policy = prepared.request, prepared.policy
-        choice = decide(
+        return decide(
             scores.probabilities,
             policy,
             floor=request.floor,
@@ -85,16 +85,6 @@ class FakeEngine:
             group=policy.group_of(request.labels, prepared.input.script),
             draw=draw if policy.may_explore(request.labels) else None,
             golden_ok=self.golden_ok,
-        )
-        return Decision(
-            tier=choice.tier,
-            probabilities=scores.probabilities,
-            model_tier=choice.model_tier,
-            reason=choice.reason,
-            policy=policy.name,
-            threshold=choice.threshold,
-            guaranteed=choice.guaranteed,
-            propensity=choice.propensity,
             bundle_version=self.bundle_version,
             calibration_revision=self.calibration_revision,
             truncated=scores.truncated,

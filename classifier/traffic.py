@@ -1,8 +1,8 @@
 """Labelled traffic as arrays: tiers and probabilities, and what the log says of time, model, tokens and money.
 
-The log's own columns are found by the names that gateways use (`columns.ROLES`) or are named by the caller. Of texts
-only answers are looked at, where their tokens were not counted, and none is kept: a few hundred bytes a row are held in
-memory.
+The log's own columns are found by the names that gateways use (`columns.USUAL_NAMES`) or are named by the caller. Of
+texts only answers are looked at, where their tokens were not counted, and none is kept: a few hundred bytes a row are
+held in memory.
 
 Knows nothing of prices or pages.
 """
@@ -10,7 +10,6 @@ Knows nothing of prices or pages.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from array import array
 from collections import Counter
@@ -39,6 +38,7 @@ from classifier.errors import InputError
 from classifier.labelled import COLUMNS, Labelled, open_labelled
 from classifier.policy import Policy
 from classifier.policy_file import policy_from_json
+from classifier.texts import parsed
 from classifier.types import TIERS, Tier
 
 MAX_VALUE_CHARS = 512
@@ -191,7 +191,7 @@ def _read(
 def _policy(definition: str) -> Policy | None:
     """The policy whose definition a file holds; None where it holds none that this version understands."""
     try:
-        return policy_from_json(json.loads(definition))
+        return policy_from_json(parsed(definition))
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
@@ -232,7 +232,7 @@ class _Collected:
                 self.ids.append("" if value is None else str(value)[:64])
             elif role == "time":
                 kept[role].append(seconds(value))
-            elif role == "response":  # after the tokens, as in `columns.ROLES`; to open an answer takes time
+            elif role == "response":  # after the tokens, as in `columns.USUAL_NAMES`; to open an answer takes time
                 counted = "output_tokens" in kept and not math.isnan(kept["output_tokens"][-1])
                 kept[role].append(0.0 if counted else count_chars(opened(value)) / CHARS_PER_TOKEN)
             else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -98,14 +99,11 @@ def request_to_proto(request: Request) -> pb.ClassifyRequest:
         return _request_to_proto(request)
     except (UnicodeEncodeError, ValueError):
         return _request_to_proto(
-            Request(
+            replace(
+                request,
                 messages=tuple(ChatMessage(m.role, encodable(m.content)) for m in request.messages),
                 tools=tuple(map(encodable, request.tools)),
-                attachments=request.attachments,
                 policy=encodable(request.policy or ""),
-                floor=request.floor,
-                ceiling=request.ceiling,
-                record=request.record,
                 labels={encodable(key): encodable(value) for key, value in request.labels.items()},
                 request_id=encodable(request.request_id),
             )

@@ -76,7 +76,7 @@ def risk_kinds(report: Mapping[str, Any], traffic: Traffic) -> list[dict[str, st
     }
     if found is not None:
         what = "outcomes" if set(labels.OUTCOMES) & set(traffic.columns) else "labels"
-        names = ", ".join(traffic.columns[role] for role in labels.ROLES if role in traffic.columns)
+        names = ", ".join(traffic.columns[role] for role in labels.COLUMN_ROLES if role in traffic.columns)
         told["measured"] = (
             f"{_range(found['band'], found['risk_at_most']['estimate'])} by the {what} of {found['labels']:,} of "
             f"{len(traffic):,} requests in the log ({names}): that of the traffic, if they are a random part of it."

@@ -35,8 +35,8 @@ from classifier.settings import ServerSettings
 log = logging.getLogger(__name__)
 START_SECONDS = 60.0
 END_SECONDS = 5.0  # for the rest of a worker's end, when it has drained and its decisions are written
-MIN_LIFE_SECONDS = 1.0  # a worker that lives shorter is started again only after as long
-LONGEST_PAUSE_SECONDS = 60.0  # while none can start: each attempt takes a core a second from those that serve
+MIN_LIFE_SECONDS = 1.0  # one that serves shorter came to nothing, and the next is put off for as long at least
+LONGEST_PAUSE_SECONDS = 60.0  # while all come to nothing: each takes a core a second from those that serve
 
 
 def supervise(
@@ -106,8 +106,8 @@ class _Keeper:
         self._settings, self._key, self._reread = settings, key, reread
         self._folder, self._ready = folder, ready
         self._spawn = multiprocessing.get_context("spawn")
-        self._workers: dict[SpawnProcess, tuple[Connection, float]] = {}
-        self._serving: set[SpawnProcess] = set()
+        self._workers: dict[SpawnProcess, Connection] = {}
+        self._served_from: dict[SpawnProcess, float] = {}
         self._pause, self._next_start = 0.0, 0.0
         self._stopping: signal.Signals | None = None
         self._hung_up = False
@@ -150,11 +150,11 @@ class _Keeper:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
-        self._workers[worker] = (ours, time.monotonic())
+        self._workers[worker] = ours
         return worker
 
     def _wait_ready(self, worker: SpawnProcess) -> None:
-        pipe, _ = self._workers[worker]
+        pipe = self._workers[worker]
         end = time.monotonic() + START_SECONDS
         while not self._stopping:
             if not pipe.poll(0.2):
@@ -167,12 +167,12 @@ class _Keeper:
                 raise ClassifierError("a worker ended while it started; look at its log above") from None
             if problem is not None:
                 raise problem
-            self._serving.add(worker)
+            self._served_from[worker] = time.monotonic()
             return
 
     def _tend(self) -> None:
         """Waits a moment for a worker to say something or to end, and starts others in the place of those that did."""
-        pipes = {pipe: worker for worker, (pipe, _) in self._workers.items()}
+        pipes = {pipe: worker for worker, pipe in self._workers.items()}
         sentinels = [worker.sentinel for worker in self._workers]
         for told in multiprocessing.connection.wait([*pipes, *sentinels], timeout=0.5):
             if isinstance(told, Connection):
@@ -180,8 +180,7 @@ class _Keeper:
                     problem, worker = told.recv(), pipes[told]
                     if problem is None:
                         log.info("worker %s serves", worker.pid)
-                        self._serving.add(worker)
-                        self._pause = 0.0
+                        self._served_from[worker] = time.monotonic()
                     else:
                         log.warning("worker %s cannot start: %s", worker.pid, problem)
         for worker in [w for w in self._workers if not w.is_alive()]:
@@ -197,24 +196,22 @@ class _Keeper:
 
     def _replace(self, worker: SpawnProcess) -> None:
         """Lets go of a worker that ended; says when another is to take its place."""
-        pipe, started = self._workers.pop(worker)
-        served = worker in self._serving
-        self._serving.discard(worker)
-        pipe.close()
+        self._workers.pop(worker).close()
+        since = self._served_from.pop(worker, None)
         if self._folder and worker.pid:
             from classifier.metrics_page import forget_process
 
-            forget_process(worker.pid, self._folder, served=served)
+            forget_process(worker.pid, self._folder, served=since is not None)
         if self._stopping:
             return
         log.warning("worker %s ended with %s; another takes its place", worker.pid, worker.exitcode)
-        if served:
-            self._next_start = started + MIN_LIFE_SECONDS
+        if since is not None and time.monotonic() - since >= MIN_LIFE_SECONDS:
+            self._pause = self._next_start = 0.0
         else:
             self._wait_longer()
 
     def _wait_longer(self) -> None:
-        """Puts the next start off, each time that one failed for twice as long."""
+        """Puts the next start off, each time that one came to nothing for twice as long."""
         self._pause = min(LONGEST_PAUSE_SECONDS, max(MIN_LIFE_SECONDS, 2 * self._pause))
         self._next_start = time.monotonic() + self._pause
 
@@ -244,7 +241,7 @@ class _Keeper:
         settings = self._settings
         patience = settings.shutdown_delay_seconds + settings.drain_seconds + CLOSE_SECONDS + END_SECONDS
         end = time.monotonic() + patience
-        for worker, (pipe, _) in self._workers.items():
+        for worker, pipe in self._workers.items():
             worker.join(max(0.0, end - time.monotonic()))
             if worker.is_alive():
                 worker.kill()

@@ -16,7 +16,7 @@ from classifier.gateways.asking import Asker
 from classifier.gateways.chat import labels_of
 from classifier.policy import Policy, decide
 from classifier.routing import RoutingTable, is_restricted
-from classifier.types import Decision, Tier
+from classifier.types import Decision, Reason, Tier
 from tests.test_routing import MIXED, WIDENING, probabilities, table_of, tables
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -44,8 +44,7 @@ async def answered(came, table, body=CHAT, labels=SECRET, *, fallback_tier=Tier.
 
 
 def decision(tier, route=""):
-    choice = decide((0.25,) * 4, Policy(name="p", threshold=0.5))
-    return Decision(tier, (0.25,) * 4, tier, choice.reason, "p", 0.5, True, route=route)
+    return Decision(tier, (0.25,) * 4, tier, Reason.MODEL, "p", 0.5, True, route=route)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +133,7 @@ def test_whatever_happens_a_restricted_request_stays_on_premises(
     A request that is not restricted always gets an answer.
     """
     labels = labels_of(asked, key, sent=[header])
-    choice = decide(p, Policy(name="p", threshold=threshold, epsilon=0.5), floor=floor, draw=draw)
-    served = Decision(choice.tier, tuple(p), choice.model_tier, choice.reason, "p", choice.threshold, choice.guaranteed)
+    served = decide(p, Policy(name="p", threshold=threshold, epsilon=0.5), floor=floor, draw=draw)
     came = failure or wire.decision_to_proto(served)
     try:
         found = asyncio.run(answered(came, table, body, labels, fallback_tier=fallback, floor=floor))

@@ -23,7 +23,7 @@ from classifier.bundle import SHIPPED, read_bundle
 from classifier.engine import Engine
 from classifier.errors import BundleError, InputError
 from classifier.inputs import render
-from classifier.types import Request
+from classifier.types import Request, Tier
 from tests.calibration_support import write_rows
 from tests.tiny import WORDS
 from training import build_data
@@ -32,7 +32,7 @@ from training.build import build
 from training.build_data import load_data
 from training.calibration_set import TRAINING_ROWS, pack_rows, rows_among
 from training.card import OWN_ALONE, render_card
-from training.corpus import OWN_DATA, read_corpus, split_of
+from training.corpus import OUTCOME, OWN_DATA, read_corpus, split_of
 from training.export import revise
 from training.model import load_base, load_checkpoint, student_from, tokenizer_of
 from training.recipe import RECIPES, load_recipe
@@ -109,6 +109,19 @@ def test_build_without_rows_to_look_at_is_refused_before_it_trains(corpus, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_run_without_a_row_to_learn_from_is_refused(corpus, tmp_path, labelled):
+    """Where all rows are held out, or those that are not have no label: a teacher that learnt nothing is no teacher."""
+    rows = [json.loads(line) for line in (corpus / "rows.jsonl").open()]
+    held_out = [row | {"split": ("dev", "test")[i % 2]} for i, row in enumerate(rows[:20])]
+    others = [] if labelled else [{"prompt": row["prompt"], "split": "train"} for row in rows[20:]]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in [*held_out, *others]))
+    with pytest.raises(InputError, match=f"of {len(others)} rows to learn from none has a label"):
+        build(load_recipe("tiny"), tmp_path / "run", load_data([], [], own=own), say=str)
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_rows_with_a_known_tier_are_looked_at(corpus, tmp_path):
     """Of --dev what has no label, an interval alone, or no tier that satisfied is judged by nobody, nor learnt from."""
     dev = tmp_path / "dev.jsonl"
@@ -122,12 +135,23 @@ def test_only_rows_with_a_known_tier_are_looked_at(corpus, tmp_path):
     assert not kept_out & {row.sha256 for row in [*data.train, *data.calibration]}
 
 
-def test_more_frozen_layers_than_the_student_has_are_refused_before_a_teacher_is_trained(corpus, tmp_path):
-    """A student of one layer cannot keep two as they are, which is said while nothing is trained."""
-    recipe = load_recipe("tiny", student={"frozen_layers": 2})
+@pytest.fixture
+def begun_only(monkeypatch) -> None:
+    """Runs are stopped as soon as they begin to train."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.train.train_teachers", stop)
+
+
+def test_more_frozen_layers_than_the_student_has_are_refused_before_a_teacher_is_trained(corpus, tmp_path, begun_only):
+    """A student of one layer cannot keep two as they are; the folder is still that of no run, and takes another one."""
+    data = load_data([], [], own=corpus)
     with pytest.raises(InputError, match="frozen_layers is 2, and the model has 1"):
-        train(recipe, tmp_path, load_data([], [], own=corpus), say=str)
-    assert not (tmp_path / "teacher").exists()
+        train(load_recipe("tiny", student={"frozen_layers": 2}), tmp_path, data, say=str)
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe("tiny"), tmp_path, data, say=str)
 
 
 def test_golden_inputs_are_from_the_projects_own_data(run, corpus):
@@ -228,17 +252,15 @@ def test_finished_run_is_not_overwritten(run, corpus):
         train(load_recipe("tiny", seed=7), run, load_data([], [], own=corpus), say=lambda _: None)
 
 
-def test_base_is_itself_wherever_it_lies(run, corpus, tmp_path):
+def test_base_is_itself_wherever_it_lies(run, corpus, tmp_path, begun_only):
     """A run that began with a bundle goes on with a copy of it from another folder, and with no other base."""
     data, out = load_data([], [], own=corpus), tmp_path / "begun"
     moved = shutil.copytree(run / "bundle", tmp_path / "moved")
-    for base, why in (
-        (run / "bundle", "holds no finished"),
-        (moved, "holds no finished"),
-        ("tiny", "another recipe.base"),
-    ):
-        with pytest.raises(InputError, match=why):
-            train(load_recipe("tiny", base=str(base)), out, data, teacher=tmp_path, say=str)
+    for base in (run / "bundle", moved):
+        with pytest.raises(KeyboardInterrupt):
+            train(load_recipe("tiny", base=str(base)), out, data, say=str)
+    with pytest.raises(InputError, match=r"another recipe\.base"):
+        train(load_recipe("tiny"), out, data, say=str)
 
 
 def test_teachers_are_those_that_taught(run, corpus, tmp_path):
@@ -267,13 +289,36 @@ def test_what_a_build_cannot_use_is_refused_before_it_trains(corpus, tmp_path, w
     assert not (tmp_path / "run").exists()
 
 
-def test_stopped_run_goes_on(run, corpus, tmp_path):
+@pytest.fixture(scope="module")
+def again(run, corpus, tmp_path_factory) -> Path:
+    """A copy of the run that lost its export and went on; what is looked at, and labelled by the rubric, is simple."""
+    copy = Path(shutil.copytree(run, tmp_path_factory.mktemp("runs") / "again"))
+    shutil.rmtree(copy / "bundle")
+    shutil.rmtree(copy / "export")
+    data = load_data([], [], own=corpus)
+    train = [r if r.tier is Tier.SIMPLE else replace(r, label=OUTCOME) for r in data.train]
+    simple = [r for r in data.dev if r.tier is Tier.SIMPLE]
+    build(load_recipe("tiny"), copy, replace(data, train=train, dev=simple), say=str)
+    return copy
+
+
+def test_stopped_run_goes_on(run, again):
     """A run whose export was lost builds the same bundle again from its checkpoints, without training."""
-    again = Path(shutil.copytree(run, tmp_path / "again"))
-    shutil.rmtree(again / "bundle")
-    shutil.rmtree(again / "export")
-    bundle = build(load_recipe("tiny"), again, load_data([], [], own=corpus), say=str)
-    assert bundle.manifest["files"]["model.onnx"] == read_bundle(run / "bundle").manifest["files"]["model.onnx"]
+    before, after = (read_bundle(path / "bundle").manifest for path in (run, again))
+    assert before["files"]["model.onnx"] == after["files"]["model.onnx"]
+
+
+def test_a_build_ends_where_one_tier_alone_is_labelled_by_the_rubric_or_looked_at(again):
+    """There are no baselines then; what rows of one tier do not tell is null in its files, and a dash on its card."""
+
+    def strict(path):
+        return json.loads((again / path).read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
+
+    report = strict("report.json")
+    assert "baselines" not in report
+    assert report["overall"]["auroc_above_simple"] == strict("bundle/manifest.json")["metrics"]["auroc_above_simple"]
+    assert report["overall"]["auroc_above_simple"] == [None, None, None]
+    assert "| auroc_above_simple | – | – |" in (again / "bundle" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -396,6 +441,7 @@ def test_unknown_recipe_lists_those_there_are():
         ),
         ("seeds = [0]", "seeds = 0", "teacher: seeds is 0, expected a list of whole numbers"),
         ("seeds = [0]", 'seeds = ["0"]', "expected a list of whole numbers"),
+        ("seeds = [0]", "seeds = [0, -1]", "teacher -1: seed is -1, expected 0 or more, and below"),
         ("layers = 1\nepochs = 1", "layers = 1\nepochs = 1.5", "student: epochs is 1.5, expected a whole number"),
         ("learning_rate = 1e-3", 'learning_rate = "1e-3"', "teacher: learning_rate is '1e-3', expected a number"),
         ("balanced = 0.10", "balanced = true", "policies: balanced is True, expected a number"),

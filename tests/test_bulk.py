@@ -408,6 +408,15 @@ def test_an_output_that_is_not_ours_is_left_alone(log, tmp_path):
     assert (tmp_path / "out.parquet").read_text() == "mine"
 
 
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"facts": [1]}', '{"complete": 1}'])
+def test_a_manifest_that_is_none_is_named(tmp_path, content):
+    """What is beside an output and was damaged there ends in one line that says what to do."""
+    log = write_lines(tmp_path / "log.jsonl", [{"prompt": "hi"}])
+    manifest_path(tmp_path / "out.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"out.jsonl.manifest.json: is no manifest of a labelled file"):
+        label([str(log)], str(tmp_path / "out.jsonl"), FakeMaker(), Options(processes=1))
+
+
 def test_rights_that_are_wanting_are_no_want_of_space(log, tmp_path, monkeypatch):
     """A folder that belongs to somebody else is told from a full disk by what to do about it."""
 
@@ -524,7 +533,7 @@ def test_variables_of_other_commands_contradict_nothing(log, ask, tiny_bundle_pa
         (["LOG", "-o", "out.xlsx"], 1, "expected a name that ends in .parquet, .jsonl, .csv"),
         (["LOG", "-o", "/nowhere/out.parquet"], 1, "there is no folder /nowhere"),
         (["LOG", "-o", "out.parquet", "--sample", "2"], 2, "--sample: expected a share"),
-        (["LOG", "-o", "out.parquet", "--token", "x"], 2, "--token and --tls-ca go with --address"),
+        (["LOG", "-o", "out.parquet", "--tls-key", "x"], 2, "--tls-cert and --tls-key go with --address"),
         (["LOG", "-o", "out.parquet", "--ray-address", "x"], 2, "--ray-address goes with --engine ray"),
         (["LOG", "-o", ""], 1, "expected a name that ends in"),
         (["LOG", "-o", "s3://x/out.parquet"], 1, "only --engine ray writes to a URL"),

@@ -99,10 +99,10 @@ def test_audits_that_fitted_the_serving_bundle_do_not_judge():
 
 
 def test_requests_are_judged_at_the_threshold_of_their_group(tmp_path):
-    """As they are served: by the default policy, whatever they name, and not by the threshold of unseen groups."""
+    """As they are served: by the default policy, and not by the threshold of unseen groups."""
     given = dataclasses.replace(policy(), group_by="tenant", threshold=1.0, group_thresholds={"acme": 0.0})
     engine = Engine.from_pretrained(tiny_bundle(tmp_path / "bundle", policies=(given,)).path)
-    requests = [Request.from_text("sum", labels={"tenant": name}, policy="other") for name in ("acme", "new")]
+    requests = [Request.from_text("sum", labels={"tenant": name}) for name in ("acme", "new")]
     assert on_requests(engine, requests).tolist() == [0, 3]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import grpc
 import pytest
+from click.testing import CliRunner
 
-from classifier import Client, Tier, errors
+from classifier import Client, Tier, cli, errors
 from classifier.credentials import Tokens
 from classifier.telemetry import Metrics
 from classifier.testing import fake_server
@@ -146,6 +149,18 @@ def test_mtls_serves_those_with_a_certificate_and_names_them_by_it(certificates)
             client = Client(address, tls_ca=certificates / "ca.pem", timeout_seconds=3, **keys)
             with client, pytest.raises(errors.ClassifierError):
                 client.classify("x")
+
+
+def test_logs_are_labelled_by_a_server_that_asks_for_a_certificate(certificates, tmp_path):
+    """`classifier label --address` shows the certificate that it was given."""
+    (tmp_path / "log.jsonl").write_text('{"prompt": "hi"}\n')
+    cert, key, ca = (str(certificates / name) for name in ("server.pem", "server.key", "ca.pem"))
+    told = ["label", f"{tmp_path}/log.jsonl", "-o", f"{tmp_path}/out.jsonl", "--processes", "1"]
+    told += ["--tls-ca", ca, "--tls-cert", cert, "--tls-key", key]
+    with fake_server(tls_cert=cert, tls_key=key, tls_client_ca=ca) as address:
+        done = CliRunner().invoke(cli.command, [*told, "--address", address])
+    assert done.exit_code == 0, done.exception
+    assert json.loads((tmp_path / "out.jsonl").read_bytes())["classifier_tier"] == "standard"
 
 
 def test_certificates_without_a_common_name_have_principals_of_their_own(certificates):

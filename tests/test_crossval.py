@@ -82,8 +82,19 @@ def test_folds_that_leave_nothing_to_learn_from_are_refused(data: Data):
     """Where fewer than two tiers are left without a fold's sources, that is said before anything is trained."""
     with pytest.raises(InputError, match="fold 1, 0 rows of 0 tiers are left"):
         fold_data(replace(data, train=[]))
+    simple = [r for r in data.train if r.tier is TIERS[0]]
+    unknown = [replace(r, probabilities=None, at_most=TIERS[3], stated_tier=None) for r in simple]
     with pytest.raises(InputError, match="rows of 1 tiers are left"):
-        fold_data(replace(data, train=[r for r in data.train if r.tier is TIERS[0]]))
+        fold_data(replace(data, train=[*simple, *unknown]))
+
+
+def test_rows_whose_tier_is_not_known_are_not_cross_validated(tmp_path):
+    """Of an interval no end is the tier, and what no tier satisfied needed none of them: no answer is held to those."""
+    labels = {"known": {"tier": "complex"}, "interval": {"at_least": "complex", "label": "RUBRIC"},
+              "unserved": {"tier": "frontier", "unserved": True}}  # fmt: skip
+    rows = [json.dumps({"prompt": name, "source": name} | label) for name, label in labels.items()]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    assert [r.source for r in load_data([], [], own=tmp_path / "rows.jsonl").traffic] == ["known"]
 
 
 def test_predictions_are_a_calibration_set(data: Data, tmp_path):

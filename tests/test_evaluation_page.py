@@ -17,15 +17,17 @@ import pytest
 from click.testing import CliRunner
 
 from classifier import charts
+from classifier.inputs import render
 from classifier.page import write_page
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import Request, Tier
 from tests.tiny import WORDS, tiny_bundle
 from training import evaluation_run, rivals
 from training.__main__ import main
+from training.answers import Answers, load_engine
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, pack_rows
 from training.corpus import parse_row
-from training.evaluate import as_text, load_engine, summarise
+from training.evaluate import as_text, baselines, summarise
 from training.evaluation_detail import detail, histories, worst_errors
 from training.evaluation_page import page
 from training.evaluation_run import Asked, run
@@ -58,6 +60,12 @@ def outcome_lines(n=60):
         success = {t.label: float(t.index >= level) for t in Tier}
         lines.append({"prompt": f"{words[i % 6]} this {i}", "source": "bench", "success_by_tier": success})
     return lines
+
+
+def said(rows, shares):
+    """Answers to rows: (n, 4) `shares`."""
+    requests = [row.request for row in rows]
+    return Answers(requests, list(map(render, requests)), shares)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +181,7 @@ def test_routers_side_by_side():
     shares = (0.7 * np.eye(4)[np.where(rng.random(200) < 0.8, labels, 0)] + 0.075).astype(np.float32)
     rows = [parse_row({"prompt": f"p{i}", "tier": Tier.from_index(t).label}, "s") for i, t in enumerate(labels)]
     policy = Policy(name="p", threshold=0.6)
-    found = detail(rows, labels, shares, {"p": policy}, "p", prices=PRICES, routers={"all up": np.full(200, 3)})
+    found = detail(rows, said(rows, shares), {"p": policy}, "p", prices=PRICES, routers={"all up": np.full(200, 3)})
     table = found["routers"]
     assert table["oracle"]["risk"] == table["oracle"]["over_routing"] == (0, 0, 0)
     assert table["all up"]["risk"][0] == 0 < table["all up"]["risk"][2]
@@ -200,7 +208,7 @@ def test_the_table_of_policies_says_what_is_promised(report, monkeypatch, change
     policy = Policy(name="p", threshold=0.01, guarantee=Guarantee(**fit))
     rows = [parse_row({"prompt": f"p{i}", "tier": "frontier"}, "s") for i in range(40)]
     shares = np.tile(np.array([0.7, 0.1, 0.1, 0.1], dtype=np.float32), (40, 1))
-    found = detail(rows, np.full(40, 3), shares, {"p": policy}, "p", prices=PRICES)
+    found = detail(rows, said(rows, shares), {"p": policy}, "p", prices=PRICES)
     assert found["policies"]["p"]["alpha"] == alpha
     text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
     assert f">{told}<" in text
@@ -214,9 +222,8 @@ def test_a_policy_with_groups_is_measured_as_it_is_served(report, monkeypatch):
     groups = {"latin": 0.5, "han": 0.95}
     policy = Policy("p", 0.95, guarantee=fit, group_by="script", group_thresholds=groups)
     rows = [parse_row({"prompt": text, "tier": "complex"}, "s") for text in ("hello there", "你好世界") * 40]
-    labels = np.full(80, Tier.COMPLEX.index)
     shares = np.tile(np.array([0.6, 0.2, 0.1, 0.1], dtype=np.float32), (80, 1))
-    found = detail(rows, labels, shares, {"p": policy}, "p", prices=PRICES)
+    found = detail(rows, said(rows, shares), {"p": policy}, "p", prices=PRICES)
     assert found["policies"]["p"]["shares"] == [0.5, 0, 0, 0.5]
     assert found["policies"]["p"]["risk"][0] == found["routers"]["bundle, policy p"]["risk"][0] == 0.5
     text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
@@ -254,7 +261,8 @@ def test_a_router_without_a_miss_has_no_empty_interval():
     rows = [parse_row({"id": f"{i}", "prompt": "x", "tier": "frontier"}, "t") for i in range(40)]
     shares = np.full((40, 4), 0.25, dtype=np.float32)
     up = np.full(40, 3)
-    found = detail(rows, up, shares, {"p": Policy("p", 1.0)}, "p", prices=PRICES, routers={"up": up})["routers"]["up"]
+    policies = {"p": Policy("p", 1.0)}
+    found = detail(rows, said(rows, shares), policies, "p", prices=PRICES, routers={"up": up})["routers"]["up"]
     assert found["risk"][1:] == (0.0, pytest.approx(0.0876, abs=1e-3))
     assert found["frontier_misses"][2] == found["risk"][2]
     assert found["accuracy"][1] < 1.0
@@ -388,7 +396,7 @@ def test_a_risk_of_rates_is_the_expectation_that_is_promised(report, monkeypatch
     rows = [parse_row(rates | {"id": f"{i}"}, "s") for i in range(40)]
     shares = np.tile(np.array([0.2, 0.7, 0.1, 0.0], dtype=np.float32), (40, 1))
     policies = {"cheap": Policy("cheap", 0.2, guarantee=fit), "up": Policy("up", 0.85, guarantee=fit)}
-    found = detail(rows, np.zeros(40, dtype=int), shares, policies, "up", prices=PRICES)
+    found = detail(rows, said(rows, shares), policies, "up", prices=PRICES)
     cheap, up = found["policies"]["cheap"], found["policies"]["up"]
     assert (cheap["risk"][0], cheap["over_routing"][0], cheap["frontier_misses"][0]) == pytest.approx((0.4, 0.0, 1.0))
     assert (up["risk"][0], up["over_routing"][0]) == pytest.approx((0.1, 0.6))
@@ -404,7 +412,7 @@ def test_labels_of_another_kind_break_no_promise(report, monkeypatch):
     fit = Guarantee(0.1, 0.0, "CONFORMAL_RISK_CONTROL", "OUTCOME", 300, 0.1, 0.1, True)
     rows = [parse_row({"prompt": f"p{i}", "tier": "frontier"}, "s") for i in range(40)]
     shares = np.tile(np.array([0.7, 0.1, 0.1, 0.1], dtype=np.float32), (40, 1))
-    found = detail(rows, np.full(40, 3), shares, {"p": Policy("p", 0.01, guarantee=fit)}, "p", prices=PRICES)
+    found = detail(rows, said(rows, shares), {"p": Policy("p", 0.01, guarantee=fit)}, "p", prices=PRICES)
     text = page(report | {"detail": {**report["detail"], "policies": found["policies"]}})
     assert ">10.0%, of OUTCOME labels<" in text
     assert "Policy p promises" not in text
@@ -455,9 +463,20 @@ def test_a_source_with_half_of_a_surrogate_pair_has_its_slice(files, tmp_path, m
     assert (done.exit_code, "source-1 ?" in (tmp_path / "page.html").read_text()) == (0, True), done.output
 
 
+def test_rows_without_a_tier_teach_baselines_nothing():
+    """What an outcome says of an interval is no label of its upper end, and no label is none of the highest tier."""
+    rows = [parse_row(row, "test") for row in corpus()]
+    others = [
+        parse_row({"prompt": f"the {i}"} | label, "t") for i in range(9) for label in ({}, {"at_least": "standard"})
+    ]
+    found = baselines([*rows, *others], rows)
+    for name, shares in baselines(rows, rows).items():
+        np.testing.assert_array_equal(found[name], shares)
+
+
 def test_baselines_that_can_learn_nothing_are_one_line(files, tmp_path, monkeypatch):
     """Rows of one tier, or no two with a word in common, are no data for baselines, which is said before scoring."""
-    monkeypatch.setattr(evaluation_run, "score", lambda *_: pytest.fail("rows were scored"))
+    monkeypatch.setattr(evaluation_run, "ask", lambda *_: pytest.fail("rows were scored"))
     (tmp_path / "one.jsonl").write_text('{"prompt": "hello", "tier": "simple"}\n')
     done = run_command(
         "--bundle", files / "bundle", "--data", files / "rows.jsonl", "--baseline-data", tmp_path / "one.jsonl"
@@ -475,7 +494,7 @@ def test_a_page_in_a_folder_that_is_not_there_is_a_usage_error(files, tmp_path):
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
 def test_what_a_page_needs_and_is_not_installed_is_said_before_scoring(files, tmp_path, monkeypatch, missing):
     """The missing extra is named before minutes are spent."""
-    monkeypatch.setattr(evaluation_run, "score", lambda *_: pytest.fail("rows were scored"))
+    monkeypatch.setattr(evaluation_run, "ask", lambda *_: pytest.fail("rows were scored"))
     monkeypatch.setitem(sys.modules, missing, None)
     done = run_command("--bundle", files / "bundle", "--data", files / "rows.jsonl", "--report", tmp_path / "r.html")
     remedy = "pip install 'request-complexity-classifier[report]'"

@@ -14,12 +14,14 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
 from classifier import migrations
 from classifier.database import Database
-from classifier.errors import SettingsError, StoreUnavailable
+from classifier.errors import InputError, SettingsError, StoreUnavailable
 from classifier.exports import COLUMNS, export_row, read_export, write_export
 from classifier.feedback import FeedbackStore, open_store, request_hash
 from classifier.ledger import Ledger
@@ -526,6 +528,26 @@ async def test_an_export_reads_back_as_it_was(open_at, tmp_path, suffix):
     assert all(list(row) == list(COLUMNS) for row in rows)
     assert rows[1]["request"] == {"messages": [{"role": "user", "content": "prompt 1"}], "labels": {"n": "1"}}
     assert (rows[1]["accepted_tier"], rows[1]["floor"], rows[0]["verdict"]) == ("complex", "simple", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("cut.jsonl", None), ("deep.jsonl", "[" * 100_000), ("cut.parquet", "{"), ("deep.parquet", "[" * 100_000)],
+)
+def test_a_damaged_export_is_named(tmp_path, name, labels):
+    """A row that was cut, or is no JSON where it should be, ends in one line that names the file."""
+    path = tmp_path / name
+    row = dict.fromkeys(COLUMNS) | {"outcome_count": 0, "effective": False}
+    write_export([row | {"labels": "?"}], path)
+    if path.suffix == ".jsonl":
+        whole = path.read_text()
+        path.write_text(whole[:50] if labels is None else whole.replace('"?"', labels))
+    else:
+        table = pq.read_table(path)
+        at = table.schema.get_field_index("labels")
+        pq.write_table(table.set_column(at, table.schema.field(at), pa.array([labels])), path)
+    with pytest.raises(InputError, match=f"{name}:?1?: (cannot be read|is no row of a feedback export)"):
+        list(read_export(path))
 
 
 def test_a_sqlite_store_is_durable_and_private(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from classifier.labels import ROLES, interval_of
+from classifier.labels import COLUMN_ROLES, interval_of
 from classifier.types import Tier
 
 
@@ -24,7 +24,8 @@ from classifier.types import Tier
 def test_a_label_or_an_outcome_is_an_interval_of_tiers(said, low, high):
     """Accepted bounds the label above, rejected below, escalated on both sides; a label wins; empty is absent."""
     assert interval_of(said) == (Tier.parse(low), Tier.parse(high))
-    assert interval_of(dict.fromkeys(ROLES, "") | said) == interval_of(dict.fromkeys(ROLES) | said) == interval_of(said)
+    blank, absent = dict.fromkeys(COLUMN_ROLES, ""), dict.fromkeys(COLUMN_ROLES)
+    assert interval_of(blank | said) == interval_of(absent | said) == interval_of(said)
 
 
 @pytest.mark.parametrize(

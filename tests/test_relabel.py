@@ -93,6 +93,21 @@ def test_a_file_that_is_not_complete_stays_as_it_is(labelled, tiny_bundle_path, 
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_damaged_file_is_named(labelled, tiny_bundle_path, tmp_path, kind):
+    """A file that was cut, or whose bytes are other ones now, ends in one line that names it, and stays as it is."""
+    bundle, path = read_bundle(tiny_bundle_path), tmp_path / f"economy.{kind}"
+    whole = (labelled / path.name).read_bytes()
+    damaged = whole[:100] + bytes(100) + whole[200:] if kind == "parquet" else whole[: len(whole) // 2]
+    path.write_bytes(damaged)
+    shutil.copy(manifest_path(labelled / path.name), tmp_path)
+    with pytest.raises(InputError, match=f"{path.name}: is damaged, or was changed since it was labelled"):
+        list(open_labelled(path).rows())
+    with pytest.raises(InputError, match=f"{path.name}: is damaged, or was changed since it was labelled"):
+        relabel(path, bundle.policies["quality"], facts_of(bundle, "quality"))
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 def test_rows_without_the_group_are_a_group(tiny_bundle_path, tmp_path, kind):
     """A row whose column of groups is empty has the threshold of requests without that label, as when it is served."""
     bundle, out = read_bundle(tiny_bundle_path), tmp_path / f"out.{kind}"

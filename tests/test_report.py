@@ -511,7 +511,9 @@ def test_a_file_that_is_no_labelled_traffic_is_named(tmp_path, content, message)
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 @pytest.mark.parametrize(
-    "content", ["[]", "{", '{"facts": {}, "schema": "?", "complete": 7}'], ids=["list", "cut", "odd"]
+    "content",
+    ["[]", "{", "[" * 100_000, '{"facts": {}, "schema": "?", "complete": 7}'],
+    ids=["list", "cut", "deep", "odd"],
 )
 def test_a_damaged_manifest_is_named(tmp_path, kind, content):
     """What is beside a labelled file and is no manifest of one ends in one line that says so."""

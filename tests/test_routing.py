@@ -167,8 +167,7 @@ def test_whatever_happens_a_restricted_request_stays_on_premises(
     """
     floor, ceiling = limits
     policy = Policy(name="p", threshold=threshold, guarantee=PROVEN, epsilon=epsilon)
-    choice = decide(p, policy, floor=floor, ceiling=ceiling, draw=draw)
-    before = Decision(choice.tier, tuple(p), choice.model_tier, choice.reason, "p", choice.threshold, choice.guaranteed)
+    before = decide(p, policy, floor=floor, ceiling=ceiling, draw=draw)
     request = Request.from_text("x", floor=floor, ceiling=ceiling, labels=SECRET if restricted else {})
     allowed = [r for r in table if (r.on_premises or not restricted)]
     allowed = [r for r in allowed if (floor or Tier.SIMPLE) <= r.tier <= (ceiling or Tier.FRONTIER)]
@@ -199,9 +198,8 @@ def test_the_propensity_is_the_share_of_draws_that_lead_to_the_tier(table, p, ce
     request = Request.from_text("x", ceiling=ceiling, labels=SECRET if restricted else {})
     reached = {}
     for draw in (0.999, *(epsilon * i / 200 for i in range(200))):
-        choice = decide(p, policy, ceiling=ceiling, draw=draw)
-        base = min(choice.model_tier, ceiling or Tier.FRONTIER)
-        before = Decision(choice.tier, tuple(p), choice.model_tier, choice.reason, "p", 0.5, True, choice.propensity)
+        before = decide(p, policy, ceiling=ceiling, draw=draw)
+        base = min(before.model_tier, ceiling or Tier.FRONTIER)
         try:
             after = table.apply(before, request, exploration(base, epsilon, ceiling=ceiling))
         except NoAllowedRoute:

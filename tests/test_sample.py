@@ -294,11 +294,16 @@ def test_a_long_request_is_cut_and_shown_whole_on_request(tmp_path):
     assert said.index("characters left out") < said.index("middle")
 
 
-def test_an_unlabelled_file_is_not_gone_on_with(tmp_path):
-    """A sample given as -o of --annotate is told from labels, and left as it is."""
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"id": "0", "prompt": "p"}', "has no tier"), ("[" * 100_000, "s.jsonl:1: not a labelled corpus line")],
+    ids=["sample", "deep"],
+)
+def test_a_file_without_labels_is_not_gone_on_with(tmp_path, line, message):
+    """A sample or something else given as -o of --annotate is told from labels, and left as it is."""
     path = tmp_path / "s.jsonl"
-    path.write_text('{"id": "0", "prompt": "p"}\n')
-    with pytest.raises(InputError, match="has no tier"):
+    path.write_text(line + "\n")
+    with pytest.raises(InputError, match=message):
         talk([{"id": "0", "prompt": "p"}], path, "1")
 
 

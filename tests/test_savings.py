@@ -191,6 +191,8 @@ def test_a_routing_table_has_prices(tmp_path):
         ("[tiers", "is not TOML"),
         ("[tier]\nsimple = 1", "unknown key 'tier'"),
         ("[tiers]\nhuge = 1", "unknown tier 'huge'"),
+        ("[tiers]\nsimple = 1\nSimple = 2", "simple stands there twice"),
+        (f"[models]\nx = 1{'0' * 400}", "models.'x': input is 1000"),
         ("[tiers]\nsimple = -1", "tiers.simple: input is -1"),
         ("[tiers]\nsimple = true", "input is True"),
         ("[tiers]\nsimple = {input = 1}", "output is None"),

@@ -28,6 +28,16 @@ def test_step_runs_once(tmp_path):
     assert (Run(tmp_path / "1").path("a") / "made").read_text() == "x"
 
 
+def test_results_are_those_of_finished_steps(tmp_path):
+    """A step that was cut off when all but its name was there has none; it is begun again."""
+    run = Run(tmp_path / "1")
+    run.step("b", lambda _: {"n": 2})
+    run.step("a", lambda _: {"n": 1})
+    (run.path("b")).rename(run.folder / ".b.part")
+    assert run.results() == {"a": run.result("a")} == {"a": {"n": 1}}
+    assert run.step("b", lambda _: {"n": 3}) == run.results()["b"] == {"n": 3}
+
+
 def test_step_that_fails_leaves_nothing_behind(tmp_path):
     """A step that dies half-way begins again in an empty folder."""
 

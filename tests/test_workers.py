@@ -154,8 +154,8 @@ def test_workers_end_with_their_parent(arguments):
         until(lambda: not any(_alive(w) for w in workers))
 
 
-def test_a_worker_that_does_not_come_to_serve_is_tried_less_and_less():
-    """Each start that fails puts the next off for twice as long; where one served, another follows at once."""
+def test_a_worker_that_comes_to_nothing_is_tried_less_and_less():
+    """Each one that does not serve for a second puts the next off for twice as long; else another follows at once."""
 
     class Worker:
         pid, exitcode = 7, 1
@@ -172,16 +172,26 @@ def test_a_worker_that_does_not_come_to_serve_is_tried_less_and_less():
 
     def seconds_to_the_next(*, served):
         worker = Worker()
-        keeper._workers[worker] = (worker.pipe, time.monotonic() - 60)
-        if served:
+        keeper._workers[worker] = worker.pipe
+        if served is not None:
             worker.child.send(None)
             keeper._tend()
+            keeper._served_from[worker] -= served
         before = time.monotonic()
         keeper._replace(worker)
         return max(0, round(keeper._next_start - before))
 
-    assert [seconds_to_the_next(served=False) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert [seconds_to_the_next(served=served) for served in (True, False)] == [0, 1]
+    assert [seconds_to_the_next(served=served) for served in (None, 0, None, 0, 0, 0, 0, 0)] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        60,
+        60,
+    ]
+    assert [seconds_to_the_next(served=served) for served in (60, None)] == [0, 1]
 
 
 def test_a_worker_has_the_time_to_write_what_it_recorded():
@@ -196,7 +206,7 @@ def test_a_worker_has_the_time_to_write_what_it_recorded():
         def is_alive(self):
             return False
 
-    keeper._workers[Worker()] = (SimpleNamespace(close=lambda: None), 0.0)
+    keeper._workers[Worker()] = SimpleNamespace(close=lambda: None)
     keeper._end()
     assert waited[0] > told.drain_seconds + told.shutdown_delay_seconds + CLOSE_SECONDS
 

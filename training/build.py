@@ -10,7 +10,6 @@ report.json           what `evaluate` found on the development rows
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,21 +23,23 @@ from transformers import PreTrainedModel
 from classifier.bundle import Bundle
 from classifier.drift import reference_distributions
 from classifier.errors import BundleError, InputError
-from classifier.inputs import render
+from classifier.texts import finite
 from training import processes
+from training.answers import ask, load_engine
 from training.build_data import Data, publishable, without_learnt
 from training.calibrate import calibrate, with_policies
 from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows, unpacked
 from training.card import own_alone, render_card
 from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, write_corpus
-from training.evaluate import as_text, evaluate, load_engine, score
+from training.evaluate import as_text, baselines, evaluate
 from training.export import Parity, assemble, choose_golden, export, revise
 from training.marked_forms import DEMANDS_SHA256
 from training.model import bundle_at, tokenizer_of
 from training.predictions import read_predictions
 from training.recipe import STEERING_FORMS
 from training.steering_head import kept_head
+from training.steps import write_json
 from training.train import TEXTS, Say, taught_by, train
 
 
@@ -75,7 +76,6 @@ def build(
         raise BundleError(f"{out / 'bundle'}: already built; choose another --out, or remove it")
     if cross_validated:
         read_predictions(cross_validated)  # again in the end, which may be hours away
-    golden = choose_golden(publishable())
     names = dict.fromkeys((recipe["base"], recipe["student"].get("base") or recipe["base"]))
     bases = [bundle for bundle in map(bundle_at, names) if bundle is not None]
     learnt = [row for base in bases for row in unpacked(str(base.manifest.get(TRAINING_ROWS, "")))]
@@ -90,6 +90,7 @@ def build(
             "no row is left to calibrate on: of --extra a tenth of the rubric rows that state no split does; leave the "
             "split of some out"
         )
+    golden = choose_golden(publishable())
     student, fast = train(recipe, out, data, teacher=teacher, answers=answers, say=say)
     if not processes.is_first():
         return None
@@ -184,18 +185,20 @@ def _measured(
     """Leaves `out/report.json` and makes `out/bundle` of `out/calibrated`: with metrics, card and a reference."""
     calibrated = out / "calibrated"
     engine = load_engine(calibrated)
-    held_out = score(engine, [row.request for row in data.calibration], name="calibration rows")
-    report = evaluate(engine, data.dev, train=[r for r in data.train if r.label == RUBRIC])
-    (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    held_out = ask(engine, [row.request for row in data.calibration], name="calibration rows")
+    learnt = [r for r in data.train if r.label == RUBRIC]
+    rivals = baselines(learnt, data.dev) if len({r.tier for r in learnt}) > 1 else {}
+    answers = ask(engine, [row.request for row in data.dev])
+    report = evaluate(engine.bundle_version, data.dev, answers.probabilities, rivals)
+    write_json(out / "report.json", report)
     say(as_text(report))
     card = render_card(recipe={**recipe, "base": base}, rows=data.train, report=report, notes=notes)
-    signals = [render(row.request).signals for row in data.calibration]
     bundle = revise(
         calibrated,
         out / "bundle",
         card=with_policies(card, policies_text(promises)),
-        reference=reference_distributions(held_out, signals),
-        facts={"metrics": report["overall"], "parent": parent},
+        reference=reference_distributions(held_out.probabilities, held_out.signals),
+        facts={"metrics": finite(report["overall"]), "parent": parent},
     )
     shutil.rmtree(calibrated)
     return bundle

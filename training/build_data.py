@@ -23,7 +23,8 @@ class Data:
         train: what teacher and student learn from.
         calibration: held out of training, to fit calibration and thresholds.
         dev: held out of both, to look at; rows whose tier, or the chance of each, is known.
-        traffic: every labelled row of the extra corpora (our own where there are none): what is cross-validated.
+        traffic: every row of the extra corpora (our own where there are none) whose tier by the rubric is known: what
+            is cross-validated.
     """
 
     train: list[Row]
@@ -56,7 +57,7 @@ def load_data(
         train=[r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"],
         calibration=calibration,
         dev=[r for r in (dev_rows if dev else own_rows) if r.judges and (dev or r.split == "test")],
-        traffic=traffic,
+        traffic=[r for r in traffic if r.judges],
     )
 
 

@@ -31,7 +31,8 @@ from training.step_losses import EVERY_MISS, routing_losses
 PRICES = tuple(routing.PRICES.values())
 """Dollars a million tokens, cheapest tier first; a user's own come by argument."""
 ALPHAS = (0.02, 0.03, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25, 0.30, 0.40)
-FEWEST_IN_SLICE = 20
+FEWEST_IN_SLICE, FEWEST_IN_SOURCE = 20, 50
+"""Rows, of any slice and of a source that is judged by itself; fewer say nothing, and are left out."""
 BINS = 10
 """Of a reliability curve, each of at least ten rows."""
 BOOTSTRAPS = 400

@@ -26,14 +26,13 @@ from classifier.calibration import METHODS, Calibration
 from classifier.drift import reference_distributions
 from classifier.engine import Engine
 from classifier.errors import InputError
-from classifier.inputs import render
 from classifier.types import Request
+from training.answers import ask
 from training.calibrate import calibrate
 from training.calibration_fit import FEWEST_FOR_MAP
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows, unpacked
 from training.choices import targets_of
 from training.corpus import Row, data_sha256, parse_row
-from training.evaluate import score
 from training.predictions import write_predictions
 from training.principals import contradicting
 from training.recipe import STEERING_FORMS, training_of_a_round
@@ -237,5 +236,5 @@ def mix(feedback: Sequence[Row], base: Sequence[Row], share: float, seed: int) -
 def _reference(engine: Engine, traffic: Sequence[Request]) -> dict[str, Any]:
     if not traffic:
         return dict(engine.bundle.reference)
-    signals = [render(request).signals for request in traffic]
-    return reference_distributions(score(engine, traffic, name="reference"), signals)
+    answers = ask(engine, traffic, name="reference")
+    return reference_distributions(answers.probabilities, answers.signals)

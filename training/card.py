@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,12 +101,19 @@ def _metrics(report: Mapping[str, Any]) -> str:
         "",
         "| metric | value | interval |",
         "|---|---:|---|",
-        *(f"| {name} | {v[0]:.3f} | {v[1]:.3f} to {v[2]:.3f} |" for name, v in report["overall"].items()),
+        *(_metric(name, value) for name, value in report["overall"].items()),
+        *(
+            _metric(f"accuracy of the baseline {name}", numbers["accuracy"])
+            for name, numbers in report.get("baselines", {}).items()
+        ),
     ]
-    for name, numbers in report.get("baselines", {}).items():
-        v = numbers["accuracy"]
-        lines.append(f"| accuracy of the baseline {name} | {v[0]:.3f} | {v[1]:.3f} to {v[2]:.3f} |")
     return "\n".join(lines) + "\n"
+
+
+def _metric(name: str, value: Sequence[float]) -> str:
+    """A line of the table; what rows of too few tiers do not tell is a dash, as on the page of an evaluation."""
+    estimate, low, high = value
+    return f"| {name} | – | – |" if math.isnan(estimate) else f"| {name} | {estimate:.3f} | {low:.3f} to {high:.3f} |"
 
 
 def own_alone(rows: Sequence[Row]) -> list[str]:

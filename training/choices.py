@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,11 @@ from numpy.typing import NDArray
 from classifier.engine import Engine
 from classifier.policy import Policy, choose_many, cumulative_probabilities
 from classifier.types import Request
+from training.answers import ask
 from training.calibration_report import PRICES
 from training.calibration_set import MAP_ROWS, CalibrationSet
 from training.corpus import Row, tiers
 from training.decision_log import Log
-from training.evaluate import score
 from training.gate import LabelledSet
 from training.off_policy import OffPolicy, estimate
 from training.policy_fit import Targets, chosen_by, fit_policies
@@ -82,7 +81,7 @@ def golden_set(current: Engine, candidate: Engine, golden: Sequence[Row], *, ris
     labels = soft(tiers(golden))
     alpha = _default(current).guarantee.alpha
     requests = [row.request for row in golden]
-    before, after = score(current, requests), score(candidate, requests)
+    before, after = (ask(engine, requests, name="golden rows").probabilities for engine in (current, candidate))
     chosen = choose_many(before, fit_threshold(routing_losses(before, labels), alpha).threshold)
     return LabelledSet(
         "golden",
@@ -105,8 +104,7 @@ def off_policy_pair(current: Engine, candidate: Engine, log: Log) -> tuple[OffPo
 
 def on_requests(engine: Engine, requests: Sequence[Request]) -> Choices:
     """What the default policy chooses, without floors, ceilings and exploration: (n,) int64."""
-    prepared = [engine.prepare(replace(request, policy="")) for request in requests]
-    return np.array([engine.decide(p, engine.score(p)).model_tier.index for p in prepared], dtype=np.int64)
+    return ask(engine, requests, name="traffic").chosen_by(_default(engine))
 
 
 def out_of_fold(engine: Engine, rows: CalibrationSet) -> Choices:

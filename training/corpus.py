@@ -34,7 +34,7 @@ from training.label_fields import KINDS, one_hot, stated_label
 OWN_DATA = Path(__file__).parent.parent / "data"
 """The corpus written for this project."""
 RUBRIC, OUTCOME, UNLABELLED = KINDS
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
+SUFFIXES = (".jsonl", ".jsonl.gz")
 EXPORTED = frozenset({"decision_id", "outcome_id"})
 """Names by which a row of an export of the feedback store is told from a corpus line."""
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
@@ -144,7 +144,7 @@ def expand(paths: Iterable[str | Path]) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES[:2]))
+            files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
         elif path.is_file():
             files = [path]
         else:

@@ -32,11 +32,12 @@ from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.intervals import bootstrap_each, ranged
 from training import processes
+from training.calibration_report import FEWEST_IN_SOURCE
 from training.corpus import RUBRIC, Row, tiers
 from training.evaluate import baselines, statistics
 from training.fit import predict
 from training.model import tokenizer_of
-from training.predictions import BASELINE, model_of
+from training.predictions import BASELINE, model_of, read_predictions
 from training.probe import embed, probe
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 FOLDS = 5
 HEADLINE = ("accuracy", "quadratic_kappa", "under_routing", "auroc_above_simple", "auroc_above_standard")
 """The statistics of `training.evaluate` that are reported across sources."""
-FEWEST_OF_SOURCE = 50
-"""Sources with fewer rows say nothing by themselves."""
 WORST = 5
 """How many sources the summary names: as many as a reader looks into."""
 
@@ -75,7 +74,7 @@ def fold_data(data: Data, folds: int = FOLDS) -> list[tuple[Data, list[Row]]]:
         # A group may have rows of several sources, as where two logs hold one template: they would tell the answer.
         names, groups = {r.source for r in held}, {r.group for r in held}
         rest = [r for r in data.train if r.source not in names and r.group not in groups]
-        learnt = [r.tier for r in rest if r.label == RUBRIC]
+        learnt = [r.tier for r in rest if r.label == RUBRIC and r.closed]
         if len(set(learnt)) < 2:
             raise InputError(
                 f"without the sources of fold {fold + 1}, {len(learnt)} rows of {len(set(learnt))} tiers are left to "
@@ -155,7 +154,7 @@ def probe_across(
     with explained(out):  # before the work, of which nothing is kept until its end
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
-    rows = {r.sha256: r for r in [*data.traffic, *data.train] if r.label == RUBRIC}
+    rows = {r.sha256: r for r in [*data.traffic, *data.train] if r.label == RUBRIC and r.closed}
     at = {digest: i for i, digest in enumerate(rows)}
     say(f"embedding {len(rows)} rows")
     features = embed(list(rows.values()), base)
@@ -206,15 +205,14 @@ def summary(path: Path) -> dict[str, Any]:
     Returns:
         `model`, `rows`, `sources`; `accuracy`, `quadratic_kappa`, `under_routing`, `auroc_above_simple`,
         `auroc_above_standard`, each (estimate, low, high); `by_source`: (name, rows, accuracy), worst first, of
-        sources with at least `FEWEST_OF_SOURCE` rows.
+        sources with at least `FEWEST_IN_SOURCE` rows.
     """
-    with np.load(path, allow_pickle=False) as file:
-        logits, labels, sources = file["logits"], file["labels"], file["sources"].astype(str)
-    probabilities = IDENTITY.apply(logits)
+    rows = read_predictions(path)
+    probabilities, labels, sources = IDENTITY.apply(rows.logits), rows.labels.argmax(axis=1), rows.sources
     by_source = [
         (str(name), int(here.sum()), float((probabilities[here].argmax(1) == labels[here]).mean()))
         for name in np.unique(sources)
-        if (here := sources == name).sum() >= FEWEST_OF_SOURCE
+        if (here := sources == name).sum() >= FEWEST_IN_SOURCE
     ]
     numbers = statistics()
     headline = {name: numbers[name](probabilities, labels) for name in HEADLINE}
@@ -231,7 +229,7 @@ def as_text(found: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
     lines = [f"{found['rows']} rows of {found['sources']} sources, each answered without its source ({found['model']})"]
     lines += [f"  {name:<22} {ranged(found[name])}" for name in HEADLINE]
-    lines += [f"  worst sources with at least {FEWEST_OF_SOURCE} rows"]
+    lines += [f"  worst sources with at least {FEWEST_IN_SOURCE} rows"]
     lines += [
         f"    {name:<28} {rows:5d} rows   accuracy {accuracy:.3f}"
         for name, rows, accuracy in found["by_source"][:WORST]

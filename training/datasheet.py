@@ -95,7 +95,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     first, second = (np.array([Tier.parse(r["votes"][i]).index for r in read]) for i in (0, 1))
     differ = int((first != second).sum())
-    third = [r for r in rows if len(r["votes"]) > 2]
+    third = [r for r in read if len(r["votes"]) > 2]
     lines = [
         "",
         f"Two blind labels exist for {len(read)} rows: raw agreement {metrics.accuracy(first, second):.3f}, quadratic "

@@ -1,4 +1,4 @@
-"""How good is a bundle? Scores the exported bundle through `Engine`, one request a run, as it is served.
+"""How good is a bundle? Its answers (`training.answers`) beside the labels of the rows.
 
 Prints each number with its interval, by slice, beside baselines that anybody could build in an afternoon:
 always the majority tier, length alone, TF-IDF with logistic regression. `--gate accuracy=0.76` makes it exit with 3
@@ -10,49 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from classifier import metrics
-from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.inputs import render
 from classifier.intervals import Interval, Statistic, bootstrap_each, bootstrap_interval, mean, ranged, wider, wilson
-from classifier.policy import Policy, choose_many
-from classifier.types import TIERS, Request
-from training.corpus import UNLABELLED, Row, tiers
-from training.progress import progress_bar
+from classifier.types import TIERS
+from training.calibration_report import FEWEST_IN_SLICE
+from training.corpus import Row, tiers
 
-MIN_SLICE = 20
-"""Slices with fewer rows say nothing and are left out."""
 LENGTHS = ((0, "<100"), (100, "100-999"), (1000, "1k-10k"), (10_000, ">=10k"))
 SHARES = ("accuracy", "under_routing", "over_routing")
 """Statistics that are a share of the rows."""
 LOWER_IS_BETTER = frozenset({"under_routing", "over_routing", "ranked_probability_score"})
-
-
-def score(engine: Engine, requests: Sequence[Request], *, name: str = "score") -> NDArray[np.float32]:
-    """Calibrated probabilities, one run each: (n, 4) float32."""
-    found = [engine.score(engine.prepare(request)).probabilities for request in progress_bar(requests, desc=name)]
-    return np.array(found, dtype=np.float32).reshape(-1, len(TIERS))
-
-
-def routed(policy: Policy, requests: Sequence[Request], probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
-    """What a policy chooses as it is served, but for floors, ceilings and exploration: (n,) int64 tier indices.
-
-    Args:
-        policy: any; a request gets the threshold of its group.
-        requests: as they came.
-        probabilities: (n, 4) float32, from `score`.
-    """
-    thresholds = np.full(len(requests), policy.threshold)
-    if policy.group_by:
-        groups = [policy.group_of(request.labels, render(request).script) for request in requests]
-        thresholds = np.array([policy.threshold_of(group) for group in groups])
-    return choose_many(probabilities, thresholds, policy.top_tier_threshold)
 
 
 def statistics() -> dict[str, Callable[[NDArray[np.float32], NDArray[np.int64]], Statistic]]:
@@ -84,7 +58,7 @@ def summarise(
 
 
 def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """Row indices by kind, language, length and source, slices of fewer than `MIN_SLICE` rows left out."""
+    """Row indices by kind, language, length and source, slices of fewer than `FEWEST_IN_SLICE` rows left out."""
 
     def length(row: Row) -> str:
         return next(name for edge, name in reversed(LENGTHS) if row.request.characters >= edge)
@@ -100,12 +74,12 @@ def slices(rows: Sequence[Row]) -> dict[str, dict[str, NDArray[np.int64]]]:
         members: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             members.setdefault(key(row), []).append(i)
-        found[what] = {k: np.array(v) for k, v in sorted(members.items()) if len(v) >= MIN_SLICE}
+        found[what] = {k: np.array(v) for k, v in sorted(members.items()) if len(v) >= FEWEST_IN_SLICE}
     return found
 
 
 def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np.float32]]:
-    """Probabilities that each baseline, fitted on `train`, gives `rows`: (rows, 4) float32 each.
+    """Probabilities that each baseline, fitted on the closed rows of `train`, gives `rows`: (rows, 4) float32 each.
 
     Raises:
         InputError: nothing can be learnt from `train`, such as where all of its rows are of one tier.
@@ -114,7 +88,7 @@ def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    train = [r for r in train if r.label != UNLABELLED]
+    train = [r for r in train if r.closed]
     y = tiers(train)
     prior = np.bincount(y, minlength=len(TIERS)) / len(y)
 
@@ -151,25 +125,22 @@ def baselines(train: Sequence[Row], rows: Sequence[Row]) -> dict[str, NDArray[np
 
 
 def evaluate(
-    engine: Engine,
+    version: str,
     rows: Sequence[Row],
-    train: Sequence[Row] = (),
-    *,
-    probabilities: NDArray[np.float32] | None = None,
-    rivals: Mapping[str, NDArray[np.float32]] | None = None,
+    probabilities: NDArray[np.float32],
+    rivals: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, Any]:
     """The whole evaluation as JSON-ready data.
 
     Args:
-        engine: of the bundle.
+        version: of the bundle.
         rows: labelled rows, none of which the bundle was trained on.
-        train: rows that the baselines learn from; empty leaves baselines out.
-        probabilities: (n, 4) the bundle's of these rows, where they are at hand.
-        rivals: what `baselines` gave for these rows, where it is at hand.
+        probabilities: (n, 4) float32, the bundle's of these rows.
+        rivals: what `baselines` gave for these rows; empty leaves baselines out.
     """
-    p, y = score(engine, [r.request for r in rows]) if probabilities is None else probabilities, tiers(rows)
+    p, y = probabilities, tiers(rows)
     report: dict[str, Any] = {
-        "bundle": engine.bundle_version,
+        "bundle": version,
         "rows": len(rows),
         "tier_counts": np.bincount(y, minlength=len(TIERS)).tolist(),
         "overall": summarise(p, y),
@@ -185,19 +156,20 @@ def evaluate(
             for what, members in slices(rows).items()
         },
     }
-    if len(rows) >= MIN_SLICE:
+    if len(rows) >= FEWEST_IN_SLICE:
         report["calibration_error"] = [asdict(error) for error in metrics.calibration_error(p, y)]
-    if train or rivals:
-        report["baselines"] = {}
+    if rivals:
         right, scores = (p.argmax(1) == y).astype(np.float64), metrics.ranked_probability_scores(p, y)
-        for name, q in (rivals or baselines(train, rows)).items():
-            report["baselines"][name] = {
+        report["baselines"] = {
+            name: {
                 **summarise(q, y, draws=400),
                 "bundle_accuracy_minus_this": bootstrap_interval(mean(right - (q.argmax(1) == y)), len(y)),
                 "bundle_rps_minus_this": bootstrap_interval(
                     mean(scores - metrics.ranked_probability_scores(q, y)), len(y)
                 ),
             }
+            for name, q in rivals.items()
+        }
     return report
 
 
@@ -249,8 +221,3 @@ def as_text(report: Mapping[str, Any]) -> str:
                 f"    {name:<24} {m['rows']:6d} rows   accuracy {ranged(m['accuracy'])}" for name, m in members.items()
             ]
     return "\n".join(lines)
-
-
-def load_engine(bundle: Path) -> Engine:
-    """The engine of a bundle, with two threads a run: evaluation has nobody to share the cores with."""
-    return Engine.from_pretrained(bundle, threads=2)

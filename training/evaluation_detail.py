@@ -23,6 +23,7 @@ from classifier.intervals import Statistic, bootstrap_each, mean, wider
 from classifier.metrics import tier_shares
 from classifier.policy import Guarantee, Policy, choose_many
 from classifier.types import TIERS
+from training.answers import Answers
 from training.calibration_report import (
     constant_cost,
     frontier_misses,
@@ -32,8 +33,7 @@ from training.calibration_report import (
     under,
 )
 from training.calibration_set import closed_label
-from training.corpus import Row
-from training.evaluate import routed
+from training.corpus import Row, tiers
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -44,8 +44,7 @@ GRID = np.concatenate([np.linspace(0.0, 0.9, 37), np.linspace(0.91, 1.0, 19)])
 
 def detail(
     rows: Sequence[Row],
-    labels: Indices,
-    probabilities: NDArray[np.float32],
+    answers: Answers,
     policies: Mapping[str, Policy],
     default: str,
     *,
@@ -58,8 +57,7 @@ def detail(
 
     Args:
         rows: labelled rows.
-        labels: (n,) tier indices of them.
-        probabilities: (n, 4), the bundle's.
+        answers: the bundle's to them.
         policies: the bundle's, by name.
         default: name of the bundle's default policy.
         prices: cheapest tier first.
@@ -67,10 +65,9 @@ def detail(
         routers: (n,) tiers that other routers chose, by name.
         show_text: list the worst errors with the beginning of their text.
     """
-    truth = np.array([closed_label(row) for row in rows])
+    labels, truth, probabilities = tiers(rows), np.array([closed_label(row) for row in rows]), answers.probabilities
     whole = {"bundle": probabilities, **(rivals or {})}
-    requests = [row.request for row in rows]
-    chosen = {name: routed(policy, requests, probabilities) for name, policy in policies.items()}
+    chosen = {name: answers.chosen_by(policy) for name, policy in policies.items()}
     return {
         "prices": list(prices),
         "reliability": [reliability(probabilities, truth, t) for t in range(len(TIERS) - 1)],

@@ -12,10 +12,11 @@ from typing import Any
 
 from classifier.errors import InputError
 from training import outcome_curves, robustness
+from training.answers import ask, load_engine
 from training.calibration_report import PRICES
 from training.calibration_set import CALIBRATED_ON, unseen
-from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus, tiers
-from training.evaluate import baselines, evaluate, load_engine, routed, score
+from training.corpus import OWN_DATA, UNLABELLED, Row, read_corpus
+from training.evaluate import baselines, evaluate
 from training.evaluation_detail import detail, histories
 from training.outcomes import read_outcomes
 from training.rivals import litellm_tiers
@@ -47,7 +48,7 @@ class Asked:
 def read_rows(
     data: Sequence[str], baseline_data: Sequence[str], *, baselines_wanted: bool
 ) -> tuple[list[Row], list[Row]]:
-    """The labelled rows to evaluate on, and those that baselines learn from.
+    """The labelled rows to evaluate on, and the closed ones that baselines learn from.
 
     Args:
         data: corpus paths; none means the test split of `data/`.
@@ -60,7 +61,7 @@ def read_rows(
     learnt = read_corpus(baseline_data) if baseline_data else [r for r in own if r.split == "train"]
     seen = {r.sha256 for r in rows}
     wanted = baselines_wanted or bool(baseline_data)
-    return rows, [r for r in learnt if r.sha256 not in seen and r.label != UNLABELLED] if wanted else []
+    return rows, [r for r in learnt if r.sha256 not in seen and r.closed] if wanted else []
 
 
 def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -> dict[str, Any]:
@@ -72,14 +73,14 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     Args:
         bundle: folder of the bundle.
         rows: labelled rows to evaluate on.
-        train: rows that baselines learn from; empty leaves them out.
+        train: closed rows that baselines learn from; empty leaves them out.
         asked: what the report shall hold.
 
     Raises:
         InputError: no row is left, or the outcomes cannot be read.
     """
     given, closed = len(rows), [r for r in rows if r.closed]
-    rows, train = [r for r in closed if r.judges], [r for r in train if r.closed]
+    rows = [r for r in closed if r.judges]
     if not rows:
         raise InputError(
             f"none of {given} labelled rows states a tier that satisfied or the chance of each, and an interval is no "
@@ -88,18 +89,17 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
     outcomes = read_outcomes(asked.outcomes) if asked.outcomes else None  # first: what follows takes minutes
     rivals = baselines(train, rows) if train else {}  # as soon: it fails where nothing can be learnt
     engine = load_engine(bundle)
-    requests = [r.request for r in rows]
-    probabilities = score(engine, requests)
-    report = evaluate(engine, rows, probabilities=probabilities, rivals=rivals)
+    answers = ask(engine, [r.request for r in rows])
+    report = evaluate(engine.bundle_version, rows, answers.probabilities, rivals)
     report["seen_in_training"] = len(rows) - len(unseen(rows, engine.bundle))
     report["seen_in_calibration"] = len(rows) - len(unseen(rows, engine.bundle, CALIBRATED_ON))
     report["open_rows"], report["unserved"] = given - len(closed), len(closed) - len(rows)
     report["baseline_rows"] = len(train)
     if asked.detail:
-        routers = litellm_tiers(requests)
+        routers = litellm_tiers(answers.requests)
         report["litellm"] = sorted(routers)
         report["detail"] = detail(
-            rows, tiers(rows), probabilities, engine.policies, engine.default_policy,
+            rows, answers, engine.policies, engine.default_policy,
             prices=asked.prices, rivals=rivals, routers=routers, show_text=asked.show_text,
         )  # fmt: skip
         report["histories"] = histories(bundle)
@@ -110,12 +110,12 @@ def run(bundle: Path, rows: Sequence[Row], train: Sequence[Row], asked: Asked) -
             engine, rows, twin_rows=unseen(twins, engine.bundle), attacked=asked.attacked, tries=asked.tries
         )
     if outcomes is not None:
-        shares = score(engine, outcomes.requests, name="outcomes")
+        known = ask(engine, outcomes.requests, name="outcomes")
         report["outcomes"] = outcome_curves.measure(
             outcomes,
-            shares,
+            known.probabilities,
             prices=asked.prices,
-            policies={name: routed(p, outcomes.requests, shares) for name, p in engine.policies.items()},
+            policies={name: known.chosen_by(policy) for name, policy in engine.policies.items()},
             routers=litellm_tiers(outcomes.requests),
         )
     return report

@@ -29,6 +29,7 @@ from training.calibrate_command import MOST_SEED, POLICIES, audit_label, parse_p
 from training.calibration_report import PRICES
 from training.calibration_set import CalibrationSet
 from training.corpus import Row, read_corpus
+from training.evaluate import baselines
 from training.policy_fit import Targets, chosen_by
 from training.predictions import model_of, read_baselines, read_predictions
 from training.risk_control import fit_threshold
@@ -109,11 +110,9 @@ def baselines_of(train: Sequence[Row], judged: Sequence[Row], rows: CalibrationS
     Raises:
         InputError: what is left to learn from has one tier only.
     """
-    from training.evaluate import baselines
-
     by_hash = {row.sha256: row for row in judged}
     closed = [by_hash[i] for i in rows.ids.tolist()]
-    rest = [row for row in train if row.sha256 not in by_hash]
+    rest = [row for row in train if row.closed and row.sha256 not in by_hash]
     if len({row.tier for row in rest}) < 2:
         raise InputError("--baseline-data: baselines take rows of two tiers, besides those that are judged")
     return {name: p for name, p in baselines(rest, closed).items() if name != "majority"}

@@ -27,9 +27,8 @@ from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import TIERS
 from training.calibration_set import CalibrationSet
 from training.policy_fit import chosen_by
-from training.risk_control import SHIFTED, allowed_loss, binomial_p_value
+from training.risk_control import SHIFTED, SIGNIFICANCE, allowed_loss, binomial_p_value
 
-SIGNIFICANCE = 0.05
 TOP_TIER = "frontier misses"
 ESTIMATED = "estimated risk"
 """What is tested of a policy that promises nothing, but has a threshold by an estimate of the new tier shares."""

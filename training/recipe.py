@@ -150,6 +150,8 @@ def load_recipe(name: str, **overrides: Any) -> dict[str, Any]:
         if inner not in (recipe.get(table, {}) if table else recipe):
             raise InputError(f"--recipe {name} lacks the key {key}; begin with a copy of training/recipes/base.toml")
     _check_numbers(recipe, f"--recipe {name}")
+    for offset in recipe["teacher"]["seeds"]:
+        _check_numbers({"seed": recipe["seed"] + offset}, f"--recipe {name}: teacher {offset}")
     for policy, alpha in recipe["policies"].items():
         if not 0 < alpha < 1:
             raise InputError(f"--recipe {name}: policy {policy} is {alpha:g}, expected a share of requests, as in 0.10")

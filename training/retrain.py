@@ -18,7 +18,6 @@ Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -32,19 +31,19 @@ from classifier.engine import Engine
 from classifier.errors import GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
+from training.answers import load_engine
 from training.calibration_set import CALIBRATED_ON, CalibrationSet, outside, score_rows, unseen
 from training.candidates import recalibrated, retrained
 from training.choices import golden_set, off_policy_pair, recent_set
 from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import parse_audit
-from training.evaluate import load_engine
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.recipe import load_retraining
 from training.round_options import KEPT, Options, check_work, claim_work, lock_path
-from training.steps import RESULT, Run, keep_receipts, last_round, next_folder, only_one, unfinished
+from training.steps import Run, keep_receipts, last_round, next_folder, only_one, unfinished
 from training.tracking import track
 
 GOLDEN_MARGIN = 0.05
@@ -206,7 +205,7 @@ class Round:
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's student, trained on and exported, not yet calibrated; or why that cannot be done."""
-        current, base = self._current, read_corpus(self._options.data)
+        current, base = self._current, self._base
         frozen, held = self._frozen(), self._held_out
         kept = kept_for_judging(frozen, held)
         feedback, counts = feedback_rows(frozen, held, kept, self._caps)
@@ -256,11 +255,10 @@ class Round:
         }
 
     def _register(self, name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-        checkpoint = self._registry.checkpoint(self._snapshot["current"])
-        trained = self._run.path("train") / "checkpoint"
-        weights, why = trained if name == TRAINED else checkpoint, told_of(self._run.name, verdict["why"])
-        added = self._registry.add(self._run.path(name) / "bundle", checkpoint=weights, candidate=True, why=why)
-        return {"version": added}
+        run, registry, why = self._run, self._registry, told_of(self._run.name, verdict["why"])
+        trained = run.path("train") / "checkpoint"
+        weights = trained if name == TRAINED else registry.checkpoint(self._snapshot["current"])
+        return {"version": registry.add(run.path(name) / "bundle", checkpoint=weights, candidate=True, why=why)}
 
     def _promote(self, version: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
         before, why = self._snapshot["current"], told_of(self._run.name, verdict["why"])
@@ -280,7 +278,6 @@ class Round:
 
     def _receipt(self, decision: str, why: str, candidate: str) -> dict[str, Any]:
         """The receipt, tracked; deletes the texts that the run froze."""
-        steps = {path.parent.name: json.loads(path.read_text()) for path in self._run.folder.glob(f"*/{RESULT}")}
         options = asdict(replace(self._options, mlflow_uri=shown_url(self._options.mlflow_uri)))
         receipt = {
             "run": self._run.name,
@@ -292,7 +289,7 @@ class Round:
             "until": self._snapshot["until"],
             "closed_at": self._clock(),
             "options": {name: str(value) for name, value in options.items() if name != "feedback_url"},
-            "steps": steps,
+            "steps": self._run.results(),
         }
         melt(self._run.path("snapshot"))
         artefacts = {"bundle": self._registry.fetch(candidate)} if candidate else {}
@@ -313,13 +310,16 @@ class Round:
     def _current(self) -> Bundle:
         return read_bundle(self._registry.fetch(self._snapshot["current"]))
 
+    @cached_property
+    def _base(self) -> list[Row]:
+        return read_corpus(self._options.data)
+
     def _frozen(self) -> Frozen:
         return thaw(self._run.path("snapshot"), self._snapshot["split"], self._audit)
 
     @cached_property
     def _held_out(self) -> HeldOut:
-        base = read_corpus(self._options.data)
-        found = hold_out(self._frozen(), base, self._current, options=self._caps, most=MOST_GOLDEN)
+        found = hold_out(self._frozen(), self._base, self._current, options=self._caps, most=MOST_GOLDEN)
         if not found.golden:
             given = " ".join(self._options.data)
             raise InputError(f"no unseen test rows in --data {given}: a round judges on such what it forgot; add some")
@@ -331,7 +331,7 @@ class Round:
     def _judge(self, _: Path, *, name: str) -> dict[str, Any]:
         """The bundle of a step against the current one, without the audits that it was told to leave out."""
         held = self._held_out
-        left_out = json.loads((self._run.path(name) / RESULT).read_text(encoding="utf-8"))["left_out"]
+        left_out = self._run.result(name)["left_out"]
         recent = held.to_fit(retrained=name == TRAINED)[1]
         audits = [row for row in recent if row.source not in left_out]
         current, candidate = load_engine(self._current.path), load_engine(self._run.path(name) / "bundle")

@@ -39,6 +39,8 @@ CONFORMAL, BINOMIAL, BOUNDED, SHIFTED = (
     "LABEL_SHIFT",
 )
 MOST_ROWS = 10**7
+SIGNIFICANCE = 0.05
+"""Of tests that a promise is kept, shared out over all that are made together."""
 
 
 @dataclass(frozen=True, slots=True)

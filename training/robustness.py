@@ -23,10 +23,10 @@ from classifier.intervals import bootstrap_each, ranged, ratio, wilson
 from classifier.policy import Policy
 from classifier.tokenizer import Tokenizer
 from classifier.types import Request, Tier
+from training.answers import ask
 from training.attack import RAISING, Attack, attack
 from training.augment import with_text
 from training.corpus import Row, tiers
-from training.evaluate import routed, score
 from training.progress import progress_bar
 from training.surroundings import HELD_OUT, after, beside_tools, under_system
 
@@ -192,8 +192,8 @@ def measure(
     policy = engine.policies[engine.default_policy]
     order = random.Random(SEED).sample(range(len(rows)), len(rows))
     drawn = [rows[i] for i in sorted(order[:MOST_ROWS])]
-    before = score(engine, [r.request for r in drawn], name="as they are")
-    tiers_before = routed(policy, [r.request for r in drawn], before)
+    before = ask(engine, [r.request for r in drawn], name="as they are")
+    chosen, likeliest = before.chosen_by(policy), before.probabilities.argmax(axis=1)
     report: dict[str, Any] = {
         "policy": policy.name,
         "rows": len(drawn),
@@ -206,20 +206,18 @@ def measure(
         can = np.array([request is not None for request in changed])
         if not can.any():
             continue
-        requests = [request for request in changed if request is not None]
-        found = score(engine, requests, name=name)
-        report["changes"][name] = moved(tiers_before[can], routed(policy, requests, found))
-        report["changes_of_arg_max"][name] = moved(before[can].argmax(axis=1), found.argmax(axis=1))
+        found = ask(engine, [request for request in changed if request is not None], name=name)
+        report["changes"][name] = moved(chosen[can], found.chosen_by(policy))
+        report["changes_of_arg_max"][name] = moved(likeliest[can], found.probabilities.argmax(axis=1))
     families = [r for r in (rows if twin_rows is None else twin_rows) if r.family]
     if families:
-        requests = [r.request for r in families]
-        shares = score(engine, requests, name="twins")
-        report["twins"] = twins(families, shares.argmax(axis=1))
-        report["twins_of_policy"] = twins(families, routed(policy, requests, shares))
+        found = ask(engine, [r.request for r in families], name="twins")
+        report["twins"] = twins(families, found.probabilities.argmax(axis=1))
+        report["twins_of_policy"] = twins(families, found.chosen_by(policy))
     simple = [r.request for r in rows if r.tier is Tier.SIMPLE]
     simple = random.Random(SEED).sample(simple, min(len(simple), 3 * attacked))
     if simple:
-        low = routed(policy, simple, score(engine, simple, name="simple prompts"))
+        low = ask(engine, simple, name="simple prompts").chosen_by(policy)
         victims = [request for request, t in zip(simple, low, strict=True) if t == Tier.SIMPLE.index][:attacked]
         report["attack"] = summarise_attacks(attack_rows(engine, victims, policy, tries=tries), tries)
     return report

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from classifier.durable import write_whole
 from classifier.tokenizer import Tokenizer
 from training.corpus import Row
 from training.fit import bfloat16, inputs_of
@@ -190,7 +191,7 @@ def _loss(head: SteeringHead, lowest: PreTrainedModel, tokenizer: Tokenizer, for
 
 def save_head(head: SteeringHead, checkpoint: Path) -> None:
     """Writes the head beside the weights of its student."""
-    save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, str(checkpoint / FILE))
+    write_whole(checkpoint / FILE, save({name: tensor.contiguous() for name, tensor in head.state_dict().items()}))
 
 
 def load_head(checkpoint: Path, model: PreTrainedModel) -> SteeringHead | None:

@@ -31,7 +31,7 @@ from classifier.durable import fsync, write_whole
 from classifier.errors import Busy
 from classifier.texts import finite
 
-RESULT = "result.json"
+_RESULT = "result.json"
 RECEIPT = "receipt.json"
 _NAME = re.compile("[0-9]{6,}")
 
@@ -65,9 +65,8 @@ class Run:
             work: gets a folder to write into; what it returns is plain JSON values.
         """
         done = self.folder / name
-        if (done / RESULT).is_file():
-            found: dict[str, Any] = json.loads((done / RESULT).read_text(encoding="utf-8"))
-            return found
+        if (done / _RESULT).is_file():
+            return self.result(name)
         part = self.folder / f".{name}.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -77,11 +76,21 @@ class Run:
         except Exception:
             shutil.rmtree(part, ignore_errors=True)  # it may hold texts, and is begun again from nothing
             raise
-        write_json(part / RESULT, result)
+        write_json(part / _RESULT, result)
         _flush(part)
         part.rename(done)
         fsync(self.folder)
         return result
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a finished step found."""
+        found: dict[str, Any] = json.loads((self.path(name) / _RESULT).read_text(encoding="utf-8"))
+        return found
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What every finished step found, by its name."""
+        finished = sorted(path.parent.name for path in self.folder.glob(f"*/{_RESULT}"))
+        return {name: self.result(name) for name in finished if not name.startswith(".")}
 
     def path(self, name: str) -> Path:
         """The folder of a finished step."""

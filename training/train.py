@@ -30,6 +30,8 @@ from training.surroundings import SURROUNDINGS_SHA256
 from training.teacher import train_teachers
 
 Say = Callable[[str], object]
+STAMP = "run.json"
+"""Of a run's folder: what the run was begun with."""
 TEXTS = {"steering_sha256": STEERING_SHA256, "surroundings_sha256": SURROUNDINGS_SHA256}
 """What changes of training are made of, beside the rows."""
 
@@ -58,11 +60,19 @@ def train(
         The student and its tokeniser.
 
     Raises:
-        InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed.
+        InputError: `out` holds a run of another recipe or of other data; or the recipe cannot be followed; or there is
+            no row to learn from, or none with a label where teachers are to be trained.
     """
-    set_seed(int(recipe["seed"]))
-    _check_same_run(out, recipe, data, taught_by(teacher, answers))
     labelled = sum(r.label != UNLABELLED for r in data.train)
+    trains_teachers = recipe["teacher"]["seeds"] and teacher is None and answers is None
+    if not (labelled if trains_teachers else data.train):
+        raise InputError(
+            f"of {len(data.train)} rows to learn from none has a label; give --extra or --data some that are neither "
+            "of the split dev nor of test"
+        )
+    set_seed(int(recipe["seed"]))
+    run = _of_run(recipe, data, taught_by(teacher, answers))
+    _check_same_run(out, run)
     say(
         f"recipe {recipe['name']}: {labelled} labelled and {len(data.train) - labelled} unlabelled rows, "
         f"{len(data.calibration)} for calibration, {len(data.dev)} to look at"
@@ -70,7 +80,7 @@ def train(
     if (out / "student" / "done").is_file():
         student, fast = load_checkpoint(out / "student" / "checkpoint")
     else:
-        student, fast = _teach(recipe, out, data.train, teacher=teacher, answers=answers, say=say)
+        student, fast = _teach(recipe, out, data.train, run, teacher=teacher, answers=answers, say=say)
     if processes.is_first():
         shutil.copytree(out / "student" / "checkpoint", out / "checkpoint", dirs_exist_ok=True)
         taught = recipe["teacher"]["seeds"] and answers is None  # then it may start from a teacher's layers
@@ -83,9 +93,16 @@ def train(
 
 
 def _teach(
-    recipe: Mapping[str, Any], out: Path, rows: Sequence[Row], *, teacher: Path | None, answers: Path | None, say: Say
+    recipe: Mapping[str, Any],
+    out: Path,
+    rows: Sequence[Row],
+    run: Mapping[str, Any],
+    *,
+    teacher: Path | None,
+    answers: Path | None,
+    say: Say,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
-    """Teachers and the student; see `train`."""
+    """Teachers and the student; see `train`. The folder is the run's once the recipe was found to be one to follow."""
     max_tokens, seed = int(recipe["max_tokens"]), int(recipe["seed"])
     teaching, learning = dict(recipe["teacher"]), dict(recipe["student"])
     seeds = [seed + int(s) for s in teaching.pop("seeds")]
@@ -106,7 +123,10 @@ def _teach(
     for name in (f"teacher-{s}" for s in seeds):
         if teacher and not (teacher / name / "done").is_file():
             raise InputError(f"--teacher {teacher}: holds no finished {name}, which the recipe wants; give its folder")
-    if answers is None:
+    logits = None if answers is None else read_answers(answers, rows)
+    if processes.is_first():
+        write_whole(out / STAMP, json.dumps(run, indent=1).encode())
+    if logits is None:
         best, its_fast, logits = train_teachers(
             rows,
             recipe["base"],
@@ -118,7 +138,6 @@ def _teach(
         )
         start, fast = (start, fast) if own_base else (best, its_fast)
     else:
-        logits = read_answers(answers, rows)
         known = [not np.isnan(a).any() or r.label != UNLABELLED for r, a in zip(rows, logits, strict=True)]
         rows, logits = [r for r, k in zip(rows, known, strict=True) if k], logits[known]
     say("teacher ready")
@@ -141,24 +160,26 @@ def taught_by(teacher: Path | None, answers: Path | None) -> dict[str, str]:
     return {path.parent.name: sha256(path) for path in weights} | ({"answers": sha256(answers)} if answers else {})
 
 
-def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data, taught: Mapping[str, str]) -> None:
-    """A folder resumes the run that it holds, and no other. A bundle to start from is itself wherever it lies."""
+def _of_run(recipe: Mapping[str, Any], data: Data, taught: Mapping[str, str]) -> dict[str, Any]:
+    """What a run is told from others by, plain JSON values. A bundle to start from is itself wherever it lies."""
+    bundle = bundle_at(recipe["base"])
+    run: dict[str, Any] = {"recipe": {**recipe, "base": bundle.version} if bundle else dict(recipe)}
+    run |= {"train_sha256": data_sha256(data.train), **TEXTS}
+    run |= {"taught_by": dict(taught)} if taught else {}
+    return dict(json.loads(json.dumps(run)))
+
+
+def _check_same_run(out: Path, run: Mapping[str, Any]) -> None:
+    """A folder resumes the run that it holds, and no other."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise InputError(f"--out {out}: is a file; give a folder") from None
-    bundle = bundle_at(recipe["base"])
-    this: dict[str, Any] = {"recipe": {**recipe, "base": bundle.version} if bundle else dict(recipe)}
-    this |= {"train_sha256": data_sha256(data.train), **TEXTS}
-    this |= {"taught_by": dict(taught)} if taught else {}
-    stamp = out / "run.json"
-    if stamp.is_file():
-        if others := _differing(json.loads(stamp.read_text(encoding="utf-8")), json.loads(json.dumps(this))):
-            raise InputError(
-                f"{out}: holds a run with another {', '.join(others)}; give what it began with, or choose another --out"
-            )
-    elif processes.is_first():
-        write_whole(stamp, json.dumps(this, indent=1).encode())
+    stamp = out / STAMP
+    if stamp.is_file() and (others := _differing(json.loads(stamp.read_text(encoding="utf-8")), run)):
+        raise InputError(
+            f"{out}: holds a run with another {', '.join(others)}; give what it began with, or choose another --out"
+        )
 
 
 def _differing(held: Any, wanted: Any, at: str = "") -> list[str]:

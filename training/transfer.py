@@ -24,15 +24,13 @@ from classifier.metrics import calibration_error
 from classifier.policy import choose_many
 from classifier.types import TIERS
 from training.calibration_fit import FEWEST_FOR_MAP, FOLDS, compare, expected_scores
-from training.calibration_report import BOOTSTRAPS, under
+from training.calibration_report import BOOTSTRAPS, FEWEST_IN_SOURCE, under
 from training.calibration_set import CalibrationSet
-from training.risk_control import binomial_p_value, fit_threshold
+from training.risk_control import SIGNIFICANCE, binomial_p_value, fit_threshold
 from training.step_losses import routing_losses
 
 FEWEST_TO_HALVE = 20
-FEWEST_IN_SOURCE = 50
 OWN_ROWS = (100, 300)
-SIGNIFICANCE = 0.05
 SPLITS = 200
 """Random halvings: they leave a standard error of the mean risk far below the risk promised."""
 REPEATS = 20

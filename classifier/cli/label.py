@@ -48,6 +48,8 @@ _LINE_SECONDS = 0.5
 @click.option("--address", metavar="HOST:PORT", help="Ask this server instead of running the model here.")
 @click.option("--token", envvar="CLASSIFIER_TOKEN", metavar="TEXT", help="Bearer token for it. [CLASSIFIER_TOKEN]")
 @click.option("--tls-ca", metavar="FILE", help="PEM file of the authority that signed its certificate.")
+@click.option("--tls-cert", metavar="FILE", help="PEM file of the certificate chain shown to it (mTLS).")
+@click.option("--tls-key", metavar="FILE", help="PEM file of that certificate's key.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be read, how, and about how long it would take.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def command(
@@ -65,9 +67,9 @@ def command(
     ray_address: str | None,
     address: str | None,
     token: str | None,
-    tls_ca: str | None,
     dry_run: bool,
     as_json: bool,
+    **tls: str | None,
 ) -> None:
     r"""Labels logs with the tier that each request needs.
 
@@ -96,14 +98,14 @@ def command(
     )
     if address and given_bundle:
         raise click.UsageError("--bundle runs the model here and --address asks a server; give one of them")
-    if not address and (given_token or tls_ca):
-        raise click.UsageError("--token and --tls-ca go with --address")
+    if not address and (given_token or any(tls.values())):
+        raise click.UsageError("--token, --tls-ca, --tls-cert and --tls-key go with --address")
     if engine == "ray" and (address or dry_run):
         raise click.UsageError("--engine ray goes without --address and --dry-run")
     if engine != "ray" and given_ray:
         raise click.UsageError("--ray-address goes with --engine ray")
     options = Options(row_format, text_field, policy, Selection(share, limit), processes)
-    given = {"token": token, "tls_ca": tls_ca}
+    given = {"token": token, **tls}
     folder = bundle_folder(None if address else bundle)  # a server has its own
     maker: Maker = (
         ServerMaker(address, {name: value for name, value in given.items() if value})

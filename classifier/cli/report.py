@@ -90,12 +90,13 @@ def named_columns(columns: Sequence[str]) -> dict[str, str]:
     Raises:
         click.UsageError: one is not ROLE=COLUMN with a known role.
     """
-    from classifier.columns import ROLES
+    from classifier.columns import USUAL_NAMES
 
     pairs = [text.partition("=") for text in columns]
     for role, sign, _ in pairs:
-        if not sign or role not in ROLES:
-            raise click.UsageError(f"--column: expected ROLE=COLUMN with a role of {', '.join(ROLES)}, found {role!r}")
+        if not sign or role not in USUAL_NAMES:
+            roles = ", ".join(USUAL_NAMES)
+            raise click.UsageError(f"--column: expected ROLE=COLUMN with a role of {roles}, found {role!r}")
     return {role: name for role, _, name in pairs}
 
 
