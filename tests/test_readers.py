@@ -728,7 +728,7 @@ BROKEN = {
     ],
     "prompts_broken.csv": [
         "has 1 fields, the header has 2",
-        "is not UTF-8",
+        "is not UTF-8; if the whole file is not, convert it, as with iconv -f CP1252 -t UTF-8",
         "has 4 fields, the header has 2",
         "has a quote that is not closed",
     ],

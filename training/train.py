@@ -155,7 +155,8 @@ def _check_same_run(out: Path, recipe: Mapping[str, Any], data: Data, taught: Ma
     if stamp.is_file():
         if others := _differing(json.loads(stamp.read_text(encoding="utf-8")), json.loads(json.dumps(this))):
             raise InputError(
-                f"{out}: holds a run with another {', '.join(others)}; give what it began with, or choose another --out"
+                f"{out}: holds a run with another {', '.join(others)}; give what it began with, choose another "
+                "--out, or remove the folder"
             )
     elif processes.is_first():
         write_whole(stamp, json.dumps(this, indent=1).encode())
