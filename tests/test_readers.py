@@ -965,6 +965,20 @@ def test_a_folder_that_may_not_be_read_is_named(form, tmp_path, caplog, monkeypa
     assert message == f"{tmp_path}/theirs: cannot be read (Permission denied); what is in it is left out"
 
 
+def test_a_file_that_may_not_be_read_ends_the_run_with_advice(tmp_path, monkeypatch):
+    """To give the command again helps only once the rights are seen to."""
+    [source] = find_sources([str(write_lines(tmp_path / "a.jsonl", [{"prompt": "hi"}]))])
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(readers, "_opened", refused)
+    with pytest.raises(
+        InputError, match=r"a\.jsonl: cannot be read \(Permission denied\); see to the rights, then run"
+    ):
+        list(readers.read_rows(source))
+
+
 def test_archives_are_read_by_their_urls(tmp_path):
     """A file within an archive, or all of one, is opened where its URL says; other contents are another input."""
     archive = tmp_path / "logs.zip"
