@@ -728,7 +728,7 @@ BROKEN = {
     ],
     "prompts_broken.csv": [
         "has 1 fields, the header has 2",
-        "is not UTF-8",
+        "is not UTF-8; if the whole file is not, convert it, as with iconv -f CP1252 -t UTF-8",
         "has 4 fields, the header has 2",
         "has a quote that is not closed",
     ],
@@ -963,6 +963,20 @@ def test_a_folder_that_may_not_be_read_is_named(form, tmp_path, caplog, monkeypa
     assert [source.name for source in find_sources([form.format(tmp_path)])] == [str(tmp_path / "mine" / "a.jsonl")]
     [message] = [record.getMessage() for record in caplog.records]
     assert message == f"{tmp_path}/theirs: cannot be read (Permission denied); what is in it is left out"
+
+
+def test_a_file_that_may_not_be_read_ends_the_run_with_advice(tmp_path, monkeypatch):
+    """To give the command again helps only once the rights are seen to."""
+    [source] = find_sources([str(write_lines(tmp_path / "a.jsonl", [{"prompt": "hi"}]))])
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(readers, "_opened", refused)
+    with pytest.raises(
+        InputError, match=r"a\.jsonl: cannot be read \(Permission denied\); see to the rights, then run"
+    ):
+        list(readers.read_rows(source))
 
 
 def test_archives_are_read_by_their_urls(tmp_path):

@@ -283,7 +283,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "| policy | promise | method | λ | risk seen | bound | random router of these shares "
-        "| simple / standard / complex / frontier | frontier missed | cost before | cost | saved over a constant mix |",
+        "| simple / standard / complex / frontier | frontier missed "
+        "| cost before, $ a million tokens | cost | saved over a constant mix |",
         "|---|---|---|---:|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
     for entry in report["policies"]:
