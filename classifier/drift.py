@@ -19,7 +19,7 @@ from classifier.types import TIERS, Tier
 
 BINS = 10
 ALARM = 0.001
-"""P-value below which a difference is no accident; ten or so tests are looked at together."""
+"""P-value below which a difference is no accident at one look, where ten or so tests are looked at together."""
 MAX_INDEX = 0.25
 """Stability index above which traffic is not what it was."""
 _MIN_EXPECTED = 5.0
