@@ -36,7 +36,7 @@ FEWEST_IN_SLICE, FEWEST_IN_SOURCE = 20, 50
 BINS = 10
 """Of a reliability curve, each of at least ten rows."""
 BOOTSTRAPS = 400
-FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time
+FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time, over five .80
 
 Array = NDArray[np.float64]
 

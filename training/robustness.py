@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.engine import Engine
-from classifier.intervals import bootstrap_intervals, ranged, wilson
+from classifier.intervals import bootstrap_intervals, ranged, wider, wilson
 from classifier.policy import Policy
 from classifier.tokenizer import Tokenizer
 from classifier.types import Request, Tier
@@ -120,7 +120,8 @@ def twins(rows: Sequence[Row], chosen: Indices) -> dict[str, Any]:
     Returns:
         For "all" and each family: `rows`, `groups`; `accuracy` of rows; `groups_right`, share of groups with every twin
         right; `ordered`, of pairs that differ in tier the share put in the right order; `steady`, of pairs that share
-        it the share that got one tier. Whole groups are resampled for the intervals.
+        it the share that got one tier. Whole groups are resampled for the intervals, which are at least Wilson's: of
+        rows for the accuracy, and of the groups that say something for the others.
     """
     members: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -153,8 +154,9 @@ def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[
         return [part / whole if whole else float("nan") for part, whole in zip(parts, wholes, strict=True)]
 
     names = ("accuracy", "groups_right", "ordered", "steady")
-    found = bootstrap_intervals(ratios, counts, draws=400)
-    return {"rows": int(counts[:, 1].sum()), "groups": len(groups), **dict(zip(names, found, strict=True))}
+    n, telling = int(counts[:, 1].sum()), (counts[:, 3::2] > 0).sum(axis=0).tolist()
+    found = map(wider, bootstrap_intervals(ratios, counts, draws=400), [n, *telling])
+    return {"rows": n, "groups": len(groups), **dict(zip(names, found, strict=True))}
 
 
 def attack_rows(engine: Engine, requests: Sequence[Request], policy: Policy, *, tries: int) -> list[Attack]:
