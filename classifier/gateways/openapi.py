@@ -124,11 +124,12 @@ _ERRORS = {
     413: "the body is larger than the limit",
     415: "the body is not application/json, or compressed",
     429: "RESOURCE_EXHAUSTED: busy; Retry-After says when to come back",
+    500: "INTERNAL or UNKNOWN: a fault; the message has the number of the incident, and the log says more",
     501: "UNIMPLEMENTED: the server keeps no feedback",
     503: "UNAVAILABLE: the server is not reachable or not ready; CANCELLED: it ends",
     504: "DEADLINE_EXCEEDED",
 }
-_ERRORS_OF_GET = frozenset({401, 429, 503, 504})
+_ERRORS_OF_GET = frozenset({401, 429, 500, 503, 504})
 
 
 @cache
