@@ -172,8 +172,8 @@ READ = {
         (
             [
                 ("user", "Name a lake."),
-                ("tool", "none"),
                 ("assistant", '{"call":"search","args":{}}'),
+                ("tool", "none"),
                 ("user", "Another."),
             ],
             (),
@@ -204,11 +204,9 @@ READ = {
         (
             [
                 ("user", "Sum the primes below 100."),
+                ("assistant", '{"call":"code_execution","args":{"language":"PYTHON","code":"print(1060)"}}'),
                 ("tool", "1060\n"),
-                (
-                    "assistant",
-                    '{"call":"code_execution","args":{"language":"PYTHON","code":"print(1060)"}}\n1060.',
-                ),
+                ("assistant", "1060."),
                 ("user", "And below 200?"),
             ],
             ("codeExecution",),
