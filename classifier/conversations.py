@@ -136,7 +136,7 @@ def add_message(found: Collected, message: Any, where: str) -> None:
         raise InvalidRequest(f"{where}.content", "is not there")
     texts: list[str] = []
     results = len(found.messages)
-    _add_content(found, texts, message.get(name), f"{where}.{name}")
+    _add_content(found, texts, message.get(name), f"{where}.{name}", role)
     if said_by == "function_call":  # ShareGPT's, whose text is the call
         texts = [_call_of_text(text) for text in texts]
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
@@ -253,8 +253,8 @@ def _add_item(found: Collected, item: Mapping[str, Any], where: str) -> None:
     # Else it refers to what the provider keeps, or tells of tools: nobody's words, and no file.
 
 
-def _add_content(found: Collected, texts: list[str], content: Any, where: str) -> None:
-    """Texts of a content to `texts`; results of tools become messages, the rest is counted."""
+def _add_content(found: Collected, texts: list[str], content: Any, where: str, role: str = "") -> None:
+    """Texts of a content, which `role` says, to `texts`; results of tools become messages, the rest is counted."""
     if content is None:
         return
     if isinstance(content, str):
@@ -275,9 +275,9 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
         if kind in _CALLS:
             texts.append(call_text(part.get("name"), part.get("input", part.get("arguments", part.get("args")))))
         elif kind.endswith("tool_call_response"):
-            found.add("tool", [result_text(part.get("response", part.get("result")))])
+            _add_result(found, texts, [result_text(part.get("response", part.get("result")))], role)
         elif kind == "tool-result":
-            found.add("tool", [result_text(part.get("output", part.get("result")))])
+            _add_result(found, texts, [result_text(part.get("output", part.get("result")))], role)
         elif kind.startswith(_UI_CALL) or kind == "dynamic-tool":
             name = part.get("toolName") or kind.removeprefix(_UI_CALL)
             texts.append(call_text(name, part.get("input", part.get("args"))))
@@ -286,7 +286,7 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
         elif kind.endswith("tool_result"):
             inner: list[str] = []
             _add_content(found, inner, part.get("content"), f"{where}[{j}].content")
-            found.add("tool", inner)
+            _add_result(found, texts, inner, role)
         elif kind.endswith(("_result", "_error")) or "stdout" in part:  # of a provider's own tool, or a caller's search
             texts += [part[key] for key in _TEXT_KEYS_OF_RESULTS if isinstance(part.get(key), str) and part[key]]
             _add_content(found, texts, part.get("content"), f"{where}[{j}].content")
@@ -297,6 +297,14 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str) -
                 texts.append(text)
             elif not kind.endswith("text"):
                 found.attachments += 1
+
+
+def _add_result(found: Collected, texts: list[str], result: Sequence[str], role: str) -> None:
+    """Adds a result of a tool; of a provider's own tool behind the call for it and what was said before."""
+    if texts and role == "assistant":
+        found.add(role, texts)
+        texts.clear()
+    found.add("tool", result)
 
 
 def result_text(value: Any) -> str:

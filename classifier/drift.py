@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,13 +19,20 @@ from classifier.types import TIERS, Tier
 
 BINS = 10
 ALARM = 0.001
-"""P-value below which a difference is no accident; ten or so tests are looked at together."""
+"""P-value below which a difference is no accident at one look, where ten or so tests are looked at together."""
 MAX_INDEX = 0.25
 """Stability index above which traffic is not what it was."""
 _MIN_EXPECTED = 5.0
 _BATCH = 5000
-_Histogram = tuple[str, NDArray[np.float64], NDArray[np.float64]]
-"""Name, live counts and reference counts of one boundary or kind of signal."""
+
+
+class _Histogram(NamedTuple):
+    """Live counts and reference counts of one boundary, whose bins have an order, or of one kind of signal."""
+
+    name: str
+    live: NDArray[np.float64]
+    reference: NDArray[np.float64]
+    ordered: bool
 
 
 def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def shifts(
     `index` is the population stability index: below .1 alike, above .25 not. PSI = sum over bins of
     (live - reference) * ln(live / reference), each share with half a row added to every bin.
 
-    `p_value` is of the chi-squared test that both are draws from one distribution, over the index's bins, the rarest
+    `p_value` is of the chi-squared test that both are draws from one distribution, over the index's bins, rare ones
     pooled. With many rows it finds shifts too small to matter: an alarm needs both.
 
     Args:
@@ -165,9 +172,7 @@ def drift_report(
     while batch := list(islice(rows, _BATCH)):
         decisions += len(batch)
         found = _histograms([row["probabilities"] for row in batch], [row["signals"] for row in batch], reference)
-        live = (
-            [(name, a + b, before) for (name, a, before), (_, b, _) in zip(live, found, strict=True)] if live else found
-        )
+        live = [a._replace(live=a.live + b.live) for a, b in zip(live, found, strict=True)] if live else found
         for row in batch:
             short = fell_short(row)
             if short is not None and row["policy"] in promised:
@@ -199,7 +204,8 @@ def _histograms(
         above = p[:, t + 1 :].sum(axis=1)
         counts = np.zeros(len(scores["shares"]))
         np.add.at(counts, np.searchsorted(scores["edges"], above, side="right"), 1.0)
-        found.append((f"above_{Tier.from_index(t).label}", counts, n * np.array(scores["shares"])))
+        name = f"above_{Tier.from_index(t).label}"
+        found.append(_Histogram(name, counts, n * np.array(scores["shares"]), ordered=True))
     kinds: dict[str, list[str]] = {}
     for name in reference["signals"]:
         kinds.setdefault(name.strip("[]").partition("=")[0], []).append(name)
@@ -207,27 +213,36 @@ def _histograms(
     for kind, names in kinds.items():
         known = np.array([carried[name] for name in names], dtype=np.float64)
         counts = np.append(known, len(signals) - known.sum())  # the last bin: values that the reference never saw
-        found.append((kind, counts, n * np.append([reference["signals"][name] for name in names], 0.0)))
+        before = n * np.append([reference["signals"][name] for name in names], 0.0)
+        found.append(_Histogram(kind, counts, before, ordered=False))
     return found
 
 
 def _shifts(histograms: Sequence[_Histogram], n: int) -> dict[str, dict[str, float]]:
     """`shifts` of histograms; the reference is of `n` rows."""
     return {
-        name: {"index": _psi(live, before, n), "p_value": _homogeneity(live, before)}
-        for name, live, before in histograms
+        name: {"index": _psi(live, before, n), "p_value": _homogeneity(live, before, ordered=ordered)}
+        for name, live, before, ordered in histograms
     }
 
 
-def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    """P-value of the chi-squared test of homogeneity of two rows of counts, rare bins pooled (Cochran's rule)."""
+def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64], *, ordered: bool = False) -> float:
+    """P-value of the chi-squared test of homogeneity of two rows of counts, bins pooled until each has enough.
+
+    Rare ones are pooled with each other, or with their neighbours where bins have an order: those of scores are equal
+    in the reference, so that by their sums they would be pooled by what is live.
+    """
     table = np.stack([live, reference])
-    table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
-    least = table.sum(axis=1).min() / table.sum() * table.sum(axis=0)  # the smaller expected count of each bin
-    pooled = int(np.searchsorted(np.cumsum(least), _MIN_EXPECTED)) + 1
-    table = np.column_stack([table[:, :pooled].sum(axis=1), table[:, pooled:]])
-    if table.shape[1] < 2:
+    if not ordered:
+        table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
+    least = np.cumsum(table.sum(axis=1).min() / table.sum() * table.sum(axis=0))  # expected of the smaller row
+    starts = [0]
+    while starts[-1] < len(least) and least[-1] >= _MIN_EXPECTED:
+        starts.append(int(np.searchsorted(least, _MIN_EXPECTED)) + 1)
+        least = least - least[starts[-1] - 1]
+    if len(starts) < 3:
         return 1.0
+    table = np.add.reduceat(table, starts[:-1], axis=1)  # what is left over joins the last
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
     return _chi_squared_tail(float(((table - expected) ** 2 / expected).sum()), table.shape[1] - 1)
 

@@ -214,6 +214,8 @@ def open_labelled(path: str | Path) -> Labelled:
         InputError: it is not there, or was not made by `classifier label`.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: is not there; 'classifier label' makes it")
     try:
         if path.is_dir() or path.suffix == ".parquet":
             return _open_parquet(path)

@@ -152,7 +152,7 @@ def csv_rows(file: IO[bytes], name: str, delimiter: str = ",") -> Iterator[RawRo
                 values[beyond] = json.dumps(fields[len(header) :])
         if any(value != encodable(value) for value in values.values()):
             values = {column: _readable(value) for column, value in values.items()}
-            error = error or "is not UTF-8"
+            error = error or "is not UTF-8; if the whole file is not, convert it, as with iconv -f CP1252 -t UTF-8"
         yield RawRow(name, number, values, error)
 
 

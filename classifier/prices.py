@@ -16,7 +16,7 @@ say. Knows nothing of requests or logs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -64,6 +64,7 @@ class Prices:
         tiers: one for every tier.
         models: by the name that the log uses.
         source: where they are from, for the reader.
+        defaults: the tiers among them that cost the default.
     """
 
     tiers: Mapping[Tier, Price] = field(
@@ -71,6 +72,7 @@ class Prices:
     )
     models: Mapping[str, Price] = field(default_factory=lambda: MappingProxyType({}))
     source: str = "the defaults"
+    defaults: Sequence[Tier] = TIERS
 
     def by_tier(self, input_tokens: NDArray[np.float64], output_tokens: NDArray[np.float64]) -> NDArray[np.float64]:
         """What each request would cost on each tier: (n, 4) float64 dollars, cheapest tier first."""
@@ -96,7 +98,7 @@ def prices_of_table(table: RoutingTable, source: str) -> Prices:
     models: dict[str, Price] = {}
     for route in table:
         models.setdefault(route.model, _flat(route.price_per_million_tokens, route.tier))
-    return Prices(MappingProxyType(tiers), MappingProxyType(models), source)
+    return Prices(MappingProxyType(tiers), MappingProxyType(models), source, ())
 
 
 def _flat(price: float, tier: Tier | None = None) -> Price:
@@ -119,7 +121,8 @@ def _prices_of(data: Mapping[str, Any], where: str) -> Prices:
         name: _price(entry, f"{where}: models.{name!r}", may_name_tier=True)
         for name, entry in _table(data, "models", where).items()
     }
-    return Prices(MappingProxyType({**Prices().tiers, **tiers}), MappingProxyType(models), where)
+    defaults = tuple(tier for tier in TIERS if tier not in tiers)
+    return Prices(MappingProxyType({**Prices().tiers, **tiers}), MappingProxyType(models), where, defaults)
 
 
 def _table(data: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:

@@ -279,7 +279,8 @@ def parquet_schema(source: Source) -> Any:
 def _unreachable(source: Source, error: Exception) -> InputError:
     """What to say of a source that cannot be reached."""
     reason = getattr(error, "strerror", None) or type(error).__name__
-    return InputError(f"{source.name}: cannot be read ({reason}); run the same command again to go on")
+    first = "see to the rights, then " if isinstance(error, PermissionError) else ""
+    return InputError(f"{source.name}: cannot be read ({reason}); {first}run the same command again to go on")
 
 
 def _rest_of(source: Source, number: int, error: BaseException) -> RawRow:

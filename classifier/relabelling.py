@@ -74,8 +74,10 @@ def _check(labelled: Labelled, policy: Policy, facts: Mapping[str, str], path: P
         )
     if path.is_dir():
         raise InputError(f"{path}: is a folder; relabel its files one by one")
-    if output != path and (output.exists() or output.suffix != path.suffix):
-        raise InputError(f"{output}: exists already, or is of another kind than {path.name}; choose another name")
+    if output != path and output.exists():
+        raise InputError(f"{output}: exists already; choose another name")
+    if output.suffix != path.suffix:
+        raise InputError(f"{output}: expected a name that ends in {path.suffix}, as {path.name} does")
 
 
 def _complete_manifest(path: Path) -> dict[str, Any] | None:

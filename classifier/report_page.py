@@ -17,6 +17,7 @@ from classifier.types import TIERS
 from classifier.wording import guarantee_of
 
 NAME_CHARS = 64
+UNKNOWN = "not known"
 """Of a model's name and the like on the page; the JSON has them whole."""
 
 
@@ -132,7 +133,7 @@ def _misses(s: Mapping[str, Any]) -> dict[str, Any]:
 def _measured(measured: Mapping[str, Any] | None, usual: int = -1) -> dict[str, Any]:
     """The measured risk for the page: a number or a band, its interval, and the number of labels if not `usual`."""
     if measured is None or not measured["labels"]:
-        return {"text": "not known", "notes": []}
+        return {"text": UNKNOWN, "notes": []}
     notes = [_ends(measured["band"], percent)]
     notes += [f"{measured['labels']:,} labels"] if measured["labels"] != usual else []
     return {"text": _band(measured), "notes": notes}
@@ -152,7 +153,7 @@ def _ends(value: Mapping[str, float], form: Callable[[float], str]) -> str:
 def _cell(value: Mapping[str, float] | None, form: Callable[[float], str]) -> dict[str, Any]:
     """An estimate for the page, with its interval as a note."""
     if value is None or math.isnan(value["estimate"]):
-        return {"text": "not known", "notes": []}
+        return {"text": UNKNOWN, "notes": []}
     if value["low"] == value["high"] or form(value["low"]).endswith("×"):
         return {"text": form(value["estimate"]), "notes": []}
     return {"text": form(value["estimate"]), "notes": [_ends(value, form)]}
@@ -241,8 +242,8 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             {
                 **r,
                 "value": _cut(r["value"], NAME_CHARS),
-                "reference": dollars(r["reference"]),
-                "routed": dollars(r["routed"]),
+                "reference": dollars(r["reference"]) if r["saving"] else UNKNOWN,
+                "routed": dollars(r["routed"]) if r["saving"] else UNKNOWN,
                 "saving": _cell(r["saving"], dollars),
                 "measured": _measured(r["measured"]),
             }

@@ -169,7 +169,8 @@ class Server:
         service.limits = replace(settings, max_request_bytes=most)  # what callers are told is what gRPC takes in
         if (settings.rate_limit, settings.rate_limit_burst) != service.rate_limit.setting:
             service.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_burst)
-        set_level(settings.log_level)
+        if self.settings.log_level != before.log_level:  # at the start it is the process's own matter
+            set_level(self.settings.log_level)
         if self._shadow is not None:
             self._shadow.share = settings.shadow_share
 

@@ -14,6 +14,7 @@ from classifier.policy import Guarantee, Policy
 from classifier.prices import Prices
 from classifier.savings import TODAY, Comparison, chosen_percent, dollars
 from classifier.traffic import Traffic
+from classifier.types import TIERS
 
 FEWEST_REQUESTS = 100
 
@@ -115,13 +116,23 @@ def against_today(compared: Sequence[Comparison]) -> str:
     )
 
 
+def _origin(prices: Prices) -> str:
+    """Where the prices of the tiers are from."""
+    if len(prices.defaults) == len(TIERS):
+        return "Prices of the tiers are the defaults; --prices replaces them."
+    if not prices.defaults:
+        return f"Prices of the tiers come from {prices.source}."
+    left_out = ", ".join(tier.label for tier in prices.defaults)
+    return f"Prices of the tiers come from {prices.source}; it has none of {left_out}, which have the defaults."
+
+
 def assumptions(traffic: Traffic, prices: Prices, report: Mapping[str, Any]) -> list[str]:
     """What the numbers rest on, a line each."""
     tokens = report["tokens"]
     counted_in, counted_out = tokens["input_counted_share"], tokens["output_counted_share"]
     estimated_out = tokens["output_estimated_share"]
     lines = [
-        f"Prices of the tiers come from {prices.source}; --prices replaces them.",
+        _origin(prices),
         f"Input tokens: {tokens['input']:,.0f}; "
         + _shared(
             {
@@ -145,7 +156,7 @@ def assumptions(traffic: Traffic, prices: Prices, report: Mapping[str, Any]) -> 
         lines.append(f"Today's cost is known for {known:,} of {len(traffic):,} requests, from the {where}.")
     if report["errors"]:
         lost = sum(report["errors"].values())
-        lines.append(f"{lost:,} rows that could not be labelled are left out of every number.")
+        lines.append(f"Rows that could not be labelled are left out of every number: {lost:,}.")
     if report["truncated"]:
         lines.append(f"Of {report['truncated']:,} long requests the classifier read beginning and end only.")
     used = ", ".join(f"{role.replace('_', ' ')} from {name}" for role, name in traffic.columns.items())

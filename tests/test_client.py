@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import inspect
 import json
+import logging
 import math
 import socket
 import struct
@@ -837,13 +838,15 @@ def test_a_fakes_tier_is_a_tier_or_an_error(said, expected):
 
 
 def test_a_fake_server_takes_outcomes_and_leaves_the_users_own_alone(tmp_path, monkeypatch):
-    """A gateway's tests report to it, and neither make nor use the key of a server of the user's."""
+    """A gateway's tests report to it, and neither use the key of a server of the user's nor log more than they want."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(logging.getLogger("classifier"), "level", logging.ERROR)
     with fake_server(feedback_url=f"sqlite:///{tmp_path}/f.db") as where, Client(where, timeout_seconds=60) as client:
         decided = client.classify("x").decision.decision_id
         outcome = Outcome(decided, "o", Verdict.ACCEPTED, Cause.QUALITY, Source.USER, Tier.SIMPLE)
         assert client.report_outcome(outcome, timeout_seconds=60) in (OutcomeState.JOINED, OutcomeState.PENDING)
     assert not (tmp_path / "state").exists()
+    assert logging.getLogger("classifier").level == logging.ERROR
 
 
 def test_a_fake_server_ends_at_once_under_an_open_stream():

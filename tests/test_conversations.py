@@ -36,11 +36,18 @@ def result(kind, *parts):
          [("tool", "")]),
         (result("web_search_tool_result", {"type": "web_search_tool_result_error", "error_code": "unavailable"}),
          [("tool", "unavailable")]),
+        ({"role": "assistant", "content": [
+            {"type": "text", "text": "I look."},
+            {"type": "server_tool_use", "id": "1", "name": "web_search", "input": {"query": "rain"}},
+            {"type": "web_search_tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "a page"}]},
+            {"type": "text", "text": "It rains."}]},
+         [("assistant", 'I look.\n{"call":"web_search","args":{"query":"rain"}}'), ("tool", "a page"),
+          ("assistant", "It rains.")]),
         ({"role": "user", "content": [
             {"type": "search_result", "source": "s", "title": "t", "content": [{"type": "text", "text": "a page"}]},
             {"type": "text", "text": "sum up"}]}, [("user", "a page\nsum up")]),
     ],
-    ids=["custom", "shell", "outputs", "mcp", "code", "pages", "error", "search"],
+    ids=["custom", "shell", "outputs", "mcp", "code", "pages", "error", "between", "search"],
 )  # fmt: skip
 def test_what_tools_say_is_read_and_is_no_attachment(step, said):
     """Calls have the name and what was given, results the text; pages that the provider encrypted are nothing."""

@@ -61,6 +61,20 @@ def test_alike_traffic_raises_no_alarm():
     assert rejected.mean() > 0.01
 
 
+def test_many_rare_values_raise_no_alarm():
+    """Twenty values that each one row in 200 has, and 100 rows of the reference's own kind: none is called a shift."""
+    rng, shares = np.random.default_rng(0), [0.9, *[0.005] * 20]
+    p_values = [_homogeneity(live, rng.multinomial(20_000, shares)) for live in rng.multinomial(100, shares, 1000)]
+    assert np.mean(np.array(p_values) < 0.001) <= 0.005
+
+
+def test_scores_of_a_few_rows_raise_no_alarm():
+    """Ten bins of equal mass, of which 20 rows fill each with too few, are no shift by which of them are full."""
+    live = np.random.default_rng(0).multinomial(20, np.full(10, 0.1), 1000)
+    p_values = [_homogeneity(counts, np.full(10, 100.0), ordered=True) for counts in live]
+    assert np.mean(np.array(p_values) < 0.05) <= 0.07
+
+
 @pytest.mark.parametrize(
     ("change", "moved"),
     [({"tilt": 2.0}, "above_complex"), ({"weights": (0.2, 0.2, 0.6)}, "code")],

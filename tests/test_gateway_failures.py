@@ -9,6 +9,7 @@ import pytest
 
 from classifier import Client, Outcome, Tier
 from classifier.errors import SettingsError, StoreUnavailable
+from classifier.gateways.openapi import document
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, Source, Verdict
 from tests.serving_support import until
@@ -41,6 +42,7 @@ def test_a_fault_of_the_server_costs_the_tier_and_not_the_request():
         code, _, body = ask(http.wait_ready()[0], "/v1/classify", HI)
         assert (code, body["error"]["status"]) == (500, "INTERNAL")
         assert body["error"]["message"].startswith("internal error ")
+        assert "500" in document()["paths"]["/v1/classify"]["post"]["responses"]
         found = client.classify("x", timeout_seconds=60)
         assert (found.tier, found.fallback) == (Tier.STANDARD, "INTERNAL")
 

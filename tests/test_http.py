@@ -29,7 +29,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from classifier import Request, Tier, wire
 from classifier.bundle import MANIFEST, SHIPPED
 from classifier.engine import Engine
-from classifier.errors import InvalidRequest, MissingExtra, Overloaded, SettingsError
+from classifier.errors import MOST_VIOLATIONS, InvalidRequest, MissingExtra, Overloaded, SettingsError
 from classifier.gateways.http import as_json, error_response, parse
 from classifier.gateways.http_server import HttpSettings, _shown_by, run
 from classifier.gateways.openapi import OPERATIONS, document
@@ -190,22 +190,22 @@ def test_a_detail_that_cannot_be_read_hides_no_error(strange):
     ("body", "field", "text"),
     [
         (b"{", "(body)", "is not JSON"),
-        (b"[]", "(body)", "is not a JSON object"),
+        (b"[]", "(body)", "expected an object"),
         (b"\xff", "(body)", "is not JSON"),
         (b"[" * 100_000, "(body)", "is not JSON"),
         (b'{"policy": "x", "policy": "y"}', "policy", "stands twice"),
         (b'{"my secret": 1, "my secret": 2}', "(key)", "stands twice"),
         (b'{"\\ud83d": 1, "\\ud83d": 2}', "(key)", "stands twice"),
-        (b'{"floor": 1e999}', "(body)", "does not fit"),
+        (b'{"floor": 1e999}', "floor", "does not fit"),
         (b'{"messages": ["\\ud83d"]}', "messages[0]", "expected an object"),
         (b'{"messages": [{"role": "user"}, "secret"]}', "messages[1]", "expected an object"),
         (b'{"messages": [["role", "secret"]]}', "messages[0]", "expected an object"),
         (b'{"messages": [{"role": "user"}], "tools": ["secret"]}', "tools[0]", "expected an object"),
         (b'{"request_id": "a", "requestId": "secret"}', "request_id", "stands there as requestId"),
         (b'{"labels": {"request_id": "a", "requestId": "b"}, "attachments": "secret"}', "attachments", "a number"),
-        (b'{"prompt": "secret"}', "(body)", "a field that the contract does not know"),
+        (b'{"prompt": "secret", "secret": 1}', "(body)", "a field that the contract does not know"),
         (b'{"messages": "secret"}', "messages", "expected a list of objects"),
-        (b'{"messages": [{"role": "user", "content": ["secret"]}]}', "messages.content", "expected text"),
+        (b'{"messages": [{"role": "user", "content": ["secret"]}]}', "messages[0].content", "expected text"),
         (b'{"attachments": "secret"}', "attachments", "expected a number"),
         (b'{"attachments": 1e99}', "attachments", "expected a number"),
         (b'{"floor": "secret"}', "floor", "expected one of TIER_SIMPLE, TIER_STANDARD"),
@@ -240,6 +240,21 @@ def test_many_keys_are_looked_through_once():
     assert time.process_time() - start < 30  # an hour where each is looked for among all
 
 
+def test_every_field_that_does_not_fit_is_named_by_its_place():
+    """All of them at once, up to as many as an error names, so that a caller need not mend one after the other."""
+    messages = [{"role": "user"}, {"content": 1}, None, {"role": ["x"], "content": {}}]
+    body = {"messages": messages, "floor": "x", "attachments": "y", "tools": {}, "unheard": 1}
+    with pytest.raises(InvalidRequest) as refused:
+        parse(pb.ClassifyRequest, json.dumps(body).encode())
+    assert {field for field, _ in refused.value.violations} == {
+        "(body)", "messages[1].content", "messages[2]", "messages[3].role", "messages[3].content", "floor",
+        "attachments", "tools",
+    }  # fmt: skip
+    with pytest.raises(InvalidRequest) as refused:
+        parse(pb.ClassifyRequest, json.dumps({"messages": [1] * 99}).encode())
+    assert len(refused.value.violations) == MOST_VIOLATIONS
+
+
 def test_nested_fields_and_times_are_explained():
     """A field of an item of a batch and a time are named as well."""
     for kind, body, expected in (
@@ -264,14 +279,15 @@ def test_what_is_no_call_is_told(base):
     large = json.dumps({"messages": [{"role": "user", "content": "x" * (5 * 2**20)}]}).encode()
     found = [
         ask(base, "/v1/nothing")[::2],
+        ask(base, "/v1/classify/", HI)[::2],
         ask(base, "/v1/classify")[::2],
         ask(base, "/v1/classify", b"messages=hi", headers={"Content-Type": "text/plain"})[::2],
         ask(base, "/v1/classify", gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})[::2],
         ask(base, "/v1/classify", large)[::2],
     ]
-    assert [(code, body["error"]["code"]) for code, body in found] == [(c, c) for c in (404, 405, 415, 415, 413)]
-    assert "uncompressed" in found[3][1]["error"]["message"]
-    assert "larger than 4194304 bytes" in found[4][1]["error"]["message"]
+    assert [(code, body["error"]["code"]) for code, body in found] == [(c, c) for c in (404, 404, 405, 415, 415, 413)]
+    assert "uncompressed" in found[4][1]["error"]["message"]
+    assert "larger than 4194304 bytes" in found[5][1]["error"]["message"]
 
 
 @pytest.mark.parametrize(("size", "told"), [(2, b"100"), (5 * 2**20, b"413")], ids=["small", "too large"])

@@ -542,6 +542,7 @@ def test_key_is_sent_and_kept_nowhere(log, tmp_path, monkeypatch):
         (["LOG", "--guidelines", "nowhere.md"], 1, "--guidelines nowhere.md: cannot be read"),
         (["LOG", "--prices", "nowhere.toml"], 2, "nowhere.toml: cannot be read"),
         (["LOG", "-o", "nowhere/out.jsonl"], 2, "there is no folder nowhere"),
+        (["LOG", "-o", "out.csv"], 2, "--out out.csv: expected a name that ends in .jsonl"),
         (["LOG", "-o", "TAKEN"], 1, "exists, and no taken.jsonl.votes beside it says how it was made"),
         (["LOG"], 1, "no answer: http://127.0.0.1:9/v1/chat/completions: no connection (ConnectError), 8 times"),
     ],

@@ -172,8 +172,8 @@ READ = {
         (
             [
                 ("user", "Name a lake."),
-                ("tool", "none"),
                 ("assistant", '{"call":"search","args":{}}'),
+                ("tool", "none"),
                 ("user", "Another."),
             ],
             (),
@@ -204,11 +204,9 @@ READ = {
         (
             [
                 ("user", "Sum the primes below 100."),
+                ("assistant", '{"call":"code_execution","args":{"language":"PYTHON","code":"print(1060)"}}'),
                 ("tool", "1060\n"),
-                (
-                    "assistant",
-                    '{"call":"code_execution","args":{"language":"PYTHON","code":"print(1060)"}}\n1060.',
-                ),
+                ("assistant", "1060."),
                 ("user", "And below 200?"),
             ],
             ("codeExecution",),
@@ -728,7 +726,7 @@ BROKEN = {
     ],
     "prompts_broken.csv": [
         "has 1 fields, the header has 2",
-        "is not UTF-8",
+        "is not UTF-8; if the whole file is not, convert it, as with iconv -f CP1252 -t UTF-8",
         "has 4 fields, the header has 2",
         "has a quote that is not closed",
     ],
@@ -963,6 +961,20 @@ def test_a_folder_that_may_not_be_read_is_named(form, tmp_path, caplog, monkeypa
     assert [source.name for source in find_sources([form.format(tmp_path)])] == [str(tmp_path / "mine" / "a.jsonl")]
     [message] = [record.getMessage() for record in caplog.records]
     assert message == f"{tmp_path}/theirs: cannot be read (Permission denied); what is in it is left out"
+
+
+def test_a_file_that_may_not_be_read_ends_the_run_with_advice(tmp_path, monkeypatch):
+    """To give the command again helps only once the rights are seen to."""
+    [source] = find_sources([str(write_lines(tmp_path / "a.jsonl", [{"prompt": "hi"}]))])
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(readers, "_opened", refused)
+    with pytest.raises(
+        InputError, match=r"a\.jsonl: cannot be read \(Permission denied\); see to the rights, then run"
+    ):
+        list(readers.read_rows(source))
 
 
 def test_archives_are_read_by_their_urls(tmp_path):

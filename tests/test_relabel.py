@@ -73,6 +73,16 @@ def test_thresholds_of_another_bundle_are_refused(labelled, tmp_path):
         relabel(labelled / "economy.parquet", other.policies["quality"], facts_of(other, "quality"))
 
 
+def test_an_output_that_cannot_be_made_is_told_with_its_reason(labelled, tiny_bundle_path):
+    """A file that is there is not written over, and its kind is that of the file that is relabelled."""
+    bundle = read_bundle(tiny_bundle_path)
+    decide = bundle.policies["quality"], facts_of(bundle, "quality")
+    with pytest.raises(InputError, match=r"economy\.jsonl: exists already; choose another name"):
+        relabel(labelled / "economy.parquet", *decide, labelled / "economy.jsonl")
+    with pytest.raises(InputError, match=r"new\.csv: expected a name that ends in \.parquet, as economy"):
+        relabel(labelled / "economy.parquet", *decide, labelled / "new.csv")
+
+
 def test_a_file_that_was_not_labelled_is_refused(labelled, tiny_bundle_path):
     """What is no labelled file is named, with what makes one."""
     bundle = read_bundle(tiny_bundle_path)

@@ -441,6 +441,24 @@ def test_models_whose_long_names_begin_alike_are_told_apart(tmp_path):
     ]
 
 
+def test_a_group_of_unknown_cost_says_so(tmp_path, prices):
+    """Where the cost of no request of a tenant is known, no cost of it is said to be nothing."""
+    rows = [row | {"tenant": f"of {row['model']}"} for row in traffic(20)]
+    rows += [row | {"tenant": "unpriced", "model": "nameless"} for row in traffic(20)]
+    run(write_labelled(tmp_path / "l.parquet", rows), "--prices", prices, "-o", tmp_path / "r.html")
+    shown = (tmp_path / "r.html").read_text()
+    _, _, after = shown[shown.index("By tenant</h2>") :].partition("<td>unpriced</td>")
+    assert after.partition("</tr>")[0].count("not known") == 3
+
+
+def test_the_tiers_that_keep_their_default_prices_are_named(tmp_path, labelled, prices):
+    """A report says which prices are the file's and which the defaults."""
+    (tmp_path / "one.toml").write_text("[tiers]\nsimple = 1")
+    assert numbers(labelled)["assumptions"][0] == "Prices of the tiers are the defaults; --prices replaces them."
+    told = numbers(labelled, "--prices", tmp_path / "one.toml")["assumptions"][0]
+    assert told.endswith("one.toml; it has none of standard, complex, frontier, which have the defaults.")
+
+
 def test_tier_mix_by_any_column(labelled):
     """Model and tenant are found by name; --by adds others; every value's requests add up."""
     found = numbers(labelled, "--by", "classifier_reason", "--by", "prompt")
@@ -470,7 +488,7 @@ def test_rows_with_an_error_are_counted_and_left_out(tmp_path):
     path = write_labelled(tmp_path / "l.parquet", [*traffic(20), labelled_row(None, prompt="")])
     found = numbers(path)
     assert (found["rows"], sum(found["errors"].values())) == (20, 1)
-    assert any("1 rows that could not be labelled" in line for line in found["assumptions"])
+    assert any("could not be labelled are left out of every number: 1." in line for line in found["assumptions"])
 
 
 def test_a_folder_of_parts_is_one_traffic(tmp_path):
@@ -488,7 +506,7 @@ def test_a_folder_of_parts_is_one_traffic(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "label it first|cannot be read|No such file"),
+        (None, "x.parquet: is not there; 'classifier label' makes it"),
         (b"", "is no Parquet file"),
         (b"\x00\x9f" * 500, "is no Parquet file"),
         ("not labelled", "is no output of 'classifier label'"),

@@ -189,6 +189,7 @@ def test_rows_that_hold_no_request_are_counted(tmp_path):
         (["--random", "5", "--boundary"], "--boundary goes with --per-tier"),
         (["--random", "5", "--annotate", "-o", "-"], "-o is a file"),
         (["--random", "5", "--seed", "-5"], "'--seed'"),
+        (["--random", "5", "-o", "s.csv"], "-o s.csv: expected a name that ends in .jsonl, or - for stdout"),
     ],
 )
 def test_contradictions_are_usage_errors(labelled, arguments, message):
@@ -269,7 +270,8 @@ def test_any_separator_in_a_text_leaves_the_labels_readable(tmp_path):
 
 def test_where_answers_cannot_be_kept_no_question_is_asked(labelled, tmp_path):
     """A folder for the file, or a folder that is not there, is said before anybody has answered."""
-    for place in (tmp_path, tmp_path / "nowhere" / "mine.jsonl"):
+    (tmp_path / "folder.jsonl").mkdir()
+    for place in (tmp_path / "folder.jsonl", tmp_path / "nowhere" / "mine.jsonl"):
         with pytest.raises(InputError, match="cannot be written"):
             run(labelled, "--random", "3", "--annotate", "-o", place, typed="1\n")
 

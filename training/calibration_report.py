@@ -36,7 +36,7 @@ FEWEST_IN_SLICE, FEWEST_IN_SOURCE = 20, 50
 BINS = 10
 """Of a reliability curve, each of at least ten rows."""
 BOOTSTRAPS = 400
-FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time
+FEWEST_UNITS = 5  # to draw from: over one a bootstrap has no width, over two it covers half the time, over five .80
 _TINY = 1e-12  # instead of 0 in a denominator
 
 Array = NDArray[np.float64]
@@ -91,8 +91,7 @@ def constant_mix(
     for low in range(len(prices)):  # an optimum mixes at most two tiers
         for high in range(low, len(prices)):
             span = above[..., low] - above[..., high]
-            part = np.minimum(1.0, (left - above[..., high]) / np.maximum(span, _TINY))
-            share = np.where(span > 0, part, 1.0)
+            share = np.where(span > 0, np.minimum(1.0, (left - above[..., high]) / np.maximum(span, _TINY)), 1.0)
             cost = fixed * prices[-1] + (1 - fixed) * (share * prices[low] + (1 - share) * prices[high])
             better = (above[..., high] <= left) & (cost < best)
             top = share * (low == len(TIERS) - 1) + (1 - share) * (high == len(TIERS) - 1)
@@ -285,7 +284,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "| policy | promise | method | λ | risk seen | bound | random router of these shares "
-        "| simple / standard / complex / frontier | frontier missed | cost before | cost | saved over a constant mix |",
+        "| simple / standard / complex / frontier | frontier missed "
+        "| cost before, $ a million tokens | cost | saved over a constant mix |",
         "|---|---|---|---:|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
     for entry in report["policies"]:

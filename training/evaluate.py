@@ -186,7 +186,8 @@ def failed_gates(report: Mapping[str, Any], gates: Mapping[str, float]) -> list[
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
-    lines = [f"bundle {report['bundle']} on {report['rows']} rows (by tier: {report['tier_counts']})"]
+    counts = ", ".join(f"{n:,} {t.label}" for t, n in zip(TIERS, report["tier_counts"], strict=True))
+    lines = [f"bundle {report['bundle']} on {report['rows']:,} rows ({counts})"]
     if report.get("seen_in_training"):
         lines += [f"  {report['seen_in_training']} of them it was trained on, where it is better than elsewhere"]
     if report.get("seen_in_calibration"):

@@ -6,7 +6,8 @@ one of them one is better. *Not worse* is shown, not assumed: the interval's upp
 
 The interval of a cost is a bootstrap over groups; that of a risk the wider, at each end, of the same and of a score
 interval for single rows (Wilson's for one bundle, Tango's for the difference): where few rows are missed, or decided
-otherwise, a percentile bootstrap is too short, and without any it has no width.
+otherwise, a percentile bootstrap is too short, and without any it has no width. Both are too short where all rows are
+of a few groups that share one fate: it takes some dozens of groups.
 
 Where a set has a promise, a risk of at most α, risk counts from the promise on: a candidate whose risk is shown to be
 within α and the margin is no worse, however safe the serving bundle was, and safer than promised is not better. Where a

@@ -86,6 +86,8 @@ def command(
         raise click.UsageError(f"--budget: --prices has no price of {unpriced[0]}, so nobody would know when to stop")
     if len(set(models)) < len(models):
         raise click.UsageError("--model: one is named twice; more votes of it are --votes")
+    if output.suffix != ".jsonl":
+        raise click.UsageError(f"--out {output}: expected a name that ends in .jsonl")
     if not output.absolute().parent.is_dir():
         raise click.UsageError(f"--out {output}: there is no folder {output.parent}")
     jury = Jury.of(

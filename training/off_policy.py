@@ -10,9 +10,10 @@ an estimate is a number where support is whole, and an interval that no sample s
 too few rows are seen the estimates are refused, and the bounds alone are left.
 
 Intervals: for the risk, Wilson's on the effective sample size (Korn and Graubard 1998 do so with exact limits), as a
-plain bootstrap of a few heavy rows is too narrow; for means, Student's t on the effective sample size. Of the cost only
-what a failure adds is weighted: the price of the choice is known of every row. Bounds have the ends of Wilson's
-intervals: of a few rows, none of which failed, a mean and its spread would say that none ever does.
+plain bootstrap of a few heavy rows is too narrow; for means, the normal one. Both take Student's quantile for as many
+rows as the variance rests on (Satterthwaite 1946): where little is explored, a handful of heavy ones among thousands.
+Of the cost only what a failure adds is weighted: the price of the choice is known of every row. Bounds have the ends of
+Wilson's intervals: of a few rows, none of which failed, a mean and its spread would say that none ever does.
 
 Assumes that whether an outcome is reported depends on tier and caller alone (`training.feedback_set` says what else is
 done about it). Knows nothing of text or models.
@@ -154,7 +155,7 @@ def estimate(
             ("cost", rescue, rescued[at, chosen], price[chosen], cost_low, cost_high),
         ):
             bounds = (low[rest].sum() / n, high[rest].sum() / n)
-            seen = (y[supported], known[supported], weights[supported], effective, level)
+            seen = (y[supported], known[supported], weights[supported], level)
             ips = _share(y, weights, effective, level) if name == "risk" else _mean(*seen)
             for kind, inside in (("ips", ips), ("dr", _mean(*seen, guess=guess[supported]))):
                 found[f"{name}_{kind}"] = _joined(inside, float(share), bounds, binary=name == "risk")
@@ -179,12 +180,10 @@ def _share(failed: Array, weights: Array, effective: float, level: float) -> Int
     variance = float((weights**2 * (failed - mean) ** 2).sum() / total**2)
     # The rows that a variance of this size amounts to, never more than Kish's count.
     rows = min(effective, mean * (1 - mean) / variance) if variance > 0 and 0 < mean < 1 else effective
-    return wilson(mean, rows, _t(effective, level))
+    return wilson(mean, rows, _t(weights, level))
 
 
-def _mean(
-    y: Array, known: Array, weights: Array, effective: float, level: float, guess: Array | float = 0.0
-) -> Interval:
+def _mean(y: Array, known: Array, weights: Array, level: float, guess: Array | float = 0.0) -> Interval:
     """The plain mean of what is known or guessed of every row, and the weighted mean of `y` less the guess: (n,) each.
 
     Self-normalised, so that a misjudged chance of being reported cancels. The price of a choice is known whatever the
@@ -195,12 +194,15 @@ def _mean(
     plain = known + guess
     estimate = float(plain.mean()) + correction
     influence = plain - plain.mean() + scale * weights * (y - guess - correction)
-    half = _t(effective, level) * float(influence.std(ddof=1)) / math.sqrt(len(y))
+    half = _t(weights, level) * float(influence.std(ddof=1)) / math.sqrt(len(y))
     return Interval(estimate, estimate - half, estimate + half)
 
 
-def _t(rows: float, level: float) -> float:
-    return float(scipy.stats.t.ppf((1 + level) / 2, max(rows - 1, 1)))
+def _t(weights: Array, level: float) -> float:
+    """Student's quantile for a variance that is a sum over rows in proportion to their squared weights."""
+    squares = weights**2
+    freedom = float(squares.sum() ** 2 / (squares**2).sum())
+    return float(scipy.stats.t.ppf((1 + level) / 2, max(freedom - 1, 1)))
 
 
 def _joined(inside: Interval, share: float, outside: tuple[float, float], *, binary: bool) -> Interval:

@@ -53,7 +53,8 @@ class ThresholdFit:
         method: how it is proved.
         n: rows.
         empirical_risk: mean loss on those rows at the threshold.
-        bound: what the method proves of the risk at the threshold.
+        bound: what the method proves of the risk at the threshold: that of as many losses as it allows. Where λ jumps
+            over a tie fewer are seen, and their own bound would be too low, for the same rows chose that λ.
         rows_needed: rows with which it would be feasible at the loss of the strictest λ that sends a row below
             frontier; None where it is feasible already, or no number of such rows would do.
     """
@@ -139,7 +140,10 @@ def _hoeffding_limit(n: float, alpha: float, delta: float) -> float:
 
 
 def risk_bound(losses: StepLosses, threshold: float, delta: float, method: str) -> float:
-    """What `method` proves of the risk at `threshold`, at most 1: of its expectation, or with confidence 1 - delta."""
+    """What `method` proves of the risk at a threshold that other rows gave: of its mean, or with confidence 1 - delta.
+
+    At most 1. Of the threshold that these rows gave it is the bound of a `ThresholdFit`.
+    """
     return _bound(float(losses.total(threshold)), losses.size, delta, method, losses.largest)
 
 
@@ -156,6 +160,11 @@ def _bound(total: float, n: float, delta: float, method: str, largest: float = 1
         middle = (low + high) / 2
         low, high = (middle, high) if hoeffding_bentkus(total / n, n, middle) > delta else (low, middle)
     return high
+
+
+def _most(allowed: float, *, whole: bool) -> float:
+    """The most that losses come to where a sum of `allowed` may be: a whole number, where each is 0 or 1."""
+    return float(math.floor(allowed)) if whole else allowed
 
 
 def rows_needed(alpha: float, delta: float, method: str, risk: float = 0.0) -> int | None:
@@ -204,7 +213,8 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
     if not 0 <= delta < 1:
         raise ValueError(f"delta is {delta}, expected 0 up to 1")
     method = method_for(losses, delta)
-    threshold = losses.smallest_threshold(allowed_loss(losses.size, alpha, delta, method, largest=losses.largest))
+    allowed = allowed_loss(losses.size, alpha, delta, method, largest=losses.largest)
+    threshold = losses.smallest_threshold(allowed)
     # A λ that sends every calibration row to frontier is only always-frontier by another name.
     feasible = threshold <= 1 and bool((losses.scores[:, -1] >= threshold).any())
     if not feasible:
@@ -216,7 +226,7 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
         method,
         losses.n,
         losses.risk(threshold),
-        risk_bound(losses, threshold, delta, method),
+        _bound(_most(allowed, whole=losses.binary) if feasible else 0.0, losses.size, delta, method, losses.largest),
         None if feasible else rows_needed(alpha, delta, method, losses.risk(strictest)),
     )
 
@@ -256,7 +266,7 @@ def fit_top_tier(
     allowed = allowed_loss(size, beta, delta, method)
     over = np.flatnonzero(np.cumsum(weights) > allowed)
     threshold = min(float(top[over[0]]), highest) if allowed >= 0 and over.size else 0.0
-    missed = float(weights[top < threshold].sum())
-    risk, bound = missed / size if size else 0.0, _bound(missed, size, delta, method)
+    risk = float(weights[top < threshold].sum()) / size if size else 0.0
+    bound = _bound(_most(allowed, whole=bool((weights == 1).all())) if threshold else 0.0, size, delta, method)
     needed = rows_needed(beta, delta, method) if allowed < 0 else None
     return ThresholdFit(threshold, threshold > 0, method, round(size), risk, bound, needed)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier.engine import Engine
-from classifier.intervals import bootstrap_each, ranged, ratio, wilson
+from classifier.intervals import bootstrap_each, ranged, ratio, wider, wilson
 from classifier.policy import Policy
 from classifier.tokenizer import Tokenizer
 from classifier.types import Request, Tier
@@ -120,7 +120,8 @@ def twins(rows: Sequence[Row], chosen: Indices) -> dict[str, Any]:
     Returns:
         For "all" and each family: `rows`, `groups`; `accuracy` of rows; `groups_right`, share of groups with every twin
         right; `ordered`, of pairs that differ in tier the share put in the right order; `steady`, of pairs that share
-        it the share that got one tier. Whole groups are resampled for the intervals.
+        it the share that got one tier. Whole groups are resampled for the intervals, which are at least Wilson's: of
+        rows for the accuracy, and of the groups that say something for the others.
     """
     members: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -151,7 +152,9 @@ def _twins(groups: Sequence[Indices], labels: Indices, chosen: Indices) -> dict[
     names = ("accuracy", "groups_right", "ordered", "steady")
     shares = {name: ratio(part, whole) for name, (part, whole) in zip(names, counts.T.reshape(4, 2, -1), strict=True)}
     found = bootstrap_each(shares, len(groups), draws=400)
-    return {"rows": int(counts[:, 1].sum()), "groups": len(groups), **found}
+    n, telling = int(counts[:, 1].sum()), (counts[:, 3::2] > 0).sum(axis=0).tolist()
+    widened = {name: wider(found[name], rows) for name, rows in zip(names, (n, *telling), strict=True)}
+    return {"rows": n, "groups": len(groups), **widened}
 
 
 def attack_rows(engine: Engine, requests: Sequence[Request], policy: Policy, *, tries: int) -> list[Attack]:

@@ -178,7 +178,8 @@ def _check_same_run(out: Path, run: Mapping[str, Any]) -> None:
     stamp = out / STAMP
     if stamp.is_file() and (others := _differing(json.loads(stamp.read_text(encoding="utf-8")), run)):
         raise InputError(
-            f"{out}: holds a run with another {', '.join(others)}; give what it began with, or choose another --out"
+            f"{out}: holds a run with another {', '.join(others)}; give what it began with, choose another "
+            "--out, or remove the folder"
         )
 
 

@@ -144,7 +144,10 @@ def command(
     if not tally.rows:
         click.echo("the input holds no row; an OTLP export has one for each request to a model", err=True)
     elif tally.bad == tally.rows:
-        raise InputError(f"none of the {tally.rows} rows could be labelled; see --format and --text-field")
+        raise InputError(
+            f"none of the {tally.rows} rows could be labelled, and each says why; where the format or the "
+            "column of prompts was not found, name it with --format or --text-field"
+        )
 
 
 def _summary(progress: Progress, output: str, seconds: float) -> str:

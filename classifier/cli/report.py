@@ -60,7 +60,7 @@ def command(
 
     \b
     classifier report labelled.parquet
-    classifier report labelled.parquet --prices prices.toml --by tenant -o report.html
+    classifier report labelled.parquet --prices prices.toml -o report.html
     classifier report labelled.parquet --json | jq .recommendation
     """
     from classifier.page import check_page, write_page

@@ -68,6 +68,8 @@ def command(
         raise click.UsageError("--boundary goes with --per-tier")
     if annotate and output == "-":
         raise click.UsageError("--annotate goes on from its file, so -o is a file")
+    if output != "-" and not output.endswith(".jsonl"):
+        raise click.UsageError(f"-o {output}: expected a name that ends in .jsonl, or - for stdout")
     if not annotate and output != "-" and Path(output).exists():
         raise click.UsageError(f"-o {output}: is there already, perhaps with somebody's labels; choose another")
     rows = _draw(labelled, most, per_tier, boundary, seed, text_field, source)

@@ -14,18 +14,18 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import grpc
 from google.protobuf import json_format
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -37,7 +37,7 @@ from starlette.routing import Route
 
 from classifier import wire
 from classifier.credentials import Authenticator
-from classifier.errors import ClassifierError, InvalidRequest, Overloaded
+from classifier.errors import MOST_VIOLATIONS, ClassifierError, InvalidRequest, Overloaded
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document, ours
 from classifier.statuses import code_name, error_of, status_of, status_of_call
 from classifier.texts import encodable
@@ -82,7 +82,9 @@ class Gateway:
             Route("/openapi.json", lambda _: JSONResponse(document())),
             Route("/", lambda _: HTMLResponse(page(document()))),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _not_found})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _not_found})
+        app.router.redirect_slashes = False  # a prompt would be sent again to wherever the Host header says
+        return app
 
     async def _answer(self, operation: Operation, request: Request) -> Response:
         """One request: checked, read, passed on, answered. Whatever happens is a status."""
@@ -220,7 +222,7 @@ def parse(kind: type[wire.P], body: bytes) -> wire.P:
     """The message of that kind in a JSON body.
 
     Raises:
-        InvalidRequest: it is no JSON object, or a field is not known or does not fit; values are never quoted.
+        InvalidRequest: it is no JSON object, or fields are not known or do not fit; values are never quoted.
     """
     try:
         data = json.loads(body, object_pairs_hook=_unique)
@@ -229,14 +231,9 @@ def parse(kind: type[wire.P], body: bytes) -> wire.P:
         raise InvalidRequest(where, "stands twice in one object; send it once") from None
     except (ValueError, RecursionError):
         raise InvalidRequest("(body)", "is not JSON; send one JSON object, as /openapi.json says") from None
-    if not isinstance(data, dict):
-        raise InvalidRequest("(body)", "is not a JSON object")
-    _check_fields(data, kind.DESCRIPTOR)
     message = kind()
-    try:
-        json_format.ParseDict(data, message)
-    except Exception as error:  # of what protobuf does not look at itself, such as an enum's 1e999, each has its own
-        raise InvalidRequest(*_violation(str(error), kind.DESCRIPTOR)) from None
+    if violations := list(islice(_fill(message, data), MOST_VIOLATIONS)):
+        raise InvalidRequest(violations)
     return message
 
 
@@ -259,46 +256,54 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_fields(data: Any, kind: Any, where: str = "") -> None:
-    """Raises InvalidRequest for what protobuf takes: a field in both of its spellings, a text's letters for fields."""
+def _fill(message: Message, data: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Fills a message with an object of JSON; yields the path of each field that does not fit, and what would."""
     if not isinstance(data, dict):
+        yield where or "(body)", "does not fit; expected an object"
         return
-    for found in kind.fields:
-        name = found.name if found.name in data else found.json_name
-        if name != found.json_name and found.json_name in data:
-            raise InvalidRequest(f"{where}{name}", f"stands there as {found.json_name}, too; send it once")
-        if name in data and found.message_type is not None:
-            for i, item in enumerate(data[name] if isinstance(data[name], list) else [data[name]]):
-                at = f"{where}{name}[{i}]" if found.is_repeated else f"{where}{name}"
-                one_each = isinstance(data[name], list) == found.is_repeated
-                if one_each and isinstance(item, str | list) and ours(found.message_type):
-                    raise InvalidRequest(at, "does not fit; expected an object")
-                _check_fields(item, found.message_type, f"{at}.")
+    at, fields, told = f"{where}." if where else "", _fields(message.DESCRIPTOR), dict[str, Any]()
+    if not data.keys() <= fields.keys():
+        yield where or "(body)", "has a field that the contract does not know; /openapi.json has them all"
+    for spelling in filter(fields.__contains__, data):
+        found = fields[spelling]
+        if found.name in told:
+            yield at + found.name, f"stands there as {found.json_name}, too; send it once"
+        told[found.name] = data[spelling]
+    nested = [name for name, value in told.items() if value is not None and ours(fields[name].message_type)]
+    for name in nested:
+        yield from _fill_nested(message, fields[name], told.pop(name), at + name)
+    yield from _fill_plain(message, told, at)
 
 
-_WHERE = re.compile(r'at "?\w+\.((?:\w+(?:\[\d+\])?\.?)+)')
-_STEPS = re.compile(r"(?:Failed to parse \w+ field: )+")
-_STEP = re.compile(r"Failed to parse (\w+) field: ")
+def _fill_nested(message: Message, found: FieldDescriptor, value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """As `_fill`, a field of messages of the contract's."""
+    held = getattr(message, found.name)
+    if not found.is_repeated:
+        held.SetInParent()
+        yield from _fill(held, value, where)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _fill(held.add(), item, f"{where}[{i}]")
+    else:
+        yield where, f"does not fit; expected {_expected(found)}"
 
 
-def _violation(text: str, kind: Any) -> tuple[str, str]:
-    """Field and description of a ParseError, whose own text may quote the value: only names of fields are taken."""
-    steps = _STEPS.match(text)
-    told = [found.strip(".") for found in _WHERE.findall(text)]
-    told.append(".".join(_STEP.findall(steps[0])) if steps else "")
-    path, found = next(((path, f) for path in told if (f := _field(kind, path)) is not None), ("(body)", None))
-    if "no field named" in text:
-        return path, "has a field that the contract does not know; /openapi.json has them all"
-    return path, f"does not fit; expected {_expected(found) if found else 'what /openapi.json says'}"
+def _fill_plain(message: Message, told: dict[str, Any], at: str) -> Iterator[tuple[str, str]]:
+    """As `_fill`, all other fields, which protobuf reads: together, and one by one where they do not fit."""
+    try:
+        json_format.ParseDict(told, message)
+    except Exception:  # of what protobuf does not look at itself, such as an enum's 1e999, each has its own
+        for name, value in told.items():
+            if len(told) > 1:
+                yield from _fill_plain(message, {name: value}, at)
+            else:
+                yield at + name, f"does not fit; expected {_expected(_fields(message.DESCRIPTOR)[name])}"
 
 
-def _field(kind: Any, path: str) -> FieldDescriptor | None:
-    """The field at a path such as `requests[0].attachments`; None where there is none."""
-    found = None
-    for name in re.sub(r"\[\d+\]", "", path).split("."):
-        found = kind.fields_by_name.get(name) if kind else None
-        kind = found.message_type if found else None
-    return found
+@cache
+def _fields(kind: Descriptor) -> Mapping[str, FieldDescriptor]:
+    """The fields of a message by both of their spellings."""
+    return {spelling: found for found in kind.fields for spelling in (found.name, found.json_name)}
 
 
 def _expected(found: FieldDescriptor) -> str:

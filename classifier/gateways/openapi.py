@@ -118,18 +118,18 @@ HTTP_STATUS: Mapping[str, int] = {
     "DEADLINE_EXCEEDED": 504,
 }
 _ERRORS = {
-    400: "INVALID_ARGUMENT with the fields at fault (of JSON that does not fit, the first); "
-    "FAILED_PRECONDITION where no route may take it",
+    400: "INVALID_ARGUMENT with the fields at fault; FAILED_PRECONDITION where no route may take it",
     401: "UNAUTHENTICATED: send Authorization: Bearer TOKEN",
     408: "DEADLINE_EXCEEDED: the body did not come in time",
     413: "the body is larger than the limit",
     415: "the body is not application/json, or compressed",
     429: "RESOURCE_EXHAUSTED: busy; Retry-After says when to come back",
+    500: "INTERNAL or UNKNOWN: a fault; the message has the number of the incident, and the log says more",
     501: "UNIMPLEMENTED: the server keeps no feedback",
     503: "UNAVAILABLE: the server is not reachable or not ready; CANCELLED: it ends",
     504: "DEADLINE_EXCEEDED",
 }
-_ERRORS_OF_GET = frozenset({401, 429, 503, 504})
+_ERRORS_OF_GET = frozenset({401, 429, 500, 503, 504})
 
 
 @cache
@@ -254,14 +254,15 @@ def _schemas(roots: list[Any], about: Mapping[str, str]) -> dict[str, Any]:
             "additionalProperties": False,
             **({"required": list(_REQUIRED[kind.name])} if kind.name in _REQUIRED else {}),
         }
-        left += [e for e in (field.enum_type or field.message_type for field in kind.fields) if e and ours(e)]
+        left += [e for e in (field.enum_type or field.message_type for field in kind.fields) if ours(e)]
     return dict(sorted(found.items()))
 
 
+@cache
 def ours(kind: Any) -> bool:
-    """Whether a descriptor is of a message or an enum that the contract itself names."""
+    """Whether a descriptor is of a message or an enum that the contract itself names; None is not."""
     is_map = isinstance(kind, Descriptor) and kind.GetOptions().map_entry
-    return kind.file.package == pb.DESCRIPTOR.package and not is_map
+    return kind is not None and kind.file.package == pb.DESCRIPTOR.package and not is_map
 
 
 def _enum(kind: EnumDescriptor, about: Mapping[str, str]) -> dict[str, Any]:

@@ -164,10 +164,12 @@ class Proxy:
         url = f"http://127.0.0.1:{self.port}{path}"
         return post(url, body, authorization=f"Bearer {self._keys[key]}", **headers)
 
-    def send_each(self, body: dict[str, Any], headers: Iterable[tuple[str, str]]) -> tuple[int, dict[str, str]]:
-        """(status, headers) of a chat request that sends each header as often as it is listed, and leaves then."""
+    def send_each(
+        self, body: dict[str, Any], headers: Iterable[tuple[str, str]] = (), path: str = "/v1/chat/completions"
+    ) -> tuple[int, dict[str, str]]:
+        """(status, headers) of a request that sends each header as often as it is listed, and leaves then."""
         authorization = ("authorization", f"Bearer {self._keys['plain']}")
-        return post_each(f"http://127.0.0.1:{self.port}/v1/chat/completions", body, [authorization, *headers])
+        return post_each(f"http://127.0.0.1:{self.port}{path}", body, [authorization, *headers])
 
     def outcomes(self, decision_id: str) -> list[tuple[Any, ...]]:
         """(verdict, cause, served tier, accepted tier) of the decision's outcomes, once there are any."""

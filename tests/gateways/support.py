@@ -84,14 +84,10 @@ class Upstream:
                 if wrong == "gone":
                     self.close_connection = True
                     return
-                if body.get("stream") and STATUS_OF.get(wrong, 200) == 200:
-                    if self.path.endswith("/responses"):
-                        self._begin_stream()
-                        self._event({"type": "response.completed", "response": _response(model, GOOD, body)})
-                    else:
-                        self._stream(model, BAD if _is_bad(body) else GOOD, wrong)
-                    return
                 text = BAD if _is_bad(body) else GOOD
+                if body.get("stream") and STATUS_OF.get(wrong, 200) == 200:
+                    self._stream(model, text, wrong, body)
+                    return
                 answer = _response(model, text, body) if self.path.endswith("/responses") else _answer(model, text)
                 if wrong in _MESSAGES:
                     code = "context_length_exceeded" if wrong == "too long" else STATUS_OF[wrong]
@@ -103,25 +99,26 @@ class Upstream:
                 self.end_headers()
                 self.wfile.write(text)
 
-            def _begin_stream(self) -> None:
+            def _stream(self, model: str, text: str, wrong: str, body: dict[str, Any]) -> None:
                 self.send_response(200)
                 self.send_header("content-type", "text/event-stream")
                 self.send_header("connection", "close")
                 self.end_headers()
                 self.close_connection = True
-
-            def _stream(self, model: str, text: str, wrong: str) -> None:
-                self._begin_stream()
+                of_responses = self.path.endswith("/responses")
                 for word in text.split(" ")[: 2 if wrong else None]:
-                    self._event(_chunk(model, {"role": "assistant", "content": word + " "}, None))
+                    said = _chunk(model, {"role": "assistant", "content": word + " "}, None)
+                    self._event(_delta(word + " ") if of_responses else said)
                 if wrong == "stuck":
                     self.rfile.read(1)
                     upstream.left.set()
-                elif not wrong:
+                elif wrong:
+                    self.wfile.write(b"data: {not json\n\n")
+                elif of_responses:
+                    self._event({"type": "response.completed", "response": _response(model, text, body)})
+                else:
                     self._event(_chunk(model, {}, "stop"))
                     self.wfile.write(b"data: [DONE]\n\n")
-                else:
-                    self.wfile.write(b"data: {not json\n\n")
 
             def _event(self, chunk: dict[str, Any]) -> None:
                 self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
@@ -208,6 +205,11 @@ def _response(model: str, text: str, body: dict[str, Any]) -> dict[str, Any]:
         "output": [message],
         "usage": {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15},
     }
+
+
+def _delta(text: str) -> dict[str, Any]:
+    place = {"item_id": "m", "output_index": 0, "content_index": 0}
+    return {"type": "response.output_text.delta", "delta": text, **place}
 
 
 def _chunk(model: str, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from classifier.types import Cause, Tier, Verdict
-from tests.gateways.support import BAD, GOOD, chat, until
+from tests.gateways.support import BAD, GOOD, until
 
 if TYPE_CHECKING:
     from tests.gateways.litellm_proxy import Proxy
@@ -73,12 +73,19 @@ def test_a_plain_success_is_no_verdict(proxy: Proxy) -> None:
     assert proxy.reported(headers[ID]) == []
 
 
+def stream_of(path: str, prompt: str) -> dict[str, Any]:
+    """A body that asks for a stream, as the path takes it."""
+    said = {"input": prompt} if path.endswith("/responses") else {"messages": [{"role": "user", "content": prompt}]}
+    return {"model": "auto", "stream": True, **said, **({"max_tokens": 9} if path.endswith("/messages") else {})}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize(
     ("prompt", "verdict"), [("hard", Verdict.REJECTED), ("easy", Verdict.ACCEPTED)], ids=["bad", "good"]
 )
-def test_a_stream_is_judged_when_it_has_ended(proxy: Proxy, prompt: str, verdict: Verdict) -> None:
+def test_a_stream_is_judged_when_it_has_ended(proxy: Proxy, path: str, prompt: str, verdict: Verdict) -> None:
     """A validator's word on a whole stream is QUALITY, without an escalation."""
-    _, headers, _ = proxy.ask(prompt, stream=True)
+    _, headers, _ = proxy.send(stream_of(path, prompt), path)
     assert proxy.outcomes(headers[ID]) == [(verdict, Cause.QUALITY, Tier.SIMPLE, None)]
 
 
@@ -90,20 +97,23 @@ def test_a_stream_that_nobody_judges_is_no_verdict(proxy: Proxy) -> None:
     assert proxy.reported(headers[ID]) == []
 
 
-def test_a_stream_whose_caller_leaves_is_not_judged(proxy: Proxy) -> None:
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_a_stream_whose_caller_leaves_is_not_judged(proxy: Proxy, path: str) -> None:
     """Half an answer, which LiteLLM calls a success, is no answer that a judge could speak of."""
+    proxy.upstream.left.clear()
     with proxy.upstream.ill("stuck", "small"):
-        _, headers = proxy.send_each(chat("easy", stream=True), [])
+        _, headers = proxy.send_each(stream_of(path, "easy"), path=path)
         assert proxy.upstream.left.wait(60)
-    _, after, _ = proxy.ask("an easy one", stream=True)
+    _, after, _ = proxy.send(stream_of(path, "an easy one"), path)
     proxy.outcomes(after[ID])  # LiteLLM tells of streams in order
     assert proxy.reported(headers[ID]) == []
 
 
-def test_a_stream_that_breaks_off_is_availability(proxy: Proxy) -> None:
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_a_stream_that_breaks_off_is_availability(proxy: Proxy, path: str) -> None:
     """The provider fails in the middle: that is an outage and no judgement of what had come."""
     with proxy.upstream.ill("broken off", "small", "spare"):
-        _, headers, _ = proxy.ask("easy", stream=True)
+        _, headers, _ = proxy.send(stream_of(path, "easy"), path)
     assert proxy.outcomes(headers[ID]) == [AVAILABILITY]
 
 
