@@ -161,11 +161,9 @@ def _by(
         kept = values == value
         if (n := int(kept.sum())) >= FEWEST_IN_SLICE:
             shares = tier_shares(chosen[kept])
-            risk = bootstrap_interval(mean(risks[kept]), n, groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
-            estimate, low, high = wider(risk, n)
-            table[str(value)] = {
-                "n": n, "risk": estimate, "low": low, "high": high, "cheap_share": shares[0] + shares[1],
-            }  # fmt: skip
+            found = bootstrap_interval(mean(risks[kept]), n, groups=groups[kept], draws=BOOTSTRAPS, seed=seed)
+            risk, low, high = wider(found, n)
+            table[str(value)] = {"n": n, "risk": risk, "low": low, "high": high, "cheap_share": shares[0] + shares[1]}
     return table
 
 
