@@ -30,8 +30,9 @@ from classifier import Request, Tier, wire
 from classifier.bundle import MANIFEST, SHIPPED
 from classifier.engine import Engine
 from classifier.errors import MOST_VIOLATIONS, InvalidRequest, MissingExtra, Overloaded, SettingsError
-from classifier.gateways.http import as_json, error_response, parse
+from classifier.gateways.http import error_response
 from classifier.gateways.http_server import HttpSettings, _shown_by, run
+from classifier.gateways.json_messages import as_json, parse
 from classifier.gateways.openapi import OPERATIONS, document
 from classifier.gateways.openapi_page import page
 from classifier.gateways.settings import follow
