@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
                 text=True,
                 timeout=60,
                 cwd=Path(__file__).parent.parent,
+                env=os.environ | {"PYTHONUNBUFFERED": ""},
             )
         assert (done.returncode, done.stderr) == (1, told), arguments
 

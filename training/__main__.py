@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-from classifier.cli import with_examples
-from classifier.durable import unusable
+from classifier.cli import exit_without_output, with_examples
 from classifier.errors import ClassifierError, GateNotMet
 from classifier.texts import encodable
 
@@ -48,8 +47,7 @@ class _Group(click.Group):
         try:
             return super().main(*args, **more)
         except OSError as error:  # here, as help is printed before anything is invoked
-            click.echo(f"error: {unusable(error)}", err=True)
-            sys.exit(1)
+            exit_without_output(error)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

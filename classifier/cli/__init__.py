@@ -10,6 +10,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -94,7 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # the reader of our stdout had enough
-            click.echo(f"error: {unusable(error)}", err=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        exit_without_output(error)
+
+
+def exit_without_output(error: OSError) -> NoReturn:
+    """Ends a command whose output cannot be used, with what is still to be written; says why."""
+    if not isinstance(error, BrokenPipeError):  # the reader of our stdout had enough
+        click.echo(f"error: {unusable(error)}", err=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
