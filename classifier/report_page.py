@@ -17,8 +17,8 @@ from classifier.types import TIERS
 from classifier.wording import guarantee_of
 
 NAME_CHARS = 64
-UNKNOWN = "not known"
 """Of a model's name and the like on the page; the JSON has them whole."""
+UNKNOWN = "not known"
 
 
 def as_text(report: Mapping[str, Any]) -> str:

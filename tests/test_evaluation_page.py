@@ -65,7 +65,7 @@ def outcome_lines(n=60):
 def said(rows, shares):
     """Answers to rows: (n, 4) `shares`."""
     requests = [row.request for row in rows]
-    return Answers(requests, list(map(render, requests)), shares)
+    return Answers(requests, list(map(render, requests)), np.zeros_like(shares), shares)
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,13 @@ class Answers:
     Attributes:
         requests: as they came.
         inputs: what the model read of each.
+        logits: (n, 4) float32, before calibration.
         probabilities: (n, 4) float32, calibrated.
     """
 
     requests: Sequence[Request]
     inputs: Sequence[ModelInput]
+    logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
 
     @property
@@ -52,9 +54,12 @@ def load_engine(bundle: Path) -> Engine:
 
 def ask(engine: Engine, requests: Sequence[Request], *, name: str = "score") -> Answers:
     """What the engine's bundle says of each request; `name` is what the progress bar says."""
-    inputs, probabilities = [], []
+    inputs, logits, probabilities = [], [], []
     for request in progress_bar(requests, desc=name):
         prepared = engine.prepare(request)
+        scores = engine.score(prepared)
         inputs.append(prepared.input)
-        probabilities.append(engine.score(prepared).probabilities)
-    return Answers(requests, inputs, np.array(probabilities, dtype=np.float32).reshape(-1, len(TIERS)))
+        logits.append(scores.logits)
+        probabilities.append(scores.probabilities)
+    before, after = (np.array(rows, dtype=np.float32).reshape(-1, len(TIERS)) for rows in (logits, probabilities))
+    return Answers(requests, inputs, before, after)

@@ -186,7 +186,7 @@ def _measured(
     calibrated = out / "calibrated"
     engine = load_engine(calibrated)
     held_out = ask(engine, [row.request for row in data.calibration], name="calibration rows")
-    learnt = [r for r in data.train if r.label == RUBRIC]
+    learnt = [r for r in data.train if r.label == RUBRIC and r.closed]
     rivals = baselines(learnt, data.dev) if len({r.tier for r in learnt}) > 1 else {}
     answers = ask(engine, [row.request for row in data.dev])
     report = evaluate(engine.bundle_version, data.dev, answers.probabilities, rivals)

@@ -21,8 +21,8 @@ from classifier.bundle import Bundle
 from classifier.engine import Engine
 from classifier.errors import InputError
 from classifier.types import TIERS
+from training.answers import ask
 from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row
-from training.progress import progress_bar
 from training.step_losses import soft
 
 FACETS = ("source", "kind", "language", "script")
@@ -198,17 +198,15 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
             f"will be on your traffic, the first with the id {rows[int(seen.argmax())].id}; calibrate on rows that it "
             "has not seen"
         )
-    prepared = [engine.prepare(row.request) for row in rows]
-    logits = np.array(
-        [engine.score(p).logits for p in progress_bar(prepared, desc="scoring", unit="row")], dtype=np.float32
-    ).reshape(-1, len(TIERS))
+    answers = ask(engine, [row.request for row in rows])
+    logits = answers.logits
     labels = np.array([closed_label(row) for row in rows], dtype=np.float64).reshape(-1, len(TIERS))
     closed = ~np.isnan(labels).any(axis=1)
     facets = {
         "source": [row.source for row in rows],
         "kind": [row.kind for row in rows],
         "language": [row.language for row in rows],
-        "script": [p.input.script for p in prepared],
+        "script": [model_input.script for model_input in answers.inputs],
     }
     if group_by and group_by not in facets:
         facets[group_by] = [row.request.labels.get(group_by, "") for row in rows]
