@@ -6,11 +6,12 @@ a harness adds to a message (system reminders, editor state) are removed. Signal
 tools, attachments, total length, code, script; each is one reserved vocabulary entry (`SIGNALS`), so the model stays a
 plain sequence classifier.
 
-Theory of operation. Only a window of `WINDOW_CHARS` at each end of a message is ever looked at, then harness blocks are
-removed from the window, then the rest is cut to its budget. Where the cut fell inside a block, the half that is left
-is removed too. Last, typing errors of the rated text are corrected. Training and serving share this module; a change of
-its output, or of what `classifier.steering` leaves of it, is a change of `INPUT_VERSION`, which bundles carry and the
-engine compares.
+Theory of operation. Messages that a harness sent in the user's name are given to who speaks in them. Only a window of
+`WINDOW_CHARS` at each end of a message is looked at, harness blocks are removed from it, then the rest is cut to its
+budget. Where the cut fell inside a block, the half that is left is removed too; where less than the budget is left, the
+windows widen, so that a request between long blocks is found. Last, typing errors of the rated text are corrected.
+Training and serving share this module; a change of its output, or of what `classifier.steering` leaves of it, is a
+change of `INPUT_VERSION`, which bundles carry and the engine compares.
 
 Knows nothing of tokens, models, files or the wire.
 """
@@ -23,11 +24,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from classifier.harness import by_speaker, without_blocks
 from classifier.spelling import corrected
 from classifier.texts import encodable
 from classifier.types import SYSTEM_ROLES, Message, Request
 
-INPUT_VERSION = 4
+INPUT_VERSION = 5
 
 TEXT_CHARS = 1600
 """Characters kept of the last user message: about what the token budget can hold of English text."""
@@ -40,19 +42,14 @@ OTHER_CHARS = 160
 SYSTEM_CHARS = 200
 """Characters of the system prompt's head: it is not rated, but says what a bare user text is material for."""
 WINDOW_CHARS = 8_000
-"""Characters at each end of a message in which harness blocks are looked for."""
-MOST_NOISE_CHARS = 200_000
+"""Characters at each end of a message that are looked at first."""
+WIDEST_CHARS = 64_000
+"""Characters at each end that are looked at, at most, where harness blocks leave too little of fewer."""
+MOST_NOISE_CHARS = 400_000
 """Characters looked at of messages without a text of their own: on the way to the rated one, and for its context."""
 HEAD_SHARE = 0.6
 GAP = " … "
 
-_HARNESS_TAGS = (
-    "system-reminder|system_reminder|environment_details|environment_context|ide_state|ide_opened_file|ide_selection|"
-    "editor_context|editor_state|open_files|recently_viewed_files|additional_data|attached_files_metadata|user_info|"
-    "command-name|command-message|command-args|local-command-stdout|local-command-stderr|bash-stdout|bash-stderr|"
-    "task_progress|workspace_info|reminder|reminderInstructions|context_window|slash-command"
-)
-_TAG = re.compile(rf"<(/?)({_HARNESS_TAGS})\b[^<>]{{0,200}}>", re.IGNORECASE)
 _CODE = re.compile(
     r"```|^[^\S\n]*(?:def|class|import|from|return|if|for|while|const|let|var|func|fn|pub|public|private|static|void|int|"
     r"#include|SELECT|INSERT|UPDATE|CREATE|package|using|try|catch|else|end)\b.*[:;{}()=]|[;{}]\s*$|"
@@ -113,8 +110,8 @@ def render(request: Request) -> ModelInput:
     >>> r.text, r.context, r.signals[0], r.script
     ('hi there', '', '[turns=1]', 'latin')
     """
-    messages = request.messages
-    rated, as_written, removed, cut = _rated(request)
+    messages = by_speaker(request.messages)
+    rated, as_written, removed, cut = _rated(messages, request.attachments)
     text = corrected(as_written)
     context, context_cut = _context(messages, rated)
     total_chars = sum(len(m.content) for m in messages if m.role not in SYSTEM_ROLES) - removed
@@ -148,7 +145,7 @@ def rated_index(request: Request) -> int:
     >>> rated_index(Request.from_messages([{"role": "user", "content": "fix it"}, reminder]))
     0
     """
-    return _rated(request)[0]
+    return _rated(by_speaker(request.messages), request.attachments)[0]
 
 
 def rated_text(request: Request) -> str:
@@ -191,62 +188,33 @@ def dominant_script(text: str) -> str:
     return max(SCRIPTS, key=lambda script: counts.get(script, 0))
 
 
-def _rated(request: Request) -> tuple[int, str, int, bool]:
+def _rated(messages: tuple[Message, ...], attachments: int) -> tuple[int, str, int, bool]:
     """Position of the rated message, and what `_clean` makes of it."""
     # A user message that was nothing but harness noise is passed over: the one before it is rated.
     looked = 0
-    for i in (i for i in range(request.last_user_index, -1, -1) if request.messages[i].role == "user"):
-        rated = i, *_clean(request.messages[i].content, TEXT_CHARS)
-        looked += min(len(request.messages[i].content), 2 * WINDOW_CHARS)
-        if rated[1] or request.attachments or looked > MOST_NOISE_CHARS:
+    for i in (i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"):
+        rated = i, *_clean(messages[i].content, TEXT_CHARS)
+        looked += min(len(messages[i].content), 2 * WIDEST_CHARS)
+        if rated[1] or attachments or looked > MOST_NOISE_CHARS:
             break
     return rated
 
 
 def _clean(content: str, limit: int) -> tuple[str, int, bool]:
     """(text within `limit`, harness characters removed, whether other text was left out)."""
-    if len(content) > 2 * WINDOW_CHARS:
-        head, tail = content[:WINDOW_CHARS], content[-WINDOW_CHARS:]
-        kept_head = _strip_harness(head, cut_at_end=True).strip()
-        kept_tail = _strip_harness(tail, cut_at_start=True).strip()
-        if not kept_head and not kept_tail:
-            return "", len(content), True
-        removed = 2 * WINDOW_CHARS - len(kept_head) - len(kept_tail)
-        head_size = int(limit * HEAD_SHARE)
-        kept = f"{kept_head[:head_size]}{GAP}{kept_tail[head_size - limit :]}"
-        return encodable(kept).strip(), removed, True
-    stripped = _strip_harness(content).strip()
+    head_size = int(limit * HEAD_SHARE)
+    for window in (WINDOW_CHARS, WIDEST_CHARS):
+        if len(content) <= 2 * window:
+            break
+        head = without_blocks(content[:window], cut_at_end=True).strip()
+        tail = without_blocks(content[-window:], cut_at_start=True).strip()
+        if window == WIDEST_CHARS or (len(head) >= head_size and len(tail) >= limit - head_size):
+            if not head and not tail:
+                return "", len(content), True
+            kept = f"{head[:head_size]}{GAP}{tail[head_size - limit :]}"
+            return encodable(kept).strip(), 2 * window - len(head) - len(tail), True
+    stripped = without_blocks(content).strip()
     return encodable(cut_middle(stripped, limit)), len(content) - len(stripped), len(stripped) > limit
-
-
-def _strip_harness(text: str, *, cut_at_end: bool = False, cut_at_start: bool = False) -> str:
-    """`text` without closed harness blocks, and without the half of a block that a cut at an end left; linear time."""
-    tags = list(_TAG.finditer(text)) if "<" in text else []
-    if not tags:
-        return text
-    next_close: list[int | None] = [None] * len(tags)
-    nearest: dict[str, int] = {}
-    for i in range(len(tags) - 1, -1, -1):
-        name = tags[i][2].lower()
-        if tags[i][1]:
-            nearest[name] = i
-        else:
-            next_close[i] = nearest.get(name)
-    kept: list[str] = []
-    start = i = 0
-    if cut_at_start and tags[0][1]:
-        start, i = tags[0].end(), 1
-    while i < len(tags):
-        close = next_close[i]
-        if tags[i][1] or (close is None and not cut_at_end):
-            i += 1
-            continue
-        kept.append(text[start : tags[i].start()])
-        if close is None:
-            return "".join(kept)
-        start, i = tags[close].end(), close + 1
-    kept.append(text[start:])
-    return "".join(kept)
 
 
 def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
@@ -271,7 +239,7 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
             break
         body, _, body_cut = _clean(messages[i].content, limit)
         if not body:
-            noise += min(len(messages[i].content), 2 * WINDOW_CHARS)
+            noise += min(len(messages[i].content), 2 * WIDEST_CHARS)
             continue
         cut = cut or body_cut
         nearest = False

@@ -7,7 +7,8 @@ Spelling Corrector", with every edit as likely as another).
 
 Most words that no list knows are right: names, identifiers, other languages. So a text is left as it is unless half of
 its words are common English, and so are short words, those with a capital or a digit, those behind a quotation mark or
-before an `n't`, and those joined to others by a sign (`e-mail@host`, `snake_case`, `call(`).
+before an `n't`, those joined to others by a sign (`e-mail@host`, `snake_case`, `call(`), and those with an accent that
+is a character of its own.
 
 `words.txt` holds the common words, most common first, an empty line, and the others that are known.
 
@@ -30,7 +31,10 @@ ENGLISH = 0.5
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORD = re.compile(r"[^\W\d_]+")
-_FREE = re.compile(rf"(?<![\w.@#$/\\:<`'\u2019-])[a-z]{{{SHORTEST},{LONGEST}}}(?![\w@/\\(=>`-]|[.:]\w|['\u2019]t\b)")
+_MARKS = "\u00ad\u0300-\u036f\u200b-\u200d\u2060\ufeff"  # combining marks and what nobody sees: parts of a word, too
+_FREE = re.compile(
+    rf"(?<![\w{_MARKS}.@#$/\\:<`'\u2019-])[a-z]{{{SHORTEST},{LONGEST}}}(?![\w{_MARKS}@/\\(=>`-]|[.:]\w|['\u2019]t\b)"
+)
 
 
 def corrected(text: str) -> str:

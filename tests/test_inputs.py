@@ -17,6 +17,7 @@ from classifier.inputs import (
     MOST_NOISE_CHARS,
     SIGNALS,
     TEXT_CHARS,
+    WIDEST_CHARS,
     WINDOW_CHARS,
     cut_middle,
     dominant_script,
@@ -98,6 +99,21 @@ def test_harness_block_cut_by_the_window_is_removed():
     assert found.text.endswith("please")
 
 
+@pytest.mark.parametrize("chars", [WINDOW_CHARS, 4 * WINDOW_CHARS])
+@pytest.mark.parametrize("ask", ["fix the failing test", "fix the failing test in " * 100])
+def test_a_request_between_long_harness_blocks_is_read(chars, ask):
+    """However long the blocks around it, up to what is looked at, the request is read as it is without them."""
+    block = f"<system-reminder>{'a rule. ' * (chars // 8)}</system-reminder>\n"
+    found = render(chat(("user", "earlier"), ("user", f"{block}{ask}\n{block}{block}")))
+    assert (found.text, found.truncated) == (render(Request.from_text(ask)).text, len(ask) > TEXT_CHARS)
+
+
+def test_a_request_between_blocks_longer_than_what_is_looked_at_costs_no_more():
+    """Harness blocks of half a megabyte around a request are not read to the middle: the message is noise alone."""
+    block = f"<system-reminder>{'a rule. ' * (WIDEST_CHARS // 4)}</system-reminder>\n"
+    assert rated_index(chat(("user", "earlier"), ("user", f"{block}{block}fix it\n{block}{block}"))) == 0
+
+
 def test_message_of_noise_alone_is_passed_over():
     """A user message that holds nothing but harness noise is not what is rated."""
     found = render(chat(("user", "sum the list"), ("user", "<system-reminder>x</system-reminder>")))
@@ -130,7 +146,7 @@ def test_messages_of_noise_cost_what_they_hold():
     assert time.process_time() - start < 5
 
 
-@pytest.mark.parametrize("chars", [100, 2 * WINDOW_CHARS + 100])
+@pytest.mark.parametrize("chars", [100, 2 * WINDOW_CHARS + 100, 2 * WIDEST_CHARS + 100])
 def test_noise_is_passed_over_however_long_it_is(chars):
     """A message of noise alone that is longer than what is looked at of it is one all the same."""
     noise = f"<local-command-stdout>{'log line. ' * (chars // 10)}</local-command-stdout>"
@@ -143,7 +159,7 @@ def test_what_stands_before_more_noise_than_is_looked_at_is_told_as_left_out():
     noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout>"
     few, many = (
         render(chat(("user", "plan the migration"), *[("tool", noise)] * count, ("user", "go on")))
-        for count in (5, MOST_NOISE_CHARS // (2 * WINDOW_CHARS) + 1)
+        for count in (5, MOST_NOISE_CHARS // len(noise) + 1)
     )
     assert (few.context, few.truncated) == ("user: plan the migration", False)
     assert (many.context, many.truncated) == ("", True)
@@ -152,7 +168,7 @@ def test_what_stands_before_more_noise_than_is_looked_at_is_told_as_left_out():
 def test_what_is_rated_is_not_looked_for_behind_more_noise_than_is_looked_at():
     """On the way to the rated message a bounded part of the conversation is looked at, however much of it is noise."""
     noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout>"
-    most = MOST_NOISE_CHARS // (2 * WINDOW_CHARS)
+    most = MOST_NOISE_CHARS // len(noise)
     assert rated_index(chat(("user", "sum the list"), *[("user", noise)] * most)) == 0
     assert rated_index(chat(("user", "sum the list"), *[("user", noise)] * (most + 1))) == 1
 
@@ -205,7 +221,8 @@ PARTS = (
     "Please summatize the meeting notes and send them to everyone. ", "yes, do it", " ", "\n", "\n\n", "é", "привет ",
     "你好世界", "你好世界再す", "今日は", "안녕 ", "مرحبا ", "नमस्ते ", "γειά ", "42 ", "a\ud800b ", "x = f(1);\n",
     "def f(x):\n", "```\n", "a line\n", "return x\n", "<system-reminder>", "</system-reminder>", "<div>",
-    "<user_info>me</user_info>", "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
+    "<user_info>me</user_info>", "<user_query>", "</user_query>", "[read_file] Result:\n", "cafe\u0301s ",
+    "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
 )  # fmt: skip
 
 
@@ -222,7 +239,7 @@ def test_what_is_read_changes_with_the_version_of_inputs_alone():
         request = chat(*turns, ("user", last), attachments=attached, tools=("t",) * tools)
         read = render(request)
         found.update(repr((read.text, read.context, read.signals)).encode())
-    assert (INPUT_VERSION, found.hexdigest()[:16]) == (4, "50e92776a86cb17e")
+    assert (INPUT_VERSION, found.hexdigest()[:16]) == (5, "a884b31b0b54e2c4")
 
 
 @given(CONVERSATIONS, TEXTS, st.integers(0, 9))

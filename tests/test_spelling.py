@@ -53,6 +53,8 @@ def test_the_most_common_of_the_words_that_may_be_meant_is_taken() -> None:
         "Send the message to cpital@example.org before the meeting.",
         "Why does cpital() return nothing when I call it twice?",
         "What does `cpital` mean in this line, and 'cpital' in the other one?",
+        "Is there a re\u0301sume\u0301 or a protege\u0301 that you would show to people?",
+        "What does infor\u00admation or infor\u200bmation mean in this text?",
         "He dosen't know what the others have done with it.",
         "I dont know what they said, and im not sure they havent left.",
         "Can you say wat this one is for, or hwo to do it?",

@@ -1,0 +1,95 @@
+"""What the harnesses of agents add to a conversation in the user's name, and what is left without it. Pure; linear.
+
+An editor or an agent puts its state, its reminders and a project's rules around what a person wrote, each in a tag of
+its own, and some send whole messages so: results of tools that were called in text, instructions, remarks. Nobody asked
+for any of it. The tags are those that the harnesses of 2025 and 2026 send; a tag that prompts use for a person's own
+material (`context`, `instructions`, `rules`, `task`) is none of them.
+
+Knows nothing of requests, tokens or models.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from classifier.types import Message
+
+_TAGS = (
+    "system-reminder|system_reminder|reminder|reminderInstructions|system_notification|task-notification|task_progress|"
+    "command-name|command-message|command-args|local-command-stdout|local-command-stderr|local-command-caveat|bash-input|"
+    "bash-stdout|bash-stderr|slash-command|user-prompt-submit-hook|hook_context|session_context|context_window|"
+    "environment_details|environment_context|environment_info|workspace_info|project_layout|git_status|turn_aborted|"
+    "ide_state|ide_opened_file|ide_selection|editor_context|(?-i:editorContext)|editor_state|open_files|"
+    "open_and_recently_viewed_files|recently_viewed_files|attached_files_metadata|image_files|additional_data|"
+    "user_info|user_rules|always_applied_workspace_rules|agent_requestable_workspace_rules|agent_skills|"
+    "agent_transcripts|mcp_file_system|skills_instructions|apps_instructions|permissions instructions|"
+    "collaboration_mode|recommended_plugins|ADDITIONAL_METADATA|USER_SETTINGS_CHANGE|EPHEMERAL_MESSAGE|"
+    "RUNTIME_INFORMATION|REPOSITORY_INFO|REPOSITORY_INSTRUCTIONS"
+)
+_TAG = re.compile(rf"<(/?)({_TAGS})\b[^<>]{{0,200}}>", re.IGNORECASE)
+_QUERY_TAGS = ("user_query", "userRequest", "USER_REQUEST")
+"""What a harness puts around a person's own words: these stay, the tags go."""
+_TOOL = re.compile(r"\s*\[\w+(?: for '[^\n]*')?\] Result:")
+_PERSON_TAGS = ("<feedback>", "<user_message>", "<answer>")
+_INTERRUPTED = re.compile(r"\s*\[Request interrupted by user[^\n]*\s*")
+_PROJECT = re.compile(r"\s*# AGENTS\.md instructions\b")
+
+
+def by_speaker(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages, those that a harness sent in the user's name given to who speaks in them: a tool, or the system.
+
+    Harnesses whose tools are called in text send a result as `[name for 'path'] Result:`, with what the person added
+    in a tag; others send a project's instructions, or that they were interrupted. Where no message would be left to
+    the user, all stay as they are.
+    """
+    roles = [_speaker(message) for message in messages]
+    if "user" not in roles or all(role == m.role for role, m in zip(roles, messages, strict=True)):
+        return messages
+    return tuple(m if role == m.role else replace(m, role=role) for role, m in zip(roles, messages, strict=True))
+
+
+def _speaker(message: Message) -> str:
+    """The role of who speaks in a message."""
+    content = message.content
+    if message.role != "user":
+        return message.role
+    if _TOOL.match(content) and not any(tag in content for tag in _PERSON_TAGS):
+        return "tool"
+    # With words of the person behind it such a message ends in these, not in a tag.
+    if _INTERRUPTED.fullmatch(content) or (_PROJECT.match(content) and content.rstrip().endswith(">")):
+        return "system"
+    return "user"
+
+
+def without_blocks(text: str, *, cut_at_end: bool = False, cut_at_start: bool = False) -> str:
+    """`text` without closed harness blocks, and without the half of a block that a cut at an end left; linear time."""
+    if "<" not in text:
+        return text
+    for name in _QUERY_TAGS:
+        if f"<{name}>" in text and f"</{name}>" in text:
+            text = text.replace(f"<{name}>", "").replace(f"</{name}>", "")
+    tags = list(_TAG.finditer(text))
+    next_close: list[int | None] = [None] * len(tags)
+    nearest: dict[str, int] = {}
+    for i in range(len(tags) - 1, -1, -1):
+        name = tags[i][2].lower()
+        if tags[i][1]:
+            nearest[name] = i
+        else:
+            next_close[i] = nearest.get(name)
+    kept: list[str] = []
+    start = i = 0
+    if cut_at_start and tags and tags[0][1]:
+        start, i = tags[0].end(), 1
+    while i < len(tags):
+        close = next_close[i]
+        if tags[i][1] or (close is None and not cut_at_end):
+            i += 1
+            continue
+        kept.append(text[start : tags[i].start()])
+        if close is None:
+            return "".join(kept)
+        start, i = tags[close].end(), close + 1
+    kept.append(text[start:])
+    return "".join(kept)
