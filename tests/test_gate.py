@@ -13,7 +13,7 @@ from scipy import stats
 from classifier.intervals import Interval
 from tests.off_policy_support import draw_log, truths
 from training.calibration_report import PRICES
-from training.gate import FEWEST_ROWS, RISK_MARGIN, LabelledSet, judge, tango
+from training.gate import FEWEST_ROWS, RISK_MARGIN, LabelledSet, effective_rows, judge, tango
 from training.off_policy import estimate
 from training.step_losses import EVERY_MISS, soft
 
@@ -85,6 +85,64 @@ def test_one_that_is_worse_by_the_margin_seldom_passes(n: int):
     assert passed <= stats.binom.isf(0.001, rounds, 0.025)
 
 
+def in_families(n: int, count: int, shared: float, rises: float, falls: float, rng) -> LabelledSet:
+    """Rows on which the candidate fails anew at one rate and no longer at another.
+
+    Of each of `count` families a share of rows, `shared`, has one fate: two of a family correlate by its square.
+    """
+    family = np.arange(n) % count
+    u = np.where(rng.random(n) < shared, rng.random(count)[family], rng.random(n))
+    current = np.where((u >= rises) & (u < rises + falls), 0, 1)
+    choices = current.astype(np.int64), (u >= rises).astype(np.int64)
+    names = family.astype(str)
+    return LabelledSet("recent", soft(np.ones(n, np.int64)), *choices, groups=names, equal_cost=True)
+
+
+def found_no_worse(rounds: int, seed: int, *told) -> int:
+    rng = np.random.default_rng(seed)
+    return sum(judge([in_families(*told, rng)]).reasons[0].endswith(("no worse", "better")) for _ in range(rounds))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(("rises", "falls"), [(0.03, 0.0), (0.10, 0.07)])
+def test_few_families_show_little_however_many_their_rows(rises: float, falls: float, shared: float):
+    """A candidate that is worse by the margin seldom passes on 400 rows of ten families, alike or not."""
+    assert found_no_worse(100, 3, 400, 10, shared, rises, falls) <= stats.binom.isf(0.001, 100, 0.025)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("count", [3, 10, 20, 50, 100])
+@pytest.mark.parametrize("shared", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(("rises", "falls"), [(0.03, 0.0), (0.10, 0.07), (0.25, 0.22)])
+def test_families_of_any_number_keep_the_level(rises: float, falls: float, shared: float, count: int):
+    """One that is worse by the margin passes in about .025 of rounds at most, however many families and how alike."""
+    assert found_no_worse(500, count, 400, count, shared, rises, falls) <= stats.binom.isf(0.001, 500, 0.035)
+
+
+@pytest.mark.parametrize(("count", "least"), [(400, 0.95), (200, 0.95), (100, 0.9)])
+def test_what_is_better_passes_where_families_are_many(count: int, least: float):
+    """Rows that do not go with their family count as many as they are: one that mends .04 of them is no worse."""
+    assert found_no_worse(100, 5, 400, count, 0.0, 0.04, 0.08) >= stats.binom.ppf(0.001, 100, least)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "expected"),
+    [
+        (np.zeros(60), None, 60),
+        (np.zeros(60), np.arange(60), 60),
+        (np.arange(60) % 2, np.arange(60), 60),
+        (np.zeros(60), np.arange(60) % 10, 10),
+        (np.zeros(60), np.zeros(60), 1),
+        (np.arange(600) // 6 % 2, np.arange(600) // 6, 100),
+        (np.arange(600) % 2, np.arange(600) // 2, 600),
+    ],
+    ids=["own", "own by name", "own and off", "agree", "one", "one fate each", "twins that differ"],
+)
+def test_rows_count_for_what_their_groups_show(values, groups, expected: float):
+    """Each its own, all count; of groups that agree a row each; never more than there are."""
+    assert effective_rows(values.astype(float), groups) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("more", "fewer", "n"), [(0, 0, 60), (4, 0, 60), (0, 60, 60), (12, 2, 50), (2, 12, 50)])
 def test_the_score_interval_holds_what_a_score_test_does_not_reject(more: int, fewer: int, n: int):
     """It is never empty, ends where Tango's example does, and is turned round where the bundles are exchanged."""
@@ -96,6 +154,11 @@ def test_the_score_interval_holds_what_a_score_test_does_not_reject(more: int, f
     assert found.high > found.low
     if (more, fewer) == (12, 2):
         assert (found.low, found.high) == (pytest.approx(0.0611, abs=1e-4), pytest.approx(0.3447, abs=1e-4))
+
+
+def test_the_score_interval_ends_at_one():
+    """Losses that are all but certain have no difference below 1 that a score test rejects."""
+    assert tango(np.zeros(60), np.full(60, 1 - 1e-7), 1.96).high == 1.0
 
 
 def test_every_set_must_be_no_worse():

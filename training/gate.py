@@ -4,10 +4,10 @@ On each labelled set, by paired intervals: neither risk nor cost is worse by mor
 one of them one is better. *Not worse* is shown, not assumed: the interval's upper end must lie within the margin.
 *Better* means that the whole interval lies below 0. Too few rows, and the gate refuses.
 
-The interval of a cost is a bootstrap over groups; that of a risk the wider, at each end, of the same and of a score
-interval for single rows (Wilson's for one bundle, Tango's for the difference): where few rows are missed, or decided
-otherwise, a percentile bootstrap is too short, and without any it has no width. Both are too short where all rows are
-of a few groups that share one fate: it takes some dozens of groups.
+The interval of a risk is a score interval (Wilson's for one bundle, Tango's for the difference), which has its width
+where few rows are missed, or decided otherwise, or none. Rows of one group share a fate, so it counts as many rows as
+would vary alike were each its own (`effective_rows`): of ten groups that agree, ten. That of a cost is a bootstrap over
+groups, which takes some dozens of them.
 
 Where a set has a promise, a risk of at most α, risk counts from the promise on: a candidate whose risk is shown to be
 within α and the margin is no worse, however safe the serving bundle was, and safer than promised is not better. Where a
@@ -61,7 +61,7 @@ class LabelledSet:
         labels: (n, 4) float64, P(label = tier), rows sum to 1; of one kind.
         current: (n,) int64, index of the tier that the serving bundle chooses.
         candidate: (n,) int64, the same of the candidate.
-        groups: (n,) str; rows of one group are resampled together. None where each is its own.
+        groups: (n,) str; rows of one group may share a fate. None where each is its own.
         alpha: what the policy aims at on this set: a risk of at most so much, exploration included; 0 where it aims at
             nothing here.
         epsilon: the share that is explored. No choice here is, so that a risk of `limit` is what alpha leaves them.
@@ -148,7 +148,7 @@ def judge(
     Args:
         sets: usually recent held-out labels and the golden set; at least one.
         off_policy: of the serving bundle and of the candidate on one log; None where nothing was explored.
-        draws: bootstrap samples.
+        draws: bootstrap samples of a cost.
 
     Raises:
         ValueError: there is no set.
@@ -206,9 +206,8 @@ def _judge_set(rows: LabelledSet, draws: int) -> _Found:
         return _Found({"n": n}, [reason], refused=True)
     losses = (_losses(rows, rows.current), _losses(rows, rows.candidate))
     z = float(scipy.stats.norm.ppf((1 + LEVEL) / 2))
-    *each, difference = _compare(*losses, groups=rows.groups, draws=draws)
-    before, after = (_wider(one, wilson(float(lost.mean()), n, z)) for one, lost in zip(each, losses, strict=True))
-    change = _wider(difference, tango(*losses, z))
+    before, after = (wilson(float(lost.mean()), effective_rows(lost, rows.groups), z) for lost in losses)
+    change = tango(*losses, z, groups=rows.groups)
     risk = (before, after, change)
     found = _Found({"n": n, "risk": _as_json(risk)})
     limit, aimed = rows.limit, rows.limit > 0
@@ -248,7 +247,31 @@ def _losses(rows: LabelledSet, chosen: NDArray[np.int64]) -> NDArray[np.float64]
     return np.asarray(np.sum(further, axis=0))
 
 
-def tango(current: NDArray[np.float64], candidate: NDArray[np.float64], z: float) -> Interval:
+def effective_rows(values: NDArray[np.float64], groups: NDArray[np.str_] | None) -> float:
+    """How many rows, each its own, would tell the mean of (n,) values as surely as these do, whose groups share a fate.
+
+    n over the design effect (Kish 1965), in which one more group of mean size counts, all of whose rows are 1 off the
+    mean: where hardly a row is off, nothing shows that those of a group are not off together. So a group counts as one
+    row where no row is off, and as what it shows where many are; all never as more than their rows.
+
+    >>> effective_rows(np.zeros(60), np.arange(60) // 6)
+    10.0
+    """
+    n = len(values)
+    if groups is None:
+        return float(n)
+    _, units = np.unique(groups, return_inverse=True)
+    off = values - values.mean()
+    together, size = np.bincount(units, weights=off), n / (units.max() + 1)
+    return float(n / max(1.0, (together @ together + size**2) / (off @ off + size)))
+
+
+def tango(
+    current: NDArray[np.float64],
+    candidate: NDArray[np.float64],
+    z: float,
+    groups: NDArray[np.str_] | None = None,
+) -> Interval:
     """Score interval of the difference of two shares on the same rows, candidate less current.
 
     It holds with few rows that differ, and with none (Tango 1998, Statistics in Medicine 17, 891-908). Losses between 0
@@ -258,17 +281,18 @@ def tango(current: NDArray[np.float64], candidate: NDArray[np.float64], z: float
         current: (n,) losses in [0, 1].
         candidate: (n,) losses of the same rows.
         z: quantile of the normal distribution, such as 1.96 for 95 %.
+        groups: (n,) of rows that may share a fate; their differences count as `effective_rows` of them.
 
     >>> [round(x, 3) for x in tango(np.zeros(60), np.zeros(60), 1.96)]
     [0.0, -0.06, 0.06]
     """
     change = candidate - current
-    more, fewer = float(np.maximum(change, 0).sum()), float(np.maximum(-change, 0).sum())
-    n = len(change)
-    return Interval((more - fewer) / n, -_highest(fewer, more, n, z), _highest(more, fewer, n, z))
+    n = effective_rows(change, groups)
+    more, fewer = (float(np.maximum(one, 0).mean()) * n for one in (change, -change))
+    return Interval(float(change.mean()), -_highest(fewer, more, n, z), _highest(more, fewer, n, z))
 
 
-def _highest(more: float, fewer: float, n: int, z: float) -> float:
+def _highest(more: float, fewer: float, n: float, z: float) -> float:
     """The largest difference that a two-sided score test does not reject: `more` rows rose of n, `fewer` fell."""
 
     def beyond(difference: float) -> float:
@@ -278,7 +302,9 @@ def _highest(more: float, fewer: float, n: int, z: float) -> float:
         return more - fewer - n * difference + z * math.sqrt(max(n * (2 * fell + square), 0.0))
 
     low, high = (more - fewer) / n + _TINY, 1.0 - _TINY  # at the ends the variance may be 0
-    return float(scipy.optimize.brentq(beyond, low, high)) if low < high else 1.0
+    if low >= high or beyond(high) >= 0:
+        return 1.0
+    return float(scipy.optimize.brentq(beyond, low, high))
 
 
 _Compared = tuple[Interval, Interval, Interval]
@@ -293,10 +319,6 @@ def _compare(
         lambda counts: list(both(counts).T), len(current), groups=groups, draws=draws, level=LEVEL
     )
     return before, after, change
-
-
-def _wider(one: Interval, other: Interval) -> Interval:
-    return Interval(one.estimate, min(one.low, other.low), max(one.high, other.high))
 
 
 def _as_json(compared: _Compared) -> dict[str, Any]:
