@@ -26,6 +26,8 @@ class Process:
 
     def __init__(self, *command: str) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CLASSIFIER_")}
+        # An installed package's code is compiled; where this forbade that, each start would compile it anew.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         started = time.perf_counter()
         self._process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True, env=environ)
         assert self._process.stderr is not None

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from classifier.database import Database
 from classifier.migrations import LOCK, decisions, forgotten, outcomes
@@ -44,7 +43,15 @@ class Ledger:
         self._database = database
         self.clock = clock or database.now
         self._shared = database.path is None
-        self._insert = postgresql.insert if self._shared else sqlite.insert
+        self._insert: Callable[[sa.Table], Any]
+        if self._shared:  # beside SQLite nobody waits for the import of this dialect: 30 ms of a server's start
+            from sqlalchemy.dialects import postgresql
+
+            self._insert = postgresql.insert
+        else:
+            from sqlalchemy.dialects import sqlite
+
+            self._insert = sqlite.insert
 
     def write(self, new_decisions: Sequence[Row], new_outcomes: Sequence[Row]) -> list[OutcomeState]:
         """Writes all of them durably, or none.

@@ -70,8 +70,8 @@ async def serve(
         stopping.cancel()
     starting.result()
     reloading = asyncio.create_task(reload())
-    # What is there now stays: without this every full collection walks all modules, and a request waits for it.
-    gc.collect()
+    # What is there now stays: without this every full collection walks all modules, and a request waits for it. There
+    # is nothing to collect before: of a start some four objects are left over, and to look for them takes 15 ms.
     gc.freeze()
     # A core's thread that comes back from a run waits this long at most for the event loop to let go of the GIL;
     # Python's 5 ms are two runs. Worth 5 % of throughput at 32 callers (docs/performance.md).

@@ -186,12 +186,13 @@ class Server:
 
     async def _load(self) -> None:
         settings, admission = self.settings, self.service.admission
-        if _remembers(settings):
-            self._feedback = await asyncio.to_thread(_open_store, settings, self._key)
-            self.service.feedback = self._feedback
-            log.info("decisions are kept in %s (store: %s)", self._feedback.name, self._feedback.keep)
         self._watched = [bundle := Watched("bundle", self._source, self._take, self._metrics)]
-        await bundle.start()
+        # At the same time: most of what a bundle takes is not Python's, and most of what a store takes are imports.
+        opening = asyncio.create_task(self._open())
+        try:
+            await bundle.start()
+        finally:
+            await opening
         if settings.shadow:
             shadow = self._shadow = Shadow(settings.shadow_share, lambda: admission.waiting > 0, self._metrics)
             self.service.after = shadow.offer
@@ -201,6 +202,14 @@ class Server:
             # Whoever is promoted is no candidate any more: a server that starts after that must start all the same.
             await _look_for(candidate, again=False)
         self._metrics.waiting = lambda: admission.waiting
+
+    async def _open(self) -> None:
+        """Opens the feedback store, where decisions are kept."""
+        if not _remembers(self.settings):
+            return
+        store = self._feedback = await asyncio.to_thread(_open_store, self.settings, self._key)
+        self.service.feedback = store
+        log.info("decisions are kept in %s (store: %s)", store.name, store.keep)
 
     def _take(self, engine: Classifies) -> None:
         """From the next request on this engine answers."""

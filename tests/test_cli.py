@@ -171,6 +171,30 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_numpys_blas_starts_no_threads():
+    """A thread a core would spin beside a server that starts."""
+    code = (
+        "import os\nfrom classifier.cli import main\ntry: main(['--version'])\n"
+        "except SystemExit: print(len(os.listdir('/proc/self/task')))"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, env=environ
+    )
+    assert done.stdout.splitlines()[1:] == ["1"]
+
+
+def test_a_store_in_sqlite_imports_no_other_dialect(tmp_path):
+    """What only PostgreSQL needs is not waited for beside SQLite."""
+    code = (
+        "import sys; from classifier.feedback import open_store;"
+        f"open_store('sqlite:///{tmp_path}/f.db', key=bytes(32)).close();"
+        "print([m for m in sys.modules if m.startswith('sqlalchemy.dialects.postgresql')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (ClassifierError("x"), 1)])
 def test_an_interrupt_is_130(monkeypatch, error, code):
     """Ctrl-C ends with 130 and an error of ours with its own code."""

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from classifier import cli
+from training.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "data").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -18,13 +19,8 @@ TOLD = [page for page in PAGES if page.name != "LOG.md" and page.parent.name != 
 
 
 def programs() -> dict[str, click.Command]:
-    """The commands that pages call, by how they are called; `python -m training` where its extra is installed."""
-    found: dict[str, click.Command] = {"classifier": cli.command, "python -m classifier": cli.command}
-    try:
-        from training.__main__ import main
-    except SystemExit:
-        return found
-    return found | {"python -m training": main}
+    """The commands that pages call, by how they are called."""
+    return {"classifier": cli.command, "python -m classifier": cli.command, "python -m training": main}
 
 
 def walk(command: click.Command, name: str, parent: click.Context | None = None):

@@ -26,7 +26,7 @@ from training.calibrate import calibrate
 from training.calibrate_command import command as calibrate_command
 from training.calibration_set import TRAINING_ROWS, CalibrationSet, pack_rows
 from training.corpus import read_corpus
-from training.guarantee import command
+from training.guarantee_command import command
 from training.promise_test import check, promise_p_value, promised
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses

@@ -367,7 +367,7 @@ def test_a_signal_ends_the_loop_after_its_round_with_its_code(tmp_path, monkeypa
         signal.raise_signal(number)
         rounds.append(stop.wait(60))
 
-    monkeypatch.setattr("training.loop_command.run_loop", one_round)
+    monkeypatch.setattr("training.loop.run_loop", one_round)
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         done = CliRunner().invoke(

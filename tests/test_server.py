@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -176,6 +177,50 @@ def test_a_load_that_gets_on_may_finish_when_the_process_ends():
 
     asyncio.run(main())
     assert loaded.is_set()
+
+
+async def test_a_store_opens_while_the_bundle_loads(monkeypatch, tmp_path):
+    """Neither waits for the other: each of the two here ends only when the other has begun."""
+    opening, loading, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def open_store(*_, **__):
+        opening.set()
+        assert loading.wait(60)
+        return SimpleNamespace(name="here", keep="hash", close=closed.set)
+
+    class Slow(Fixed):
+        def load(self):
+            loading.set()
+            assert opening.wait(60)
+            return super().load()
+
+    monkeypatch.setattr("classifier.feedback.open_store", open_store)
+    settings = ServerSettings(listen=(ANY,), feedback_url="sqlite:///f.db", key_file=str(tmp_path / "key"))
+    server = Server(settings, source=Slow(FakeEngine()))
+    await server.start()
+    assert server.service.feedback.name == "here"
+    await server.stop()
+    assert closed.is_set()
+
+
+async def test_a_store_beside_a_bundle_that_cannot_be_used_is_closed(monkeypatch, tmp_path):
+    """What ends the start is the bundle, and the store that opened meanwhile is not left open."""
+    loaded, closed = threading.Event(), threading.Event()
+
+    def open_store(*_, **__):
+        assert loaded.wait(60)
+        return SimpleNamespace(name="here", keep="hash", close=closed.set)
+
+    class Broken(Fixed):
+        def load(self):
+            loaded.set()
+            raise errors.BundleCorrupt("broken")
+
+    monkeypatch.setattr("classifier.feedback.open_store", open_store)
+    settings = ServerSettings(listen=(ANY,), feedback_url="sqlite:///f.db", key_file=str(tmp_path / "key"))
+    with pytest.raises(errors.BundleCorrupt):
+        await Server(settings, source=Broken(FakeEngine())).start()
+    assert closed.is_set()
 
 
 def test_a_server_told_to_stop_before_it_is_ready_stops(tmp_path):

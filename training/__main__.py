@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,13 @@ import click
 from classifier.cli import exit_without_output, with_examples
 from classifier.errors import ClassifierError, GateNotMet
 from classifier.texts import encodable
+from training.calibrate_command import MOST_SEED, named_number, prices_option
+from training.calibrate_command import command as calibrate
+from training.guarantee_command import command as guarantee
+from training.jury_command import command as jury
+from training.loop_command import loop_command, retrain_command
 
 WITHOUT_EXTRA = "error: python -m training needs {}; run 'make setup', or pip install '.[training]'"
-
-try:
-    from training.calibrate_command import MOST_SEED, named_number, prices_option
-    from training.calibrate_command import command as calibrate
-    from training.guarantee import command as guarantee
-    from training.jury_command import command as jury
-    from training.loop_command import loop_command, retrain_command
-except ModuleNotFoundError as error:  # in an environment that only serves
-    sys.exit(WITHOUT_EXTRA.format(error.name))
 
 
 class _Group(click.Group):

@@ -14,10 +14,8 @@ from typing import Any
 
 import click
 
+from classifier.routing import PRICES
 from classifier.texts import finite
-from training.calibrate import calibrate
-from training.calibration_plot import plot
-from training.calibration_report import PRICES, as_text
 from training.decision_log import AUDIT_LABEL, parse_audit
 
 MOST_SEED = 2**32 - 1
@@ -78,7 +76,12 @@ def numbers(count: int) -> Callable[[click.Context, click.Parameter, str | None]
 
 
 prices_option = partial(
-    click.option, "--prices", callback=prices, default=",".join(map(str, PRICES)), show_default=True, metavar="A,B,C,D"
+    click.option,
+    "--prices",
+    callback=prices,
+    default=",".join(map(str, PRICES.values())),
+    show_default=True,
+    metavar="A,B,C,D",
 )
 audit_label = click.option(
     "--audit-label", "audit", callback=lambda _, __, value: parse_audit(value), default=AUDIT_LABEL, show_default=True,
@@ -136,6 +139,10 @@ def command(
     \b
     python -m training calibrate --bundle runs/base/bundle --data mine.jsonl --out runs/mine --delta 0.05
     """
+    from training.calibrate import calibrate
+    from training.calibration_plot import plot
+    from training.calibration_report import as_text
+
     for name, path in (("--report", report), ("--plot", figure)):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.UsageError(f"{name} {path}: there is no folder {path.parent}")

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from classifier.addresses import is_local
 from classifier.errors import GateNotMet, InputError
 from classifier.payloads import FORMATS
-from classifier.prices import Price, read_prices
-from classifier.readers import Selection
 from training.corpus import OWN_DATA
 from training.jury import ANSWER_FORMATS, MOST_CHARS
-from training.progress import progress_bar
+
+if TYPE_CHECKING:
+    from classifier.prices import Price
 
 GUIDELINES = OWN_DATA / "GUIDELINES.md"
 
@@ -71,11 +70,16 @@ def command(
     \b
     python -m training jury logs/ -o mine.jsonl --base-url http://localhost:8000/v1 --model qwen3-32b --votes 3
     """
+    import asyncio
+
+    from classifier.prices import read_prices
+    from classifier.readers import Selection
     from classifier.texts import finite
     from training.jury_cases import read_cases
     from training.jury_journal import open_journal, read_journal
     from training.jury_report import estimate, estimate_as_text, summary, summary_as_text
     from training.jury_run import Jury, cost_of, rated, sit, uncounted, write_lines
+    from training.progress import progress_bar
 
     key = _key(api_key_env)
     known: Mapping[str, Price] = read_prices(prices).models if prices else {}

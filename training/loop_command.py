@@ -19,8 +19,6 @@ import click
 from classifier.errors import GateNotMet
 from classifier.settings import feedback_url, registry_url
 from classifier.texts import finite
-from training.loop import run_loop, tick
-from training.retrain import retrain
 from training.round_options import Options
 
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
@@ -91,6 +89,8 @@ def retrain_command(*, as_json: bool, **given: Any) -> None:
     \b
     python -m training retrain --registry /srv/bundles --feedback-url sqlite:////var/lib/classifier/feedback.db
     """
+    from training.retrain import retrain
+
     receipt = retrain(Options(**given), say=_say)
     _tell(receipt, as_json=as_json)
     if receipt["decision"] in ("keep", "gave up"):
@@ -115,6 +115,8 @@ def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None
     \b
     python -m training loop --every 1h --min-outcomes 500 --promote --registry /srv/bundles
     """
+    from training.loop import run_loop, tick
+
     pause, stop = seconds(every), threading.Event()
     if once:
         _tell(tick(Options(**given), say=_say), as_json=as_json)

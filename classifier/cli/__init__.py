@@ -82,6 +82,9 @@ with_examples(command)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits; an error of ours is one line on stderr and its own exit code."""
+    # Else numpy's BLAS starts a thread a core when it is imported, and each spins for a while: 40 ms of CPU time on two
+    # cores, in every process. No verb multiplies matrices that are large enough to need them.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
         code = command.main(args=arguments, prog_name="classifier", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
