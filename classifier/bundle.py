@@ -205,6 +205,19 @@ def check_new(path: Path) -> None:
         raise BundleError(f"{path}: no folder can be made in {above}; choose another place, or check the rights")
 
 
+def input_mismatch(bundle: Bundle) -> str:
+    """Why this package does not serve a bundle, and what to do: it was made for another `INPUT_VERSION`; else empty."""
+    from classifier.inputs import INPUT_VERSION  # here: it reads a list of words, which takes longer than all else
+
+    if (version := bundle.manifest.get("input_version")) == INPUT_VERSION:
+        return ""
+    return (
+        f"{bundle.path}: made for input version {reprlib.repr(version)}, this package makes {INPUT_VERSION}; take the "
+        f"bundle that ships with this package ({SHIPPED}), recalibrate this one (python -m training calibrate), or use "
+        "the package that made it"
+    )
+
+
 def content_version(files: Mapping[str, str]) -> str:
     """The version of a bundle: 16 hexadecimal digits over the names and hashes of its files."""
     listing = "".join(f"{name}:{files[name]}\n" for name in sorted(files))

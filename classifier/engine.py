@@ -9,7 +9,6 @@ Knows nothing of ids, storage, queues or the wire.
 
 from __future__ import annotations
 
-import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.bundle import Bundle, read_bundle
+from classifier.bundle import Bundle, input_mismatch, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, InvalidRequest
-from classifier.inputs import INPUT_VERSION, ModelInput, render
+from classifier.inputs import ModelInput, render
 from classifier.policy import Policy, decide
 from classifier.session import Session
 from classifier.steering import without_steering
@@ -77,11 +76,8 @@ class Engine:
             BundleCorrupt: it is not what its manifest says, or was made for other inputs.
         """
         bundle = read_bundle(path)
-        if (version := bundle.manifest.get("input_version")) != INPUT_VERSION and not other_inputs:
-            raise BundleCorrupt(
-                f"{path}: made for input version {reprlib.repr(version)}, this package makes "
-                f"{INPUT_VERSION}; recalibrate it (python -m training calibrate), or use the package that made it"
-            )
+        if not other_inputs and (mismatch := input_mismatch(bundle)):
+            raise BundleCorrupt(mismatch)
         try:
             max_tokens = int(bundle.manifest["max_tokens"])
             golden, tolerance = list(bundle.manifest["golden"]), float(bundle.manifest["golden_tolerance"])

@@ -121,10 +121,20 @@ MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (m001_decisions_and_ou
 
 
 def schema_version(connection: sa.Connection) -> int:
-    """How many migrations the database has seen; 0 where it is empty."""
+    """How many migrations the database has seen; 0 where it is empty.
+
+    Raises:
+        SettingsError: a later package made it.
+    """
     if not sa.inspect(connection).has_table(_versions.name):
         return 0
-    return connection.scalar(sa.select(sa.func.coalesce(sa.func.max(_versions.c.version), 0))) or 0
+    version = connection.scalar(sa.select(sa.func.coalesce(sa.func.max(_versions.c.version), 0))) or 0
+    if version > len(MIGRATIONS):
+        raise SettingsError(
+            f"the feedback store has schema version {version}, this package knows {len(MIGRATIONS)}; "
+            "upgrade the package"
+        )
+    return version
 
 
 def migrate(connection: sa.Connection, target: int = len(MIGRATIONS)) -> list[str]:
@@ -139,11 +149,6 @@ def migrate(connection: sa.Connection, target: int = len(MIGRATIONS)) -> list[st
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
     version = schema_version(connection)
-    if version > len(MIGRATIONS):
-        raise SettingsError(
-            f"the feedback store has schema version {version}, this package knows {len(MIGRATIONS)}; "
-            "upgrade the package"
-        )
     _versions.create(connection, checkfirst=True)
     taken = []
     for number, step in enumerate(MIGRATIONS[version:target], start=version + 1):

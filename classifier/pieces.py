@@ -108,10 +108,12 @@ def check_same(output: str, found: Mapping[str, Any], stated: Mapping[str, Any])
         differences.append("another definition of the policy")
     if found.get("inputs") != stated["inputs"]:
         differences.append("other input files, or files that changed since")
+    if found.get("chunks") != stated["chunks"]:
+        differences.append("another version of this package, which reads the input otherwise")
     differences += [
         f"{name.replace('_', ' ')} {found.get(name)!r}, now {stated[name]!r}"
         for name in stated
-        if name not in ("facts", "inputs") and found.get(name) != stated[name]
+        if name not in ("facts", "inputs", "chunks") and found.get(name) != stated[name]
     ]
     if differences:
         raise InputError(

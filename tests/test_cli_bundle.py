@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier import cli
-from classifier.bundle import read_bundle
+from classifier.bundle import read_bundle, write_bundle
 from classifier.registry import Registry
 from classifier.reload import source_of
 from classifier.testing import fake_server
@@ -52,6 +52,21 @@ def test_a_folder_is_added_and_promoted_and_rolled_back(registry, bundles):
         ("promote", ""),
         ("rollback", "worse"),
     ]
+
+
+def test_a_bundle_that_this_package_does_not_serve_is_promoted_with_a_warning(registry, bundles, tmp_path):
+    """Servers of the package that made it may watch the same registry; those of this one keep what they have."""
+    made = read_bundle(bundles[0])
+    manifest = {**made.manifest, "input_version": 0}
+    older = write_bundle(tmp_path / "older", made.path, manifest, {"README.md": "# older\n"})
+    first = run(registry, "promote", older.path)
+    assert (first.exit_code, first.stdout) == (0, f"current is {older.version}, previous is none\n")
+    assert "warning: " in first.stderr
+    assert "input version 0" in first.stderr
+    assert run(registry, "promote", bundles[0]).stderr == ""
+    back = run(registry, "rollback", "--json")
+    assert json.loads(back.stdout) == {"current": older.version, "previous": made.version}
+    assert "input version 0" in back.stderr
 
 
 def test_list_shows_versions_and_aliases(registry, bundles):

@@ -14,9 +14,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from classifier.bundle import read_bundle
+from classifier.bundle import read_bundle, write_bundle
 from classifier.engine import Engine
 from classifier.errors import BundleError, BundleNotFound, Busy, GateNotMet, InputError
+from classifier.inputs import INPUT_VERSION
 from classifier.registry import Registry
 from classifier.session import Session
 from tests.loop_support import Crash, crash_at, fill_store, write_words
@@ -248,6 +249,33 @@ def test_promotion_of_another_in_between_is_respected(options, base, done):
     other = registry.promote(registry.add(base / "raw")).aliases["current"]
     receipt = go(options)
     assert (receipt["decision"], current(options)) == ("superseded", other)
+
+
+def older(bundle, folder):
+    """That bundle as a package of other inputs made it."""
+    manifest = {**bundle.manifest, "input_version": INPUT_VERSION - 1}
+    return write_bundle(folder, bundle.path, manifest, {"README.md": "# older\n"})
+
+
+def test_a_bundle_of_another_input_version_is_not_retrained(options, base, tmp_path):
+    """After an upgrade that it was not made for no round begins, and its outcomes wait for one that can be judged."""
+    registry = Registry(options.registry)
+    registry.promote(registry.add(older(read_bundle(base / "bundle"), tmp_path / "older").path))
+    for _ in range(4):
+        with pytest.raises(BundleError, match=f"input version {INPUT_VERSION - 1}.*the bundle that ships"):
+            go(options)
+    assert not list(options.work.glob("*/snapshot"))
+    registry.promote(read_bundle(base / "bundle").version)
+    assert go(replace(options, audit_label="sample=none"))["decision"] == "keep"
+
+
+def test_a_round_on_a_bundle_of_another_input_version_ends(options, base, done, monkeypatch):
+    """Where the package was upgraded in the middle of a round, that round ends and says why; the next one is free."""
+    cut_off(options, done, "recalibrate")
+    monkeypatch.setattr(Round, "_current", older(read_bundle(base / "bundle"), options.work / "older"))
+    receipt = go(options)
+    assert (receipt["decision"], f"input version {INPUT_VERSION - 1}" in receipt["why"]) == ("gave up", True)
+    assert unfinished(options.work) is None
 
 
 @pytest.mark.parametrize("when", ["midway", "after"])

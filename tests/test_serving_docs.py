@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from classifier import cli
+from classifier.bundle import read_bundle, write_bundle
 from classifier.server import RELOADABLE
 from classifier.settings import ServerSettings
 from classifier.telemetry import Metrics
@@ -71,12 +72,14 @@ def test_the_python_of_the_page_runs(block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_starts_that_fail_say_what_the_page_quotes(tmp_path, monkeypatch, capsys):
+def test_starts_that_fail_say_what_the_page_quotes(tiny_bundle_path, tmp_path, monkeypatch, capsys):
     """What the page quotes of a start that fails is what such a start says, with the exit code that the page has."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLASSIFIER_STORE", "off")
     monkeypatch.setitem(sys.modules, "opentelemetry", None)  # as without the extra
     (tmp_path / "serve.toml").write_text("lissten = 'x'")
+    made = read_bundle(tiny_bundle_path)
+    write_bundle(tmp_path / "older", made.path, {**made.manifest, "input_version": 0})
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -85,6 +88,7 @@ def test_starts_that_fail_say_what_the_page_quotes(tmp_path, monkeypatch, capsys
             "can be reached by other machines": (["--listen", "0.0.0.0:0"], 2),
             "no bundle 'current' there": (["--listen", "127.0.0.1:0", "--registry", "reg"], 1),
             "no manifest.json there": (["--listen", "127.0.0.1:0", "--bundle", "./no"], 1),
+            "made for input version": (["--listen", "127.0.0.1:0", "--bundle", "./older"], 1),
             "unknown key": (["--config", "serve.toml"], 2),
             "one key": (["--store", "hash", "--feedback-url", "postgresql+psycopg://c@db/c"], 2),
             "pip install": (["--listen", "127.0.0.1:0", "--traces"], 1),

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from classifier.addresses import shown_url
-from classifier.bundle import Bundle, read_bundle
+from classifier.bundle import Bundle, input_mismatch, read_bundle
 from classifier.engine import Engine
-from classifier.errors import GateNotMet, InputError
+from classifier.errors import BundleError, GateNotMet, InputError
 from classifier.registry import Registry
 from classifier.types import Request
 from training.answers import load_engine
@@ -116,9 +116,10 @@ class Round:
         self._keep_to(self._run.step("begin", lambda _: self._begin(why))["options"])
         self._snapshot = self._run.step("snapshot", self._freeze)
         self._registry.state()  # a store or registry that cannot be reached is no fault of the round: it does not count
-        attempt = self._run.attempt()
-        if attempt > MOST_ATTEMPTS:
+        if self._run.attempt() > MOST_ATTEMPTS:
             return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log")
+        if mismatch := input_mismatch(self._current):  # the package was upgraded since
+            return self._close("gave up", mismatch)
         name, verdict = self._choose()
         if name is None:
             return self._close("keep", verdict["why"])
@@ -138,7 +139,9 @@ class Round:
             self._say(f"the round goes on as it was begun: {', '.join(f'{n} {begun[n]}' for n in others)}")
 
     def _begin(self, why: str) -> dict[str, Any]:
-        self._registry.resolve("current")  # without one there is nothing to begin, nor a work folder to claim
+        # Without one that can be judged there is nothing to begin, nor a work folder to claim.
+        if mismatch := input_mismatch(read_bundle(self._registry.fetch("current"))):
+            raise BundleError(mismatch)
         claim_work(self._options)
         return {"why": why, "options": {name: getattr(self._options, name) for name in KEPT}}
 

@@ -119,6 +119,7 @@ def promote(*, name: str, why: str, checkpoint: str | None, url: str, as_json: b
         name = registry.add(name, checkpoint=checkpoint, why=why)
     elif checkpoint:
         raise click.UsageError("--checkpoint goes with a bundle's folder as NAME")
+    _warn(registry, name)
     _tell(registry.promote(name, why=why), as_json=as_json)
 
 
@@ -132,7 +133,9 @@ def rollback(*, why: str, url: str, as_json: bool) -> None:
     \b
     classifier bundle rollback --why "escalations doubled"
     """
-    _tell(_registry(url).rollback(why=why), as_json=as_json)
+    registry = _registry(url)
+    _warn(registry, "previous")
+    _tell(registry.rollback(why=why), as_json=as_json)
 
 
 @command.command(name="pull")
@@ -166,6 +169,14 @@ def gc(*, older_than_days: float, dry_run: bool, url: str, as_json: bool) -> Non
     removed = _registry(url).gc(older_than_days=older_than_days, dry_run=dry_run)
     answer({"removed": removed, "dry_run": dry_run}, "\n".join(removed), as_json=as_json)
     click.echo(f"{len(removed)} {'would be ' if dry_run else ''}removed", err=True)
+
+
+def _warn(registry: Registry, name: str) -> None:
+    """Warns of a bundle that is to serve and that servers of this package refuse."""
+    from classifier.bundle import input_mismatch, read_bundle
+
+    if mismatch := input_mismatch(read_bundle(registry.fetch(name))):
+        click.echo(f"warning: servers of this package keep what they have and do not start anew: {mismatch}", err=True)
 
 
 def _tell(event: Event, *, as_json: bool) -> None:
