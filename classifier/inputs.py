@@ -7,11 +7,11 @@ tools, attachments, total length, code, script; each is one reserved vocabulary 
 plain sequence classifier.
 
 Theory of operation. Messages that a harness sent in the user's name are given to who speaks in them. Only a window of
-`WINDOW_CHARS` at each end of a message is looked at, harness blocks are removed from it, then the rest is cut to its
-budget. Where the cut fell inside a block, the half that is left is removed too; where less than the budget is left, the
-windows widen, so that a request between long blocks is found. Last, typing errors of the rated text are corrected.
-Training and serving share this module; a change of its output, or of what `classifier.steering` leaves of it, is a
-change of `INPUT_VERSION`, which bundles carry and the engine compares.
+`WINDOW_CHARS` at each end of a message is looked at, harness blocks are removed from it, then a template around it, and
+the rest is cut to its budget. Where the cut fell inside a block, the half that is left is removed too; where less than
+the budget is left, the windows widen, so that a request between long blocks is found. Last, typing errors of the rated
+text are corrected. Training and serving share this module; a change of its output, or of what `classifier.steering`
+leaves of it, is a change of `INPUT_VERSION`, which bundles carry and the engine compares.
 
 Knows nothing of tokens, models, files or the wire.
 """
@@ -24,7 +24,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from classifier.harness import by_speaker, without_blocks
+from classifier.harness import by_speaker, without_blocks, without_frame
 from classifier.spelling import corrected
 from classifier.texts import encodable
 from classifier.types import SYSTEM_ROLES, Message, Request
@@ -201,7 +201,17 @@ def _rated(messages: tuple[Message, ...], attachments: int) -> tuple[int, str, i
 
 
 def _clean(content: str, limit: int) -> tuple[str, int, bool]:
-    """(text within `limit`, harness characters removed, whether other text was left out)."""
+    """(text within `limit`, characters of harness and template removed, whether other text was left out)."""
+    seen, looked = _seen(content, limit)
+    text = without_frame(seen.strip())
+    whole = looked == len(content)
+    if not text and not whole:
+        return "", len(content), True
+    return encodable(cut_middle(text, limit)), looked - len(text), not whole or len(text) > limit
+
+
+def _seen(content: str, limit: int) -> tuple[str, int]:
+    """(what harness blocks leave of the characters that are looked at, how many these are)."""
     head_size = int(limit * HEAD_SHARE)
     for window in (WINDOW_CHARS, WIDEST_CHARS):
         if len(content) <= 2 * window:
@@ -209,12 +219,8 @@ def _clean(content: str, limit: int) -> tuple[str, int, bool]:
         head = without_blocks(content[:window], cut_at_end=True).strip()
         tail = without_blocks(content[-window:], cut_at_start=True).strip()
         if window == WIDEST_CHARS or (len(head) >= head_size and len(tail) >= limit - head_size):
-            if not head and not tail:
-                return "", len(content), True
-            kept = f"{head[:head_size]}{GAP}{tail[head_size - limit :]}"
-            return encodable(kept).strip(), 2 * window - len(head) - len(tail), True
-    stripped = without_blocks(content).strip()
-    return encodable(cut_middle(stripped, limit)), len(content) - len(stripped), len(stripped) > limit
+            return f"{head}{GAP}{tail}" if head or tail else "", 2 * window
+    return without_blocks(content), len(content)
 
 
 def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:

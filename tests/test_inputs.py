@@ -221,7 +221,7 @@ PARTS = (
     "Please summatize the meeting notes and send them to everyone. ", "yes, do it", " ", "\n", "\n\n", "é", "привет ",
     "你好世界", "你好世界再す", "今日は", "안녕 ", "مرحبا ", "नमस्ते ", "γειά ", "42 ", "a\ud800b ", "x = f(1);\n",
     "def f(x):\n", "```\n", "a line\n", "return x\n", "<system-reminder>", "</system-reminder>", "<div>",
-    "<user_info>me</user_info>", "<user_query>", "</user_query>", "[read_file] Result:\n", "cafe\u0301s ",
+    "<user_info>me</user_info>", "<user_query>", "</user_query>", "[read_file] Result:\n", "Q: ", "\nA:", "cafe\u0301s ",
     "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
 )  # fmt: skip
 
@@ -239,7 +239,7 @@ def test_what_is_read_changes_with_the_version_of_inputs_alone():
         request = chat(*turns, ("user", last), attachments=attached, tools=("t",) * tools)
         read = render(request)
         found.update(repr((read.text, read.context, read.signals)).encode())
-    assert (INPUT_VERSION, found.hexdigest()[:16]) == (5, "a884b31b0b54e2c4")
+    assert (INPUT_VERSION, found.hexdigest()[:16]) == (5, "a693ee6ebd346920")
 
 
 @given(CONVERSATIONS, TEXTS, st.integers(0, 9))
