@@ -18,9 +18,10 @@ from classifier import bulk, cli, readers, runs
 from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import COLUMNS, manifest_path, open_labelled
+from classifier.labelled import COLUMNS, open_labelled
 from classifier.labelling import EngineAnswers
 from classifier.readers import Selection
+from classifier.run_manifest import manifest_path
 from classifier.runs import Options
 from classifier.sources import find_sources
 from classifier.target import Target

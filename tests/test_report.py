@@ -498,7 +498,7 @@ def test_a_folder_of_parts_is_one_traffic(tmp_path):
     for i in range(4):
         write_labelled(tmp_path / "parts" / f"part-{i}.parquet", rows[50 * i : 50 * i + 50])
     assert numbers(tmp_path / "parts")["strategies"] == whole["strategies"]
-    (tmp_path / "parts" / "_manifest.json").write_text('{"complete": null}')
+    (tmp_path / "parts" / "_manifest.json").write_text('{"facts": {}, "complete": null}')
     with pytest.raises(InputError, match="is not complete; run the same"):
         read_traffic(str(tmp_path / "parts"))
 
@@ -537,7 +537,15 @@ def test_a_damaged_manifest_is_named(tmp_path, kind, content):
     """What is beside a labelled file and is no manifest of one ends in one line that says so."""
     path = write_labelled(tmp_path / f"l.{kind}", traffic(3))
     (tmp_path / f"l.{kind}.manifest.json").write_text(content)
-    with pytest.raises(InputError, match="cannot be read as labelled rows"):
+    with pytest.raises(InputError, match=rf"l\.{kind}\.manifest\.json: is no manifest of a labelled file"):
+        read_traffic(str(path))
+
+
+def test_labelled_lines_without_their_manifest_are_named(tmp_path):
+    """Lines that were copied without their manifest end in one line that says which file is missing."""
+    path = write_labelled(tmp_path / "l.jsonl", traffic(3))
+    (tmp_path / "l.jsonl.manifest.json").unlink()
+    with pytest.raises(InputError, match=r"has no l\.jsonl\.manifest\.json beside it"):
         read_traffic(str(path))
 
 
