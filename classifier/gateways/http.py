@@ -35,7 +35,7 @@ from starlette.routing import Route
 from classifier import wire
 from classifier.credentials import Authenticator
 from classifier.errors import ClassifierError, Overloaded
-from classifier.gateways.json_messages import as_json, parse
+from classifier.gateways.json_messages import parse
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
 from classifier.statuses import code_name, error_of, status_of, status_of_call
 
@@ -102,7 +102,7 @@ class Gateway:
                 else:
                     message = parse(operation.request, body)
             answer = await self._call(operation, message, metadata, deadline, request)
-            return JSONResponse(as_json(answer))
+            return JSONResponse(wire.as_json(answer))
         except ClassifierError as error:
             return error_response(status_of(error))
         except grpc.RpcError as error:
