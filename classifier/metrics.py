@@ -51,11 +51,11 @@ def _tiers(values: ArrayLike, name: str) -> Indices:
     return tiers.astype(np.int64)
 
 
-def _pair(first: ArrayLike, labels: ArrayLike, name: str = "predicted") -> tuple[Indices, Indices]:
-    a, b = _tiers(first, name), _tiers(labels, "labels")
-    if a.shape != b.shape:
-        raise ValueError(f"{name} has {a.size} rows, labels have {b.size}")
-    return a, b
+def _pair(predicted: ArrayLike, labels: ArrayLike) -> tuple[Indices, Indices]:
+    p, y = _tiers(predicted, "predicted"), _tiers(labels, "labels")
+    if p.shape != y.shape:
+        raise ValueError(f"predicted has {p.size} rows, labels have {y.size}")
+    return p, y
 
 
 def _probabilities(values: ArrayLike, labels: Indices) -> Array:

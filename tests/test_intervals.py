@@ -26,8 +26,8 @@ def test_bootstrap_interval_has_the_width_of_the_sampling_error():
 def test_an_interval_holds_the_middle_of_the_samples():
     """As many samples lie below it as above; those that are no number, or infinite, are left out."""
     samples = np.concatenate([np.arange(101.0), [np.nan, np.inf, -np.inf]])
-    assert intervals.percentiles(7.0, samples, 0.9) == pytest.approx((7.0, 5.0, 95.0))
-    assert np.isnan(intervals.percentiles(7.0, samples[101:], 0.9)[1:]).all()
+    assert intervals.percentiles(7.0, samples) == pytest.approx((7.0, 2.5, 97.5))
+    assert np.isnan(intervals.percentiles(7.0, samples[101:])[1:]).all()
 
 
 def test_a_share_without_rows_or_without_a_value_has_no_interval():

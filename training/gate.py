@@ -35,7 +35,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from classifier.intervals import Interval, bootstrap_intervals, mean, wilson
+from classifier.intervals import LEVEL, Interval, bootstrap_intervals, mean, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
@@ -47,8 +47,6 @@ FEWEST_ROWS = 60
 RISK_MARGIN = 0.03
 COST_MARGIN = 0.10
 """By how much the cost may be worse, as a share of the serving bundle's."""
-LEVEL = 0.95
-"""Of the intervals: what is no worse, or better, is so with this confidence."""
 _TINY = 1e-9
 
 
@@ -290,7 +288,7 @@ def _compare(
 ) -> _Compared:
     both = mean(np.stack([current, candidate, candidate - current], axis=1))
     before, after, change = bootstrap_intervals(
-        lambda counts: list(both(counts).T), len(current), groups=groups, draws=draws, level=LEVEL
+        lambda counts: list(both(counts).T), len(current), groups=groups, draws=draws
     )
     return before, after, change
 
