@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,15 +30,6 @@ def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_engine(tiny_bundle_path: Path) -> Engine:
     """The engine of the tiny bundle."""
     return Engine.from_pretrained(tiny_bundle_path)
-
-
-@pytest.fixture(scope="module")
-def few_bootstraps() -> Iterator[None]:
-    """Intervals of 40 samples, for tests of what is fitted and written; tests/test_metrics.py looks at intervals."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("calibration_report", "cost_at_risk", "transfer"):
-            patch.setattr(f"training.{module}.BOOTSTRAPS", 40)
-        yield
 
 
 @pytest.fixture

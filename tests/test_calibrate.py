@@ -53,8 +53,6 @@ from training.predictions import read_predictions, write_predictions
 from training.risk_control import fit_threshold, fit_top_tier
 from training.step_losses import routing_losses, soft
 
-pytestmark = pytest.mark.usefixtures("few_bootstraps")
-
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
 
 

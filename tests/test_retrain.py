@@ -34,10 +34,7 @@ from training.steering_head import fit_head, load_head, new_head, save_head
 from training.steps import Run, only_one, unfinished
 from training.train import train
 
-pytestmark = [
-    pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300),
-    pytest.mark.usefixtures("few_bootstraps"),
-]  # fmt: skip
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 NOW = 2000.0
 STEPS = (
