@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from classifier.bundle import read_bundle
+from classifier.bundle import read_bundle, write_bundle
 from classifier.calibration import IDENTITY, METHODS, Calibration, log_odds
 from classifier.drift import reference_distributions, shifts
 from classifier.engine import Engine
@@ -1005,8 +1005,6 @@ def test_predictions_keep_a_gateways_label_whatever_its_name(tiny_bundle_path: P
 
 def test_a_new_map_brings_the_scores_that_drift_is_measured_against(tmp_path: Path):
     """The rows that a bundle was recalibrated on are no drift from it, and signals are measured as before."""
-    from training.export import revise
-
     rows = read_corpus([write_rows(tmp_path / "rows.jsonl", 400, seed=5)])
     old = Engine.from_pretrained(tiny_bundle(tmp_path / "plain", scale=6.0).path)
     signals = [old.prepare(row.request).input.signals for row in rows]
@@ -1014,7 +1012,8 @@ def test_a_new_map_brings_the_scores_that_drift_is_measured_against(tmp_path: Pa
     def scores(engine: Engine) -> list[tuple[float, ...]]:
         return [engine.score(engine.prepare(row.request)).probabilities for row in rows]
 
-    revise(tmp_path / "plain", tmp_path / "bundle", reference=reference_distributions(scores(old), signals))
+    reference = reference_distributions(scores(old), signals)
+    write_bundle(tmp_path / "bundle", old.bundle.path, old.bundle.manifest, {"reference.json": reference})
     calibrate(tmp_path / "bundle", [tmp_path / "rows.jsonl"], tmp_path / "out", policies=ALPHAS)
     new = Engine.from_pretrained(tmp_path / "out")
     assert new.calibration_revision != old.calibration_revision
