@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 from scipy import stats
 
-import classifier.intervals
 from classifier import intervals
 
 RNG = np.random.default_rng(11)
@@ -119,8 +116,3 @@ def test_groups_of_another_number_of_rows_are_an_error():
         intervals.bootstrap_interval(intervals.mean([1, 2]), 2, groups=[1])
     with pytest.raises(ValueError, match="above 0"):
         intervals.bootstrap_interval(intervals.mean([]), 0)
-
-
-def test_examples_in_the_docstrings_hold():
-    """Every example in the module's docstrings gives what it says."""
-    assert doctest.testmod(classifier.intervals).failed == 0

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-import classifier.metrics
 from classifier import metrics
 
 RNG = np.random.default_rng(11)
@@ -185,8 +182,3 @@ def test_what_cannot_be_measured_is_an_error(call, message: str):
     """Empty, ragged, non-finite or non-tier input raises and says what was expected."""
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_examples_in_the_docstrings_hold():
-    """Every example in the module's docstrings gives what it says."""
-    assert doctest.testmod(classifier.metrics).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import training.risk_control
 from classifier.policy import ALWAYS_FRONTIER, choose_many, float32_up
 from training.label_shift import estimate_prior, shift_weights
 from training.risk_control import (
@@ -335,8 +333,3 @@ def test_rows_that_cannot_be_used_are_an_error(call, message: str):
     """NaN, ragged, non-tier and non-distribution input raises and says what was expected."""
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_examples_in_the_docstrings_hold():
-    """Every example in the module's docstrings gives what it says."""
-    assert doctest.testmod(training.risk_control).failed == 0
