@@ -104,7 +104,7 @@ class LabelledSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """What the gate says.
 
     Attributes:
@@ -140,7 +140,7 @@ def judge(
     *,
     off_policy: tuple[OffPolicy, OffPolicy] | None = None,
     draws: int = 1000,
-) -> Verdict:
+) -> Judgement:
     """The gate.
 
     Args:
@@ -171,7 +171,7 @@ def judge(
     if stands and not (worse or better or repairs):
         reasons.append("nothing is better, so the serving bundle stays")
     costs = [one.cost for one in found if np.isfinite(one.cost)]
-    return Verdict(
+    return Judgement(
         accepted=stands and better and not worse,
         repairs=stands and repairs,
         refused=refused,
