@@ -32,6 +32,16 @@ def tiny_engine(tiny_bundle_path: Path) -> Engine:
     return Engine.from_pretrained(tiny_bundle_path)
 
 
+@pytest.fixture(scope="module")
+def postgresql():
+    """A PostgreSQL of a file's own, for some tests kill it."""
+    from tests.feedback_support import PostgreSQL
+
+    server = PostgreSQL()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 1 MiB, and what gives it another size."""
