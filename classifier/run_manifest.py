@@ -17,7 +17,7 @@ from typing import Any
 
 from classifier.arrow import pyarrow
 from classifier.errors import InputError
-from classifier.sources import MANIFEST
+from classifier.sources import MANIFEST_SUFFIX
 from classifier.texts import parsed
 
 CLUSTER_MANIFEST = "_manifest.json"
@@ -27,7 +27,7 @@ CLUSTER_MANIFEST = "_manifest.json"
 def manifest_path(path: str | Path) -> Path:
     """Where the manifest of an output is."""
     path = Path(path)
-    return path.with_name(path.name + MANIFEST)
+    return path.with_name(path.name + MANIFEST_SUFFIX)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
