@@ -206,5 +206,5 @@ def _patiently(ask: Callable[[], T]) -> T:
                 raise ServerUnreachable(
                     f"no answer for {PATIENCE_SECONDS:g} s ({error}); start the server and run the same command again"
                 ) from error
-            time.sleep(max(pause, getattr(error, "retry_after_seconds", 0.0)))
+            time.sleep(max(pause, error.retry_after_seconds or 0.0))
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)

@@ -211,7 +211,7 @@ def error_response(status: status_pb2.Status) -> Response:
     """A status as HTTP: its code, its text, those of its details that are known here."""
     name = code_name(status.code)
     response = _refusal(HTTP_STATUS.get(name, 500), name, status.message, _details(status))
-    retry = getattr(error_of(status), "retry_after_seconds", None)
+    retry = error_of(status).retry_after_seconds
     if retry is not None:
         response.headers["Retry-After"] = str(max(1, round(retry)))
     if response.status_code == 401:
