@@ -42,7 +42,7 @@ from classifier.bulk import label
 from classifier.bundle import SHIPPED
 from classifier.cores import available_cores
 from classifier.engine import Engine
-from classifier.labelling import EngineAnswers
+from classifier.labelling import EngineAnswerer
 from classifier.payloads import request_of_row
 from classifier.runs import Options
 from classifier.testing import FAKE_POLICY, FakeEngine
@@ -67,10 +67,10 @@ class Nothing:
         del policy
         return identity_of("fake000000000000", "fake", FAKE_POLICY)
 
-    def __call__(self) -> EngineAnswers:
+    def __call__(self) -> EngineAnswerer:
         if self.bundle:
             Engine.from_pretrained(self.bundle)
-        return EngineAnswers(FakeEngine(delay_seconds=self.delay_seconds))
+        return EngineAnswerer(FakeEngine(delay_seconds=self.delay_seconds))
 
 
 def traffic(path: Path, count: int) -> list[dict]:

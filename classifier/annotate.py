@@ -77,11 +77,11 @@ def _annotate(
     rows: Sequence[Mapping[str, Any]], path: Path, ask: Callable[[str], str], say: Callable[[str], None]
 ) -> tuple[int, int]:
     labelled = _read(path)
-    known = {request_of_line(row): row["tier"] for row in labelled.values()}
+    known = {request_key(row): row["tier"] for row in labelled.values()}
     alike: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["id"] not in labelled:
-            alike.setdefault(request_of_line(row), []).append(row)
+            alike.setdefault(request_key(row), []).append(row)
 
     def keep(group: Sequence[Mapping[str, Any]], tier: str) -> None:
         labelled.update({row["id"]: {**row, "tier": tier} for row in group})
@@ -115,7 +115,7 @@ def _annotate(
     return len(labelled), sum(row["id"] not in labelled for row in rows)
 
 
-def request_of_line(line: Mapping[str, Any]) -> str:
+def request_key(line: Mapping[str, Any]) -> str:
     """What a corpus line asks, the same for lines that ask the same."""
     return json.dumps([line.get(name) for name in ("messages", "prompt", "tools", "attachments")])
 

@@ -26,7 +26,7 @@ from classifier.errors import (
     StoreUnavailable,
 )
 from classifier.labelled import LABEL_VERSION
-from classifier.labelling import Answers, EngineAnswers
+from classifier.labelling import Answerer, EngineAnswerer
 from classifier.types import Decision, Request
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Maker(Protocol):
             ClassifierError: there is no such policy, bundle or server.
         """
 
-    def __call__(self) -> Answers:
+    def __call__(self) -> Answerer:
         """What answers in this process."""
 
 
@@ -117,11 +117,11 @@ class EngineMaker:
             raise SettingsError(f"policy: expected one of {', '.join(sorted(bundle.policies))}, found {name[:64]!r}")
         return identity_of(bundle.version, bundle.calibration.revision, bundle.policies[name])
 
-    def __call__(self) -> Answers:
+    def __call__(self) -> Answerer:
         """The engine of the bundle."""
         from classifier.engine import Engine
 
-        return EngineAnswers(Engine.from_pretrained(self.path))
+        return EngineAnswerer(Engine.from_pretrained(self.path))
 
 
 def identity_of(bundle_version: str, calibration_revision: str, policy: Policy) -> Identity:
@@ -149,9 +149,8 @@ class ServerMaker:
         Raises:
             SettingsError: its bundle has no such policy.
         """
-        from google.protobuf.json_format import MessageToDict
-
         from classifier.client import Client
+        from classifier.wire import as_json
 
         with Client(self.address, **self.options) as client:
             info = _patiently(lambda: client.info(timeout_seconds=CALL_SECONDS))
@@ -160,15 +159,14 @@ class ServerMaker:
         if found is None:
             names = ", ".join(p.name for p in info.policies)
             raise SettingsError(f"policy: {self.address} expected one of {names}, found {name[:64]!r}")
-        definition = MessageToDict(found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        return Identity(info.bundle_version, info.calibration_revision, definition)
+        return Identity(info.bundle_version, info.calibration_revision, as_json(found))
 
-    def __call__(self) -> Answers:
+    def __call__(self) -> Answerer:
         """A client of the server."""
-        return ServerAnswers(self)
+        return ServerAnswerer(self)
 
 
-class ServerAnswers:
+class ServerAnswerer:
     """A server's answers, asked for one by one."""
 
     golden_ok = True  # nothing runs on this processor
@@ -208,5 +206,5 @@ def _patiently(ask: Callable[[], T]) -> T:
                 raise ServerUnreachable(
                     f"no answer for {PATIENCE_SECONDS:g} s ({error}); start the server and run the same command again"
                 ) from error
-            time.sleep(max(pause, getattr(error, "retry_after_seconds", 0.0)))
+            time.sleep(max(pause, error.retry_after_seconds or 0.0))
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)

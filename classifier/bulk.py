@@ -27,12 +27,13 @@ from classifier.answering import Identity, Maker
 from classifier.cores import available_cores
 from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError
-from classifier.labelled import begun_manifest, kind_of, manifest_path, merge_pieces, output_schema, schema_of
+from classifier.labelled import kind_of, merge_pieces, output_schema
 from classifier.labelling import Labeller
-from classifier.pieces import SPACE, as_json, check_same, read_manifest, read_piece, read_tally
+from classifier.pieces import SPACE, read_piece, read_tally
 from classifier.processes import processes_of
 from classifier.progress import Position, Progress, Tally
 from classifier.readers import Chunk, read_chunks
+from classifier.run_manifest import begun_manifest, check_same, manifest_bytes, manifest_path, read_manifest, schema_of
 from classifier.runs import HEAD_CHUNKS, Options, input_schema, plan_of, stated_of
 from classifier.sources import STDIN, Source, find_sources
 
@@ -213,7 +214,7 @@ class Run:
         self._begun = begun_manifest(stated, self._schema)
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        write_whole(manifest_path(self._output), as_json(manifest), staged_in=self._parts)
+        write_whole(manifest_path(self._output), manifest_bytes(manifest), staged_in=self._parts)
 
     def _part(self, index: int) -> Path:
         return self._parts / f"part-{index:08d}"

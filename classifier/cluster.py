@@ -35,11 +35,11 @@ from typing import Any
 from classifier.answering import EngineMaker
 from classifier.bundle import FILES, MANIFEST, read_bundle
 from classifier.errors import BundleError, ClassifierError, InputError, MissingExtra, ServerUnreachable, SettingsError
-from classifier.labelled import CLUSTER_MANIFEST, begun_manifest, merge_pieces, output_schema, schema_of
+from classifier.labelled import merge_pieces, output_schema
 from classifier.labelling import Labeller, Plan
-from classifier.pieces import as_json, check_same
 from classifier.progress import Progress, Tally
 from classifier.readers import Selection, read_chunks
+from classifier.run_manifest import CLUSTER_MANIFEST, begun_manifest, check_same, manifest_bytes, schema_of
 from classifier.runs import HEAD_CHUNKS, Options, input_schema, plan_of, stated_of
 from classifier.sources import STDIN, Source, find_sources
 from classifier.target import Target
@@ -93,13 +93,13 @@ def label_on_ray(
         )
     if manifest is not None:
         check_same(output, manifest, stated)
-        if manifest["complete"]:
+        if manifest.get("complete"):
             tally = Tally.from_json(manifest["complete"])
             return Progress(tally, tally.rows)
         schema = schema_of(manifest)
     else:
         schema = output_schema(input_schema(sources, head), identity.facts())
-        target.write(CLUSTER_MANIFEST, as_json(begun_manifest(stated, schema)))
+        target.write(CLUSTER_MANIFEST, manifest_bytes(begun_manifest(stated, schema)))
     plan = plan_of(options, identity, "parquet", schema)
     progress = Progress()
     started = not ray.is_initialized()
@@ -115,7 +115,7 @@ def label_on_ray(
     for _, tally in sorted(tallies.items()):
         progress.tally.add(tally)
     manifest = target.manifest() or {}
-    target.write(CLUSTER_MANIFEST, as_json({**manifest, "complete": progress.tally.to_json()}))
+    target.write(CLUSTER_MANIFEST, manifest_bytes({**manifest, "complete": progress.tally.to_json()}))
     target.discard(_TALLIES)
     return progress
 

@@ -40,11 +40,13 @@ class ClassifierError(Exception):
         status: name of the gRPC status code that a server would answer with.
         exit_code: exit code of a command that ends with this error.
         reason: stable UPPER_SNAKE word for machines (`google.rpc.ErrorInfo.reason`).
+        retry_after_seconds: when it is worth trying again; None where that cannot be told.
     """
 
     status: ClassVar[str] = "INTERNAL"
     exit_code: ClassVar[int] = 1
     reason: ClassVar[str] = "INTERNAL"
+    retry_after_seconds: float | None = None
 
 
 class InvalidRequest(ClassifierError):
@@ -101,22 +103,24 @@ class BundleCorrupt(BundleError):
     reason = "BUNDLE_CORRUPT"
 
 
-class Overloaded(ClassifierError):
-    """No free core and no room to wait: refused at once.
+class _Passing(ClassifierError):
+    """What may be over soon."""
 
-    Attributes:
-        retry_after_seconds: when it is worth trying again.
-    """
-
-    status = "RESOURCE_EXHAUSTED"
-    reason = "OVERLOADED"
-
-    def __init__(self, message: str, retry_after_seconds: float = 0.05) -> None:
-        self.retry_after_seconds = retry_after_seconds
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.args[0], self.retry_after_seconds)
+
+
+class Overloaded(_Passing):
+    """No free core and no room to wait: refused at once."""
+
+    status = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+    retry_after_seconds: float = 0.05
 
 
 class DeadlinePassed(ClassifierError):
@@ -140,22 +144,12 @@ class NotPermitted(ClassifierError):
     reason = "NOT_PERMITTED"
 
 
-class StoreUnavailable(ClassifierError):
-    """The feedback store cannot take or give data now.
-
-    Attributes:
-        retry_after_seconds: when it is worth trying again.
-    """
+class StoreUnavailable(_Passing):
+    """The feedback store cannot take or give data now."""
 
     status = "UNAVAILABLE"
     reason = "STORE_UNAVAILABLE"
-
-    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
-        self.retry_after_seconds = retry_after_seconds
-        super().__init__(message)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.args[0], self.retry_after_seconds)
+    retry_after_seconds: float = 1.0
 
 
 class NotReady(ClassifierError):

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 """A number of each of many samples, (draws,) float64, from how often each holds each row: (draws, n) float64."""
+LEVEL = 0.95
+"""Of every bootstrap interval: the middle 95 % of its samples."""
 _MOST_CELLS = 2**18
 """Counts at a time: 2 MiB of them stay in a processor's cache."""
 
@@ -91,7 +93,6 @@ def bootstrap_interval(
     *,
     groups: ArrayLike | None = None,
     draws: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of a statistic of n rows.
@@ -101,7 +102,6 @@ def bootstrap_interval(
         n: rows, above 0.
         groups: (n,) any; whole groups are resampled (cluster bootstrap), as rows of one source are alike.
         draws: bootstrap samples.
-        level: of the interval, in (0, 1).
         seed: of the resampling: the same call gives the same interval.
 
     Returns:
@@ -113,7 +113,7 @@ def bootstrap_interval(
     >>> bootstrap_interval(mean(np.arange(101.0)), 101, draws=200).estimate
     50.0
     """
-    one = bootstrap_intervals(lambda counts: [statistic(counts)], n, groups=groups, draws=draws, level=level, seed=seed)
+    one = bootstrap_intervals(lambda counts: [statistic(counts)], n, groups=groups, draws=draws, seed=seed)
     return one[0]
 
 
@@ -123,7 +123,6 @@ def bootstrap_intervals(
     *,
     groups: ArrayLike | None = None,
     draws: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> list[Interval]:
     """Intervals of several statistics of the same samples, each what `bootstrap_interval` would give of it alone.
@@ -136,7 +135,7 @@ def bootstrap_intervals(
     estimates = statistics(np.ones((1, n)))
     samples = [statistics(counts) for counts in _drawn(units, draws, seed)]
     columns = [np.concatenate(column) for column in zip(*samples, strict=True)]
-    return [percentiles(float(one[0]), column, level) for one, column in zip(estimates, columns, strict=True)]
+    return [percentiles(float(one[0]), column) for one, column in zip(estimates, columns, strict=True)]
 
 
 def bootstrap_each(statistics: Mapping[str, Statistic], n: int, **more: Any) -> dict[str, Interval]:
@@ -145,12 +144,12 @@ def bootstrap_each(statistics: Mapping[str, Statistic], n: int, **more: Any) -> 
     return dict(zip(statistics, found, strict=True))
 
 
-def percentiles(estimate: float, samples: NDArray[np.float64], level: float) -> Interval:
-    """An estimate with the middle `level` of its (draws,) bootstrap samples; those that are not finite are left out."""
+def percentiles(estimate: float, samples: NDArray[np.float64]) -> Interval:
+    """An estimate with the middle 95 % of its (draws,) bootstrap samples; those that are not finite are left out."""
     finite = samples[np.isfinite(samples)]
     if not finite.size:
         return Interval(estimate, float("nan"), float("nan"))
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(estimate, float(low), float(high))
 
 

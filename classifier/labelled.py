@@ -10,7 +10,6 @@ Knows nothing of engines, requests or how the pieces are made. The home of `pyar
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import csv
 import json
@@ -21,7 +20,7 @@ from typing import IO, Any
 
 from classifier.arrow import plain_rows, pyarrow, rows_at, type_of
 from classifier.errors import InputError
-from classifier.sources import MANIFEST
+from classifier.run_manifest import CLUSTER_MANIFEST, manifest_path, read_manifest, schema_of
 from classifier.texts import csv_lines
 
 PREFIX = "classifier_"
@@ -40,8 +39,6 @@ COLUMNS: Mapping[str, str] = {
 """Name and type of our columns, in order; all but the first two are null where they say nothing."""
 
 LABEL_VERSION = "1"
-CLUSTER_MANIFEST = "_manifest.json"
-"""Manifest in the folder that a cluster writes."""
 KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 JSON_ENCODED = {b"classifier_encoding": b"json"}
 GROUP_ROWS = 32_768
@@ -61,12 +58,6 @@ def kind_of(path: str) -> str:
     if kind is None:
         raise InputError(f"{path}: expected a name that ends in {', '.join(KINDS)}")
     return kind
-
-
-def manifest_path(path: str | Path) -> Path:
-    """Where the manifest of an output is."""
-    path = Path(path)
-    return path.with_name(path.name + MANIFEST)
 
 
 def our_fields() -> list[Any]:
@@ -220,26 +211,19 @@ def open_labelled(path: str | Path) -> Labelled:
         if path.is_dir() or path.suffix == ".parquet":
             return _open_parquet(path)
         kind = kind_of(str(path))
-        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        manifest = read_manifest(manifest_path(path))
+        if manifest is None:
+            raise InputError(
+                f"{path}: has no {manifest_path(path).name} beside it, which 'classifier label' makes; copy it along, "
+                "or label again"
+            )
         facts, names = manifest["facts"], _names(schema_of(manifest), manifest)
         path.open("rb").close()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: cannot be read as labelled rows ({type(error).__name__}: {str(error)[:120]}); 'classifier label' "
-            f"makes it, and for .jsonl and .csv the manifest {manifest_path(path).name} beside it"
+            f"{path}: cannot be read as labelled rows ({type(error).__name__}: {str(error)[:120]}); label again"
         ) from error
     return Labelled(path, kind, {name.removeprefix(PREFIX): str(facts[name]) for name in facts}, names)
-
-
-def begun_manifest(stated: Mapping[str, Any], schema: Any) -> dict[str, Any]:
-    """The manifest of an output that is begun: what it is about, and its Arrow schema."""
-    return {**stated, "schema": base64.b64encode(schema.serialize().to_pybytes()).decode(), "complete": None}
-
-
-def schema_of(manifest: Mapping[str, Any]) -> Any:
-    """The output's Arrow schema, as its manifest holds it."""
-    pa, _ = pyarrow()
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(manifest["schema"])))
 
 
 def _names(schema: Any, manifest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -254,8 +238,8 @@ def _open_parquet(path: Path) -> Labelled:
     if file is None:
         raise InputError(f"{path}: holds no Parquet file; 'classifier label --engine ray' fills such a folder")
     beside = path / CLUSTER_MANIFEST if path.is_dir() else manifest_path(path)
-    manifest = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    if path.is_dir() and beside.is_file() and not manifest.get("complete"):
+    manifest = read_manifest(beside)
+    if path.is_dir() and manifest is not None and not manifest.get("complete"):
         raise InputError(f"{path}: is not complete; run the same 'classifier label --engine ray' again to finish it")
     try:
         schema = pq.read_schema(file)
@@ -265,7 +249,7 @@ def _open_parquet(path: Path) -> Labelled:
     if metadata.get("classifier_label_version") != LABEL_VERSION:
         raise InputError(f"{file}: is no output of 'classifier label' (version {LABEL_VERSION}); label it first")
     facts = {name.removeprefix(PREFIX): value for name, value in metadata.items()}
-    return Labelled(path, "parquet", facts, _names(schema, manifest))
+    return Labelled(path, "parquet", facts, _names(schema, manifest or {}))
 
 
 def json_encoded(schema: Any) -> set[str]:

@@ -31,7 +31,7 @@ from classifier.types import MAX_LABEL_CHARS, Decision, Request, Scores
 REMEMBERED = 65_536
 
 
-class Answers(Protocol):
+class Answerer(Protocol):
     """What answers requests: an engine, or a server's client.
 
     Attributes:
@@ -50,7 +50,7 @@ class Answers(Protocol):
         """
 
 
-class EngineAnswers:
+class EngineAnswerer:
     """An engine that remembers what it answered last.
 
     Args:
@@ -126,9 +126,9 @@ class Labeller:
         schema: the output's Arrow schema.
     """
 
-    def __init__(self, answers: Answers, plan: Plan) -> None:
+    def __init__(self, answerer: Answerer, plan: Plan) -> None:
         pa, _ = pyarrow()
-        self.answers = answers
+        self.answerer = answerer
         self.plan = plan
         self.schema = pa.ipc.read_schema(pa.py_buffer(plan.schema))
         self._inputs = pa.schema(list(self.schema)[: -len(COLUMNS)])
@@ -139,12 +139,12 @@ class Labeller:
         Raises:
             ClassifierError: an answer is by another bundle than the run's: the server, or the folder, has changed it.
         """
-        tally, repeats = Tally(rows=len(chunk), golden_ok=self.answers.golden_ok), self.answers.repeats
+        tally, repeats = Tally(rows=len(chunk), golden_ok=self.answerer.golden_ok), self.answerer.repeats
         rows = [self._parsed(raw, tally) for raw in chunk.rows] if chunk.batch is None else self._table_rows(chunk)
         for row in rows:
             if row.ours["classifier_error"] is None:
                 self._answer(row, tally)
-        tally.repeats = self.answers.repeats - repeats
+        tally.repeats = self.answerer.repeats - repeats
         return self._written(rows, chunk.batch, tally), tally
 
     def _parsed(self, raw: RawRow, tally: Tally) -> _Row:
@@ -181,7 +181,7 @@ class Labeller:
             request = request_of_row(
                 row.values, kind, text_field=plan.text_field, policy=plan.policy, labels=labels, record=False
             )
-            decision = self.answers.answer(request)
+            decision = self.answerer.answer(request)
         except InvalidRequest as error:
             self._fail(row, str(error), tally)
             return

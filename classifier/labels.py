@@ -18,10 +18,10 @@ LABELS = ("label", "at_least", "at_most")
 OUTCOMES = ("verdict", "cause", "served_tier", "accepted_tier")
 COLUMN_ROLES = (*LABELS, *OUTCOMES)
 """Roles of columns that `interval_of` looks at."""
-Interval = tuple[Tier, Tier]
+TierInterval = tuple[Tier, Tier]
 
 
-def outcome_interval(verdict: str, served: Tier, accepted: Tier | None) -> Interval:
+def outcome_interval(verdict: str, served: Tier, accepted: Tier | None) -> TierInterval:
     """The lowest and the highest tier that the label may be, after an outcome of quality.
 
     Rejected at the top tier is the top tier: nothing better is there.
@@ -36,7 +36,7 @@ def outcome_interval(verdict: str, served: Tier, accepted: Tier | None) -> Inter
     return Tier(served + 1), TIERS[-1] if accepted is None else max(accepted, Tier(served + 1))
 
 
-def interval_of(values: Mapping[str, Any]) -> Interval | None:
+def interval_of(values: Mapping[str, Any]) -> TierInterval | None:
     """What a row says of the label; None where it says nothing, or that no tier satisfied.
 
     Args:

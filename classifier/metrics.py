@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from classifier.intervals import Statistic
 from classifier.types import TIERS
 
 _TIERS = len(TIERS)
@@ -50,11 +51,11 @@ def _tiers(values: ArrayLike, name: str) -> Indices:
     return tiers.astype(np.int64)
 
 
-def _pair(first: ArrayLike, labels: ArrayLike, name: str = "predicted") -> tuple[Indices, Indices]:
-    a, b = _tiers(first, name), _tiers(labels, "labels")
-    if a.shape != b.shape:
-        raise ValueError(f"{name} has {a.size} rows, labels have {b.size}")
-    return a, b
+def _pair(predicted: ArrayLike, labels: ArrayLike) -> tuple[Indices, Indices]:
+    p, y = _tiers(predicted, "predicted"), _tiers(labels, "labels")
+    if p.shape != y.shape:
+        raise ValueError(f"predicted has {p.size} rows, labels have {y.size}")
+    return p, y
 
 
 def _probabilities(values: ArrayLike, labels: Indices) -> Array:
@@ -73,11 +74,11 @@ def confusion(predicted: ArrayLike, labels: ArrayLike) -> Indices:
     return counts
 
 
-def confusions(predicted: ArrayLike, labels: ArrayLike, counts: Array) -> Array:
-    """`confusion` of each of many samples, from how often each holds each row, (draws, n): (draws, 4, 4) float64."""
+def confusions(predicted: ArrayLike, labels: ArrayLike) -> Statistic:
+    """The statistic that is `confusion`: (draws, 4, 4) float64, of each sample."""
     p, y = _pair(predicted, labels)
-    tables: Array = (counts @ np.eye(_TIERS**2)[y * _TIERS + p]).reshape(-1, _TIERS, _TIERS)
-    return tables
+    cells = np.eye(_TIERS**2)[y * _TIERS + p]
+    return lambda counts: (counts @ cells).reshape(-1, _TIERS, _TIERS)
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
@@ -90,17 +91,17 @@ def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
     return float(np.mean(p == y))
 
 
-def macro_f1(predicted: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over tiers of F1, 0 to 1; over those tiers that occur in the labels or the predictions."""
-    return float(macro_f1s(predicted, labels, np.ones((1, len(np.asarray(labels)))))[0])
+def macro_f1s(predicted: ArrayLike, labels: ArrayLike) -> Statistic:
+    """The statistic that is the mean over tiers of F1, 0 to 1; over those in the labels or predictions of a sample."""
+    tables_of = confusions(predicted, labels)
 
+    def means(counts: Array) -> Array:
+        tables = tables_of(counts)
+        sizes = tables.sum(axis=1) + tables.sum(axis=2)
+        f1 = 2 * np.diagonal(tables, axis1=1, axis2=2) / np.maximum(sizes, 1)
+        found: Array = f1.sum(axis=1) / (sizes > 0).sum(axis=1)
+        return found
 
-def macro_f1s(predicted: ArrayLike, labels: ArrayLike, counts: Array) -> Array:
-    """`macro_f1` of each of many samples, from how often each holds each row, (draws, n): (draws,) float64."""
-    tables = confusions(predicted, labels, counts)
-    sizes = tables.sum(axis=1) + tables.sum(axis=2)
-    f1 = 2 * np.diagonal(tables, axis1=1, axis2=2) / np.maximum(sizes, 1)
-    means: Array = f1.sum(axis=1) / (sizes > 0).sum(axis=1)
     return means
 
 
@@ -109,33 +110,22 @@ def quadratic_kappa(predicted: ArrayLike, labels: ArrayLike) -> float:
 
     Two tiers off weighs four times one tier off; 0 is the agreement of chance with the same shares.
     """
-    return float(quadratic_kappas(predicted, labels, np.ones((1, len(np.asarray(labels)))))[0])
+    return float(quadratic_kappas(predicted, labels)(np.ones((1, len(np.asarray(labels)))))[0])
 
 
-def quadratic_kappas(predicted: ArrayLike, labels: ArrayLike, counts: Array) -> Array:
-    """`quadratic_kappa` of each of many samples, from how often each holds each row, (draws, n): (draws,) float64."""
-    tables = confusions(predicted, labels, counts)
+def quadratic_kappas(predicted: ArrayLike, labels: ArrayLike) -> Statistic:
+    """The statistic that is `quadratic_kappa`."""
+    tables_of = confusions(predicted, labels)
     distance = np.subtract.outer(np.arange(_TIERS), np.arange(_TIERS)).astype(np.float64) ** 2
-    chance = np.einsum("di,ij,dj->d", tables.sum(axis=2), distance, tables.sum(axis=1)) / tables.sum(axis=(1, 2))
-    seen = (distance * tables).sum(axis=(1, 2))
-    kappas: Array = 1 - np.divide(seen, chance, out=np.full(len(tables), np.nan), where=chance > 0)
+
+    def kappas(counts: Array) -> Array:
+        tables = tables_of(counts)
+        chance = np.einsum("di,ij,dj->d", tables.sum(axis=2), distance, tables.sum(axis=1)) / tables.sum(axis=(1, 2))
+        seen = (distance * tables).sum(axis=(1, 2))
+        found: Array = 1 - np.divide(seen, chance, out=np.full(len(tables), np.nan), where=chance > 0)
+        return found
+
     return kappas
-
-
-def under_routing(chosen: ArrayLike, labels: ArrayLike) -> float:
-    """Share of rows that got too small a tier: P(chosen < label), the risk that a policy bounds.
-
-    >>> under_routing([0, 1, 3], [1, 1, 2])
-    0.3333333333333333
-    """
-    p, y = _pair(chosen, labels, "chosen")
-    return float(np.mean(p < y))
-
-
-def over_routing(chosen: ArrayLike, labels: ArrayLike) -> float:
-    """Share of rows that got a larger tier than they needed: P(chosen > label)."""
-    p, y = _pair(chosen, labels, "chosen")
-    return float(np.mean(p > y))
 
 
 def tier_shares(chosen: ArrayLike) -> tuple[float, ...]:
@@ -149,21 +139,15 @@ def ranked_probability_scores(probabilities: ArrayLike, labels: ArrayLike) -> Ar
 
     The mean over the three boundaries of (P(label <= t) - [label <= t])^2: proper for ordered tiers (Epstein 1969,
     Murphy 1971).
+
+    >>> ranked_probability_scores([[1, 0, 0, 0], [1, 0, 0, 0]], [0, 3])
+    array([0., 1.])
     """
     y = _tiers(labels, "labels")
     cumulative = np.cumsum(_probabilities(probabilities, y), axis=1)[:, :-1]
     below = y[:, None] <= np.arange(_TIERS - 1)
     scores: Array = np.mean((cumulative - below) ** 2, axis=1)
     return scores
-
-
-def ranked_probability_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Mean of `ranked_probability_scores`.
-
-    >>> ranked_probability_score([[1, 0, 0, 0], [1, 0, 0, 0]], [0, 3])
-    0.5
-    """
-    return float(ranked_probability_scores(probabilities, labels).mean())
 
 
 def calibration_error(
@@ -235,29 +219,32 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
         raise ValueError(f"scores have shape {s.shape}, positive has {positives.shape}, expected the same (n,)")
     if np.isnan(s).any():
         raise ValueError("scores hold NaN, which has no rank")
-    return float(ranked_areas(s, ~positives, positives, np.ones((1, s.size)))[0])
+    return float(ranked_areas(s, ~positives, positives)(np.ones((1, s.size)))[0])
 
 
-def ranked_areas(scores: ArrayLike, across: ArrayLike, up: ArrayLike, counts: Array) -> Array:
-    """Area under a curve through the rows of each of many samples, from the highest score to the lowest.
+def ranked_areas(scores: ArrayLike, across: ArrayLike, up: ArrayLike) -> Statistic:
+    """The statistic that is the area under a curve through the rows, from the highest score to the lowest.
 
     Each row takes the curve `across` and `up` by so much; both are scaled to end at 1, and rows of equal score go in
-    the mean of all their orders. Across by negatives and up by positives it is the ROC curve.
+    the mean of all their orders. Across by negatives and up by positives it is the ROC curve. It is NaN where one of
+    the ends is not above 0.
 
     Args:
         scores: (n,) numbers, none of them NaN.
         across: (n,) numbers from 0.
         up: (n,) numbers.
-        counts: (draws, n) how often a sample holds each row.
-
-    Returns:
-        (draws,) float64; NaN where one of the ends is not above 0.
     """
     s = np.asarray(scores, dtype=np.float64)
     order = np.argsort(-s, kind="stable")
-    ranked, drawn = s[order], counts[:, order]
+    ranked = s[order]
     starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
-    x, y = (np.add.reduceat(drawn * np.asarray(by, dtype=np.float64)[order], starts, axis=1) for by in (across, up))
-    ends = np.where((x.sum(axis=1) > 0) & (y.sum(axis=1) > 0), x.sum(axis=1) * y.sum(axis=1), np.nan)
-    areas: Array = (x * (np.cumsum(y, axis=1) - y / 2)).sum(axis=1) / ends
+    steps = [np.asarray(by, dtype=np.float64)[order] for by in (across, up)]
+
+    def areas(counts: Array) -> Array:
+        drawn = counts[:, order]
+        x, y = (np.add.reduceat(drawn * step, starts, axis=1) for step in steps)
+        ends = np.where((x.sum(axis=1) > 0) & (y.sum(axis=1) > 0), x.sum(axis=1) * y.sum(axis=1), np.nan)
+        found: Array = (x * (np.cumsum(y, axis=1) - y / 2)).sum(axis=1) / ends
+        return found
+
     return areas

@@ -19,9 +19,9 @@ from typing import IO, Any
 from classifier.arrow import pyarrow
 from classifier.durable import explained, whole_file, write_whole
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import Labelled, manifest_path, open_labelled, opened_rows, restored, undamaged, with_facts
-from classifier.pieces import as_json, read_manifest
+from classifier.labelled import Labelled, open_labelled, opened_rows, restored, undamaged, with_facts
 from classifier.policy import Policy, decide
+from classifier.run_manifest import manifest_bytes, manifest_path, read_manifest
 from classifier.texts import csv_lines, json_text
 from classifier.types import MAX_LABEL_CHARS
 
@@ -54,7 +54,7 @@ def relabel(
             _WRITERS[labelled.kind](path, file, _decider(policy, tiers), policy.group_by, before)
         if manifest is not None:
             changed = {**manifest, "facts": before, "complete": {**manifest["complete"], "tiers": tiers}}
-            write_whole(manifest_path(output), as_json(changed))
+            write_whole(manifest_path(output), manifest_bytes(changed))
     return tiers
 
 
@@ -83,7 +83,7 @@ def _check(labelled: Labelled, policy: Policy, facts: Mapping[str, str], path: P
 def _complete_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest of a file that is complete; None where there is none, as of a part of a cluster's run."""
     manifest = read_manifest(manifest_path(path))
-    if manifest is not None and not isinstance(manifest.get("complete"), dict):
+    if manifest is not None and manifest.get("complete") is None:
         raise InputError(
             f"{path}: its manifest does not say that it is complete; run the 'classifier label' that made it again"
         )

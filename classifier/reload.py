@@ -38,7 +38,7 @@ _VERDICTS = (BundleNotFound, BundleCorrupt)  # on a bundle; a store that failed 
 _LAST_RUNS_SECONDS = 0.5  # until requests that began with the engine before have it no more
 
 
-class Source(Protocol):
+class BundleSource(Protocol):
     """Where an engine comes from."""
 
     def wanted(self) -> str:
@@ -72,11 +72,11 @@ class Fixed:
         self._engine = engine
 
     def wanted(self) -> str:
-        """See `Source`."""
+        """See `BundleSource`."""
         return self._engine.bundle_version
 
     def load(self) -> Classifies:
-        """See `Source`."""
+        """See `BundleSource`."""
         return self._engine
 
 
@@ -87,7 +87,7 @@ class Folder:
         self._path = Path(path)
 
     def wanted(self) -> str:
-        """See `Source`."""
+        """See `BundleSource`."""
         manifest = self._path / "manifest.json"
         try:
             if not manifest.is_file():  # a pipe would be waited for
@@ -99,7 +99,7 @@ class Folder:
             ) from None
 
     def load(self) -> Classifies:
-        """See `Source`."""
+        """See `BundleSource`."""
         from classifier.engine import Engine
 
         return Engine.from_pretrained(self._path)
@@ -115,17 +115,17 @@ class Named:
         self._name = name
 
     def wanted(self) -> str:
-        """See `Source`."""
+        """See `BundleSource`."""
         return self._registry.resolve(self._name)
 
     def load(self) -> Classifies:
-        """See `Source`."""
+        """See `BundleSource`."""
         from classifier.engine import Engine
 
         return Engine.from_pretrained(self._registry.fetch(self._name))
 
 
-def source_of(name: str, registry: str) -> Source:
+def source_of(name: str, registry: str) -> BundleSource:
     """What a bundle's name means.
 
     Args:
@@ -153,7 +153,7 @@ class Watched:
         metrics: counts.
     """
 
-    def __init__(self, what: str, source: Source, swap: Callable[[Classifies], None], metrics: Metrics) -> None:
+    def __init__(self, what: str, source: BundleSource, swap: Callable[[Classifies], None], metrics: Metrics) -> None:
         self._what, self._source, self._swap, self._metrics = what, source, swap, metrics
         self._have = ""
         self._refused = ""

@@ -14,7 +14,7 @@ from classifier.intervals import Interval, percentiles
 
 FEWEST_DAYS = 20
 MOST_BLOCKS = 5000
-DRAWS, LEVEL = 1000, 0.95
+DRAWS = 1000
 DAY_SECONDS = 86_400
 Array = NDArray[np.float64]
 
@@ -41,12 +41,11 @@ class Resampled:
     Args:
         units: (n,) int64 from `units_of`; whole units are resampled.
         draws: bootstrap samples.
-        seed: of the resampling.
     """
 
-    def __init__(self, units: NDArray[np.int64], *, draws: int = DRAWS, seed: int = 0) -> None:
+    def __init__(self, units: NDArray[np.int64], *, draws: int = DRAWS) -> None:
         self._units, self._count = units, int(units.max()) + 1
-        drawn = np.random.default_rng(seed).multinomial(self._count, np.full(self._count, 1 / self._count), size=draws)
+        drawn = np.random.default_rng(0).multinomial(self._count, np.full(self._count, 1 / self._count), size=draws)
         self._weights = np.concatenate([np.ones((1, self._count)), drawn.astype(np.float64)])
 
     def sums(self, values: Array) -> Array:
@@ -56,7 +55,7 @@ class Resampled:
 
     def interval(self, samples: Array) -> Interval:
         """The first of (1 + draws,) numbers with the 95% interval that the others have; NaN among them are left out."""
-        return percentiles(float(samples[0]), samples[1:], LEVEL)
+        return percentiles(float(samples[0]), samples[1:])
 
     def share(self, part: Array, whole: Array) -> Array:
         """Parts of wholes, (1 + draws,) each; NaN where there is no whole."""

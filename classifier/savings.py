@@ -129,7 +129,6 @@ def compare(
     units: NDArray[np.int64],
     *,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> list[Comparison]:
     """Each strategy beside the first, which is the policy's routing.
 
@@ -138,9 +137,8 @@ def compare(
         probabilities: (n, 4).
         units: from `units_of`.
         draws: bootstrap samples.
-        seed: of the resampling.
     """
-    routed, resampled = found[0], Resampled(units, draws=draws, seed=seed)
+    routed, resampled = found[0], Resampled(units, draws=draws)
     sums, interval, share = resampled.sums, resampled.interval, resampled.share
     frontier = probabilities[:, -1]
 

@@ -29,7 +29,7 @@ from classifier.health import SERVICE as HEALTH
 from classifier.health import Health
 from classifier.listening import bind, options, server_credentials, transport_bytes
 from classifier.logs import set_level
-from classifier.reload import Shadow, Source, Watched, routes_of, source_of
+from classifier.reload import BundleSource, Shadow, Watched, routes_of, source_of
 from classifier.seams import Classifies, Observer
 from classifier.service import Service
 from classifier.settings import ServerSettings, state_folder
@@ -66,7 +66,7 @@ class Server:
         self,
         settings: ServerSettings,
         *,
-        source: Source | None = None,
+        source: BundleSource | None = None,
         key: bytes | None = None,
         metrics: Metrics | None = None,
         observer: Observer | None = None,

@@ -208,14 +208,14 @@ def resolve(
     return ServerSettings(**values)
 
 
-def feedback_url(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+def feedback_url(flag: str | None = None) -> str:
     """The feedback store of commands beside the server: what `resolve` would tell one, whatever else it would refuse.
 
     Raises:
         SettingsError: the file of settings cannot be read.
     """
-    told = _told({"feedback_url": str}, {"feedback_url": flag}, environ)
-    return told.get("feedback_url") or _own_store(environ)
+    told = _told({"feedback_url": str}, {"feedback_url": flag}, os.environ)
+    return told.get("feedback_url") or _own_store(os.environ)
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -228,18 +228,18 @@ def sqlite_file(url: str) -> Path | None:
     return Path(path) if path else None
 
 
-def registry_url(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+def registry_url(flag: str | None = None) -> str:
     """The registry of commands beside the server: the one it is told of, else the user's own.
 
     Raises:
         SettingsError: the file of settings cannot be read.
     """
-    return _told({"registry": str}, {"registry": flag}, environ).get("registry") or own_registry(environ)
+    return _told({"registry": str}, {"registry": flag}, os.environ).get("registry") or own_registry()
 
 
-def own_registry(environ: Mapping[str, str] = os.environ) -> str:
+def own_registry() -> str:
     """The user's own registry of bundles, a folder in `state_folder`."""
-    return str(state_folder(environ) / "registry")
+    return str(state_folder() / "registry")
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -247,9 +247,9 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return _own_folder("XDG_STATE_HOME", ".local/state", environ)
 
 
-def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+def cache_folder() -> Path:
     """Where this program keeps what it can fetch again (`$XDG_CACHE_HOME/classifier`)."""
-    return _own_folder("XDG_CACHE_HOME", ".cache", environ)
+    return _own_folder("XDG_CACHE_HOME", ".cache", os.environ)
 
 
 def misspelt(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-_LAST_TIER = 4
+from classifier.enums import TIERS
 
 
 def misfits(request: Any) -> list[tuple[str, str]]:
@@ -65,7 +65,7 @@ def _is_names(value: object) -> bool:
 
 
 def _is_tier(value: object) -> bool:
-    return value is None or (isinstance(value, int) and 0 < value <= _LAST_TIER)
+    return value is None or (isinstance(value, int) and 0 < value <= TIERS[-1])
 
 
 def _is_labels(value: object) -> bool:

@@ -29,7 +29,7 @@ CONTAINERS = {
     ".pq": "parquet",
 }
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
-MANIFEST = ".manifest.json"
+MANIFEST_SUFFIX = ".manifest.json"
 """What the name of an output's manifest has behind that of the output."""
 _KINDS = "names end in .jsonl, .ndjson, .json, .log, .csv, .tsv (also .gz, .zst, .zstd, .bz2, .xz), .parquet or .pq"
 _HIDDEN = (".", "_")
@@ -173,8 +173,8 @@ def _without_outputs(where: str, names: Sequence[str], is_there: Callable[[str],
 
     Their rows are those of logs that lie beside them, and would be labelled twice.
     """
-    names = [name for name in names if not name.endswith(MANIFEST)]
-    made = {name: None for name in names if is_there(f"{name}{MANIFEST}")}
+    names = [name for name in names if not name.endswith(MANIFEST_SUFFIX)]
+    made = {name: None for name in names if is_there(f"{name}{MANIFEST_SUFFIX}")}
     _say_left_out(where, list(made), "a manifest beside it says that it was labelled")
     return [name for name in names if name not in made]
 
@@ -191,7 +191,7 @@ def _is_of(path: str, written: str) -> bool:
     written = written.rstrip("/")
     if not written:
         return False
-    beside = (written, f"{written}{MANIFEST}", f"{written}.votes")
+    beside = (written, f"{written}{MANIFEST_SUFFIX}", f"{written}.votes")
     return path in beside or path.startswith((f"{written}/", f"{written}.parts/"))
 
 

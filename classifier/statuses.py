@@ -52,7 +52,7 @@ def status_of(error: ClassifierError) -> status_pb2.Status:
         for field, text in error.violations:
             bad.field_violations.add(field=field, description=text)
         details.append(bad)
-    retry = getattr(error, "retry_after_seconds", None)
+    retry = error.retry_after_seconds
     if retry is not None:
         wait = error_details_pb2.RetryInfo()
         wait.retry_delay.FromNanoseconds(int(retry * 1e9))
@@ -83,9 +83,9 @@ def error_of(status: status_pb2.Status) -> ClassifierError:
     if code == "INVALID_ARGUMENT":
         return InvalidRequest(violations or [("(request)", status.message)])
     if code == "RESOURCE_EXHAUSTED":
-        return Overloaded(status.message, retry_after_seconds=0.05 if retry is None else retry)
+        return Overloaded(status.message, retry)
     if reason == StoreUnavailable.reason:
-        return StoreUnavailable(status.message, retry_after_seconds=1.0 if retry is None else retry)
+        return StoreUnavailable(status.message, retry)
     kind_of = _BY_REASON.get(reason) or _BY_CODE.get(code)
     return kind_of(status.message) if kind_of else ClassifierError(f"{code}: {status.message}")
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError
-from classifier.labelled import CLUSTER_MANIFEST
 from classifier.objects import names_in, protocols_of
-from classifier.texts import parsed
+from classifier.run_manifest import CLUSTER_MANIFEST, manifest_of
 
 
 class Target:
@@ -77,15 +76,10 @@ class Target:
         """What the run in this folder is about; None where there is none.
 
         Raises:
-            InputError: it is damaged.
+            InputError: it is damaged, or another's.
         """
         data = self.read(CLUSTER_MANIFEST)
-        if data is None:
-            return None
-        found = parsed(data)
-        if not isinstance(found, dict) or "complete" not in found:
-            raise InputError(f"{self.url}: its {CLUSTER_MANIFEST} is damaged; choose another output")
-        return found
+        return None if data is None else manifest_of(data, f"{self.url}/{CLUSTER_MANIFEST}")
 
     def discard(self, name: str) -> None:
         """Deletes a folder in it."""

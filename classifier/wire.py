@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, json_format
 from google.protobuf.message import DecodeError, Message
 
 from classifier.errors import ClassifierError, InvalidRequest
@@ -59,6 +59,13 @@ def parse(kind: type[P], data: bytes) -> P:
             "(message)", f"is not a {name}, or its text is not UTF-8; generate from the proto"
         ) from None
     return message
+
+
+def as_json(message: Message) -> dict[str, Any]:
+    """The message by protobuf's JSON mapping, in the contract's spelling, fields at their defaults among the others."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def request_from_proto(message: pb.ClassifyRequest, *, max_messages: int | None = None) -> Request:

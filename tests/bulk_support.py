@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier.answering import Identity, identity_of
-from classifier.labelling import EngineAnswers
+from classifier.labelling import EngineAnswerer
 from classifier.testing import FAKE_POLICY, FakeEngine
 from classifier.types import Tier
 
@@ -45,5 +45,7 @@ class FakeMaker:
         del policy
         return identity_of(self.version, "fake", FAKE_POLICY)
 
-    def __call__(self) -> EngineAnswers:
-        return EngineAnswers(FakeEngine(tier_of=tier_of, bundle_version=self.version, delay_seconds=self.delay_seconds))
+    def __call__(self) -> EngineAnswerer:
+        return EngineAnswerer(
+            FakeEngine(tier_of=tier_of, bundle_version=self.version, delay_seconds=self.delay_seconds)
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,12 +33,13 @@ def tiny_engine(tiny_bundle_path: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def few_bootstraps() -> Iterator[None]:
-    """Intervals of 40 samples, for tests of what is fitted and written; tests/test_metrics.py looks at intervals."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("calibration_report", "cost_at_risk", "transfer"):
-            patch.setattr(f"training.{module}.BOOTSTRAPS", 40)
-        yield
+def postgresql():
+    """A PostgreSQL of a file's own, for some tests kill it."""
+    from tests.feedback_support import PostgreSQL
+
+    server = PostgreSQL()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

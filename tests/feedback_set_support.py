@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from classifier.exports import COLUMNS
-from classifier.types import TIERS
 
 EMPTY: Mapping[str, Any] = dict.fromkeys(COLUMNS)
 
@@ -44,16 +43,3 @@ def silent(name: int | str, **changes: Any) -> dict[str, Any]:
     """A decision that nothing was reported about."""
     missing = ("outcome_id", "verdict", "cause", "source", "served_tier", "accepted_tier", "occurred_at", "received_at")
     return export_row(name, **dict.fromkeys(missing), outcome_count=0, effective=False, **changes)
-
-
-def simulated_row(
-    name: int | str, text: str, chosen: int, label: int, *, accepted: bool, **changes: Any
-) -> dict[str, Any]:
-    """A decision for the tier of index `chosen`, judged there; a failure ends at `label`, the tier that satisfied."""
-    tier = TIERS[chosen].label
-    verdict: dict[str, Any] = {"verdict": "accepted"}
-    if not accepted and chosen < len(TIERS) - 1:
-        verdict = {"verdict": "escalated", "accepted_tier": TIERS[max(label, chosen + 1)].label}
-    elif not accepted:
-        verdict = {"verdict": "rejected"}
-    return export_row(name, text=text, tier=tier, model_tier=tier, served_tier=tier, **(verdict | changes))

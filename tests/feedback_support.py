@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pwd
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import threading
@@ -17,9 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from classifier.database import Database
 from classifier.decision_id import DecisionIds
+from classifier.errors import StoreUnavailable
+from classifier.feedback import FeedbackStore
 from classifier.ledger import Ledger
-from classifier.types import Cause, Decision, Outcome, Reason, Request, Source, Tier, Verdict
+from classifier.types import Cause, Decision, Outcome, OutcomeState, Reason, Request, Source, Tier, Verdict
 from tests.serving_support import child_processes
 
 KEY = bytes(range(32))
@@ -77,6 +82,26 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], thread
         yield written, begun
     finally:
         gate.set()
+
+
+async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: float = 90.0) -> OutcomeState:
+    """Retries as a client does."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await store.report(outcome(decision_id), "gateway")
+        except StoreUnavailable as error:
+            assert time.monotonic() < end, "the store did not come back"
+            await asyncio.sleep(min(error.retry_after_seconds, 0.05))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process's write lock on a SQLite file."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
 
 
 class PostgreSQL:
@@ -143,6 +168,13 @@ class PostgreSQL:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://classifier@/{name}?host={self.folder}"
 
+    def migrated(self) -> str:
+        """The URL of a new database that is ready to be written to."""
+        url = self.database()
+        with contextlib.closing(Database(url)) as database:
+            database.migrate()
+        return url
+
     def _command(self, program: str, *arguments: str | Path) -> list[str | Path]:
         """One of PostgreSQL's programs as the unprivileged user.
 
@@ -183,13 +215,3 @@ def _unprivileged() -> pwd.struct_passwd | None:
         return None
     users = {entry.pw_name: entry for entry in pwd.getpwall()}
     return users.get("postgres", users["nobody"])
-
-
-@contextlib.contextmanager
-def running_postgresql() -> Iterator[PostgreSQL]:
-    """A server, stopped and removed at the end."""
-    server = PostgreSQL()
-    try:
-        yield server
-    finally:
-        server.stop()

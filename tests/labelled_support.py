@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from classifier.answering import identity_of
 from classifier.columns import count_chars
-from classifier.labelled import COLUMNS, PREFIX, manifest_path, our_fields, output_schema
+from classifier.labelled import COLUMNS, PREFIX, our_fields, output_schema
 from classifier.policy import Guarantee, Policy
+from classifier.run_manifest import manifest_path
 from classifier.types import TIERS
 
 BALANCED = Policy(

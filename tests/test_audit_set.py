@@ -21,8 +21,6 @@ from training.calibrate import calibrate
 from training.corpus import read_corpus
 from training.policy_fit import Targets, fit_policies
 
-pytestmark = pytest.mark.usefixtures("few_bootstraps")
-
 AUDITED = {"labels": {"sample": "audit"}}
 
 

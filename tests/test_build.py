@@ -40,10 +40,7 @@ from training.recover import recover
 from training.steering_head import load_head
 from training.train import train
 
-pytestmark = [
-    pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300),
-    pytest.mark.usefixtures("few_bootstraps"),
-]  # fmt: skip
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from classifier import bulk, cli, readers, runs
 from classifier.answering import EngineMaker
 from classifier.bulk import label
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import COLUMNS, manifest_path, open_labelled
-from classifier.labelling import EngineAnswers
+from classifier.labelled import COLUMNS, open_labelled
+from classifier.labelling import EngineAnswerer
 from classifier.readers import Selection
+from classifier.run_manifest import manifest_path
 from classifier.runs import Options
 from classifier.sources import find_sources
 from classifier.target import Target
@@ -165,7 +166,7 @@ class PandasMaker(FakeMaker):
     """Makes answers that tell whether pandas was imported."""
 
     def __call__(self):
-        return EngineAnswers(FakeEngine(tier_of=tier_by_pandas, bundle_version=self.version))
+        return EngineAnswerer(FakeEngine(tier_of=tier_by_pandas, bundle_version=self.version))
 
 
 def test_processes_start_without_what_no_row_needs(tmp_path):

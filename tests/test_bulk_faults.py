@@ -270,9 +270,7 @@ def mangled(data: bytes, draw: random.Random) -> bytes:
         elif kind == 3:
             changed[at:at] = draw.randbytes(draw.randrange(20))
         elif kind == 4:
-            changed[at:at] = draw.choice(
-                [b'"', b"\\ud800", b"\n", b"\r", b"\0", b"[" * 2000, b"\xff\xfe", b'{"a":', b"1e999"]
-            )
+            changed[at:at] = draw.choice(_NASTY)
         else:
             changed = changed[:at]
     return bytes(changed)

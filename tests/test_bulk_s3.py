@@ -85,10 +85,10 @@ def test_a_clusters_folder_may_lie_in_a_store(s3):
     s3fs.S3FileSystem(**s3.options, skip_instance_cache=True).pipe(f"{folder}/0.jsonl", b'{"prompt": "Hi"}\n')
     target = Target(f"{folder}/labelled")
     assert (target.names(), target.manifest(), target.read("x")) == ([], None, None)
-    target.write("_manifest.json", b'{"complete": null}')
+    target.write("_manifest.json", b'{"facts": {}, "complete": null}')
     target.write("_tallies/part-000000-000000.json", b"{}")
     target.write("part-000000-000000.parquet", b"PAR1")
-    assert target.manifest() == {"complete": None}
+    assert target.manifest() == {"facts": {}, "complete": None}
     assert target.parts() == {(0, 0)}
     assert [target.holds(f"part-000000-00000{i}.parquet") for i in (0, 1)] == [True, False]
     assert [source.name for source in find_sources([folder], written=target.url)] == [f"{folder}/0.jsonl"]

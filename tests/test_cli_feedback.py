@@ -21,7 +21,7 @@ from classifier.database import Database
 from classifier.errors import ClassifierError
 from classifier.exports import read_export
 from classifier.feedback import open_store
-from tests.feedback_support import KEY, decision, mint, outcome, request, running_postgresql
+from tests.feedback_support import KEY, decision, mint, outcome, request
 from tests.serving_support import server_process
 
 
@@ -262,11 +262,10 @@ def test_migrate_makes_the_tables_once(tmp_path):
     assert run("migrate", "--feedback-url", url).stdout == "nothing to do\n"
 
 
-def test_migrate_on_postgresql():
+def test_migrate_on_postgresql(postgresql):
     """A shared database is migrated by the command alone, and usable after it."""
-    with running_postgresql() as server:
-        url = server.database()
-        assert "m002" in run("migrate", "--feedback-url", url).stdout
-        database = Database(url)
-        database.check()
-        database.close()
+    url = postgresql.database()
+    assert "m002" in run("migrate", "--feedback-url", url).stdout
+    database = Database(url)
+    database.check()
+    database.close()

@@ -111,8 +111,8 @@ def test_a_chunk_is_done_where_its_piece_and_tally_are(files, tiny_bundle_path, 
 
 @pytest.mark.parametrize("found", [b"", b'{"facts": {', b"\xff\xfe", b"[]", b"7", b"{}", b"[" * 100_000])
 def test_a_damaged_manifest_is_one_line(tmp_path, found):
-    """What no longer says how the folder was made is said to be damaged, with what to do, and is left as it is."""
+    """What no longer says how the folder was made is said to be no manifest, with what to do, and is left as it is."""
     (tmp_path / "_manifest.json").write_bytes(found)
-    with pytest.raises(InputError, match=r"its _manifest\.json is damaged; choose another output"):
+    with pytest.raises(InputError, match=r"/_manifest\.json: is no manifest of a labelled file; label into another"):
         Target(str(tmp_path)).manifest()
     assert (tmp_path / "_manifest.json").read_bytes() == found

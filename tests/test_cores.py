@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-import classifier.cores
 from classifier.cores import available_cores, paid_cores
-
-
-def test_the_example_holds():
-    """The rounding that the docstring shows."""
-    assert doctest.testmod(classifier.cores).failed == 0
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,6 @@ from tests.calibration_support import population
 from training.calibration_report import constant_mix, under
 from training.cost_at_risk import CONSTANT, CONSTANT_EQUAL_MISSES, RiskCost, as_text, costs, study
 
-pytestmark = pytest.mark.usefixtures("few_bootstraps")
-
 PRICES = (1.0, 2.0, 10.0, 100.0)
 LABELS = np.eye(4)[[0, 0, 1, 1, 1, 2, 2, 3]]
 

@@ -9,7 +9,6 @@ import re
 import sqlite3
 import stat
 import threading
-import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,16 +26,10 @@ from classifier.feedback import FeedbackStore, open_store, request_hash
 from classifier.ledger import Ledger
 from classifier.recorder import Recorder
 from classifier.types import Message, OutcomeState, Request, Tier, Verdict
-from tests.feedback_support import KEY, PROMPT, decision, hanging, mint, outcome, request, running_postgresql
+from tests.feedback_support import KEY, PROMPT, decision, hanging, locked, mint, outcome, report_until_taken, request
+from tests.serving_support import until
 
 JOINED, PENDING, DUPLICATE = OutcomeState
-
-
-@pytest.fixture(scope="session")
-def postgresql():
-    """One PostgreSQL for all tests of this file."""
-    with running_postgresql() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +50,7 @@ def url(request, tmp_path):
     """A new, migrated database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/store/feedback.db"
-    found = request.getfixturevalue("postgresql").database()
-    with contextlib.closing(Database(found)) as database:
-        database.migrate()
-    return found
+    return request.getfixturevalue("postgresql").migrated()
 
 
 @pytest.fixture
@@ -863,34 +853,6 @@ def test_what_is_lost_at_the_close_is_counted_once(fault):
     assert (recorder.dropped, recorder.queued) == (2, 0)
     assert not recorder.add({}, 1)
     assert recorder.dropped == 3
-
-
-async def report_until_taken(store: FeedbackStore, decision_id: str, seconds: float = 90.0) -> OutcomeState:
-    """Retries as a client does."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return await store.report(outcome(decision_id), "gateway")
-        except StoreUnavailable as error:
-            assert time.monotonic() < end, "the store did not come back"
-            await asyncio.sleep(min(error.retry_after_seconds, 0.05))
-
-
-def until(condition, seconds: float = 90.0) -> None:
-    """Polls until the condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def locked(path: Path):
-    """Another process's write lock on a SQLite file."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-        other.execute("ROLLBACK")
 
 
 def found_in_files(folder: Path, text: bytes) -> bool:

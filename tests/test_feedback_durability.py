@@ -22,23 +22,10 @@ from classifier.decision_id import DecisionIds, read_key
 from classifier.errors import ClassifierError
 from classifier.types import OutcomeState
 from classifier.v1.classifier_pb2_grpc import ClassifierServiceStub
-from tests.feedback_support import PostgreSQL, outcome, running_postgresql
+from tests.feedback_support import PostgreSQL, outcome
 from tests.serving_support import ServerProcess, server_process
 
 CALLERS = 8
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    """A PostgreSQL of this file's own."""
-    with running_postgresql() as server:
-        yield server
-
-
-def migrated(url: str) -> str:
-    with contextlib.closing(Database(url)) as database:
-        database.migrate()
-    return url
 
 
 class Callers:
@@ -123,7 +110,7 @@ def kill_the_server(url: str, tmp_path, bundle, kills: int, seed: int = 0) -> in
 
 def kill_the_database(postgresql: PostgreSQL, tmp_path, bundle, kills: int) -> int:
     """Kills PostgreSQL that often under a server that stays; returns how many outcomes were acknowledged."""
-    url = migrated(postgresql.database())
+    url = postgresql.migrated()
     key = tmp_path / "key"
     callers = Callers(DecisionIds(read_key(key)))
     arguments = ["--bundle", str(bundle), "--listen", "127.0.0.1:0", "--key-file", str(key), "--feedback-url", url]
@@ -179,7 +166,7 @@ def test_acknowledged_outcomes_survive_fifty_kills_on_sqlite(tmp_path, tiny_bund
 @pytest.mark.timeout(1800)
 def test_acknowledged_outcomes_survive_fifty_kills_on_postgresql(tmp_path, tiny_bundle_path, postgresql):
     """Fifty kills of a server on PostgreSQL lose and double nothing that was acknowledged."""
-    count = kill_the_server(migrated(postgresql.database()), tmp_path, tiny_bundle_path, kills=50)
+    count = kill_the_server(postgresql.migrated(), tmp_path, tiny_bundle_path, kills=50)
     print(f"{count} outcomes acknowledged over 50 kills, all there once")
 
 

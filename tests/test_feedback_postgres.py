@@ -17,7 +17,7 @@ from classifier.database import Database
 from classifier.errors import SettingsError, StoreUnavailable
 from classifier.feedback import open_store
 from classifier.types import OutcomeState
-from tests.feedback_support import KEY, PROMPT, PostgreSQL, decision, mint, outcome, request, running_postgresql
+from tests.feedback_support import KEY, PROMPT, PostgreSQL, decision, mint, outcome, report_until_taken, request
 
 JOINED, PENDING, DUPLICATE = OutcomeState
 
@@ -28,20 +28,10 @@ def patience(monkeypatch):
     monkeypatch.setattr("classifier.feedback.REPORT_SECONDS", 60.0)
 
 
-@pytest.fixture(scope="module")
-def postgresql():
-    """A PostgreSQL of this file's own, for some tests kill it."""
-    with running_postgresql() as server:
-        yield server
-
-
 @pytest.fixture
 def url(postgresql):
     """A new, migrated database."""
-    found = postgresql.database()
-    with contextlib.closing(Database(found)) as database:
-        database.migrate()
-    return found
+    return postgresql.migrated()
 
 
 def test_a_database_that_was_not_migrated_is_refused(postgresql):
@@ -60,7 +50,7 @@ async def test_a_store_that_is_away_at_the_start_is_tried_later(postgresql: Post
     with pytest.raises(StoreUnavailable):
         await store.report(outcome(i), "gateway")
     postgresql.start()
-    assert await taken(store, i) is JOINED
+    assert await report_until_taken(store, i) is JOINED
     store.close()
 
 
@@ -73,7 +63,7 @@ async def test_a_database_that_was_killed_is_used_again(postgresql: PostgreSQL, 
     with pytest.raises(StoreUnavailable):
         await store.report(outcome(during), "gateway")
     postgresql.start()
-    assert await taken(store, during) is PENDING
+    assert await report_until_taken(store, during) is PENDING
     assert await store.report(outcome(before, "before"), "gateway") is DUPLICATE
     assert store.ledger.counts()["outcomes"] == 2
     store.close()
@@ -153,7 +143,7 @@ async def test_a_locked_table_refuses_outcomes_in_time(postgresql: PostgreSQL, u
         with pytest.raises(StoreUnavailable, match="55P03"):
             await store.report(outcome(mint()), "gateway")
         other.rollback()
-    assert await taken(store, mint()) is PENDING
+    assert await report_until_taken(store, mint()) is PENDING
     store.close()
 
 
@@ -191,14 +181,3 @@ def test_a_password_is_not_shown(caplog):
         store.ledger.counts()
     store.close()
     assert "hunter2" not in caplog.text + str(refusal.value)
-
-
-async def taken(store, decision_id, seconds=90.0):
-    """Retries as a client does."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return await store.report(outcome(decision_id), "gateway")
-        except StoreUnavailable as error:
-            assert time.monotonic() < end, "the store did not come back"
-            await asyncio.sleep(min(error.retry_after_seconds, 0.05))

@@ -24,7 +24,7 @@ from classifier.database import Database
 from classifier.errors import StoreUnavailable
 from classifier.ledger import Ledger
 from classifier.types import OutcomeState
-from tests.feedback_support import quick_folder, running_postgresql
+from tests.feedback_support import quick_folder
 
 JOINED, PENDING, DUPLICATE = OutcomeState
 
@@ -34,13 +34,6 @@ _WRITE = st.tuples(st.just("write"), st.tuples(st.lists(_DECISION, max_size=3), 
 _FORGET = st.tuples(st.just("forget"), st.lists(_IDS, min_size=1, max_size=2))
 # Where the process dies: before that statement or commit of the step, after the step, or not.
 _STEP = st.tuples(st.one_of(_WRITE, _FORGET), st.one_of(st.none(), st.integers(0, 7)))
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    """A PostgreSQL of this file's own."""
-    with running_postgresql() as server:
-        yield server
 
 
 class Crash(BaseException):
@@ -234,14 +227,6 @@ def sqlite_url() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def new_database(postgresql) -> str:
-    """A new, migrated database of the server."""
-    url = postgresql.database()
-    with contextlib.closing(Database(url)) as database:
-        database.migrate()
-    return url
-
-
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(_STEP, max_size=12))
 def test_any_order_of_events_ends_as_the_rules_say(steps):
@@ -264,7 +249,7 @@ def test_any_order_of_events_ends_as_the_rules_say_at_length(steps):
 @given(steps=st.lists(_STEP, max_size=25))
 def test_any_order_of_events_ends_as_the_rules_say_on_postgresql(postgresql, steps):
     """A hundred longer sequences on PostgreSQL end as the model does."""
-    check_sequence(new_database(postgresql), steps)
+    check_sequence(postgresql.migrated(), steps)
 
 
 # What a script's writes hold is the same for the same ids, so that it cannot matter who was first.
@@ -290,4 +275,4 @@ def test_replicas_that_write_at_once_end_alike(scripts):
 @given(scripts=_SCRIPTS)
 def test_replicas_that_write_at_once_end_alike_on_postgresql(postgresql, scripts):
     """The same where transactions really overlap."""
-    check_interleaving(new_database(postgresql), scripts)
+    check_interleaving(postgresql.migrated(), scripts)

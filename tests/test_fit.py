@@ -25,7 +25,7 @@ from training.fit import fit, predict
 from training.forms import Forms
 from training.model import load_base, tokenizer_of
 
-pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).parent.parent
 SCRIPT = "tests/fit_process.py"
 SEARCHING = replace(OPTIONS, worst_of=3)
@@ -37,6 +37,12 @@ def trained(options=SEARCHING, **arguments):
     model, fast = load_base("tiny", MAX_TOKENS)
     fit(model, tokenizer_of(fast, MAX_TOKENS), tiny_rows(), options, name="test", **arguments)
     return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Weights of a run that nothing stops, and that makes its forms itself."""
+    return trained()
 
 
 def same(one, other) -> bool:
@@ -112,9 +118,8 @@ def test_the_result_may_keep_a_share_of_the_weights_that_training_began_with():
     [pytest.param(3, 0, marks=pytest.mark.faults), (13, 0), pytest.param(20, 0, marks=pytest.mark.faults), (3, 2)],
     ids=["first epoch", "an epoch's last step", "second epoch", "others make the forms"],
 )
-def test_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, stopped_at, workers):
-    """A run that is stopped within an epoch and started again ends with the weights of one that was not stopped."""
-    whole = trained()
+def test_stopped_run_goes_on_to_the_same_weights(whole, tmp_path, monkeypatch, stopped_at, workers):
+    """A run that is stopped within an epoch ends with the weights of one that was not, whoever makes its forms."""
     monkeypatch.setattr(fitting, "workers_beside", lambda _: workers)
     calls = 0
 
@@ -135,18 +140,11 @@ def test_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, stopped_
     assert same(again, whole)
 
 
-def test_which_processes_make_the_forms_changes_nothing(monkeypatch):
-    """Two other processes make the forms that the training one would make."""
-    alone = trained()
-    monkeypatch.setattr(fitting, "workers_beside", lambda _: 2)
-    assert same(alone, trained())
-
-
-def test_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+def test_finished_run_is_not_trained_again(whole, tmp_path, monkeypatch):
     """Started again, a finished run gives back its weights and takes no step."""
-    once = trained(state=tmp_path)
+    trained(state=tmp_path)
     monkeypatch.setattr(fitting, "losses_of", None)
-    assert same(once, trained(state=tmp_path))
+    assert same(whole, trained(state=tmp_path))
 
 
 def test_state_within_an_epoch_is_written_by_the_clock(tmp_path, monkeypatch):

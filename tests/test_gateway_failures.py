@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-
 import pytest
 
 from classifier import Client, Outcome, Tier
@@ -12,6 +9,7 @@ from classifier.errors import SettingsError, StoreUnavailable
 from classifier.gateways.openapi import document
 from classifier.testing import FakeEngine, fake_server
 from classifier.types import Cause, Source, Verdict
+from tests.feedback_support import locked
 from tests.serving_support import until
 from tests.test_http import HI, ask, gateway
 
@@ -20,15 +18,6 @@ CLOUD = '[routes.simple]\nmodel = "c"\n[routes.frontier]\nmodel = "d"\n'
 
 def broken() -> None:
     raise RuntimeError
-
-
-@contextlib.contextmanager
-def locked(path):
-    """Another process's write lock on a SQLite file."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-        other.execute("ROLLBACK")
 
 
 @pytest.mark.failure("a bug", "Python client", "HTTP gateway")

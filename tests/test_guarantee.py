@@ -31,8 +31,6 @@ from training.promise_test import check, promise_p_value, promised
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
-pytestmark = pytest.mark.usefixtures("few_bootstraps")
-
 TRUTH = population(60_000, 12)
 ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
 

@@ -32,7 +32,7 @@ from classifier.engine import Engine
 from classifier.errors import MOST_VIOLATIONS, InvalidRequest, MissingExtra, Overloaded, SettingsError
 from classifier.gateways.http import error_response
 from classifier.gateways.http_server import HttpSettings, _shown_by, run
-from classifier.gateways.json_messages import as_json, parse
+from classifier.gateways.json_messages import parse
 from classifier.gateways.openapi import OPERATIONS, document
 from classifier.gateways.openapi_page import page
 from classifier.gateways.settings import follow
@@ -121,8 +121,8 @@ def test_the_answers_are_those_of_grpc(base, stub, count):
     different = asked = 0
     for request in corpus_requests(count):
         message = wire.request_to_proto(request)
-        over_grpc = as_json(stub.Classify(message, timeout=60))
-        over_http = ask(base, "/v1/classify", as_json(message) | {"floor": int(message.floor)})[2]
+        over_grpc = wire.as_json(stub.Classify(message, timeout=60))
+        over_http = ask(base, "/v1/classify", wire.as_json(message) | {"floor": int(message.floor)})[2]
         assert over_http.pop("timings").keys() == over_grpc.pop("timings").keys()
         different += over_http != over_grpc
         asked += 1
@@ -141,7 +141,7 @@ def test_batch_outcomes_and_info_are_those_of_grpc(base, stub):
     }
     outcome = dict(OPERATIONS[2].example) | {"decision_id": decision["decision_id"]}
     until(lambda: ask(base, "/v1/outcomes", outcome)[2] == {"state": "OUTCOME_STATE_DUPLICATE"})
-    assert ask(base, "/v1/info")[2] == as_json(stub.GetInfo(pb.GetInfoRequest(), timeout=60))
+    assert ask(base, "/v1/info")[2] == wire.as_json(stub.GetInfo(pb.GetInfoRequest(), timeout=60))
     # Health has two seconds of its own.
     until(lambda: ask(base, "/healthz")[::2] == (200, {"status": "SERVING"}))
 

@@ -221,8 +221,8 @@ PARTS = (
     "Please summatize the meeting notes and send them to everyone. ", "yes, do it", " ", "\n", "\n\n", "é", "привет ",
     "你好世界", "你好世界再す", "今日は", "안녕 ", "مرحبا ", "नमस्ते ", "γειά ", "42 ", "a\ud800b ", "x = f(1);\n",
     "def f(x):\n", "```\n", "a line\n", "return x\n", "<system-reminder>", "</system-reminder>", "<div>",
-    "<user_info>me</user_info>", "<user_query>", "</user_query>", "[read_file] Result:\n", "Q: ", "\nA:", "cafe\u0301s ",
-    "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
+    "<user_info>me</user_info>", "<user_query>", "</user_query>", "[read_file] Result:\n", "Q: ", "\nA:",
+    "cafe\u0301s ", "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
 )  # fmt: skip
 
 

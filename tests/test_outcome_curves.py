@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
 import gzip
 import json
-import random
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from classifier.errors import InputError
 from classifier.policy import choose_many
 from classifier.types import Request, Tier
-from training import outcome_curves
 from training.outcome_curves import (
     apgr,
     cost_quality,
@@ -181,9 +178,3 @@ def test_a_file_without_outcomes_is_named(tmp_path, row, message):
     """File, line and what was expected."""
     with pytest.raises(InputError, match=message):
         read_outcomes([write(tmp_path / "x.jsonl", [row])])
-
-
-def test_examples_in_docstrings_are_true():
-    """What the module shows is what it returns."""
-    random.seed(0)
-    assert doctest.testmod(outcome_curves).failed == 0

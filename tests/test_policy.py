@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import pickle
 from dataclasses import replace
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import classifier.policy
 from classifier.errors import BundleCorrupt
 from classifier.policy import (
     ALWAYS_FRONTIER,
@@ -392,8 +390,3 @@ def test_two_policies_of_one_name_cannot_be_written():
     """Names are unique in a policy.json, and the default is one of them."""
     with pytest.raises(ValueError, match="do not fit together"):
         policies_to_json([PLAIN, PLAIN], "balanced", **BELONGS)
-
-
-def test_examples_in_the_docstrings_hold():
-    """Every example in the module's docstrings gives what it says."""
-    assert doctest.testmod(classifier.policy).failed == 0

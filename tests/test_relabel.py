@@ -14,9 +14,10 @@ from classifier.answering import EngineMaker, identity_of
 from classifier.bulk import label
 from classifier.bundle import read_bundle
 from classifier.errors import InputError, SettingsError
-from classifier.labelled import manifest_path, open_labelled
+from classifier.labelled import open_labelled
 from classifier.policy import ALWAYS_FRONTIER
 from classifier.relabelling import relabel
+from classifier.run_manifest import manifest_path
 from classifier.runs import Options
 from tests.bulk_support import prompts, write_lines
 from tests.tiny import tiny_bundle

@@ -26,7 +26,7 @@ from classifier.exports import read_export
 from classifier.types import TIERS, Request, Tier
 from training.calibration_set import FACETS, CalibrationSet, OpenRows, score_rows
 from training.corpus import EXPORTED, OUTCOME, Row, parse_row, read_corpus
-from training.decision_log import AUDIT, ExportRow, closed_label, is_audit, is_unserved
+from training.decision_log import AUDIT, ExportRow, is_audit, is_unserved, satisfied_tier
 from training.predictions import read_predictions
 from training.step_losses import soft
 
@@ -149,7 +149,7 @@ def _use(row: ExportRow, version: str) -> str:
         return "not judged"
     if is_unserved(row):
         return "unserved"
-    closed = closed_label(row) is not None
+    closed = satisfied_tier(row) is not None
     if row["request"] is None and (row["bundle_version"] != version or row["logits"] is None or not closed):
         return "no text"
     return "closed" if closed else "open"
@@ -158,7 +158,7 @@ def _use(row: ExportRow, version: str) -> str:
 def _as_corpus_row(row: ExportRow) -> dict[str, Any]:
     data = {**row["request"], "id": row["decision_id"], "label": OUTCOME, "source": "feedback"}
     data |= {"labels": row["labels"] or {}, "group": row["decision_id"]}
-    closed = closed_label(row)
+    closed = satisfied_tier(row)
     if closed is not None:
         return data | {"tier": closed}
     served = Tier.parse(row["served_tier"])
@@ -175,7 +175,7 @@ def _stored(rows: Sequence[ExportRow], group_by: str) -> CalibrationSet:
     facets["script"] = np.array([_script(row["signals"] or []) for row in rows])
     if group_by and group_by not in facets:
         facets[group_by] = np.array([str((row["labels"] or {}).get(group_by, "")) for row in rows])
-    labels = soft([Tier.parse(str(closed_label(row))).index for row in rows])
+    labels = soft([Tier.parse(str(satisfied_tier(row))).index for row in rows])
     groups = np.array([str(row["decision_id"]) for row in rows])
     return CalibrationSet(
         np.array([row["logits"] for row in rows], dtype=np.float32), labels, OUTCOME, ids, groups, facets

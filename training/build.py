@@ -37,10 +37,11 @@ from training.export import Parity, assemble, choose_golden, export, revise
 from training.marked_forms import DEMANDS_SHA256
 from training.model import bundle_at, tokenizer_of
 from training.predictions import read_predictions
+from training.progress import Say
 from training.recipe import STEERING_FORMS
 from training.steering_head import kept_head
 from training.steps import write_json
-from training.train import TEXTS, Say, taught_by, train
+from training.train import TEXTS, taught_by, train
 
 
 def build(

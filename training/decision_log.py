@@ -118,7 +118,7 @@ def interval(row: ExportRow) -> tuple[Tier, Tier]:
     return outcome_interval(row["verdict"], Tier.parse(row["served_tier"]), accepted)
 
 
-def closed_label(row: ExportRow) -> str | None:
+def satisfied_tier(row: ExportRow) -> str | None:
     """The cheapest tier that satisfied an audit; None where none did, or where quality was not judged."""
     if not is_quality(row) or row["served_tier"] != TIERS[0].label:
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,12 +32,12 @@ def statistics() -> dict[str, Callable[[NDArray[np.float32], NDArray[np.int64]],
     """The numbers of a report by name: the statistics of (n, 4) probabilities and (n,) labels."""
 
     def boundary(t: int) -> Callable[[NDArray[np.float32], NDArray[np.int64]], Statistic]:
-        return lambda p, y: partial(metrics.ranked_areas, p[:, t + 1 :].sum(axis=1), y <= t, y > t)
+        return lambda p, y: metrics.ranked_areas(p[:, t + 1 :].sum(axis=1), y <= t, y > t)
 
     return {
         "accuracy": lambda p, y: mean(p.argmax(axis=1) == y),
-        "macro_f1": lambda p, y: partial(metrics.macro_f1s, p.argmax(axis=1), y),
-        "quadratic_kappa": lambda p, y: partial(metrics.quadratic_kappas, p.argmax(axis=1), y),
+        "macro_f1": lambda p, y: metrics.macro_f1s(p.argmax(axis=1), y),
+        "quadratic_kappa": lambda p, y: metrics.quadratic_kappas(p.argmax(axis=1), y),
         "under_routing": lambda p, y: mean(p.argmax(axis=1) < y),
         "over_routing": lambda p, y: mean(p.argmax(axis=1) > y),
         "ranked_probability_score": lambda p, y: mean(metrics.ranked_probability_scores(p, y)),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def _numbers(chosen: Indices, labels: Indices, truth: Array, prices: Sequence[fl
     risk = under(chosen, truth)
     return {
         "accuracy": mean(chosen == labels),
-        "quadratic_kappa": partial(metrics.quadratic_kappas, chosen, labels),
+        "quadratic_kappa": metrics.quadratic_kappas(chosen, labels),
         "risk": mean(risk),
         "over_routing": mean(1 - risk - truth[np.arange(len(chosen)), chosen]),
         "frontier_misses": frontier_misses(chosen, truth),

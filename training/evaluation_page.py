@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier import charts
-from classifier.page import render
+from classifier.page import percent, render
 from classifier.types import TIERS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -72,7 +72,7 @@ def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
         cards.append({"name": name.replace("_", " "), "value": cell["text"], "note": next(iter(cell["notes"]), "")})
     attack = report.get("robustness", {}).get("attack")
     if attack:
-        cell = _cell(attack["raised"], _percent)
+        cell = _cell(attack["raised"], percent)
         cards.append(
             {"name": "raised by attack", "value": cell["text"], "note": f"of {attack['prompts']} simple prompts"}
         )
@@ -92,10 +92,6 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}"
-
-
 def _money(value: float) -> str:
     return f"${value:,.2f}"
 
@@ -105,9 +101,9 @@ def _router(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "name": name.replace("_", " "),
         "accuracy": _cell(row["accuracy"]),
         "kappa": _cell(row["quadratic_kappa"]),
-        "risk": _cell(row["risk"], _percent),
-        "over": _cell(row["over_routing"], _percent),
-        "misses": _cell(row["frontier_misses"], _percent),
+        "risk": _cell(row["risk"], percent),
+        "over": _cell(row["over_routing"], percent),
+        "misses": _cell(row["frontier_misses"], percent),
         "cost": _cell(row["cost"], _money),
     }
 
@@ -118,7 +114,7 @@ def _policy(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "promise": row["promise"],
         "broken": row["alpha"] is not None and row["risk"][1] > row["alpha"],
         "shares": " / ".join(f"{100 * share:.0f}" for share in row["shares"]),
-        "random": _percent(row["random_router_risk"]),
+        "random": percent(row["random_router_risk"]),
         "constant": _money(row["constant_router_cost"]),
     }
 
@@ -202,8 +198,8 @@ def _confusion(counts: Sequence[Sequence[int]]) -> str:
 
 def _changes(robustness: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"name": name, "changed": _cell(c["changed"], _percent), "up": _cell(c["up"], _percent),
-         "down": _cell(c["down"], _percent), "argmax": _percent(robustness["changes_of_arg_max"][name]["changed"][0])}
+        {"name": name, "changed": _cell(c["changed"], percent), "up": _cell(c["up"], percent),
+         "down": _cell(c["down"], percent), "argmax": percent(robustness["changes_of_arg_max"][name]["changed"][0])}
         for name, c in robustness.get("changes", {}).items()
     ]  # fmt: skip
 
@@ -211,8 +207,8 @@ def _changes(robustness: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _twins(robustness: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"name": name, "groups": t["groups"], "accuracy": _cell(t["accuracy"]),
-         "right": _cell(t["groups_right"], _percent), "ordered": _cell(t["ordered"], _percent),
-         "steady": _cell(t["steady"], _percent)}
+         "right": _cell(t["groups_right"], percent), "ordered": _cell(t["ordered"], percent),
+         "steady": _cell(t["steady"], percent)}
         for name, t in robustness.get("twins", {}).items()
     ]  # fmt: skip
 
@@ -220,12 +216,12 @@ def _twins(robustness: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _attack(robustness: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (attack := robustness.get("attack")):
         return None
-    raised = _cell(attack["raised"], _percent)
+    raised = _cell(attack["raised"], percent)
     return {
         "raised": f"{raised['text']} ({raised['notes'][0]})" if raised["notes"] else raised["text"],
         "prompts": attack["prompts"],
         "tries": attack["tries"],
-        "steered": _percent(attack["by_steering_sentence"]),
+        "steered": percent(attack["by_steering_sentence"]),
     }
 
 
@@ -257,7 +253,7 @@ def _outcome(source: str, found: Mapping[str, Any]) -> dict[str, Any]:
     fails = found["simple_fails"]
     if fails:
         entry["fails"] = {
-            "share": _percent(fails["fails"]),
+            "share": percent(fails["fails"]),
             "rows": [
                 {"name": n, "auroc": _cell(v), "above": _cell(fails["above"][n]) if n in fails["above"] else None}
                 for n, v in fails["auroc"].items()
@@ -268,8 +264,8 @@ def _outcome(source: str, found: Mapping[str, Any]) -> dict[str, Any]:
         entry["pairs"].append({
             "name": name, "weak": f"{pair['weak']:.3f}", "strong": f"{pair['strong']:.3f}",
             "rows": [
-                {"name": n.replace("_", " "), "apgr": _cell(s["apgr"]), "half": _percent(s["cpt_50%"]),
-                 "most": _percent(s["cpt_80%"]),
+                {"name": n.replace("_", " "), "apgr": _cell(s["apgr"]), "half": percent(s["cpt_50%"]),
+                 "most": percent(s["cpt_80%"]),
                  "above": _cell(pair["apgr_above"][n]) if n in pair["apgr_above"] else None}
                 for n, s in pair["scores"].items()
             ] + [{"name": "random", "apgr": _cell((0.5, math.nan, math.nan)), "half": "50.0%", "most": "80.0%",

@@ -35,7 +35,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from classifier.intervals import Interval, bootstrap_intervals, mean, wilson
+from classifier.intervals import LEVEL, Interval, bootstrap_intervals, mean, wilson
 from classifier.types import TIERS
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
@@ -47,8 +47,6 @@ FEWEST_ROWS = 60
 RISK_MARGIN = 0.03
 COST_MARGIN = 0.10
 """By how much the cost may be worse, as a share of the serving bundle's."""
-LEVEL = 0.95
-"""Of the intervals: what is no worse, or better, is so with this confidence."""
 _TINY = 1e-9
 
 
@@ -106,7 +104,7 @@ class LabelledSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """What the gate says.
 
     Attributes:
@@ -142,7 +140,7 @@ def judge(
     *,
     off_policy: tuple[OffPolicy, OffPolicy] | None = None,
     draws: int = 1000,
-) -> Verdict:
+) -> Judgement:
     """The gate.
 
     Args:
@@ -173,7 +171,7 @@ def judge(
     if stands and not (worse or better or repairs):
         reasons.append("nothing is better, so the serving bundle stays")
     costs = [one.cost for one in found if np.isfinite(one.cost)]
-    return Verdict(
+    return Judgement(
         accepted=stands and better and not worse,
         repairs=stands and repairs,
         refused=refused,
@@ -316,7 +314,7 @@ def _compare(
 ) -> _Compared:
     both = mean(np.stack([current, candidate, candidate - current], axis=1))
     before, after, change = bootstrap_intervals(
-        lambda counts: list(both(counts).T), len(current), groups=groups, draws=draws, level=LEVEL
+        lambda counts: list(both(counts).T), len(current), groups=groups, draws=draws
     )
     return before, after, change
 

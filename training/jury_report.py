@@ -17,7 +17,7 @@ from classifier.types import TIERS, Tier
 from training.agreement import Agreement, between, overall, pairwise
 from training.jury_cases import Case
 from training.jury_journal import Journal, Spent
-from training.jury_run import Jury, Sitting, cost_of, dollars, uncounted
+from training.jury_run import Jury, Sitting, cost_of, cost_usd, uncounted
 
 BYTES_PER_TOKEN = 4.0
 """Of text in UTF-8, until an endpoint has counted some."""
@@ -55,7 +55,7 @@ def estimate(
             "questions": len(questions),
             "prompt_tokens": round(read),
             "completion_tokens": round(written),
-            "cost": None if price is None else dollars(price, read, written),
+            "cost": None if price is None else cost_usd(price, read, written),
         }
     count = sum(m["questions"] for m in models.values())
     return {

@@ -118,7 +118,7 @@ class Sitting:
     ended: str = ""
 
 
-def dollars(price: Price, read: float, written: float) -> float:
+def cost_usd(price: Price, read: float, written: float) -> float:
     """What so many tokens cost."""
     return float(price.cost(read, written))  # type: ignore[arg-type]
 
@@ -129,7 +129,7 @@ def cost_of(journal: Journal, prices: Mapping[str, Price]) -> float:
     A response that does not say its tokens counts as much as a model's others do on average.
     """
     return sum(
-        dollars(prices[model], spent.prompt_tokens, spent.completion_tokens) * spent.responses / spent.counted
+        cost_usd(prices[model], spent.prompt_tokens, spent.completion_tokens) * spent.responses / spent.counted
         for model, spent in journal.spent.items()
         if model in prices and spent.counted
     )

@@ -30,6 +30,7 @@ from classifier.exports import export_row
 from classifier.ledger import Ledger
 from classifier.policy import promised_risks
 from classifier.registry import Registry
+from training.progress import Say
 from training.retrain import retrain, told_of
 from training.round_options import Options, check_work, lock_path
 from training.sequential import ERROR, SequentialTest
@@ -41,7 +42,6 @@ PERIOD_DAYS = 30.0
 """How long a test of a promise goes on before the next one; two of them are less than what the store keeps."""
 _NEARLY_ALL = 0.99  # a bound that can be exceeded
 
-Say = Callable[[str], object]
 Clock = Callable[[], float]
 
 

@@ -12,7 +12,6 @@ Knows nothing of pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ def apgr(scores: Array, weak: Array, strong: Array) -> float:
 
 
 def _apgrs(scores: Array, weak: Array, strong: Array) -> Statistic:
-    return partial(ranked_areas, scores, np.ones(len(weak)), strong - weak)
+    return ranked_areas(scores, np.ones(len(weak)), strong - weak)
 
 
 def cpt(scores: Array, weak: Array, strong: Array, level: float) -> float:
@@ -210,7 +209,7 @@ def measure_failures(outcomes: Outcomes, scores: Mapping[str, Score], *, draws: 
         return None
     given = {name: np.asarray(score(Tier.SIMPLE, TIERS[-1]))[known] for name, score in scores.items()}
     ours, n = next(iter(given)), int(known.sum())
-    areas: dict[str, Statistic] = {name: partial(ranked_areas, values, ~fails, fails) for name, values in given.items()}
+    areas: dict[str, Statistic] = {name: ranked_areas(values, ~fails, fails) for name, values in given.items()}
     return {
         "rows": n,
         "fails": float(fails.mean()),

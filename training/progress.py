@@ -8,6 +8,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+Say = Callable[[str], object]
+"""Tells whoever watches a line."""
 SECONDS = 60.0
 """Between two lines of a log; a step that takes less leaves none."""
 _LINE = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {remaining} to go{postfix}"

@@ -41,6 +41,7 @@ from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
 from training.gate import FEWEST_ROWS, judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
+from training.progress import Say
 from training.recipe import load_retraining
 from training.round_options import KEPT, Options, check_work, claim_work, lock_path
 from training.steps import Run, keep_receipts, last_round, next_folder, only_one, unfinished
@@ -56,7 +57,6 @@ MOST_GOLDEN = 600
 MOST_LOGGED = 1000
 MOST_ATTEMPTS = 3
 """So often a run is begun again before it is given up: what fails each time would block the loop for ever."""
-Say = Callable[[str], object]
 
 
 def retrain(

@@ -10,15 +10,15 @@ Knows nothing of models or stores.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
 from classifier.addresses import shown_url
+from training.progress import Say
 
 EXPERIMENT = "request-complexity-classifier"
-Say = Callable[[str], object]
 
 
 def track(receipt: Mapping[str, Any], *, uri: str, artefacts: Mapping[str, Path], say: Say) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from training.corpus import UNLABELLED, Row, data_sha256
 from training.distill import distill, read_answers
 from training.fit import check_frozen
 from training.model import bundle_at, check_student, load_base, load_checkpoint
+from training.progress import Say
 from training.recipe import fit_options
 from training.recover import standing_head
 from training.steering_head import save_head
 from training.surroundings import SURROUNDINGS_SHA256
 from training.teacher import train_teachers
 
-Say = Callable[[str], object]
 STAMP = "run.json"
 """Of a run's folder: what the run was begun with."""
 TEXTS = {"steering_sha256": STEERING_SHA256, "surroundings_sha256": SURROUNDINGS_SHA256}

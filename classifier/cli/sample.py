@@ -59,7 +59,7 @@ def command(
     classifier sample labelled.parquet --per-tier 50 --boundary -o to_label.jsonl
     python -m training calibrate --bundle BUNDLE --data mine.jsonl --out BUNDLE2
     """
-    from classifier.annotate import request_of_line
+    from classifier.annotate import request_key
     from classifier.durable import explained, write_whole
 
     if (most is None) == (per_tier is None):
@@ -88,7 +88,7 @@ def command(
     else:
         with explained(output):
             write_whole(Path(output), lines)
-    repeats = len(rows) - len(set(map(request_of_line, rows)))
+    repeats = len(rows) - len(set(map(request_key, rows)))
     told = f", {repeats} of them repeat another, as the traffic does" if repeats else ""
     click.echo(f"{len(rows)} rows to label{told}", err=True)
 
@@ -106,7 +106,7 @@ def _draw(
 
     A random draw keeps what traffic repeats: its thresholds are fitted on rows that count as often as they come.
     """
-    from classifier.annotate import request_of_line
+    from classifier.annotate import request_key
     from classifier.errors import InputError
     from classifier.sampling import distance_to_boundary, draw_by_tier, draw_random
     from classifier.traffic import read_decisions, read_rows
@@ -140,7 +140,7 @@ def _draw(
         return lines
     once: dict[str, dict[str, Any]] = {}
     for line in lines:
-        once.setdefault(request_of_line(line), line)
+        once.setdefault(request_key(line), line)
     return list(once.values())
 
 

@@ -35,7 +35,7 @@ from starlette.routing import Route
 from classifier import wire
 from classifier.credentials import Authenticator
 from classifier.errors import ClassifierError, Overloaded
-from classifier.gateways.json_messages import as_json, parse
+from classifier.gateways.json_messages import parse
 from classifier.gateways.openapi import HTTP_STATUS, OPERATIONS, Operation, document
 from classifier.statuses import code_name, error_of, status_of, status_of_call
 
@@ -102,7 +102,7 @@ class Gateway:
                 else:
                     message = parse(operation.request, body)
             answer = await self._call(operation, message, metadata, deadline, request)
-            return JSONResponse(as_json(answer))
+            return JSONResponse(wire.as_json(answer))
         except ClassifierError as error:
             return error_response(status_of(error))
         except grpc.RpcError as error:
@@ -211,7 +211,7 @@ def error_response(status: status_pb2.Status) -> Response:
     """A status as HTTP: its code, its text, those of its details that are known here."""
     name = code_name(status.code)
     response = _refusal(HTTP_STATUS.get(name, 500), name, status.message, _details(status))
-    retry = getattr(error_of(status), "retry_after_seconds", None)
+    retry = error_of(status).retry_after_seconds
     if retry is not None:
         response.headers["Retry-After"] = str(max(1, round(retry)))
     if response.status_code == 401:

@@ -1,4 +1,4 @@
-"""The contract's messages as JSON, by protobuf's own mapping, and JSON as messages, with what does not fit named.
+"""JSON as the contract's messages, by protobuf's own mapping, with what does not fit named.
 
 Knows nothing of HTTP.
 """
@@ -24,13 +24,6 @@ from classifier.v1 import classifier_pb2 as pb
 _NAMES = frozenset(
     name for kind in pb.DESCRIPTOR.message_types_by_name.values() for f in kind.fields for name in (f.name, f.json_name)
 )
-
-
-def as_json(message: Message) -> dict[str, Any]:
-    """A message as JSON, in the contract's own spelling, with every field that has a value or a default."""
-    return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
 
 
 def parse(kind: type[wire.P], body: bytes) -> wire.P:
