@@ -16,19 +16,23 @@ from dataclasses import replace
 
 from classifier.types import Message
 
-_TAGS = (
-    "system-reminder|system_reminder|reminder|reminderInstructions|system_notification|task-notification|task_progress|"
-    "command-name|command-message|command-args|local-command-stdout|local-command-stderr|local-command-caveat|bash-input|"
-    "bash-stdout|bash-stderr|slash-command|user-prompt-submit-hook|hook_context|session_context|context_window|"
-    "environment_details|environment_context|environment_info|workspace_info|project_layout|git_status|turn_aborted|"
-    "ide_state|ide_opened_file|ide_selection|editor_context|(?-i:editorContext)|editor_state|open_files|"
-    "open_and_recently_viewed_files|recently_viewed_files|attached_files_metadata|image_files|additional_data|"
-    "user_info|user_rules|always_applied_workspace_rules|agent_requestable_workspace_rules|agent_skills|"
-    "agent_transcripts|mcp_file_system|skills_instructions|apps_instructions|permissions instructions|"
-    "collaboration_mode|recommended_plugins|ADDITIONAL_METADATA|USER_SETTINGS_CHANGE|EPHEMERAL_MESSAGE|"
-    "RUNTIME_INFORMATION|REPOSITORY_INFO|REPOSITORY_INSTRUCTIONS"
-)
-_TAG = re.compile(rf"<(/?)({_TAGS})\b[^<>]{{0,200}}>", re.IGNORECASE)
+_TAGS = frozenset(
+    """
+    system-reminder system_reminder reminder reminderinstructions system_notification task-notification task_progress
+    command-name command-message command-args local-command-stdout local-command-stderr local-command-caveat bash-input
+    bash-stdout bash-stderr slash-command user-prompt-submit-hook hook_context session_context context_window
+    environment_details environment_context environment_info workspace_info project_layout git_status turn_aborted
+    ide_state ide_opened_file ide_selection editor_context editor_state open_files open_and_recently_viewed_files
+    recently_viewed_files attached_files_metadata image_files additional_data user_info user_rules agent_skills
+    always_applied_workspace_rules agent_requestable_workspace_rules agent_transcripts mcp_file_system
+    skills_instructions apps_instructions collaboration_mode recommended_plugins additional_metadata
+    user_settings_change ephemeral_message runtime_information repository_info repository_instructions
+    """.split()  # noqa: SIM905 - fifty names are read more easily so
+) | {"permissions instructions"}
+"""Names of blocks, in any case."""
+_CAMEL_TAGS = frozenset({"editorContext"})
+"""Names in this case alone: with another first letter it is a component of a program."""
+_TAG = re.compile(r"<(/?)([a-z][\w-]{0,40}(?: instructions)?)\b[^<>]{0,200}>", re.IGNORECASE)
 _QUERY_TAGS = ("user_query", "userRequest", "USER_REQUEST")
 """What a harness puts around a person's own words: these stay, the tags go."""
 _TOOL = re.compile(r"\s*\[\w+(?: for '[^\n]*')?\] Result:")
@@ -87,7 +91,7 @@ def without_blocks(text: str, *, cut_at_end: bool = False, cut_at_start: bool = 
     for name in _QUERY_TAGS:
         if f"<{name}>" in text and f"</{name}>" in text:
             text = text.replace(f"<{name}>", "").replace(f"</{name}>", "")
-    tags = list(_TAG.finditer(text))
+    tags = [tag for tag in _TAG.finditer(text) if tag[2].lower() in _TAGS or tag[2] in _CAMEL_TAGS]
     next_close: list[int | None] = [None] * len(tags)
     nearest: dict[str, int] = {}
     for i in range(len(tags) - 1, -1, -1):
