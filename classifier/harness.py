@@ -35,9 +35,9 @@ _CAMEL_TAGS = frozenset({"editorContext"})
 _TAG = re.compile(r"<(/?)([a-z][\w-]{0,40}(?: instructions)?)\b[^<>]{0,200}>", re.IGNORECASE)
 _QUERY_TAGS = ("user_query", "userRequest", "USER_REQUEST")
 """What a harness puts around a person's own words: these stay, the tags go."""
-_TOOL = re.compile(r"\s*\[\w+(?: for '[^\n]*')?\] Result:")
+_TOOL = re.compile(r"\s*\[\w{1,80}(?: for '[^\n]{0,1000}')?\] Result:")
 _PERSON_TAGS = ("<feedback>", "<user_message>", "<answer>")
-_INTERRUPTED = re.compile(r"\s*\[Request interrupted by user[^\n]*\s*")
+_INTERRUPTED = re.compile(r"\s*\[Request interrupted by user(?: for tool use)?\]\s*")
 _PROJECT = re.compile(r"\s*# AGENTS\.md instructions\b")
 
 
@@ -48,9 +48,9 @@ def _frame(head: str, tail: str) -> tuple[re.Pattern[str], re.Pattern[str], re.P
 
 
 _FRAMES = (
-    _frame(r"(?:question|q) ?:", r"\n\s*(?:answer|a) ?:"),
-    _frame(r"(?:human|user) ?:", r"\n\s*(?:assistant|ai) ?:"),
-    _frame(r"(?:Below is an instruction[^\n]*\s+)?#+ ?instruction ?:", r"\n\s*#+ ?response ?:"),
+    _frame(r"(?:question|q) ?:", r"\n[^\S\n]*(?:answer|a) ?:"),
+    _frame(r"(?:human|user) ?:", r"\n[^\S\n]*(?:assistant|ai) ?:"),
+    _frame(r"(?:Below is an instruction[^\n]{0,300}\s{1,9})?#{1,6} ?instruction ?:", r"\n[^\S\n]*#{1,6} ?response ?:"),
     _frame(r"(?:<s>)?\s*\[INST\]", r"\[/INST\]"),
     _frame(r"<\|im_start\|>user\b", r"<\|im_end\|>(?:\s*<\|im_start\|>assistant)?"),
     _frame(r'"""', r'"""'),

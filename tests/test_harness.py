@@ -1,5 +1,7 @@
 """What harnesses send in the user's name is read as what it is, so that an agent's request is rated as a person's."""
 
+import time
+
 import pytest
 
 from classifier.inputs import rated_index, render
@@ -109,3 +111,26 @@ def test_a_template_around_a_request_is_no_part_of_it(template, asked):
 def test_examples_and_halves_of_templates_stay(content):
     """What holds several turns is material, and one label alone a person's own words."""
     assert render(Request.from_text(content)).text == content
+
+
+@pytest.mark.parametrize(
+    ("content", "unit"),
+    [
+        ("Q: {}x\nA:", "\n"),
+        ("Q: {}\nA:", "\n " * 9),
+        ("Below is an instruction {}x", " "),
+        ("[Request interrupted by user]{}x", " \n"),
+        ("[read_file for '{}x", "']"),
+        ("<s>{}[INST] [/INST", " "),
+        ("# AGENTS.md instructions{}", " >"),
+        ("{}", "<user_query>"),
+        ("{}", "<reminder "),
+        ("{}", "<a"),
+    ],
+)
+def test_no_text_makes_the_reading_of_it_long(content, unit):
+    """Half a megabyte of what nearly is a harness's takes milliseconds; by its square it would take minutes."""
+    request = chat(("user", "earlier"), ("user", content.format(unit * (500_000 // len(unit)))))
+    start = time.process_time()
+    render(request)
+    assert time.process_time() - start < 5
