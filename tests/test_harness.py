@@ -116,8 +116,8 @@ def test_examples_and_halves_of_templates_stay(content):
 @pytest.mark.parametrize(
     ("content", "unit"),
     [
-        ("Q: {}x\nA:", "\n"),
-        ("Q: {}\nA:", "\n " * 9),
+        ("Q: y{}x\nA:", "\n"),
+        ("Q: y{}x\nA:", "\n "),
         ("Below is an instruction {}x", " "),
         ("[Request interrupted by user]{}x", " \n"),
         ("[read_file for '{}x", "']"),
@@ -129,8 +129,8 @@ def test_examples_and_halves_of_templates_stay(content):
     ],
 )
 def test_no_text_makes_the_reading_of_it_long(content, unit):
-    """Half a megabyte of what nearly is a harness's takes milliseconds; by its square it would take minutes."""
-    request = chat(("user", "earlier"), ("user", content.format(unit * (500_000 // len(unit)))))
+    """A long text of what nearly is a harness's takes milliseconds; by its square it would take minutes."""
+    request = chat(("user", "earlier"), ("user", content.format(unit * (120_000 // len(unit)))))
     start = time.process_time()
     render(request)
     assert time.process_time() - start < 5
