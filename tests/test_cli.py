@@ -55,9 +55,10 @@ def test_classify_prints_json_for_machines_and_reads_stdin(tiny_bundle_path):
         (["serve", "--queue-size", "many"], 2, "error: --queue-size: expected a whole number"),
         (["serve", "--config", "/nowhere.toml"], 2, "error: /nowhere.toml"),
         (["health", "nonsense"], 2, "error: address: expected HOST:PORT"),
+        (["health", b"unix:/\xff"], 2, "error: address: expected HOST:PORT or unix:/PATH, as UTF-8"),
         (["health", "--timeout", "-1"], 2, "'--timeout'"),
     ],
-    ids=["usage", "tier", "no-bundle", "policy", "verb", "flag", "config", "address", "timeout"],
+    ids=["usage", "tier", "no-bundle", "policy", "verb", "flag", "config", "address", "bytes", "timeout"],
 )
 def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tiny_bundle_path):
     """What went wrong is on stderr without a traceback, and the exit code says of what kind it was."""
@@ -88,6 +89,32 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
                 env=os.environ | {"PYTHONUNBUFFERED": ""},
             )
         assert (done.returncode, done.stderr) == (1, told), arguments
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments"),
+    [("<&-", ["classify", "-"]), ("<&- >&- 2>&-", ["label", "log.jsonl", "-o", "out.parquet"])],
+    ids=["stdin", "all"],
+)
+def test_a_stream_that_was_closed_is_an_empty_one(closed, arguments, tiny_bundle_path, tmp_path):
+    """Without stdin there is nothing to read, without stdout and stderr nothing is said, and the work is done."""
+    (tmp_path / "log.jsonl").write_text('{"prompt": "hi"}')
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m classifier "$@" {closed}', sys.executable, *arguments, "--bundle", tiny_bundle_path],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.parquet").exists() == (arguments[0] == "label")
+
+
+def test_a_text_is_utf_8_whatever_the_locale(tiny_bundle_path):
+    """A prompt or a label given as an argument is what it would be from a file, also where the locale knows no é."""
+    text, kept = "équation", os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "classifier", "classify", "--explain", "--bundle", str(tiny_bundle_path)]
+    for argument, stdin in ((text, b""), ("-", text.encode())):
+        done = subprocess.run([*command, argument], input=stdin, capture_output=True, timeout=60, env=kept)
+        assert f'"{text}"' in done.stdout.decode(), (argument, done.stderr)
 
 
 def test_version_is_one_line_with_what_matters():

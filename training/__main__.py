@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from classifier.cli import exit_without_output, with_examples
+from classifier.cli import exit_without_output, open_closed_streams, with_examples
 from classifier.errors import ClassifierError, GateNotMet
 from classifier.texts import encodable
 
@@ -44,6 +44,7 @@ class _Group(click.Group):
             ctx.exit(130)
 
     def main(self, *args: Any, **more: Any) -> Any:
+        open_closed_streams()
         try:
             return super().main(*args, **more)
         except OSError as error:  # here, as help is printed before anything is invoked

@@ -82,6 +82,7 @@ with_examples(command)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits; an error of ours is one line on stderr and its own exit code."""
+    open_closed_streams()
     try:
         code = command.main(args=arguments, prog_name="classifier", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -96,6 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         exit_without_output(error)
+
+
+def open_closed_streams() -> None:
+    """Makes /dev/null what stdin, stdout and stderr are that were closed when this process started.
+
+    Else the next file that is opened has the number of one, and what anybody writes to that goes into the file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def exit_without_output(error: OSError) -> NoReturn:
