@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import re
 import sqlite3
 import stat
@@ -590,6 +591,16 @@ def test_settings_that_cannot_be_are_named(sqlite_url, arguments, message):
     """A store that could not keep its word is not opened."""
     with pytest.raises(SettingsError, match=message):
         open_store(**{"url": sqlite_url, "key": KEY, **arguments})
+
+
+@pytest.mark.parametrize("name", [b"a%2Fb%41 c#.db", b"\xe9.db"], ids=["percent", "bytes"])
+def test_the_path_of_a_sqlite_url_is_taken_as_it_is(tmp_path, name):
+    """No escape is read in it, by whatever SQLAlchemy: the state folder of a user stands in it unquoted."""
+    path = tmp_path / os.fsdecode(name)
+    with contextlib.closing(Database(f"sqlite:///{path}")) as database:
+        database.migrate()
+        assert database.name == f"sqlite:///{path}"
+    assert path.is_file()
 
 
 def test_a_database_that_is_not_reached_says_what_to_look_at():
