@@ -25,6 +25,7 @@ from classifier.inputs import INPUT_VERSION, ModelInput, render
 from classifier.policy import Policy, decide
 from classifier.session import Session
 from classifier.steering import without_steering
+from classifier.texts import encodable
 from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 from classifier.types import Decision, Request, Scores, Timings
 
@@ -75,7 +76,10 @@ class Engine:
         Raises:
             BundleNotFound: there is no bundle there.
             BundleCorrupt: it is not what its manifest says, or was made for other inputs.
+            BundleError: the folder's path is not UTF-8.
         """
+        if encodable(str(path)) != str(path):
+            raise BundleError(f"{path}: tokenizers and onnxruntime open no path that is not UTF-8; rename the folder")
         bundle = read_bundle(path)
         if (version := bundle.manifest.get("input_version")) != INPUT_VERSION and not other_inputs:
             raise BundleCorrupt(
