@@ -39,6 +39,8 @@ def check_address(address: str, name: str = "listen") -> None:
     if is_unix(address):
         if len(address) <= len("unix:"):
             raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")
+        if re.search("[%?#]", address):  # the server binds another path than a client asks, or than was looked at
+            raise SettingsError(f"{name}: {address}: gRPC reads %, ? and # as a URL's; choose a path without them")
         return
     host, _, port = address.rpartition(":")
     if not _is_host(host) or not port.isascii() or not port.isdigit() or int(port) > 65535:

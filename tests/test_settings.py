@@ -176,6 +176,13 @@ def test_a_name_that_no_host_can_have_is_refused(host):
         ServerSettings(metrics_listen=f"{host}:1")
 
 
+@pytest.mark.parametrize("sign", ["%41", "?", "#"])
+def test_a_socket_that_no_client_would_find_is_refused(sign):
+    """Clients of gRPC read these signs in a path as a URL's, and its servers do not, or otherwise."""
+    with pytest.raises(SettingsError, match="choose a path without them"):
+        ServerSettings(listen=(f"unix:/run/a{sign}.sock",))
+
+
 @pytest.mark.parametrize("address", LOCAL)
 def test_this_machine_is_served_without(address):
     """Loopback and Unix sockets need neither."""
