@@ -91,6 +91,32 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
         assert (done.returncode, done.stderr) == (1, told), arguments
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["classifier", "classify", "x", "--floor", "huge"], 2),
+        (["classifier", "no-such-verb"], 2),
+        (["training", "evaluate", "--no-robustness", "--gate", "accuracy=1"], 3),
+    ],
+    ids=["error", "usage", "gate"],
+)
+def test_a_stderr_that_takes_nothing_changes_no_exit_code(arguments, code, tiny_bundle_path, tmp_path):
+    """Whoever waits for a command learns of what kind the failure was, also where nobody can be told why."""
+    if arguments[0] == "training":
+        (tmp_path / "rows.jsonl").write_text('{"id": "a", "prompt": "hi", "tier": "frontier"}\n')
+        arguments = [*arguments, "--bundle", tiny_bundle_path, "--data", tmp_path / "rows.jsonl"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            timeout=60,
+            cwd=Path(__file__).parent.parent,
+        )
+    assert done.returncode == code
+
+
 @pytest.mark.parametrize(
     ("closed", "arguments"),
     [("<&-", ["classify", "-"]), ("<&- >&- 2>&-", ["label", "log.jsonl", "-o", "out.parquet"])],

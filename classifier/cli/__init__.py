@@ -5,6 +5,7 @@ Knows nothing of what a verb does. Results go to stdout, everything else to stde
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -87,16 +88,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = command.main(args=arguments, prog_name="classifier", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        tell("interrupted")
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         sys.exit(error.exit_code)
     except ClassifierError as error:
-        click.echo(f"error: {error}", err=True)
+        tell(f"error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         exit_without_output(error)
+
+
+def tell(why: str) -> None:
+    """Says on stderr why a command ends; one that takes nothing (its reader is gone, the disk full) changes no code."""
+    with contextlib.suppress(OSError):
+        click.echo(why, err=True)
 
 
 def open_closed_streams() -> None:
@@ -114,6 +122,6 @@ def open_closed_streams() -> None:
 def exit_without_output(error: OSError) -> NoReturn:
     """Ends a command whose output cannot be used, with what is still to be written; says why."""
     if not isinstance(error, BrokenPipeError):  # the reader of our stdout had enough
-        click.echo(f"error: {unusable(error)}", err=True)
+        tell(f"error: {unusable(error)}")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
