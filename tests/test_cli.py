@@ -237,6 +237,22 @@ def test_an_interrupt_is_130(monkeypatch, error, code):
     assert end.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("error", "what"), [(MemoryError(), "little memory"), (RuntimeError("can't start new thread"), "few threads")]
+)
+def test_what_a_process_may_not_have_is_one_line(monkeypatch, capsys, error, what):
+    """A container that allows too little memory or too few processes is told as that."""
+
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(cli.command, "main", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: too {what} for this process")
+
+
 def test_health_is_an_exit_code(tmp_path):
     """`classifier health` ends with 0 where a server serves, else with 1 and one line."""
     from classifier.testing import fake_server

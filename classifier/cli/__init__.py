@@ -18,6 +18,8 @@ import click
 from classifier.durable import unusable
 from classifier.errors import ClassifierError
 
+NO_THREAD = "can't start new thread"
+"""What Python says, as a RuntimeError, where the system gives it no further thread."""
 EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -99,6 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         exit_without_output(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and str(error) != NO_THREAD:
+            raise
+        what = "little memory" if isinstance(error, MemoryError) else "few threads"
+        tell(f"error: too {what} for this process; look at its limits of memory, processes and threads")
+        sys.exit(1)
 
 
 def tell(why: str) -> None:
