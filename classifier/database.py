@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from classifier.errors import MissingExtra, SettingsError, StoreUnavailable
 from classifier.migrations import MIGRATIONS, migrate, schema_version
+from classifier.texts import encodable
 
 log = logging.getLogger(__name__)
 
@@ -250,6 +251,8 @@ def _parse(text: str) -> sa.URL:
         return url.set(database=path)
     if backend != "postgresql":
         raise SettingsError(f"{expected} {url.drivername}")
+    if encodable(text) != text:
+        raise SettingsError(f"{expected} a postgresql URL that is not UTF-8")
     url = url.set(drivername="postgresql+psycopg")
     try:
         import psycopg  # noqa: F401

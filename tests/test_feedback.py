@@ -580,12 +580,13 @@ def test_a_file_that_others_may_read_is_named(tmp_path, caplog):
         ({"url": "postgresql://u:hunter2@db:abc/x"}, "^(?!.*hunter2).*which is no URL"),
         ({"url": "postgresql://u:hun@ter2@db/x"}, "^(?!.*ter2).*written %40"),
         ({"url": "sqlite+aiosqlite:////tmp/x.db"}, "found sqlite.aiosqlite"),
+        ({"url": "postgresql://u:\udcff@db/x"}, "not UTF-8"),
         ({"url": "sqlite://"}, "needs a file"),
         ({"url": "sqlite:///:memory:"}, "needs a file"),
         ({"keep": "everything"}, "expected hash or text"),
         ({"retention_days": 0.0}, "more than 0"),
     ],
-    ids=["database", "url", "port", "password", "driver", "nothing", "memory", "keep", "retention"],
+    ids=["database", "url", "port", "password", "driver", "bytes", "nothing", "memory", "keep", "retention"],
 )
 def test_settings_that_cannot_be_are_named(sqlite_url, arguments, message):
     """A store that could not keep its word is not opened."""
