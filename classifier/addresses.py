@@ -9,6 +9,7 @@ import ipaddress
 import re
 
 from classifier.errors import SettingsError
+from classifier.texts import encodable
 
 
 def is_unix(address: str) -> bool:
@@ -23,7 +24,9 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def check_target(target: str, name: str = "target") -> None:
-    """Raises SettingsError, which names the setting, for a URL of the web: gRPC would look for a host of that name."""
+    """Raises SettingsError, which names the setting, for what gRPC takes for no address, or for a host of that name."""
+    if encodable(target) != target:
+        raise SettingsError(f"{name}: expected HOST:PORT or unix:/PATH, as UTF-8; found {target!r}")
     if target.startswith(("http://", "https://")):
         raise SettingsError(
             f"{name}: expected HOST:PORT or unix:/PATH; found {target!r}: leave out what stands before //"
@@ -36,10 +39,20 @@ def check_address(address: str, name: str = "listen") -> None:
     if is_unix(address):
         if len(address) <= len("unix:"):
             raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")
+        if re.search("[%?#]", address):  # the server binds another path than a client asks, or than was looked at
+            raise SettingsError(f"{name}: {address}: gRPC reads %, ? and # as a URL's; choose a path without them")
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not _is_host(host) or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise SettingsError(f"{name}: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
+
+
+def _is_host(host: str) -> bool:
+    """Whether the system can look for such a host; it raises for an empty part of a name, and for a longer one."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def is_local(address: str) -> bool:

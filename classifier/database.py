@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from classifier.errors import MissingExtra, SettingsError, StoreUnavailable
 from classifier.migrations import MIGRATIONS, migrate, schema_version
+from classifier.texts import encodable
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Database:
     """A database of this package's tables. Safe from any thread.
 
     Args:
-        url: `sqlite:///PATH` or `postgresql+psycopg://…`; nothing is connected to yet.
+        url: `sqlite:///PATH`, the path as it is, or `postgresql+psycopg://…`; nothing is connected to yet.
         make: make a SQLite file where there is none; else `check` refuses one that is no feedback store.
 
     Attributes:
@@ -62,7 +63,7 @@ class Database:
     def __init__(self, url: str, *, make: bool = True) -> None:
         parsed = _parse(url)
         self.path = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
-        self.name = parsed.render_as_string(hide_password=True)
+        self.name = parsed.render_as_string(hide_password=True) if self.path is None else url
         self._make = make
         self._inode: int | None = None
         self._migrated = False
@@ -242,13 +243,16 @@ def _parse(text: str) -> sa.URL:
         raise SettingsError("feedback_url: an @ of the password is written %40; or give the password in PGPASSWORD")
     backend = url.get_backend_name()
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
-        if not url.database or url.database == ":memory:":
+        path = text.partition("///")[2]  # as it is: SQLAlchemy 2.1 reads %2F in it as a slash, 2.0 does not
+        if not path or path == ":memory:":
             raise SettingsError("feedback_url: sqlite needs a file, as in sqlite:////var/lib/classifier/feedback.db")
         if "?" in text:
             raise SettingsError("feedback_url: sqlite takes a path and no options; no ? can be in it")
-        return url
+        return url.set(database=path)
     if backend != "postgresql":
         raise SettingsError(f"{expected} {url.drivername}")
+    if encodable(text) != text:
+        raise SettingsError(f"{expected} a postgresql URL that is not UTF-8")
     url = url.set(drivername="postgresql+psycopg")
     try:
         import psycopg  # noqa: F401

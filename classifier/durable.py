@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -51,10 +50,7 @@ def whole_file(path: Path, *, staged_in: Path | None = None, private: bool = Fal
 
 @contextlib.contextmanager
 def _staged(path: Path, folder: Path, *, private: bool) -> Iterator[IO[bytes]]:
-    # Two machines with one disk may have processes of one number, as two containers do.
-    staged = folder / f".{path.name}-{secrets.token_hex(4)}.new"
-    # Whoever opens it before its rights are taken away keeps reading: it has none from the start.
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+    staged, descriptor = _open_staged(path, folder, private=private)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -65,6 +61,14 @@ def _staged(path: Path, folder: Path, *, private: bool) -> Iterator[IO[bytes]]:
         staged.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def _open_staged(path: Path, folder: Path, *, private: bool) -> tuple[Path, int]:
+    """A new file under a hidden name, and its descriptor; with the rights that the umask leaves it."""
+    # Two machines with one disk may have processes of one number, as two containers do.
+    staged = folder / f".{path.name}-{secrets.token_hex(4)}.new"
+    # Whoever opens it before its rights are taken away keeps reading: it has none from the start.
+    return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
 
 
 def _remove_leftovers(path: Path, folder: Path, before: float) -> None:
@@ -93,14 +97,12 @@ def create_file(path: Path, data: bytes, *, private: bool = False) -> bool:
         private: for its owner alone.
     """
     make_folder(path.parent)
-    descriptor, staged = tempfile.mkstemp(prefix=".", dir=path.parent)
+    staged, descriptor = _open_staged(path, path.parent, private=private)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if not private:
-            Path(staged).chmod(0o644)
         try:
             os.link(staged, path)  # unlike a rename, it fails where there is one
         except FileExistsError:
@@ -108,7 +110,7 @@ def create_file(path: Path, data: bytes, *, private: bool = False) -> bool:
         fsync(path.parent)
         return True
     finally:
-        Path(staged).unlink()
+        staged.unlink()
 
 
 def copy_durably(source: Path, target: Path) -> None:

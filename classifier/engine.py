@@ -24,6 +24,7 @@ from classifier.inputs import ModelInput, render
 from classifier.policy import Policy, decide
 from classifier.session import Session
 from classifier.steering import without_steering
+from classifier.texts import encodable
 from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 from classifier.types import Decision, Request, Scores, Timings
 
@@ -74,7 +75,10 @@ class Engine:
         Raises:
             BundleNotFound: there is no bundle there.
             BundleCorrupt: it is not what its manifest says, or was made for other inputs.
+            BundleError: the folder's path is not UTF-8.
         """
+        if encodable(str(path)) != str(path):
+            raise BundleError(f"{path}: tokenizers and onnxruntime open no path that is not UTF-8; rename the folder")
         bundle = read_bundle(path)
         if not other_inputs and (mismatch := input_mismatch(bundle)):
             raise BundleCorrupt(mismatch)

@@ -159,7 +159,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     _, pq = pyarrow()
-    with pq.ParquetFile(path) as file:
+    with path.open("rb") as raw, pq.ParquetFile(raw) as file:
         found = (file.schema_arrow.metadata or {}).get(b"classifier_export_version")
         if found != str(SCHEMA_VERSION).encode():
             raise InputError(

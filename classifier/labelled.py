@@ -242,7 +242,8 @@ def _open_parquet(path: Path) -> Labelled:
     if path.is_dir() and manifest is not None and not manifest.get("complete"):
         raise InputError(f"{path}: is not complete; run the same 'classifier label --engine ray' again to finish it")
     try:
-        schema = pq.read_schema(file)
+        with file.open("rb") as raw:  # Arrow opens no name that is not UTF-8
+            schema = pq.read_schema(raw)
     except pa.ArrowException as error:
         raise InputError(f"{file}: is no Parquet file ({str(error)[:120]})") from error
     metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k.startswith(PREFIX.encode())}
@@ -269,7 +270,7 @@ def opened_rows(batch: Any) -> Iterator[dict[str, Any]]:
 def _parquet_rows(path: Path, wanted: set[str] | None, thinned: bool) -> Iterator[dict[str, Any]]:
     _, pq = pyarrow()
     position = 0
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with path.open("rb") as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
         names = None if wanted is None else [name for name in file.schema_arrow.names if name in wanted]
         for batch in file.iter_batches(1000, columns=names, use_threads=False):
             picked = [i for i in range(batch.num_rows) if not thinned or _picked(position + i)]

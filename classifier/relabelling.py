@@ -119,7 +119,7 @@ def _decided(row: dict[str, Any], again: Decide, group_by: str) -> dict[str, Any
 
 def _write_parquet(path: Path, file: IO[bytes], again: Decide, group_by: str, facts: Mapping[str, str]) -> None:
     pa, pq = pyarrow()
-    with pq.ParquetFile(path, pre_buffer=False) as source:
+    with path.open("rb") as raw, pq.ParquetFile(raw, pre_buffer=False) as source:
         schema = with_facts(source.schema_arrow, facts)
         needed = ("classifier_probabilities", "classifier_error", "classifier_extra", group_by)
         wanted = [name for name in needed if name in schema.names]

@@ -97,6 +97,17 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
+def typed(argument: str) -> str:
+    r"""The text of an argument of a command: UTF-8 whatever the locale, as a file of the same bytes would be.
+
+    Python keeps the bytes of an argument that are no text in its locale as halves of surrogate pairs.
+
+    >>> typed("\udcc3\udca9"), typed("\udce9") == "\ufffd"
+    ('é', True)
+    """
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _text_of(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 

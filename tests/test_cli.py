@@ -55,9 +55,10 @@ def test_classify_prints_json_for_machines_and_reads_stdin(tiny_bundle_path):
         (["serve", "--queue-size", "many"], 2, "error: --queue-size: expected a whole number"),
         (["serve", "--config", "/nowhere.toml"], 2, "error: /nowhere.toml"),
         (["health", "nonsense"], 2, "error: address: expected HOST:PORT"),
+        (["health", b"unix:/\xff"], 2, "error: address: expected HOST:PORT or unix:/PATH, as UTF-8"),
         (["health", "--timeout", "-1"], 2, "'--timeout'"),
     ],
-    ids=["usage", "tier", "no-bundle", "policy", "verb", "flag", "config", "address", "timeout"],
+    ids=["usage", "tier", "no-bundle", "policy", "verb", "flag", "config", "address", "bytes", "timeout"],
 )
 def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tiny_bundle_path):
     """What went wrong is on stderr without a traceback, and the exit code says of what kind it was."""
@@ -88,6 +89,58 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
                 env=os.environ | {"PYTHONUNBUFFERED": ""},
             )
         assert (done.returncode, done.stderr) == (1, told), arguments
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["classifier", "classify", "x", "--floor", "huge"], 2),
+        (["classifier", "no-such-verb"], 2),
+        (["training", "evaluate", "--no-robustness", "--gate", "accuracy=1"], 3),
+    ],
+    ids=["error", "usage", "gate"],
+)
+def test_a_stderr_that_takes_nothing_changes_no_exit_code(arguments, code, tiny_bundle_path, tmp_path):
+    """Whoever waits for a command learns of what kind the failure was, also where nobody can be told why."""
+    if arguments[0] == "training":
+        (tmp_path / "rows.jsonl").write_text('{"id": "a", "prompt": "hi", "tier": "frontier"}\n')
+        arguments = [*arguments, "--bundle", tiny_bundle_path, "--data", tmp_path / "rows.jsonl"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            timeout=60,
+            cwd=Path(__file__).parent.parent,
+        )
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments"),
+    [("<&-", ["classify", "-"]), ("<&- >&- 2>&-", ["label", "log.jsonl", "-o", "out.parquet"])],
+    ids=["stdin", "all"],
+)
+def test_a_stream_that_was_closed_is_an_empty_one(closed, arguments, tiny_bundle_path, tmp_path):
+    """Without stdin there is nothing to read, without stdout and stderr nothing is said, and the work is done."""
+    (tmp_path / "log.jsonl").write_text('{"prompt": "hi"}')
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m classifier "$@" {closed}', sys.executable, *arguments, "--bundle", tiny_bundle_path],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.parquet").exists() == (arguments[0] == "label")
+
+
+def test_a_text_is_utf_8_whatever_the_locale(tiny_bundle_path):
+    """A prompt or a label given as an argument is what it would be from a file, also where the locale knows no é."""
+    text, kept = "équation", os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "classifier", "classify", "--explain", "--bundle", str(tiny_bundle_path)]
+    for argument, stdin in ((text, b""), ("-", text.encode())):
+        done = subprocess.run([*command, argument], input=stdin, capture_output=True, timeout=60, env=kept)
+        assert f'"{text}"' in done.stdout.decode(), (argument, done.stderr)
 
 
 def test_version_is_one_line_with_what_matters():
@@ -206,6 +259,22 @@ def test_an_interrupt_is_130(monkeypatch, error, code):
     with pytest.raises(SystemExit) as end:
         cli.main([])
     assert end.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "what"), [(MemoryError(), "little memory"), (RuntimeError("can't start new thread"), "few threads")]
+)
+def test_what_a_process_may_not_have_is_one_line(monkeypatch, capsys, error, what):
+    """A container that allows too little memory or too few processes is told as that."""
+
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(cli.command, "main", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: too {what} for this process")
 
 
 def test_health_is_an_exit_code(tmp_path):

@@ -185,6 +185,14 @@ def test_forget_by_label_says_what_it_did_and_what_it_cannot_reach(url, tmp_path
     assert [json.loads(line)["labels"] for line in left] == [{"tenant": "other"}]
 
 
+def test_forget_finds_a_label_whatever_the_locale(url, monkeypatch):
+    """Where the locale has no UTF-8 a label comes as Python keeps such bytes, and is the label that was meant."""
+    found = []
+    monkeypatch.setattr("classifier.ledger.Ledger.labelled", lambda _, *pair: found.append(pair) or [])
+    assert run("forget", "--label", "tenant=\udce8\udca8\udcbc", "--feedback-url", url).exit_code == 0
+    assert found == [("tenant", "証")]
+
+
 def test_what_is_too_old_expires_when_asked(url, monkeypatch):
     """Without a server the command applies retention."""
     monkeypatch.setattr(time, "time", lambda: 1_767_225_600.0 + 2.5 * 86_400)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from classifier.durable import whole_file
+from classifier.durable import create_file, whole_file, write_whole
 
 
 def test_two_writers_of_one_name_have_a_file_each(tmp_path, monkeypatch):
@@ -41,3 +41,15 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_of_others(tmp_path, mo
     with whole_file(path) as file:
         file.write(b"whole")
     assert set(tmp_path.iterdir()) == {path, *others} | (set() if gone else {left})
+
+
+@pytest.mark.parametrize("make", [create_file, write_whole], ids=["new", "replaced"])
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, make):
+    """A file has the rights that any other has which this user makes."""
+    before = os.umask(0o027)
+    try:
+        make(tmp_path / "file", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert len(list(tmp_path.iterdir())) == 1

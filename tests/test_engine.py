@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import platform
 import shutil
 import threading
@@ -17,7 +18,7 @@ import pytest
 from classifier.bundle import MANIFEST, SHIPPED, content_version
 from classifier.checksums import sha256
 from classifier.engine import Engine
-from classifier.errors import BundleCorrupt, InvalidRequest
+from classifier.errors import BundleCorrupt, BundleError, InvalidRequest
 from classifier.policy import Guarantee, Policy
 from classifier.session import Session
 from classifier.testing import FakeEngine
@@ -196,6 +197,13 @@ def test_foreign_file_with_right_checksum_is_refused(tiny_bundle_path, tmp_path,
     manifest["version"] = content_version(manifest["files"])
     (path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleCorrupt):
+        Engine.from_pretrained(path)
+
+
+def test_a_bundle_whose_path_is_not_utf_8_is_told_so(tiny_bundle_path, tmp_path):
+    """The libraries below cannot open it: the path is at fault, and not the bundle's files."""
+    path = shutil.copytree(tiny_bundle_path, tmp_path / os.fsdecode(b"\xe9"))
+    with pytest.raises(BundleError, match="rename the folder"):
         Engine.from_pretrained(path)
 
 

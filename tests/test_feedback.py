@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import re
 import sqlite3
 import stat
@@ -569,17 +570,28 @@ def test_a_file_that_others_may_read_is_named(tmp_path, caplog):
         ({"url": "postgresql://u:hunter2@db:abc/x"}, "^(?!.*hunter2).*which is no URL"),
         ({"url": "postgresql://u:hun@ter2@db/x"}, "^(?!.*ter2).*written %40"),
         ({"url": "sqlite+aiosqlite:////tmp/x.db"}, "found sqlite.aiosqlite"),
+        ({"url": "postgresql://u:\udcff@db/x"}, "not UTF-8"),
         ({"url": "sqlite://"}, "needs a file"),
         ({"url": "sqlite:///:memory:"}, "needs a file"),
         ({"keep": "everything"}, "expected hash or text"),
         ({"retention_days": 0.0}, "more than 0"),
     ],
-    ids=["database", "url", "port", "password", "driver", "nothing", "memory", "keep", "retention"],
+    ids=["database", "url", "port", "password", "driver", "bytes", "nothing", "memory", "keep", "retention"],
 )
 def test_settings_that_cannot_be_are_named(sqlite_url, arguments, message):
     """A store that could not keep its word is not opened."""
     with pytest.raises(SettingsError, match=message):
         open_store(**{"url": sqlite_url, "key": KEY, **arguments})
+
+
+@pytest.mark.parametrize("name", [b"a%2Fb%41 c#.db", b"\xe9.db"], ids=["percent", "bytes"])
+def test_the_path_of_a_sqlite_url_is_taken_as_it_is(tmp_path, name):
+    """No escape is read in it, by whatever SQLAlchemy: the state folder of a user stands in it unquoted."""
+    path = tmp_path / os.fsdecode(name)
+    with contextlib.closing(Database(f"sqlite:///{path}")) as database:
+        database.migrate()
+        assert database.name == f"sqlite:///{path}"
+    assert path.is_file()
 
 
 def test_a_database_that_is_not_reached_says_what_to_look_at():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -53,6 +54,16 @@ def test_relabelled_is_labelled_with_the_other_policy(labelled, tiny_bundle_path
     assert rows[0] != next(open_labelled(labelled / f"economy.{kind}").rows())
     assert found.facts == wanted.facts
     assert sum(tiers.values()) == 300
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_name_may_be_any_bytes(labelled, tiny_bundle_path, tmp_path, kind):
+    """A labelled file whose name is not UTF-8 is read and relabelled as any other."""
+    path = tmp_path / os.fsdecode(b"\xe9." + kind.encode())
+    shutil.copy(labelled / f"economy.{kind}", path)
+    shutil.copy(manifest_path(labelled / f"economy.{kind}"), manifest_path(path))
+    relabel(path, (bundle := read_bundle(tiny_bundle_path)).policies["quality"], facts_of(bundle, "quality"))
+    assert list(open_labelled(path).rows()) == list(open_labelled(labelled / f"quality.{kind}").rows())
 
 
 def test_the_same_file_comes_out_in_place_or_beside(labelled, tiny_bundle_path, tmp_path):

@@ -167,6 +167,22 @@ def test_other_machines_are_served_only_with_tls_and_authentication(address):
     ServerSettings(listen=(address,), insecure=True)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "\udce9"], ids=["empty part", "too long", "bytes"])
+def test_a_name_that_no_host_can_have_is_refused(host):
+    """What the system would not even look for is told before anything starts."""
+    with pytest.raises(SettingsError, match=r"listen: expected HOST:PORT"):
+        ServerSettings(listen=(f"{host}:1",), insecure=True)
+    with pytest.raises(SettingsError, match=r"metrics_listen: expected HOST:PORT"):
+        ServerSettings(metrics_listen=f"{host}:1")
+
+
+@pytest.mark.parametrize("sign", ["%41", "?", "#"])
+def test_a_socket_that_no_client_would_find_is_refused(sign):
+    """Clients of gRPC read these signs in a path as a URL's, and its servers do not, or otherwise."""
+    with pytest.raises(SettingsError, match="choose a path without them"):
+        ServerSettings(listen=(f"unix:/run/a{sign}.sock",))
+
+
 @pytest.mark.parametrize("address", LOCAL)
 def test_this_machine_is_served_without(address):
     """Loopback and Unix sockets need neither."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from classifier.cli import exit_without_output, with_examples
+from classifier.cli import exit_without_output, open_closed_streams, tell, with_examples
 from classifier.errors import ClassifierError, GateNotMet
 from classifier.texts import encodable
 from training.calibrate_command import MOST_SEED, named_number, prices_option
@@ -29,16 +29,17 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ClassifierError as error:
-            click.echo(f"error: {encodable(str(error))}", err=True)
+            tell(f"error: {encodable(str(error))}")
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
-            click.echo(WITHOUT_EXTRA.format(error.name), err=True)
+            tell(WITHOUT_EXTRA.format(error.name))
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            tell("interrupted")
             ctx.exit(130)
 
     def main(self, *args: Any, **more: Any) -> Any:
+        open_closed_streams()
         try:
             return super().main(*args, **more)
         except OSError as error:  # here, as help is printed before anything is invoked

@@ -5,6 +5,7 @@ Knows nothing of what a verb does. Results go to stdout, everything else to stde
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -17,6 +18,8 @@ import click
 from classifier.durable import unusable
 from classifier.errors import ClassifierError
 
+NO_THREAD = "can't start new thread"
+"""What Python says, as a RuntimeError, where the system gives it no further thread."""
 EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -85,25 +88,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Else numpy's BLAS starts a thread a core when it is imported, and each spins for a while: 40 ms of CPU time on two
     # cores, in every process. No verb multiplies matrices that are large enough to need them.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    open_closed_streams()
     try:
         code = command.main(args=arguments, prog_name="classifier", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        tell("interrupted")
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         sys.exit(error.exit_code)
     except ClassifierError as error:
-        click.echo(f"error: {error}", err=True)
+        tell(f"error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         exit_without_output(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and str(error) != NO_THREAD:
+            raise
+        what = "little memory" if isinstance(error, MemoryError) else "few threads"
+        tell(f"error: too {what} for this process; look at its limits of memory, processes and threads")
+        sys.exit(1)
+
+
+def tell(why: str) -> None:
+    """Says on stderr why a command ends; one that takes nothing (its reader is gone, the disk full) changes no code."""
+    with contextlib.suppress(OSError):
+        click.echo(why, err=True)
+
+
+def open_closed_streams() -> None:
+    """Makes /dev/null what stdin, stdout and stderr are that were closed when this process started.
+
+    Else the next file that is opened has the number of one, and what anybody writes to that goes into the file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def exit_without_output(error: OSError) -> NoReturn:
     """Ends a command whose output cannot be used, with what is still to be written; says why."""
     if not isinstance(error, BrokenPipeError):  # the reader of our stdout had enough
-        click.echo(f"error: {unusable(error)}", err=True)
+        tell(f"error: {unusable(error)}")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)

@@ -12,6 +12,7 @@ import click
 
 from classifier.cli._bundles import bundle_folder, bundle_option
 from classifier.cli._json import json_option
+from classifier.texts import typed
 
 if TYPE_CHECKING:
     from classifier.explanation import Effect, Explanation
@@ -86,7 +87,7 @@ def _request(text: str | None, path: str | None, fields: dict[str, Any]) -> Requ
         source = text if path is None else path
         read = sys.stdin.buffer.read() if source == "-" else None
         if path is None:
-            return Request.from_text(str(text) if read is None else read.decode("utf-8", "replace"), **fields)
+            return Request.from_text(typed(str(text)) if read is None else read.decode("utf-8", "replace"), **fields)
         row = json.loads(Path(path).read_bytes() if read is None else read)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a file with one JSON object") from None
@@ -112,7 +113,7 @@ def _labels(pairs: Sequence[str]) -> dict[str, str]:
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise InvalidRequest("label", f"expected KEY=VALUE, found {wrong[0][:64]!r}")
-    return dict(pair.split("=", 1) for pair in pairs)
+    return dict(typed(pair).split("=", 1) for pair in pairs)
 
 
 def as_dict(decision: Decision) -> dict[str, object]:

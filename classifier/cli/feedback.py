@@ -14,6 +14,7 @@ import click
 from classifier.cli._bundles import bundle_folder, bundle_option
 from classifier.cli._json import answer, json_option
 from classifier.settings import feedback_url
+from classifier.texts import typed
 
 _CANNOT_REACH = (
     "Not reached: exports and backups made before; a retraining that was cut off, until it ends; models that were "
@@ -119,7 +120,7 @@ def forget(*, url: str, decision_ids: tuple[str, ...], labels: tuple[str, ...], 
         raise click.UsageError("say what to forget: --decision-id ID or --label NAME=VALUE")
     if wrong := [i for i in decision_ids if not i.isascii() or not 0 < len(i) <= MAX_ID_CHARS]:
         raise click.UsageError(f"--decision-id: expected an id that Classify answered with, found {wrong[0][:64]!r}")
-    pairs = [label.partition("=") for label in labels]
+    pairs = [typed(label).partition("=") for label in labels]
     if wrong := [label for label, (_, found, _) in zip(labels, pairs, strict=True) if not found]:
         raise click.UsageError(f"--label: expected NAME=VALUE, found {wrong[0]!r}")
     with contextlib.closing(Database(url, make=False)) as database:
