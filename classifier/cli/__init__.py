@@ -10,7 +10,7 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import click
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell("interrupted")
         sys.exit(130)
     except click.ClickException as error:
-        with contextlib.suppress(OSError):
+        with _heard_or_not():
             error.show()
         sys.exit(error.exit_code)
     except ClassifierError as error:
@@ -114,8 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def tell(why: str) -> None:
     """Says on stderr why a command ends; one that takes nothing (its reader is gone, the disk full) changes no code."""
-    with contextlib.suppress(OSError):
+    with _heard_or_not():
         click.echo(why, err=True)
+
+
+@contextlib.contextmanager
+def _heard_or_not() -> Iterator[None]:
+    """Says something on stderr; where that takes nothing, /dev/null does, as Python tries again at its end."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def open_closed_streams() -> None:
