@@ -52,7 +52,7 @@ class Objects:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            self._fs, root = fsspec.core.url_to_fs(url)
+            self._fs, root = opened(url)
         except ImportError as error:  # fsspec says which package the store wants
             extra = "; pip install 'request-complexity-classifier[s3]'" if "s3fs" in str(error) else ""
             raise SettingsError(f"registry: {url} cannot be used ({error}){extra}") from error
@@ -266,6 +266,17 @@ class Objects:
             raise _failed(self.url, error) from error
 
 
+def opened(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL, and where it stands there; of S3 one that remembers no listing.
+
+    Threads share a filesystem, and s3fs looks a file up in what any of them had listed before: one that is newer was
+    said to be missing.
+    """
+    options = {"s3": {"use_listings_cache": False}} if "s3://" in url else {}
+    filesystem, path = fsspec.core.url_to_fs(url, **options)
+    return filesystem, str(path)
+
+
 def protocols_of(filesystem: Any) -> set[str]:
     """What URLs of an fsspec filesystem begin with, before `://`; `file` where it is this machine's."""
     named = filesystem.protocol
@@ -279,8 +290,8 @@ def names_in(filesystem: Any, folder: str) -> list[str]:
         FileNotFoundError: there is no such folder.
     """
     filesystem.invalidate_cache()
-    # Threads share a filesystem of asynchronous calls with its cache of listings: what another one asked earlier may be
-    # put there at any time. Others, such as SFTP's and SMB's, take no `refresh`.
+    # Threads share a filesystem of asynchronous calls with its cache of listings, if it has one: what another asked
+    # earlier may be put there at any time. Others, such as SFTP's and SMB's, take no `refresh`.
     fresh = {"refresh": True} if getattr(type(filesystem), "async_impl", False) else {}
     return sorted(PurePosixPath(path).name for path in filesystem.ls(folder, detail=False, **fresh))
 

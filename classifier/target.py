@@ -13,7 +13,7 @@ from typing import Any
 
 from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError
-from classifier.objects import names_in, protocols_of
+from classifier.objects import names_in, opened, protocols_of
 from classifier.run_manifest import CLUSTER_MANIFEST, manifest_of
 
 
@@ -26,11 +26,9 @@ class Target:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.url = url
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._fs, self._root = opened(url)
         except (ImportError, ValueError) as error:
             raise InputError(f"{url}: cannot be used ({error})") from error
         self._local = "file" in protocols_of(self._fs)

@@ -471,13 +471,23 @@ def test_writers_of_the_same_bundle_leave_one(url, tmp_path, bundles, versions):
 
 
 def test_a_listing_that_another_thread_asked_for_earlier_is_not_believed(monkeypatch, url, registry, bundles, versions):
-    """Threads share a store's cache of listings: an old one that comes in late hides no change."""
+    """Threads share a store: an old listing that comes in late, before or after the own one, hides nothing."""
     registry.add(bundles[0])
-    store, root = fsspec.core.url_to_fs(url)
+    store, root = objects.opened(url)
     folder = f"{root.rstrip('/')}/events"
-    stale = store.ls(folder, detail=True)
+    stale, ask = store.ls(folder, detail=True), store.ls
+
+    def late(*_, **__):
+        store.dircache.update({folder: stale})
+
+    def listed(*arguments, **options):
+        found = ask(*arguments, **options)
+        late()
+        return found
+
     registry.add(bundles[1], candidate=True)
-    monkeypatch.setattr(store, "invalidate_cache", lambda path=None: store.dircache.update({folder: stale}))
+    monkeypatch.setattr(store, "invalidate_cache", late)
+    monkeypatch.setattr(store, "ls", listed)
     assert registry.resolve("candidate") == versions[1]
 
 
