@@ -648,7 +648,7 @@ def test_a_full_disk_here_is_not_the_stores_trouble(small_disk, tmp_path, bundle
 def test_a_store_whose_client_is_not_installed_says_what_brings_it(monkeypatch):
     """The extra for S3 is named."""
 
-    def absent(_):
+    def absent(*_, **__):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
