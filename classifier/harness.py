@@ -56,6 +56,7 @@ _FRAMES = (
     _frame(r'"""', r'"""'),
 )
 _LONGEST_END = 80
+"""Characters at the end of a text in which that of a frame is looked for."""
 
 
 def by_speaker(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -65,23 +66,21 @@ def by_speaker(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     in a tag; others send a project's instructions, or that they were interrupted. Where no message would be left to
     the user, all stay as they are.
     """
-    roles = [_speaker(message) for message in messages]
-    if "user" not in roles or all(role == m.role for role, m in zip(roles, messages, strict=True)):
-        return messages
-    return tuple(m if role == m.role else replace(m, role=role) for role, m in zip(roles, messages, strict=True))
+    spoken = tuple(_spoken(message) for message in messages)
+    return spoken if any(message.role == "user" for message in spoken) else messages
 
 
-def _speaker(message: Message) -> str:
-    """The role of who speaks in a message."""
+def _spoken(message: Message) -> Message:
+    """The message, of the role of who speaks in it."""
     content = message.content
     if message.role != "user":
-        return message.role
+        return message
     if _TOOL.match(content) and not any(tag in content for tag in _PERSON_TAGS):
-        return "tool"
+        return replace(message, role="tool")
     # With words of the person behind it such a message ends in these, not in a tag.
     if _INTERRUPTED.fullmatch(content) or (_PROJECT.match(content) and content.rstrip().endswith(">")):
-        return "system"
-    return "user"
+        return replace(message, role="system")
+    return message
 
 
 def without_blocks(text: str, *, cut_at_end: bool = False, cut_at_start: bool = False) -> str:
