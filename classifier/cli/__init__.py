@@ -11,7 +11,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -124,7 +124,7 @@ def _heard_or_not() -> Iterator[None]:
     try:
         yield
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        _discard(sys.stderr)
 
 
 def open_closed_streams() -> None:
@@ -143,5 +143,10 @@ def exit_without_output(error: OSError) -> NoReturn:
     """Ends a command whose output cannot be used, with what is still to be written; says why."""
     if not isinstance(error, BrokenPipeError):  # the reader of our stdout had enough
         tell(f"error: {unusable(error)}")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard(sys.stdout)
     sys.exit(1)
+
+
+def _discard(stream: TextIO) -> None:
+    """Lets /dev/null have what is still to be written to a stream that takes nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
