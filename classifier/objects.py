@@ -272,7 +272,7 @@ def opened(url: str) -> tuple[Any, str]:
     Threads share a filesystem, and s3fs looks a file up in what any of them had listed before: one that is newer was
     said to be missing.
     """
-    options = {"s3": {"use_listings_cache": False}} if "s3://" in url else {}
+    options = {name: {"use_listings_cache": False} for name in ("s3", "s3a") if f"{name}://" in url}
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     return filesystem, str(path)
 
