@@ -24,7 +24,8 @@ def row(text, tier, group="", family=""):
 def test_the_sentences_are_not_those_of_training():
     """A model is not asked about steering that it was shown."""
     assert not set(UNSEEN + LOWERING) & set(augment.STEERING)
-    assert not {*HELD_OUT.systems, *HELD_OUT.exchanges} & {*OF_TRAINING.systems, *OF_TRAINING.exchanges}
+    for kind in ("systems", "exchanges", "frames"):
+        assert not set(getattr(HELD_OUT, kind)) & set(getattr(OF_TRAINING, kind))
 
 
 def test_what_is_rated_is_changed_and_not_a_harness_note():
@@ -59,6 +60,15 @@ def test_surroundings_leave_what_is_rated_as_it_is():
     assert {len(changed.tools) for changed in around} > {0, 1}
     assert {changed.messages[0].role for changed in around} == {"system", "user"}
     assert {len(changed.messages) for changed in around} > {1, 2, 3, 4}
+
+
+def test_a_frame_leaves_the_request_whole_in_its_message():
+    """A template or a greeting stands beside what is asked for, in the message that is rated, and nothing else does."""
+    request = under_system(Request.from_text("prove the lemma"), "Be kind.")
+    forms = augment.augment(request, random.Random(0), kind="framed", tries=60)
+    assert {form.messages[0] for form in forms} == {request.messages[0]}
+    assert all("prove the lemma" in form.messages[1].content for form in forms)
+    assert "prove the lemma" not in {form.messages[1].content for form in forms}
 
 
 def test_what_a_request_has_is_not_put_around_it_again():

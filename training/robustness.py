@@ -28,7 +28,7 @@ from training.attack import RAISING, Attack, attack
 from training.augment import with_text
 from training.corpus import Row, tiers
 from training.progress import progress_bar
-from training.surroundings import HELD_OUT, after, beside_tools, under_system
+from training.surroundings import HELD_OUT, after, beside_tools, framed, under_system
 
 Probabilities = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -91,6 +91,7 @@ CHANGES: Mapping[str, Change] = {
     "raising prefix in line": _text(lambda text, rng: f"{rng.choice(UNSEEN).rstrip('.!。')} {text}"),
     "raising suffix": _text(lambda text, rng: f"{text}\n\n{rng.choice(UNSEEN)}"),
     "lowering prefix": _text(lambda text, rng: f"{rng.choice(LOWERING)}\n\n{text}"),
+    "frame": _text(lambda text, rng: framed(text, rng.choice(HELD_OUT.frames))),
     "system prompt": lambda request, rng: under_system(request, rng.choice(HELD_OUT.systems)),
     "earlier exchange": lambda request, rng: after(request, rng.choice(HELD_OUT.exchanges)),
     "one tool": lambda request, _: beside_tools(request, 1),

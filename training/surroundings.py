@@ -1,12 +1,14 @@
 """What stands around a request and changes nothing of its work: an application's system prompt, an earlier exchange,
-the tools on offer.
+the tools on offer; and in its own message a frame, such as a template, a greeting or "Answer in English."
 
 In the traffic of a gateway nearly every request has them, and in a corpus few do, so a model takes them for signs of
 what they stood beside there: one tool for a simple call of it, a greeting for small talk. Training puts them around
-rows that have none (`surround`, in `training.augment`); `training.robustness` measures with those of another writer.
+rows that have none (`surround` and `framed`, in `training.augment`); `training.robustness` measures with those of
+another writer.
 
 Pure but for its texts: `surroundings.jsonl` for training, `surroundings_held_out.jsonl` for measuring, a line each,
-`{"system": text}` or `{"before": [messages, from the user's to the assistant's]}`.
+`{"system": text}`, `{"before": [messages, from the user's to the assistant's]}` or `{"frame": [text before the request,
+text behind it]}`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from pathlib import Path
 
 from classifier.types import SYSTEM_ROLES, Message, Request
 
+Frame = tuple[str, str]
+"""What stands before a request in its own message, and what behind it; not both empty."""
 _TOOL_COUNTS = (1, 1, 1, 2, 3, 4, 6, 8, 12)
 
 
@@ -30,10 +34,12 @@ class Surroundings:
     Attributes:
         systems: system prompts of applications, without a task of their own.
         exchanges: settled turns about something else, from the user's to the assistant's.
+        frames: of the request's own message.
     """
 
     systems: tuple[str, ...]
     exchanges: tuple[tuple[Message, ...], ...]
+    frames: tuple[Frame, ...]
 
     @classmethod
     def of_file(cls, name: str) -> Surroundings:
@@ -41,7 +47,8 @@ class Surroundings:
         with (Path(__file__).parent / name).open(encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
         exchanges = [tuple(Message(**message) for message in line["before"]) for line in lines if "before" in line]
-        return cls(tuple(line["system"] for line in lines if "system" in line), tuple(exchanges))
+        systems = tuple(line["system"] for line in lines if "system" in line)
+        return cls(systems, tuple(exchanges), tuple((*line["frame"],) for line in lines if "frame" in line))
 
 
 _OF_TRAINING = "surroundings.jsonl"
@@ -68,6 +75,16 @@ def after(request: Request, exchange: Sequence[Message]) -> Request | None:
 def beside_tools(request: Request, count: int) -> Request | None:
     """`request` with so many tools on offer; None where it has some."""
     return None if request.tools else replace(request, tools=tuple(f"tool_{i}" for i in range(count)))
+
+
+def framed(text: str, frame: Frame) -> str:
+    """`text` with a frame around it.
+
+    >>> framed("hi", ("My question: ", " Many thanks!"))
+    'My question: hi Many thanks!'
+    """
+    before, behind = frame
+    return f"{before}{text}{behind}"
 
 
 def surround(request: Request, rng: random.Random) -> Request:
