@@ -92,15 +92,15 @@ def test_a_step_of_uneven_forms_is_padded_in_two_parts(monkeypatch):
 
 
 def test_each_kind_of_form_has_its_share_of_a_step():
-    """A row is learnt from as it is, with more around what is rated, in a frame, and in the worst of its rewordings."""
+    """A row is learnt from as it is, with more around what is rated, and in the worst of its rewordings."""
     _, fast = load_base("tiny", MAX_TOKENS)
     tokenizer, rows = tokenizer_of(fast, MAX_TOKENS), tiny_rows(8)
     plain = [tokenizer.ids(render(row.request))[:2] for row in rows]
     options = replace(SEARCHING, each_kind=True, augment=0.0)
-    as_is, around, framed, reworded = Forms(rows, plain, [range(8)], tokenizer, [], options, 0)[0]
+    as_is, around, reworded = Forms(rows, plain, [range(8)], tokenizer, [], options, 0)[0]
     assert as_is == [[ids] for ids in plain]
     assert all(form != own for [form], own in zip(around, plain, strict=True))
-    assert {len(tried) for tried in (*framed, *reworded)} == {3}
+    assert {len(tried) for tried in reworded} == {3}
 
 
 def test_the_result_may_keep_a_share_of_the_weights_that_training_began_with():

@@ -95,8 +95,8 @@ def augment(
 ) -> list[Request]:
     """`request` with one label-preserving change, tried so many times: all of one kind.
 
-    So learning from the worst leaves each kind its share: else the kind that a model takes worst at
-    first would be nearly all that it learns from.
+    Learning from the worst leaves each kind its share so: else the kind that a model takes worst at first would be
+    nearly all that it learns from.
 
     Args:
         request: to change.

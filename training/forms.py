@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from classifier.inputs import render
 from classifier.tokenizer import Tokenizer
-from training.augment import KINDS, augment
+from training.augment import augment
 from training.corpus import Row
 from training.recipe import FitOptions
 
@@ -59,8 +59,8 @@ class Forms(Dataset[list[Tried]]):
         return len(self.steps)
 
     def __getitem__(self, step: int) -> list[Tried]:
-        """What the step learns from: all of its rows, once, or as they are and in a change of each kind."""
-        kinds = ("plain", *KINDS) if self.options.each_kind else ("drawn",)
+        """What the step learns from: all of its rows, once or three times."""
+        kinds = ("plain", "around", "reworded") if self.options.each_kind else ("drawn",)
         return [[self._of(place, kind) for place in self.steps[step]] for kind in kinds]
 
     def _of(self, place: int, kind: str) -> list[Ids]:

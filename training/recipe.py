@@ -64,8 +64,8 @@ class FitOptions:
         augment: share of rows changed in a label-preserving way, each epoch anew, in [0, 1].
         worst_of: changed forms that are tried of a short row, 1 or more; the one with the highest loss is learnt from
             (`training.worst_form`).
-        each_kind: a step learns from every row as it is and in a change of each kind (`training.augment.KINDS`), an
-            equal share of the loss each; else once, as it is or changed in one of these ways, as `augment` draws.
+        each_kind: a step learns from every row three times, as it is, with more around it, and reworded; else once,
+            as it is or changed in one way that `augment` draws, frames among them.
         source_power: a source of n rows weighs n^-power a row, within 0.3 to 3 of the mean; 0 leaves all alike.
         frozen_layers: the embeddings and so many of the lowest layers stay as they are; 0 trains all of them.
         mixing_coefficient: share of the weights that training ends with in the result, in (0, 1]; the rest are those
