@@ -79,10 +79,9 @@ _SLOTS = {
     ),
     "dot": (".", "!", "", "...", "!!"),
 }  # fmt: skip
-KINDS = ("around", "framed", "reworded")
-"""Of changes: to what is around a request, to what is beside it in its message, and to its own words."""
-_SHARES = (0.3, 0.1, 0.6)
-"""Of each kind, where chance draws it."""
+KINDS = {"around": 0.3, "framed": 0.1, "reworded": 0.6}
+"""Of changes, each with its share where chance draws: to what is around a request, to what is beside it in its message,
+and to that message itself."""
 _NEIGHBOURS = {
     "a": "sq", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i": "uo", "j": "hk",
     "k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "w", "r": "et", "s": "ad", "t": "ry",
@@ -105,7 +104,7 @@ def augment(
         kind: of change, one of `KINDS`, or `drawn` for any by chance.
         tries: how many.
     """
-    chosen = rng.choices(KINDS, _SHARES)[0] if kind == "drawn" else kind
+    chosen = rng.choices(list(KINDS), list(KINDS.values()))[0] if kind == "drawn" else kind
     return [_changed(request, rng, words, chosen) for _ in range(tries)]
 
 
