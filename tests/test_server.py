@@ -356,7 +356,7 @@ def test_health_of_a_service_that_is_not_here_is_not_known():
     """Whoever asks for another name is told so, and who watches it hears it first and last."""
     other = health_pb2.HealthCheckRequest(service="classifier.v2.ClassifierService")
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as later:
-        with fake_server() as address:
+        with fake_server(drain_seconds=60) as address:
             stub = health_pb2_grpc.HealthStub(later.enter_context(grpc.insecure_channel(address)))
             with pytest.raises(grpc.RpcError) as refusal:
                 stub.Check(other, timeout=60)
