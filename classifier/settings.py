@@ -271,8 +271,10 @@ def misspelt(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _own_folder(variable: str, otherwise: str, environ: Mapping[str, str]) -> Path:
-    base = environ.get(variable) or Path(environ.get("HOME") or "~").expanduser() / otherwise
-    return Path(base) / "classifier"
+    base = Path(environ.get(variable) or "")
+    if not base.is_absolute():  # it would be another folder wherever a command is called: the specification ignores it
+        base = Path(environ.get("HOME") or "~").expanduser() / otherwise
+    return base / "classifier"
 
 
 def otlp_protocol() -> str:

@@ -107,6 +107,7 @@ def test_row_without_a_label_is_for_transfer():
         '{"prompt": "hi", "probabilities": [1, 0]}',
         '{"prompt": "hi", "probabilities": [2, -1, 0, 0]}',
         '{"prompt": "hi", "at_least": "frontier", "at_most": "simple"}',
+        '{"prompt": "hi", "tier": "simple", "at_least": "complex"}',
         '{"prompt": "hi", "tier": "simple", "weight": 0}',
         '{"messages": [{"role": "robot", "content": "x"}], "tier": "simple"}',
         '{"prompt": "hi", "label": "complex"}',

@@ -137,6 +137,12 @@ def test_feedback_is_kept_in_the_users_own_sqlite_unless_told_otherwise():
     assert resolve({"feedback_url": "sqlite:////f.db"}, home).feedback_url == "sqlite:////f.db"
 
 
+def test_a_relative_state_folder_is_as_good_as_none():
+    """It would be another one wherever a command is called."""
+    home = {"HOME": "/home/me"}
+    assert resolve({}, {**home, "XDG_STATE_HOME": "state"}) == resolve({}, home)
+
+
 def test_a_folder_that_a_url_cannot_hold_is_named():
     """A question mark would cut the path short, and the store would lie elsewhere."""
     with pytest.raises(SettingsError, match=r"/a\?b/classifier: a feedback_url cannot hold the \?"):

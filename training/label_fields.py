@@ -41,6 +41,10 @@ def stated_label(data: Mapping[str, Any]) -> Stated:
     unserved = data.get("unserved", False)
     if not isinstance(unserved, bool):
         raise ValueError(f"unserved is {unserved!r}, expected true or false")  # noqa: TRY004 - as its kin
+    at_least = Tier.parse(str(data.get("at_least") or TIERS[0].label))
+    at_most = Tier.parse(str(data.get("at_most") or TIERS[-1].label))
+    if at_least > at_most:
+        raise ValueError(f"at_least {at_least.label} is above at_most {at_most.label}")
     whole = (TIERS[0], TIERS[-1])
     if data.get("probabilities") is not None:
         return Stated(_soft(data["probabilities"]), *whole, kind or RUBRIC, unserved)
@@ -49,11 +53,12 @@ def stated_label(data: Mapping[str, Any]) -> Stated:
         return Stated(_from_success(success), *whole, OUTCOME, unserved or not any(success.values()))
     if data.get("tier") is not None:
         tier = Tier.parse(str(data["tier"]))
+        if not at_least <= tier <= at_most:
+            raise ValueError(
+                f"tier {tier.label} is not within at_least {at_least.label} and at_most {at_most.label}: leave out "
+                "what is not known of the prompt"
+            )
         return Stated(one_hot(tier), tier, tier, kind or RUBRIC, unserved)
-    at_least = Tier.parse(str(data.get("at_least") or TIERS[0].label))
-    at_most = Tier.parse(str(data.get("at_most") or TIERS[-1].label))
-    if at_least > at_most:
-        raise ValueError(f"at_least {at_least.label} is above at_most {at_most.label}")
     known = data.get("at_least") is not None or data.get("at_most") is not None
     satisfied = data.get("at_most") is not None and at_most is TIERS[-1] and not unserved
     return Stated(None, at_least, at_most, (kind or OUTCOME) if known else UNLABELLED, unserved, satisfied)
