@@ -31,7 +31,6 @@ from training.calibrate_command import command
 from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
 from training.calibration_report import (
-    as_text,
     constant_cost,
     curves,
     measure_policy,
@@ -47,6 +46,7 @@ from training.calibration_set import (
     pack_rows,
     rows_among,
 )
+from training.calibration_text import as_text
 from training.corpus import read_corpus, write_corpus
 from training.policy_fit import Targets, fit_policies, thresholds_of
 from training.predictions import read_predictions, write_predictions

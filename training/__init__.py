@@ -8,7 +8,7 @@
       model     model  vocabulary  steering_head  marked_forms
       export    export  graph  int8  recover  card
     calibrate   calibrate_command  calibrate  audit_set  calibration_set  predictions  calibration_fit  policy_fit
-                risk_control  step_losses  label_shift  calibration_report  calibration_plot
+                risk_control  step_losses  label_shift  calibration_report  calibration_text  calibration_plot
     guarantee   guarantee_command  guarantee  promise_test  transfer  cost_at_risk
     evaluate    evaluation_run  answers  evaluate  evaluation_detail  evaluation_page  robustness  attack  outcomes
                 outcome_curves  rivals

@@ -28,8 +28,8 @@ from training import processes
 from training.answers import ask, load_engine
 from training.build_data import Data, publishable, without_learnt
 from training.calibrate import calibrate, with_policies
-from training.calibration_report import as_text as policies_text
 from training.calibration_set import TRAINING_ROWS, pack_rows, unpacked
+from training.calibration_text import as_text as policies_text
 from training.card import own_alone, render_card
 from training.corpus import OUTCOME, RUBRIC, UNLABELLED, Row, data_sha256, write_corpus
 from training.evaluate import as_text, baselines, evaluate

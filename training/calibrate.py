@@ -29,8 +29,9 @@ from classifier.policy_file import policies_to_json
 from classifier.types import Request
 from training.audit_set import read_rows, read_traffic
 from training.calibration_fit import Comparison, choose_map
-from training.calibration_report import PRICES, as_text, curves, measure_calibration, measure_policy
+from training.calibration_report import PRICES, curves, measure_calibration, measure_policy
 from training.calibration_set import MAP_ROWS, THRESHOLD_ROWS, CalibrationSet, pack_rows
+from training.calibration_text import as_text
 from training.decision_log import AUDIT
 from training.label_shift import shift_weights
 from training.policy_fit import Targets, fit_policies, shown

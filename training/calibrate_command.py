@@ -141,7 +141,7 @@ def command(
     """
     from training.calibrate import calibrate
     from training.calibration_plot import plot
-    from training.calibration_report import as_text
+    from training.calibration_text import as_text
 
     for name, path in (("--report", report), ("--plot", figure)):
         if path is not None and not path.absolute().parent.is_dir():

@@ -1,4 +1,4 @@
-"""What a calibration and its policies do on labelled rows: numbers, curves and the tables that people read.
+"""What a calibration and its policies do on labelled rows: numbers and curves.
 
 Every number is measured on the rows given. With soft labels it is the expectation over them. Costs are in US dollars a
 million tokens and take requests of all tiers to be equally long.
@@ -8,7 +8,7 @@ Knows nothing of how thresholds were fitted, or of files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,14 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from classifier import routing
 from classifier.calibration import Calibration
-from classifier.intervals import Interval, Statistic, bootstrap_interval, mean, ranged, ratio, wider
+from classifier.intervals import Interval, Statistic, bootstrap_interval, mean, ratio, wider
 from classifier.metrics import calibration_error, tier_shares
-from classifier.policy import Guarantee, Policy, choose_many
-from classifier.savings import chosen_percent
+from classifier.policy import Policy, choose_many
 from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
-from training.policy_fit import Targets, chosen_by, shown
+from training.policy_fit import Targets, chosen_by
 from training.risk_control import fit_threshold, method_for, risk_bound
 from training.step_losses import EVERY_MISS, routing_losses
 
@@ -257,100 +256,3 @@ def curves(
         "risk_by_threshold": by_threshold,
         "cost_by_alpha": by_alpha,
     }
-
-
-def as_text(report: Mapping[str, Any]) -> str:
-    """The report as Markdown tables: what the command prints and what goes into the bundle's card."""
-    rows, before, after = report["rows"], report["calibration"]["before"], report["calibration"]["after"]
-    lines = [
-        f"Thresholds fitted on {rows['thresholds']} {report['label']} rows, the probability map on {rows['map']}; "
-        f"{rows['open']} open rows only bound the risk"
-        + (f"; {rows['unserved']} that no tier satisfied are left out." if rows["unserved"] else "."),
-        "",
-        "| probabilities | method | ranked probability score |",
-        "|---|---|---:|",
-        f"| before | {before['method']} | {before['ranked_probability_score']:.4f} |",
-        f"| after | {after['method']} | {after['ranked_probability_score']:.4f} |",
-        "",
-        "| P(label <= t) | calibration error | a perfect model's, 95 % |",
-        "|---|---:|---:|",
-    ]
-    lines += [
-        f"| {TIERS[e['tier']].label} | {e['error']:+.3f} | {e['null_low']:+.3f} to {e['null_high']:+.3f} |"
-        for e in after["calibration_error"]
-    ]
-    lines += [
-        "",
-        "| policy | promise | method | λ | risk seen | bound | random router of these shares |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    for entry in report["policies"]:
-        fit = Guarantee(**entry["guarantee"])
-        lines.append(
-            f"| {entry['name']} | {_promise(fit)} | {fit.method.lower().replace('_', ' ')} | "
-            + (f"{entry['threshold']:.4f}" if fit.feasible else "infeasible: always frontier")
-            + f" | {fit.empirical_risk:.3f} | {fit.bound:.3f} | {entry['measured']['random_router_risk']:.3f} |"
-        )
-    lines += [
-        "",
-        "| policy | simple / standard / complex / frontier | frontier missed | cost before, $ a million tokens | cost "
-        "| saved over a constant mix |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for entry in report["policies"]:
-        measured, old = entry["measured"], entry["before"]
-        shares = " / ".join(f"{100 * s:.0f}" for s in measured["shares"])
-        saving = measured["saving_over_constant_router"]
-        saved = f"{saving['estimate']:.2f} ({saving['low']:.2f} to {saving['high']:.2f})"
-        before = f"{old['cost']:.2f}" if old else "-"
-        lines.append(
-            f"| {entry['name']} | {shares} % | {_missed(measured)} | {before} | {measured['cost']:.2f} | {saved} |"
-        )
-    lines += _before_and_after(report["policies"])
-    for entry in report["policies"]:
-        if band := entry["measured"]["open_rows"]:
-            lines += [] if entry is not report["policies"][0] else [""]
-            lines.append(
-                f"- {entry['name']}: with the {band['n']} open rows its risk is {band['risk_at_best']:.3f} at best and "
-                f"{band['risk_at_worst']:.3f} at worst."
-            )
-    if any(e["guarantee"]["feasible"] for e in report["policies"]):
-        lines += [
-            "",
-            "The constant mix has the same risk and may miss every frontier request; `python -m training guarantee "
-            "--table cost` stands each policy beside routers that may not, and beside TF-IDF and length.",
-        ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in report["notes"])]).rstrip() + "\n"
-
-
-def _promise(fit: Guarantee) -> str:
-    bound = f"{'weighted loss' if fit.severity else 'risk'} <= {fit.alpha:g}"
-    bound += f" at {chosen_percent(1 - fit.delta)}" if fit.delta else ""
-    return bound if not fit.feasible else promised_or_estimated(bound, fit)
-
-
-def promised_or_estimated(bound: str, fit: Guarantee) -> str:
-    """What a table says of the bound of a threshold that was found."""
-    return bound if fit.proved else f"none; {bound} is an estimate, if only the tier shares changed"
-
-
-def _before_and_after(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of what the bundle's own policies do on the same rows; empty where it had promised nothing."""
-
-    def row(name: str, threshold: float, measured: Mapping[str, Any]) -> str:
-        shares = " / ".join(f"{100 * s:.0f}" for s in measured["shares"])
-        return f"| {name} | {shown(threshold)} | {ranged(Interval(**measured['risk']))} | {shares} % |"
-
-    both = [e for e in entries if e["before"] and e["before"]["feasible"]]
-    if not both:
-        return []
-    lines = ["", "| on these rows | λ | risk | simple / standard / complex / frontier |", "|---|---:|---|---|"]
-    for e in both:
-        lines.append(row(f"{e['name']}, before", e["before"]["threshold"], e["before"]))
-        lines.append(row(f"{e['name']}, after", e["threshold"], e["measured"]))
-    return lines
-
-
-def _missed(measured: Mapping[str, Any]) -> str:
-    rows = measured["frontier_rows"]
-    return f"{measured['frontier_misses']['estimate']:.0%} of {rows:.0f}" if rows else "-"

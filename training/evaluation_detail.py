@@ -26,12 +26,12 @@ from training.answers import Answers
 from training.calibration_report import (
     constant_cost,
     frontier_misses,
-    promised_or_estimated,
     random_risk,
     reliability,
     under,
 )
 from training.calibration_set import closed_label
+from training.calibration_text import promised_or_estimated
 from training.corpus import Row, tiers
 
 Array = NDArray[np.float64]
