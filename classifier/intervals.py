@@ -29,13 +29,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def ranged(value: Sequence[float]) -> str:
+def ranged(value: Sequence[float], digits: int = 3) -> str:
     """An estimate and its interval as reports write them, of an `Interval` or of what JSON made of one.
 
-    >>> ranged(Interval(0.5, 0.25, 0.75))
-    '0.500 (0.250 to 0.750)'
+    >>> ranged(Interval(0.5, 0.25, 0.75)), ranged(Interval(0.5, 0.25, 0.75), 2)
+    ('0.500 (0.250 to 0.750)', '0.50 (0.25 to 0.75)')
     """
-    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"
+    estimate, low, high = (f"{number:.{digits}f}" for number in value)
+    return f"{estimate} ({low} to {high})"
 
 
 def wilson(mean: float, n: float, z: float = 1.959964) -> Interval:

@@ -83,14 +83,13 @@ def _promised(entry: Mapping[str, Any]) -> str:
 
 def _paid(entry: Mapping[str, Any]) -> str:
     measured, before, rows = entry["measured"], entry["before"], entry["measured"]["frontier_rows"]
-    saving = measured["saving_over_constant_router"]
     cells = (
         entry["name"],
         _shares(measured),
         f"{measured['frontier_misses']['estimate']:.0%} of {rows:.0f}" if rows else "-",
         f"{before['cost']:.2f}" if before else "-",
         f"{measured['cost']:.2f}",
-        f"{saving['estimate']:.2f} ({saving['low']:.2f} to {saving['high']:.2f})",
+        ranged(Interval(**measured["saving_over_constant_router"]), 2),
     )
     return f"| {' | '.join(cells)} |"
 

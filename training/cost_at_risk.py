@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.intervals import Interval, Statistic, bootstrap_intervals, mean, wider
+from classifier.intervals import Interval, Statistic, bootstrap_intervals, mean, ranged, wider
 from classifier.metrics import tier_shares
 from classifier.policy import cumulative_probabilities
 from classifier.types import TIERS
@@ -251,6 +251,4 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 
 def _told(interval: Mapping[str, float], digits: int = 3) -> str:
-    if np.isnan(interval["estimate"]):
-        return "-"
-    return f"{interval['estimate']:.{digits}f} ({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"
+    return "-" if np.isnan(interval["estimate"]) else ranged(Interval(**interval), digits)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from classifier.calibration import IDENTITY, Calibration
 from classifier.errors import InputError
-from classifier.intervals import bootstrap_interval, mean
+from classifier.intervals import Interval, bootstrap_interval, mean, ranged
 from classifier.metrics import calibration_error
 from classifier.policy import choose_many
 from classifier.types import TIERS
@@ -284,7 +284,7 @@ def calibration_as_text(found: Mapping[str, Any]) -> str:
         "| after | "
         + ", ".join(f"{name} ({n} of {FOLDS} folds)" for name, n in found["methods"].items())
         + f" | {after['ranked_probability_score']:.4f} |",
-        f"| lower by | | {gain['estimate']:.4f} ({gain['low']:.4f} to {gain['high']:.4f}) |",
+        f"| lower by | | {ranged(Interval(**gain), 4)} |",
         "",
         "| P(label <= t) | error before | error after | a perfect model's, 95 % | beyond it |",
         "|---|---:|---:|---:|---:|",
