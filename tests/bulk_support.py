@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier.answering import Identity, identity_of
+from classifier.bulk import label
+from classifier.labelled import open_labelled
 from classifier.labelling import EngineAnswerer
+from classifier.runs import Options
 from classifier.testing import FAKE_POLICY, FakeEngine
 from classifier.types import Tier
 
@@ -49,3 +52,10 @@ class FakeMaker:
         return EngineAnswerer(
             FakeEngine(tier_of=tier_of, bundle_version=self.version, delay_seconds=self.delay_seconds)
         )
+
+
+def labelled(path: Path, tmp_path: Path, **options):
+    """(errors, tally) of labelling one file in this process."""
+    out = tmp_path / f"{path.name}.jsonl"
+    tally = label([str(path)], str(out), FakeMaker(), Options(processes=1, **options)).tally
+    return [row["classifier_error"] for row in open_labelled(out).rows()], tally

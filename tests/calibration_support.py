@@ -13,6 +13,7 @@ from training.calibration_set import CalibrationSet
 from training.step_losses import soft
 
 NAMES = list(WORDS)
+ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
 
 
 def write_rows(path: Path, n: int, *, seed: int = 0, scripts: bool = False, **fields: Any) -> Path:

@@ -1,8 +1,9 @@
-"""Fixtures that every test file may use: a tiny real bundle and the engine over it."""
+"""Fixtures that every test file may use: a tiny real bundle and the engine over it, servers to ask and clients."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import settings
 
 from classifier.engine import Engine
+from classifier.testing import fake_server
+from tests.client_support import Both, by_word
 from tests.tiny import tiny_bundle
 
 # The tests' models are too small to share; beside other work, threads that wait for one another took 30 times as long.
@@ -30,6 +33,27 @@ def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_engine(tiny_bundle_path: Path) -> Engine:
     """The engine of the tiny bundle."""
     return Engine.from_pretrained(tiny_bundle_path)
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A server that answers with the tier whose name a prompt holds."""
+    with fake_server(tier_of=by_word) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def nowhere():
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(params=["sync", "async"])
+def client_of(request):
+    """Makes a client, once the sync and once the async one."""
+    return lambda *args, **kwargs: Both(request.param, *args, **kwargs)
 
 
 @pytest.fixture(scope="module")

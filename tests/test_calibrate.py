@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,46 +13,34 @@ import pytest
 from click.testing import CliRunner
 
 from classifier.bundle import read_bundle, write_bundle
-from classifier.calibration import IDENTITY, METHODS, Calibration, log_odds
+from classifier.calibration import IDENTITY
 from classifier.drift import reference_distributions, shifts
 from classifier.engine import Engine
 from classifier.errors import BundleCorrupt, BundleError, InputError, SettingsError
 from classifier.inputs import INPUT_VERSION
-from classifier.metrics import ranked_probability_scores
 from classifier.policy import ALWAYS_FRONTIER, Policy, choose_many
 from classifier.texts import encodable
 from classifier.types import Request, Tier
-from tests.calibration_support import NAMES, population, write_rows
+from tests.calibration_support import ALPHAS, NAMES, population, write_rows
 from tests.tiny import WORDS, tiny_bundle
 from training.audit_set import read_rows
 from training.calibrate import CARD_END, CARD_START, calibrate, with_policies
 from training.calibrate_command import command
-from training.calibration_fit import compare, fit_map
 from training.calibration_plot import plot
 from training.calibration_report import (
-    constant_cost,
-    curves,
     measure_policy,
-    open_band,
-    random_risk,
     reliability,
     under,
 )
 from training.calibration_set import (
     TRAINING_ROWS,
-    CalibrationSet,
-    OpenRows,
     pack_rows,
     rows_among,
 )
 from training.calibration_text import as_text
 from training.corpus import read_corpus, write_corpus
-from training.policy_fit import Targets, fit_policies, thresholds_of
 from training.predictions import read_predictions, write_predictions
-from training.risk_control import fit_threshold, fit_top_tier
-from training.step_losses import routing_losses, soft
-
-ALPHAS = {"economy": 0.2, "balanced": 0.1, "quality": 0.05}
+from training.step_losses import soft
 
 
 @pytest.fixture(scope="module")
@@ -225,97 +212,6 @@ def test_a_bundle_of_an_earlier_input_version_is_brought_up_to_date(rows_path: P
     assert engine.bundle.manifest["files"]["model.onnx"] == manifest["files"]["model.onnx"]
 
 
-# --- the map
-
-
-def test_every_method_mends_an_overconfident_model():
-    """On over-confident logits each fitted map beats the identity on other rows of the population."""
-    fit, held = population(2000, 1, sharpness=2.5), population(2000, 2, sharpness=2.5)
-    labels = held.labels.argmax(axis=1)
-    scores = {
-        method: ranked_probability_scores(fit_map(method, fit.logits, fit.labels).apply(held.logits), labels).mean()
-        for method in METHODS
-    }
-    assert min(scores, key=scores.get) != "identity"
-    assert all(score < scores["identity"] for method, score in scores.items() if method != "identity")
-    assert fit_map("temperature", fit.logits, fit.labels).parameters["temperature"] == pytest.approx(2.5, rel=0.1)
-
-
-def test_a_calibrated_model_is_left_alone_or_nearly():
-    """Where the logits are right already, the chosen map gains or loses next to nothing."""
-    rows = population(2000, 3)
-    found = compare(rows.logits, rows.labels, sources=rows.sources, groups=rows.groups)
-    assert found.scores[found.calibration.method] == pytest.approx(found.scores["identity"], rel=0.01)
-
-
-def test_methods_are_compared_on_sources_that_they_have_not_seen():
-    """What can only be known of a source by having seen it does not count for a method."""
-    rng, source = np.random.default_rng(4), np.repeat(np.arange(5), 200)
-    # Every source has one score and a rate of its own: seen, the rate is known; unseen, it can only be guessed.
-    logits = np.zeros((1000, 4), np.float32)
-    logits[:, 0] = source
-    labels = np.eye(4)[(rng.random(1000) > np.array([0.1, 0.1, 0.9, 0.9, 0.9])[source]) * (1 + np.arange(1000) % 3)]
-    ids, names = np.arange(1000).astype(str), source.astype(str)
-    across = compare(logits, labels, sources=names, groups=ids).scores["cumulative_isotonic"]
-    within = compare(logits, labels, sources=np.full(1000, "all"), groups=ids).scores["cumulative_isotonic"]
-    assert across > 1.2 * within
-
-
-def test_a_few_hundred_rows_fit_no_steps():
-    """Of fewer than a thousand rows an isotonic map follows the noise: it is left out, and the reason is said."""
-    few, enough = population(999, 8), population(1000, 8)
-    found = compare(few.logits, few.labels, sources=few.sources, groups=few.groups)
-    assert set(found.scores) == {*METHODS} - {"cumulative_isotonic"}
-    assert found.skipped == {"cumulative_isotonic": "999 rows are too few for its steps; it takes 1000"}
-    assert set(compare(enough.logits, enough.labels, sources=enough.sources, groups=enough.groups).scores) == {*METHODS}
-
-
-def test_soft_labels_fit_as_their_draws_do():
-    """A map fitted on label distributions is close to one fitted on draws from them."""
-    rows = population(4000, 5, sharpness=2.0)
-    p = np.exp(rows.logits / 2.0, dtype=np.float64)
-    soft = p / p.sum(axis=1, keepdims=True)
-    for method in ("temperature", "cumulative_platt"):
-        np.testing.assert_allclose(
-            fit_map(method, rows.logits, soft).apply(rows.logits[:50]),
-            fit_map(method, rows.logits, rows.labels).apply(rows.logits[:50]),
-            atol=0.1,
-        )
-
-
-def test_an_absent_class_leaves_boundary_methods_out():
-    """Without a frontier row the methods that fit each boundary are skipped, and the reason is said."""
-    rows = population(1200, 6)
-    labels = np.eye(4)[np.minimum(rows.labels.argmax(axis=1), 2)]
-    found = compare(rows.logits, labels, sources=rows.sources, groups=rows.groups)
-    assert set(found.skipped) == {"cumulative_platt", "cumulative_isotonic"}
-    assert "at or below complex" in found.skipped["cumulative_platt"]
-
-
-def test_all_equal_logits_give_the_base_rates():
-    """A model that says nothing is calibrated to the shares of the labels."""
-    labels = population(1000, 7).labels
-    flat = np.zeros((1000, 4), np.float32)
-    for method in ("vector", "cumulative_platt", "cumulative_isotonic"):
-        np.testing.assert_allclose(fit_map(method, flat, labels).apply(flat[0]), labels.mean(axis=0), atol=0.02)
-
-
-def test_too_few_rows_keep_the_bundles_map(tiny_bundle_path: Path, tmp_path: Path):
-    """Below 200 rows only thresholds are fitted, on all rows, and the report says so."""
-    path = write_rows(tmp_path / "few.jsonl", 120)
-    report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies=ALPHAS)
-    assert report["rows"]["thresholds"] == 120
-    assert "it takes 200" in report["notes"][0]
-    assert read_bundle(tmp_path / "out").calibration == IDENTITY
-
-
-def test_two_hundred_rows_are_enough(tiny_bundle_path: Path, tmp_path: Path):
-    """From 200 labels upward probabilities and thresholds are both fitted."""
-    path = write_rows(tmp_path / "enough.jsonl", 202)
-    report = calibrate(tiny_bundle_path, [path], tmp_path / "out", policies=ALPHAS)
-    assert report["rows"]["map"] == report["rows"]["thresholds"] == 101
-
-
 def test_the_map_may_come_from_predictions_across_sources(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
     """With a file of out-of-source predictions for the map, every row of --data goes to the thresholds."""
     rows = population(1000, 8, sharpness=2.0)
@@ -324,109 +220,6 @@ def test_the_map_may_come_from_predictions_across_sources(tiny_bundle_path: Path
         tiny_bundle_path, [rows_path], tmp_path / "out", policies=ALPHAS, fit_paths=[tmp_path / "cv.npz"]
     )
     assert (report["rows"]["map"], report["rows"]["thresholds"]) == (1000, 1200)
-
-
-# --- the policies
-
-
-def fitted(rows: CalibrationSet, calibration: Calibration = IDENTITY, **targets: Any):
-    notes: list[str] = []
-    policies, details = fit_policies(calibration, rows, Targets(**({"alphas": ALPHAS} | targets)), notes=notes)
-    return {p.name: p for p in policies}, details, notes
-
-
-def test_a_smaller_alpha_has_a_larger_threshold_and_dearer_shares():
-    """economy, balanced and quality differ as their promises do."""
-    policies, _, _ = fitted(population(2000, 9))
-    thresholds = [policies[name].threshold for name in ("economy", "balanced", "quality")]
-    assert thresholds == sorted(thresholds)
-    cheap = [sum(policies[name].tier_shares[:2]) for name in ("economy", "balanced", "quality")]
-    assert cheap == sorted(cheap, reverse=True)
-
-
-def test_confidence_names_its_method():
-    """With delta the bound is exact; with severity as well it is Hoeffding-Bentkus, and the weights are kept."""
-    rows = population(2000, 10)
-    exact, weighted = (
-        fitted(rows, delta=0.05, **more)[0]["balanced"].guarantee for more in ({}, {"severity": (0.5, 1.0, 1.0)})
-    )
-    assert (exact.method, exact.delta, exact.severity) == ("CLOPPER_PEARSON", 0.05, ())
-    assert (weighted.method, weighted.severity) == ("HOEFFDING_BENTKUS", (0.5, 1.0, 1.0))
-    assert exact.bound <= 0.1
-
-
-def test_exploration_has_room_in_the_promise():
-    """Thresholds for epsilon are those of alpha - epsilon, and the bound adds epsilon back."""
-    rows = population(2000, 11)
-    explored = fitted(rows, epsilon=0.02)[0]["balanced"]
-    losses = routing_losses(IDENTITY.apply(rows.logits), rows.labels)
-    assert explored.threshold == fit_threshold(losses, 0.1 - 0.02).threshold
-    assert explored.epsilon == 0.02
-    assert 0.09 < explored.guarantee.bound <= 0.1
-
-
-def with_groups(n: int) -> CalibrationSet:
-    """Half of the rows on one script, a few on another, one on a third."""
-    rows = population(n, 12)
-    scripts = np.array(["latin"] * (n - 31) + ["cyrillic"] * 30 + ["thai"])
-    rows.facets["script"] = scripts
-    return rows
-
-
-def test_further_rows_make_a_threshold_stricter_and_never_milder():
-    """With further rows of a harder kind the threshold keeps the target on them too; easier ones change nothing."""
-    rows, targets = population(2000, 5), Targets({"balanced": 0.1})
-    alone = fit_policies(IDENTITY, rows, targets)[0][0]
-    harder, easier = population(2000, 6, sharpness=3.0), population(2000, 7, sharpness=0.4)
-    notes: list[str] = []
-    strict = fit_policies(IDENTITY, rows, targets, also=harder, notes=notes)[0][0]
-    assert strict.threshold > alone.threshold
-    assert strict.guarantee.bound < alone.guarantee.bound <= 0.1
-    chosen = choose_many(IDENTITY.apply(harder.logits), np.full(len(harder), strict.threshold), 0.0)
-    assert (chosen < harder.labels.argmax(1)).mean() <= 0.1
-    assert "further rows" in notes[0]
-    assert fit_policies(IDENTITY, rows, targets, also=easier)[0][0] == alone
-
-
-def test_groups_have_thresholds_of_their_own():
-    """Each group with enough rows keeps the promise; a group with too few goes to frontier and says what it takes."""
-    rows = with_groups(1000)
-    policies, details, notes = fitted(rows, group_by="script")
-    policy = policies["balanced"]
-    assert policy.group_thresholds["thai"] == ALWAYS_FRONTIER
-    assert details["balanced"]["thai"]["rows_needed"] == 9
-    assert any("for thai is infeasible on 1 rows" in note and "about 9 rows" in note for note in notes)
-    assert policy.guarantee.feasible
-    latin = rows.take(rows.facets["script"] == "latin")
-    own = fit_threshold(routing_losses(IDENTITY.apply(latin.logits), latin.labels), 0.1).threshold
-    assert policy.group_thresholds["latin"] == own
-
-
-def test_an_unseen_group_gets_the_strictest_threshold():
-    """The fallback is no laxer than any feasible group's threshold."""
-    policy = fitted(with_groups(1000), group_by="script")[0]["balanced"]
-    feasible = [t for t in policy.group_thresholds.values() if t <= 1]
-    assert policy.threshold >= max(feasible)
-    assert policy.threshold <= 1
-
-
-def test_an_unseen_group_gets_no_milder_threshold_where_more_is_promised():
-    """A rare group may be infeasible under the stricter policy alone; what it took before still counts there."""
-    for seed in range(30):
-        rows = population(400, seed)
-        rare = np.where(np.random.default_rng(seed).random(400) < 0.03, "rare", "usual")
-        rows = replace(rows, facets={**rows.facets, "tenant": rare})
-        fitted, _ = fit_policies(IDENTITY, rows, Targets({"q": 0.05, "e": 0.2, "b": 0.1}, group_by="tenant"))
-        thresholds = {policy.name: policy.threshold for policy in fitted}
-        assert list(thresholds) == ["q", "e", "b"]
-        assert thresholds["e"] <= thresholds["b"] <= thresholds["q"]
-
-
-def test_the_bound_is_of_the_groups_that_are_promised_something():
-    """A group without a promise does not spoil the bound: where a policy is feasible it is at most alpha."""
-    guarantee = fitted(with_groups(1000), group_by="script")[0]["balanced"].guarantee
-    assert guarantee.feasible
-    assert guarantee.empirical_risk <= guarantee.bound <= 0.1
 
 
 def test_groups_may_come_from_a_gateways_label(tiny_bundle_path: Path, tmp_path: Path):
@@ -443,15 +236,6 @@ def test_groups_may_come_from_a_gateways_label(tiny_bundle_path: Path, tmp_path:
         assert (decision.guaranteed, decision.threshold == thresholds.get(tenant)) == (guaranteed, guaranteed)
 
 
-def test_thresholds_go_to_their_groups():
-    """Offline, each row gets the threshold of its group."""
-    rows = with_groups(1000)
-    policy = fitted(rows, group_by="script")[0]["balanced"]
-    found = thresholds_of(policy, rows)
-    assert found[0] == policy.group_thresholds["latin"]
-    assert found[-1] == ALWAYS_FRONTIER
-
-
 def test_served_groups_follow_the_script(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
     """A policy by script answers Latin and Cyrillic requests with their own thresholds, others unguaranteed."""
     calibrate(tiny_bundle_path, [rows_path], tmp_path / "out", policies=ALPHAS, group_by="script")
@@ -462,73 +246,6 @@ def test_served_groups_follow_the_script(tiny_bundle_path: Path, rows_path: Path
         decision = engine.classify(Request.from_text(text))
         assert decision.threshold == thresholds[engine.prepare(Request.from_text(text)).input.script]
     assert not engine.classify(Request.from_text("翻訳してください")).guaranteed
-
-
-def test_the_top_tier_threshold_is_served():
-    """Given enough frontier rows that are told apart, the second threshold keeps the share of missed frontier rows."""
-    rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.03))
-    policy = fitted(rows, top_tier_miss=0.4)[0]["economy"]
-    guarantee = policy.top_tier_guarantee
-    assert guarantee is not None
-    assert guarantee.feasible
-    assert policy.top_tier_threshold > 0
-    rest = rows.take(rows.halves(0)[1])
-    chosen = choose_many(IDENTITY.apply(rest.logits), policy.threshold, policy.top_tier_threshold)
-    assert (chosen[rest.labels[:, 3] == 1] < 3).mean() <= guarantee.bound <= 0.4
-
-
-@pytest.mark.parametrize("delta", [0.0, 0.05], ids=["on the expectation", "with confidence"])
-def test_other_rows_say_whether_a_top_tier_costs_too_much(delta: float):
-    """On the expectation the top tier's threshold is of the rows that were not asked whether it costs too much; with
-    confidence it is of all.
-    """
-    rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.05))
-    part = rows if delta else rows.take(rows.halves(0)[1])
-    expected = fit_top_tier(IDENTITY.apply(part.logits), part.labels, 0.5, delta=delta)
-    policy = fitted(rows, top_tier_miss=0.5, delta=delta)[0]["economy"]
-    assert (policy.top_tier_threshold, policy.top_tier_guarantee.n) == (expected.threshold, expected.n)
-
-
-def test_few_frontier_rows_make_the_top_tier_infeasible():
-    """Below 60 frontier rows there is no top-tier threshold, and the number is named."""
-    policies, _, notes = fitted(population(300, 14, prior=(1, 1, 1, 0.05)), top_tier_miss=0.3)
-    assert policies["balanced"].top_tier_threshold == 0
-    assert not policies["balanced"].top_tier_guarantee.feasible
-    assert any("it takes 60" in note for note in notes)
-
-
-@pytest.mark.parametrize(
-    ("one_group", "miss", "says"),
-    [(True, 0.4, "all rows are of one group"), (False, 0.005, "frontier rows are in one of two halves, it takes 199")],
-    ids=["one group", "a miss too rare"],
-)
-def test_what_a_top_tier_lacks_is_named(one_group: bool, miss: float, says: str):
-    """Rows that cannot be halved, and halves with too few frontier rows for the target, are no question of its cost."""
-    rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.03))
-    rows = replace(rows, groups=np.full(len(rows), "one")) if one_group else rows
-    policies, _, notes = fitted(rows, top_tier_miss=miss)
-    assert policies["balanced"].top_tier_threshold == 0
-    assert [note for note in notes if says in note]
-    assert not [note for note in notes if "in practice" in note]
-
-
-def test_further_rows_lower_the_top_tiers_threshold_too():
-    """Where the top tier of further rows is told less surely, they are missed no more often than was asked."""
-    rows, further = (population(3000, seed, prior=(0.5, 0.3, 0.1, 0.03)) for seed in (13, 14))
-    further = replace(further, logits=further.logits * np.float32(0.5))
-    alone = fitted(rows, top_tier_miss=0.6)[0]["economy"]
-    (policy, *_), _ = fit_policies(IDENTITY, rows, Targets(ALPHAS, top_tier_miss=0.6), also=further)
-    assert 0 < policy.top_tier_threshold < alone.top_tier_threshold
-    assert policy.top_tier_guarantee.empirical_risk < alone.top_tier_guarantee.empirical_risk
-    top = IDENTITY.apply(further.logits)[further.labels[:, 3] == 1, 3]
-    assert (top < policy.top_tier_threshold).mean() <= 0.6
-
-
-def test_a_top_tier_that_takes_too_much_traffic_is_infeasible_in_practice():
-    """A top-tier threshold that would send more than 15 % of traffic there is not served, and the trade is shown."""
-    policies, _, notes = fitted(population(3000, 15), top_tier_miss=0.05)
-    assert policies["balanced"].top_tier_threshold == 0
-    assert any("infeasible in practice" in note and "0.5 costs" in note for note in notes)
 
 
 def test_a_prior_shift_is_an_estimate_and_says_so(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
@@ -627,16 +344,6 @@ def test_an_escalation_with_both_ends_is_closed(tiny_engine: Engine, tmp_path: P
         assert found.open_rows.at_most.tolist() == [3, 1]
 
 
-def test_open_rows_get_their_groups_threshold():
-    """The band of the open rows is that of what is served: each has the threshold of its own group."""
-    logits = np.log(np.float32([[0.7, 0.2, 0.05, 0.05]] * 2))
-    known = {"script": np.array(["latin", "thai"])}
-    rows = OpenRows(logits, np.array([1, 1]), np.array([3, 3]), known)
-    policy = Policy("p", 0.99, group_by="script", group_thresholds={"latin": 0.5, "thai": 0.8})
-    band = open_band(policy, rows, IDENTITY.apply(logits), 0.0, 2)
-    assert band == {"n": 2, "risk_at_best": 0.25, "risk_at_worst": 0.5}
-
-
 def test_outcome_rates_are_soft_labels(tiny_engine: Engine, tmp_path: Path):
     """Success rates by tier become the distribution of the first tier that satisfies."""
     row = {"prompt": "hi", "success_by_tier": {"simple": 0.5, "standard": 0.75, "complex": 0.75, "frontier": 1.0}}
@@ -685,70 +392,6 @@ def test_training_rows_are_refused(rows_path: Path, tmp_path: Path):
     bundle = tiny_bundle(tmp_path / "trained", manifest={TRAINING_ROWS: pack_rows(hashes[5:12])})
     with pytest.raises(InputError, match="7 of 1200 rows were in the bundle's training set"):
         calibrate(bundle.path, [rows_path], tmp_path / "out", policies=ALPHAS)
-
-
-def test_logits_that_are_not_finite_are_refused():
-    """A model that answered NaN cannot be calibrated; the number of such rows is named."""
-    rows = population(10, 16)
-    with pytest.raises(InputError, match="2 of 10 rows"):
-        CalibrationSet(
-            np.where(np.arange(10)[:, None] < 2, np.nan, rows.logits),
-            rows.labels,
-            "RUBRIC",
-            rows.ids,
-            rows.groups,
-            rows.facets,
-        )
-
-
-def test_all_equal_scores_are_infeasible_and_say_why():
-    """Where the model says nothing and too many labels are high, the policy is always frontier, with a note."""
-    rows = population(400, 17)
-    flat = CalibrationSet(
-        np.zeros((400, 4), np.float32), np.eye(4)[np.repeat([0, 3], 200)], "RUBRIC", rows.ids, rows.groups, rows.facets
-    )
-    policies, _, notes = fitted(flat)
-    assert {p.threshold for p in policies.values()} == {ALWAYS_FRONTIER}
-    assert not any(p.guarantee.feasible for p in policies.values())
-    assert all("more rows alone would not help" in note for note in notes)
-    assert {p.tier_shares for p in policies.values()} == {(0.0, 0.0, 0.0, 1.0)}
-
-
-def test_too_few_rows_are_infeasible_with_the_number_that_it_takes():
-    """Ten rows cannot promise 5 %; the note says that 19 could, and economy at 20 % is feasible."""
-    policies, _, notes = fitted(population(10, 18, prior=(8, 0.05, 0.05, 0.05)))
-    assert not policies["quality"].guarantee.feasible
-    assert any("quality (0.05) is infeasible on 10 rows" in note and "about 19 rows" in note for note in notes)
-    assert policies["economy"].guarantee.feasible
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        ({"alphas": {}}, "no policy"),
-        ({"alphas": {"a": 1.5}}, "no share"),
-        ({"alphas": {"a": 0.1}, "epsilon": 0.1}, "leaves nothing"),
-        ({"alphas": {"a": 0.1}, "top_tier_miss": 0.05, "epsilon": 0.06}, "leaves nothing"),
-        ({"alphas": {"a": 0.1}, "exempt_labels": ("=eu",)}, "names no label"),
-        ({"alphas": {"a": 0.1}, "group_by": "language"}, "not known of a request"),
-        ({"alphas": {"a": 0.1}, "delta": 1.5}, "delta: 1.5"),
-        ({"alphas": {"a": 0.1}, "delta": math.nan}, "delta: nan"),
-        ({"alphas": {"a": 0.1}, "epsilon": -0.05}, "epsilon: -0.05"),
-        ({"alphas": {"a": 0.1}, "epsilon": math.nan}, "epsilon: nan"),
-        ({"alphas": {"a": 0.1}, "severity": (1.0, 0.5, 1.0)}, "severity: 1, 0.5, 1"),
-        ({"alphas": {"a": 0.1}, "severity": (math.nan, 1.0, 1.0)}, "severity: nan"),
-    ],
-)
-def test_targets_that_contradict_one_another_are_refused(targets: dict, message: str):
-    """Promises that cannot be, and groups that are not known when a request is served, are clear errors."""
-    with pytest.raises(SettingsError, match=message):
-        Targets(**targets)
-
-
-def test_a_label_that_no_row_carries_cannot_group():
-    """Grouping by a label that the rows do not have is a clear error."""
-    with pytest.raises(InputError, match="no row carries it"):
-        fitted(population(100, 19), group_by="tenant")
 
 
 def test_traffic_without_a_request_is_refused(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
@@ -818,24 +461,6 @@ def test_arrays_that_are_no_facts_of_rows_are_not_read(tmp_path: Path):
     np.savez(tmp_path / "p.npz", **(known | {"tenants": rows.sources[:, None]}))
     with pytest.raises(InputError, match="tenant"):
         read_predictions(tmp_path / "p.npz")
-
-
-# --- the baselines that a router is compared with
-
-
-def test_a_random_router_of_equal_shares_is_no_cheaper_for_its_risk():
-    """The random router's risk is what its shares and the labels give when drawn independently."""
-    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]].mean(axis=0)
-    assert random_risk([1, 0, 0, 0], labels) == pytest.approx(4 / 6)
-    assert random_risk([0.5, 0, 0, 0.5], labels) == pytest.approx(2 / 6)
-
-
-def test_the_best_constant_router_mixes_two_tiers():
-    """At a risk between two constant tiers the cheapest mixture of any two is taken."""
-    labels = np.eye(4)[[0, 0, 1, 1, 2, 3]].mean(axis=0)
-    assert constant_cost(4 / 6, labels, (1, 2, 3, 100)) == pytest.approx(1)
-    assert constant_cost(0.0, labels, (1, 2, 3, 100)) == 100
-    assert constant_cost(0.5, labels, (1, 2, 3, 100)) == pytest.approx(1.5)
 
 
 # --- the command
@@ -908,24 +533,6 @@ def test_risk_by_source_has_an_interval(recalibrated: tuple):
 
 
 @pytest.mark.parametrize(
-    ("asked", "method", "loss"),
-    [
-        ({}, "CONFORMAL_RISK_CONTROL", "risk"),
-        ({"delta": 0.05}, "CLOPPER_PEARSON", "risk"),
-        ({"delta": 0.05, "severity": (0.5, 1.0, 1.0)}, "HOEFFDING_BENTKUS", "weighted loss"),
-    ],
-)
-def test_curves_are_of_the_method_that_was_asked_for(asked: dict, method: str, loss: str):
-    """The bound that is drawn against λ is the one that thresholds are fitted by: it meets α where λ is."""
-    rows, targets = population(800, 23), Targets({"balanced": 0.1}, **asked)
-    policy = fit_policies(IDENTITY, rows, targets)[0][0]
-    found = curves(rows, IDENTITY.apply(rows.logits), (1, 2, 3, 4), targets)
-    assert (found["method"], found["loss"]) == (method, loss)
-    bounds = {p["threshold"]: p["bound"] for p in found["risk_by_threshold"]}
-    assert all((bound <= 0.1) == (threshold >= policy.threshold) for threshold, bound in bounds.items())
-
-
-@pytest.mark.parametrize(
     "option",
     [
         ("--policy", "balanced"),
@@ -961,14 +568,6 @@ def test_floors_still_hold_on_a_recalibrated_bundle(recalibrated: tuple):
     lowered = engine.classify(Request.from_text(" ".join(WORDS["frontier"]), ceiling=Tier.SIMPLE))
     assert (raised.tier, raised.guaranteed) == (Tier.COMPLEX, True)
     assert (lowered.tier, lowered.guaranteed) == (Tier.SIMPLE, False)
-
-
-def test_a_threshold_that_nothing_reaches_is_called_always_frontier():
-    """To the digits shown it would be 1, which some requests do reach."""
-    notes: list[str] = []
-    rows = population(400, 3)
-    fit_policies(IDENTITY, rows, Targets({"balanced": 0.1}), also=rows.take(np.arange(5)), notes=notes)
-    assert [note for note in notes if "alone the threshold would be always frontier" in note]
 
 
 @pytest.mark.parametrize(
@@ -1024,19 +623,3 @@ def test_a_new_map_brings_the_scores_that_drift_is_measured_against(tmp_path: Pa
     assert largest(read_bundle(tmp_path / "bundle").reference) > 0.25
     assert largest(new.bundle.reference) < 0.01
     assert new.bundle.reference["signals"] == read_bundle(tmp_path / "bundle").reference["signals"]
-
-
-@pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])
-def test_a_platt_map_is_the_logistic_regression_of_its_boundaries(sharpness: float):
-    """Slopes and intercepts are scikit-learn's, in whose words a soft label is two hard ones with weights."""
-    from sklearn.linear_model import LogisticRegression
-
-    rows = population(300, 3, sharpness=sharpness)
-    labels = 0.8 * rows.labels + 0.05
-    found = fit_map("cumulative_platt", rows.logits, labels).parameters
-    for t, odds in enumerate(log_odds(rows.logits).T):
-        below = labels[:, : t + 1].sum(axis=1)
-        x, y = np.concatenate([odds, odds])[:, None], np.repeat([1, 0], len(below))
-        model = LogisticRegression(C=100.0, tol=1e-8).fit(x, y, sample_weight=np.concatenate([below, 1 - below]))
-        assert found["slope"][t] == pytest.approx(model.coef_[0, 0], abs=1e-3)
-        assert found["intercept"][t] == pytest.approx(model.intercept_[0], abs=1e-3)

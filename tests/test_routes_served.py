@@ -22,7 +22,6 @@ from classifier.types import Decision, Reason
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
 from tests.serving_support import server_process, until
-from tests.test_client import client_of, nowhere  # noqa: F401 - fixtures
 from tests.test_routing import MIXED, bounds, table_of, tables
 
 SECRET = {"data": "restricted"}
@@ -183,7 +182,7 @@ def test_serve_refuses_a_bad_table(tmp_path):
     assert any("routes.simple[0]: model: expected a name" in line for line in server.lines), server.lines
 
 
-def test_falling_back_a_restricted_request_stays_on_premises(client_of, nowhere, table_file):  # noqa: F811
+def test_falling_back_a_restricted_request_stays_on_premises(client_of, nowhere, table_file):
     """Without a server the client's own table routes: on premises where the request is restricted."""
 
     def use(client, call):
@@ -201,7 +200,7 @@ def test_falling_back_a_restricted_request_stays_on_premises(client_of, nowhere,
 
 @pytest.mark.parametrize("routes", [CLOUD, None], ids=["cloud-only", "no-table"])
 @pytest.mark.failure("no route", "Python client")
-def test_falling_back_a_restricted_request_raises_rather_than_leave_the_premises(client_of, nowhere, routes):  # noqa: F811
+def test_falling_back_a_restricted_request_raises_rather_than_leave_the_premises(client_of, nowhere, routes):
     """Where the client knows no route on premises, a restricted request raises in every call; others fall back."""
 
     def use(client, call):
@@ -216,7 +215,7 @@ def test_falling_back_a_restricted_request_raises_rather_than_leave_the_premises
     client_of(nowhere, fallback_tier=Tier.COMPLEX, routes=routes).run(use)
 
 
-def test_a_client_with_a_table_routes_the_answers_of_a_server_without_one(client_of):  # noqa: F811
+def test_a_client_with_a_table_routes_the_answers_of_a_server_without_one(client_of):
     """The client's table is enough; a restricted request is checked by it even where the server named a route."""
     with fake_server(tier_of=by_word) as at:
 
