@@ -304,6 +304,17 @@ def test_what_is_wrong_with_an_item_is_told_where_there_is_no_fallback(client_of
     client_of(address).run(use)
 
 
+def test_one_text_is_not_taken_for_many(client_of, address):
+    """A text where many conversations are wanted is a mistake of the caller's, fallback or not: it is not split up."""
+
+    def use(client, call):
+        for method in ("classify_batch", "classify_stream"):
+            with pytest.raises(TypeError, match="conversations is one text; give a list"):
+                call(method, "hi")
+
+    client_of(address, fallback_tier=Tier.STANDARD).run(use)
+
+
 def test_the_items_of_a_batch_that_failed_count(client_of, nowhere):
     """Coverage is right without a fallback tier, too."""
 
