@@ -33,18 +33,24 @@ def check_target(target: str, name: str = "target") -> None:
         )
 
 
-def check_address(address: str, name: str = "listen") -> None:
-    """Raises SettingsError, which names the setting, where the address is neither `HOST:PORT` nor `unix:/PATH`."""
+def check_address(address: str, name: str = "listen", *, unix: bool = True) -> None:
+    """Raises SettingsError, which names the setting, where the address is neither `HOST:PORT` nor `unix:/PATH`.
+
+    Not `unix` it has to be the former.
+    """
     check_target(address, name)
-    if is_unix(address):
+    if unix and is_unix(address):
         if len(address) <= len("unix:"):
             raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")
         if re.search("[%?#]", address):  # the server binds another path than a client asks, or than was looked at
             raise SettingsError(f"{name}: {address}: gRPC reads %, ? and # as a URL's; choose a path without them")
         return
     host, _, port = address.rpartition(":")
+    if ":" in host and not host.startswith("["):
+        raise SettingsError(f"{name}: {address}: an IPv6 address stands in brackets, as in [::1]:50051")
     if not _is_host(host) or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise SettingsError(f"{name}: expected HOST:PORT with a port from 0 to 65535, or unix:/PATH; found {address!r}")
+        other = ", or unix:/PATH" if unix else ""
+        raise SettingsError(f"{name}: expected HOST:PORT with a port from 0 to 65535{other}; found {address!r}")
 
 
 def _is_host(host: str) -> bool:

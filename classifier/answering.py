@@ -24,6 +24,7 @@ from classifier.errors import (
     ServerUnreachable,
     SettingsError,
     StoreUnavailable,
+    Unauthenticated,
 )
 from classifier.labelled import LABEL_VERSION
 from classifier.labelling import Answerer, EngineAnswerer
@@ -196,11 +197,18 @@ _PASSING = (Overloaded, ServerUnreachable, DeadlinePassed, StoreUnavailable)
 
 
 def _patiently(ask: Callable[[], T]) -> T:
-    """What `ask` returns; asked again while the server is busy or away, for `PATIENCE_SECONDS`."""
+    """What `ask` returns; asked again while the server is busy or away, for `PATIENCE_SECONDS`.
+
+    Raises:
+        ServerUnreachable: it stayed so.
+        Unauthenticated: it wants a token, or another one.
+    """
     end, pause = time.monotonic() + PATIENCE_SECONDS, _FIRST_PAUSE_SECONDS
     while True:
         try:
             return ask()
+        except Unauthenticated as error:
+            raise Unauthenticated(f"{error}; this command has the token of CLASSIFIER_TOKEN") from error
         except _PASSING as error:
             if time.monotonic() + pause > end:
                 raise ServerUnreachable(

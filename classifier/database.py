@@ -225,7 +225,7 @@ class Database:
             codes = (getattr(origin, name, None) for name in ("sqlite_errorname", "sqlstate", "strerror"))
             code = next(filter(None, codes), "")
             # psycopg gives no code where no connection came up, and its text is not to be shown.
-            then = "is it there, and are user, password and database right?"
+            then = "see that it is there, and that user, password and database are right"
             if code:
                 told = (advice for start, advice in _ADVICE.items() if code.startswith(start))
                 then = next(told, "retry later, and check its address and the rights")

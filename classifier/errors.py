@@ -201,6 +201,12 @@ class MissingExtra(ClassifierError):
     reason = "MISSING_EXTRA"
 
 
+def absent_client(error: Exception) -> str:
+    """What fsspec says of a URL that it cannot use, with the extra where one brings what is missing."""
+    extra = "; pip install 'request-complexity-classifier[s3]'" if "s3fs" in str(error) else ""
+    return f"cannot be used ({error}){extra}"
+
+
 class GateNotMet(ClassifierError):
     """The command ran well and its result does not meet the gate."""
 

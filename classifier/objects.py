@@ -25,7 +25,7 @@ import fsspec
 
 from classifier.checksums import sha256, verify
 from classifier.durable import copy_durably, create_file
-from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError
+from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError, absent_client
 from classifier.texts import parsed
 
 EXCLUSIVE = ("file", "memory", "s3")
@@ -53,11 +53,8 @@ class Objects:
         self.url = url
         try:
             self._fs, root = opened(url)
-        except ImportError as error:  # fsspec says which package the store wants
-            extra = "; pip install 'request-complexity-classifier[s3]'" if "s3fs" in str(error) else ""
-            raise SettingsError(f"registry: {url} cannot be used ({error}){extra}") from error
-        except (ValueError, TypeError) as error:
-            raise SettingsError(f"registry: {url} cannot be used ({error})") from error
+        except (ImportError, ValueError, TypeError) as error:
+            raise SettingsError(f"registry: {url} {absent_client(error)}") from error
         except OSError as error:  # some stores are connected to at once
             raise _failed(url, error) from error
         protocols = protocols_of(self._fs)

@@ -34,8 +34,8 @@ def read_pem(
             what = f"{authority} holds no certificate of an authority in PEM"
             trial.load_verify_locations(authority)
     except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        raise SettingsError(f"tls: {what} ({reason.lower()})") from None
+        reason = getattr(error, "reason", None)  # none where there is nothing in PEM at all
+        raise SettingsError(f"tls: {what}" + (f" ({reason.lower()})" if reason else "")) from None
     except OSError as error:
         raise SettingsError(f"tls: {error.filename} cannot be read ({error.strerror})") from None
     return held[0], held[1], held[2]

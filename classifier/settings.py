@@ -159,9 +159,7 @@ class ServerSettings:
             if self.listen.count(address) > 1 and not address.endswith(":0"):
                 raise SettingsError(f"listen: {address} is given twice; give each address once")
         if self.metrics_listen:
-            check_address(self.metrics_listen, "metrics_listen")
-        if is_unix(self.metrics_listen):
-            raise SettingsError(f"metrics_listen: expected HOST:PORT, found {self.metrics_listen!r}")
+            check_address(self.metrics_listen, "metrics_listen", unix=False)
         if self.workers > 1 and any(is_unix(address) for address in self.listen):
             raise SettingsError("workers above 1 share a TCP port; a unix: address cannot be shared, drop one of them")
         exposed = [a for a in self.listen if not is_local(a)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from classifier.errors import InputError
+from classifier.errors import InputError, absent_client
 
 STDIN = "-"
 CONTAINERS = {
@@ -222,9 +222,9 @@ def _find_remote(url: str, written: str) -> list[Source]:
                 kept = _logs_among(url, {p: PurePosixPath(b).parts for p, b in zip(kept, below, strict=True)})
             listed = {p: listed[p] for p in kept}
     except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: cannot be used ({error})") from error
-    except OSError as error:
-        raise InputError(f"{url}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{url}: {absent_client(error)}") from error
+    except OSError as error:  # of HTTP it is always that there is no such file, and its cause says why
+        raise InputError(f"{url}: cannot be read ({error.strerror or error.__cause__ or error})") from error
     except Exception as error:  # every store has errors of its own
         raise InputError(f"{url}: cannot be reached ({type(error).__name__}: {str(error)[:120]})") from error
     sources = [_remote(fs, p, facts, url) for p, facts in sorted(listed.items()) if facts.get("type") != "directory"]

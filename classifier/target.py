@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.durable import explained, write_whole
-from classifier.errors import ClassifierError, InputError
+from classifier.errors import ClassifierError, InputError, absent_client
 from classifier.objects import names_in, opened, protocols_of
 from classifier.run_manifest import CLUSTER_MANIFEST, manifest_of
 
@@ -30,7 +30,7 @@ class Target:
         try:
             self._fs, self._root = opened(url)
         except (ImportError, ValueError) as error:
-            raise InputError(f"{url}: cannot be used ({error})") from error
+            raise InputError(f"{url}: {absent_client(error)}") from error
         self._local = "file" in protocols_of(self._fs)
         self.shared_url = str(self._fs.unstrip_protocol(self._root))
 

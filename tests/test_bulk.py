@@ -543,7 +543,7 @@ def test_variables_of_other_commands_contradict_nothing(log, ask, tiny_bundle_pa
         (["LOG", "-o", ""], 1, "expected a name that ends in"),
         (["LOG", "-o", "s3://x/out.parquet"], 1, "only --engine ray writes to a URL"),
         (["", "-o", "out.parquet"], 1, "an input is empty"),
-        (["LOG", "-o", "out.parquet", "--text-field", "question", "--format", "prompt"], 1, "none of the 500 rows"),
+        (["LOG", "-o", "out.parquet", "--text-field", "question", "--format", "prompt"], 1, "none of 500 rows"),
     ],
     ids=["no-input", "suffix", "no-folder", "share", "token", "ray", "no-output", "url", "empty", "nothing-fits"],
 )

@@ -10,7 +10,7 @@ from classifier import answering, readers
 from classifier.answering import EngineMaker, ServerMaker
 from classifier.bulk import label
 from classifier.bundle import MANIFEST, SHIPPED
-from classifier.errors import ClassifierError, ServerUnreachable, SettingsError
+from classifier.errors import ClassifierError, ServerUnreachable, SettingsError, Unauthenticated
 from classifier.labelled import open_labelled
 from classifier.runs import Options
 from classifier.testing import FakeEngine, fake_server
@@ -99,6 +99,16 @@ def test_a_server_that_stays_away_ends_the_run(log, tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "PATIENCE_SECONDS", 0.2)
     with pytest.raises(ServerUnreachable, match="run the same command again"):
         label([str(log)], str(tmp_path / "out.parquet"), ServerMaker(f"unix:{tmp_path}/nobody"), ONE)
+
+
+def test_a_server_that_wants_a_token_is_given_it_by_a_variable(log, tmp_path):
+    """Who labels through a server that does not know them is told where this command has its token from."""
+    (tmp_path / "tokens").write_text("alice 0123456789abcdef\n")
+    with (
+        fake_server(tokens=str(tmp_path / "tokens")) as address,
+        pytest.raises(Unauthenticated, match="this command has the token of CLASSIFIER_TOKEN"),
+    ):
+        label([str(log)], str(tmp_path / "out.parquet"), ServerMaker(address), ONE)
 
 
 def test_a_policy_that_the_server_lacks_is_refused(log, tmp_path):

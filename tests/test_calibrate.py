@@ -373,7 +373,10 @@ def test_what_no_tier_satisfied_calibrates_nothing(tiny_bundle_path: Path, tmp_p
             [{"prompt": "hi", "tier": "simple"}, {"prompt": "ho", "success_by_tier": {"simple": 1.0}}],
             "OUTCOME', 'RUBRIC",
         ),
-        ([{"prompt": "hi", "tier": "simple"}, {"prompt": "ho"}], "have no label"),
+        (
+            [{"prompt": "hi", "tier": "simple"}, {"prompt": "ho"}],
+            "1 of 2 rows have no label, the first of the source r .* as its `tier`",
+        ),
         ([{"prompt": "hi", "at_least": "standard"}], "no row has a closed label"),
     ],
     ids=["mixed kinds", "no label", "only open"],

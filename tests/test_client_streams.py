@@ -193,3 +193,14 @@ def test_a_server_that_answers_what_was_not_asked_is_a_failure_too(client_of):
     client_of(where, fallback_tier=Tier.COMPLEX).run(use)
     client_of(where).run(use_without)
     server.stop(None).wait()
+
+
+def test_one_text_is_not_taken_for_many(client_of, address):
+    """A text where many conversations are wanted is a mistake of the caller's, fallback or not: it is not split up."""
+
+    def use(client, call):
+        for method in ("classify_batch", "classify_stream"):
+            with pytest.raises(TypeError, match="conversations is one text; give a list"):
+                call(method, "hi")
+
+    client_of(address, fallback_tier=Tier.STANDARD).run(use)

@@ -149,9 +149,17 @@ def test_damaged_gzip_is_named(tmp_path):
             read([tmp_path / "bad.jsonl.gz"])
 
 
-@pytest.mark.parametrize(("line", "says"), [(b'{"prompt": "\xe9"}', "is not UTF-8"), (b"[" * 100_000, "line")])
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"prompt": "\xe9"}', "is not UTF-8"),
+        (b"[" * 100_000, "line"),
+        (b'{"text": "hi", "tier": "simple"}', "neither messages nor prompt is there"),
+    ],
+    ids=["not UTF-8", "nested", "no conversation"],
+)
 def test_line_that_cannot_be_read_is_named_by_its_number(tmp_path, line, says):
-    """Another encoding, and nesting without end, are told of by the line where they stand."""
+    """Another encoding, nesting without end, and a row of no conversation are told of by the line where they stand."""
     good = b'{"prompt": "hi", "tier": "simple"}\n'
     (tmp_path / "bad.jsonl").write_bytes(good * 2 + b"\n" + line + b"\n" + good)
     with pytest.raises(InputError, match=rf"bad\.jsonl:4: .*{says}"):

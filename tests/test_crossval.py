@@ -158,6 +158,8 @@ def test_a_recipe_of_ones_own_has_its_folder_among_the_runs(data: Data, tmp_path
     done = CliRunner().invoke(main, [*command, "--data", "rows.jsonl", "--folds", "2"], catch_exceptions=False)
     assert done.stdout.splitlines()[-1] == "runs/mine-probe/predictions.npz"
     assert [path.name for path in elsewhere.iterdir()] == ["mine.toml"]
+    [told] = [option.help for option in main.commands["cross-validate"].params if option.name == "out"]
+    assert "with --probe runs/RECIPE-probe" in told
 
 
 def test_a_probe_knows_nothing_of_the_rows_that_it_answers(data: Data):

@@ -201,7 +201,7 @@ def test_a_request_that_is_nested_too_deeply_is_told(tmp_path):
         (["x", "--request", "y"], "Give either TEXT or --request FILE"),
         (["--request", "/nowhere.json"], "/nowhere.json: cannot be read"),
         (["--request", "-"], "-: is not JSON"),
-        (["x", "--label", "restricted"], "label: expected KEY=VALUE, found 'restricted'"),
+        (["x", "--label", "restricted"], "label: expected NAME=VALUE, found 'restricted'"),
     ],
 )
 def test_bad_arguments_are_told(arguments, message):

@@ -597,7 +597,7 @@ def test_a_database_that_is_not_reached_says_what_to_look_at():
     pytest.importorskip("psycopg")
     with (
         contextlib.closing(Database("postgresql+psycopg://u@127.0.0.1:1/x")) as database,
-        pytest.raises(StoreUnavailable, match="is it there, and are user, password and database right"),
+        pytest.raises(StoreUnavailable, match="see that it is there, and that user, password and database are right"),
     ):
         database.check()
 

@@ -304,21 +304,29 @@ def test_predictions_that_cannot_carry_a_table_are_refused(content: dict, messag
     assert message in str(result.exception)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut off", "overwritten", "one array", "one number"])
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut off", "overwritten", "one array", "one number", "text"])
 def test_damaged_predictions_are_refused(damage: str, tmp_path: Path):
-    """A file of predictions that is no whole archive of arrays is a clear error."""
+    """A file of predictions that is no whole archive of arrays is a clear error, which advises no pickles."""
     path = tmp_path / "p.npz"
     np.savez_compressed(path, **arrays(ROWS, **({"logits": np.float32(1)} if damage == "one number" else {})))
     whole = path.read_bytes()
     if damage == "one array":
         with path.open("wb") as file:
             np.save(file, ROWS.logits)
+    elif damage == "absent":
+        path.unlink()
     elif damage != "one number":
-        kept = {"empty": b"", "cut off": whole[:1000], "overwritten": whole[:200] + b"x" * 200 + whole[400:]}
+        kept = {
+            "text": b'{"prompt": "hi"}',
+            "empty": b"",
+            "cut off": whole[:1000],
+            "overwritten": whole[:200] + b"x" * 200 + whole[400:],
+        }
         path.write_bytes(kept[damage])
     result = CliRunner().invoke(command, ["--predictions", str(path)])
     assert isinstance(result.exception, InputError)
     assert "not a usable file of predictions" in str(result.exception)
+    assert "pickle" not in str(result.exception)
 
 
 def test_a_seed_below_zero_is_a_usage_error():

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 from classifier.bundle import read_bundle, write_bundle
 from classifier.engine import Engine
-from classifier.errors import BundleError, BundleNotFound, Busy, GateNotMet, InputError
+from classifier.errors import BundleError, BundleNotFound, Busy, GateNotMet, InputError, SettingsError
 from classifier.inputs import INPUT_VERSION
 from classifier.registry import Registry
 from classifier.session import Session
@@ -365,7 +365,7 @@ def test_graph_that_cannot_be_trained_on_is_recalibrated(bare, monkeypatch):
 )  # fmt: skip
 def test_a_round_that_cannot_be_is_refused_before_it_begins(options, name, value):
     """Shares and days that are none, and a label without a value, are named; nothing is frozen."""
-    with pytest.raises(InputError, match=name.replace("_", "[_-]")):
+    with pytest.raises(SettingsError, match=name.replace("_", "[_-]")):
         replace(options, **{name: value})
 
 
@@ -450,7 +450,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused_before_anything_is_done(option
 
 def test_audit_label_must_be_a_pair(options):
     """A label that is no NAME=VALUE is refused with an example."""
-    with pytest.raises(InputError, match="sample=audit"):
+    with pytest.raises(SettingsError, match="sample=audit"):
         go(replace(options, audit_label="audit"))
 
 

@@ -8,6 +8,7 @@ import http.server
 import json
 import lzma
 import os
+import socket
 import threading
 import zipfile
 from pathlib import Path
@@ -259,3 +260,23 @@ def test_a_signed_url_is_read_as_what_its_path_names():
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_url_that_cannot_be_read_says_why():
+    """Where a server refuses, or none listens, its own reason stands beside the URL."""
+    pytest.importorskip("aiohttp")
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Cannot connect to host"):
+            find_sources([f"http://127.0.0.1:{nobody.getsockname()[1]}/a.jsonl"])
+
+
+def test_a_url_whose_client_is_not_installed_says_what_brings_it(monkeypatch):
+    """The extra for S3 is named, as where a registry is there."""
+
+    def absent(*_, **__):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    with pytest.raises(InputError, match=r"Install s3fs .*; pip install 'request-complexity-classifier\[s3\]'"):
+        find_sources(["s3://logs/a.jsonl"])

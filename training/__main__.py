@@ -74,6 +74,15 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--data", "own", type=click.Path(path_type=Path), help="Corpus instead of data/."),
         click.option("--seed", type=click.IntRange(0, MOST_SEED), help="Instead of the recipe's."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _one_run_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of what trains one student, on all sources."""
+    options = (
         click.option(
             "--teacher",
             type=click.Path(path_type=Path, exists=True),
@@ -118,6 +127,7 @@ def _say(text: object, *, err: bool = True) -> None:
 
 @main.command()
 @_run_options
+@_one_run_options
 @click.option(
     "--cross-validated",
     type=click.Path(path_type=Path, exists=True),
@@ -149,6 +159,7 @@ def build(teacher: Path | None, answers: Path | None, cross_validated: Path | No
 
 @main.command()
 @_run_options
+@_one_run_options
 def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
     r"""Trains teachers and student, and nothing more.
 
@@ -170,11 +181,13 @@ def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
 @click.option(
     "--probe", is_flag=True, help="A regression over the frozen base instead of a student: weaker, in minutes."
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Default: runs/RECIPE-folds, with --probe runs/RECIPE-probe. A stopped run goes on.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def cross_validate(
-    folds: int, probe: bool, as_json: bool, out: Path | None, teacher: Path | None, answers: Path | None,
-    **options: Any,
-) -> None:  # fmt: skip
+def cross_validate(folds: int, probe: bool, as_json: bool, out: Path | None, **options: Any) -> None:
     r"""Scores students on sources that they have not seen.
 
     Trains one for each fold of sources. What is left in OUT/predictions.npz goes to `build --cross-validated`,
@@ -187,10 +200,6 @@ def cross_validate(
     from training.model import bundle_at
     from training.train import train as trained
 
-    if teacher is not None or answers is not None:
-        raise click.UsageError(
-            "--teacher, --answers: a teacher that saw the held-out sources would leak them; leave it out"
-        )
     settings, data, folder = _prepare(out=out, **options)
     folder = out or folder.with_name(f"{folder.name}-{'probe' if probe else 'folds'}")
     if bundle_at(settings["base"]) or bundle_at(settings["student"].get("base") or ""):

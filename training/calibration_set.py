@@ -195,8 +195,8 @@ def score_rows(rows: Sequence[Row], engine: Engine, group_by: str = "") -> Calib
     if seen.any():
         raise InputError(
             f"{seen.sum()} of {len(rows)} rows were in the bundle's training set, where the model is better than it "
-            f"will be on your traffic, the first with the id {rows[int(seen.argmax())].id}; calibrate on rows that it "
-            "has not seen"
+            f"will be on your traffic, the first with the id {rows[int(seen.argmax())].id}; take rows that it has "
+            "not seen"
         )
     answers = ask(engine, [row.request for row in rows])
     logits = answers.logits
@@ -263,8 +263,10 @@ def unseen(rows: Sequence[Row], bundle: Bundle, entries: Sequence[str] = (TRAINI
 def _one_kind(rows: Sequence[Row]) -> str:
     kinds = sorted({row.label for row in rows})
     if UNLABELLED in kinds:
+        bare = [row for row in rows if row.label == UNLABELLED]
         raise InputError(
-            "some rows have no label, and thresholds are fitted on labels; leave them out or label them (docs/jury.md)"
+            f"{len(bare)} of {len(rows)} rows have no label, the first of the source {bare[0].source} with the id "
+            f"{bare[0].id}; write what is known of each as its `tier` (data/GUIDELINES.md), or leave them out"
         )
     if len(kinds) != 1 or kinds[0] not in (RUBRIC, OUTCOME):
         raise InputError(

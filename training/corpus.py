@@ -261,11 +261,13 @@ def request_of_line(data: Mapping[str, Any]) -> Request:
 
     Raises:
         InvalidRequest: the conversation is not valid.
-        ValueError: `labels` is no object.
+        ValueError: `labels` is no object, or there is no conversation.
     """
     labels = data.get("labels") or {}
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
+    if not data.get("messages") and data.get("prompt") is None:
+        raise ValueError("neither messages nor prompt is there")
     return asked(Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()}))
 
 

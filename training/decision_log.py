@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.errors import InputError, InvalidRequest
+from classifier.errors import InvalidRequest, SettingsError
 from classifier.labels import outcome_interval
 from classifier.policy import exploration
 from classifier.routing import Route, RoutingTable, is_restricted
@@ -94,11 +94,11 @@ def parse_audit(text: str) -> tuple[str, str]:
     """Name and value of `NAME=VALUE`.
 
     Raises:
-        InputError: it is not that.
+        SettingsError: it is not that.
     """
     name, found, value = text.partition("=")
     if not (name and found and value):
-        raise InputError(f"--audit-label {text}: give NAME=VALUE, such as sample=audit")
+        raise SettingsError(f"--audit-label {text}: give NAME=VALUE, such as sample=audit")
     return name, value
 
 

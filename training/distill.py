@@ -15,6 +15,7 @@ from classifier.types import TIERS
 from training.corpus import Row
 from training.fit import fit
 from training.model import load_checkpoint, student_from, tokenizer_of
+from training.predictions import read_archive
 from training.recipe import FitOptions
 from training.teacher import keep
 
@@ -30,9 +31,9 @@ def read_answers(path: Path, rows: Sequence[Row]) -> NDArray[np.float32]:
         InputError: the file cannot be read, lacks an array, has one of another shape, or answers none of the rows.
     """
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            names, answers = file["rows"], file["log_probabilities"].astype(np.float32)
-    except Exception as error:  # of a damaged file numpy, zipfile and tokenize raise what they like
+        arrays = read_archive(path)
+        names, answers = arrays["rows"], arrays["log_probabilities"].astype(np.float32)
+    except Exception as error:
         raise InputError(f"{path}: not a file of answers ({error}); it takes rows and log_probabilities") from error
     if names.shape != answers.shape[:1] or answers.shape[1:] != (len(TIERS),):
         raise InputError(

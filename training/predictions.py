@@ -10,6 +10,7 @@ Knows nothing of thresholds.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,24 @@ def model_sha256(bundle: Bundle) -> str:
     return str(bundle.manifest["files"]["model.onnx"])
 
 
+def read_archive(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz`, by name.
+
+    Raises:
+        ValueError: it is none, in words that do not speak of pickles, as numpy's do.
+        Exception: of a damaged one numpy, zipfile and tokenize raise what they like.
+    """
+    try:
+        archive = zipfile.is_zipfile(path)
+        with path.open("rb") as opened:
+            if not archive:
+                raise ValueError("no .npz archive")
+            with np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+
+
 def read_predictions(path: Path, bundle: Bundle | None = None) -> CalibrationSet:
     """The set in a file of stored predictions; see the module's text for its arrays.
 
@@ -48,13 +67,12 @@ def read_predictions(path: Path, bundle: Bundle | None = None) -> CalibrationSet
         InputError: the file cannot be read, an array is missing or has another length, or another model answered.
     """
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_archive(path)
         logits, labels, _ = arrays["logits"].astype(np.float32), soft(arrays["labels"]), arrays["sources"]
         n = len(logits)
     except KeyError as error:
         raise InputError(f"{path}: has no array {error.args[0]!r}; it takes logits, labels and sources") from error
-    except Exception as error:  # of a damaged file numpy, zipfile and tokenize raise what they like
+    except Exception as error:
         raise InputError(f"{path}: not a usable file of predictions ({error})") from error
     if not n:
         raise InputError(f"{path}: holds no row")

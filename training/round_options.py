@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier.durable import write_whole
-from classifier.errors import InputError
+from classifier.errors import InputError, SettingsError
 from training.corpus import OWN_DATA
 from training.decision_log import AUDIT_LABEL, parse_audit
 from training.recipe import RETRAINING
@@ -47,7 +47,7 @@ class Options:
         mlflow_uri: where receipts are tracked beside the run's folder; "" is nowhere.
 
     Raises:
-        InputError: a share or a number of days is none, or the label is not NAME=VALUE.
+        SettingsError: a share or a number of days is none, or the label is not NAME=VALUE.
     """
 
     registry: str
@@ -70,7 +70,7 @@ class Options:
         for name, most in (("held_out", 1.0), ("principal_share", 1.0), ("window_days", math.inf)):
             value = getattr(self, name)
             if not 0 < value <= most or not math.isfinite(value) or (name == "held_out" and value == most):
-                raise InputError(f"{name}: expected {_EXPECTED[name]}, found {value:g}")
+                raise SettingsError(f"{name}: expected {_EXPECTED[name]}, found {value:g}")
 
     def window_begin(self, now: float) -> float:
         """The first moment of the window of a round that begins at `now`, seconds since the epoch."""

@@ -31,7 +31,7 @@ PART_CHARS = 60
 @click.option("--policy", default="", metavar="NAME", help="Policy of the bundle. Default: its own default.")
 @click.option("--floor", metavar="TIER", help="The answer is never below this tier.")
 @click.option("--ceiling", metavar="TIER", help="The answer is never above this tier.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label, such as data=restricted.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label, such as data=restricted.")
 @click.option("--routes", metavar="FILE", envvar="CLASSIFIER_ROUTES", help="Routing table. [CLASSIFIER_ROUTES]")
 @click.option("--explain", "explained", is_flag=True, help="Say what led to the answer: some ten more runs.")
 @json_option
@@ -112,7 +112,7 @@ def _labels(pairs: Sequence[str]) -> dict[str, str]:
     from classifier.errors import InvalidRequest
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise InvalidRequest("label", f"expected KEY=VALUE, found {wrong[0][:64]!r}")
+        raise InvalidRequest("label", f"expected NAME=VALUE, found {wrong[0][:64]!r}")
     return dict(typed(pair).split("=", 1) for pair in pairs)
 
 

@@ -145,9 +145,13 @@ def command(
         click.echo("the input holds no row; an OTLP export has one for each request to a model", err=True)
     elif tally.bad == tally.rows:
         raise InputError(
-            f"none of the {tally.rows} rows could be labelled, and each says why; where the format or the "
-            "column of prompts was not found, name it with --format or --text-field"
+            f"none of {_rows(tally.rows)} could be labelled, and each says why; where the format or the column of "
+            "prompts was not found, name it with --format or --text-field, and another output"
         )
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
 
 
 def _summary(progress: Progress, output: str, seconds: float) -> str:
@@ -156,11 +160,11 @@ def _summary(progress: Progress, output: str, seconds: float) -> str:
 
     tally = progress.tally
     fresh = tally.rows - progress.resumed_rows
-    lines = [f"{output}: {tally.rows:,} rows, {tally.bad:,} of them bad"]
+    lines = [f"{output}: {_rows(tally.rows)}, {tally.bad:,} of them bad"]
     if fresh:
         lines[0] += f"; {fresh:,} in {seconds:.1f} s ({fresh / max(seconds, 1e-9):,.0f} a second)"
     if progress.resumed_rows:
-        lines.append(f"  {progress.resumed_rows:,} rows had been labelled by an earlier run")
+        lines.append(f"  {_rows(progress.resumed_rows)} had been labelled by an earlier run")
     good = max(1, tally.rows - tally.bad)
     lines += [f"  {t.label:<9} {tally.tiers[t.label]:>10,}  {tally.tiers[t.label] / good:6.1%}" for t in TIERS]
     lines += [f"  bad: {count:,} × {reason}  ({', '.join(tally.examples[reason])}{'…' if count > 3 else ''})"
@@ -189,7 +193,7 @@ def _telling() -> Iterator[Callable[[Progress], None]]:
         last[0] = now
         tally, share = progress.tally, progress.share
         rate = (tally.rows - progress.resumed_rows) / max(now - start, 1e-9)
-        line = f"{tally.rows:,} rows, {rate:,.0f} a second"
+        line = f"{_rows(tally.rows)}, {rate:,.0f} a second"
         if 0 < share < 1 and rate:
             line += f", {share:.0%}, about {_duration(tally.rows * (1 - share) / share / rate)} left"
         if tally.bad:
