@@ -198,7 +198,7 @@ def test_it_says_how_many_rows_a_promise_takes(alpha: float, delta: float, n: in
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_weighted_rows_take_more_as_one_of_them_weighs_more(scale: float):
-    """Where a row weighs 5.5 times the mean, it takes 5.5 times the 9 rows, whatever the unit of weights, and says so."""
+    """Where a row weighs 5.5 times the mean, it takes 5.5 times the 9 rows and says so, whatever the unit."""
     weights = scale * np.tile([*[1.0] * 9, 11.0], 20)
     p, y = np.tile(np.float32([1, 0, 0, 0]), (200, 1)), np.zeros(200, dtype=int)
 

@@ -230,9 +230,7 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
         _bound(_most(allowed, whole=losses.binary) if feasible else 0.0, losses.size, delta, method, losses.largest),
         None
         if feasible
-        else rows_needed(
-            alpha, delta, method, losses.risk(strictest), largest=losses.largest * losses.n / losses.size
-        ),
+        else rows_needed(alpha, delta, method, losses.risk(strictest), largest=losses.largest * losses.n / losses.size),
     )
 
 
