@@ -388,6 +388,18 @@ def test_further_rows_make_a_threshold_stricter_and_never_milder():
     assert fit_policies(IDENTITY, rows, targets, also=easier)[0][0] == alone
 
 
+def test_further_rows_that_are_too_few_are_named_as_those():
+    """Where ten further rows alone make a target infeasible, it is not said of the thousand rows that would do."""
+    notes: list[str] = []
+    rows, few = population(1000, 1), population(10, 2)
+    policy = fit_policies(IDENTITY, rows, Targets({"quality": 0.05}), also=few, notes=notes)[0][0]
+    assert not policy.guarantee.feasible
+    assert notes == [
+        "quality: on the 10 further rows alone the threshold would be always frontier (risk 0.0000; about 19 rows "
+        "could do); the stricter one is served."
+    ]
+
+
 def test_groups_have_thresholds_of_their_own():
     """Each group with enough rows keeps the promise; a group with too few goes to frontier and says what it takes."""
     rows = with_groups(1000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,22 +168,27 @@ def fit_policies(
                 feasible=other.feasible,
                 empirical_risk=losses.risk(other.threshold),
                 bound=risk_bound(losses, other.threshold, targets.delta, found.method),
-                rows_needed=other.rows_needed,
+                rows_needed=None,
             )
 
+        whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
+        own = whole, groups
         if other is not None:
             notes.append(
                 f"{name}: on the {other.n} further rows alone the threshold would be {shown(other.threshold)} (risk "
-                f"{other.empirical_risk:.4f}); the stricter one is served."
+                f"{other.empirical_risk:.4f}"
+                + ("" if other.feasible else f"; {_needed(other)}")
+                + "); the stricter one is served."
             )
-        whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
+            alone = partial(fit, other=None)
+            own = alone(slice(None)), _group_fits(rows, targets.group_by, alone)
         fits = list(groups.values()) if groups else [whole]
         feasible = any(f.feasible for f in fits)
         # An infeasible group goes to frontier, where nothing is lost: it says nothing of what is promised elsewhere.
         worst = max((f for f in fits if f.feasible or not feasible), key=lambda f: (f.bound, f.empirical_risk))
         # An unseen group gets the strictest threshold that any seen one needed.
         threshold = max([whole.threshold, *(f.threshold for f in fits if f.feasible)]) if feasible else ALWAYS_FRONTIER
-        _note_infeasible(name, alpha, whole, groups, notes)
+        _note_infeasible(name, alpha, *own, notes)
         promised = replace(worst, method=whole.method, n=len(rows), feasible=feasible)
         policy = Policy(
             name=name,
@@ -251,15 +257,17 @@ def _note_infeasible(
     for group, found in (groups or {"": whole}).items():
         if not found.feasible:
             where = f" for {group}" if group else ""
-            need = (
-                f"about {found.rows_needed} rows could do"
-                if found.rows_needed
-                else "more rows alone would not help: the model does not tell these requests apart well enough"
-            )
             notes.append(
                 f"{name} ({alpha:g}){where} is infeasible on {found.n} rows: only always choosing frontier keeps it; "
-                f"{need}."
+                f"{_needed(found)}."
             )
+
+
+def _needed(fit: ThresholdFit) -> str:
+    """What an infeasible fit would take."""
+    if fit.rows_needed:
+        return f"about {fit.rows_needed} rows could do"
+    return "more rows alone would not help: the model does not tell these requests apart well enough"
 
 
 def _top_tier(
