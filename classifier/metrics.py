@@ -128,10 +128,10 @@ def quadratic_kappas(predicted: ArrayLike, labels: ArrayLike) -> Statistic:
     return kappas
 
 
-def tier_shares(chosen: ArrayLike) -> tuple[float, ...]:
-    """Share of rows on each tier, cheapest first, summing to 1."""
-    p = _tiers(chosen, "chosen")
-    return tuple(float(x) for x in np.bincount(p, minlength=_TIERS) / p.size)
+def tier_shares(chosen: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, ...]:
+    """Share of rows, or of their (n,) weights, on each tier, cheapest first, summing to 1."""
+    counts = np.bincount(_tiers(chosen, "chosen"), weights=weights, minlength=_TIERS)
+    return tuple(float(x) for x in counts / counts.sum())
 
 
 def ranked_probability_scores(probabilities: ArrayLike, labels: ArrayLike) -> Array:
@@ -155,7 +155,8 @@ def calibration_error(
 ) -> tuple[BoundaryError, ...]:
     """Debiased calibration error of each boundary with 15 bins of equal mass, beside its null band.
 
-    Bins are fewer where there would be less than 10 rows in one, or where predictions are equal.
+    Bins are fewer where there would be less than 10 rows in one, or where predictions are equal; beside a tie one may
+    be left with fewer rows, whose noise is then in the error and in the band alike.
 
     The estimator is Kumar, Liang and Ma 2019 (arXiv:1909.10155), definition 5.2: the squared difference of a bin less
     the sampling variance of its observed share. The band holds the central 95 % of the same number over `draws` sets

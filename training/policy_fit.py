@@ -204,7 +204,7 @@ def fit_policies(
         policies.append(policy)
         details[name] = {group: asdict(f) for group, f in groups.items()}
     policies = [replace(p, threshold=_fallback(p, policies)) for p in policies]
-    return [replace(p, tier_shares=tier_shares(chosen_by(p, probabilities, rows))) for p in policies], details
+    return [replace(p, tier_shares=tier_shares(chosen_by(p, probabilities, rows), shift)) for p in policies], details
 
 
 def _guarantee(fit: ThresholdFit, alpha: float, rows: CalibrationSet, targets: Targets) -> Guarantee:
