@@ -953,6 +953,16 @@ def test_curves_are_of_the_method_that_was_asked_for(asked: dict, method: str, l
     assert all((bound <= 0.1) == (threshold >= policy.threshold) for threshold, bound in bounds.items())
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
+def test_what_a_promise_costs_is_told_with_the_room_for_exploration(epsilon: float):
+    """At the α of a policy the curve of costs has the policy's own threshold."""
+    rows, targets = population(800, 23), Targets({"balanced": 0.1}, epsilon=epsilon)
+    policy = fit_policies(IDENTITY, rows, targets)[0][0]
+    told = curves(rows, IDENTITY.apply(rows.logits), (1, 2, 3, 4), targets)["cost_by_alpha"]
+    assert {point["alpha"]: point["threshold"] for point in told}[0.1] == policy.threshold
+    assert all(point["alpha"] > epsilon for point in told)
+
+
 @pytest.mark.parametrize(
     "option",
     [
