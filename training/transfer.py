@@ -233,7 +233,7 @@ def calibration_across(rows: CalibrationSet, *, current: Calibration = IDENTITY,
 def halves_as_text(found: Mapping[str, Any]) -> str:
     """A Markdown table of `half_splits`."""
     lines = [
-        "| policy | promise | rows | mean risk on the other half ± what more splits would change | halves above "
+        "| policy | target | rows | mean risk on the other half ± what more splits would change | halves above "
         "| feasible |",
         "|---|---:|---:|---:|---:|---:|",
     ]
