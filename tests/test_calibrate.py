@@ -365,6 +365,14 @@ def test_exploration_has_room_in_the_promise():
     assert 0.09 < explored.guarantee.bound <= 0.1
 
 
+def test_room_for_exploration_costs_no_row_by_rounding():
+    """Nine rows without a miss keep .10, also where that is what exploring .05 leaves of .15."""
+    rows = replace(population(9, 3), labels=soft(np.zeros(9, dtype=int)))
+    (enough,), _ = fit_policies(IDENTITY, rows, Targets({"p": 0.15}, epsilon=0.05))
+    (few,), _ = fit_policies(IDENTITY, rows.take(np.arange(8)), Targets({"p": 0.15}, epsilon=0.05))
+    assert (enough.guarantee.feasible, few.guarantee.feasible) == (True, False)
+
+
 def with_groups(n: int) -> CalibrationSet:
     """Half of the rows on one script, a few on another, one on a third."""
     rows = population(n, 12)

@@ -237,7 +237,7 @@ def curves(
         )
     by_alpha = []
     for alpha in (a for a in ALPHAS if a > targets.epsilon):
-        fit = fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+        fit = fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
         chosen = choose_many(probabilities, fit.threshold)
         risk = float(under(chosen, rows.labels).mean())
         by_alpha.append(

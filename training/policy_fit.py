@@ -80,6 +80,11 @@ class Targets:
                 "promised by it; group by 'script' or by a label that the gateway sends"
             )
 
+    def unexplored(self, target: float) -> float:
+        """What a target leaves to requests that are not explored; .15 less .05 is .1, which floats miss by a hair."""
+        left = target - self.epsilon
+        return (round(left, 12) or left) if self.epsilon else left
+
 
 def thresholds_of(policy: Policy, rows: CalibrationSet | OpenRows) -> NDArray[np.float64]:
     """The λ that each row gets under the policy: (n,) float64.
@@ -159,7 +164,7 @@ def fit_policies(
                 severity=targets.severity,
                 weights=None if shift is None else shift[kept],
             )
-            found = fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+            found = fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
             if other is None or other.threshold <= found.threshold:
                 return found
             return replace(
@@ -237,7 +242,7 @@ def _other_fit(
     if also is None:
         return None
     losses = routing_losses(calibration.apply(also.logits), also.labels, severity=targets.severity)
-    return fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+    return fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
 
 
 def _group_fits(
@@ -290,10 +295,10 @@ def _top_tier(
     highest = 1.0  # what further rows allow; where none of them is frontier, anything
     if also is not None and also.labels[:, -1].any():
         shares = calibration.apply(also.logits)
-        highest = fit_top_tier(shares, also.labels, beta - targets.epsilon, delta=delta).threshold
+        highest = fit_top_tier(shares, also.labels, targets.unexplored(beta), delta=delta).threshold
         notes.append(f"The further rows allow a top-tier threshold of at most {highest:.4f}; the lower one is served.")
     pilot, fit = (
-        fit_top_tier(probabilities[half], rows.labels[half], beta - targets.epsilon, delta=delta, highest=highest)
+        fit_top_tier(probabilities[half], rows.labels[half], targets.unexplored(beta), delta=delta, highest=highest)
         for half in (asked, fitting)
     )
     share = float((probabilities[asked, -1] >= pilot.threshold).mean()) if asked.any() else 1.0
