@@ -43,15 +43,16 @@ def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence
         signals: the six signal names of each row.
 
     Returns:
-        `n`; `scores`: for each boundary t the `edges` of equal-mass bins of P(label > t) and the `shares` in them;
-        `signals`: the share of rows that carry each signal.
+        `n`; `scores`: for each boundary t the `edges` of bins of P(label > t) and the `shares` in them, of equal mass
+        but for a value that fills several, which has one by itself; `signals`: the share of rows that carry each
+        signal.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     n = len(p)
     scores = []
     for t in range(p.shape[1] - 1):
         above = p[:, t + 1 :].sum(axis=1)
-        edges = np.unique(np.quantile(above, np.linspace(0, 1, BINS + 1)[1:-1]))
+        edges = _edges(above)
         shares = np.bincount(np.searchsorted(edges, above, side="right"), minlength=len(edges) + 1) / n
         scores.append({"edges": [float(e) for e in edges], "shares": [float(s) for s in shares]})
     counts = Counter(name for row in signals for name in row)
@@ -61,6 +62,18 @@ def reference_distributions(probabilities: ArrayLike, signals: Sequence[Sequence
         "scores": scores,
         "signals": {name: counts[name] / n for name in sorted(counts)},
     }
+
+
+def _edges(above: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Edges of the bins of (n,) scores; an edge belongs to the bin above it.
+
+    A value that fills several bins has another edge behind it, halfway to the next: a map of few steps may give nine
+    requests in ten the lowest score, and those that rose above it would be counted with it.
+    """
+    edges, times = np.unique(np.quantile(above, np.linspace(0, 1, BINS + 1)[1:-1]), return_counts=True)
+    tied, values = edges[times > 1], np.unique(np.append(above, 1.0))
+    following = values[np.minimum(np.searchsorted(values, tied, side="right"), len(values) - 1)]
+    return np.unique(np.append(edges, (tied + following) / 2))
 
 
 def check_reference(reference: Mapping[str, Any]) -> None:

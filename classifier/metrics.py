@@ -15,6 +15,8 @@ from classifier.intervals import Statistic
 from classifier.types import TIERS
 
 _TIERS = len(TIERS)
+_MOST_CELLS = 2**20
+"""Drawn numbers at a time: 8 MiB of them, however many rows there are."""
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
@@ -128,10 +130,10 @@ def quadratic_kappas(predicted: ArrayLike, labels: ArrayLike) -> Statistic:
     return kappas
 
 
-def tier_shares(chosen: ArrayLike) -> tuple[float, ...]:
-    """Share of rows on each tier, cheapest first, summing to 1."""
-    p = _tiers(chosen, "chosen")
-    return tuple(float(x) for x in np.bincount(p, minlength=_TIERS) / p.size)
+def tier_shares(chosen: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, ...]:
+    """Share of rows, or of their (n,) weights, on each tier, cheapest first, summing to 1."""
+    counts = np.bincount(_tiers(chosen, "chosen"), weights=weights, minlength=_TIERS)
+    return tuple(float(x) for x in counts / counts.sum())
 
 
 def ranked_probability_scores(probabilities: ArrayLike, labels: ArrayLike) -> Array:
@@ -155,7 +157,8 @@ def calibration_error(
 ) -> tuple[BoundaryError, ...]:
     """Debiased calibration error of each boundary with 15 bins of equal mass, beside its null band.
 
-    Bins are fewer where there would be less than 10 rows in one, or where predictions are equal.
+    Bins are fewer where there would be less than 10 rows in one, or where predictions are equal; beside a tie one may
+    be left with fewer rows, whose noise is then in the error and in the band alike.
 
     The estimator is Kumar, Liang and Ma 2019 (arXiv:1909.10155), definition 5.2: the squared difference of a bin less
     the sampling variance of its observed share. The band holds the central 95 % of the same number over `draws` sets
@@ -180,17 +183,23 @@ def calibration_error(
         raise ValueError(f"{n} rows are too few for a calibration error; it takes 20")
     bins = max(2, min(15, n // 10))
     edges = np.arange(bins) * n // bins
-    drawn = (np.random.default_rng(seed).random((draws, n))[:, :, None] > cumulative).sum(axis=2)
+    orders = [np.argsort(cumulative[:, t], kind="stable") for t in range(_TIERS - 1)]
+    ranks = [cumulative[order, t] for t, order in enumerate(orders)]
+    # Equal predictions share a bin: which of them comes first would be an accident of the file's order.
+    starts = [np.unique(np.searchsorted(ranked, ranked[edges], side="left")) for ranked in ranks]
+    observed = [
+        [np.add.reduceat((y <= t)[order][None], starts[t], axis=1, dtype=np.int64)] for t, order in enumerate(orders)
+    ]
+    rng, most = np.random.default_rng(seed), max(1, _MOST_CELLS // n)
+    for start in range(0, draws, most):
+        drawn = rng.random((min(most, draws - start), n))  # a label is at most t where its number is at most P(<= t)
+        for t, order in enumerate(orders):
+            observed[t].append(np.add.reduceat(drawn[:, order] <= ranks[t], starts[t], axis=1, dtype=np.int64))
     errors = []
-    for t in range(_TIERS - 1):
-        order = np.argsort(cumulative[:, t], kind="stable")
-        ranked = cumulative[order, t]
-        # Equal predictions share a bin: which of them comes first would be an accident of the file's order.
-        starts = np.unique(np.searchsorted(ranked, ranked[edges], side="left"))
-        sizes = np.diff(np.append(starts, n))
-        predicted = np.add.reduceat(ranked, starts) / sizes
-        observed = np.concatenate([(y <= t)[None], drawn <= t])[:, order].astype(np.float64)
-        shares = np.add.reduceat(observed, starts, axis=1) / sizes
+    for t, ranked in enumerate(ranks):
+        sizes = np.diff(np.append(starts[t], n))
+        predicted = np.add.reduceat(ranked, starts[t]) / sizes
+        shares = np.concatenate(observed[t]) / sizes
         squared = ((predicted - shares) ** 2 - shares * (1 - shares) / np.maximum(sizes - 1, 1)) @ sizes / n
         rooted = np.sign(squared) * np.sqrt(np.abs(squared))
         low, high = np.quantile(rooted[1:], [0.025, 0.975])

@@ -263,6 +263,9 @@ def test_a_prior_shift_is_an_estimate_and_says_so(tiny_bundle_path: Path, rows_p
     assert "| balanced | risk <= 0.1 |" in (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
     for before, after in zip(plain["policies"], moved["policies"], strict=True):
         assert after["threshold"] > before["threshold"]
+    assert "All else is of the rows as they are" in card
+    expected = read_bundle(tmp_path / "moved").policies["balanced"].tier_shares
+    assert sum(expected[2:]) > sum(moved["policies"][1]["measured"]["shares"][2:]) + 0.1  # the traffic is hard
 
 
 def test_open_rows_bound_the_risk_and_fit_nothing(tiny_bundle_path: Path, rows_path: Path, tmp_path: Path):
@@ -488,7 +491,7 @@ def test_the_command_writes_bundle_and_report(tiny_bundle_path: Path, rows_path:
     )
     assert result.exit_code == 0, result.output
     assert "| tight | weighted loss <= 0.08 at 90% | hoeffding bentkus |" in result.stdout
-    assert re.search(r"\| tight \| [0-9/ ]+ % \| \d+% of \d+ \|", result.stdout)
+    assert re.search(r"\| tight \| [0-9/ ]+ % \| [.\d]+; [.\d]+ \| \d+% of \d+ \|", result.stdout)
     report = json.loads((tmp_path / "r.json").read_text())
     assert f"bundle {report['bundle']['version']}" in result.stdout
     assert read_bundle(tmp_path / "out").default_policy == "tight"
@@ -525,6 +528,19 @@ def test_the_text_shows_before_and_after(recalibrated: tuple, rows_path: Path, t
         in text
     )
     assert f"| balanced, after | {entry['threshold']:.4f} | {entry['measured']['risk']['estimate']:.3f} (" in text
+
+
+def test_a_weighted_loss_does_not_stand_for_a_share_of_requests(tiny_bundle_path: Path, tmp_path: Path):
+    """With severity the loss stands beside its bound; the share sent too low, beside that of a random router."""
+    rows, out = write_rows(tmp_path / "rows.jsonl", 150), tmp_path / "out"
+    report = calibrate(tiny_bundle_path, [rows], out, policies={"balanced": 0.1}, severity=(0.2, 0.5, 1.0))
+    (entry,) = report["policies"]
+    loss, bound = entry["guarantee"]["empirical_risk"], entry["guarantee"]["bound"]
+    risk, random = entry["measured"]["risk"]["estimate"], entry["measured"]["random_router_risk"]
+    assert loss <= 0.1 < risk < random
+    promised, paid = (line for line in as_text(report).splitlines() if line.startswith("| balanced |"))
+    assert promised.endswith(f"| {loss:.3f} | {bound:.3f} |")
+    assert f"| {risk:.3f}; {random:.3f} |" in paid
 
 
 def test_risk_by_source_has_an_interval(recalibrated: tuple):

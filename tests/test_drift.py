@@ -107,6 +107,22 @@ def test_scores_that_stand_on_an_edge_are_counted_alike():
     assert [shift["index"] for shift in found.values()] == pytest.approx([0] * len(found))
 
 
+@pytest.mark.parametrize("above_it", [0.0, 0.08], ids=["all of them", "most of them"])
+def test_scores_that_rise_above_one_that_most_requests_have_are_a_shift(above_it: float):
+    """A map of few steps gives most requests its lowest score: harder traffic is seen, and the same is not accused."""
+    rng, signals = np.random.default_rng(0), [SIGNALS[0]] * 1000
+
+    def scored(share: float) -> np.ndarray:
+        frontier = np.where(rng.random(1000) < share, rng.uniform(0.1, 0.9, 1000), 0.01)
+        return np.outer(1 - frontier, [0.5, 0.3, 0.2, 0.0]) + np.outer(frontier, [0, 0, 0, 1.0])
+
+    reference = reference_distributions(scored(above_it), signals)
+    harder = shifts(scored(0.6), signals, reference)["above_complex"]
+    assert (harder["index"] > 0.25, harder["p_value"] < 1e-6) == (True, True)
+    same = shifts(scored(above_it), signals, reference)["above_complex"]
+    assert (same["index"] < 0.1, same["p_value"] > 1e-3) == (True, True)
+
+
 def test_one_unseen_value_is_no_drift():
     """A single row with a signal that the reference never had is not significant."""
     probabilities, _ = traffic(np.random.default_rng(2), 10_000)

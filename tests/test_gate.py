@@ -61,6 +61,20 @@ def test_no_worse_and_somewhere_better(current, candidate, alpha: float, accepte
     json.dumps(verdict.as_json())
 
 
+@pytest.mark.parametrize(
+    ("candidate", "says"),
+    [
+        (chooser(0.30, 0.2, 2), "worse by more than the margin"),
+        (chooser(0.20, 0.2, 1), ", worse, and not shown to be no worse by the margin"),
+        (chooser(0.165, 0.2, 4), ", not shown to be no worse by the margin"),
+    ],
+    ids=["above the margin", "above 0", "perhaps"],
+)
+def test_how_sure_it_is_that_one_is_worse_is_said(candidate: np.ndarray, says: str):
+    """Worse by more than the margin is what the whole interval shows, worse what lies above 0."""
+    assert f"{says} of 0.030" in judge([labelled(CURRENT, candidate)], draws=50).reasons[0]
+
+
 def test_too_few_rows_are_no_ground_for_a_promotion():
     """With fewer rows than it takes the gate refuses, however good they look."""
     verdict = judge([labelled(chooser(0.5, 0, 1), chooser(0, 0, 3), n=FEWEST_ROWS - 1, alpha=0.1)], draws=200)

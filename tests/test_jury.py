@@ -192,3 +192,10 @@ def test_agreement_is_told_by_pair_of_readers():
     assert {pair: (f.pairs, f.raw) for pair, f in found.items()} == {("a", "a"): (2, 0.5), ("a", "b"): (4, 0.25)}
     assert (overall(rows).pairs, overall(rows).raw) == (6, pytest.approx(2 / 6))
     assert overall([{"a": [S]}]).pairs == 0
+
+
+def test_which_of_two_votes_of_one_reader_came_first_says_nothing():
+    """A reader that is never of one mind with itself does not agree by chance where its votes are sorted."""
+    turned, straight = pairwise([{"a": [S, C]}, {"a": [C, S]}]), pairwise([{"a": [S, C]}, {"a": [S, C]}])
+    assert turned == straight
+    assert straight["a", "a"].kappa == pytest.approx(-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn import metrics as reference
@@ -88,6 +90,18 @@ def test_a_calibrated_model_lies_in_the_null_band():
         for error in metrics.calibration_error(*calibrated(600, seed), draws=100, seed=seed)
     ]
     assert np.mean(inside) > 0.88
+
+
+def test_many_rows_take_no_memory_for_every_draw_of_every_row():
+    """The null band of 20,000 rows keeps a part of its 8 million drawn numbers at a time."""
+    p = np.random.default_rng(0).dirichlet([2, 2, 1, 1], 20_000)
+    tracemalloc.start()
+    try:
+        metrics.calibration_error(p, p.argmax(axis=1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 48 * 2**20
 
 
 def test_an_overconfident_model_leaves_the_null_band():

@@ -25,7 +25,7 @@ from training.calibration_set import (
 )
 from training.policy_fit import Targets, fit_policies, thresholds_of
 from training.risk_control import fit_threshold, fit_top_tier
-from training.step_losses import routing_losses
+from training.step_losses import routing_losses, soft
 
 
 def fitted(rows: CalibrationSet, calibration: Calibration = IDENTITY, **targets: Any):
@@ -64,6 +64,14 @@ def test_exploration_has_room_in_the_promise():
     assert 0.09 < explored.guarantee.bound <= 0.1
 
 
+def test_room_for_exploration_costs_no_row_by_rounding():
+    """Nine rows without a miss keep .10, also where that is what exploring .05 leaves of .15."""
+    rows = replace(population(9, 3), labels=soft(np.zeros(9, dtype=int)))
+    (enough,), _ = fit_policies(IDENTITY, rows, Targets({"p": 0.15}, epsilon=0.05))
+    (few,), _ = fit_policies(IDENTITY, rows.take(np.arange(8)), Targets({"p": 0.15}, epsilon=0.05))
+    assert (enough.guarantee.feasible, few.guarantee.feasible) == (True, False)
+
+
 def with_groups(n: int) -> CalibrationSet:
     """Half of the rows on one script, a few on another, one on a third."""
     rows = population(n, 12)
@@ -85,6 +93,18 @@ def test_further_rows_make_a_threshold_stricter_and_never_milder():
     assert (chosen < harder.labels.argmax(1)).mean() <= 0.1
     assert "further rows" in notes[0]
     assert fit_policies(IDENTITY, rows, targets, also=easier)[0][0] == alone
+
+
+def test_further_rows_that_are_too_few_are_named_as_those():
+    """Where ten further rows alone make a target infeasible, it is not said of the thousand rows that would do."""
+    notes: list[str] = []
+    rows, few = population(1000, 1), population(10, 2)
+    policy = fit_policies(IDENTITY, rows, Targets({"quality": 0.05}), also=few, notes=notes)[0][0]
+    assert not policy.guarantee.feasible
+    assert notes == [
+        "quality: on the 10 further rows alone the threshold would be always frontier (risk 0.0000; about 19 rows "
+        "could do); the stricter one is served."
+    ]
 
 
 def test_groups_have_thresholds_of_their_own():
@@ -295,6 +315,16 @@ def test_curves_are_of_the_method_that_was_asked_for(asked: dict, method: str, l
     assert (found["method"], found["loss"]) == (method, loss)
     bounds = {p["threshold"]: p["bound"] for p in found["risk_by_threshold"]}
     assert all((bound <= 0.1) == (threshold >= policy.threshold) for threshold, bound in bounds.items())
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
+def test_what_a_promise_costs_is_told_with_the_room_for_exploration(epsilon: float):
+    """At the α of a policy the curve of costs has the policy's own threshold."""
+    rows, targets = population(800, 23), Targets({"balanced": 0.1}, epsilon=epsilon)
+    policy = fit_policies(IDENTITY, rows, targets)[0][0]
+    told = curves(rows, IDENTITY.apply(rows.logits), (1, 2, 3, 4), targets)["cost_by_alpha"]
+    assert {point["alpha"]: point["threshold"] for point in told}[0.1] == policy.threshold
+    assert all(point["alpha"] > epsilon for point in told)
 
 
 def test_a_threshold_that_nothing_reaches_is_called_always_frontier():

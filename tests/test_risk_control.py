@@ -196,6 +196,20 @@ def test_it_says_how_many_rows_a_promise_takes(alpha: float, delta: float, n: in
     assert (short.feasible, short.rows_needed) == (False, n)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_weighted_rows_take_more_as_one_of_them_weighs_more(scale: float):
+    """Where a row weighs 5.5 times the mean, it takes 5.5 times the 9 rows and says so, whatever the unit."""
+    weights = scale * np.tile([*[1.0] * 9, 11.0], 20)
+    p, y = np.tile(np.float32([1, 0, 0, 0]), (200, 1)), np.zeros(200, dtype=int)
+
+    def fit(n: int):
+        return fit_threshold(routing_losses(p[:n], y[:n], weights=weights[:n]), 0.1)
+
+    short = fit(40)
+    assert (short.feasible, short.rows_needed) == (False, 50)
+    assert fit(50).feasible
+
+
 def test_no_number_of_rows_helps_a_model_that_says_nothing():
     """All-equal scores with too many high labels are infeasible at any number of rows."""
     p, y = np.full((400, 4), 0.25, dtype=np.float32), np.repeat([0, 3], 200)

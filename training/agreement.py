@@ -1,7 +1,7 @@
 """How far readers agree: raw agreement and quadratic kappa, of pairs of votes on the same row.
 
-Votes of one model are compared with one another (does it agree with itself?), those of two models across. Over all
-pairs, the order within a pair says nothing, so each counts both ways.
+Votes of one model are compared with one another (does it agree with itself?), those of two models across. Where both
+are of one model, and over all pairs, the order within a pair says nothing, so each counts both ways.
 
 Pure.
 """
@@ -57,22 +57,23 @@ def pairwise(rows: Sequence[Votes]) -> dict[tuple[str, str], Agreement]:
     readers = sorted({reader for row in rows for reader in row})
     found = {}
     for a, b in itertools.combinations_with_replacement(readers, 2):
-        pairs = [
-            pair
-            for row in rows
-            for pair in (
-                itertools.combinations(row.get(a, ()), 2)
-                if a == b
-                else itertools.product(row.get(a, ()), row.get(b, ()))
-            )
-        ]
-        if pairs:
-            found[a, b] = between([p[0] for p in pairs], [p[1] for p in pairs])
+        if a == b:
+            agreed = _among([row.get(a, ()) for row in rows])
+        else:
+            pairs = [pair for row in rows for pair in itertools.product(row.get(a, ()), row.get(b, ()))]
+            agreed = between([p[0] for p in pairs], [p[1] for p in pairs])
+        if agreed.pairs:
+            found[a, b] = agreed
     return found
 
 
 def overall(rows: Sequence[Votes]) -> Agreement:
     """The agreement of all pairs of votes, whoever gave them."""
-    pairs = [pair for row in rows for pair in itertools.permutations([v for votes in row.values() for v in votes], 2)]
+    return _among([[vote for votes in row.values() for vote in votes] for row in rows])
+
+
+def _among(rows: Sequence[Sequence[Tier]]) -> Agreement:
+    """The agreement of all pairs of votes within each row, each pair both ways."""
+    pairs = [pair for votes in rows for pair in itertools.permutations(votes, 2)]
     found = between([p[0] for p in pairs], [p[1] for p in pairs])
     return Agreement(found.pairs // 2, found.raw, found.kappa)

@@ -72,7 +72,8 @@ def _cost(axes: Any, report: Mapping[str, Any]) -> None:
     axes.plot(
         alphas, [p["constant_router_cost"] for p in points], linestyle="--", label="best constant mix, equal risk"
     )
-    axes.set(title="Cost against promised risk", xlabel="α", ylabel="dollars a million tokens", yscale="log")
+    loss = report["curves"]["loss"]
+    axes.set(title=f"Cost against promised {loss}", xlabel="α", ylabel="dollars a million tokens", yscale="log")
     axes.legend()
 
 
@@ -85,5 +86,6 @@ def _sources(axes: Any, report: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), [encodable(f"{name} ({r['n']})") for name, r in rows], fontsize=7)
     whole = entry["measured"]["risk"]
     axes.axvspan(whole["low"], whole["high"], alpha=0.15)
-    axes.axvline(entry["guarantee"]["alpha"], color="grey", linewidth=0.8)
-    axes.set(title=f"Risk by source, {entry['name']} (band: all, sources resampled)", xlabel="P(chosen < label)")
+    if not entry["guarantee"]["severity"]:  # else α bounds another loss than what is drawn
+        axes.axvline(entry["guarantee"]["alpha"], color="grey", linewidth=0.8)
+    axes.set(title=f"Risk by source, {entry['name']} (band: all rows, 95 %)", xlabel="P(chosen < label)")

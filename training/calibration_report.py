@@ -217,7 +217,8 @@ def curves(
     targets: Targets,
     shift: Array | None = None,
 ) -> dict[str, Any]:
-    """Mean loss and what the targets' method proves of it against λ; λ, shares and cost against α.
+    """Mean loss and what the targets' method proves of it against λ; λ, shares and cost against α, which counts what is
+    explored.
 
     Of all rows together, also where thresholds go by groups; `loss` is "risk", or "weighted loss" by severity.
     """
@@ -235,8 +236,8 @@ def curves(
             }
         )
     by_alpha = []
-    for alpha in ALPHAS:
-        fit = fit_threshold(losses, alpha, delta=targets.delta)
+    for alpha in (a for a in ALPHAS if a > targets.epsilon):
+        fit = fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
         chosen = choose_many(probabilities, fit.threshold)
         risk = float(under(chosen, rows.labels).mean())
         by_alpha.append(

@@ -13,6 +13,7 @@ from classifier.policy import Guarantee
 from classifier.savings import chosen_percent
 from classifier.types import TIERS
 from training.policy_fit import shown
+from training.risk_control import SHIFTED
 
 
 def as_text(report: Mapping[str, Any]) -> str:
@@ -36,13 +37,13 @@ def as_text(report: Mapping[str, Any]) -> str:
             for e in after["calibration_error"]
         ),
         "",
-        "| policy | promise | method | λ | risk seen | bound | random router of these shares |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| policy | promise | method | λ | seen | bound |",
+        "|---|---|---|---:|---:|---:|",
         *(_promised(entry) for entry in policies),
         "",
-        "| policy | simple / standard / complex / frontier | frontier missed | cost before, $ a million tokens | cost "
-        "| saved over a constant mix |",
-        "|---|---|---:|---:|---:|---:|",
+        "| policy | simple / standard / complex / frontier | risk; drawn at random in these shares | frontier missed "
+        "| cost before, $ a million tokens | cost | saved over a constant mix |",
+        "|---|---|---:|---:|---:|---:|---:|",
         *(_paid(entry) for entry in policies),
         *_before_and_after(policies),
     ]
@@ -52,6 +53,11 @@ def as_text(report: Mapping[str, Any]) -> str:
             f"- {name}: with the {band['n']} open rows its risk is {band['risk_at_best']:.3f} at best and "
             f"{band['risk_at_worst']:.3f} at worst."
             for name, band in bands
+        ]
+    if any(e["guarantee"]["method"] == SHIFTED for e in policies):
+        lines += [
+            "",
+            "Promises are of the estimated tier shares. All else is of the rows as they are: shares, risk, costs.",
         ]
     if any(e["guarantee"]["feasible"] for e in policies):
         lines += [
@@ -76,7 +82,7 @@ def _promised(entry: Mapping[str, Any]) -> str:
         promised_or_estimated(bound, fit) if fit.feasible else bound,
         fit.method.lower().replace("_", " "),
         f"{entry['threshold']:.4f}" if fit.feasible else "infeasible: always frontier",
-        *(f"{x:.3f}" for x in (fit.empirical_risk, fit.bound, entry["measured"]["random_router_risk"])),
+        *(f"{x:.3f}" for x in (fit.empirical_risk, fit.bound)),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -86,6 +92,7 @@ def _paid(entry: Mapping[str, Any]) -> str:
     cells = (
         entry["name"],
         _shares(measured),
+        f"{measured['risk']['estimate']:.3f}; {measured['random_router_risk']:.3f}",
         f"{measured['frontier_misses']['estimate']:.0%} of {rows:.0f}" if rows else "-",
         f"{before['cost']:.2f}" if before else "-",
         f"{measured['cost']:.2f}",

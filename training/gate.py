@@ -327,8 +327,9 @@ def _told(name: str, what: str, compared: _Compared, margin: float, *, worse: bo
     before, after, change = compared
     text = f"{name}: {what} {before.estimate:.3f} to {after.estimate:.3f} ({change.low:+.3f} to {change.high:+.3f})"
     if worse:
-        known = "worse" if change.low > 0 else "not shown to be no worse"
-        return f"{text}, {known} by the margin of {margin:.3f}"
+        shown = "worse by more than" if change.low > margin else "not shown to be no worse by"
+        known = "worse, and " if 0 < change.low <= margin else ""
+        return f"{text}, {known}{shown} the margin of {margin:.3f}"
     return f"{text}, {'better' if change.high < 0 else 'no worse'}"
 
 

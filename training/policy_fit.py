@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,11 @@ class Targets:
                 f"--group-by {self.group_by}: it is not known of a request when it is served, so nothing can be "
                 "promised by it; group by 'script' or by a label that the gateway sends"
             )
+
+    def unexplored(self, target: float) -> float:
+        """What a target leaves to requests that are not explored; .15 less .05 is .1, which floats miss by a hair."""
+        left = target - self.epsilon
+        return (round(left, 12) or left) if self.epsilon else left
 
 
 def thresholds_of(policy: Policy, rows: CalibrationSet | OpenRows) -> NDArray[np.float64]:
@@ -158,7 +164,7 @@ def fit_policies(
                 severity=targets.severity,
                 weights=None if shift is None else shift[kept],
             )
-            found = fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+            found = fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
             if other is None or other.threshold <= found.threshold:
                 return found
             return replace(
@@ -167,22 +173,27 @@ def fit_policies(
                 feasible=other.feasible,
                 empirical_risk=losses.risk(other.threshold),
                 bound=risk_bound(losses, other.threshold, targets.delta, found.method),
-                rows_needed=other.rows_needed,
+                rows_needed=None,
             )
 
+        whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
+        own = whole, groups
         if other is not None:
             notes.append(
                 f"{name}: on the {other.n} further rows alone the threshold would be {shown(other.threshold)} (risk "
-                f"{other.empirical_risk:.4f}); the stricter one is served."
+                f"{other.empirical_risk:.4f}"
+                + ("" if other.feasible else f"; {_needed(other)}")
+                + "); the stricter one is served."
             )
-        whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
+            alone = partial(fit, other=None)
+            own = alone(slice(None)), _group_fits(rows, targets.group_by, alone)
         fits = list(groups.values()) if groups else [whole]
         feasible = any(f.feasible for f in fits)
         # An infeasible group goes to frontier, where nothing is lost: it says nothing of what is promised elsewhere.
         worst = max((f for f in fits if f.feasible or not feasible), key=lambda f: (f.bound, f.empirical_risk))
         # An unseen group gets the strictest threshold that any seen one needed.
         threshold = max([whole.threshold, *(f.threshold for f in fits if f.feasible)]) if feasible else ALWAYS_FRONTIER
-        _note_infeasible(name, alpha, whole, groups, notes)
+        _note_infeasible(name, alpha, *own, notes)
         promised = replace(worst, method=whole.method, n=len(rows), feasible=feasible)
         policy = Policy(
             name=name,
@@ -198,7 +209,7 @@ def fit_policies(
         policies.append(policy)
         details[name] = {group: asdict(f) for group, f in groups.items()}
     policies = [replace(p, threshold=_fallback(p, policies)) for p in policies]
-    return [replace(p, tier_shares=tier_shares(chosen_by(p, probabilities, rows))) for p in policies], details
+    return [replace(p, tier_shares=tier_shares(chosen_by(p, probabilities, rows), shift)) for p in policies], details
 
 
 def _guarantee(fit: ThresholdFit, alpha: float, rows: CalibrationSet, targets: Targets) -> Guarantee:
@@ -231,7 +242,7 @@ def _other_fit(
     if also is None:
         return None
     losses = routing_losses(calibration.apply(also.logits), also.labels, severity=targets.severity)
-    return fit_threshold(losses, alpha - targets.epsilon, delta=targets.delta)
+    return fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
 
 
 def _group_fits(
@@ -251,15 +262,17 @@ def _note_infeasible(
     for group, found in (groups or {"": whole}).items():
         if not found.feasible:
             where = f" for {group}" if group else ""
-            need = (
-                f"about {found.rows_needed} rows could do"
-                if found.rows_needed
-                else "more rows alone would not help: the model does not tell these requests apart well enough"
-            )
             notes.append(
                 f"{name} ({alpha:g}){where} is infeasible on {found.n} rows: only always choosing frontier keeps it; "
-                f"{need}."
+                f"{_needed(found)}."
             )
+
+
+def _needed(fit: ThresholdFit) -> str:
+    """What an infeasible fit would take."""
+    if fit.rows_needed:
+        return f"about {fit.rows_needed} rows could do"
+    return "more rows alone would not help: the model does not tell these requests apart well enough"
 
 
 def _top_tier(
@@ -282,10 +295,10 @@ def _top_tier(
     highest = 1.0  # what further rows allow; where none of them is frontier, anything
     if also is not None and also.labels[:, -1].any():
         shares = calibration.apply(also.logits)
-        highest = fit_top_tier(shares, also.labels, beta - targets.epsilon, delta=delta).threshold
+        highest = fit_top_tier(shares, also.labels, targets.unexplored(beta), delta=delta).threshold
         notes.append(f"The further rows allow a top-tier threshold of at most {highest:.4f}; the lower one is served.")
     pilot, fit = (
-        fit_top_tier(probabilities[half], rows.labels[half], beta - targets.epsilon, delta=delta, highest=highest)
+        fit_top_tier(probabilities[half], rows.labels[half], targets.unexplored(beta), delta=delta, highest=highest)
         for half in (asked, fitting)
     )
     share = float((probabilities[asked, -1] >= pilot.threshold).mean()) if asked.any() else 1.0

@@ -167,17 +167,18 @@ def _most(allowed: float, *, whole: bool) -> float:
     return float(math.floor(allowed)) if whole else allowed
 
 
-def rows_needed(alpha: float, delta: float, method: str, risk: float = 0.0) -> int | None:
+def rows_needed(alpha: float, delta: float, method: str, risk: float = 0.0, *, largest: float = 1.0) -> int | None:
     """About how many rows `method` needs to keep `alpha` with an empirical risk of `risk`; None where it never can.
 
     With so many it can. A limit on a whole number of losses is not monotone in the rows: with some fewer it may, too,
     and with some more it may not (Clopper-Pearson, .10, δ = .05, a risk of .03: 61 rows do, 67 to 75 do not).
+    `largest` is the largest weight of a row, whose mean is 1.
     """
     if risk >= alpha:
         return None
 
     def enough(n: int) -> bool:
-        return allowed_loss(n, alpha, delta, method) >= risk * n
+        return allowed_loss(n, alpha, delta, method, largest=largest) >= risk * n
 
     high = 1
     while not enough(high):
@@ -227,7 +228,9 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
         losses.n,
         losses.risk(threshold),
         _bound(_most(allowed, whole=losses.binary) if feasible else 0.0, losses.size, delta, method, losses.largest),
-        None if feasible else rows_needed(alpha, delta, method, losses.risk(strictest)),
+        None
+        if feasible
+        else rows_needed(alpha, delta, method, losses.risk(strictest), largest=losses.largest * losses.n / losses.size),
     )
 
 

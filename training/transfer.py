@@ -56,6 +56,10 @@ def half_splits(
         calibration: probability map, fitted on other rows.
         seed: of the `SPLITS` random splits.
 
+    Returns:
+        For each policy alpha, n, splits, halves and how many of these were feasible; `mean_risk`, with the
+        `standard_error` that the draw of splits leaves in it (not that of the rows); `above_alpha`, a share of halves.
+
     Raises:
         InputError: the rows are too few to halve, or all of one group.
     """
@@ -229,7 +233,8 @@ def calibration_across(rows: CalibrationSet, *, current: Calibration = IDENTITY,
 def halves_as_text(found: Mapping[str, Any]) -> str:
     """A Markdown table of `half_splits`."""
     lines = [
-        "| policy | promise | rows | mean risk on the other half | halves above | feasible |",
+        "| policy | target | rows | mean risk on the other half ± what more splits would change | halves above "
+        "| feasible |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, e in found.items():
