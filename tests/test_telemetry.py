@@ -91,8 +91,8 @@ def test_a_batch_that_is_not_answered_counts_each_of_its_requests():
         fake_server(metrics=metrics, engine=FakeEngine(delay_seconds=0.3), cores=1, max_batch_items=10) as address,
         Client(address, timeout_seconds=60, fallback_tier=Tier.SIMPLE) as client,
     ):
-        client.classify_batch("a" * 11)
-        client.classify_batch("a" * 10, timeout_seconds=1)
+        client.classify_batch(["a"] * 11)
+        client.classify_batch(["a"] * 10, timeout_seconds=1)
         until(lambda: sum(items(metrics).values()) == 21)
     assert items(metrics)["INVALID_ARGUMENT"] == 11
     assert items(metrics)["CANCELLED"] > 0
