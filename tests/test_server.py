@@ -86,6 +86,16 @@ def test_a_limit_that_grpc_holds_below_is_told_of_on_sighup(caplog):
         assert caplog.text.count("gRPC takes in no more") == told
 
 
+@pytest.mark.parametrize("what", ["tokens", "routes"])
+async def test_a_server_that_is_refused_its_files_leaves_no_thread_behind(what):
+    """A process that starts one after another, as tests do, does not gather what nobody can close."""
+    before = threading.active_count()
+    server = Server(ServerSettings(listen=(ANY,), store="off", **{what: "/nowhere"}), source=Fixed(FakeEngine()))
+    with pytest.raises(errors.SettingsError, match="/nowhere"):
+        await server.start()
+    assert threading.active_count() == before
+
+
 async def test_sighup_says_how_often_to_look_from_now_on():
     """A server that would look again in an hour looks as often as the new settings say, at once."""
     looked = threading.Event()
