@@ -189,6 +189,22 @@ def test_a_load_that_gets_on_may_finish_when_the_process_ends():
     assert loaded.is_set()
 
 
+async def test_a_server_whose_serving_is_cancelled_is_stopped(monkeypatch):
+    """It would listen on after its event loop ends, where nobody answers and a call crashes the process."""
+    for tuning in ("gc.freeze", "sys.setswitchinterval"):  # of the whole process, which here is the tests'
+        monkeypatch.setattr(tuning, lambda *_: None)
+    ready = asyncio.Event()
+    server = Server(ServerSettings(listen=(ANY,), store="off", shutdown_delay_seconds=0), source=Fixed(FakeEngine()))
+    serving = asyncio.create_task(serve(server, ready=lambda _: ready.set()))
+    await ready.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    host, _, port = server.addresses[0].rpartition(":")
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
+
+
 async def test_a_store_opens_while_the_bundle_loads(monkeypatch, tmp_path):
     """Neither waits for the other: each of the two here ends only when the other has begun."""
     opening, loading, closed = threading.Event(), threading.Event(), threading.Event()
