@@ -1,4 +1,5 @@
-"""Where to listen or to ask: `HOST:PORT` or `unix:/PATH`, and whether other machines can reach it.
+"""Where to listen or to ask: `HOST:PORT` or `unix:/PATH`, and whether other machines can reach it; and URLs as
+they may be shown.
 
 Knows nothing of sockets, servers or names' resolution.
 """
@@ -85,3 +86,12 @@ def shown_url(url: str) -> str:
     # A password may hold what ends a host elsewhere: between a colon and the last @ all is taken for one.
     bare = re.sub(r"(?<=//)(?:[^/?#@:]*:.*|[^/?#@]*)@", "", url, flags=re.DOTALL)
     return re.split("[?#]", bare, maxsplit=1)[0]
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown.
+
+    >>> without_password("sftp://router:secret@disks/bundles"), without_password("s3://bundles/ours")
+    ('sftp://router:***@disks/bundles', 's3://bundles/ours')
+    """
+    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", url)

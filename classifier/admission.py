@@ -24,6 +24,7 @@ from classifier.waiting import Line, Ticket
 
 T = TypeVar("T")
 MAX_RATE_LIMITED_CALLERS = 10_000
+_CLOSED = "the server is shutting down; ask another one"
 
 
 class Admission:
@@ -81,12 +82,14 @@ class Admission:
             single: it is not one of several that are asked for together, and may run on this thread when it is alone.
 
         Raises:
-            Overloaded: refused, at once or because another caller had fewer requests waiting.
+            Overloaded: refused, at once or because another caller had fewer requests waiting, or after `close`.
             DeadlinePassed: the deadline passed before a core was free.
         """
         core, future = None, self._loop.create_future()
         with self._lock:
-            alone = single and not self._closed and self._line.alone()
+            if self._closed:  # no thread is left to take it
+                raise Overloaded(_CLOSED)
+            alone = single and self._line.alone()
             ticket, displaced = self._line.enter(caller, time.monotonic(), deadline)
             ticket.work, ticket.future = work, future
             if displaced is not None:
@@ -153,7 +156,7 @@ class Admission:
                     return ticket
                 self._idle.append(core)
             core.wait()
-        refusal = Overloaded("the server is shutting down; ask another one")
+        refusal = Overloaded(_CLOSED)
         with self._lock:
             while (ticket := self._line.take()) is not None:
                 self._line.finish(None)

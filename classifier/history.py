@@ -166,7 +166,7 @@ class History:
         try:
             return event_of(self._objects.read(_event_name(number)))
         except (OSError, ValueError) as error:
-            where = self._objects.path(_event_name(number))
+            where = self._objects.shown(_event_name(number))
             raise BundleError(f"{where}: is no event of a registry ({type(error).__name__})") from error
 
 

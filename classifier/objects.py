@@ -23,6 +23,7 @@ from typing import Any
 
 import fsspec
 
+from classifier.addresses import without_password
 from classifier.checksums import sha256, verify
 from classifier.durable import copy_durably, create_file
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError, absent_client
@@ -40,7 +41,7 @@ class Objects:
     """Files below a folder or an fsspec URL.
 
     Attributes:
-        url: as given.
+        url: as given, less its password.
         local: whether they are plain files.
 
     Every method raises BundleError where the store cannot be reached, or refuses.
@@ -50,13 +51,13 @@ class Objects:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = without_password(url)
         try:
             self._fs, root = opened(url)
         except (ImportError, ValueError, TypeError) as error:
-            raise SettingsError(f"registry: {url} {absent_client(error)}") from error
+            raise SettingsError(f"registry: {self.url} {absent_client(error)}") from error
         except OSError as error:  # some stores are connected to at once
-            raise _failed(url, error) from error
+            raise _failed(self.url, error) from error
         protocols = protocols_of(self._fs)
         self.local = "file" in protocols
         self._exclusive = bool(protocols & set(EXCLUSIVE))
@@ -68,6 +69,10 @@ class Objects:
     def path(self, *parts: str) -> str:
         """Where a file is, as the store names it; a path where it is local."""
         return "/".join((self._root, *parts))
+
+    def shown(self, *parts: str) -> str:
+        """The same for people: some stores' names are URLs, which may hold a password."""
+        return without_password(self.path(*parts))
 
     def prove(self) -> None:
         """Makes sure, once, that the store refuses to create what is there: several writers are safe on no other.
@@ -155,9 +160,9 @@ class Objects:
             files = parsed(self.read(f"{folder}/{LISTING}"))
             found = {name.removeprefix(f"{kind}/"): str(d) for name, d in files.items() if name.startswith(f"{kind}/")}
         except (FileNotFoundError, AttributeError) as error:
-            raise BundleCorrupt(f"{self.path(folder)}: {LISTING} is not readable; add the bundle again") from error
+            raise BundleCorrupt(f"{self.shown(folder)}: {LISTING} is not readable; add the bundle again") from error
         if not all(map(_stays_inside, found)):
-            raise BundleCorrupt(f"{self.path(folder)}: {LISTING} names files outside its folder; add the bundle again")
+            raise BundleCorrupt(f"{self.shown(folder)}: {LISTING} names files outside its folder; add the bundle again")
         return found
 
     def check(self, folder: str, kind: str) -> None:
@@ -172,7 +177,7 @@ class Objects:
             except FileNotFoundError:
                 found = ""
             if found != stated:
-                raise BundleCorrupt(f"{self.path(folder, kind)}: {name} is missing or altered; add the bundle again")
+                raise BundleCorrupt(f"{self.shown(folder, kind)}: {name} is missing or altered; add the bundle again")
 
     def copy(self, folder: str, kind: str, target: Path) -> Path:
         """A verified local copy, in the folder `target`, which appears whole; one that is there and whole is used.
@@ -317,7 +322,7 @@ def _put(staging: Path, target: Path, files: Mapping[str, str]) -> None:
 
 
 def _failed(url: str, error: Exception) -> BundleError:
-    said = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "it does not say why"
+    said = getattr(error, "strerror", None) or without_password(str(error).partition("\n")[0]) or "it does not say why"
     what = f"the store failed ({type(error).__name__}: {said})"
     return BundleError(f"registry: {url}: {what}; check the address, the rights and the space")
 

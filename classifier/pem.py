@@ -24,18 +24,25 @@ def read_pem(
         raise SettingsError(f"tls: {key or cert} is given alone; a key and its certificate chain go together")
     trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trial.set_ciphers("ALL:@SECLEVEL=0")  # whether a key is long enough is for its owner to say
-    what = ""
+    what, paths = "", (authority, key, cert)
     try:
-        held = tuple(Path(path).read_bytes() if path else None for path in (authority, key, cert))
+        held = _bytes(paths)
         if key and cert:
             what = f"{cert} and {key} are not a certificate chain and its key, without a password, in PEM"
             trial.load_cert_chain(cert, key, password=lambda: "")
         if authority:
             what = f"{authority} holds no certificate of an authority in PEM"
             trial.load_verify_locations(authority)
+        if _bytes(paths) != held:  # replaced meanwhile: half of what was read may be of one pair, and half of the next
+            return read_pem(authority, key, cert)
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None)  # none where there is nothing in PEM at all
         raise SettingsError(f"tls: {what}" + (f" ({reason.lower()})" if reason else "")) from None
     except OSError as error:
         raise SettingsError(f"tls: {error.filename} cannot be read ({error.strerror})") from None
-    return held[0], held[1], held[2]
+    return held
+
+
+def _bytes(paths: tuple[str | Path | None, ...]) -> tuple[bytes | None, bytes | None, bytes | None]:
+    authority, key, cert = (Path(path).read_bytes() if path else None for path in paths)
+    return authority, key, cert

@@ -58,8 +58,8 @@ class Registry:
         by: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.url = str(url)
-        self._objects = Objects(self.url)
+        self._objects = Objects(str(url))
+        self.url = self._objects.url
         self._cache = Path(cache) if cache else None
         self._clock = clock
         self._history = History(self._objects, by=by, clock=clock)
@@ -272,7 +272,7 @@ class Registry:
             found = self._objects.listing(folder, "checkpoint") if weights else {}
             if found and found != weights:
                 raise BundleError(
-                    f"{self._objects.path(folder)}: keeps the other checkpoint that it has; leave --checkpoint out"
+                    f"{self._objects.shown(folder)}: keeps the other checkpoint that it has; leave --checkpoint out"
                 )
             for kind in ("bundle", "checkpoint") if weights else ("bundle",):
                 self._objects.check(folder, kind)

@@ -102,7 +102,12 @@ class Folder:
         """See `BundleSource`."""
         from classifier.engine import Engine
 
-        return Engine.from_pretrained(self._path)
+        while True:
+            engine = Engine.from_pretrained(self._path)
+            # Files are verified and then opened by their names: where another folder took the place meanwhile, the
+            # graph may be that one's.
+            if engine.bundle_version == self.wanted():
+                return engine
 
 
 class Named:

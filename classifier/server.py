@@ -99,13 +99,15 @@ class Server:
         """
         settings = self.settings
         self._key = self._key or server_key(settings)
+        ids, self._routes = DecisionIds(self._key), routes_of(settings.routes)
+        authenticator = Authenticator(settings.tokens, certificates=bool(settings.tls_client_ca))
+        # From here on there is something to close: what may be refused was read before.
         self._grpc = grpc.aio.server(options=options(settings))
         self._transport_bytes = transport_bytes(settings)
-        self._routes = routes_of(settings.routes)
         self.service = Service(
             admission=Admission(settings.cores or available_cores(), settings.queue_size, settings.max_wait_seconds),
-            ids=DecisionIds(self._key),
-            authenticator=Authenticator(settings.tokens, certificates=bool(settings.tls_client_ca)),
+            ids=ids,
+            authenticator=authenticator,
             observer=self._observer,
             routes=self._routes.value,
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from classifier.addresses import without_password
 from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError, absent_client
 from classifier.objects import names_in, opened, protocols_of
@@ -21,16 +22,16 @@ class Target:
     """The folder that every node writes into: on a shared disk, or at an fsspec URL.
 
     Attributes:
-        url: as given.
+        url: as given, less its password.
         shared_url: the same for processes that run elsewhere.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = without_password(url)
         try:
             self._fs, self._root = opened(url)
         except (ImportError, ValueError) as error:
-            raise InputError(f"{url}: {absent_client(error)}") from error
+            raise InputError(f"{self.url}: {absent_client(error)}") from error
         self._local = "file" in protocols_of(self._fs)
         self.shared_url = str(self._fs.unstrip_protocol(self._root))
 

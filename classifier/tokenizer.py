@@ -129,7 +129,12 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         if self._ascii is not None and text.isascii():
             return self._ascii.ids(text)
-        ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic: whoever catches errors would let it pass, and its words may quote the text
+            raise RuntimeError("the tokenizer panicked") from None
         return ids
 
 

@@ -254,6 +254,8 @@ async def test_who_waits_at_the_end_is_told():
     assert (await first)[0] is True
     with pytest.raises(Overloaded):
         await second
+    with pytest.raises(Overloaded):  # and so is who comes later
+        await asyncio.wait_for(admission.run(gate.wait, "a"), 60)
 
 
 def test_a_flood_takes_no_more_than_its_share():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from classifier import Client, Tier, cli, errors
 from classifier.credentials import Tokens
+from classifier.pem import read_pem
 from classifier.telemetry import Metrics
 from classifier.testing import fake_server
 from tests.serving_support import make_certificates, sign_certificate, until
@@ -208,6 +210,23 @@ def test_tls_files_that_are_something_else_are_refused_at_the_start(certificates
     settings = {name: str(certificates / file) for name, file in given.items()}
     with pytest.raises(errors.SettingsError, match=words), fake_server(**settings):
         pass
+
+
+def test_a_pair_that_is_replaced_while_it_is_read_is_one_pair(certificates, tmp_path, monkeypatch):
+    """Not the key of the one and the certificate of the other, which gRPC takes nothing of."""
+    held, read = tmp_path / "held", Path.read_bytes
+    held.symlink_to(certificates)
+
+    def replaced_after(path):
+        monkeypatch.undo()
+        found = read(path)
+        (tmp_path / "fresh").symlink_to(certificates / "other")
+        (tmp_path / "fresh").replace(held)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", replaced_after)
+    _, key, cert = read_pem(key=held / "server.key", cert=held / "server.pem")
+    assert (key, cert) == tuple(read(certificates / "other" / name) for name in ("server.key", "server.pem"))
 
 
 def test_a_replaced_certificate_is_used_for_the_next_connection(certificates, tmp_path):

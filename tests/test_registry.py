@@ -696,6 +696,12 @@ def test_a_store_that_fails_is_one_error_of_ours(monkeypatch, url, tmp_path, bun
             use()
 
 
+def test_a_password_in_an_address_is_not_shown():
+    """A server logs each failure of its registry."""
+    with pytest.raises(BundleError, match=r"ftp://router:\*\*\*@127\.0\.0\.1:1/bundles: the store failed"):
+        Registry("ftp://router:secret@127.0.0.1:1/bundles").state()
+
+
 def test_a_registry_that_cannot_be_there_is_said(tmp_path, bundles):
     """A path that leads through a file is an error that names the path."""
     (tmp_path / "file").write_text("in the way")

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from classifier import Client, Tier
+from classifier.bundle import read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, Unauthenticated
 from classifier.reload import Folder, Shadow, Watched
 from classifier.telemetry import Metrics
@@ -145,6 +146,26 @@ def test_a_folder_wants_its_manifests_version(tiny_bundle_path, tmp_path):
     os.mkfifo(tmp_path / "manifest.json")  # would be waited for
     with pytest.raises(BundleNotFound):
         Folder(tmp_path).wanted()
+
+
+def test_a_folder_that_is_replaced_while_it_is_loaded_gives_one_bundle(
+    tiny_bundle_path, other_bundle_path, tmp_path, monkeypatch
+):
+    """Not the thresholds of the one that was verified over the graph of the one that took its place."""
+    served = tmp_path / "served"
+    served.symlink_to(tiny_bundle_path)
+
+    def replaced_after(path):
+        bundle = read_bundle(path)
+        fresh = tmp_path / "fresh"
+        fresh.symlink_to(other_bundle_path)
+        fresh.replace(served)
+        monkeypatch.undo()
+        return bundle
+
+    monkeypatch.setattr("classifier.engine.read_bundle", replaced_after)
+    loaded = Folder(served).load()
+    assert (loaded.bundle_version, loaded.golden_ok) == (Folder(other_bundle_path).wanted(), True)
 
 
 @pytest.mark.parametrize("damage", ["half", "altered"])

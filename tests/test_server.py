@@ -86,6 +86,16 @@ def test_a_limit_that_grpc_holds_below_is_told_of_on_sighup(caplog):
         assert caplog.text.count("gRPC takes in no more") == told
 
 
+@pytest.mark.parametrize("what", ["tokens", "routes"])
+async def test_a_server_that_is_refused_its_files_leaves_no_thread_behind(what):
+    """A process that starts one after another, as tests do, does not gather what nobody can close."""
+    before = threading.active_count()
+    server = Server(ServerSettings(listen=(ANY,), store="off", **{what: "/nowhere"}), source=Fixed(FakeEngine()))
+    with pytest.raises(errors.SettingsError, match="/nowhere"):
+        await server.start()
+    assert threading.active_count() == before
+
+
 async def test_sighup_says_how_often_to_look_from_now_on():
     """A server that would look again in an hour looks as often as the new settings say, at once."""
     looked = threading.Event()
@@ -177,6 +187,22 @@ def test_a_load_that_gets_on_may_finish_when_the_process_ends():
 
     asyncio.run(main())
     assert loaded.is_set()
+
+
+async def test_a_server_whose_serving_is_cancelled_is_stopped(monkeypatch):
+    """It would listen on after its event loop ends, where nobody answers and a call crashes the process."""
+    for tuning in ("gc.freeze", "sys.setswitchinterval"):  # of the whole process, which here is the tests'
+        monkeypatch.setattr(tuning, lambda *_: None)
+    ready = asyncio.Event()
+    server = Server(ServerSettings(listen=(ANY,), store="off", shutdown_delay_seconds=0), source=Fixed(FakeEngine()))
+    serving = asyncio.create_task(serve(server, ready=lambda _: ready.set()))
+    await ready.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    host, _, port = server.addresses[0].rpartition(":")
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
 
 
 async def test_a_store_opens_while_the_bundle_loads(monkeypatch, tmp_path):

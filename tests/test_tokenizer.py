@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from classifier.bundle import SHIPPED
 from classifier.errors import BundleCorrupt
@@ -100,6 +101,14 @@ def test_vocabulary_without_signals_is_refused():
 
     with pytest.raises(BundleCorrupt, match=r"\[turns=1\]"):
         Tokenizer(FastTokenizer(models.WordPiece({"[CLS]": 0, "[SEP]": 1, "[PAD]": 2}, unk_token="[PAD]")), 16)
+
+
+def test_a_panic_is_an_error_like_any_other():
+    """Not one that passes whoever answers for errors: a call would stay without an answer, and its text be logged."""
+    panicking = fast_tokenizer()
+    panicking.pre_tokenizer = pre_tokenizers.FixedLength(0)
+    with pytest.raises(RuntimeError, match=r"^the tokenizer panicked$"):
+        Tokenizer(panicking, MAX_TOKENS).encode(read("hi", ""))
 
 
 def test_padding_keeps_each_row():

@@ -305,7 +305,10 @@ def _untouched(part: str) -> Any:
 async def _serve(
     settings: ExtProcSettings, routes: Callable[[], RoutingTable] | None, token: str | Callable[[], str]
 ) -> signal.Signals:
-    client = AsyncClient(
+    # However large a body Envoy buffers, it gets an answer, the fallback where it is over `max_request_bytes`: a
+    # stream that gRPC ends goes on unrouted.
+    unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
+    async with AsyncClient(
         settings.address,
         fallback_tier=settings.fallback_tier,
         timeout_seconds=settings.timeout_seconds,
@@ -314,21 +317,19 @@ async def _serve(
         tls_ca=settings.server_ca or None,
         tls_cert=settings.server_cert or None,
         tls_key=settings.server_key or None,
-    )
-    processor = Processor(client, settings, routes)
-    # However large a body Envoy buffers, it gets an answer, the fallback where it is over `max_request_bytes`: a
-    # stream that gRPC ends goes on unrouted.
-    unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
-    server = grpc.aio.server(options=[*unlimited, ALONE])
-    pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
-    address = bind(server, settings.listen)
-    await server.start()
-    told = first_signal()
-    print_ready([address])
-    ended_by = await told
-    await server.stop(DRAIN_SECONDS)
-    await processor.outbox.drain(DRAIN_SECONDS)
-    await client.close()
+    ) as client:
+        processor = Processor(client, settings, routes)
+        server = grpc.aio.server(options=[*unlimited, ALONE])
+        try:
+            pb_grpc.add_ExternalProcessorServicer_to_server(processor, server)
+            address = bind(server, settings.listen)
+            await server.start()
+            told = first_signal()
+            print_ready([address])
+            ended_by = await told
+        finally:  # one that is left to its loop's end would write into freed memory when it is called after that
+            await server.stop(DRAIN_SECONDS)
+        await processor.outbox.drain(DRAIN_SECONDS)
     return ended_by
 
 
