@@ -117,6 +117,17 @@ def is_message(value: Any) -> bool:
     return any(name in _ROLES or name in ROLES for name in who) or (bool(who) and any(name in told for name in _WHAT))
 
 
+def is_conversation(values: Sequence[Any]) -> bool:
+    """Whether a list is one of messages: the first is one, or stands before one as OpenAI's responses have their items.
+
+    >>> is_conversation([{"type": "reasoning", "summary": []}, {"role": "user", "content": "hi"}])
+    True
+    """
+    told = [mapping_of(value) for value in values]
+    are_items = all(isinstance(item.get("type") or item.get("role"), str) for item in told)
+    return is_message(told[0]) or (are_items and any(item.get("role") in ROLES for item in told))
+
+
 def add_message(found: Collected, message: Any, where: str) -> None:
     """Adds one message of a body, which may be several of ours.
 
