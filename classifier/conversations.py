@@ -86,17 +86,19 @@ def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
     (['system', 'user'], 'What is this?', 1)
     """
     found = Collected()
-    for name in ("system", "instructions"):
-        if body.get(name):
-            add_message(found, {"role": "system", "content": body[name]}, name)
     name = "messages" if body.get("messages") is not None else "input"
     messages = body.get(name)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     if not is_list(messages):
         raise InvalidRequest("messages", "is not there or not a list of objects with role and content")
-    for i, message in enumerate(messages):
-        add_message(found, message, f"{name}[{i}]")
+    told = [(n, {"role": "system", "content": body[n]}) for n in ("system", "instructions") if body.get(n)]
+    told += [(f"{name}[{i}]", message) for i, message in enumerate(messages)]
+    for where, message in told:
+        try:
+            add_message(found, message, where)
+        except RecursionError:  # JSON's reader goes deeper than Python's own calls do, from Python 3.12 on
+            raise InvalidRequest(where, "is nested too deeply") from None
     found.attachments += count_of(body.get("attachments"))
     return Request(
         messages=tuple(found.messages),
@@ -308,6 +310,8 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str, r
                 texts.append(text)
             elif not kind.endswith("text"):
                 found.attachments += 1
+            elif part.get("text") is not None:
+                raise InvalidRequest(f"{where}[{j}].text", "is not a text")
 
 
 def _add_result(found: Collected, texts: list[str], result: Sequence[str], role: str) -> None:
