@@ -11,10 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from classifier.conversations import is_conversation
+from classifier.conversations import is_message
 from classifier.errors import InvalidRequest
 from classifier.shapes import mapping_of
 from classifier.texts import parsed
+from classifier.types import ROLES
+
+
+def is_conversation(values: Sequence[Any]) -> bool:
+    """Whether a list is one of messages: the first is one, or stands before one as OpenAI's responses have their items.
+
+    >>> is_conversation([{"type": "reasoning", "summary": []}, {"role": "user", "content": "hi"}])
+    True
+    """
+    told = [mapping_of(value) for value in values]
+    are_items = all(isinstance(item.get("type") or item.get("role"), str) for item in told)
+    return is_message(told[0]) or (are_items and any(item.get("role") in ROLES for item in told))
+
 
 WORDS: Mapping[str, Callable[[Sequence[Any]], bool]] = {
     "prompt": is_conversation,

@@ -57,16 +57,27 @@ class Collected:
     """What was found of a conversation so far.
 
     Attributes:
-        messages: oldest first.
+        said: role and texts of each message, oldest first.
         attachments: images, files and recordings.
     """
 
-    messages: list[Message] = field(default_factory=list)
+    said: list[tuple[str, list[str]]] = field(default_factory=list)
     attachments: int = 0
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages, a line for each of their texts."""
+        return tuple([Message(role, "\n".join(texts)) for role, texts in self.said])
+
     def add(self, role: str, texts: Sequence[str]) -> None:
-        """A message of these texts, a line each."""
-        self.messages.append(Message(role, "\n".join(texts)))
+        """A message of these texts."""
+        self.said.append((role, [*texts]))
+
+    def add_call(self, call: str) -> None:
+        """A call that stands alone: of the assistant's message before it, as where a message holds its calls."""
+        if not self.said or self.said[-1][0] != "assistant":
+            self.add("assistant", [])
+        self.said[-1][1].append(call)
 
 
 def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
@@ -101,7 +112,7 @@ def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
             raise InvalidRequest(where, "is nested too deeply") from None
     found.attachments += count_of(body.get("attachments"))
     return Request(
-        messages=tuple(found.messages),
+        messages=found.messages,
         tools=tool_names(body.get("tools") or body.get("functions")),
         attachments=found.attachments,
         **fields,
@@ -117,17 +128,6 @@ def is_message(value: Any) -> bool:
     told = mapping_of(value)
     who = [told[name] for name in _WHO if isinstance(told.get(name), str)]
     return any(name in _ROLES or name in ROLES for name in who) or (bool(who) and any(name in told for name in _WHAT))
-
-
-def is_conversation(values: Sequence[Any]) -> bool:
-    """Whether a list is one of messages: the first is one, or stands before one as OpenAI's responses have their items.
-
-    >>> is_conversation([{"type": "reasoning", "summary": []}, {"role": "user", "content": "hi"}])
-    True
-    """
-    told = [mapping_of(value) for value in values]
-    are_items = all(isinstance(item.get("type") or item.get("role"), str) for item in told)
-    return is_message(told[0]) or (are_items and any(item.get("role") in ROLES for item in told))
 
 
 def add_message(found: Collected, message: Any, where: str) -> None:
@@ -148,7 +148,7 @@ def add_message(found: Collected, message: Any, where: str) -> None:
     if role == "user" and name not in message:
         raise InvalidRequest(f"{where}.content", "is not there")
     texts: list[str] = []
-    results = len(found.messages)
+    results = len(found.said)
     _add_content(found, texts, message.get(name), f"{where}.{name}", role)
     if said_by == "function_call":  # ShareGPT's, whose text is the call
         texts = [_call_of_text(text) for text in texts]
@@ -160,7 +160,7 @@ def add_message(found: Collected, message: Any, where: str) -> None:
             raise InvalidRequest(f"{where}.tool_calls", "holds what is not an object")
         told = _named(call)
         texts.append(call_text(told.get("name"), next((told[key] for key in _GIVEN if key in told), None)))
-    if texts or len(found.messages) == results:
+    if texts or len(found.said) == results:
         found.add(role, texts)
 
 
@@ -256,7 +256,7 @@ def _add_item(found: Collected, item: Mapping[str, Any], where: str) -> None:
         found.add("tool", texts)
     elif kind.endswith("_call"):
         given = next((item[key] for key in (*_GIVEN, *_OF_BUILT_IN) if item.get(key)), None)
-        found.add("assistant", [call_text(item.get("name") or kind, given)])
+        found.add_call(call_text(item.get("name") or kind, given))
         if isinstance(item.get("output"), str):  # an MCP server's, which stands with its call
             found.add("tool", [item["output"]])
     elif kind.startswith("input_") or any(isinstance(item.get(key), str) for key in _TEXT_KEYS):

@@ -92,6 +92,24 @@ def test_a_file_is_no_text_of_its_conversation(part):
     assert count_chars([{"role": "user", "content": [part, {"type": "text", "text": "hi"}]}]) < 10
 
 
+@pytest.mark.parametrize("text", ["I look.", ""], ids=["beside words", "alone"])
+@pytest.mark.parametrize("names", [["find"], ["find", "read"]], ids=["one call", "calls in parallel"])
+def test_a_step_of_an_agent_is_one_request_in_every_api(text, names):
+    """A call is of the assistant's message before it where a message holds its calls, and where it stands behind it."""
+    answer = {"role": "assistant", "content": text or None}
+    calls = [{"type": "function", "function": {"name": name, "arguments": '{"q": "x"}'}} for name in names]
+    chat = [ASKED, {**answer, "tool_calls": calls}, *({"role": "tool", "content": "a.py"} for _ in names)]
+    parts = [{"type": "tool_use", "name": name, "input": {"q": "x"}} for name in names]
+    results = [{"role": "user", "content": [{"type": "tool_result", "content": "a.py"}]} for _ in names]
+    said = [{"type": "text", "text": text}] if text else []
+    messages = [ASKED, {"role": "assistant", "content": [*said, *parts]}, *results]
+    items = [ASKED, {"type": "reasoning", "summary": []}, *([{"type": "message", **answer}] if text else [])]
+    items += [{"type": "function_call", "name": name, "arguments": '{"q": "x"}'} for name in names]
+    items += [{"type": "function_call_output", "output": "a.py"} for _ in names]
+    bodies = {"messages": chat}, {"messages": messages}, {"input": items}
+    assert len({request_of_body(body).messages for body in bodies}) == 1
+
+
 @pytest.mark.parametrize("place", ["messages", "system"])
 def test_what_is_nested_too_deeply_is_no_request(place):
     """A body deeper than anybody sends is refused by its field, as any other that is no chat; it is no bug of ours."""
