@@ -15,13 +15,26 @@ from classifier.conversations import is_message
 from classifier.errors import InvalidRequest
 from classifier.shapes import mapping_of
 from classifier.texts import parsed
+from classifier.types import ROLES
 
-WORDS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "prompt": is_message,
-    "input": is_message,
-    "system": lambda part: "text" in part,
+
+def is_conversation(values: Sequence[Any]) -> bool:
+    """Whether a list is one of messages: the first is one, or stands before one as OpenAI's responses have their items.
+
+    >>> is_conversation([{"type": "reasoning", "summary": []}, {"role": "user", "content": "hi"}])
+    True
+    """
+    told = [mapping_of(value) for value in values]
+    are_items = all(isinstance(item.get("type") or item.get("role"), str) for item in told)
+    return is_message(told[0]) or (are_items and any(item.get("role") in ROLES for item in told))
+
+
+WORDS: Mapping[str, Callable[[Sequence[Any]], bool]] = {
+    "prompt": is_conversation,
+    "input": is_conversation,
+    "system": lambda parts: "text" in parts[0],
 }
-"""Columns of people's words, each with what the first object of a list says of it that is not a text."""
+"""Columns of people's words, each with what a list that begins with an object has where it is not a text."""
 
 
 def first_sign(text: str) -> str:
@@ -82,8 +95,10 @@ def is_objects(row: Mapping[str, Any], name: str) -> bool:
     found = parsed(value) if first_sign(value) == "[" else value
     if not isinstance(found, list):  # what looks like a list and is broken: whoever opens it says what is wrong
         return name not in WORDS and value.lstrip().startswith("[{")
-    fits = WORDS.get(name, bool)
-    return bool(found) and isinstance(found[0], Mapping) and fits(found[0])
+    if not found or not isinstance(found[0], Mapping):
+        return False
+    fits = WORDS.get(name)
+    return fits(found) if fits else bool(found[0])
 
 
 def inner(row: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ def request_of_contents(body: Mapping[str, Any], **fields: Any) -> Request:
         _add_content(found, content, f"contents[{i}]")
     tools = body.get("tools")
     names = [name for tool in tools for name in _declared(tool)] if is_list(tools) else tools
-    return Request(messages=tuple(found.messages), tools=tool_names(names), attachments=found.attachments, **fields)
+    return Request(messages=found.messages, tools=tool_names(names), attachments=found.attachments, **fields)
 
 
 def request_of_converse(body: Mapping[str, Any], **fields: Any) -> Request:

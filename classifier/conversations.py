@@ -57,16 +57,27 @@ class Collected:
     """What was found of a conversation so far.
 
     Attributes:
-        messages: oldest first.
+        said: role and texts of each message, oldest first.
         attachments: images, files and recordings.
     """
 
-    messages: list[Message] = field(default_factory=list)
+    said: list[tuple[str, list[str]]] = field(default_factory=list)
     attachments: int = 0
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages, a line for each of their texts."""
+        return tuple([Message(role, "\n".join(texts)) for role, texts in self.said])
+
     def add(self, role: str, texts: Sequence[str]) -> None:
-        """A message of these texts, a line each."""
-        self.messages.append(Message(role, "\n".join(texts)))
+        """A message of these texts."""
+        self.said.append((role, [*texts]))
+
+    def add_call(self, call: str) -> None:
+        """A call that stands alone: of the assistant's message before it, as where a message holds its calls."""
+        if not self.said or self.said[-1][0] != "assistant":
+            self.add("assistant", [])
+        self.said[-1][1].append(call)
 
 
 def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
@@ -86,20 +97,22 @@ def request_of_body(body: Mapping[str, Any], **fields: Any) -> Request:
     (['system', 'user'], 'What is this?', 1)
     """
     found = Collected()
-    for name in ("system", "instructions"):
-        if body.get(name):
-            add_message(found, {"role": "system", "content": body[name]}, name)
     name = "messages" if body.get("messages") is not None else "input"
     messages = body.get(name)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     if not is_list(messages):
         raise InvalidRequest("messages", "is not there or not a list of objects with role and content")
-    for i, message in enumerate(messages):
-        add_message(found, message, f"{name}[{i}]")
+    told = [(n, {"role": "system", "content": body[n]}) for n in ("system", "instructions") if body.get(n)]
+    told += [(f"{name}[{i}]", message) for i, message in enumerate(messages)]
+    for where, message in told:
+        try:
+            add_message(found, message, where)
+        except RecursionError:  # JSON's reader goes deeper than Python's own calls do, from Python 3.12 on
+            raise InvalidRequest(where, "is nested too deeply") from None
     found.attachments += count_of(body.get("attachments"))
     return Request(
-        messages=tuple(found.messages),
+        messages=found.messages,
         tools=tool_names(body.get("tools") or body.get("functions")),
         attachments=found.attachments,
         **fields,
@@ -135,7 +148,7 @@ def add_message(found: Collected, message: Any, where: str) -> None:
     if role == "user" and name not in message:
         raise InvalidRequest(f"{where}.content", "is not there")
     texts: list[str] = []
-    results = len(found.messages)
+    results = len(found.said)
     _add_content(found, texts, message.get(name), f"{where}.{name}", role)
     if said_by == "function_call":  # ShareGPT's, whose text is the call
         texts = [_call_of_text(text) for text in texts]
@@ -147,7 +160,7 @@ def add_message(found: Collected, message: Any, where: str) -> None:
             raise InvalidRequest(f"{where}.tool_calls", "holds what is not an object")
         told = _named(call)
         texts.append(call_text(told.get("name"), next((told[key] for key in _GIVEN if key in told), None)))
-    if texts or len(found.messages) == results:
+    if texts or len(found.said) == results:
         found.add(role, texts)
 
 
@@ -243,7 +256,7 @@ def _add_item(found: Collected, item: Mapping[str, Any], where: str) -> None:
         found.add("tool", texts)
     elif kind.endswith("_call"):
         given = next((item[key] for key in (*_GIVEN, *_OF_BUILT_IN) if item.get(key)), None)
-        found.add("assistant", [call_text(item.get("name") or kind, given)])
+        found.add_call(call_text(item.get("name") or kind, given))
         if isinstance(item.get("output"), str):  # an MCP server's, which stands with its call
             found.add("tool", [item["output"]])
     elif kind.startswith("input_") or any(isinstance(item.get(key), str) for key in _TEXT_KEYS):
@@ -297,6 +310,8 @@ def _add_content(found: Collected, texts: list[str], content: Any, where: str, r
                 texts.append(text)
             elif not kind.endswith("text"):
                 found.attachments += 1
+            elif part.get("text") is not None:
+                raise InvalidRequest(f"{where}[{j}].text", "is not a text")
 
 
 def _add_result(found: Collected, texts: list[str], result: Sequence[str], role: str) -> None:

@@ -205,7 +205,7 @@ def _openai(row: Mapping[str, Any], **fields: Any) -> Request:
         body = inner({path[-1]: value_below(body, path)}, path[-1])
     body = opened(body, "messages", "tools", "functions", *_LISTS, *(() if _instructs(body) else ("input",)))
     if not body.get("messages"):
-        body = {**body, "messages": _said(body)}
+        body = {**body, "messages": _said(body), "input": body.get("input") or None}
     elif _is_nested(body["messages"]):  # LangChain's runs can hold several conversations
         body = {**body, "messages": _only(body["messages"], "messages", list)}
     return request_of_body(body, **fields)
@@ -256,7 +256,7 @@ def _only(values: Any, name: str, kind: type) -> Any:
 
 def _anthropic(row: Mapping[str, Any], **fields: Any) -> Request:
     wrappers = [name for name in ("params", "body") if holds(row.get(name), "messages") or not row.get("messages")]
-    return request_of_body(opened(inner(row, *wrappers), "messages", "tools", "system"), **fields)
+    return request_of_body(opened(inner(row, *wrappers), "messages", "tools", "functions", "system"), **fields)
 
 
 def _litellm(row: Mapping[str, Any], **fields: Any) -> Request:

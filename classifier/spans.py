@@ -176,14 +176,14 @@ def request_of_span(span: Mapping[str, Any], **fields: Any) -> Request:
         add_message(found, {"role": "system", "parts": system}, "gen_ai.system_instructions")
     for where, message in _messages(attributes, events):
         add_message(found, message, where)
-    if not found.messages:
+    if not found.said:
         raise _nothing_in(span, attributes)
     tools = _parsed(attributes.get("gen_ai.tool.definitions")) or [
         *_listed(attributes, "llm.request.functions"),
         *map(_tool, _listed(attributes, "llm.tools")),
         *map(_parsed, list_of(attributes.get("ai.prompt.tools"))),
     ]
-    return Request(messages=tuple(found.messages), tools=tool_names(tools), attachments=found.attachments, **fields)
+    return Request(messages=found.messages, tools=tool_names(tools), attachments=found.attachments, **fields)
 
 
 def _nothing_in(span: Mapping[str, Any], attributes: Mapping[str, Any]) -> InvalidRequest:

@@ -81,7 +81,9 @@ def error_of(status: status_pb2.Status) -> ClassifierError:
             else:
                 retry = found.retry_delay.ToNanoseconds() * 1e-9
     if code == "INVALID_ARGUMENT":
-        return InvalidRequest(violations or [("(request)", status.message)])
+        field, named, text = status.message.partition(": ")  # an item's error has its fields in its text alone
+        told = (field, text) if named and " " not in field else ("(request)", status.message)
+        return InvalidRequest(violations or [told])
     if code == "RESOURCE_EXHAUSTED":
         return Overloaded(status.message, retry)
     if reason == StoreUnavailable.reason:

@@ -90,6 +90,13 @@ async def test_a_long_conversation_falls_back_to_a_route_that_is_wide_enough():
         assert (await answered(KeyError("ours"), WIDENING, chat, {})).route == model
 
 
+@pytest.mark.parametrize("name", ["system", "instructions"])
+async def test_a_long_system_prompt_falls_back_to_a_route_that_is_wide_enough(name):
+    """What the model is told counts for its context window, wherever a body has it, and also of one that is no chat."""
+    body = {name: "x" * 300_000, "input": [{"role": "user", "content": "hi\0"}]}
+    assert (await answered(None, WIDENING, body, {})).route == "wide"
+
+
 async def test_a_floor_does_not_refuse_what_may_be_served_below_it():
     """A restricted request with a floor above every route on premises is asked for again without the floor."""
     floors = []

@@ -45,6 +45,22 @@ def test_what_is_wrong_with_an_item_is_told_where_there_is_no_fallback(client_of
     client_of(address).run(use)
 
 
+def test_what_the_server_says_of_an_item_is_what_it_says_of_a_call(client_of, address):
+    """An item's error names the field and reads as that of a call of its own."""
+    request = Request.from_text("x", policy="nope")
+
+    def use(client, call):
+        said = []
+        for method, asked in (("classify", request), ("classify_batch", [request]), ("classify_stream", [request])):
+            with pytest.raises(errors.InvalidRequest) as found:
+                call(method, asked)
+            said.append((str(found.value), found.value.violations))
+        assert said == said[:1] * 3
+        assert said[0][1][0][0] == "policy"
+
+    client_of(address, timeout_seconds=60).run(use)
+
+
 def test_the_items_of_a_batch_that_failed_count(client_of, nowhere):
     """Coverage is right without a fallback tier, too."""
 

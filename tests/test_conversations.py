@@ -6,6 +6,7 @@ import pytest
 
 from classifier.columns import count_chars
 from classifier.conversations import request_of_body
+from classifier.errors import InvalidRequest
 
 ASKED = {"role": "user", "content": "fix it"}
 
@@ -89,3 +90,42 @@ def test_a_custom_tool_is_offered_by_its_name():
 def test_a_file_is_no_text_of_its_conversation(part):
     """A recording or a document of megabytes passes over no route for a small context."""
     assert count_chars([{"role": "user", "content": [part, {"type": "text", "text": "hi"}]}]) < 10
+
+
+@pytest.mark.parametrize("text", ["I look.", ""], ids=["beside words", "alone"])
+@pytest.mark.parametrize("names", [["find"], ["find", "read"]], ids=["one call", "calls in parallel"])
+def test_a_step_of_an_agent_is_one_request_in_every_api(text, names):
+    """A call is of the assistant's message before it where a message holds its calls, and where it stands behind it."""
+    answer = {"role": "assistant", "content": text or None}
+    calls = [{"type": "function", "function": {"name": name, "arguments": '{"q": "x"}'}} for name in names]
+    chat = [ASKED, {**answer, "tool_calls": calls}, *({"role": "tool", "content": "a.py"} for _ in names)]
+    parts = [{"type": "tool_use", "name": name, "input": {"q": "x"}} for name in names]
+    results = [{"role": "user", "content": [{"type": "tool_result", "content": "a.py"}]} for _ in names]
+    said = [{"type": "text", "text": text}] if text else []
+    messages = [ASKED, {"role": "assistant", "content": [*said, *parts]}, *results]
+    items = [ASKED, {"type": "reasoning", "summary": []}, *([{"type": "message", **answer}] if text else [])]
+    items += [{"type": "function_call", "name": name, "arguments": '{"q": "x"}'} for name in names]
+    items += [{"type": "function_call_output", "output": "a.py"} for _ in names]
+    bodies = {"messages": chat}, {"messages": messages}, {"input": items}
+    assert len({request_of_body(body).messages for body in bodies}) == 1
+
+
+@pytest.mark.parametrize("place", ["messages", "system"])
+def test_what_is_nested_too_deeply_is_no_request(place):
+    """A body deeper than anybody sends is refused by its field, as any other that is no chat; it is no bug of ours."""
+    content = "x"
+    for _ in range(3000):
+        content = [{"type": "tool_result", "content": content}]
+    body = {"messages": [ASKED], "system": ""} | (
+        {"system": content} if place == "system" else {"messages": [{"role": "user", "content": content}]}
+    )
+    with pytest.raises(InvalidRequest, match=rf"{place}(\[0\])?: is nested too deeply"):
+        request_of_body(body)
+
+
+@pytest.mark.parametrize("said", [{"value": "Prove it.", "annotations": []}, ["Prove it."], 7])
+def test_a_text_in_another_shape_is_not_taken_for_silence(said):
+    """A part of text whose text is none is named: its request would be rated as an empty one."""
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": said}]}]}
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].content\[0\].text: is not a text"):
+        request_of_body(body)

@@ -363,6 +363,7 @@ def test_an_object_that_an_instruction_is_about_is_its_json():
         '[{"id": 1}]\nSort these by id.',
         '[{"id": 1, "name": "x"}]',
         '[{"type": "fruit", "price": 2}]',
+        '[{"type": "fruit", "price": 2}, {"type": "tree", "role": "shade"}]',
         "[3, 1, 2] what is the sum?",
         "[3, 1, 2]",
         '{"port": 80} is this right?',
@@ -391,6 +392,34 @@ def test_messages_that_stand_as_text_are_messages(said):
     """In a column of people's words, too, whoever wrote them."""
     for row in ({"prompt": json.dumps(said)}, {"input": json.dumps(said)}, {"input": json.dumps({"messages": said})}):
         assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "reasoning", "summary": [], "encrypted_content": "x"},
+        {"type": "item_reference", "id": "msg_1"},
+        {"type": "compaction", "encrypted_content": "x"},
+    ],
+    ids=lambda item: item["type"],
+)
+def test_what_responses_begin_with_may_be_nobody_s_words(item):
+    """A list of OpenAI's responses is read from a cell of text as from JSON, also where no message is its first."""
+    row = {"input": [item, {"type": "message", "role": "user", "content": "hi"}]}
+    assert told(request_of_row(row)) == ([("user", "hi")], (), 0)
+    assert told(request_of_row({"input": json.dumps(row["input"])})) == ([("user", "hi")], (), 0)
+
+
+def test_no_messages_beside_an_empty_cell_are_a_bad_row():
+    """An empty cell of another format's column is nothing, and no request that says nothing."""
+    with pytest.raises(InvalidRequest, match="messages: is not there"):
+        request_of_row({"messages": "[]", "input": ""})
+
+
+def test_functions_beside_a_system_prompt_may_stand_as_text():
+    """The tools of OpenAI's older bodies are read in a row that has a column of system prompts, too."""
+    row = {"messages": json.dumps(_HI), "system": "Be brief.", "functions": '[{"name": "find"}]', "tools": ""}
+    assert told(request_of_row(row))[1] == ("find",)
 
 
 def test_a_system_prompt_that_begins_with_a_bracket_is_a_text():

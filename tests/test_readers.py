@@ -178,7 +178,10 @@ def test_mixed_encodings_cost_their_rows_only(tmp_path):
         (b'"text"', "is JSON, but no object"),
         (b'[{"prompt": "hi"}]', "is a JSON array; make it JSON lines with jq -c '.[]'"),
         (b'{"messages": [[["deep"]]]}', "messages[0]: is not an object"),
-        (b'{"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": [1]}}]}]}', None),
+        (
+            b'{"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": [1]}}]}]}',
+            "messages[0].content[0].text: is not a text",
+        ),
         (b"\x00\x01\x02", "is not JSON"),
     ],
     ids=["deep", "long-number", "number", "text", "array", "nested", "nested-text", "bytes"],

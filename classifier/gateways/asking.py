@@ -51,7 +51,7 @@ class Asker:
         Raises:
             NoAllowedRoute: the request is restricted, and no route is known to be on premises.
         """
-        restricted, chars = is_restricted(labels), count_chars(body.get("messages") or body.get("input"))
+        restricted, chars = is_restricted(labels), chars_of(body)
         self._follow()
         try:
             answer = await self._client.classify(request_of_body(body, floor=floor, labels=labels, **fields))
@@ -98,3 +98,12 @@ class Asker:
         """Gives the client the table of the moment."""
         if self._routes is not None:
             self._client.routes = self._routes()
+
+
+def chars_of(body: Mapping[str, Any]) -> int:
+    """Characters of all that the model is told by a chat body, its system prompt among them.
+
+    >>> chars_of({"system": "Be brief.", "messages": [{"role": "user", "content": "hi"}]})
+    11
+    """
+    return count_chars([body.get(name) for name in ("system", "instructions", "messages", "input")])

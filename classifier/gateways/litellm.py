@@ -24,10 +24,9 @@ from typing import Any
 from litellm.integrations.custom_logger import CustomLogger
 
 from classifier.client import CLASSIFY_SECONDS, AsyncClient
-from classifier.columns import count_chars
 from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
-from classifier.gateways.asking import Asker
+from classifier.gateways.asking import Asker, chars_of
 from classifier.gateways.chat import Loops, Remembered, cause_of_exception, has_words, tier_of_model
 from classifier.gateways.judging import Validator, escalate, judged
 from classifier.gateways.litellm_plugin import ComplexityClassifier
@@ -172,8 +171,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
         messages = data.get("messages") or data.get("input")
         before = self._loops.tier(messages, caller) if self._sticky else None
         if before is not None and not has_words(messages):  # nobody can tell a tier by results alone
-            chars = count_chars(messages)
-            return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels), chars=chars)
+            return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels), chars=chars_of(data))
         floor = max((tier for tier in (self._floor, before) if tier), default=None)
         answer = await self._asker.ask(data, labels, floor=floor, policy=self._policy, request_id=request_id)
         if self._sticky:
@@ -226,7 +224,7 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
             lambda answer: judged(self._validators, data, answer),
             model=routed.model,
             restricted=routed.restricted,
-            chars=count_chars(messages),
+            chars=chars_of(data),
         )
         self._report(routed, higher.verdict, Cause.QUALITY, source=self._judge, accepted_tier=higher.accepted_tier)
         if higher.tier is None:
