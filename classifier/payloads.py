@@ -73,7 +73,8 @@ def recognise(row: Mapping[str, Any], text_field: str = "prompt") -> str:
     if is_span(row):
         return "otel"
     check_step(row)
-    has_text = row.get(text_field) not in (None, "")
+    # An object there is what OpenAI's responses name a prompt by that the provider keeps.
+    has_text = row.get(text_field) not in (None, "") and not isinstance(row[text_field], Mapping)
     is_call = row.get("call_type") and (not has_text or any(row.get(name) for name in _LITELLM))
     if is_call or row.get("standard_logging_object"):
         return "litellm"

@@ -174,9 +174,10 @@ def test_a_whole_request_is_read_from_a_file_and_routed(tiny_bundle_path, tmp_pa
             ["[turns=1]", "[tools=0]", "[attachments=0]"],
         ),
         ({"input": "hi"}, ["[turns=1]", "[tools=0]", "[attachments=0]"]),
+        ({"input": "hi", "prompt": {"id": "pmpt_1"}}, ["[turns=1]", "[tools=0]", "[attachments=0]"]),
         ({"prompt": "hi", "attachments": 1}, ["[turns=1]", "[tools=0]", "[attachments=1]"]),
     ],
-    ids=["openai", "anthropic", "responses", "prompt"],
+    ids=["openai", "anthropic", "responses", "responses of a stored prompt", "prompt"],
 )  # fmt: skip
 def test_a_body_is_explained_as_its_api_means_it(tiny_bundle_path, tmp_path, body, signals):
     """What a gateway sent is read as in its log: content parts, tool calls, the shapes of every API."""

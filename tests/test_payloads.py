@@ -410,6 +410,12 @@ def test_what_responses_begin_with_may_be_nobody_s_words(item):
     assert told(request_of_row({"input": json.dumps(row["input"])})) == ([("user", "hi")], (), 0)
 
 
+@pytest.mark.parametrize("given", ["hi", _HI], ids=["text", "messages"])
+def test_a_prompt_that_the_provider_keeps_is_not_the_request(given):
+    """A body of OpenAI's responses may name a stored prompt beside what the user says, which is its `input`."""
+    assert told(request_of_row({"input": given, "prompt": {"id": "pmpt_1"}})) == ([("user", "hi")], (), 0)
+
+
 def test_no_messages_beside_an_empty_cell_are_a_bad_row():
     """An empty cell of another format's column is nothing, and no request that says nothing."""
     with pytest.raises(InvalidRequest, match="messages: is not there"):

@@ -95,7 +95,8 @@ def _request(text: str | None, path: str | None, fields: dict[str, Any]) -> Requ
         raise InputError(f"{path}: is not JSON ({type(error).__name__}); give one object with messages") from None
     if not isinstance(row, dict):
         raise InputError(f"{path}: expected one JSON object with messages, found a {type(row).__name__}")
-    return request_of_body({"messages": row.get("prompt"), **row}, **fields)
+    prompt = row.get("prompt")  # an object there names a prompt that a provider keeps, beside an `input`
+    return request_of_body(row if isinstance(prompt, dict) else {"messages": prompt, **row}, **fields)
 
 
 def _tier(name: str, value: str | None) -> Tier | None:
