@@ -32,7 +32,7 @@ from classifier.errors import InvalidRequest
 from classifier.shapes import is_list, mapping_of
 from classifier.spans import FLAT, is_span, request_of_span
 from classifier.texts import parsed
-from classifier.turns import before, is_history, messages_of
+from classifier.turns import before, is_history, messages_of, with_turns
 from classifier.types import Request
 
 FORMATS = ("auto", "corpus", "prompt", "openai", "anthropic", "litellm", "otel", "gemini", "bedrock")
@@ -197,7 +197,7 @@ def _corpus(row: Mapping[str, Any], **fields: Any) -> Request:
     line = row if row.get("messages") or row.get("prompt") else inner(row, "request")
     line = opened(line, "messages", "tools")
     facts = {"tools": tool_names(line.get("tools")), "attachments": count_of(line.get("attachments"))}
-    return Request.from_json({**line, **facts}, **fields)
+    return Request.from_json({**with_turns(line), **facts}, **fields)
 
 
 def _openai(row: Mapping[str, Any], **fields: Any) -> Request:

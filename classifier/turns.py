@@ -50,6 +50,12 @@ def messages_of(text: str) -> list[Mapping[str, str]]:
     return [{"role": role, "content": content.strip()} for role, content in found]
 
 
+def with_turns(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A corpus line of one `prompt` with the messages in it; any other line as it is."""
+    prompt = line.get("prompt")
+    return line if line.get("messages") or not isinstance(prompt, str) else {**line, "messages": messages_of(prompt)}
+
+
 def is_history(value: Any) -> bool:
     """Whether a value is the turns before a request, pairs or messages, or looks like their JSON text.
 

@@ -53,6 +53,13 @@ def test_an_answer_at_the_end_is_no_part_of_what_is_rated():
     assert whole == parse_row({"messages": messages[:1], "tier": "simple"}, "mine")
 
 
+def test_what_a_template_made_of_a_conversation_is_that_conversation():
+    """Rows that calibrate and train are read as `classifier label` and a gateway read them."""
+    turns = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    row = parse_row({"prompt": turns, "tier": "simple"}, "x")
+    assert [(m.role, m.content) for m in row.request.messages] == [("system", "Be brief."), ("user", "hi")]
+
+
 def test_probabilities_are_a_soft_label():
     """Probabilities are made to sum to one; the most probable tier is the tier, unless the file settles on one."""
     row = parse_row({"prompt": "hi", "probabilities": [0.1, 0.6, 0.304, 0]}, "mine")

@@ -297,12 +297,13 @@ def test_a_prompt_about_a_templates_marks_is_one_text(prompt):
 
 
 def test_what_a_template_made_of_a_conversation_is_that_conversation():
-    """Turns keep their order, roles and words, the system prompt among them."""
+    """Turns keep their order, roles and words, the system prompt among them, also where tools stand beside them."""
     first = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhi [/INST] Hello!</s><s>[INST] Why? [/INST]"
     header = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>".format
     turns = [("system", "Be brief."), ("user", "hi"), ("assistant", "Hello!"), ("user", "Why?")]
     for prompt in (first, "".join(header(role, text) for role, text in turns)):
         assert told(request_of_row({"prompt": prompt})) == (turns, (), 0)
+        assert told(request_of_row({"prompt": prompt, "tools": ["sh"]})) == (turns, ("sh",), 0)
 
 
 def test_a_long_request_of_azures_log_is_read_when_it_was_joined():

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from classifier.conversations import asked
 from classifier.errors import InputError, InvalidRequest
 from classifier.texts import json_text
+from classifier.turns import with_turns
 from classifier.types import TIERS, Request, Tier
 from training.label_fields import KINDS, one_hot, stated_label
 
@@ -268,7 +269,8 @@ def request_of_line(data: Mapping[str, Any]) -> Request:
         raise ValueError(f"labels is a {type(labels).__name__}, expected an object of texts")  # noqa: TRY004 - as its kin
     if not data.get("messages") and data.get("prompt") is None:
         raise ValueError("neither messages nor prompt is there")
-    return asked(Request.from_json(data, labels={str(name): str(value) for name, value in labels.items()}))
+    labelled = {str(name): str(value) for name, value in labels.items()}
+    return asked(Request.from_json(with_turns(data), labels=labelled))
 
 
 def conversation_sha256(request: Request) -> str:
