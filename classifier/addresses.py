@@ -89,7 +89,7 @@ def shown_url(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown.
+    """A URL of a store as messages show it: a path there may hold `?` and `#`, where `shown_url` would end.
 
     >>> without_password("sftp://router:secret@disks/bundles"), without_password("s3://bundles/ours")
     ('sftp://router:***@disks/bundles', 's3://bundles/ours')

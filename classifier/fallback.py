@@ -275,7 +275,7 @@ class ClientClosed(ServerUnreachable):
         return type(self), ()
 
 
-def several(conversations: Any) -> None:
+def check_several(conversations: Any) -> None:
     """Raises TypeError for a single text, whose characters would be taken for the conversations."""
     if isinstance(conversations, str):
         raise TypeError("conversations is one text; give a list of them, or ask `classify`")
@@ -285,7 +285,7 @@ class Batch:
     """The plans of a batch; those that are not valid are not sent."""
 
     def __init__(self, logic: Logic, conversations: Iterable[Conversation]) -> None:
-        several(conversations)
+        check_several(conversations)
         self._logic = logic
         self._plans = [logic.plan(conversation, {}) for conversation in conversations]
         self.plans_sent = [plan for plan in self._plans if plan.message is not None]

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from typing import Any
 
 from classifier.errors import ClassifierError
-from classifier.fallback import Conversation, Plan, several
+from classifier.fallback import Conversation, Plan, check_several
 from classifier.v1 import classifier_pb2 as pb
 
 
@@ -63,7 +63,7 @@ class Stream(_Plans):
     """
 
     def __init__(self, conversations: Iterable[Conversation], plan: Callable[[Conversation], Plan]) -> None:
-        several(conversations)
+        check_several(conversations)
         super().__init__()
         self._source, self._plan = iter(conversations), plan
         self._lock = threading.Lock()
@@ -114,7 +114,7 @@ class AsyncStream(_Plans):
         conversations: Iterable[Conversation] | AsyncIterable[Conversation],
         plan: Callable[[Conversation], Plan],
     ) -> None:
-        several(conversations)
+        check_several(conversations)
         super().__init__()
         self._lock = asyncio.Lock()
         self._queue: asyncio.Queue[Plan | None] = asyncio.Queue(1)

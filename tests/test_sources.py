@@ -8,7 +8,6 @@ import http.server
 import json
 import lzma
 import os
-import socket
 import threading
 import zipfile
 from pathlib import Path
@@ -262,13 +261,11 @@ def test_a_signed_url_is_read_as_what_its_path_names():
             thread.join()
 
 
-def test_a_url_that_cannot_be_read_says_why():
+def test_a_url_that_cannot_be_read_says_why(nowhere):
     """Where a server refuses, or none listens, its own reason stands beside the URL."""
     pytest.importorskip("aiohttp")
-    with socket.socket() as nobody:  # bound, and not listening
-        nobody.bind(("127.0.0.1", 0))
-        with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Cannot connect to host"):
-            find_sources([f"http://127.0.0.1:{nobody.getsockname()[1]}/a.jsonl"])
+    with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Cannot connect to host"):
+        find_sources([f"http://{nowhere}/a.jsonl"])
 
 
 def test_a_url_whose_client_is_not_installed_says_what_brings_it(monkeypatch):

@@ -80,24 +80,19 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def _one_run_options(function: Callable[..., None]) -> Callable[..., None]:
-    """The options of what trains one student, on all sources."""
-    options = (
-        click.option(
-            "--teacher",
-            type=click.Path(path_type=Path, exists=True),
-            help="Folder of trained teachers to distil from, instead of training them.",
-        ),
-        click.option(
-            "--answers",
-            type=click.Path(path_type=Path, exists=True),
-            help="Answers of teachers (.npz) to distil from, instead of training them.",
-        ),
-        click.option("--out", type=click.Path(path_type=Path), help="Default: runs/RECIPE. A stopped run goes on."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+_teacher_option = click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder of trained teachers to distil from, instead of training them.",
+)
+_answers_option = click.option(
+    "--answers",
+    type=click.Path(path_type=Path, exists=True),
+    help="Answers of teachers (.npz) to distil from, instead of training them.",
+)
+_out_option = click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: runs/RECIPE. A stopped run goes on."
+)
 
 
 def _prepare(
@@ -127,7 +122,9 @@ def _say(text: object, *, err: bool = True) -> None:
 
 @main.command()
 @_run_options
-@_one_run_options
+@_teacher_option
+@_answers_option
+@_out_option
 @click.option(
     "--cross-validated",
     type=click.Path(path_type=Path, exists=True),
@@ -159,7 +156,9 @@ def build(teacher: Path | None, answers: Path | None, cross_validated: Path | No
 
 @main.command()
 @_run_options
-@_one_run_options
+@_teacher_option
+@_answers_option
+@_out_option
 def train(teacher: Path | None, answers: Path | None, **options: Any) -> None:
     r"""Trains teachers and student, and nothing more.
 

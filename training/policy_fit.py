@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -157,7 +156,8 @@ def fit_policies(
 
         def fit(
             kept: NDArray[np.bool_] | slice, alpha: float = alpha, other: ThresholdFit | None = other
-        ) -> ThresholdFit:
+        ) -> tuple[ThresholdFit, ThresholdFit]:
+            """What those rows ask for, and the stricter of that and of what the further rows do."""
             losses = routing_losses(
                 probabilities[kept],
                 rows.labels[kept],
@@ -166,8 +166,8 @@ def fit_policies(
             )
             found = fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
             if other is None or other.threshold <= found.threshold:
-                return found
-            return replace(
+                return found, found
+            return found, replace(
                 found,
                 threshold=other.threshold,
                 feasible=other.feasible,
@@ -176,8 +176,9 @@ def fit_policies(
                 rows_needed=None,
             )
 
-        whole, groups = fit(slice(None)), _group_fits(rows, targets.group_by, fit)
-        own = whole, groups
+        own, whole = fit(slice(None))
+        fitted = _group_fits(rows, targets.group_by, fit)
+        groups = {group: served for group, (_, served) in fitted.items()}
         if other is not None:
             notes.append(
                 f"{name}: on the {other.n} further rows alone the threshold would be {shown(other.threshold)} (risk "
@@ -185,15 +186,13 @@ def fit_policies(
                 + ("" if other.feasible else f"; {_needed(other)}")
                 + "); the stricter one is served."
             )
-            alone = partial(fit, other=None)
-            own = alone(slice(None)), _group_fits(rows, targets.group_by, alone)
         fits = list(groups.values()) if groups else [whole]
         feasible = any(f.feasible for f in fits)
         # An infeasible group goes to frontier, where nothing is lost: it says nothing of what is promised elsewhere.
         worst = max((f for f in fits if f.feasible or not feasible), key=lambda f: (f.bound, f.empirical_risk))
         # An unseen group gets the strictest threshold that any seen one needed.
         threshold = max([whole.threshold, *(f.threshold for f in fits if f.feasible)]) if feasible else ALWAYS_FRONTIER
-        _note_infeasible(name, alpha, *own, notes)
+        _note_infeasible(name, alpha, own, {group: asked for group, (asked, _) in fitted.items()}, notes)
         promised = replace(worst, method=whole.method, n=len(rows), feasible=feasible)
         policy = Policy(
             name=name,
@@ -246,8 +245,8 @@ def _other_fit(
 
 
 def _group_fits(
-    rows: CalibrationSet, group_by: str, fit: Callable[[NDArray[np.bool_]], ThresholdFit]
-) -> dict[str, ThresholdFit]:
+    rows: CalibrationSet, group_by: str, fit: Callable[[NDArray[np.bool_]], tuple[ThresholdFit, ThresholdFit]]
+) -> dict[str, tuple[ThresholdFit, ThresholdFit]]:
     if not group_by:
         return {}
     values = rows.facets.get(group_by)
