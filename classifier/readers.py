@@ -173,7 +173,7 @@ def read_rows(source: Source, *, row_format: str = "auto", position: Position | 
     except Broken as error:
         yield _rest_of(source, number, error)
     except Exception as error:
-        if source.remote:  # every store has errors of its own
+        if source.url:  # every store has errors of its own
             raise _unreachable(source, error) from error
         raise
 

@@ -11,10 +11,11 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from classifier.addresses import without_password
 from classifier.errors import InputError, absent_client
 
 STDIN = "-"
@@ -41,18 +42,18 @@ class Source:
     """A file to read.
 
     Attributes:
-        name: as it is shown and written beside each row.
+        name: as it is shown and written beside each row; a password in a URL is `***` there.
         container: lines, csv, tsv or parquet.
         size: bytes; None where nobody says.
         stamp: changes when the file does: its time of change, or what the store says in its place.
-        remote: whether `name` is an fsspec URL.
+        url: what fsspec opens; empty where `name` is a path.
     """
 
     name: str
     container: str = "lines"
     size: int | None = None
     stamp: str = ""
-    remote: bool = False
+    url: str = field(default="", repr=False)
 
     def open(self) -> IO[bytes]:
         """The file, for reading bytes.
@@ -60,11 +61,11 @@ class Source:
         Raises:
             OSError: it cannot be opened.
         """
-        if not self.remote:
+        if not self.url:
             return Path(self.name).open("rb")
         import fsspec
 
-        opened = fsspec.open(self.name, "rb")
+        opened = fsspec.open(self.url, "rb")
         file: IO[bytes] = opened.open()
         weakref.finalize(file, id, opened.fs)  # an archive's file system closes the archive when nobody holds it
         return file
@@ -87,7 +88,7 @@ def find_sources(inputs: Iterable[str], *, written: str = "") -> list[Source]:
     found = [source for name in inputs for source in _find(name, written)]
     seen: set[str] = set()
     for source in found:
-        place = _place(source.name)
+        place = source.url or _place(source.name)
         if place in seen:
             raise InputError(f"{source.name}: is named twice; its rows would be labelled twice")
         seen.add(place)
@@ -150,8 +151,8 @@ def _say_unread(error: OSError) -> None:
 
 
 def _place(name: str) -> str:
-    """The same for the names of a local file, relative and absolute, and for no others."""
-    return name if "://" in name or name == STDIN else os.path.abspath(name)  # noqa: PTH100 - a link beside its file is no mistake
+    """The same for the names of a local file, relative and absolute."""
+    return name if name == STDIN else os.path.abspath(name)  # noqa: PTH100 - a link beside its file is no mistake
 
 
 def _logs_among(folder: str, files: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -183,7 +184,7 @@ def _say_left_out(where: str, names: Sequence[str], why: str, what: str = "file"
     """Says how many files are left out, if any, and why."""
     if names:
         told = f"1 {what} is left out, " if len(names) == 1 else f"{len(names)} {what}s are left out, such as "
-        _logger.warning("%s: %s%s; %s", where, told, names[0], why)
+        _logger.warning("%s: %s%s; %s", where, told, without_password(names[0]), why)
 
 
 def _is_of(path: str, written: str) -> bool:
@@ -206,6 +207,7 @@ def _local(path: Path) -> Source:
 def _find_remote(url: str, written: str) -> list[Source]:
     import fsspec
 
+    shown = without_password(url)
     try:
         fs, path = fsspec.core.url_to_fs(url)
         fs.invalidate_cache()  # of an earlier run in this process
@@ -216,33 +218,41 @@ def _find_remote(url: str, written: str) -> list[Source]:
         is_folder = not is_pattern and not is_file and fs.isdir(path)
         if is_pattern or is_folder:
             listed = (fs.find if is_folder else fs.glob)(path, detail=True)
-            kept = _without_outputs(url, list(listed), listed.__contains__)
+            kept = _without_outputs(shown, list(listed), listed.__contains__)
             if is_folder:
                 below = (_file_name(p) if p == path else p[len(path) :].strip("/") for p in kept)
-                kept = _logs_among(url, {p: PurePosixPath(b).parts for p, b in zip(kept, below, strict=True)})
+                kept = _logs_among(shown, {p: PurePosixPath(b).parts for p, b in zip(kept, below, strict=True)})
             listed = {p: listed[p] for p in kept}
     except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: {absent_client(error)}") from error
+        raise InputError(f"{shown}: {absent_client(error)}") from error
     except OSError as error:  # of HTTP it is always that there is no such file, and its cause says why
-        raise InputError(f"{url}: cannot be read ({error.strerror or error.__cause__ or error})") from error
+        why = without_password(str(error.strerror or error.__cause__ or error))
+        raise InputError(f"{shown}: cannot be read ({why})") from error
     except Exception as error:  # every store has errors of its own
-        raise InputError(f"{url}: cannot be reached ({type(error).__name__}: {str(error)[:120]})") from error
+        why = f"{type(error).__name__}: {without_password(str(error))[:120]}"
+        raise InputError(f"{shown}: cannot be reached ({why})") from error
     sources = [_remote(fs, p, facts, url) for p, facts in sorted(listed.items()) if facts.get("type") != "directory"]
-    sources = [source for source in sources if not _is_of(source.name, written)]
+    sources = [source for source in sources if not _is_of(source.url, written)]
     if not sources:
-        raise InputError(f"{url}: no files there; {_KINDS}")
+        raise InputError(f"{shown}: no files there; {_KINDS}")
     return sources
 
 
 def _remote(fs: Any, path: str, facts: Any, url: str) -> Source:
+    import fsspec
+
     keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "CRC")
     stamp = next((str(facts[k]) for k in keys if facts.get(k)), "")
-    name = fs.unstrip_protocol(path)
+    link = fs.unstrip_protocol(path)
     links = url.split("::")  # of a chain; what follows the file's own link is the archive that it is in
-    own = f"{name.partition('://')[0]}://"
-    rest = next((links[i + 1 :] for i, link in enumerate(links) if link.startswith(own)), [])
+    own = f"{link.partition('://')[0]}://"
+    at = next((i for i, other in enumerate(links) if other.startswith(own)), len(links))
+    if at < len(links) and fsspec.get_filesystem_class(own.removesuffix("://"))._get_kwargs_from_urls(links[at]):
+        host = links[at].removeprefix(own).partition("/")[0]  # FTP's paths, and others', do not say on whose disk
+        link = f"{own}{host}/{path.lstrip('/')}"
+    whole = "::".join([link, *links[at + 1 :]])
     container = container_of(_file_name(path)) or "lines"
-    return Source("::".join([name, *rest]), container, facts.get("size"), stamp, remote=True)
+    return Source(without_password(whole), container, facts.get("size"), stamp, url=whole)
 
 
 def _without_query(path: str) -> str:
