@@ -24,7 +24,7 @@ from classifier.types import TIERS
 from training.calibration_fit import expected_scores
 from training.calibration_set import CalibrationSet, OpenRows
 from training.policy_fit import Targets, chosen_by
-from training.risk_control import fit_threshold, method_for, risk_bound
+from training.risk_control import fit_threshold, method_for, risk_bound, unexplored
 from training.step_losses import EVERY_MISS, routing_losses
 
 PRICES = tuple(routing.PRICES.values())
@@ -237,7 +237,7 @@ def curves(
         )
     by_alpha = []
     for alpha in (a for a in ALPHAS if a > targets.epsilon):
-        fit = fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
+        fit = fit_threshold(losses, unexplored(alpha, targets.epsilon), delta=targets.delta)
         chosen = choose_many(probabilities, fit.threshold)
         risk = float(under(chosen, rows.labels).mean())
         by_alpha.append(

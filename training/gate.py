@@ -39,7 +39,7 @@ from classifier.intervals import LEVEL, Interval, bootstrap_intervals, mean, wil
 from classifier.types import TIERS
 from training.calibration_report import PRICES, under
 from training.off_policy import OffPolicy
-from training.risk_control import binomial_p_value
+from training.risk_control import binomial_p_value, unexplored
 from training.step_losses import EVERY_MISS
 
 FEWEST_ROWS = 60
@@ -95,7 +95,7 @@ class LabelledSet:
     @property
     def limit(self) -> float:
         """The risk that is aimed at before anything is explored, as thresholds are fitted; 0 where none is."""
-        return max(0.0, self.alpha - self.epsilon)
+        return max(0.0, unexplored(self.alpha, self.epsilon))
 
     @property
     def most_missed(self) -> float:

@@ -20,7 +20,7 @@ from classifier.errors import InputError, SettingsError
 from classifier.metrics import tier_shares
 from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy, choose_many
 from training.calibration_set import CalibrationSet, OpenRows
-from training.risk_control import ThresholdFit, fit_threshold, fit_top_tier, risk_bound
+from training.risk_control import ThresholdFit, fit_threshold, fit_top_tier, risk_bound, unexplored
 from training.step_losses import EVERY_MISS, routing_losses
 
 FEWEST_FRONTIER = 60
@@ -78,11 +78,6 @@ class Targets:
                 f"--group-by {self.group_by}: it is not known of a request when it is served, so nothing can be "
                 "promised by it; group by 'script' or by a label that the gateway sends"
             )
-
-    def unexplored(self, target: float) -> float:
-        """What a target leaves to requests that are not explored; .15 less .05 is .1, which floats miss by a hair."""
-        left = target - self.epsilon
-        return (round(left, 12) or left) if self.epsilon else left
 
 
 def thresholds_of(policy: Policy, rows: CalibrationSet | OpenRows) -> NDArray[np.float64]:
@@ -164,7 +159,7 @@ def fit_policies(
                 severity=targets.severity,
                 weights=None if shift is None else shift[kept],
             )
-            found = fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
+            found = fit_threshold(losses, unexplored(alpha, targets.epsilon), delta=targets.delta)
             if other is None or other.threshold <= found.threshold:
                 return found, found
             return found, replace(
@@ -241,7 +236,7 @@ def _other_fit(
     if also is None:
         return None
     losses = routing_losses(calibration.apply(also.logits), also.labels, severity=targets.severity)
-    return fit_threshold(losses, targets.unexplored(alpha), delta=targets.delta)
+    return fit_threshold(losses, unexplored(alpha, targets.epsilon), delta=targets.delta)
 
 
 def _group_fits(
@@ -287,6 +282,7 @@ def _top_tier(
     if not targets.top_tier_miss:
         return 0.0, None
     beta, delta = targets.top_tier_miss, targets.delta
+    most = unexplored(beta, targets.epsilon)
     probabilities = calibration.apply(rows.logits)
     asked = fitting = np.ones(len(rows), dtype=bool)
     if not delta:
@@ -294,10 +290,10 @@ def _top_tier(
     highest = 1.0  # what further rows allow; where none of them is frontier, anything
     if also is not None and also.labels[:, -1].any():
         shares = calibration.apply(also.logits)
-        highest = fit_top_tier(shares, also.labels, targets.unexplored(beta), delta=delta).threshold
+        highest = fit_top_tier(shares, also.labels, most, delta=delta).threshold
         notes.append(f"The further rows allow a top-tier threshold of at most {highest:.4f}; the lower one is served.")
     pilot, fit = (
-        fit_top_tier(probabilities[half], rows.labels[half], targets.unexplored(beta), delta=delta, highest=highest)
+        fit_top_tier(probabilities[half], rows.labels[half], most, delta=delta, highest=highest)
         for half in (asked, fitting)
     )
     share = float((probabilities[asked, -1] >= pilot.threshold).mean()) if asked.any() else 1.0

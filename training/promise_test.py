@@ -27,7 +27,7 @@ from classifier.policy import ALWAYS_FRONTIER, Guarantee, Policy
 from classifier.types import TIERS
 from training.calibration_set import CalibrationSet
 from training.policy_fit import chosen_by
-from training.risk_control import SHIFTED, SIGNIFICANCE, allowed_loss, binomial_p_value
+from training.risk_control import SHIFTED, SIGNIFICANCE, allowed_loss, binomial_p_value, unexplored
 
 TOP_TIER = "frontier misses"
 ESTIMATED = "estimated risk"
@@ -148,8 +148,7 @@ def _entry(
     """A line of `check`: misses (n,) bool of all rows, those that the promise is about, and those it was fitted on."""
     fresh = about & ~known
     n, count = int(fresh.sum()), int(missed[fresh].sum())
-    # Exploration sends up to a share of epsilon lower on purpose: the thresholds left that room.
-    alpha = promise.alpha - epsilon
+    alpha = unexplored(promise.alpha, epsilon)
     if n:
         interval = scipy.stats.binomtest(count, n).proportion_ci(0.95, "exact")
         p_value = max(

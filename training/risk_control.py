@@ -43,6 +43,16 @@ SIGNIFICANCE = 0.05
 """Of tests that a promise is kept, shared out over all that are made together."""
 
 
+def unexplored(target: float, epsilon: float) -> float:
+    """What a target leaves to the thresholds where a share `epsilon` of the requests is explored, lower on purpose.
+
+    >>> 0.15 - 0.05, unexplored(0.15, 0.05)
+    (0.09999999999999999, 0.1)
+    """
+    left = target - epsilon
+    return (round(left, 12) or left) if epsilon else left
+
+
 @dataclass(frozen=True, slots=True)
 class ThresholdFit:
     """A fitted threshold and what is proved of it.
