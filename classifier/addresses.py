@@ -26,7 +26,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 def check_target(target: str, name: str = "target") -> None:
     """Raises SettingsError, which names the setting, for what gRPC takes for no address, or for a host of that name."""
-    if encodable(target) != target:
+    if not target or encodable(target) != target:  # a variable that is not set is nothing
         raise SettingsError(f"{name}: expected HOST:PORT or unix:/PATH, as UTF-8; found {target!r}")
     if target.startswith(("http://", "https://")):
         raise SettingsError(

@@ -448,6 +448,14 @@ def test_a_target_that_is_a_url_of_the_web_is_told_at_once(kind):
         kind("http://127.0.0.1:1")
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient, ComplexityClassifier])
+@pytest.mark.parametrize("target", ["", None])
+def test_a_target_that_is_none_is_told_at_once(kind, target):
+    """A variable that is not set would else have every request fall back."""
+    with pytest.raises(errors.SettingsError, match=f"target: expected HOST:PORT .* found {target!r}"):
+        kind(target)
+
+
 def test_a_plugin_that_cannot_have_a_client_is_told_at_once():
     """While the proxy starts, and not by leaving every request to the router's own fallback."""
     with pytest.raises(TypeError, match="timeout"):
