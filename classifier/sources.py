@@ -232,7 +232,7 @@ def _find_remote(url: str, written: str) -> list[Source]:
         why = f"{type(error).__name__}: {without_password(str(error))[:120]}"
         raise InputError(f"{shown}: cannot be reached ({why})") from error
     sources = [_remote(fs, p, facts, url) for p, facts in sorted(listed.items()) if facts.get("type") != "directory"]
-    sources = [source for source in sources if not _is_of(source.url, written)]
+    sources = [source for source in sources if not _is_of(source.name, without_password(written))]
     if not sources:
         raise InputError(f"{shown}: no files there; {_KINDS}")
     return sources

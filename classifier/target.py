@@ -23,7 +23,7 @@ class Target:
 
     Attributes:
         url: as given, less its password.
-        shared_url: the same for processes that run elsewhere.
+        shared_url: for processes that run elsewhere; it holds the password.
     """
 
     def __init__(self, url: str) -> None:
@@ -33,7 +33,8 @@ class Target:
         except (ImportError, ValueError) as error:
             raise InputError(f"{self.url}: {absent_client(error)}") from error
         self._local = "file" in protocols_of(self._fs)
-        self.shared_url = str(self._fs.unstrip_protocol(self._root))
+        # What fsspec makes of a path does not say on whose disk it is, where its URL names a host.
+        self.shared_url = str(self._fs.unstrip_protocol(self._root)) if self._local else url
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file that appears whole.

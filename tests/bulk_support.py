@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
+
+from fsspec.implementations.memory import MemoryFileSystem
 
 from classifier.answering import Identity, identity_of
 from classifier.bulk import label
@@ -59,3 +62,24 @@ def labelled(path: Path, tmp_path: Path, **options):
     out = tmp_path / f"{path.name}.jsonl"
     tally = label([str(path)], str(out), FakeMaker(), Options(processes=1, **options)).tally
     return [row["classifier_error"] for row in open_labelled(out).rows()], tally
+
+
+class Disks(MemoryFileSystem):
+    """Disks of a host, to which its URLs give a password; paths there do not name the host, as FTP's do not."""
+
+    protocol = "disks"
+
+    def __init__(self, host="", password="", **options):
+        if (host, password) != ("nas", "secret"):
+            raise OSError("the password is wrong")
+        super().__init__(**options)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        below = path.partition("://")[2].partition("/")[2] if "://" in path else path
+        return f"/{below.strip('/')}".rstrip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        parts = urllib.parse.urlsplit(path)
+        return {"host": parts.hostname, "password": parts.password}

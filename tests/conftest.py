@@ -7,6 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import settings
 
@@ -64,6 +65,17 @@ def postgresql():
     server = PostgreSQL()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def disks(monkeypatch):
+    """The disks of a host: what is on them, to put files there."""
+    from tests.bulk_support import Disks
+
+    monkeypatch.setattr(Disks, "store", {})
+    monkeypatch.setattr(Disks, "pseudo_dirs", [""])
+    fsspec.register_implementation("disks", Disks, clobber=True)
+    return Disks("nas", "secret")
 
 
 @pytest.fixture

@@ -541,7 +541,7 @@ def test_variables_of_other_commands_contradict_nothing(log, ask, tiny_bundle_pa
         (["LOG", "-o", "out.parquet", "--tls-key", "x"], 2, "--tls-cert and --tls-key go with --address"),
         (["LOG", "-o", "out.parquet", "--ray-address", "x"], 2, "--ray-address goes with --engine ray"),
         (["LOG", "-o", ""], 1, "expected a name that ends in"),
-        (["LOG", "-o", "s3://x/out.parquet"], 1, "only --engine ray writes to a URL"),
+        (["LOG", "-o", "s3://a:b@x/out.parquet"], 1, "s3://a:***@x/out.parquet: only --engine ray writes to a URL"),
         (["", "-o", "out.parquet"], 1, "an input is empty"),
         (["LOG", "-o", "out.parquet", "--text-field", "question", "--format", "prompt"], 1, "none of 500 rows"),
     ],
@@ -563,3 +563,14 @@ def test_files_of_others_in_a_clusters_folder_are_no_pieces(tmp_path):
     for name in ("part-000000-000001.parquet", "june-of-2026.parquet", "part-000000-000001.jsonl", "_manifest.json"):
         (tmp_path / name).touch()
     assert Target(str(tmp_path)).parts() == {(0, 1)}
+
+
+def test_a_clusters_folder_on_a_host_is_found_there_by_its_nodes(disks):
+    """A node is given a URL that names the host; people are shown it without its password."""
+    target = Target("disks://me:secret@nas/labelled")
+    Target(target.shared_url).write("part-000000-000001.parquet", b"PAR1")
+    assert target.parts() == {(0, 1)}
+    assert target.url == "disks://me:***@nas/labelled"
+    disks.pipe("/0.jsonl", b"{}")
+    (source,) = find_sources(["disks://me:secret@nas/"], written=target.url)
+    assert source.name == "disks://me:***@nas/0.jsonl"

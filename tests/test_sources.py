@@ -9,14 +9,12 @@ import json
 import lzma
 import os
 import threading
-import urllib.parse
 import zipfile
 from pathlib import Path
 
 import fsspec
 import pytest
 import zstandard
-from fsspec.implementations.memory import MemoryFileSystem
 
 from classifier import readers
 from classifier.errors import InputError
@@ -233,34 +231,10 @@ def test_archives_are_read_by_their_urls(tmp_path):
     assert found(url, "ho")[0].stamp != found(url, "hi")[0].stamp
 
 
-class _Disks(MemoryFileSystem):
-    """Disks of a host, to which its URLs give a password; paths there do not name the host, as FTP's do not."""
-
-    protocol = "disks"
-
-    def __init__(self, host="", password="", **options):
-        if (host, password) != ("nas", "secret"):
-            raise OSError("the password is wrong")
-        super().__init__(**options)
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        below = path.partition("://")[2].partition("/")[2] if "://" in path else path
-        return f"/{below.strip('/')}".rstrip("/")
-
-    @staticmethod
-    def _get_kwargs_from_urls(path):
-        parts = urllib.parse.urlsplit(path)
-        return {"host": parts.hostname, "password": parts.password}
-
-
 @pytest.mark.parametrize("named", ["logs/a.jsonl", "logs", "logs/", "logs/*.jsonl"])
-def test_files_on_a_host_are_read_there_and_named_without_its_password(named, tmp_path, monkeypatch):
+def test_files_on_a_host_are_read_there_and_named_without_its_password(named, disks):
     """A URL whose paths do not name its host is opened on that host; nobody is shown the password."""
-    monkeypatch.setattr(_Disks, "store", {})
-    monkeypatch.setattr(_Disks, "pseudo_dirs", [""])
-    fsspec.register_implementation("disks", _Disks, clobber=True)
-    _Disks("nas", "secret").pipe("/logs/a.jsonl", b'{"prompt": "hi"}\n')
+    disks.pipe("/logs/a.jsonl", b'{"prompt": "hi"}\n')
     (source,) = find_sources([f"disks://me:secret@nas/{named}"])
     assert [row.payload for chunk in read_chunks([source]) for row in chunk.rows] == [b'{"prompt": "hi"}\n']
     assert source.name == "disks://me:***@nas/logs/a.jsonl"
