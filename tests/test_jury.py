@@ -102,12 +102,13 @@ def answer(**changes: object) -> str:
         answer(),
         f"  {answer()}\n",
         f"```json\n{answer()}\n```",
+        f"```{answer()}```",
         f"<think>frontier? {{}}</think>\n{answer()}",
         f"frontier? {{}}\n</think>\n\n{answer()}",
         answer(extra="closes </think>"),
         answer(extra=1),
     ],
-    ids=["plain", "spaces", "fenced", "after thinking", "thinking opened by the template", "tag", "more"],
+    ids=["plain", "spaces", "fenced", "one line", "after thinking", "thinking opened by the template", "tag", "more"],
 )
 def test_vote_is_read(content):
     """A vote is an object with the case's number, alone, in a fence, or after a block of thinking."""
@@ -123,6 +124,9 @@ def test_vote_is_read(content):
         (f"The tier is: {answer()}", "is not one JSON object"),
         (f"{answer()}{answer()}", "is not one JSON object"),
         ("[" * 100_000, "is not one JSON object"),
+        (f"```{' ' * 100_000}x", "is not one JSON object"),
+        ("```{}``", "is not one JSON object"),
+        ("`````", "is not one JSON object"),
         (f"[{answer()}]", "is not one JSON object"),
         (answer()[:-1] + ', "tier": "frontier"}', "is not one JSON object"),
         (answer(case="0000"), "does not repeat the case's number"),

@@ -62,6 +62,7 @@ _SCHEMA: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 
+_FENCE = "```"
 # Control tokens of chat templates begin so: <|im_start|>, <s>, <start_of_turn>, <｜User｜>, [INST], [/INST].
 _CONTROL = re.compile(r"<|\[(?=/?[A-Z])")
 
@@ -144,9 +145,10 @@ def read_answer(content: str, number: str) -> Vote:
     """
     # Thinking is cut off; where a chat template opened it, only its end stands in the answer.
     text = re.sub(r"\A(?![{`]).*?</think>", "", content.strip(), flags=re.DOTALL).strip()
-    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, flags=re.DOTALL)
+    if len(text) >= 2 * len(_FENCE) and text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = text[len(_FENCE) : -len(_FENCE)].removeprefix("json").strip()
     try:
-        answer = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once)
+        answer = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise ValueError("is not one JSON object") from None
     if not isinstance(answer, dict):
