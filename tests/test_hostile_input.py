@@ -17,7 +17,7 @@ import zstandard
 
 from classifier.columns import MAX_NAME_CHARS, places_of
 from classifier.gateways.asking import MOST_VALUES, beside
-from classifier.lines import json_rows
+from classifier.lines import MAX_NAMES, csv_rows, header_of, json_rows
 from classifier.packed import unpacked
 from classifier.payloads import request_of_row
 from classifier.turns import messages_of
@@ -75,6 +75,15 @@ def test_a_file_made_to_burst_is_unpacked_by_and_by(pack):
     tracemalloc.stop()
     assert size == 2**25
     assert most < 3 * 2**22
+
+
+def test_a_header_of_a_hundred_thousand_commas_is_none():
+    """Every column of CSV has a name of its own in memory; a header that has more than anybody's says how many."""
+    header = io.BytesIO(b"," * MAX_NAMES + b"\n1\n")
+    [row] = csv_rows(header, "a.csv")
+    assert row.error == "the header has 100001 columns, the limit is 100000; leave out those that are empty"
+    header.seek(0)
+    assert header_of(header) == []
 
 
 def test_a_text_of_nothing_but_marks_takes_memory_of_its_size():
