@@ -82,6 +82,14 @@ def test_long_lone_message_may_use_the_whole_budget():
     assert len(message["content"]) < 1010
 
 
+def test_messages_without_a_word_fill_no_case():
+    """Jurors are paid by the token: of a conversation of empty messages the nearest are shown, and how many are not."""
+    empty = (Message("assistant", ""),) * 100_000
+    document = json.loads(case_of(Request((*empty, Message("user", "hi"))), "0"))
+    assert document["conversation"][document["rated"]]["content"] == "hi"
+    assert (len(document["conversation"]), document["messages_left_out"]) == (500, 99_501)
+
+
 def test_case_says_what_came_along():
     """Tools and attachments are in the case, as far as names go."""
     request = Request.from_text("hi", tools=("search", "y" * 500), attachments=2)

@@ -28,6 +28,8 @@ RATED_SHARE = 0.7
 """Share of them that the rated message may take from a long conversation."""
 OTHER_SHARE = 0.25
 """Share that any other message may take."""
+MOST_MESSAGES = 500
+"""Messages of a conversation that jurors see, empty ones among them."""
 MOST_TOOLS = 64
 ANSWER_FORMATS = ("schema", "object", "text")
 
@@ -116,7 +118,7 @@ def case_of(request: Request, number: str, most_chars: int = MOST_CHARS) -> str:
     texts: dict[int, str] = {}
     left = most_chars
     # Nearest first, and of two that are equally near the earlier one.
-    for i in sorted(range(len(messages)), key=lambda i: (abs(i - rated), i)):
+    for i in sorted(range(len(messages)), key=lambda i: (abs(i - rated), i))[:MOST_MESSAGES]:
         share = RATED_SHARE if i == rated else OTHER_SHARE
         most = most_chars if len(messages) == 1 else min(int(share * most_chars), left)
         if i != rated and most < min(80, len(messages[i].content)):
