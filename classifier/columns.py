@@ -54,6 +54,8 @@ _NO_TEXT = frozenset({
     "file_data", "input_audio", "inlineData", "inline_data", "bytes",
 })  # fmt: skip
 MAX_DEPTH = 5
+MAX_NAME_CHARS = 1000
+"""Of a place, below which others are looked for: each of those is called by its name, too."""
 _LATEST = 1e11  # the year 5138 in seconds: a number above is of a finer unit
 ColumnPath = tuple[str, ...]
 
@@ -108,7 +110,7 @@ def places_of(
             name = ".".join(map(str, path))
             paths.setdefault(name, path)
             filled[name] += value not in (None, "")
-            if isinstance(value, dict) and len(path) < MAX_DEPTH:
+            if isinstance(value, dict) and len(path) < MAX_DEPTH and len(name) <= MAX_NAME_CHARS:
                 stack += [((*path, key), inner) for key, inner in value.items()]
     closed = {name for name, count in said.items() if 2 * objects[name] < count}
     kept = ((name, path) for name, path in paths.items() if len(path) == 1 or path[0] not in closed)
@@ -131,6 +133,9 @@ def find_columns(
     Raises:
         InputError: a named column is not there.
     """
+    by_end: dict[str, list[str]] = {}
+    for name in places:
+        by_end.setdefault(name.rpartition(".")[2], []).append(name)
     columns: dict[str, str] = {}
     for role, candidates in USUAL_NAMES.items():
         if role in named:
@@ -139,7 +144,8 @@ def find_columns(
             continue
         found: list[str] = []
         for candidate in candidates:
-            matches = [n for n in places if n == candidate or (role not in TOP and n.endswith(f".{candidate}"))]
+            alike = by_end.get(candidate.rpartition(".")[2], ())
+            matches = [n for n in alike if n == candidate or (role not in TOP and n.endswith(f".{candidate}"))]
             found += sorted(matches, key=lambda n: (len(places[n].path), n))
         if found:
             most = max(places[name].rows for name in found)

@@ -47,6 +47,7 @@ _UNSEEN = frozenset({
     "thinking", "redacted_thinking", "reasoning", "reasoning_content", "step-start", "source-url", "source-document",
 })  # fmt: skip
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use", "tool_call", "server_tool_call"})
+_COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=str)
 _UI_CALL = "tool-"
 """Of the Vercel AI SDK's parts: before "call" and "result" in a model's messages, or before the tool's name in those of
 a page, whose part holds the result, too."""
@@ -218,7 +219,7 @@ def call_text(name: Any, arguments: Any) -> str:
     '{"call":"search","args":{"q":"x"}}'
     """
     call = {"call": str(name or ""), "args": parsed(arguments) if isinstance(arguments, str) else arguments}
-    return json.dumps(call, separators=(",", ":"), ensure_ascii=False, default=str)
+    return _COMPACT.encode(call)
 
 
 def tool_names(tools: Any) -> tuple[str, ...]:

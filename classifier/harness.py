@@ -32,13 +32,14 @@ _TAGS = frozenset(
 """Names of blocks, in any case."""
 _CAMEL_TAGS = frozenset({"editorContext"})
 """Names in this case alone: with another first letter it is a component of a program."""
-_TAG = re.compile(r"<(/?)([a-z][\w-]{0,40}(?: instructions)?)\b[^<>]{0,200}>", re.IGNORECASE)
+# No name has fewer than eight letters. What is read of a tag is not given back: its end cannot lie before that.
+_TAG = re.compile(r"<(/?)(?>([a-z][\w-]{7,40}(?: instructions)?)\b)[^<>]{0,200}+>", re.IGNORECASE)
 _QUERY_TAGS = ("user_query", "userRequest", "USER_REQUEST")
 """What a harness puts around a person's own words: these stay, the tags go."""
-_TOOL = re.compile(r"\s*\[\w{1,80}(?: for '[^\n]{0,1000}')?\] Result:")
+_TOOL = re.compile(r"\[\w{1,80}(?: for '[^\n]{0,1000}')?\] Result:")
 _PERSON_TAGS = ("<feedback>", "<user_message>", "<answer>")
-_INTERRUPTED = re.compile(r"\s*\[Request interrupted by user(?: for tool use)?\]\s*")
-_PROJECT = re.compile(r"\s*# AGENTS\.md instructions\b")
+_INTERRUPTED = re.compile(r"\[Request interrupted by user(?: for tool use)?\]")
+_PROJECT = re.compile(r"# AGENTS\.md instructions\b")
 
 
 def _frame(head: str, tail: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
@@ -72,13 +73,13 @@ def by_speaker(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 def _spoken(message: Message) -> Message:
     """The message, of the role of who speaks in it."""
-    content = message.content
     if message.role != "user":
         return message
+    content = message.content.strip()  # a pattern's \s* would step through every blank, forth and back
     if _TOOL.match(content) and not any(tag in content for tag in _PERSON_TAGS):
         return replace(message, role="tool")
     # With words of the person behind it such a message ends in these, not in a tag.
-    if _INTERRUPTED.fullmatch(content) or (_PROJECT.match(content) and content.rstrip().endswith(">")):
+    if _INTERRUPTED.fullmatch(content) or (_PROJECT.match(content) and content.endswith(">")):
         return replace(message, role="system")
     return message
 
@@ -90,28 +91,29 @@ def without_blocks(text: str, *, cut_at_end: bool = False, cut_at_start: bool = 
     for name in _QUERY_TAGS:
         if f"<{name}>" in text and f"</{name}>" in text:
             text = text.replace(f"<{name}>", "").replace(f"</{name}>", "")
-    tags = [tag for tag in _TAG.finditer(text) if tag[2].lower() in _TAGS or tag[2] in _CAMEL_TAGS]
+    found = ((tag, tag[2].lower()) for tag in _TAG.finditer(text))
+    tags = [(tag, name) for tag, name in found if name in _TAGS or tag[2] in _CAMEL_TAGS]
     next_close: list[int | None] = [None] * len(tags)
     nearest: dict[str, int] = {}
     for i in range(len(tags) - 1, -1, -1):
-        name = tags[i][2].lower()
-        if tags[i][1]:
+        tag, name = tags[i]
+        if tag[1]:
             nearest[name] = i
         else:
             next_close[i] = nearest.get(name)
     kept: list[str] = []
     start = i = 0
-    if cut_at_start and tags and tags[0][1]:
-        start, i = tags[0].end(), 1
+    if cut_at_start and tags and tags[0][0][1]:
+        start, i = tags[0][0].end(), 1
     while i < len(tags):
-        close = next_close[i]
-        if tags[i][1] or (close is None and not cut_at_end):
+        tag, close = tags[i][0], next_close[i]
+        if tag[1] or (close is None and not cut_at_end):
             i += 1
             continue
-        kept.append(text[start : tags[i].start()])
+        kept.append(text[start : tag.start()])
         if close is None:
             return "".join(kept)
-        start, i = tags[close].end(), close + 1
+        start, i = tags[close][0].end(), close + 1
     kept.append(text[start:])
     return "".join(kept)
 

@@ -202,6 +202,8 @@ def _rated(messages: tuple[Message, ...], attachments: int) -> tuple[int, str, i
 
 def _clean(content: str, limit: int) -> tuple[str, int, bool]:
     """(text within `limit`, characters of harness and template removed, whether other text was left out)."""
+    if not content:
+        return "", 0, False
     seen, looked = _seen(content, limit)
     text = without_frame(seen.strip())
     whole = looked == len(content)

@@ -19,6 +19,8 @@ from classifier.texts import MAX_DEPTH, encodable, is_deep, parsed
 MAX_ROW_BYTES = 16 * 2**20
 MAX_ROW_LINES = 100_000
 """Lines of one row of CSV."""
+MAX_NAMES = 100_000
+"""Columns of a CSV file."""
 KEPT_CHARS = 1000
 """Characters that are kept of a line that is too long."""
 DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -136,7 +138,7 @@ def csv_rows(file: IO[bytes], name: str, delimiter: str = ",") -> Iterator[RawRo
         if not fields and not error:
             continue
         if header is None:
-            if error := error or _otherwise_parted(lines[0].text, delimiter):
+            if error := error or _no_header(fields, lines[0].text, delimiter):
                 yield RawRow(name, number, None, f"the header {error}")
                 return
             header = _unique(fields)
@@ -160,8 +162,15 @@ def header_of(file: IO[bytes], delimiter: str = ",") -> list[str]:
     """Names of the columns of CSV; empty where there are none, or `csv_rows` calls the header a bad one."""
     for lines, fields, error in _records(_csv_lines(file), delimiter):
         if fields or error:
-            return [] if error or _otherwise_parted(lines[0].text, delimiter) else _unique(fields)
+            return [] if error or _no_header(fields, lines[0].text, delimiter) else _unique(fields)
     return []
+
+
+def _no_header(fields: list[str], text: str, delimiter: str) -> str:
+    """Why a line is no header; empty where it may be one."""
+    if len(fields) > MAX_NAMES:  # each gets a name of its own, which takes a hundred times what it took in the file
+        return f"has {len(fields)} columns, the limit is {MAX_NAMES}; leave out those that are empty"
+    return _otherwise_parted(text, delimiter)
 
 
 def _otherwise_parted(header: str, delimiter: str) -> str:

@@ -21,7 +21,8 @@ SKIPPABLE = tuple(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60
 _HEAD = 8
 """Bytes that tell a member's kind, and the length of one that is skipped."""
 _READ = 4096
-"""Bytes unpacked at once: what they can become at most stays small, also in a file made to burst."""
+_PIECE = 128
+"""Bytes unpacked at once: of Zstandard four can become 128 KiB, so a file made to burst does so slowly."""
 _BLOCK = 2**20
 _XZ_MEMORY = 256 * 2**20
 """More than any level of xz asks of who reads it."""
@@ -69,15 +70,18 @@ class _Members(io.RawIOBase):
         """Unpacks some more; False at a good end."""
         if self._member is None and not self._begin():
             return False
-        packed, self._rest = self._rest or self._packed.read(_READ), b""
-        if not packed:
-            raise Broken("it breaks off")
+        packed = b""
+        if getattr(self._member, "needs_input", True):  # of bzip2 and xz it may hold more than it gave out
+            rest = self._rest or self._packed.read(_READ)
+            packed, self._rest = rest[:_PIECE], rest[_PIECE:]
+            if not packed:
+                raise Broken("it breaks off")
         try:
             self._plain = memoryview(self._member.decompress(packed))
         except self._damage as error:
             raise Broken(str(error)) from error
         if self._member.eof:
-            self._rest, self._member = self._member.unused_data, None
+            self._rest, self._member = self._member.unused_data + self._rest, None
         return True
 
     def _begin(self) -> bool:
@@ -109,6 +113,21 @@ class _Skipped:
         return b""
 
 
+class _Bounded:
+    """A member of bzip2 or xz, of which a piece can become gigabytes: unpacked `_BLOCK` bytes at a time."""
+
+    def __init__(self, member: Any) -> None:
+        self._member = member
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._member, name)
+
+    def decompress(self, packed: bytes) -> bytes:
+        """The next plain bytes; more without further packed ones where it needs no input."""
+        plain: bytes = self._member.decompress(packed, _BLOCK)
+        return plain
+
+
 def unpacked(raw: IO[bytes]) -> IO[bytes]:
     """The plain bytes of a file, by its first bytes rather than by its name.
 
@@ -138,13 +157,13 @@ def _zstandard() -> Unpacker:
 def _xz() -> Unpacker:
     import lzma
 
-    return {XZ: lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)}, lzma.LZMAError
+    return {XZ: lambda: _Bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY))}, lzma.LZMAError
 
 
 def _bzip2() -> Unpacker:
     import bz2
 
-    return {BZIP2: bz2.BZ2Decompressor}, OSError
+    return {BZIP2: lambda: _Bounded(bz2.BZ2Decompressor())}, OSError
 
 
 _UNPACKERS: Mapping[bytes, Callable[[], Unpacker]] = {

@@ -23,7 +23,7 @@ from typing import Any
 from classifier.conversations import Collected, add_message, tool_names
 from classifier.errors import InvalidRequest
 from classifier.shapes import is_list, list_of, mapping_of
-from classifier.texts import parsed
+from classifier.texts import json_text, parsed
 from classifier.types import Request
 
 EXPORTS = ("resourceSpans", "resourceLogs")
@@ -50,6 +50,10 @@ _REQUEST = ("prompt", "messages")
 _WHOLE = ("gen_ai.input.messages", "ai.prompt.messages")
 """Attributes that hold all messages; the second is the Vercel AI SDK's."""
 _CONTENT = ("gen_ai.input.messages", "llm.input_messages", "gen_ai.prompt.0")
+_REPEATED_CHARS = 2**14
+"""Of a resource as JSON: a longer one, far beyond what SDKs say of theirs, stands beside its first span alone."""
+_MOST_NAMES = 32
+"""Within each other in a dotted name; what is deeper stays as it is."""
 _LITERAL_CHARS = 2**18
 """Of a list in Python's notation, which takes up to 500 bytes a character to parse."""
 _NO_CONTENT = (
@@ -83,7 +87,7 @@ def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     yield from _logged(export)
     for resource in _dicts(export.get("resourceSpans")):
-        about = _resource(resource)
+        about, repeated = _resource(resource)
         for scope in _dicts(resource.get("scopeSpans") or resource.get("instrumentationLibrarySpans")):
             for span in _dicts(scope.get("spans")):
                 flat = {
@@ -102,12 +106,13 @@ def spans_of(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 }
                 if is_request(flat):
                     yield flat
+                    about = repeated
 
 
 def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The requests that log records tell of: one event holds all of it, or each message has one, by their span."""
     for resource in _dicts(export.get("resourceLogs")):
-        about = _resource(resource)
+        about, repeated = _resource(resource)
         for scope in _dicts(resource.get("scopeLogs")):
             found: dict[Any, dict[str, Any]] = {}
             for i, record in enumerate(_dicts(scope.get("logRecords"))):
@@ -127,16 +132,20 @@ def _logged(export: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     "resource": about,
                 }
                 values = {**attributes, **mapping_of(body)}
+                key = i if name == _DETAILS else f"{trace} {span}"
+                if key not in found:
+                    found[key], about = flat, repeated
                 if name == _DETAILS:
-                    found[i] = {**flat, "attributes": values}
+                    flat["attributes"] = values
                 else:
-                    group = found.setdefault(f"{trace} {span}", flat)
-                    group["events"].append({"name": name, "attributes": values})
+                    found[key]["events"].append({"name": name, "attributes": values})
             yield from found.values()
 
 
-def _resource(resource: Mapping[str, Any]) -> dict[str, Any]:
-    return _attributes(mapping_of(resource.get("resource")).get("attributes"))
+def _resource(resource: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is said of a resource, and what of it stands beside its second span and all later ones: all or nothing."""
+    about = _attributes(mapping_of(resource.get("resource")).get("attributes"))
+    return about, about if len(json_text(about)) <= _REPEATED_CHARS else {}
 
 
 def is_request(span: Mapping[str, Any]) -> bool:
@@ -168,7 +177,7 @@ def request_of_span(span: Mapping[str, Any], **fields: Any) -> Request:
     ]
     for _, values in events:  # gen_ai.client.inference.operation.details carries the attributes in an event
         if "gen_ai.input.messages" in values:
-            attributes = attributes | values
+            attributes.update(values)
     if "span_id" in span and not span["span_id"] and any(_EVENT.match(name) for name, _ in events):
         raise InvalidRequest("spanId", "is not there, and says whose message an event is; trace the application, too")
     found = Collected()
@@ -264,11 +273,11 @@ def _listed(attributes: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]
     return list(_dicts(value))
 
 
-def _nested(value: Any) -> Any:
-    """A value with dotted names made objects, and objects with numbers for names made lists."""
+def _nested(value: Any, most: int = _MOST_NAMES) -> Any:
+    """A value with dotted names made objects, and objects with numbers for names made lists, `most` within another."""
     if isinstance(value, list):
-        return [_nested(inner) for inner in value]
-    if not isinstance(value, Mapping):
+        return [_nested(inner, most) for inner in value]
+    if not isinstance(value, Mapping) or not most:
         return value
     found: dict[str, Any] = {}
     for name, inner in value.items():
@@ -278,8 +287,8 @@ def _nested(value: Any) -> Any:
         elif isinstance(group := found.setdefault(head, {}), dict):
             group[rest] = inner
     if found and all(name.isdecimal() for name in found):
-        return [_nested(found[name]) for name in sorted(found, key=lambda name: (len(name), name))]
-    return {name: _nested(inner) for name, inner in found.items()}
+        return [_nested(found[name], most - 1) for name in sorted(found, key=lambda name: (len(name), name))]
+    return {name: _nested(inner, most - 1) for name, inner in found.items()}
 
 
 def _attributes_of(span: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +322,8 @@ def _value(value: Any) -> Any:
         if kind == "kvlistValue" and isinstance(inner, Mapping):
             return _attributes(inner.get("values"))
         if kind == "intValue":
-            return int(inner) if isinstance(inner, (int, str)) and str(inner).lstrip("-").isdigit() else inner
+            with contextlib.suppress(ValueError):  # more digits than Python reads, or a "²", which is one, too
+                return int(inner) if isinstance(inner, (int, str)) and str(inner).lstrip("-").isdigit() else inner
         return inner
     return None
 

@@ -27,7 +27,7 @@ from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 
 # Controls that Python takes for blanks are none to a tokeniser, which reads through them.
 _BLANK = r"[^\S\x0b\x0c\x1c-\x1f\x85]"
-SENTENCE_END = re.compile(rf"(?:[.!?]+(?={_BLANK})|[。！？]+|\n){_BLANK}*")
+SENTENCE_END = re.compile(rf"(?:(?<![.!?])[.!?]++(?={_BLANK})|[。！？]+|\n){_BLANK}*")
 WORD_END = re.compile(rf"{_BLANK}+")
 _OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\xaa-\u024f\u1e00-\u1eff]")  # most texts have none, and need no more
 MOST_LOG_ODDS = 4.0

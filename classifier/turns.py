@@ -16,7 +16,7 @@ from typing import Any
 
 from classifier.errors import InvalidRequest
 
-_START = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)*\s*")
+_START = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)*+\s*")
 _TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = (
     (re.compile(r"<\|im_start\|>(\w+)\n"), re.compile(r"<\|im_end\|>")),
     (re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"), re.compile(r"<\|eo[tm]_id\|>")),

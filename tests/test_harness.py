@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from classifier.harness import without_blocks
 from classifier.inputs import rated_index, render
 from classifier.types import Request
 
@@ -114,6 +115,27 @@ def test_examples_and_halves_of_templates_stay(content):
 
 
 @pytest.mark.parametrize(
+    ("tag", "is_block"),
+    [
+        ("<reminder->", True),
+        ("<REMINDER a='b'>", True),
+        ("<tas\u212a_progress>", True),
+        (f"<reminder{' ' * 200}>", True),
+        (f"<reminder{' ' * 201}>", False),
+        ("<reminder_>", False),
+        ("<reminder-s>", False),
+        (f"<reminder-{'x' * 40}>", False),
+        ("<editorContext>", True),
+        ("<EditorContext>", False),
+    ],
+)
+def test_a_tag_is_of_a_block_by_its_whole_name(tag, is_block):
+    """A longer name is another one, signs behind it are none of it, and 200 characters may follow."""
+    name = tag.strip("<>").split("'")[0].split(" ")[0].rstrip("-")
+    assert (without_blocks(f"a {tag}b</{name}> c") == "a  c") is is_block
+
+
+@pytest.mark.parametrize(
     ("content", "unit"),
     [
         ("Q: y{}x\nA:", "\n"),
@@ -126,6 +148,7 @@ def test_examples_and_halves_of_templates_stay(content):
         ("{}", "<user_query>"),
         ("{}", "<reminder "),
         ("{}", "<a"),
+        ("{}", f"<{'a-' * 20}a{' ' * 199}x"),
     ],
 )
 def test_no_text_makes_the_reading_of_it_long(content, unit):

@@ -82,6 +82,14 @@ def test_long_lone_message_may_use_the_whole_budget():
     assert len(message["content"]) < 1010
 
 
+def test_messages_without_a_word_fill_no_case():
+    """Jurors are paid by the token: of a conversation of empty messages the nearest are shown, and how many are not."""
+    empty = (Message("assistant", ""),) * 100_000
+    document = json.loads(case_of(Request((*empty, Message("user", "hi"))), "0"))
+    assert document["conversation"][document["rated"]]["content"] == "hi"
+    assert (len(document["conversation"]), document["messages_left_out"]) == (500, 99_501)
+
+
 def test_case_says_what_came_along():
     """Tools and attachments are in the case, as far as names go."""
     request = Request.from_text("hi", tools=("search", "y" * 500), attachments=2)
@@ -102,12 +110,13 @@ def answer(**changes: object) -> str:
         answer(),
         f"  {answer()}\n",
         f"```json\n{answer()}\n```",
+        f"```{answer()}```",
         f"<think>frontier? {{}}</think>\n{answer()}",
         f"frontier? {{}}\n</think>\n\n{answer()}",
         answer(extra="closes </think>"),
         answer(extra=1),
     ],
-    ids=["plain", "spaces", "fenced", "after thinking", "thinking opened by the template", "tag", "more"],
+    ids=["plain", "spaces", "fenced", "one line", "after thinking", "thinking opened by the template", "tag", "more"],
 )
 def test_vote_is_read(content):
     """A vote is an object with the case's number, alone, in a fence, or after a block of thinking."""
@@ -123,6 +132,9 @@ def test_vote_is_read(content):
         (f"The tier is: {answer()}", "is not one JSON object"),
         (f"{answer()}{answer()}", "is not one JSON object"),
         ("[" * 100_000, "is not one JSON object"),
+        (f"```{' ' * 100_000}x", "is not one JSON object"),
+        ("```{}``", "is not one JSON object"),
+        ("`````", "is not one JSON object"),
         (f"[{answer()}]", "is not one JSON object"),
         (answer()[:-1] + ', "tier": "frontier"}', "is not one JSON object"),
         (answer(case="0000"), "does not repeat the case's number"),

@@ -162,6 +162,11 @@ def test_sentences_make_up_the_text_again(text):
     assert "".join(sentences(text)) == text
 
 
+def test_signs_that_end_nothing_are_read_once():
+    """A long row of dots is one sentence; read again from each of them it would take an hour."""
+    assert sentences("." * 2**20) == ["." * 2**20]
+
+
 def arrays(engine, text):
     """What the graph reads of a text."""
     encoded = engine._tokenizer.encode(render(Request.from_text(text)))

@@ -28,6 +28,8 @@ RATED_SHARE = 0.7
 """Share of them that the rated message may take from a long conversation."""
 OTHER_SHARE = 0.25
 """Share that any other message may take."""
+MOST_MESSAGES = 500
+"""Messages of a conversation that jurors see, empty ones among them."""
 MOST_TOOLS = 64
 ANSWER_FORMATS = ("schema", "object", "text")
 
@@ -62,6 +64,7 @@ _SCHEMA: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 
+_FENCE = "```"
 # Control tokens of chat templates begin so: <|im_start|>, <s>, <start_of_turn>, <｜User｜>, [INST], [/INST].
 _CONTROL = re.compile(r"<|\[(?=/?[A-Z])")
 
@@ -115,7 +118,7 @@ def case_of(request: Request, number: str, most_chars: int = MOST_CHARS) -> str:
     texts: dict[int, str] = {}
     left = most_chars
     # Nearest first, and of two that are equally near the earlier one.
-    for i in sorted(range(len(messages)), key=lambda i: (abs(i - rated), i)):
+    for i in sorted(range(len(messages)), key=lambda i: (abs(i - rated), i))[:MOST_MESSAGES]:
         share = RATED_SHARE if i == rated else OTHER_SHARE
         most = most_chars if len(messages) == 1 else min(int(share * most_chars), left)
         if i != rated and most < min(80, len(messages[i].content)):
@@ -144,9 +147,10 @@ def read_answer(content: str, number: str) -> Vote:
     """
     # Thinking is cut off; where a chat template opened it, only its end stands in the answer.
     text = re.sub(r"\A(?![{`]).*?</think>", "", content.strip(), flags=re.DOTALL).strip()
-    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, flags=re.DOTALL)
+    if len(text) >= 2 * len(_FENCE) and text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = text[len(_FENCE) : -len(_FENCE)].removeprefix("json").strip()
     try:
-        answer = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once)
+        answer = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise ValueError("is not one JSON object") from None
     if not isinstance(answer, dict):

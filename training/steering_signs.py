@@ -51,4 +51,4 @@ def wording_steers(request: Request) -> bool:
     [True, False]
     """
     text = rated_text(request)
-    return bool(_SIGNS.search(text[:_WINDOW]) or _SIGNS.search(text[-_WINDOW:]))
+    return any(map(_SIGNS.search, {text[:_WINDOW], text[-_WINDOW:]}))

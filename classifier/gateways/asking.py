@@ -8,9 +8,11 @@ Knows nothing of LiteLLM or Envoy.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from classifier.client import AsyncClient
 from classifier.columns import count_chars
@@ -18,8 +20,13 @@ from classifier.conversations import request_of_body
 from classifier.errors import ClassifierError, NoAllowedRoute
 from classifier.fallback import Answer
 from classifier.routing import RoutingTable, is_restricted
+from classifier.shapes import list_of
 from classifier.types import Tier
 
+T = TypeVar("T")
+MOST_VALUES = 2000
+"""Of a body that is read on the event loop: some milliseconds. A megabyte has room for 300,000."""
+_READ = ("system", "instructions", "messages", "input", "tools", "functions", "attachments")
 _log = logging.getLogger(__name__)
 
 
@@ -51,10 +58,12 @@ class Asker:
         Raises:
             NoAllowedRoute: the request is restricted, and no route is known to be on premises.
         """
-        restricted, chars = is_restricted(labels), chars_of(body)
-        self._follow()
+        restricted, chars = is_restricted(labels), await beside(body, chars_of, body)
         try:
-            answer = await self._client.classify(request_of_body(body, floor=floor, labels=labels, **fields))
+            read = partial(request_of_body, floor=floor, labels=labels, **fields)
+            request = await beside(body, read, body)
+            self._follow()
+            answer = await self._client.classify(request)
         except NoAllowedRoute:
             if floor is None:
                 raise
@@ -98,6 +107,24 @@ class Asker:
         """Gives the client the table of the moment."""
         if self._routes is not None:
             self._client.routes = self._routes()
+
+
+async def beside(body: Mapping[str, Any], work: Callable[..., T], *args: Any) -> T:
+    """What `work` returns; beside the event loop where a body is of so many values that others would wait for it."""
+    return await asyncio.to_thread(work, *args) if _is_large(body) else work(*args)
+
+
+def _is_large(body: Mapping[str, Any]) -> bool:
+    """Whether lists and objects of a body's conversation hold more than `MOST_VALUES`, however long their texts are."""
+    seen, left = 0, [body.get(name) for name in _READ]
+    while left:
+        value = left.pop()
+        held = list(value.values()) if isinstance(value, Mapping) else list_of(value)
+        seen += len(held)
+        if seen > MOST_VALUES:
+            return True
+        left.extend(held)
+    return False
 
 
 def chars_of(body: Mapping[str, Any]) -> int:

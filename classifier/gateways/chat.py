@@ -65,9 +65,11 @@ def labels_of(*sources: Any, sent: Iterable[Any] = ()) -> dict[str, str]:
     >>> labels_of({"data": "public"}, sent=["restricted"]), labels_of(sent=["restricted, eu", "public"])
     ({'data': 'restricted'}, {'data': 'restricted'})
     """
-    words = (word.strip() for value in sent if value for word in str(value).split(","))
+    words = [word for value in sent if value for part in str(value).split(",") if (word := part.strip())]
+    held = any(is_restricted({DATA_LABEL: word}) for word in set(words))
+    said = {DATA_LABEL: RESTRICTED if held else words[-1]} if words else None
     labels: dict[str, str] = {}
-    for source in (*({DATA_LABEL: word} for word in words if word), *sources):
+    for source in (said, *sources):
         restricted = is_restricted(labels) or is_restricted(source)
         if isinstance(source, Mapping):
             labels |= {str(name): str(value)[:MAX_LABEL_CHARS] for name, value in source.items()}
@@ -169,8 +171,8 @@ class Remembered(Generic[T]):
 
     def put(self, name: str, value: T) -> None:
         """Keeps the value."""
+        self._values.pop(name, None)  # and not moved to the end: another thread may just have forgotten it
         self._values[name] = value
-        self._values.move_to_end(name)
         while len(self._values) > self._size:
             self._values.popitem(last=False)
 

@@ -75,7 +75,8 @@ def _fill(message: Message, data: Any, where: str = "") -> Iterator[tuple[str, s
         told[found.name] = data[spelling]
     for name in [name for name, v in told.items() if v is not None and ours(fields[name].message_type)]:
         yield from _fill_nested(message, fields[name], told.pop(name), at + name)
-    yield from _fill_plain(message, told, at)
+    if told:
+        yield from _fill_plain(message, told, at)
 
 
 def _fill_nested(message: Message, found: FieldDescriptor, value: Any, where: str) -> Iterator[tuple[str, str]]:

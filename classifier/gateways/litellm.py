@@ -26,7 +26,7 @@ from litellm.integrations.custom_logger import CustomLogger
 from classifier.client import CLASSIFY_SECONDS, AsyncClient
 from classifier.errors import NoAllowedRoute
 from classifier.fallback import Answer
-from classifier.gateways.asking import Asker, chars_of
+from classifier.gateways.asking import Asker, beside, chars_of
 from classifier.gateways.chat import Loops, Remembered, cause_of_exception, has_words, tier_of_model
 from classifier.gateways.judging import Validator, escalate, judged
 from classifier.gateways.litellm_plugin import ComplexityClassifier
@@ -169,13 +169,13 @@ class ClassifierHook(CustomLogger):  # type: ignore[misc]
     async def _answer(self, data: Mapping[str, Any], labels: Mapping[str, str], request_id: str, caller: str) -> Answer:
         """The answer to a request; where the hook is sticky, not below what its tool loop had."""
         messages = data.get("messages") or data.get("input")
-        before = self._loops.tier(messages, caller) if self._sticky else None
+        before = await beside(data, self._loops.tier, messages, caller) if self._sticky else None
         if before is not None and not has_words(messages):  # nobody can tell a tier by results alone
             return self._asker.stay(before, _CONTINUED, restricted=is_restricted(labels), chars=chars_of(data))
         floor = max((tier for tier in (self._floor, before) if tier), default=None)
         answer = await self._asker.ask(data, labels, floor=floor, policy=self._policy, request_id=request_id)
         if self._sticky:
-            self._loops.put(messages, caller, answer.tier)
+            await beside(data, self._loops.put, messages, caller, answer.tier)
         return answer
 
     async def async_post_call_response_headers_hook(
