@@ -244,11 +244,32 @@ def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64], *, o
 
     Rare ones are pooled with each other, or with their neighbours where bins have an order: those of scores are equal
     in the reference, so that by their sums they would be pooled by what is live.
+
+    Of very unequal rows the smaller one is expected to have next to none of what the larger one lacks, so that pooling
+    would hide it there. So the rare bins together are tested by themselves as well, exactly: their total is dealt out
+    to both rows by chance. The smaller of both p-values counts, twice, as it is the better of two.
     """
     table = np.stack([live, reference])
     if not ordered:
         table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
-    least = np.cumsum(table.sum(axis=1).min() / table.sum() * table.sum(axis=0))  # expected of the smaller row
+    smaller = int(table.sum(axis=1).argmin())
+    share = table[smaller].sum() / table.sum()
+    expected = share * table.sum(axis=0)  # of the smaller row
+    pooled = _pooled(table, np.cumsum(expected))
+    rare = table[:, expected < _MIN_EXPECTED]
+    if rare.shape[1] in (0, table.shape[1]):
+        return pooled
+    exact = excess_p_value(round(float(rare[smaller].sum())), round(float(rare.sum())), float(share))
+    return min(1.0, 2 * min(pooled, exact))
+
+
+def _pooled(table: NDArray[np.float64], least: NDArray[np.float64]) -> float:
+    """P-value of the chi-squared test of a (2, k) table, bins pooled from the left until each has enough.
+
+    Args:
+        table: counts.
+        least: (k,) what is expected of the smaller row up to each bin.
+    """
     starts = [0]
     while starts[-1] < len(least) and least[-1] >= _MIN_EXPECTED:
         starts.append(int(np.searchsorted(least, _MIN_EXPECTED)) + 1)

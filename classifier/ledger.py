@@ -231,6 +231,17 @@ class Ledger:
         with self._database.reading() as connection:
             return {name: connection.scalar(query) or 0 for name, query in queries.items()}
 
+    def reported(self, since: float, until: float) -> int:
+        """How many decisions of a time span have an outcome: of `rows`, those with an `outcome_id`.
+
+        Raises:
+            StoreUnavailable: the database is locked or gone.
+        """
+        told = _JOINED.where(outcomes.c.caller == decisions.c.caller).correlate(decisions)
+        query = sa.select(sa.func.count()).select_from(decisions).where(told)
+        with self._database.reading() as connection:
+            return connection.scalar(_between(query, decisions.c.decided_at, since, until)) or 0
+
     def _forgotten_among(self, connection: sa.Connection, ids: set[str]) -> set[str]:
         if not ids or connection.scalar(sa.select(forgotten.c.decision_id).limit(1)) is None:
             return set()

@@ -305,7 +305,8 @@ def _resolve(state: Event, name: str, where: str) -> str:
     version = state.aliases.get(name, name)
     if version not in state.folders:
         nothing = f"nothing yet; add one with 'classifier bundle promote ./FOLDER --registry {where}'"
-        known = ", ".join(sorted({*state.aliases, *state.folders})) or nothing
+        there = {alias for alias, of in state.aliases.items() if of in state.folders}
+        known = ", ".join(sorted({*there, *state.folders})) or nothing
         meant = f"; did you mean ./{name}?" if not is_folder(name) and (Path(name) / MANIFEST).is_file() else ""
         raise BundleNotFound(f"{where}: no bundle {name!r} there; it has {known}{meant}")
     return version

@@ -99,6 +99,19 @@ def test_values_that_the_reference_never_saw_are_a_shift():
     assert (found["index"] > 1, found["p_value"] < 1e-6) == (True, True)
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["signals", "scores"])
+@pytest.mark.parametrize("live", [2_000, 200_000, 10_000_000])
+def test_what_is_gone_is_a_shift_however_many_rows_lack_it(live: int, ordered: bool):
+    """A tenth of the reference on either side of what most rows have, and none of it in a window of any length."""
+    reference = np.array([50.0, 400.0, 500.0, 50.0])
+    assert _homogeneity(live * np.array([0.0, 4 / 9, 5 / 9, 0.0]), reference, ordered=ordered) < 1e-6
+
+
+def test_what_is_new_is_a_shift_in_few_rows():
+    """A fifth of 100 rows has a value that none of 1,000 had before: seen, though five are not expected of it."""
+    assert _homogeneity(np.array([80.0, 20.0]), np.array([1000.0, 0.0])) < 1e-6
+
+
 def test_scores_that_stand_on_an_edge_are_counted_alike():
     """A map of few steps gives many requests one score, and edges stand there: the same traffic is no shift."""
     steps = np.array([[0.7, 0.2, 0.1, 0.0], [0.4, 0.4, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32)
@@ -129,7 +142,7 @@ def test_one_unseen_value_is_no_drift():
     shares = [SIGNALS[0]] * 60 + [SIGNALS[1]] * 30 + [SIGNALS[2]] * 10
     reference = reference_distributions(probabilities, shares * 100)
     live = [("[turns=9]", "[code=none]"), *shares[1:]]
-    assert shifts(probabilities[:100], live, reference)["turns"]["p_value"] > 0.5
+    assert shifts(probabilities[:100], live, reference)["turns"]["p_value"] > 0.01
 
 
 def test_a_broken_promise_is_told_from_bad_luck():

@@ -80,6 +80,8 @@ class Rules:
         assert found == effective
         assert {r["outcome_id"] for r in ledger.rows(history=True)} - {None} == set(self.reported)
         assert ledger.counts()["forgotten"] == len(self.gone)
+        reported = [row for row in ledger.rows(since=1.0, until=3.0) if row["outcome_id"] is not None]
+        assert ledger.reported(1.0, 3.0) == len(reported)
 
 
 class Process:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -27,6 +28,7 @@ import pytest
 from classifier import durable, objects
 from classifier.bundle import FILES, MANIFEST, SHIPPED, read_bundle
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound, SettingsError
+from classifier.history import event_bytes
 from classifier.registry import Registry
 from classifier.reload import source_of
 from tests import s3_support
@@ -144,6 +146,15 @@ def test_promoting_what_is_current_changes_nothing(registry, bundles, versions):
     again = registry.promote(versions[1])
     assert again.aliases == {"current": versions[1], "previous": versions[0]}
     assert again.number == registry.state().number == 4
+
+
+def test_an_alias_whose_bundle_is_not_there_is_not_named_as_there(registry, bundles):
+    """An event edited by hand may name a version that the registry lacks: what it has is said without that alias."""
+    version = registry.add(bundles[0])
+    event = replace(registry.promote(version), number=3, aliases={"current": "f" * 16})
+    assert registry._objects.create("events/00000003.json", event_bytes(event))
+    with pytest.raises(BundleNotFound, match=f"no bundle 'current' there; it has {version}$"):
+        registry.resolve("current")
 
 
 def test_nothing_to_roll_back_to_is_said(registry, bundles, versions):

@@ -102,7 +102,7 @@ def melt(folder: Path) -> None:
 def outcomes_between(url: str, since: float, until: float) -> int:
     """Decisions of a time span that have an outcome: the rows that `freeze` would find reported."""
     with contextlib.closing(Database(url, make=False)) as database:
-        return sum(row["outcome_id"] is not None for row in Ledger(database).rows(since, until))
+        return Ledger(database).reported(since, until)
 
 
 def conversations(rows: Iterable[ExportRow]) -> set[str]:

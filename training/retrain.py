@@ -79,9 +79,10 @@ def retrain(
             since = last_round(options.work, trains=not options.recalibrate_only, now=now)
             count = outcomes_between(options.feedback_url, since, now)
             if count < options.min_outcomes:
-                text = f"{count} outcomes since the last round, {options.min_outcomes} are wanted (--min-outcomes)"
+                found = f"{count} decisions since the last round have an outcome"
+                text = f"{found}, {options.min_outcomes} are wanted (--min-outcomes; with 0 a round never waits)"
             elif count and not outcomes_between(options.feedback_url, max(since, options.window_begin(now)), now):
-                text = f"none of {count} outcomes since the last round is in the window (--window-days)"
+                text = f"none of {count} decisions since the last round that have an outcome is in --window-days"
             if text:
                 return {"decision": "wait", "why": text, "outcomes": count}
             keep_receipts(options.work)
