@@ -136,10 +136,12 @@ def test_bounds_of_what_is_known_narrow_with_the_rows(what: str):
     """Where every decision was judged and served as the candidate would, sixteen times the rows leave a quarter."""
     widths = []
     for n in (1000, 16_000):
-        drawn = draw_log(np.tile([0.5, 0.4, 0.1, 0.0], (n, 1)), 0, epsilon=0.0, reporting=1.0)
+        drawn = draw_log(
+            np.tile([[0.5, 0.4, 0.1, 0.0], [0.9, 0.1, 0.0, 0.0]], (n // 2, 1)), 0, epsilon=0.0, reporting=1.0
+        )
         low, high = getattr(estimate(drawn.log, drawn.log.base), what)
         widths.append(high - low)
-    assert 3 < widths[0] / widths[1] < 5
+    assert 3 < widths[0] / widths[1] < 8  # rare failures narrow faster
 
 
 def test_choices_without_support_are_bounded():

@@ -163,9 +163,12 @@ def test_rows_without_the_label_are_no_group():
 
 def test_the_bound_is_of_the_groups_that_are_promised_something():
     """A group without a promise does not spoil the bound: where a policy is feasible it is at most alpha."""
-    guarantee = fitted(with_groups(1000), group_by="script")[0]["balanced"].guarantee
+    policies, details, _ = fitted(with_groups(1000), group_by="script")
+    guarantee = policies["balanced"].guarantee
     assert guarantee.feasible
     assert guarantee.empirical_risk <= guarantee.bound <= 0.1
+    kept = [group["bound"] for group in details["balanced"].values() if group["feasible"]]
+    assert guarantee.bound == max(kept) > min(kept)
 
 
 def test_thresholds_go_to_their_groups():
@@ -190,15 +193,17 @@ def test_the_top_tier_threshold_is_served():
     assert (chosen[rest.labels[:, 3] == 1] < 3).mean() <= guarantee.bound <= 0.4
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
 @pytest.mark.parametrize("delta", [0.0, 0.05], ids=["on the expectation", "with confidence"])
-def test_other_rows_say_whether_a_top_tier_costs_too_much(delta: float):
+def test_other_rows_say_whether_a_top_tier_costs_too_much(delta: float, epsilon: float):
     """On the expectation the top tier's threshold is of the rows that were not asked whether it costs too much; with
-    confidence it is of all.
+    confidence it is of all. What is explored has its room.
     """
     rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.05))
     part = rows if delta else rows.take(rows.halves(0)[1])
     expected = fit_top_tier(IDENTITY.apply(part.logits), part.labels, 0.5, delta=delta)
-    policy = fitted(rows, top_tier_miss=0.5, delta=delta)[0]["economy"]
+    targets = {"alphas": {"economy": 0.2}, "delta": delta, "epsilon": epsilon}
+    policy = fitted(rows, top_tier_miss=0.5 + epsilon, **targets)[0]["economy"]
     assert (policy.top_tier_threshold, policy.top_tier_guarantee.n) == (expected.threshold, expected.n)
 
 
