@@ -103,6 +103,17 @@ def test_a_request_counts_as_often_as_it_was_drawn(tiny_engine: Engine, tmp_path
     assert len(set(found.groups)) == 3
 
 
+def test_audits_go_by_a_label_of_the_gateway_with_and_without_a_text(tiny_engine: Engine, tmp_path: Path):
+    """The label that thresholds are grouped by comes with each audit, whatever the store kept of it."""
+    stored = {"request": None, "bundle_version": tiny_engine.bundle_version, "logits": [1.0, 0.0, 0.0, 0.0]}
+    rows = [
+        audit(i, "simple", labels=AUDITED["labels"] | tenant, **kept)
+        for i, (tenant, kept) in enumerate([({"tenant": "a"}, {}), ({}, {}), ({"tenant": "b"}, stored), ({}, stored)])
+    ]
+    found = read_rows([export(tmp_path / "e.jsonl", rows)], tiny_engine, "tenant")
+    assert found.facets["tenant"].tolist() == ["a", "", "b", ""]
+
+
 def test_without_texts_the_logits_that_the_bundle_gave_are_enough(tiny_engine: Engine, tmp_path: Path):
     """Where the store keeps no text, rows that this bundle answered calibrate by their logits; others are counted."""
     known = {"request": None, "bundle_version": tiny_engine.bundle_version, "signals": ["[turns=1]", "[script=han]"]}

@@ -84,6 +84,25 @@ def test_what_a_file_holds_out_is_no_part_of_a_build(corpus, tmp_path):
     )
 
 
+def test_no_request_and_no_group_is_on_two_sides_of_a_build(corpus, tmp_path):
+    """What extra rows repeat of our own, or of those to look at, stays there; twins of our held-out rows stay out."""
+    own = [json.loads(line) for line in (corpus / "rows.jsonl").open()]
+    new = [{"prompt": f"new {i}", "tier": "simple"} for i in range(200)]
+    twins = [{"prompt": f"twin of {i}", "tier": "simple", "group": f"own-test/r{i}"} for i in range(len(own))]
+    again = [{"prompt": row["prompt"], "tier": row["tier"]} for row in own]
+    dev = [{"prompt": f"new {i}", "tier": "simple"} for i in range(20)]
+    for name, rows in (("extra", [*new, *twins, *again]), ("dev", dev)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    extra, looked_at = str(tmp_path / "extra.jsonl"), str(tmp_path / "dev.jsonl")
+    for given in ([], [looked_at]):
+        data = load_data([extra], given, own=corpus)
+        sides = [data.train, data.calibration, data.dev]
+        for fact in ("sha256", *(() if given else ("group",))):
+            values = [value for side in sides for value in {getattr(row, fact) for row in side}]
+            assert len(values) == len(set(values))
+        assert all(sides)
+
+
 def test_build_without_rows_to_calibrate_on_is_refused_before_it_trains(corpus, tmp_path):
     """Where every labelled row states that it trains, nothing is left to calibrate on, and that is said at once."""
     row = {"prompt": "hi", "tier": "simple", "split": "train"}

@@ -87,6 +87,16 @@ def test_where_no_map_can_be_fitted_every_row_fits_the_thresholds(
     assert any(f"map was kept: {why}" in note for note in report["notes"])
 
 
+@pytest.mark.parametrize(("label", "kept"), [("RUBRIC", True), ("OUTCOME", False)])
+def test_a_map_that_predicts_as_well_as_a_new_one_is_kept(label: str, kept: bool):
+    """A new map has to be better on the rows than the one at hand; one for the other kind of label never stays."""
+    rows, notes = population(1200, 5), []
+    at_hand = replace(choose_map(IDENTITY, rows, rows, notes=[])[0], label=label)
+    found, rest, _ = choose_map(at_hand, rows, rows, notes=notes)
+    assert (found is at_hand, len(rest)) == (kept, 1200)
+    assert any("predicts these rows as well" in note for note in notes) is kept
+
+
 def test_a_group_that_holds_much_of_the_rows_is_told(tiny_bundle_path: Path, tmp_path: Path):
     """Where one group holds more than a twentieth of the rows, a note says so."""
     many, alone = write_rows(tmp_path / "a.jsonl", 30, seed=1, group="one"), write_rows(tmp_path / "b.jsonl", 90)

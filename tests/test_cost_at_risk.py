@@ -49,6 +49,14 @@ def test_between_two_thresholds_the_router_draws():
     assert at(curve, 0.25, np.ones(2))[0] == pytest.approx((1.0 + at(curve, 0.0, np.ones(2))[0]) / 2)
 
 
+@pytest.mark.parametrize(("risk", "cost", "misses"), [(2 / 3, 1, 1), (1 / 3, 34, 0.5), (1 / 6, 50.5, 0.25), (0, 67, 0)])
+def test_frontier_misses_are_those_of_the_threshold_that_meets_the_risk(risk: float, cost: float, misses: float):
+    """Of two frontier requests the surer one is caught first; a draw between two thresholds misses the mean of both."""
+    top = np.float32([0.9, 0.6, 0.1])
+    p = np.stack([1 - top, 0 * top, 0 * top, top], axis=1)
+    assert at(RiskCost(p, np.eye(4)[[3, 3, 0]], PRICES, 3), risk, np.ones(3)) == pytest.approx((cost, misses))
+
+
 @pytest.mark.parametrize("order", ["hard first", "easy first"])
 def test_the_order_of_a_file_tells_a_model_nothing_that_cannot_tell_its_rows_apart(order: str):
     """A model with one answer for all is no cheaper than the best mix of constant tiers, however the file is sorted."""
@@ -103,6 +111,7 @@ def test_the_oracle_saves_against_every_router():
     for router in found["all tiers"]["beside"].values():
         assert router["cost"] == pytest.approx(100)
         assert router["saved"]["estimate"] == pytest.approx(100 - found["all tiers"]["cost"]["estimate"])
+        assert router["saved_share"]["estimate"] == pytest.approx(router["saved"]["estimate"] / 100)
     assert found["risk_below_random_router"]["estimate"] > 0
 
 

@@ -119,6 +119,25 @@ def test_who_never_praises_is_not_listened_to():
     assert (found.counts["one_sided"], len(found.rows)) == (40, 1)
 
 
+def test_who_never_praises_accuses_no_source():
+    """Whether a source errs is told by its verdicts on requests judged twice, those of one-sided callers left out."""
+    twice = [export_row(f"{i}.{j}", text=f"t{i}", caller=f"c{j}") for i in range(40) for j in range(2)]
+    complaints = [export_row(f"x{i}", text=f"t{i}", caller="complains", verdict="rejected") for i in range(40)]
+    alone, beside = build(twice), build(twice + complaints)
+    assert beside.counts["one_sided"] == 40
+    assert alone.error_rates["automatic"] != (0.15, 0.15)
+    assert beside.error_rates == alone.error_rates
+
+
+def test_a_principal_has_five_words_on_a_request():
+    """That one repeats its verdict on a request proves something five times, and nothing more from then on."""
+
+    def rates(words: int):
+        return build([export_row(i, text="same", verdict="rejected") for i in range(words)]).error_rates["automatic"]
+
+    assert rates(4) != rates(5) == rates(6) == rates(20)
+
+
 def test_old_outcomes_weigh_less():
     """An outcome weighs half as much after a half-life."""
     rows = [export_row(1), export_row(2, decided_at=1_000_000.0 + 30 * 86_400)]

@@ -186,6 +186,30 @@ def test_every_set_must_be_no_worse():
     assert "golden: risk" in verdict.why
 
 
+def test_one_set_that_is_too_small_to_tell_stops_what_another_shows():
+    """Better on recent labels is not enough where the golden set cannot say whether it is worse there."""
+    few = LabelledSet("golden", *(rows[: FEWEST_ROWS - 1] for rows in (soft(LABELS), CURRENT, CURRENT)))
+    verdict = judge([labelled(CURRENT, chooser(0.05, 0.1, 4), alpha=0.06), few], draws=200)
+    assert (verdict.accepted, verdict.repairs, verdict.refused) == (False, False, True)
+
+
+def test_rows_of_one_fate_tell_no_more_of_cost_than_one_of_them():
+    """A hundred requests, each in ten wordings that are decided alike, leave the interval of a hundred."""
+    once = labelled(CURRENT, chooser(0.1, 0.3, 2), n=100)
+    many = {name: np.repeat(getattr(once, name), 10, axis=0) for name in ("labels", "current", "candidate")}
+    repeated = LabelledSet("recent", **many, groups=np.repeat(np.arange(100).astype(str), 10))
+    alone, found = (judge([rows], draws=1000).sets["recent"]["cost"]["difference"] for rows in (once, repeated))
+    assert found["estimate"] == pytest.approx(alone["estimate"])
+    assert found["high"] - found["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.1)
+
+
+def test_the_cost_is_that_of_the_first_set_that_compares_costs():
+    """A set that was brought to one cost stands aside, in whatever order."""
+    golden = LabelledSet("golden", soft(LABELS), CURRENT, CURRENT, equal_cost=True)
+    recent = labelled(CURRENT, np.full(N, 1), n=N)
+    assert judge([golden, recent], draws=50).cost == pytest.approx(PRICES[1])
+
+
 def test_choices_at_one_cost_are_compared_by_risk_alone():
     """A set that was brought to one cost says nothing about cost."""
     dearer = LabelledSet("golden", soft(LABELS), CURRENT, chooser(0.05, 0.6, 4), equal_cost=True)
@@ -217,6 +241,7 @@ def test_a_broken_promise_that_the_candidate_keeps_is_a_repair(current, candidat
     """Where what serves exceeds its α and the candidate does not, the verdict says so, also at a higher cost."""
     verdict = judge([labelled(current, candidate, alpha=0.06)], draws=200)
     assert (verdict.accepted, verdict.repairs) == (False, repairs)
+    assert ("keeps the promise of 0.06" in verdict.why) is repairs
 
 
 @pytest.mark.parametrize(("epsilon", "repairs"), [(0.0, False), (0.05, True)])
@@ -263,6 +288,9 @@ def test_the_log_can_contradict_the_labels():
     verdict = judge(sets, off_policy=(now, lower), draws=200)
     assert not verdict.accepted
     assert "no support" in verdict.why
+    assert [verdict.off_policy[name]["risk_dr"]["estimate"] for name in ("current", "candidate")] == [
+        one.risk_dr.estimate for one in (now, lower)
+    ]
     json.dumps(verdict.as_json())
 
 

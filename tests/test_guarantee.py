@@ -109,6 +109,15 @@ def test_a_promise_is_not_refuted_for_the_luck_of_its_calibration_set():
     assert np.mean(naive) > 0.25
 
 
+@pytest.mark.parametrize("method", ["CONFORMAL_RISK_CONTROL", "LABEL_SHIFT"])
+def test_no_misses_speak_against_nothing(method: str):
+    """At least none is always missed, so that the chance of it is 1; each further miss is less likely."""
+    promise = Guarantee(0.1, 0.0, method, "RUBRIC", 200, 0.09, 0.1, feasible=True)
+    chances = [promise_p_value(promise, 0.1, 30, missed) for missed in range(10)]
+    assert chances[0] == 1
+    assert chances == sorted(set(chances), reverse=True)
+
+
 def test_an_estimate_is_tested_as_an_estimate():
     """A label-weighted threshold has no calibration luck to share: its risk is tested against alpha itself."""
     shifted = Guarantee(0.1, 0.0, "LABEL_SHIFT", "RUBRIC", 50, 0.1, 0.1, feasible=True)

@@ -104,6 +104,28 @@ def test_a_good_model_lies_between_the_random_router_and_the_oracle():
     assert drawn["p"]["quality"] < points["p"]["quality"] <= points["oracle"]["quality"]
 
 
+def test_between_two_tiers_a_model_is_judged_by_what_the_dearer_of_them_adds():
+    """Who knows which requests complex mends orders them like the oracle, though others are for frontier alone."""
+    labels = np.tile([1, 2, 3], 40)
+    success = (np.arange(4) >= labels[:, None]).astype(float)
+    outcomes = Outcomes([Request.from_text("x")] * 120, success, np.array(["known"] * 120))
+    found = measure(outcomes, np.eye(4, dtype=np.float32)[labels], prices=(1, 2, 5, 20), draws=20)["sources"]["known"]
+    pair = found["pairs"]["standard against complex"]
+    apgrs = {name: values["apgr"][0] for name, values in pair["scores"].items()}
+    assert apgrs["model_between"] == apgrs["oracle"] == pytest.approx(5 / 6)
+    assert apgrs["model"] == pytest.approx(2 / 3)
+    assert set(pair["apgr_above"]) == {"length", "model_between"}
+    assert pair["apgr_above"]["model_between"][0] == pytest.approx(-1 / 6)
+
+
+def test_tiers_without_a_gap_are_not_compared():
+    """Where the dearer tier satisfies no more often there is no gap to recover, and no number for one."""
+    outcomes, shares = synthetic(60)
+    outcomes.success[:, Tier.COMPLEX.index] = outcomes.success[:, Tier.STANDARD.index]
+    found = measure(outcomes, shares, prices=(1, 2, 5, 20), draws=20)["sources"]["synthetic"]
+    assert found["pairs"]["standard against complex"] is None
+
+
 def test_sources_are_never_pooled():
     """A source's numbers are those of its rows alone, beside whatever other source."""
     outcomes, shares = synthetic(80)

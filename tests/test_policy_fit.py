@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -141,11 +142,33 @@ def test_an_unseen_group_gets_no_milder_threshold_where_more_is_promised():
         assert thresholds["e"] <= thresholds["b"] <= thresholds["q"]
 
 
+def test_where_no_group_is_promised_anything_an_unseen_one_goes_to_frontier():
+    """Eighty rows would do for all together, but none of ten groups has the nine that it takes: nothing is promised."""
+    rows = replace(population(80, 3), labels=soft(np.zeros(80, dtype=int)))
+    rows = replace(rows, facets={**rows.facets, "tenant": (np.arange(80) % 10).astype(str)})
+    policy = fitted(rows, group_by="tenant")[0]["balanced"]
+    assert not policy.guarantee.feasible
+    assert policy.threshold_of("another") == policy.threshold_of("3") == ALWAYS_FRONTIER
+
+
+def test_rows_without_the_label_are_no_group():
+    """Where some requests carry no label they are served like those of an unseen group, and count among all rows."""
+    rows = population(400, 5)
+    rows = replace(rows, facets={**rows.facets, "tenant": np.where(np.arange(400) % 2, "acme", "")})
+    policy = fitted(rows, group_by="tenant")[0]["balanced"]
+    assert set(policy.group_thresholds) == {"acme"}
+    losses = routing_losses(IDENTITY.apply(rows.logits), rows.labels)
+    assert policy.threshold_of("") >= max(policy.group_thresholds["acme"], fit_threshold(losses, 0.1).threshold)
+
+
 def test_the_bound_is_of_the_groups_that_are_promised_something():
     """A group without a promise does not spoil the bound: where a policy is feasible it is at most alpha."""
-    guarantee = fitted(with_groups(1000), group_by="script")[0]["balanced"].guarantee
+    policies, details, _ = fitted(with_groups(1000), group_by="script")
+    guarantee = policies["balanced"].guarantee
     assert guarantee.feasible
     assert guarantee.empirical_risk <= guarantee.bound <= 0.1
+    kept = [group["bound"] for group in details["balanced"].values() if group["feasible"]]
+    assert guarantee.bound == max(kept) > min(kept)
 
 
 def test_thresholds_go_to_their_groups():
@@ -170,15 +193,17 @@ def test_the_top_tier_threshold_is_served():
     assert (chosen[rest.labels[:, 3] == 1] < 3).mean() <= guarantee.bound <= 0.4
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
 @pytest.mark.parametrize("delta", [0.0, 0.05], ids=["on the expectation", "with confidence"])
-def test_other_rows_say_whether_a_top_tier_costs_too_much(delta: float):
+def test_other_rows_say_whether_a_top_tier_costs_too_much(delta: float, epsilon: float):
     """On the expectation the top tier's threshold is of the rows that were not asked whether it costs too much; with
-    confidence it is of all.
+    confidence it is of all. What is explored has its room.
     """
     rows = population(3000, 13, prior=(0.5, 0.3, 0.1, 0.05))
     part = rows if delta else rows.take(rows.halves(0)[1])
     expected = fit_top_tier(IDENTITY.apply(part.logits), part.labels, 0.5, delta=delta)
-    policy = fitted(rows, top_tier_miss=0.5, delta=delta)[0]["economy"]
+    targets = {"alphas": {"economy": 0.2}, "delta": delta, "epsilon": epsilon}
+    policy = fitted(rows, top_tier_miss=0.5 + epsilon, **targets)[0]["economy"]
     assert (policy.top_tier_threshold, policy.top_tier_guarantee.n) == (expected.threshold, expected.n)
 
 
@@ -215,6 +240,17 @@ def test_further_rows_lower_the_top_tiers_threshold_too():
     assert policy.top_tier_guarantee.empirical_risk < alone.top_tier_guarantee.empirical_risk
     top = IDENTITY.apply(further.logits)[further.labels[:, 3] == 1, 3]
     assert (top < policy.top_tier_threshold).mean() <= 0.6
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.06])
+def test_what_a_top_tier_would_cost_is_told_with_the_room_for_exploration(epsilon: float):
+    """What missing a tenth costs is the share that asking for it would send there; what exploring takes is untold."""
+    rows, targets = population(3000, 15), {"alphas": {"economy": 0.2}, "delta": 0.05, "epsilon": epsilon}
+    asked = {miss: fitted(rows, top_tier_miss=miss, **targets)[2][0] for miss in (0.12, 0.1)}
+    share = re.search(r"it would send (\d+)% of traffic to frontier", asked[0.1])
+    assert share is not None
+    assert f"0.1 costs {share[1]}%;" in asked[0.12]
+    assert ("0.05 costs" in asked[0.12]) is (epsilon < 0.05)
 
 
 def test_a_top_tier_that_takes_too_much_traffic_is_infeasible_in_practice():
@@ -262,6 +298,8 @@ def test_too_few_rows_are_infeasible_with_the_number_that_it_takes():
         ({"alphas": {"a": 1.5}}, "no share"),
         ({"alphas": {"a": 0.1}, "epsilon": 0.1}, "leaves nothing"),
         ({"alphas": {"a": 0.1}, "top_tier_miss": 0.05, "epsilon": 0.06}, "leaves nothing"),
+        ({"alphas": {"a": 0.1}, "top_tier_miss": 1.5}, "top-tier-miss: 1.5 is no share"),
+        ({"alphas": {"a": 0.1}, "top_tier_miss": -0.1}, "top-tier-miss: -0.1 is no share"),
         ({"alphas": {"a": 0.1}, "exempt_labels": ("=eu",)}, "names no label"),
         ({"alphas": {"a": 0.1}, "group_by": "language"}, "not known of a request"),
         ({"alphas": {"a": 0.1}, "delta": 1.5}, "delta: 1.5"),

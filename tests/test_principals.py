@@ -126,6 +126,13 @@ def test_the_luck_of_a_threshold_accuses_nobody_more_often_than_stated(target, p
     assert accused <= 1.3 * ERROR / principals * draws
 
 
+@pytest.mark.parametrize("target", [0.02, 0.08, 0.1])
+def test_misses_as_rare_as_was_promised_are_no_contradiction(target):
+    """However strictly thresholds are fitted, α is what was promised: so many misses accuse nobody."""
+    limits = {"others": 5000, "largest": 500, "alpha": ALPHA, "target": target}
+    assert all(most_unnoticed(count, 11, **limits) >= ALPHA * count for count in (10, 100, 1000))
+
+
 def test_of_two_nobody_is_left_out():
     """Two principals that contradict each other are both kept: nobody knows which one is right."""
     p, y = population(200, np.random.default_rng(0))

@@ -25,7 +25,7 @@ from training.risk_control import (
     risk_bound,
     rows_needed,
 )
-from training.step_losses import routing_losses
+from training.step_losses import EVERY_MISS, routing_losses
 
 SEVERE = (0.4, 0.8, 1.0)
 
@@ -49,6 +49,7 @@ def samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 alphas = st.sampled_from([0.02, 0.05, 0.1, 0.2, 0.4, 0.7])
 deltas = st.sampled_from([0.0, 0.1])
+severities = st.sampled_from([EVERY_MISS, SEVERE])
 
 
 @given(sample=samples(), threshold=st.floats(0, 1))
@@ -89,10 +90,10 @@ def test_the_threshold_falls_as_more_risk_is_allowed(sample: tuple, one: float, 
     assert (choose_many(sample[0], strict.threshold) >= choose_many(sample[0], loose.threshold)).all()
 
 
-@given(sample=samples(), alpha=alphas, delta=deltas)
-def test_the_threshold_is_the_smallest_that_keeps_the_bound(sample: tuple, alpha: float, delta: float):
+@given(sample=samples(), alpha=alphas, delta=deltas, severity=severities)
+def test_the_threshold_is_the_smallest_that_keeps_the_bound(sample: tuple, alpha: float, delta: float, severity: tuple):
     """The bound at the threshold is at most alpha, no less than that of what is seen there, and above it just below."""
-    losses = routing_losses(*sample)
+    losses = routing_losses(*sample, severity=severity)
     fit = fit_threshold(losses, alpha, delta=delta)
     if fit.feasible:
         assert risk_bound(losses, fit.threshold, delta, fit.method) - 1e-9 <= fit.bound <= alpha + 1e-9
@@ -101,11 +102,13 @@ def test_the_threshold_is_the_smallest_that_keeps_the_bound(sample: tuple, alpha
         assert risk_bound(losses, below, delta, fit.method) > alpha
 
 
-@given(sample=samples(), alpha=alphas, delta=deltas)
-def test_infeasible_is_exactly_where_only_always_frontier_passes(sample: tuple, alpha: float, delta: float):
+@given(sample=samples(), alpha=alphas, delta=deltas, severity=severities)
+def test_infeasible_is_exactly_where_only_always_frontier_passes(
+    sample: tuple, alpha: float, delta: float, severity: tuple
+):
     """A policy is infeasible exactly where no threshold keeps the bound and sends a row below frontier."""
     p, y = sample
-    losses = routing_losses(p, y)
+    losses = routing_losses(p, y, severity=severity)
     fit = fit_threshold(losses, alpha, delta=delta)
     # The rows' own cumulative probabilities are the only thresholds at which anything changes.
     candidates = np.unique([min(1.0, -float32_up(-score)) for score in losses.scores.ravel()])
@@ -118,6 +121,7 @@ def test_infeasible_is_exactly_where_only_always_frontier_passes(sample: tuple, 
     if not fit.feasible:
         assert fit.threshold == ALWAYS_FRONTIER
         assert fit.empirical_risk == 0
+        assert fit.bound == risk_bound(losses, ALWAYS_FRONTIER, delta, fit.method)
 
 
 @pytest.mark.parametrize(("n", "alpha", "allowed"), [(99, 0.1, 9), (100, 0.1, 9.1), (8, 0.1, -0.1), (19, 0.05, 0)])
@@ -136,12 +140,26 @@ def test_clopper_pearson_allows_what_the_binomial_allows(n: int):
 
 @pytest.mark.parametrize("n", [50, 200, 2000])
 def test_hoeffding_bentkus_is_valid_and_weaker_than_exact(n: int):
-    """Its p-value passes delta exactly at the allowed loss, and it allows no more than the exact bound."""
+    """Its p-value passes delta just above the allowed loss, and it allows no more than the exact bound."""
     allowed = allowed_loss(n, 0.1, 0.05, BOUNDED)
     assert allowed <= allowed_loss(n, 0.1, 0.05, BINOMIAL)
     if allowed >= 0:
         assert hoeffding_bentkus(allowed / n, n, 0.1) <= 0.05
-    assert hoeffding_bentkus((max(allowed, 0) + 1) / n, n, 0.1) > 0.05
+    assert hoeffding_bentkus((max(allowed, 0) + 0.001) / n, n, 0.1) > 0.05
+
+
+@pytest.mark.parametrize("risk", [0.1, 0.11, 0.5, 1.0])
+def test_losses_above_a_target_are_no_evidence_that_it_is_kept(risk: float):
+    """A p-value is 1 and no more where the mean seen is the target or above."""
+    assert hoeffding_bentkus(risk, 200, 0.1) == 1.0
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.05])
+@pytest.mark.parametrize("severity", [EVERY_MISS, SEVERE])
+def test_where_every_row_is_lost_nothing_is_proved(delta: float, severity: tuple):
+    """The bound of a risk of 1 is 1, whatever the method."""
+    losses = routing_losses(np.tile(np.float32([1, 0, 0, 0]), (50, 1)), np.full(50, 3), severity=severity)
+    assert risk_bound(losses, 0.5, delta, method_for(losses, delta)) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_bentkus_counts_a_part_of_a_loss_as_a_whole_one():
@@ -187,13 +205,22 @@ def test_what_is_proved_holds_where_scores_are_tied():
     assert 0.04 < risk <= bound
 
 
+@pytest.mark.parametrize("tier", [0, 1, 2])
+@pytest.mark.parametrize("severity", [EVERY_MISS, SEVERE])
 @pytest.mark.parametrize(("alpha", "delta", "n"), [(0.1, 0.0, 9), (0.05, 0.0, 19), (0.1, 0.05, 29), (0.05, 0.05, 59)])
-def test_it_says_how_many_rows_a_promise_takes(alpha: float, delta: float, n: int):
+def test_it_says_how_many_rows_a_promise_takes(alpha: float, delta: float, n: int, severity: tuple, tier: int):
     """Even a perfect model needs this many rows: one fewer is infeasible and says so, with the number."""
-    p, y = np.tile(np.float32([1, 0, 0, 0]), (n, 1)), np.zeros(n, dtype=int)
-    assert fit_threshold(routing_losses(p, y), alpha, delta=delta).feasible
-    short = fit_threshold(routing_losses(p[1:], y[1:]), alpha, delta=delta)
+    p, y = np.tile(np.eye(4, dtype=np.float32)[tier], (n, 1)), np.full(n, tier)
+    assert fit_threshold(routing_losses(p, y, severity=severity), alpha, delta=delta).feasible
+    short = fit_threshold(routing_losses(p[1:], y[1:], severity=severity), alpha, delta=delta)
     assert (short.feasible, short.rows_needed) == (False, n)
+
+
+def test_the_rows_that_it_takes_are_counted_at_the_strictest_threshold():
+    """Where one row of eight may go below frontier and is not lost there, nine such rows would do."""
+    p = np.float32([[0, 0, 0.9, 0.1], *[[0.5, 0, 0, 0.5]] * 7])
+    fit = fit_threshold(routing_losses(p, np.array([2, *[3] * 7])), 0.1)
+    assert (fit.feasible, fit.rows_needed) == (False, 9)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -242,22 +269,42 @@ def test_the_top_tier_threshold_catches_frontier_rows():
     assert fit.threshold == top[allowed]
     assert fit.empirical_risk == pytest.approx(allowed / len(top))
     assert fit.bound <= 0.2
-    assert fit_top_tier(p, y, 0.2, delta=0.05).threshold < fit.threshold
+    exact = fit_top_tier(p, y, 0.2, delta=0.05)
+    assert exact.threshold == top[int(allowed_loss(len(top), 0.2, 0.05, BINOMIAL))] < fit.threshold
+    assert exact.bound <= 0.2
 
 
-def test_a_top_tier_threshold_misses_as_many_rows_as_are_allowed():
+@pytest.mark.parametrize("n", [19, 20])
+def test_a_top_tier_threshold_misses_as_many_rows_as_are_allowed(n: int):
     """Of 19 frontier rows a tenth allows one miss exactly, so that the second lowest is the first that is caught."""
-    top = np.float32(np.arange(1, 20) / 20)
+    top = np.float32(np.arange(1, n + 1) / 21)
     p = np.stack([1 - top, 0 * top, 0 * top, top], axis=1)
-    fit = fit_top_tier(p, np.full(19, 3), 0.1)
-    assert (fit.threshold, fit.empirical_risk) == (float(top[1]), pytest.approx(1 / 19))
+    fit = fit_top_tier(p, np.full(n, 3), 0.1)
+    assert (fit.threshold, fit.empirical_risk, fit.bound) == (
+        float(top[1]),
+        pytest.approx(1 / n),
+        pytest.approx(2 / (n + 1)),
+    )
+    halved = fit_top_tier(np.repeat(p, 2, axis=0), np.tile([0.5, 0, 0, 0.5], (2 * n, 1)), 0.1)
+    assert (halved.threshold, halved.n, halved.bound) == (fit.threshold, n, pytest.approx(0.1))
 
 
-def test_the_top_tier_needs_frontier_rows():
+@pytest.mark.parametrize("count", [0, 1, 8, 9])
+def test_the_top_tier_needs_frontier_rows(count: int):
     """Without enough frontier rows there is no threshold, and the number that it takes is said."""
     p, y = population(200, 4)
-    fit = fit_top_tier(p, np.minimum(y, 2), 0.1)
-    assert (fit.threshold, fit.feasible, fit.n, fit.rows_needed) == (0.0, False, 0, 9)
+    fit = fit_top_tier(p, np.where(np.arange(200) < count, 3, np.minimum(y, 2)), 0.1)
+    if count == 9:
+        assert (fit.threshold, fit.feasible, fit.rows_needed) == (p[:9, -1].min(), True, None)
+    else:
+        assert (fit.threshold, fit.feasible, fit.n, fit.rows_needed) == (0.0, False, count, 9)
+
+
+def test_frontier_rows_of_which_the_model_knows_nothing_need_no_more_of_them():
+    """Where frontier rows have no chance of frontier, no number of them gives a threshold, and none is named."""
+    p = np.tile(np.float32([1, 0, 0, 0]), (100, 1))
+    fit = fit_top_tier(p, np.full(100, 3), 0.1)
+    assert (fit.threshold, fit.feasible, fit.rows_needed) == (0.0, False, None)
 
 
 def test_soft_labels_count_with_their_frontier_part():

@@ -39,7 +39,8 @@ def load_data(
     """Own prompts by their fixed splits; extra corpora give nine tenths to training, the rest to calibration.
 
     Extra rows that state their split train where that is train, and are for measuring where it is dev or test. Rows of
-    `dev` are taken out of everything else. `most_rows` caps sources by name: templated ones teach little.
+    `dev` are taken out of everything else; without it extra rows of a group of which own ones are looked at are left
+    out. `most_rows` caps sources by name: templated ones teach little.
     """
     own_rows = read_corpus([own])
     given = read_corpus(extra) if extra else []
@@ -49,14 +50,17 @@ def load_data(
     own_rows = [r for r in own_rows if r.sha256 not in seen]
     seen |= {r.sha256 for r in own_rows}
     extra_rows = [r for r in extra_rows if r.sha256 not in seen]
-    # A group may hold rows of both files; its hash puts them on the same side.
+    dev_rows = dev_rows if dev else [r for r in own_rows if r.split == "test"]
+    # A group may hold rows of both files; its hash puts them on the same side, but for ours that are looked at.
+    looked_at = set() if dev else {r.group for r in dev_rows}
+    extra_rows = [r for r in extra_rows if r.group not in looked_at]
     # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
     traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
     calibration = [r for r in traffic if r.split == "dev"]
     return Data(
         train=[r for r in own_rows if r.split == "train"] + [r for r in extra_rows if r.split != "dev"],
         calibration=calibration,
-        dev=[r for r in (dev_rows if dev else own_rows) if r.judges and (dev or r.split == "test")],
+        dev=[r for r in dev_rows if r.judges],
         traffic=[r for r in traffic if r.judges],
     )
 

@@ -325,9 +325,10 @@ def _top_tier(
 def top_tier_trade_off(
     probabilities: NDArray[np.float32], rows: CalibrationSet, targets: Targets
 ) -> list[tuple[float, float]]:
-    """What missing at most β of the frontier requests would cost: (β, share of traffic sent to frontier)."""
+    """What missing at most β of the frontier requests, exploration included, costs: (β, share sent to frontier)."""
     curve = []
     for beta in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7):
-        fit = fit_top_tier(probabilities, rows.labels, beta, delta=targets.delta)
-        curve.append((beta, float((probabilities[:, -1] >= fit.threshold).mean())))
+        if beta > targets.epsilon:
+            fit = fit_top_tier(probabilities, rows.labels, unexplored(beta, targets.epsilon), delta=targets.delta)
+            curve.append((beta, float((probabilities[:, -1] >= fit.threshold).mean())))
     return curve
