@@ -250,7 +250,7 @@ def _homogeneity(live: NDArray[np.float64], reference: NDArray[np.float64], *, o
         table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
     least = np.cumsum(table.sum(axis=1).min() / table.sum() * table.sum(axis=0))  # expected of the smaller row
     starts = [0]
-    while starts[-1] < len(least) and least[-1] >= _MIN_EXPECTED:
+    while least[-1] >= _MIN_EXPECTED:
         starts.append(int(np.searchsorted(least, _MIN_EXPECTED)) + 1)
         least = least - least[starts[-1] - 1]
     if len(starts) < 3:
