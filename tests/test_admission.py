@@ -63,6 +63,17 @@ def test_callers_are_served_in_turn():
     assert served.count("flood") == 5
 
 
+def test_nobody_is_served_twice_while_another_caller_waits():
+    """Of callers with several requests each one is served, and then each again, its oldest first."""
+    subject = line(size=10)
+    tickets = {name: [subject.enter(name, now=0.0)[0] for _ in range(2)] for name in ("a", "b", "c")}
+    served = []
+    for _ in range(6):
+        served.append(subject.take())
+        subject.finish(0.001)
+    assert served == [tickets[name][i] for i in range(2) for name in ("a", "b", "c")]
+
+
 def test_a_caller_who_floods_loses_its_own_place():
     """In a full line the newest request of the longest queue makes room for a caller with fewer."""
     subject = line(size=3)
@@ -239,6 +250,24 @@ async def test_who_left_and_who_is_late_never_reach_the_work():
     assert ran == []
 
 
+async def test_who_loses_a_place_is_told_at_once():
+    """A waiting request that makes room for another caller's is refused then, and not when its turn would come."""
+    admission = Admission(cores=1, queue_size=2, max_wait_seconds=60.0)
+    gate = threading.Event()
+    first = asyncio.create_task(admission.run(gate.wait, "flood"))
+    await _until(lambda: admission.running == 1)
+    _, newest = (asyncio.create_task(admission.run(gate.wait, "flood")) for _ in range(2))
+    await _until(lambda: admission.waiting == 2)
+    quiet = asyncio.create_task(admission.run(lambda: 7, "quiet"))
+    with pytest.raises(Overloaded, match="another caller had fewer"):
+        await asyncio.wait_for(newest, 60)
+    assert not first.done()
+    gate.set()
+    answer, waited = await quiet
+    assert (answer, waited > 0) == (7, True)
+    await admission.close()
+
+
 async def test_who_waits_at_the_end_is_told():
     """Closing answers those that still wait, and lets the run at hand finish."""
     admission = Admission(cores=1, queue_size=4, max_wait_seconds=10.0)
@@ -298,6 +327,18 @@ def test_one_callers_bucket_is_not_anothers():
     bucket.take("b", now=0.0)
     with pytest.raises(Overloaded):
         bucket.take("a", now=0.0)
+
+
+def test_the_caller_who_was_away_longest_is_forgotten_first(monkeypatch):
+    """A flood of callers' names takes no more memory, and lets out nobody who sends on and on."""
+    monkeypatch.setattr("classifier.admission.MAX_RATE_LIMITED_CALLERS", 2)
+    bucket = RateLimit(rate=1, burst=2)
+    for caller in ("gone", "busy", "busy", "new"):
+        bucket.take(caller, now=0.0)
+    with pytest.raises(Overloaded):
+        bucket.take("busy", now=0.0)
+    bucket.take("gone", now=0.0)
+    bucket.take("gone", now=0.0)
 
 
 def test_no_rate_means_no_limit():
