@@ -98,6 +98,29 @@ def test_a_wait_that_would_outlast_the_deadline_is_refused_on_arrival():
     subject.enter("a", now=0.0, deadline=1.0)
 
 
+def test_a_request_waits_for_those_that_run():
+    """Where nobody waits, but every core is busy, one that has less time than a run takes is refused."""
+    subject = line()
+    subject.run_seconds = 0.02
+    subject.enter("a", now=0.0)
+    subject.take()
+    with pytest.raises(Overloaded):
+        subject.check("b", now=0.0, deadline=0.01)
+    subject.check("b", now=0.0, deadline=0.03)
+
+
+def test_who_is_refused_is_told_to_come_back_when_the_line_has_moved():
+    """The more wait, the later; the more cores, the sooner: three that wait at two cores take two runs with it."""
+    subject = line(cores=2, size=3)
+    for _ in range(5):
+        subject.enter("a", now=0.0)
+        subject.take()
+    subject.run_seconds = 0.1
+    with pytest.raises(Overloaded) as refusal:
+        subject.enter("a", now=0.0)
+    assert refusal.value.retry_after_seconds == pytest.approx(0.2)
+
+
 def test_a_deadline_that_is_over_is_said_so():
     """A request whose deadline passed before it came is told that, also on an idle server."""
     with pytest.raises(DeadlinePassed):
@@ -377,3 +400,15 @@ def test_callers_who_want_all_streams_leave_some(callers, each):
         held.enter_context(subject.one("another", 64))
     with subject.one("a", 1), pytest.raises(Overloaded), subject.one("another", 1):
         pytest.fail("there is only one")
+
+
+def test_a_stream_that_ends_gives_back_its_own_place_alone():
+    """A caller at its limit may open one stream for each that ends."""
+    places, open_ones = Places(), contextlib.ExitStack()
+    with open_ones:
+        for _ in range(5):
+            open_ones.enter_context(places.one("a", most=8))
+        with places.one("a", most=8), pytest.raises(Overloaded), places.one("a", most=8):
+            pass
+        with places.one("a", most=8), pytest.raises(Overloaded), places.one("a", most=8):
+            pass
