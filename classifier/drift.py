@@ -271,7 +271,7 @@ def _pooled(table: NDArray[np.float64], least: NDArray[np.float64]) -> float:
         least: (k,) what is expected of the smaller row up to each bin.
     """
     starts = [0]
-    while starts[-1] < len(least) and least[-1] >= _MIN_EXPECTED:
+    while least[-1] >= _MIN_EXPECTED:
         starts.append(int(np.searchsorted(least, _MIN_EXPECTED)) + 1)
         least = least - least[starts[-1] - 1]
     if len(starts) < 3:

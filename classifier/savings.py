@@ -253,12 +253,15 @@ def dollars(value: float) -> str:
 
     >>> dollars(1234567.0), dollars(12.3), dollars(0.0042), dollars(0.0000912), dollars(-5.0), dollars(-4e-19)
     ('$1,234,567', '$12.30', '$0.0042', '$0.000091', '-$5.00', '$0.00')
+    >>> dollars(999.999), dollars(0.1), dollars(0.0997), dollars(0.099)
+    ('$1,000', '$0.10', '$0.10', '$0.099')
     """
     value = round(value, 9)  # a request costs more than that; what is less is left over by sums
     size = abs(value)
-    text = (
-        f"{size:,.0f}" if size >= 1000 else f"{size:,.2f}" if size >= 0.1 or not size else f"{Decimal(f'{size:.2g}'):f}"
-    )
+    if size >= 999.995:  # bounds are of what is written: $0.0997 is $0.10, and not $0.1
+        text = f"{size:,.0f}"
+    else:
+        text = f"{size:.2f}" if size >= 0.0995 or not size else f"{Decimal(f'{size:.2g}'):f}"
     return f"{'-' if value < 0 else ''}${text}"
 
 

@@ -63,6 +63,17 @@ def test_callers_are_served_in_turn():
     assert served.count("flood") == 5
 
 
+def test_nobody_is_served_twice_while_another_caller_waits():
+    """Of callers with several requests each one is served, and then each again, its oldest first."""
+    subject = line(size=10)
+    tickets = {name: [subject.enter(name, now=0.0)[0] for _ in range(2)] for name in ("a", "b", "c")}
+    served = []
+    for _ in range(6):
+        served.append(subject.take())
+        subject.finish(0.001)
+    assert served == [tickets[name][i] for i in range(2) for name in ("a", "b", "c")]
+
+
 def test_a_caller_who_floods_loses_its_own_place():
     """In a full line the newest request of the longest queue makes room for a caller with fewer."""
     subject = line(size=3)
@@ -85,6 +96,29 @@ def test_a_wait_that_would_outlast_the_deadline_is_refused_on_arrival():
     with pytest.raises(Overloaded):
         subject.enter("a", now=0.0, deadline=0.05)
     subject.enter("a", now=0.0, deadline=1.0)
+
+
+def test_a_request_waits_for_those_that_run():
+    """Where nobody waits, but every core is busy, one that has less time than a run takes is refused."""
+    subject = line()
+    subject.run_seconds = 0.02
+    subject.enter("a", now=0.0)
+    subject.take()
+    with pytest.raises(Overloaded):
+        subject.check("b", now=0.0, deadline=0.01)
+    subject.check("b", now=0.0, deadline=0.03)
+
+
+def test_who_is_refused_is_told_to_come_back_when_the_line_has_moved():
+    """The more wait, the later; the more cores, the sooner: three that wait at two cores take two runs with it."""
+    subject = line(cores=2, size=3)
+    for _ in range(5):
+        subject.enter("a", now=0.0)
+        subject.take()
+    subject.run_seconds = 0.1
+    with pytest.raises(Overloaded) as refusal:
+        subject.enter("a", now=0.0)
+    assert refusal.value.retry_after_seconds == pytest.approx(0.2)
 
 
 def test_a_deadline_that_is_over_is_said_so():
@@ -239,6 +273,24 @@ async def test_who_left_and_who_is_late_never_reach_the_work():
     assert ran == []
 
 
+async def test_who_loses_a_place_is_told_at_once():
+    """A waiting request that makes room for another caller's is refused then, and not when its turn would come."""
+    admission = Admission(cores=1, queue_size=2, max_wait_seconds=60.0)
+    gate = threading.Event()
+    first = asyncio.create_task(admission.run(gate.wait, "flood"))
+    await _until(lambda: admission.running == 1)
+    _, newest = (asyncio.create_task(admission.run(gate.wait, "flood")) for _ in range(2))
+    await _until(lambda: admission.waiting == 2)
+    quiet = asyncio.create_task(admission.run(lambda: 7, "quiet"))
+    with pytest.raises(Overloaded, match="another caller had fewer"):
+        await asyncio.wait_for(newest, 60)
+    assert not first.done()
+    gate.set()
+    answer, waited = await quiet
+    assert (answer, waited > 0) == (7, True)
+    await admission.close()
+
+
 async def test_who_waits_at_the_end_is_told():
     """Closing answers those that still wait, and lets the run at hand finish."""
     admission = Admission(cores=1, queue_size=4, max_wait_seconds=10.0)
@@ -300,6 +352,18 @@ def test_one_callers_bucket_is_not_anothers():
         bucket.take("a", now=0.0)
 
 
+def test_the_caller_who_was_away_longest_is_forgotten_first(monkeypatch):
+    """A flood of callers' names takes no more memory, and lets out nobody who sends on and on."""
+    monkeypatch.setattr("classifier.admission.MAX_RATE_LIMITED_CALLERS", 2)
+    bucket = RateLimit(rate=1, burst=2)
+    for caller in ("gone", "busy", "busy", "new"):
+        bucket.take(caller, now=0.0)
+    with pytest.raises(Overloaded):
+        bucket.take("busy", now=0.0)
+    bucket.take("gone", now=0.0)
+    bucket.take("gone", now=0.0)
+
+
 def test_no_rate_means_no_limit():
     """A rate of zero lets everything through."""
     bucket = RateLimit(rate=0, burst=1)
@@ -336,3 +400,15 @@ def test_callers_who_want_all_streams_leave_some(callers, each):
         held.enter_context(subject.one("another", 64))
     with subject.one("a", 1), pytest.raises(Overloaded), subject.one("another", 1):
         pytest.fail("there is only one")
+
+
+def test_a_stream_that_ends_gives_back_its_own_place_alone():
+    """A caller at its limit may open one stream for each that ends."""
+    places, open_ones = Places(), contextlib.ExitStack()
+    with open_ones:
+        for _ in range(5):
+            open_ones.enter_context(places.one("a", most=8))
+        with places.one("a", most=8), pytest.raises(Overloaded), places.one("a", most=8):
+            pass
+        with places.one("a", most=8), pytest.raises(Overloaded), places.one("a", most=8):
+            pass

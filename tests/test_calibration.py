@@ -75,9 +75,11 @@ def test_identity_is_softmax():
     np.testing.assert_allclose(IDENTITY.apply(ROWS), expected, atol=1e-7)
 
 
-def test_temperature_divides_the_logits():
-    """Temperature T gives the softmax of logits / T."""
-    np.testing.assert_array_equal(fitted("temperature").apply(ROWS), IDENTITY.apply(ROWS.astype(float) / 1.7))
+@pytest.mark.parametrize("temperature", [0.4, 1.7], ids=["sharper", "flatter"])
+def test_temperature_divides_the_logits(temperature: float):
+    """Temperature T, below 1 or above, gives the softmax of logits / T."""
+    calibration = Calibration("temperature", parameters={"temperature": temperature})
+    np.testing.assert_array_equal(calibration.apply(ROWS), IDENTITY.apply(ROWS.astype(float) / temperature))
 
 
 def test_vector_scales_and_shifts_each_logit():
@@ -185,6 +187,13 @@ def edit(**changes: object) -> dict[str, object]:
         (edit(method="vector", parameters={"scale": [1, 1, 1], "offset": [0, 0, 0, 0]}), "shape"),
         (edit(method="cumulative_platt", parameters={"slope": [1, -1, 1], "intercept": [0, 0, 0]}), "negative"),
         (edit(method="cumulative_isotonic", parameters={"x": [[0, 1]] * 2, "y": [[0, 1]] * 2}), "3 curves"),
+        (edit(method="cumulative_isotonic", parameters={"x": [[0, 1, 2]] * 3, "y": [[0, 1]] * 3}), "two equal lengths"),
+        (edit(method="cumulative_isotonic", parameters={"x": [[]] * 3, "y": [[]] * 3}), "two equal lengths"),
+        (
+            edit(method="cumulative_isotonic", parameters={"x": [[[0, 1]]] * 3, "y": [[[0, 1]]] * 3}),
+            "two equal lengths",
+        ),
+        (edit(method="cumulative_isotonic", parameters={"x": [[0, 1]] * 3, "y": [[-1, 1]] * 3}), "not increasing"),
         (edit(method="cumulative_isotonic", parameters={"x": [[0, 0]] * 3, "y": [[0, 1]] * 3}), "not increasing"),
         (edit(method="cumulative_isotonic", parameters={"x": [[0, 1]] * 3, "y": [[0, 2]] * 3}), "not increasing"),
         (edit(method="cumulative_isotonic", parameters={"x": [[0, 1]] * 3, "y": [[0.6, 0.4]] * 3}), "not increasing"),

@@ -136,6 +136,22 @@ def test_scores_that_rise_above_one_that_most_requests_have_are_a_shift(above_it
     assert (same["index"] < 0.1, same["p_value"] > 1e-3) == (True, True)
 
 
+def test_every_boundary_below_the_top_is_watched_and_every_kind_of_signal():
+    """There is a shift for each tier that a request may be above, and for each kind of signal, under its name."""
+    rows, signals = traffic(np.random.default_rng(9), 100)
+    found = shifts(rows, signals, reference_distributions(rows, signals))
+    assert set(found) == {"above_simple", "above_standard", "above_complex", "turns", "code"}
+
+
+def test_scores_that_fall_below_the_highest_that_most_requests_have_are_a_shift():
+    """A map that is sure of most requests gives them a score of 1, above which there is no bin: fewer of them show."""
+    sure, unsure = np.eye(4)[3], np.array([0.25, 0.25, 0.25, 0.25])
+    signals = [SIGNALS[0]] * 1000
+    reference = reference_distributions(np.stack([sure] * 900 + [unsure] * 100), signals)
+    moved = shifts(np.stack([sure] * 300 + [unsure] * 700), signals, reference)["above_complex"]
+    assert (moved["index"] > 0.25, moved["p_value"] < 1e-6) == (True, True)
+
+
 def test_one_unseen_value_is_no_drift():
     """A single row with a signal that the reference never had is not significant."""
     probabilities, _ = traffic(np.random.default_rng(2), 10_000)

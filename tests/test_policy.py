@@ -238,6 +238,11 @@ def test_listed_labels_exempt_from_exploration(labels: dict[str, str], explored:
     assert policy.may_explore(labels) is explored
 
 
+def test_a_policy_that_names_no_share_explores_nothing():
+    """Exploration is asked for: without epsilon no request may be explored."""
+    assert not Policy("p", 0.9).may_explore({})
+
+
 def test_exploration_goes_one_lower_mostly():
     """From the middle, one lower takes 70 % of the exploration, two lower and one higher 15 % each."""
     assert exploration(COMPLEX, 0.1) == pytest.approx({COMPLEX: 0.9, STANDARD: 0.07, SIMPLE: 0.015, FRONTIER: 0.015})
@@ -362,6 +367,7 @@ def test_a_policy_out_of_range_cannot_be_made(fields: dict):
         {"feasible": True},
         {"feasible": True, "alpha": 0.1},
         {"feasible": True, "method": "CLOPPER_PEARSON"},
+        {"feasible": True, "method": "CLOPPER_PEARSON", "alpha": 1.0},
         {"n": "many"},
         {"n": -1},
         {"severity": (0.5, 1, 2)},

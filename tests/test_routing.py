@@ -233,6 +233,8 @@ def test_the_example_reads_and_its_prices_are_the_defaults(tmp_path):
         ("[routes.simple]\nmodel='m'\nprice_per_million_tokens=-1", "expected dollars, 0 or more, found -1"),
         ("[routes.simple]\nmodel='m'\nprice_per_million_tokens=1" + "0" * 400, "expected dollars, 0 or more"),
         ("[routes.simple]\nmodel='m'\nprice_per_million_tokens=nan", "expected dollars, 0 or more, found nan"),
+        ("[routes.simple]\nmodel='m'\nprice_per_million_tokens='1'", "expected dollars, 0 or more, found '1'"),
+        ("[routes.simple]\nmodel='m'\ncontext_window=-1", "context_window: expected a whole number of tokens"),
         ("[routes.simple]\nmodel='m'\ncontext_window='8k'", "context_window: expected a whole number of tokens"),
         ("[routes.simple]\nmodel='m'\non_premises='no'", "on_premises: expected true or false, found 'no'"),
         ("[routes.simple]\nmodel='m'\n[routes.Simple]\nmodel='n'", "the tier simple stands there twice"),

@@ -58,6 +58,13 @@ def test_one_model_for_all_misses_what_needs_more():
     assert [by[t.label].frontier_misses.estimate for t in TIERS] == [1, 1, 1, 0]
 
 
+def test_the_top_tier_is_never_too_small():
+    """Probabilities whose float sum stays below 1 leave no risk to the model above which there is none."""
+    by = compared([0, 0], [[1, 2, 3, 10]] * 2, probabilities=np.tile([0.5, 0.25, 0.125, 0.125 - 1e-7], (2, 1)))
+    assert by["complex"].risk.estimate == by["complex"].frontier_misses.estimate * 0.125
+    assert by["frontier"].risk == (0, 0, 0)
+
+
 def test_today_counts_only_requests_of_known_cost():
     """Where the log has no cost, neither side of the comparison counts the request."""
     by = compared([0, 3], [[1, 2, 3, 10]] * 2, cost_today=np.array([5.0, np.nan]), tiers_today=np.array([2, -1]))
@@ -141,6 +148,19 @@ def test_one_model_is_recommended_where_routing_does_not_earn_its_keep(changes, 
     advice = recommend(table(**changes), promised)
     assert (advice.routing, advice.tier) == (False, tier)
     assert why in advice.reason
+
+
+@pytest.mark.parametrize(
+    ("risk", "price"),
+    [(0.02, "The price of one model is that 2.0% (2.0% to 2.0%) of requests need more than it"), (0.0, "")],
+    ids=["below some", "below none"],
+)
+def test_the_price_of_one_model_is_told_where_it_has_one(risk: float, price: str):
+    """Who is advised to use one model reads how many requests need more than it, if any do."""
+    cheap = fixed("complex", 2.0, risk, saving=(-1.0, -1.5, -0.5))
+    reason = recommend(table(complex=cheap), promised=0.10).reason
+    assert price in reason
+    assert ("The price" in reason) is bool(price)
 
 
 def test_one_model_may_be_as_unsafe_as_routing_is():

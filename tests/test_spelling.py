@@ -29,6 +29,12 @@ def test_one_slip_in_a_word_is_read_as_the_word_that_was_meant(slip: str) -> Non
     assert corrected(SENTENCE.format(slip)) == SENTENCE.format("summarize")
 
 
+@pytest.mark.parametrize("slip", ["importan", "importantt", "importand", "importatn"])
+def test_a_slip_in_the_last_letter_is_one_too(slip: str) -> None:
+    """Each kind of error is read at a word's end as anywhere else in it."""
+    assert corrected(f"It is {slip} to send them the meeting notes.").split()[2] == "important"
+
+
 @pytest.mark.parametrize("behind", [":", ",", "?", "!", ".", ")", "'s", " \u2013", "\n"])
 def test_what_stands_behind_a_word_in_prose_does_not_keep_it_from_correction(behind: str) -> None:
     """Marks, a possessive, a blank."""
