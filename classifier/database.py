@@ -37,10 +37,15 @@ _TOO_LARGE = "54"
 
 _NEW_ONE = "restore it from a backup, or move it away and a server makes a new one"
 # By the beginning of SQLite's code; the last two a later try does not mend.
+_FULL = "its disk is full: make space"
 _ADVICE = {
     "SQLITE_BUSY": "another process holds its lock: retry when that one is done",
     "SQLITE_NOTADB": f"the file is no SQLite database: check its address; if it was one, {_NEW_ONE}",
     "SQLITE_CORRUPT": f"the file is damaged: {_NEW_ONE}",
+    "SQLITE_READONLY": "this user may not write it: see to the rights on it and on its folder",
+    "SQLITE_FULL": _FULL,
+    "42501": "its user lacks a right: have it granted, or give one that has it",
+    "53100": _FULL,
 }
 
 

@@ -277,3 +277,21 @@ def test_migrate_on_postgresql(postgresql):
     database = Database(url)
     database.check()
     database.close()
+
+
+def test_who_may_only_read_a_store_is_told_so(postgresql, capsys):
+    """What PostgreSQL forbids is not to be tried again: a right is missing. Reading goes on."""
+    url = postgresql.migrated()
+    store = open_store(url, key=KEY)
+    store.record(decision(mint()), request(), "gateway")
+    store.close()
+    with contextlib.closing(Database(url)) as database, database.transaction() as connection:
+        connection.exec_driver_sql("CREATE ROLE reader LOGIN")
+        connection.exec_driver_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+    ended = {}
+    for command in (["export", "-o", "-"], ["expire", "--older-than-days", "1e-9"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["feedback", *command, "--feedback-url", url.replace("classifier@", "reader@")])
+        ended[command[0]] = end.value.code
+    assert ended == {"export": 0, "expire": 1}
+    assert "42501); its user lacks a right" in capsys.readouterr().err
