@@ -36,8 +36,8 @@ _ROW_AT_FAULT = (sa.exc.DataError, sa.exc.IntegrityError)
 _TOO_LARGE = "54"
 
 _NEW_ONE = "restore it from a backup, or move it away and a server makes a new one"
-# By the beginning of SQLite's code; the last two a later try does not mend.
 _FULL = "its disk is full: make space"
+# By the beginning of SQLite's code, or PostgreSQL's; the first alone a later try mends.
 _ADVICE = {
     "SQLITE_BUSY": "another process holds its lock: retry when that one is done",
     "SQLITE_NOTADB": f"the file is no SQLite database: check its address; if it was one, {_NEW_ONE}",

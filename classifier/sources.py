@@ -88,7 +88,7 @@ def find_sources(inputs: Iterable[str], *, written: str = "") -> list[Source]:
     found = [source for name in inputs for source in _find(name, written)]
     seen: set[str] = set()
     for source in found:
-        place = source.url or _place(source.name)
+        place = _place(source)
         if place in seen:
             raise InputError(f"{source.name}: is named twice; its rows would be labelled twice")
         seen.add(place)
@@ -150,9 +150,11 @@ def _say_unread(error: OSError) -> None:
     _logger.warning("%s: cannot be read (%s); what is in it is left out", error.filename, error.strerror)
 
 
-def _place(name: str) -> str:
+def _place(source: Source) -> str:
     """The same for the names of a local file, relative and absolute."""
-    return name if name == STDIN else os.path.abspath(name)  # noqa: PTH100 - a link beside its file is no mistake
+    if source.url or source.name == STDIN:
+        return source.url or STDIN
+    return os.path.abspath(source.name)  # noqa: PTH100 - a link beside its file is no mistake
 
 
 def _logs_among(folder: str, files: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -207,7 +209,7 @@ def _local(path: Path) -> Source:
 def _find_remote(url: str, written: str) -> list[Source]:
     import fsspec
 
-    shown = without_password(url)
+    shown, written = without_password(url), without_password(written)
     try:
         fs, path = fsspec.core.url_to_fs(url)
         fs.invalidate_cache()  # of an earlier run in this process
@@ -232,7 +234,7 @@ def _find_remote(url: str, written: str) -> list[Source]:
         why = f"{type(error).__name__}: {without_password(str(error))[:120]}"
         raise InputError(f"{shown}: cannot be reached ({why})") from error
     sources = [_remote(fs, p, facts, url) for p, facts in sorted(listed.items()) if facts.get("type") != "directory"]
-    sources = [source for source in sources if not _is_of(source.name, without_password(written))]
+    sources = [source for source in sources if not _is_of(source.name, written)]
     if not sources:
         raise InputError(f"{shown}: no files there; {_KINDS}")
     return sources

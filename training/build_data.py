@@ -50,10 +50,11 @@ def load_data(
     own_rows = [r for r in own_rows if r.sha256 not in seen]
     seen |= {r.sha256 for r in own_rows}
     extra_rows = [r for r in extra_rows if r.sha256 not in seen]
-    dev_rows = dev_rows if dev else [r for r in own_rows if r.split == "test"]
-    # A group may hold rows of both files; its hash puts them on the same side, but for ours that are looked at.
-    looked_at = set() if dev else {r.group for r in dev_rows}
-    extra_rows = [r for r in extra_rows if r.group not in looked_at]
+    if not dev:
+        # A group may hold rows of both files; its hash puts them on the same side, but for ours that are looked at.
+        dev_rows = [r for r in own_rows if r.split == "test"]
+        looked_at = {r.group for r in dev_rows}
+        extra_rows = [r for r in extra_rows if r.group not in looked_at]
     # Ours has far more hard requests than traffic has, so it calibrates only where there is nothing else.
     traffic = [r for r in extra_rows if r.label == RUBRIC] or [r for r in own_rows if r.label == RUBRIC]
     calibration = [r for r in traffic if r.split == "dev"]

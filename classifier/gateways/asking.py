@@ -58,7 +58,7 @@ class Asker:
         Raises:
             NoAllowedRoute: the request is restricted, and no route is known to be on premises.
         """
-        restricted, chars = is_restricted(labels), await beside(body, chars_of, body)
+        restricted = is_restricted(labels)
         try:
             read = partial(request_of_body, floor=floor, labels=labels, **fields)
             request = await beside(body, read, body)
@@ -69,13 +69,16 @@ class Asker:
                 raise
             return await self.ask(body, labels, **fields)
         except ClassifierError as error:
-            return self.fall_back(error.status, restricted=restricted, floor=floor, chars=chars)
+            code = error.status
         except Exception:
             _log.exception("the request is routed to the fallback tier")
-            return self.fall_back("INTERNAL", restricted=restricted, floor=floor, chars=chars)
-        if restricted and not answer.route:
-            raise NoAllowedRoute("data=restricted: without a routing table no route is known to be on premises")
-        return answer
+            code = "INTERNAL"
+        else:
+            if restricted and not answer.route:
+                raise NoAllowedRoute("data=restricted: without a routing table no route is known to be on premises")
+            return answer
+        chars = await beside(body, chars_of, body)
+        return self.fall_back(code, restricted=restricted, floor=floor, chars=chars)
 
     def fall_back(self, code: str, *, restricted: bool, floor: Tier | None = None, chars: int = 0) -> Answer:
         """The fallback tier and its route.
