@@ -3,8 +3,7 @@
 The last user message is rated (`text`); what came before it, and what the agent did after it, is `context`. Both are
 cut on characters, keeping head and tail, before anything is tokenised: a megabyte costs what a page costs. Blocks that
 a harness adds to a message (system reminders, editor state) are removed. Signals say what text cannot show: turns,
-tools, attachments, total length, code, script; each is one reserved vocabulary entry (`SIGNALS`), so the model stays a
-plain sequence classifier.
+tools, attachments, total length, code, script (`classifier.signals`).
 
 Theory of operation. Messages that a harness sent in the user's name are given to who speaks in them. Only a window of
 `WINDOW_CHARS` at each end of a message is looked at, harness blocks are removed from it, then a template around it, and
@@ -18,13 +17,10 @@ Knows nothing of tokens, models, files or the wire.
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from classifier.harness import by_speaker, without_blocks, without_frame
+from classifier.signals import dominant_script, signals_of, signals_of_text
 from classifier.spelling import corrected
 from classifier.texts import encodable
 from classifier.types import SYSTEM_ROLES, Message, Request
@@ -49,36 +45,6 @@ MOST_NOISE_CHARS = 400_000
 """Characters looked at of messages without a text of their own: on the way to the rated one, and for its context."""
 HEAD_SHARE = 0.6
 GAP = " … "
-
-_CODE = re.compile(
-    r"```|^[^\S\n]*(?:def|class|import|from|return|if|for|while|const|let|var|func|fn|pub|public|private|static|void|int|"
-    r"#include|SELECT|INSERT|UPDATE|CREATE|package|using|try|catch|else|end)\b.*[:;{}()=]|[;{}]\s*$|"
-    r"=>|->|::|&&|\|\||!=|==|</\w+>|\w\(\w*\)|^[^\S\n]*at \w+[.(]|Traceback|Exception\b",
-    re.MULTILINE,
-)
-
-# Lower edges of the buckets. A request has a user message, so at least one turn.
-_TURNS = (1, 2, 3, 5, 9)
-_TOOLS = (0, 1, 2, 6)
-_ATTACHMENTS = (0, 1, 2)
-_LENGTHS = (0, 32, 100, 300, 1_000, 3_000, 10_000, 30_000)
-_CODES = ("none", "some", "mostly")
-SCRIPTS = ("latin", "cyrillic", "han", "kana", "hangul", "arabic", "indic", "other", "none")
-
-
-def _names(kind: str, values: Iterable[object]) -> tuple[str, ...]:
-    return tuple(f"[{kind}={value}]" for value in values)
-
-
-SIGNALS: tuple[str, ...] = (
-    *_names("turns", _TURNS),
-    *_names("tools", _TOOLS),
-    *_names("attachments", _ATTACHMENTS),
-    *_names("length", _LENGTHS),
-    *_names("code", _CODES),
-    *_names("script", SCRIPTS),
-)
-"""Every signal, in the order of its reserved vocabulary entry. The number in a name is its bucket's lower edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +82,10 @@ def render(request: Request) -> ModelInput:
     context, context_cut = _context(messages, rated)
     total_chars = sum(len(m.content) for m in messages if m.role not in SYSTEM_ROLES) - removed
     script = dominant_script(text)
+    turns = sum(m.role == "user" for m in messages)
     signals = (
-        f"[turns={_bucket(sum(m.role == 'user' for m in messages), _TURNS)}]",
-        f"[tools={_bucket(len(request.tools), _TOOLS)}]",
-        f"[attachments={_bucket(request.attachments, _ATTACHMENTS)}]",
-        *_signals_of_text(text, total_chars, script),
+        *signals_of(turns, len(request.tools), request.attachments),
+        *signals_of_text(text, total_chars, script),
     )
     return ModelInput(text, context, signals, script, cut or context_cut, total_chars)
 
@@ -134,7 +99,7 @@ def shortened(model_input: ModelInput, text: str) -> ModelInput:
     # What a cut put into its middle was never a part of the conversation.
     chars = max(len(text), model_input.chars - len(model_input.text) + len(text))
     script = dominant_script(text)
-    signals = (*model_input.signals[:3], *_signals_of_text(text, chars, script))
+    signals = (*model_input.signals[:3], *signals_of_text(text, chars, script))
     return replace(model_input, text=text, signals=signals, script=script, chars=chars)
 
 
@@ -163,29 +128,6 @@ def cut_middle(text: str, limit: int) -> str:
         return text
     head = int(limit * HEAD_SHARE)
     return f"{text[:head]}{GAP}{text[len(text) - (limit - head) :]}"
-
-
-def dominant_script(text: str) -> str:
-    """The script that most letters of the first 400 characters are in, one of `SCRIPTS`.
-
-    A kana for every five Han characters makes a text Japanese: `kana`.
-
-    >>> [dominant_script(t) for t in ("hello", "привет", "東京は晴れ", "你好", "123")]
-    ['latin', 'cyrillic', 'kana', 'han', 'none']
-    """
-    sample = text[:400]
-    if sample.isascii():
-        return "latin" if any(c.isalpha() for c in sample) else "none"
-    counts: dict[str, int] = {}
-    for char in sample:
-        if char.isalpha():
-            script = _script(char)
-            counts[script] = counts.get(script, 0) + 1
-    if not counts:
-        return "none"
-    if counts.get("kana", 0) * 5 >= counts.get("han", 0) > 0:
-        counts["kana"] = counts.get("kana", 0) + counts.pop("han")
-    return max(SCRIPTS, key=lambda script: counts.get(script, 0))
 
 
 def _rated(messages: tuple[Message, ...], attachments: int) -> tuple[int, str, int, bool]:
@@ -254,40 +196,3 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
         left -= len(body)
         parts.append((i, f"{messages[i].role}: {body}"))
     return "\n".join(part for _, part in sorted(parts)), cut
-
-
-def _signals_of_text(text: str, total_chars: int, script: str) -> tuple[str, ...]:
-    """The last three signals."""
-    return (f"[length={_bucket(total_chars, _LENGTHS)}]", f"[code={_code(text)}]", f"[script={script}]")
-
-
-def _bucket(value: int, edges: Sequence[int]) -> int:
-    return edges[bisect_right(edges, value) - 1]
-
-
-def _code(text: str) -> str:
-    """How much of the text looks like code, by signs per line."""
-    lines = text.count("\n") + 1
-    signs = len(_CODE.findall(text))
-    if signs == 0:
-        return "none"
-    return "mostly" if signs >= max(3, 0.5 * lines) else "some"
-
-
-def _script(char: str) -> str:
-    code = ord(char)
-    if code < 0x250 or 0x1E00 <= code < 0x1F00:
-        return "latin"
-    if 0x400 <= code < 0x530:
-        return "cyrillic"
-    if 0x4E00 <= code < 0xA000 or 0x3400 <= code < 0x4DC0 or 0x20000 <= code < 0x32000:
-        return "han"
-    if 0x3040 <= code < 0x3100:
-        return "kana"
-    if 0xAC00 <= code < 0xD7B0 or 0x1100 <= code < 0x1200:
-        return "hangul"
-    if 0x600 <= code < 0x780 or 0xFB50 <= code < 0xFE00 or 0xFE70 <= code < 0xFEFF:
-        return "arabic"
-    if 0x900 <= code < 0xE00:
-        return "indic"
-    return "latin" if unicodedata.name(char, "").startswith(("LATIN", "FULLWIDTH LATIN")) else "other"

@@ -22,7 +22,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.inputs import ModelInput, dominant_script, shortened
+from classifier.inputs import ModelInput, shortened
+from classifier.signals import dominant_script
 from classifier.tokenizer import BEFORE_TEXT, Encoded, Tokenizer
 
 # Controls that Python takes for blanks are none to a tokeniser, which reads through them.

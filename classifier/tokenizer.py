@@ -19,7 +19,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
 from classifier.errors import BundleCorrupt
-from classifier.inputs import HEAD_SHARE, SIGNALS, ModelInput
+from classifier.inputs import HEAD_SHARE, ModelInput
+from classifier.signals import SIGNALS
 from classifier.wordpiece import AsciiWordPiece
 
 CONTEXT_SHARE = 0.35

@@ -15,15 +15,14 @@ from classifier.inputs import (
     GAP,
     INPUT_VERSION,
     MOST_NOISE_CHARS,
-    SIGNALS,
     TEXT_CHARS,
     WIDEST_CHARS,
     WINDOW_CHARS,
     cut_middle,
-    dominant_script,
     rated_index,
     render,
 )
+from classifier.signals import SIGNALS, dominant_script
 from classifier.types import ROLES, Message, Request
 
 TEXTS = st.text(max_size=300)

@@ -14,7 +14,8 @@ from tokenizers import pre_tokenizers
 
 from classifier.bundle import SHIPPED
 from classifier.errors import BundleCorrupt
-from classifier.inputs import SIGNALS, ModelInput, render
+from classifier.inputs import ModelInput, render
+from classifier.signals import SIGNALS
 from classifier.tokenizer import Tokenizer, pad
 from classifier.types import Request
 from tests.tiny import MAX_TOKENS, fast_tokenizer

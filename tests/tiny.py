@@ -21,10 +21,11 @@ from classifier.bundle import Bundle, write_bundle
 from classifier.calibration import IDENTITY, Calibration
 from classifier.checksums import sha256
 from classifier.engine import rate
-from classifier.inputs import INPUT_VERSION, SIGNALS, render
+from classifier.inputs import INPUT_VERSION, render
 from classifier.policy import Policy
 from classifier.policy_file import policies_to_json
 from classifier.session import Session
+from classifier.signals import SIGNALS
 from classifier.tokenizer import Tokenizer
 from classifier.types import Request
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from classifier.bundle import MANIFEST, Bundle, read_bundle
 from classifier.errors import InputError, MissingExtra
-from classifier.inputs import SIGNALS
+from classifier.signals import SIGNALS
 from classifier.tokenizer import Tokenizer, pad
 from classifier.types import TIERS
 from training.vocabulary import save_tokenizer, serving_tokenizer

@@ -19,7 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classifier.inputs import SIGNALS, render
+from classifier.inputs import render
+from classifier.signals import SIGNALS
 from classifier.types import TIERS
 from training.corpus import Row, tiers
 from training.fit import bfloat16, inputs_of

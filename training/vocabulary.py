@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedModel
 
-from classifier.inputs import SIGNALS
+from classifier.signals import SIGNALS
 
 SPECIALS = ("[CLS]", "[SEP]", "[PAD]")
 RESERVED = (*SPECIALS, *SIGNALS)
