@@ -1,10 +1,9 @@
-"""What harnesses and templates add to a conversation in the user's name, and what is left without it. Pure; linear.
+"""What harnesses add to a conversation in the user's name, and what is left without it. Pure; linear.
 
 An editor or an agent puts its state, its reminders and a project's rules around what a person wrote, each in a tag of
 its own, and some send whole messages so: results of tools that were called in text, instructions, remarks. Nobody asked
 for any of it. The tags are those that the harnesses of 2025 and 2026 send; a tag that prompts use for a person's own
-material (`context`, `instructions`, `rules`, `task`) is none of them. And a template of text completion frames what a
-person wrote (`Question: ... Answer:`), which says nothing of the work, but benchmarks of easy questions look like it.
+material (`context`, `instructions`, `rules`, `task`) is none of them.
 
 Knows nothing of requests, tokens or models.
 """
@@ -40,24 +39,6 @@ _TOOL = re.compile(r"\[\w{1,80}(?: for '[^\n]{0,1000}')?\] Result:")
 _PERSON_TAGS = ("<feedback>", "<user_message>", "<answer>")
 _INTERRUPTED = re.compile(r"\[Request interrupted by user(?: for tool use)?\]")
 _PROJECT = re.compile(r"# AGENTS\.md instructions\b")
-
-
-def _frame(head: str, tail: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Patterns of what begins a frame, of what ends it, and of its end in the midst of a text that has several."""
-    begins, ends = re.compile(rf"(?:{head})\s*", re.IGNORECASE), rf"(?:{tail})"
-    return begins, re.compile(rf"\s*{ends}\s*\Z", re.IGNORECASE), re.compile(ends, re.IGNORECASE)
-
-
-_FRAMES = (
-    _frame(r"(?:question|q) ?:", r"\n[^\S\n]*(?:answer|a) ?:"),
-    _frame(r"(?:human|user) ?:", r"\n[^\S\n]*(?:assistant|ai) ?:"),
-    _frame(r"(?:Below is an instruction[^\n]{0,300}\s{1,9})?#{1,6} ?instruction ?:", r"\n[^\S\n]*#{1,6} ?response ?:"),
-    _frame(r"(?:<s>)?\s*\[INST\]", r"\[/INST\]"),
-    _frame(r"<\|im_start\|>user\b", r"<\|im_end\|>(?:\s*<\|im_start\|>assistant)?"),
-    _frame(r'"""', r'"""'),
-)
-_LONGEST_END = 80
-"""Characters at the end of a text in which that of a frame is looked for."""
 
 
 def by_speaker(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -116,17 +97,3 @@ def without_blocks(text: str, *, cut_at_end: bool = False, cut_at_start: bool = 
         start, i = tags[close][0].end(), close + 1
     kept.append(text[start:])
     return "".join(kept)
-
-
-def without_frame(text: str) -> str:
-    """`text` without the one frame of a template around all of it; where it holds several, as examples do, as it is.
-
-    >>> without_frame("[INST] Who was Ada? [/INST]"), without_frame("[INST] a [/INST] b [INST] c [/INST]")
-    ('Who was Ada?', '[INST] a [/INST] b [INST] c [/INST]')
-    """
-    for begins, ends, between in _FRAMES:
-        if (head := begins.match(text)) and (tail := ends.search(text, max(head.end(), len(text) - _LONGEST_END))):
-            framed = text[head.end() : tail.start()]
-            if framed and not between.search(framed):
-                return framed
-    return text

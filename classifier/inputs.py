@@ -17,15 +17,18 @@ Knows nothing of tokens, models, files or the wire.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass, replace
 
-from classifier.harness import by_speaker, without_blocks, without_frame
+from classifier.harness import by_speaker, without_blocks
 from classifier.signals import dominant_script, signals_of, signals_of_text
 from classifier.spelling import corrected
 from classifier.texts import encodable
 from classifier.types import SYSTEM_ROLES, Message, Request
+from classifier.wrappers import unwrapped
 
-INPUT_VERSION = 5
+INPUT_VERSION = 6
 
 TEXT_CHARS = 1600
 """Characters kept of the last user message: about what the token budget can hold of English text."""
@@ -41,10 +44,13 @@ WINDOW_CHARS = 8_000
 """Characters at each end of a message that are looked at first."""
 WIDEST_CHARS = 64_000
 """Characters at each end that are looked at, at most, where harness blocks leave too little of fewer."""
-MOST_NOISE_CHARS = 400_000
-"""Characters looked at of messages without a text of their own: on the way to the rated one, and for its context."""
+MOST_LOOKED_CHARS = 400_000
+"""Characters looked at on the way to the rated message, and those looked at for its context."""
 HEAD_SHARE = 0.6
 GAP = " … "
+
+_STYLED = re.compile("[\uff01-\uff5e\u3000\U0001d400-\U0001d7ff\ufb00-\ufb06]+")
+"""Letters, digits and signs of full width, letters of mathematics, and ligatures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +141,34 @@ def _rated(messages: tuple[Message, ...], attachments: int) -> tuple[int, str, i
     # A user message that was nothing but harness noise is passed over: the one before it is rated.
     looked = 0
     for i in (i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"):
-        rated = i, *_clean(messages[i].content, TEXT_CHARS)
+        rated = i, *_clean(messages[i], TEXT_CHARS)
         looked += min(len(messages[i].content), 2 * WIDEST_CHARS)
-        if rated[1] or attachments or looked > MOST_NOISE_CHARS:
+        if rated[1] or attachments or looked > MOST_LOOKED_CHARS:
             break
     return rated
 
 
-def _clean(content: str, limit: int) -> tuple[str, int, bool]:
-    """(text within `limit`, characters of harness and template removed, whether other text was left out)."""
-    if not content:
+def _clean(message: Message, limit: int) -> tuple[str, int, bool]:
+    """(text within `limit`, characters of harness and wrappers removed, whether other text was left out)."""
+    if not message.content:
         return "", 0, False
-    seen, looked = _seen(content, limit)
-    text = without_frame(seen.strip())
-    whole = looked == len(content)
+    seen, looked = _seen(message.content, limit)
+    text = unwrapped(seen.strip()) if message.role == "user" else seen.strip()
+    whole = looked == len(message.content)
     if not text and not whole:
-        return "", len(content), True
-    return encodable(cut_middle(text, limit)), looked - len(text), not whole or len(text) > limit
+        return "", len(message.content), True
+    return _plain(encodable(cut_middle(text, limit))), looked - len(text), not whole or len(text) > limit
+
+
+def _plain(text: str) -> str:
+    """The text with letters of another style as those that they stand for, which a model knows (Unicode's NFKC)."""
+    if text.isascii():
+        return text
+    return _STYLED.sub(lambda run: unicodedata.normalize("NFKC", run[0]) if _is_lettered(run[0]) else run[0], text)
+
+
+def _is_lettered(run: str) -> bool:
+    return any(map(str.isalnum, run))
 
 
 def _seen(content: str, limit: int) -> tuple[str, int]:
@@ -179,17 +196,17 @@ def _context(messages: tuple[Message, ...], rated: int) -> tuple[str, bool]:
         parts.append((system, f"system: {body}"))
         left -= len(body)
     around = [*range(len(messages) - 1, rated, -1), *range(rated - 1, -1, -1)]
-    nearest, noise = True, 0
+    nearest, looked = True, 0
     for i in around:
         if messages[i].role in SYSTEM_ROLES:
             continue
         limit = min(NEAREST_CHARS if nearest else OTHER_CHARS, left)
-        if limit < 24 or noise > MOST_NOISE_CHARS:
+        if limit < 24 or looked > MOST_LOOKED_CHARS:
             cut = True
             break
-        body, _, body_cut = _clean(messages[i].content, limit)
+        body, removed, body_cut = _clean(messages[i], limit)
+        looked += min(removed + len(body), 2 * WIDEST_CHARS)
         if not body:
-            noise += min(len(messages[i].content), 2 * WIDEST_CHARS)
             continue
         cut = cut or body_cut
         nearest = False

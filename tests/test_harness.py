@@ -85,36 +85,6 @@ def test_where_a_harness_alone_speaks_its_last_message_is_rated():
 
 
 @pytest.mark.parametrize(
-    "template",
-    [
-        "Question: {}\nAnswer:", "Q: {}\n\n\nA: ", "Human: {}\n\nAssistant:", "user: {}\nAI:", "<s>[INST] {} [/INST]",
-        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", '"""{}"""', "### Instruction:\n{}\n\n### Response:",
-        "Below is an instruction that describes a task.\n\n### Instruction:\n{}\n\n### Response:\n",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("asked", ["Why is the sky blue?", "Sum this:\n\nA day passed. " + "It rained. " * 400])
-def test_a_template_around_a_request_is_no_part_of_it(template, asked):
-    """One frame around all of a message is removed, however long the message."""
-    framed, bare = render(Request.from_text(template.format(asked))), render(Request.from_text(asked))
-    assert (framed.text, framed.signals) == (bare.text, bare.signals)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "Q: 1 + 1?\nA: 2\nQ: 2 + 2?\nA:",
-        "Question: why?",
-        "Write the answer:\nAnswer:",
-        '"""a""" + """b"""',
-        "Human: hi\nAssistant: hello\nHuman: and now?\nAssistant:",
-    ],
-)
-def test_examples_and_halves_of_templates_stay(content):
-    """What holds several turns is material, and one label alone a person's own words."""
-    assert render(Request.from_text(content)).text == content
-
-
-@pytest.mark.parametrize(
     ("tag", "is_block"),
     [
         ("<reminder->", True),

@@ -14,7 +14,7 @@ from classifier.inputs import (
     CONTEXT_CHARS,
     GAP,
     INPUT_VERSION,
-    MOST_NOISE_CHARS,
+    MOST_LOOKED_CHARS,
     TEXT_CHARS,
     WIDEST_CHARS,
     WINDOW_CHARS,
@@ -158,16 +158,23 @@ def test_what_stands_before_more_noise_than_is_looked_at_is_told_as_left_out():
     noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout>"
     few, many = (
         render(chat(("user", "plan the migration"), *[("tool", noise)] * count, ("user", "go on")))
-        for count in (5, MOST_NOISE_CHARS // len(noise) + 1)
+        for count in (5, MOST_LOOKED_CHARS // len(noise) + 1)
     )
     assert (few.context, few.truncated) == ("user: plan the migration", False)
     assert (many.context, many.truncated) == ("", True)
 
 
+def test_messages_that_are_nearly_all_noise_are_looked_at_no_more_than_noise_is():
+    """A word beside each block keeps a message in the context, and the context still ends where enough was looked at."""
+    noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout> ok"
+    found = render(chat(("user", "plan the migration"), *[("tool", noise)] * 100, ("user", "go on")))
+    assert (found.context.count("tool: ok"), found.truncated) == (MOST_LOOKED_CHARS // len(noise) + 1, True)
+
+
 def test_what_is_rated_is_not_looked_for_behind_more_noise_than_is_looked_at():
     """On the way to the rated message a bounded part of the conversation is looked at, however much of it is noise."""
     noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout>"
-    most = MOST_NOISE_CHARS // len(noise)
+    most = MOST_LOOKED_CHARS // len(noise)
     assert rated_index(chat(("user", "sum the list"), *[("user", noise)] * most)) == 0
     assert rated_index(chat(("user", "sum the list"), *[("user", noise)] * (most + 1))) == 1
 
@@ -221,7 +228,11 @@ PARTS = (
     "你好世界", "你好世界再す", "今日は", "안녕 ", "مرحبا ", "नमस्ते ", "γειά ", "42 ", "a\ud800b ", "x = f(1);\n",
     "def f(x):\n", "```\n", "a line\n", "return x\n", "<system-reminder>", "</system-reminder>", "<div>",
     "<user_info>me</user_info>", "<user_query>", "</user_query>", "[read_file] Result:\n", "Q: ", "\nA:",
-    "cafe\u0301s ", "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
+    "ＡＩ？", "eﬃcient ", "cafe\u0301s ", "word " * 12, "wo" * 70, "log line. " * 300, "log line. " * 2000,
+)  # fmt: skip
+WRAPPERS = (
+    "{}", "{}", "{}", "{}", '{{"query": "{}"}}', "<query>{}</query>", "<p>{}</p>", "User: {}", "Q: {}\nA:", '"{}"',
+    "```text\n{}\n```", "---\n{}\n---", "[INST] {} [/INST]", "<@U1> {}", "{}&quot;",
 )  # fmt: skip
 
 
@@ -235,10 +246,11 @@ def test_what_is_read_changes_with_the_version_of_inputs_alone():
         ]
         last = "".join(draw.choices(PARTS, k=draw.choice((0, 1, 2, 3, 5, 9, 30))))
         attached, tools = draw.choice((0, 0, 0, 1, 2)), draw.choice((0, 0, 1, 3, 9))
+        last = draw.choice(WRAPPERS).format(last)
         request = chat(*turns, ("user", last), attachments=attached, tools=("t",) * tools)
         read = render(request)
         found.update(repr((read.text, read.context, read.signals)).encode())
-    assert (INPUT_VERSION, found.hexdigest()[:16]) == (5, "a693ee6ebd346920")
+    assert (INPUT_VERSION, found.hexdigest()[:16]) == (6, "83e49a83f0a57316")
 
 
 @given(CONVERSATIONS, TEXTS, st.integers(0, 9))
