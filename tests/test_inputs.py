@@ -165,7 +165,7 @@ def test_what_stands_before_more_noise_than_is_looked_at_is_told_as_left_out():
 
 
 def test_messages_that_are_nearly_all_noise_are_looked_at_no_more_than_noise_is():
-    """A word beside each block keeps a message in the context, and the context still ends where enough was looked at."""
+    """A word beside each block keeps a message in the context, which ends where enough was looked at all the same."""
     noise = f"<bash-stdout>{'log line. ' * 2000}</bash-stdout> ok"
     found = render(chat(("user", "plan the migration"), *[("tool", noise)] * 100, ("user", "go on")))
     assert (found.context.count("tool: ok"), found.truncated) == (MOST_LOOKED_CHARS // len(noise) + 1, True)
