@@ -25,6 +25,7 @@ from classifier.harness import by_speaker, without_blocks
 from classifier.signals import dominant_script, signals_of, signals_of_text
 from classifier.spelling import corrected
 from classifier.texts import encodable
+from classifier.turns import messages_of
 from classifier.types import SYSTEM_ROLES, Message, Request
 from classifier.wrappers import unwrapped
 
@@ -82,7 +83,7 @@ def render(request: Request) -> ModelInput:
     >>> r.text, r.context, r.signals[0], r.script
     ('hi there', '', '[turns=1]', 'latin')
     """
-    messages = by_speaker(request.messages)
+    messages = _turn_by_turn(by_speaker(request.messages))
     rated, as_written, removed, cut = _rated(messages, request.attachments)
     text = corrected(as_written)
     context, context_cut = _context(messages, rated)
@@ -116,7 +117,8 @@ def rated_index(request: Request) -> int:
     >>> rated_index(Request.from_messages([{"role": "user", "content": "fix it"}, reminder]))
     0
     """
-    return _rated(by_speaker(request.messages), request.attachments)[0]
+    messages = by_speaker(request.messages)
+    return min(_rated(_turn_by_turn(messages), request.attachments)[0], _last_of_user(messages))
 
 
 def rated_text(request: Request) -> str:
@@ -134,6 +136,19 @@ def cut_middle(text: str, limit: int) -> str:
         return text
     head = int(limit * HEAD_SHARE)
     return f"{text[:head]}{GAP}{text[len(text) - (limit - head) :]}"
+
+
+def _turn_by_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages, those that an application wrote into the user's last one in its place."""
+    last = _last_of_user(messages)
+    if len(content := messages[last].content) > 2 * WIDEST_CHARS:
+        return messages
+    turns = (Message(turn["role"], turn["content"]) for turn in messages_of(content))
+    return (*messages[:last], *turns, *messages[last + 1 :])
+
+
+def _last_of_user(messages: tuple[Message, ...]) -> int:
+    return max(i for i, message in enumerate(messages) if message.role == "user")
 
 
 def _rated(messages: tuple[Message, ...], attachments: int) -> tuple[int, str, int, bool]:

@@ -1,9 +1,14 @@
-"""What stands for the messages of a conversation → those messages: a chat template's prompt, and a `history`.
+"""What stands for the messages of a conversation → those messages: a prompt of many turns, and a `history`.
 
 Servers of open models log what they hand to the model: one text, with marks where a message begins and ends. ChatML
 (`<|im_start|>user`), Llama 3 (`<|start_header_id|>user<|end_header_id|>`), Gemma (`<start_of_turn>user`), and the
 `[INST]` of Llama 2 and Mistral are read, and only where the whole text is such turns, from its first character to its
 last: a person who writes about these marks writes something else, too, and is taken by the word.
+
+Applications that keep the conversation themselves write it into one text: `Human:` and `AI:` before each turn, or JSON.
+It is read where the turns take turns and the last is the user's. Words before the first are instructions where the text
+ends in the label of an answer yet to come; elsewhere they ask for something to be done with the turns, as a question
+about a transcript does.
 
 Pure. Knows nothing of rows or requests.
 """
@@ -15,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from classifier.errors import InvalidRequest
+from classifier.texts import parsed
 
 _START = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)*+\s*")
 _TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = (
@@ -26,6 +32,15 @@ _TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = (
 _ROLES = {"model": "assistant", "ipython": "tool", "function": "tool"}
 _READ = frozenset({"system", "user", "assistant", "tool"})
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+_ASKS = frozenset({"human", "user"})
+_SPEAKER = re.compile(
+    r"^[^\S\n]*(?:#{1,6} ?)?\*{0,2}(human|user|assistant|ai|bot|model|chatgpt|claude)\*{0,2} ?:\*{0,2}",
+    re.MULTILINE | re.IGNORECASE,
+)
+MOST_TURNS = 1_000
+"""Of a conversation that was written into one text with the speakers' names; one of more is taken by the word."""
+_LONGEST_LABEL = 40
+"""Characters at the end of a text in which the label of an answer yet to come is looked for."""
 
 
 def messages_of(text: str) -> list[Mapping[str, str]]:
@@ -45,6 +60,10 @@ def messages_of(text: str) -> list[Mapping[str, str]]:
         found = _instructions(body)
     elif body.startswith("<"):
         found = next((turns for begin, end in _TEMPLATES if (turns := _turns(body, begin, end))), [])
+    elif body.startswith(("[{", "{")) and '"role"' in body:
+        found = _written_as_json(body)
+    elif _SPEAKER.match(body) or _SPEAKER.search(body, max(0, len(body) - _LONGEST_LABEL)):
+        found = _transcribed(body)
     if not any(role == "user" for role, _ in found):
         return [{"role": "user", "content": text}]
     return [{"role": role, "content": content.strip()} for role, content in found]
@@ -113,3 +132,37 @@ def _instructions(body: str) -> list[tuple[str, str]]:
             asked = asked[system.end() :]
         turns += [("user", asked), ("assistant", answer)]
     return turns
+
+
+def _transcribed(body: str) -> list[tuple[str, str]]:
+    """As `_turns`, of turns with the speaker's name before each: user and assistant by turns, the user last."""
+    turns: list[tuple[str, str]] = []
+    before, end = "", 0
+    for label in _SPEAKER.finditer(body):
+        role = "user" if label[1].lower() in _ASKS else "assistant"
+        said = body[end : label.start()].strip()
+        if role != ("assistant" if len(turns) % 2 else "user") or (turns and not said) or len(turns) == MOST_TURNS:
+            return []
+        if turns:
+            turns[-1] = (turns[-1][0], said)
+        else:
+            before = said
+        turns.append((role, ""))
+        end = label.end()
+    last = body[end:].strip()
+    is_open = turns[-1][0] == "assistant"
+    if is_open == bool(last) or (not is_open and (before or len(turns) == 1)):
+        return []
+    turns[-1] = (turns[-1][0], last)
+    return [("system", before), *turns] if before else turns
+
+
+def _written_as_json(body: str) -> list[tuple[str, str]]:
+    """As `_turns`, of a list of messages in JSON, or of an object's `messages`: each a text, the last the user's."""
+    value = parsed(body)
+    messages = value.get("messages") if isinstance(value, dict) else value
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return []
+    turns = [(message.get("role"), message.get("content")) for message in messages]
+    said = all(role in _READ and isinstance(content, str) for role, content in turns)
+    return turns if said and turns and turns[-1][0] == "user" else []

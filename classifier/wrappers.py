@@ -1,10 +1,10 @@
 """What an application puts around the whole of a request, and the words within. Pure; linear.
 
-Applications hand on what a person asked inside something of their own: a field of JSON, an element (`<query>`), a chat
-template, a label (`Question:`) with or without that of an answer, a fence, quotation marks, a mention, or written for a
-page (`&quot;`). None of it says anything of the work, but it looks like code, or like a benchmark's question. What
-encloses *all* of a text is taken off, layer by layer. What holds several turns, or several fields with words of their
-own, is material, and stays.
+Applications hand on what a person asked inside something of their own: a field of JSON, an element (`<query>`), a label
+(`Question:`) with or without that of an answer, a fence, quotation marks, a mention, or written for a page (`&quot;`).
+None of it says anything of the work, but it looks like code, or like a benchmark's question. What encloses *all* of a
+text is taken off, layer by layer. What holds several turns, or several fields with words of their own, is material, and
+stays.
 
 Knows nothing of requests, tokens or models.
 """
@@ -18,7 +18,6 @@ from typing import Any
 
 from classifier.signals import code_share
 from classifier.texts import parsed
-from classifier.turns import messages_of
 
 MOST_LAYERS = 4
 """Of wrappers around each other: JSON in a fence in quotation marks is three."""
@@ -62,8 +61,8 @@ def unwrapped(text: str) -> str:
 
     >>> unwrapped('{"query": "Who was Ada?", "user_id": 7}'), unwrapped('"User: Who was Ada?"')
     ('Who was Ada?', 'Who was Ada?')
-    >>> unwrapped("[INST] a [/INST] b </s>[INST] c [/INST]")
-    '[INST] a [/INST] b </s>[INST] c [/INST]'
+    >>> unwrapped("Q: a\nA: b\nQ: c\nA:")
+    'Q: a\nA: b\nQ: c\nA:'
     """
     for _ in range(MOST_LAYERS):
         inner = next((found for layer in _LAYERS if (found := layer(text).strip()) != text), "")
@@ -105,14 +104,6 @@ def _of_element(text: str) -> str:
         return text
     inner = text[begins.end() : -len(end)]
     return text if f"<{begins[1]}" in inner or end in inner else inner
-
-
-def _of_chat(text: str) -> str:
-    """The one message of a chat template's prompt."""
-    if not text.startswith(("<", "[INST]")):
-        return text
-    said = [message["content"] for message in messages_of(f"{text}\n") if message["content"]]
-    return said[0] if len(said) == 1 else text
 
 
 def _between_rules(text: str) -> str:
@@ -169,5 +160,5 @@ def _of_page(text: str) -> str:
 
 
 _LAYERS: tuple[Callable[[str], str], ...] = (
-    _of_json, _of_chat, _of_element, _between_rules, _in_quotes, _between_labels, _behind_mention, _of_page
+    _of_json, _of_element, _between_rules, _in_quotes, _between_labels, _behind_mention, _of_page
 )  # fmt: skip

@@ -233,6 +233,7 @@ PARTS = (
 WRAPPERS = (
     "{}", "{}", "{}", "{}", '{{"query": "{}"}}', "<query>{}</query>", "<p>{}</p>", "User: {}", "Q: {}\nA:", '"{}"',
     "```text\n{}\n```", "---\n{}\n---", "[INST] {} [/INST]", "<@U1> {}", "{}&quot;",
+    "Human: hi\nAI: hello\nHuman: {}\nAI:",
 )  # fmt: skip
 
 
@@ -250,7 +251,7 @@ def test_what_is_read_changes_with_the_version_of_inputs_alone():
         request = chat(*turns, ("user", last), attachments=attached, tools=("t",) * tools)
         read = render(request)
         found.update(repr((read.text, read.context, read.signals)).encode())
-    assert (INPUT_VERSION, found.hexdigest()[:16]) == (6, "83e49a83f0a57316")
+    assert (INPUT_VERSION, found.hexdigest()[:16]) == (6, "9e36824633e5ee39")
 
 
 @given(CONVERSATIONS, TEXTS, st.integers(0, 9))

@@ -1,0 +1,76 @@
+"""A conversation that an application wrote into one text is that conversation."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from classifier.inputs import rated_index, render
+from classifier.turns import MOST_TURNS, messages_of
+from classifier.types import Message, Request
+
+TURNS = (Message("user", "name a river"), Message("assistant", "The Elbe."), Message("user", "and\n\na lake: where?"))
+BUFFER = "The following is a friendly conversation between a human and an AI.\n\nCurrent conversation:"
+
+
+def written(messages, asks="Human", answers="AI", between="\n"):
+    return between.join(f"{asks if m.role == 'user' else answers}: {m.content}" for m in messages)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        written(TURNS),
+        f"{written(TURNS)}\nAI:",
+        f"\n\n{written(TURNS, 'Human', 'Assistant', chr(10) * 2)}\n\nAssistant: ",
+        f"{written(TURNS, '### User', '### Assistant')}\n### Assistant:\n",
+        f"{written(TURNS, '**User**', '**ChatGPT**')}\n**ChatGPT**:",
+        json.dumps([{"role": m.role, "content": m.content} for m in TURNS]),
+        json.dumps({"model": "m", "messages": [{"role": m.role, "content": m.content} for m in TURNS]}, indent=1),
+        "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in TURNS) + "<|im_start|>assistant\n",
+    ],
+)
+def test_turns_written_into_one_message_are_read_as_messages(text):
+    """The last of them is rated, those before it are its conversation."""
+    found, sent = render(Request.from_text(text)), render(Request(TURNS))
+    assert (found.text, found.context, found.signals[0]) == (sent.text, sent.context, sent.signals[0])
+
+
+def test_words_before_the_turns_are_instructions_where_an_answer_is_to_follow():
+    """A template that ends in the label of an answer is a prompt; its head is the system's."""
+    found = render(Request.from_text(f"{BUFFER}\n{written(TURNS)}\nAI:"))
+    sent = render(Request((Message("system", BUFFER), *TURNS)))
+    assert (found.text, found.context) == (sent.text, sent.context)
+
+
+def test_earlier_messages_stand_before_the_turns():
+    """Where an application sends turns in one message of several, all of them are one conversation."""
+    first = (Message("system", "Be brief."), Message("user", "hi"), Message("assistant", "Hello!"))
+    found = render(Request((*first, Message("user", written(TURNS)))))
+    assert found == render(Request((*first, *TURNS)))
+    assert rated_index(Request((*first, Message("user", written(TURNS))))) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Sum up this talk:\n{written(TURNS)}",
+        f"{written(TURNS)}\nAI: Lake Constance.",
+        f"{written(TURNS)}\nUser: and a hill",
+        "User: admin\nPassword: x",
+        "User:\nAI:\nUser:",
+        "AI: hello\nHuman: hi",
+        "Q: 1 + 1?\nA: 2\nQ: 2 + 2?\nA:",
+        "Customer: where is it?\nAgent: On its way.\nCustomer: since when?",
+        "the user: a person\nthe model: a program",
+        written([Message(("user", "assistant")[i % 2], "a") for i in range(MOST_TURNS + 1)]),
+        '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]',
+        '[{"role": "user", "content": ["hi"]}]',
+        '[{"role": "owner", "content": "hi"}]',
+        '{"role": "admin"}',
+    ],
+)
+def test_turns_that_are_material_are_one_text(text):
+    """A question about a talk, speakers out of turn, an answer at the end, examples: a person's own words."""
+    assert messages_of(text) == [{"role": "user", "content": text}]
