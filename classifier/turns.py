@@ -164,5 +164,5 @@ def _written_as_json(body: str) -> list[tuple[str, str]]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return []
     turns = [(message.get("role"), message.get("content")) for message in messages]
-    said = all(role in _READ and isinstance(content, str) for role, content in turns)
+    said = all(isinstance(role, str) and role in _READ and isinstance(content, str) for role, content in turns)
     return turns if said and turns and turns[-1][0] == "user" else []

@@ -44,7 +44,9 @@ _LABEL = re.compile(
     r"[*\]]{0,2} ?(?(1)[:\n]|:)\*{0,2}",
     re.IGNORECASE,
 )
-_ANSWER = r"\n[^\S\n]*(?:#{1,6} ?)?\*{0,2}(?:answer|a|response|output|solution|assistant|ai|bot)\*{0,2} ?:|\sASSISTANT:"
+_ANSWER = (
+    r"\n[^\S\n]*(?:#{1,6} ?)?\*{0,2}(?:answer|a|response|output|solution|assistant|ai|bot)\*{0,2} ?:|\s(?-i:ASSISTANT):"
+)
 _ANSWER_FOLLOWS = re.compile(rf"(?:{_ANSWER})[\s*]*\Z", re.IGNORECASE)
 _ANSWERED = re.compile(_ANSWER, re.IGNORECASE)
 _LABELLED = re.compile(r"\n[^\S\n]*(?:#{1,6} |\*{0,2}[A-Z][\w ]{0,24}\*{0,2}:)", re.IGNORECASE)

@@ -6,6 +6,8 @@ import html
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from classifier.inputs import render
 from classifier.types import Message, Request
@@ -66,6 +68,7 @@ def test_a_request_in_json_is_what_its_field_holds(value, written):
     [
         "Q: 1 + 1?\nA: 2\nQ: 2 + 2?\nA:",
         "Write the answer:\nAnswer:",
+        "Who wrote this to my assistant:",
         '"""a""" + """b"""',
         '"to be" or "not to be"',
         "Human: hi\nAssistant: hello\nHuman: and now?\nAssistant:",
@@ -104,6 +107,19 @@ def test_what_was_written_for_a_page_is_read_as_it_shows(asked, written):
     """Signs that were escaped, and paragraphs of an editor for rich text."""
     shown = unwrapped(written(html.escape(asked)) if written != html.escape else html.escape(asked))
     assert shown.removeprefix("Hi Bot,\n") == asked
+
+
+NAMES = st.sampled_from(("role", "content", "messages", "query", "user", "x"))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.sampled_from(("user", "assistant", "", " ", "what is it?", "\ud800")),
+    lambda held: st.lists(held, max_size=3) | st.dictionaries(NAMES, held, max_size=3),
+)
+
+
+@given(VALUES)
+def test_any_value_of_json_is_read(value):
+    """Whatever an application puts where, there is a text to rate."""
+    assert isinstance(render(Request.from_text(json.dumps(value))).text, str)
 
 
 def test_wrappers_around_each_other_are_taken_off():
