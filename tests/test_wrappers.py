@@ -109,14 +109,15 @@ def test_what_was_written_for_a_page_is_read_as_it_shows(asked, written):
     assert shown.removeprefix("Hi Bot,\n") == asked
 
 
-NAMES = st.sampled_from(("role", "content", "messages", "query", "user", "x"))
+TEXTS = st.sampled_from(("user", "assistant", "", " ", "what is it?", "\ud800"))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.sampled_from(("user", "assistant", "", " ", "what is it?", "\ud800")),
-    lambda held: st.lists(held, max_size=3) | st.dictionaries(NAMES, held, max_size=3),
+    st.none() | st.floats() | TEXTS,
+    lambda held: st.lists(held, max_size=2) | st.dictionaries(st.sampled_from(("content", "query")), held, max_size=2),
 )
+MESSAGES = st.lists(st.fixed_dictionaries({"role": TEXTS | VALUES, "content": TEXTS | VALUES}), max_size=3)
 
 
-@given(VALUES)
+@given(VALUES | MESSAGES | st.fixed_dictionaries({"messages": MESSAGES | VALUES}))
 def test_any_value_of_json_is_read(value):
     """Whatever an application puts where, there is a text to rate."""
     assert isinstance(render(Request.from_text(json.dumps(value))).text, str)
