@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from classifier.arrow import decodable, pyarrow, rows_at
+from classifier.arrow import decodable, longest_texts, pyarrow, rows_at
 from classifier.errors import InputError
 from classifier.lines import DELIMITERS, RawRow, csv_rows, header_of, json_rows
 from classifier.packed import Broken, unpacked
@@ -29,11 +29,13 @@ from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 2**20
-CUTS = 10
+CUTS = 11
 """Raised whenever the same files become other rows or chunks, so that no run goes on with pieces of another cut."""
 _BLOCK = 2**20
 _FEW_ROWS = 50
 """Rows of a table that are decoded at once; fewer cost time, more memory where they are large."""
+_DECODED_BYTES = 64 * 2**20
+"""What so many rows may become in memory, where a file holds a long text once and names it in every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,39 +200,63 @@ def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk
     first = 1
     for found in _batches(source, position):
         broken = isinstance(found, RawRow)
-        more, weight = (0, 0) if broken else (found.num_rows, _decoded_bytes(found))
-        if held and (broken or rows + more > CHUNK_ROWS or size + weight > CHUNK_BYTES):
-            yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
-            first, held, rows, size = first + rows, [], 0, 0
-        if broken:
-            yield found
-        else:
-            held.append(found)
-            rows, size = rows + more, size + weight
+        for part in (found,) if broken else _parted(found, CHUNK_ROWS - rows):
+            more, weight = (0, 0) if broken else (part.num_rows, _decoded_bytes(part))
+            if held and (broken or rows + more > CHUNK_ROWS or size + weight > CHUNK_BYTES):
+                yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
+                first, held, rows, size = first + rows, [], 0, 0
+            if broken:
+                yield part
+            else:
+                held.append(part)
+                rows, size = rows + more, size + weight
     if held:
         yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
 
 
-def _batches(source: Source, position: Position) -> Iterator[Any]:
-    """Record batches of a few rows of a Parquet file, or of one that is large; last a raw row where it is damaged.
+def _parted(batch: Any, first: int) -> Iterator[Any]:
+    """The first rows of the batch, and the others."""
+    for part in (batch.slice(0, first), batch.slice(first)):
+        if part.num_rows:
+            yield part
 
-    What a file says of its size counts a value that repeats once: how large rows are is known when they are read.
-    """
+
+def _batches(source: Source, position: Position) -> Iterator[Any]:
+    """Record batches of a few rows of a Parquet file, or of one that is large; last a raw row where it is damaged."""
     pa, pq = pyarrow()
     last = 0
     try:
         with _opened(source) as raw, pq.ParquetFile(raw, buffer_size=_BLOCK, pre_buffer=False) as file:
             facts = file.metadata
-            total = max(1, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
-            rows = max(1, min(_FEW_ROWS, CHUNK_BYTES * max(1, facts.num_rows) // total))
-            for found in file.iter_batches(rows, use_threads=False):
-                yield from _halved(decodable(found))
-                last += found.num_rows
-                position.current = (source.size or 0) * last // max(1, facts.num_rows)
+            for group in range(facts.num_row_groups):
+                rows = _rows_at_once(raw, facts, group)
+                for found in file.iter_batches(rows, row_groups=[group], use_threads=False):
+                    yield from _halved(decodable(found))
+                    last += found.num_rows
+                    position.current = (source.size or 0) * last // max(1, facts.num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise _unreachable(source, error) from error
         yield _rest_of(source, last, error)
+
+
+def _rows_at_once(raw: IO[bytes], facts: Any, group: int) -> int:
+    """How many rows of a row group are decoded together, so that they fit into memory.
+
+    What a file says of its size counts a text once that many rows share, so where texts could be long the longest of
+    each dictionary is looked up; of texts stored by what they share with the one before, all is taken to be one.
+    """
+    _, pq = pyarrow()
+    of_group = facts.row_group(group)
+    rows: int = max(1, min(_FEW_ROWS, CHUNK_BYTES * of_group.num_rows // max(1, of_group.total_byte_size)))
+    texts = [c for c in map(of_group.column, range(of_group.num_columns)) if c.physical_type == "BYTE_ARRAY"]
+    if rows * sum(c.total_uncompressed_size for c in texts) <= _DECODED_BYTES:
+        return rows
+    most: int = sum(c.total_uncompressed_size for c in texts if "DELTA_BYTE_ARRAY" in c.encodings)
+    names = [c.path_in_schema for c in texts if "DELTA_BYTE_ARRAY" not in c.encodings]
+    with pq.ParquetFile(raw, metadata=facts, read_dictionary=names, buffer_size=_BLOCK, pre_buffer=False) as file:
+        first = next(file.iter_batches(1, row_groups=[group], columns=names, use_threads=False))
+    return max(1, min(rows, _DECODED_BYTES // max(1, most + longest_texts(first))))
 
 
 def _halved(batch: Any) -> Iterator[Any]:
