@@ -24,8 +24,25 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+_BARE_HOST = re.compile(r"[^:/]*:?|\[[^\]]*\]:?|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}")
+"""A name, or an IPv6 address in brackets or without, and no port."""
+
+
 def check_target(target: str, name: str = "target") -> None:
-    """Raises SettingsError, which names the setting, for what gRPC takes for no address, or for a host of that name."""
+    """Raises SettingsError, which names the setting, for what gRPC takes for no address, or for another than was meant.
+
+    Without a port gRPC would ask the one of HTTPS; its own URLs, such as `dns:///NAME`, may leave that out.
+    """
+    _check_name(target, name)
+    if _BARE_HOST.fullmatch(target):
+        brackets = ", an IPv6 address in brackets as in [::1]:50051" if ":" in target.rstrip(":") else ""
+        raise SettingsError(
+            f"{name}: expected HOST:PORT or unix:/PATH{brackets}; found {target!r}, which has no port: the server's is "
+            "50051 unless --listen says otherwise"
+        )
+
+
+def _check_name(target: str, name: str) -> None:
     if not target or encodable(target) != target:  # a variable that is not set is nothing
         raise SettingsError(f"{name}: expected HOST:PORT or unix:/PATH, as UTF-8; found {target!r}")
     if target.startswith(("http://", "https://")):
@@ -39,7 +56,7 @@ def check_address(address: str, name: str = "listen", *, unix: bool = True) -> N
 
     Not `unix` it has to be the former.
     """
-    check_target(address, name)
+    _check_name(address, name)
     if unix and is_unix(address):
         if len(address) <= len("unix:"):
             raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")

@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 import struct
+import re
 import threading
 import time
 
@@ -454,6 +455,22 @@ def test_a_target_that_is_none_is_told_at_once(kind, target):
     """A variable that is not set would else have every request fall back."""
     with pytest.raises(errors.SettingsError, match=f"target: expected HOST:PORT .* found {target!r}"):
         kind(target)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient, ComplexityClassifier])
+@pytest.mark.parametrize("target", ["127.0.0.1", "router.example", "localhost:", "[::1]", "::1", "fe80::1:50051"])
+def test_a_target_without_a_port_is_told_at_once(kind, target):
+    """Not hidden behind a fallback for ever: gRPC would ask port 443."""
+    with pytest.raises(errors.SettingsError, match=f"target: expected HOST:PORT .*'{re.escape(target)}', .* no port"):
+        kind(target)
+
+
+@pytest.mark.parametrize(
+    "target", ["[::1]:1", "unix:/a:b", "unix-abstract:a", "dns:///router.example", "ipv6:[::1]:1,[::2]:1", "vsock:1:2"]
+)
+def test_a_target_may_be_any_that_grpc_knows(target):
+    """Its own kinds of names are left to it."""
+    Client(target).close()
 
 
 def test_a_plugin_that_cannot_have_a_client_is_told_at_once():
