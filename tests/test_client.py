@@ -6,9 +6,9 @@ import contextlib
 import inspect
 import json
 import logging
+import re
 import socket
 import struct
-import re
 import threading
 import time
 
@@ -484,3 +484,21 @@ def test_a_client_without_a_deadline_cannot_be_made(seconds):
     """A deadline is always there."""
     with pytest.raises(ValueError, match="timeout_seconds"):
         Client("127.0.0.1:1", timeout_seconds=seconds)
+
+
+@pytest.mark.parametrize("seconds", ["1", None])
+def test_a_deadline_that_is_no_number_is_told_at_once(seconds):
+    """A variable of the environment is a text."""
+    with pytest.raises(TypeError, match=f"timeout_seconds is of type {type(seconds).__name__}; give a number"):
+        Client("127.0.0.1:1", timeout_seconds=seconds)
+
+
+def test_a_calls_deadline_that_is_no_number_is_no_reason_to_fall_back(client_of, address):
+    """What the caller's code has wrong is raised, as it would be wrong for ever."""
+
+    def use(client, call):
+        for method, what in (("classify", "x"), ("classify_batch", ["x"])):
+            with pytest.raises(TypeError, match="timeout_seconds is of type str; give a number"):
+                call(method, what, timeout_seconds="1")
+
+    client_of(address, fallback_tier=Tier.COMPLEX).run(use)
