@@ -108,6 +108,18 @@ async def test_a_store_that_fails_is_asked_again_and_counted_once():
     assert [engine.bundle_version for engine in taken] == ["one", "broken"]
 
 
+async def test_a_shadow_that_is_awaited_is_counted_once():
+    """Where there is no candidate, as after one was promoted, looking for it again is no further failure."""
+    metrics, taken = Metrics(), []
+    source = Pretend(BundleNotFound("no candidate"))
+    source.wanted = source.load
+    watched = Watched("shadow", source, taken.append, metrics)
+    for _ in range(3):
+        await watched.check()
+    assert 'classifier_reload_failures_total{what="shadow"} 1.0' in generate_latest(metrics.registry).decode()
+    assert not taken
+
+
 async def test_a_load_that_ends_in_no_ordinary_exception_is_heard_of():
     """What a panic of the tokeniser's raises comes back to who looks, so that the next look finds what came since."""
 
