@@ -105,10 +105,20 @@ def shown_url(url: str) -> str:
     return re.split("[?#]", bare, maxsplit=1)[0]
 
 
-def without_password(url: str) -> str:
-    """A URL of a store as messages show it: a path there may hold `?` and `#`, where `shown_url` would end.
+_QUERY = re.compile(r"""(https?://[^\s?'"]*\?)((?:(?!::)[^\s'"])+)""")
+_SECRET = re.compile("(sig|token|key|secret|passw|pwd|auth|cred|code|jwt|session)[^=&]*=", re.IGNORECASE)
+"""Names of what lets whoever has it read: of a signed URL, an access token."""
 
-    >>> without_password("sftp://router:secret@disks/bundles"), without_password("s3://bundles/ours")
+
+def without_secrets(url: str) -> str:
+    """A URL of a store as messages show it: without its password, and over HTTP without a query that signs it.
+
+    In a path of other stores `?` and `#` may stand, where `shown_url` would end.
+
+    >>> without_secrets("sftp://router:secret@disks/bundles"), without_secrets("s3://bundles/ours")
     ('sftp://router:***@disks/bundles', 's3://bundles/ours')
+    >>> without_secrets("https://logs/a.csv?se=2026&sig=secret"), without_secrets("https://logs/a.csv?month=1")
+    ('https://logs/a.csv?***', 'https://logs/a.csv?month=1')
     """
-    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", url)
+    bare = re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", url)
+    return _QUERY.sub(lambda found: f"{found[1]}***" if _SECRET.search(found[2]) else found[0], bare)

@@ -23,7 +23,7 @@ from typing import Any
 
 import fsspec
 
-from classifier.addresses import without_password
+from classifier.addresses import without_secrets
 from classifier.checksums import sha256, verify
 from classifier.durable import copy_durably, create_file
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError, absent_client
@@ -51,7 +51,7 @@ class Objects:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = without_password(url)
+        self.url = without_secrets(url)
         try:
             self._fs, root = opened(url)
         except (ImportError, ValueError, TypeError) as error:
@@ -72,7 +72,7 @@ class Objects:
 
     def shown(self, *parts: str) -> str:
         """The same for people: some stores' names are URLs, which may hold a password."""
-        return without_password(self.path(*parts))
+        return without_secrets(self.path(*parts))
 
     def prove(self) -> None:
         """Makes sure, once, that the store refuses to create what is there: several writers are safe on no other.
@@ -322,7 +322,7 @@ def _put(staging: Path, target: Path, files: Mapping[str, str]) -> None:
 
 
 def _failed(url: str, error: Exception) -> BundleError:
-    said = getattr(error, "strerror", None) or without_password(str(error).partition("\n")[0]) or "it does not say why"
+    said = getattr(error, "strerror", None) or without_secrets(str(error).partition("\n")[0]) or "it does not say why"
     what = f"the store failed ({type(error).__name__}: {said})"
     return BundleError(f"registry: {url}: {what}; check the address, the rights and the space")
 
