@@ -20,11 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from classifier.arrow import decodable, longest_texts, pyarrow, rows_at
+from classifier.arrow import decodable, pyarrow, rows_at
 from classifier.errors import InputError
 from classifier.lines import DELIMITERS, RawRow, csv_rows, header_of, json_rows
 from classifier.packed import Broken, unpacked
 from classifier.progress import Position
+from classifier.row_groups import bounded_batches
 from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
@@ -34,8 +35,6 @@ CUTS = 11
 _BLOCK = 2**20
 _FEW_ROWS = 50
 """Rows of a table that are decoded at once; fewer cost time, more memory where they are large."""
-_DECODED_BYTES = 64 * 2**20
-"""What so many rows may become in memory, where a file holds a long text once and names it in every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,36 +226,14 @@ def _batches(source: Source, position: Position) -> Iterator[Any]:
     last = 0
     try:
         with _opened(source) as raw, pq.ParquetFile(raw, buffer_size=_BLOCK, pre_buffer=False) as file:
-            facts = file.metadata
-            for group in range(facts.num_row_groups):
-                rows = _rows_at_once(raw, facts, group)
-                for found in file.iter_batches(rows, row_groups=[group], use_threads=False):
-                    yield from _halved(decodable(found))
-                    last += found.num_rows
-                    position.current = (source.size or 0) * last // max(1, facts.num_rows)
+            for found in bounded_batches(file, raw, _FEW_ROWS):
+                yield from _halved(decodable(found))
+                last += found.num_rows
+                position.current = (source.size or 0) * last // max(1, file.metadata.num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise _unreachable(source, error) from error
         yield _rest_of(source, last, error)
-
-
-def _rows_at_once(raw: IO[bytes], facts: Any, group: int) -> int:
-    """How many rows of a row group are decoded together, so that they fit into memory.
-
-    What a file says of its size counts a text once that many rows share, so where texts could be long the longest of
-    each dictionary is looked up; of texts stored by what they share with the one before, all is taken to be one.
-    """
-    _, pq = pyarrow()
-    of_group = facts.row_group(group)
-    rows: int = max(1, min(_FEW_ROWS, CHUNK_BYTES * of_group.num_rows // max(1, of_group.total_byte_size)))
-    texts = [c for c in map(of_group.column, range(of_group.num_columns)) if c.physical_type == "BYTE_ARRAY"]
-    if rows * sum(c.total_uncompressed_size for c in texts) <= _DECODED_BYTES:
-        return rows
-    most: int = sum(c.total_uncompressed_size for c in texts if "DELTA_BYTE_ARRAY" in c.encodings)
-    names = [c.path_in_schema for c in texts if "DELTA_BYTE_ARRAY" not in c.encodings]
-    with pq.ParquetFile(raw, metadata=facts, read_dictionary=names, buffer_size=_BLOCK, pre_buffer=False) as file:
-        first = next(file.iter_batches(1, row_groups=[group], columns=names, use_threads=False))
-    return max(1, min(rows, _DECODED_BYTES // max(1, most + longest_texts(first))))
 
 
 def _halved(batch: Any) -> Iterator[Any]:
