@@ -69,7 +69,7 @@ test-ray: .venv-ray/.ready  ## bulk labelling on a real Ray cluster of two nodes
 .venv-s3/.ready: tests/s3.txt pyproject.toml
 
 test-s3: .venv-s3/.ready  ## the registry and bulk labelling on a real S3 server, and on one that words its errors as AWS does
-	CLASSIFIER_REQUIRE_S3=1 .venv-s3/bin/python -m pytest tests/test_registry.py tests/test_bulk_s3.py \
+	CLASSIFIER_REQUIRE_S3=1 .venv-s3/bin/python -m pytest tests/registry tests/test_bulk_s3.py \
 		-k "seaweedfs or (moto and not crash and not killed)" $(ARGS)
 
 GATEWAY_TESTS := python -m pytest -c tests/gateways/pytest.ini $(ARGS)

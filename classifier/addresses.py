@@ -24,8 +24,25 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+_BARE_HOST = re.compile(r"[^:/]*:?|\[[^\]]*\]:?|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}")
+"""A name, or an IPv6 address in brackets or without, and no port."""
+
+
 def check_target(target: str, name: str = "target") -> None:
-    """Raises SettingsError, which names the setting, for what gRPC takes for no address, or for a host of that name."""
+    """Raises SettingsError, which names the setting, for what gRPC takes for no address, or for another than was meant.
+
+    Without a port gRPC would ask the one of HTTPS; its own URLs, such as `dns:///NAME`, may leave that out.
+    """
+    _check_name(target, name)
+    if _BARE_HOST.fullmatch(target):
+        brackets = ", an IPv6 address in brackets as in [::1]:50051" if ":" in target.rstrip(":") else ""
+        raise SettingsError(
+            f"{name}: expected HOST:PORT or unix:/PATH{brackets}; found {target!r}, which has no port: the server's is "
+            "50051 unless --listen says otherwise"
+        )
+
+
+def _check_name(target: str, name: str) -> None:
     if not target or encodable(target) != target:  # a variable that is not set is nothing
         raise SettingsError(f"{name}: expected HOST:PORT or unix:/PATH, as UTF-8; found {target!r}")
     if target.startswith(("http://", "https://")):
@@ -39,7 +56,7 @@ def check_address(address: str, name: str = "listen", *, unix: bool = True) -> N
 
     Not `unix` it has to be the former.
     """
-    check_target(address, name)
+    _check_name(address, name)
     if unix and is_unix(address):
         if len(address) <= len("unix:"):
             raise SettingsError(f"{name}: expected unix:/PATH, found {address!r}")
@@ -88,10 +105,20 @@ def shown_url(url: str) -> str:
     return re.split("[?#]", bare, maxsplit=1)[0]
 
 
-def without_password(url: str) -> str:
-    """A URL of a store as messages show it: a path there may hold `?` and `#`, where `shown_url` would end.
+_QUERY = re.compile(r"""(https?://[^\s?'"]*\?)((?:(?!::)[^\s'"])+)""")
+_SECRET = re.compile("(sig|token|key|secret|passw|pwd|auth|cred|code|jwt|session)[^=&]*=", re.IGNORECASE)
+"""Names of what lets whoever has it read: of a signed URL, an access token."""
 
-    >>> without_password("sftp://router:secret@disks/bundles"), without_password("s3://bundles/ours")
+
+def without_secrets(url: str) -> str:
+    """A URL of a store as messages show it: without its password, and over HTTP without a query that signs it.
+
+    In a path of other stores `?` and `#` may stand, where `shown_url` would end.
+
+    >>> without_secrets("sftp://router:secret@disks/bundles"), without_secrets("s3://bundles/ours")
     ('sftp://router:***@disks/bundles', 's3://bundles/ours')
+    >>> without_secrets("https://logs/a.csv?se=2026&sig=secret"), without_secrets("https://logs/a.csv?month=1")
+    ('https://logs/a.csv?***', 'https://logs/a.csv?month=1')
     """
-    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", url)
+    bare = re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", url)
+    return _QUERY.sub(lambda found: f"{found[1]}***" if _SECRET.search(found[2]) else found[0], bare)

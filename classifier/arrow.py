@@ -119,6 +119,27 @@ def decodable(batch: Any) -> Any:
     return batch
 
 
+def longest_texts(batch: Any) -> int:
+    """Bytes of the longest text of each dictionary in a record batch, nested ones too, together."""
+    return sum(map(_longest, batch.columns))
+
+
+def _longest(column: Any) -> int:
+    pa, _ = pyarrow()
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _longest(column.storage)
+    if pa.types.is_dictionary(kind):
+        return int(pc.max(pc.binary_length(column.dictionary)).as_py() or 0)
+    if pa.types.is_map(kind):
+        return _longest(column.keys) + _longest(column.items)
+    if pa.types.is_struct(kind):
+        return sum(_longest(column.field(i)) for i in range(kind.num_fields))
+    return _longest(column.values) if _is_list(kind) else 0
+
+
 def _undecoded(kind: Any) -> Any:
     """The type with bytes in place of texts."""
     pa, _ = pyarrow()

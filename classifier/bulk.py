@@ -23,7 +23,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from classifier.addresses import without_password
+from classifier.addresses import without_secrets
 from classifier.answering import Identity, Maker
 from classifier.cores import available_cores
 from classifier.durable import explained, whole_file, write_whole
@@ -106,7 +106,7 @@ class Run:
             InputError: the output is there and is another run's.
         """
         if "://" in output:
-            shown = without_password(output)
+            shown = without_secrets(output)
             raise InputError(f"{shown}: only --engine ray writes to a URL; give a file of this machine and copy it")
         path = Path(output)
         run = cls(sources, path, identity, options)

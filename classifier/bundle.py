@@ -16,7 +16,6 @@ import json
 import os
 import reprlib
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 from classifier.calibration import Calibration
 from classifier.checksums import sha256, verify
 from classifier.drift import check_reference
-from classifier.durable import explained, fsync
+from classifier.durable import explained, fsync, staged_folder
 from classifier.errors import BundleCorrupt, BundleError, BundleNotFound
 from classifier.policy import Policy
 from classifier.policy_file import policies_from_json
@@ -163,8 +162,7 @@ def write_bundle(
         raise BundleError(f"{source}: lacks {', '.join(missing)}; a bundle needs them all")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
+        with staged_folder(path) as staging:
             for name in FILES:
                 if name not in changed:
                     shutil.copyfile(source / name, staging / name)
@@ -186,9 +184,6 @@ def write_bundle(
             staging.chmod(0o755)
             staging.rename(path)
             fsync(path.parent)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
     return replace(bundle, path=path)
 
 

@@ -1,4 +1,5 @@
-"""Files that appear whole under their name and survive a power cut, or not at all; and what to say where they cannot.
+"""Files that appear whole under their name and survive a power cut, or not at all, and folders; and what to say where
+they cannot.
 
 Knows nothing of what is in them.
 """
@@ -49,6 +50,22 @@ def whole_file(path: Path, *, staged_in: Path | None = None, private: bool = Fal
 
 
 @contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` to fill and then to rename to it; it is removed where that was not done.
+
+    What processes that were killed have left there of such folders is removed once nothing was written for an hour.
+    """
+    ours = path.with_name("classifier-folder")  # whatever is made there: it may be made by now, and not again
+    staged = path.parent / _hidden(ours)
+    staged.mkdir(0o700)
+    try:
+        _remove_leftovers(ours, path.parent, staged.stat().st_mtime - _LEFT_SECONDS)
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def _staged(path: Path, folder: Path, *, private: bool) -> Iterator[IO[bytes]]:
     staged, descriptor = _open_staged(path, folder, private=private)
     try:
@@ -65,19 +82,25 @@ def _staged(path: Path, folder: Path, *, private: bool) -> Iterator[IO[bytes]]:
 
 def _open_staged(path: Path, folder: Path, *, private: bool) -> tuple[Path, int]:
     """A new file under a hidden name, and its descriptor; with the rights that the umask leaves it."""
-    # Two machines with one disk may have processes of one number, as two containers do.
-    staged = folder / f".{path.name}-{secrets.token_hex(4)}.new"
+    staged = folder / _hidden(path)
     # Whoever opens it before its rights are taken away keeps reading: it has none from the start.
     return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
 
 
+def _hidden(path: Path) -> str:
+    """A name for what is to become `path`, at random: processes of two machines with one disk may have one number."""
+    return f".{path.name}-{secrets.token_hex(4)}.new"
+
+
 def _remove_leftovers(path: Path, folder: Path, before: float) -> None:
-    """Removes what was to become the file and was last written before then, by the disk's own clock."""
+    """Removes what was to become the file or folder and was last written before then, by the disk's own clock."""
     name = re.compile(re.escape(f".{path.name}-") + r"[0-9a-f]{8}\.new")
     with contextlib.suppress(OSError):  # another may remove it, or it is another's
         for left in folder.iterdir():
-            if name.fullmatch(left.name) and left.stat().st_mtime < before:
-                left.unlink()
+            if name.fullmatch(left.name):
+                inside = list(left.iterdir()) if left.is_dir() else []
+                if max(part.stat().st_mtime for part in (left, *inside)) < before:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def make_folder(path: Path) -> None:

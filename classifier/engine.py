@@ -133,7 +133,12 @@ class Engine:
 
         Raises:
             InvalidRequest: the policy is not one of the bundle's.
+            TypeError: it is no request, such as a text.
         """
+        if not isinstance(request, Request):
+            raise TypeError(
+                f"request is of type {type(request).__name__}; give a Request, as Request.from_text makes one"
+            )
         name = request.policy or self.bundle.default_policy
         policy = self.bundle.policies.get(name)
         if policy is None:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from classifier.arrow import pyarrow, type_of
 from classifier.durable import explained, whole_file
 from classifier.errors import InputError
+from classifier.row_groups import bounded_batches
 from classifier.texts import parsed
 from classifier.types import Cause, Reason, Source, Tier, Verdict
 
@@ -166,6 +167,6 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path}: is no feedback export of version {SCHEMA_VERSION}; export it again, or give "
                 "rows of your own as JSON lines"
             )
-        for batch in file.iter_batches(_BATCH):
+        for batch in bounded_batches(file, raw, _BATCH):
             for row in batch.to_pylist():
                 yield {**row, **{name: None if row[name] is None else json.loads(row[name]) for name in _TEXTS}}

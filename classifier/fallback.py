@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import grpc
@@ -94,6 +95,7 @@ class Logic:
         breaker: Breaker,
         routes: RoutingTable | None = None,
     ) -> None:
+        check_seconds(timeout_seconds)
         if not 0 < timeout_seconds < math.inf:
             raise ValueError(f"timeout_seconds is {timeout_seconds!r}; give a positive number of seconds")
         if fallback_tier is not None and fallback_tier not in TIERS:
@@ -134,6 +136,7 @@ class Logic:
         """Raises where nothing should be sent."""
         if plan is not None and plan.problem is not None:
             raise plan.problem
+        check_seconds(timeout_seconds)
         if not timeout_seconds > 0:  # nothing is known of the server by that
             raise DeadlinePassed(f"no time is left to ask (timeout_seconds is {timeout_seconds:g}); allow more")
         if self.closed:
@@ -273,6 +276,12 @@ class ClientClosed(ServerUnreachable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
+
+
+def check_seconds(timeout_seconds: Any) -> None:
+    """Raises TypeError for what is no number, as a variable of the environment is none."""
+    if not isinstance(timeout_seconds, Real):
+        raise TypeError(f"timeout_seconds is of type {type(timeout_seconds).__name__}; give a number of seconds")
 
 
 def check_several(conversations: Any) -> None:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from classifier.arrow import plain_rows, pyarrow, rows_at, type_of
 from classifier.errors import InputError
+from classifier.row_groups import bounded_batches
 from classifier.run_manifest import CLUSTER_MANIFEST, manifest_path, read_manifest, schema_of
 from classifier.texts import csv_lines
 
@@ -272,7 +273,7 @@ def _parquet_rows(path: Path, wanted: set[str] | None, thinned: bool) -> Iterato
     position = 0
     with path.open("rb") as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
         names = None if wanted is None else [name for name in file.schema_arrow.names if name in wanted]
-        for batch in file.iter_batches(1000, columns=names, use_threads=False):
+        for batch in bounded_batches(file, raw, 1000, names):
             picked = [i for i in range(batch.num_rows) if not thinned or _picked(position + i)]
             position += batch.num_rows
             yield from opened_rows(rows_at(batch, picked) if thinned else batch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 from classifier.spans import EXPORTS, spans_of
@@ -53,7 +53,7 @@ class RawRow(NamedTuple):
 def json_rows(file: IO[bytes], name: str, row_format: str = "auto") -> Iterator[RawRow]:
     """Lines of JSON; those of an OTLP export become a row a request."""
     last = 0
-    for number, line, error in _bounded_lines(file):
+    for number, line, error in bounded_lines(file.readline):
         if number == 1 and not error:
             line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901
             error = _not_lines(line)  # noqa: PLW2901
@@ -82,16 +82,16 @@ def _spans(line: bytes) -> Iterator[bytes]:
         yield json.dumps(span).encode()
 
 
-def _bounded_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, str]]:
-    """(number, line, error) of every line; of one that is too long only the head is held."""
+def bounded_lines(readline: Callable[[int], bytes]) -> Iterator[tuple[int, bytes, str]]:
+    """(number, line, error) of every line of a file; of one that is too long only the head is held."""
     for number in itertools.count(1):
-        line = file.readline(MAX_ROW_BYTES + 1)
+        line = readline(MAX_ROW_BYTES + 1)
         if not line:
             return
         error = ""
         if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
             line, size = line[:KEPT_CHARS], len(line)
-            while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+            while (rest := readline(_BLOCK)) and not rest.endswith(b"\n"):
                 size += len(rest)
             found, limit = (size + len(rest)) // 2**20, MAX_ROW_BYTES // 2**20
             error = f"is {found} MiB long, the limit is {limit} MiB; only its head is kept"
@@ -191,7 +191,7 @@ class _Line(NamedTuple):
 
 
 def _csv_lines(file: IO[bytes]) -> Iterator[_Line]:
-    for number, line, error in _bounded_lines(file):
+    for number, line, error in bounded_lines(file.readline):
         if number == 1 and line.startswith(_UTF_16):
             yield _Line(number, "", _CONVERT)
             return

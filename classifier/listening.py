@@ -5,7 +5,6 @@ Knows nothing of engines, calls or how long a server lives.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -81,10 +80,15 @@ def check_free(address: str, *, shared: bool) -> None:
     """
     if is_unix(address):
         _check_path(Path(address.removeprefix("unix:")))
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-            probe.connect(address.removeprefix("unix:"))
-            raise SettingsError(f"listen: {address} is served already; stop that server or choose another path")
-        return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(address.removeprefix("unix:"))
+            except BlockingIOError:  # who listens there is behind with accepting
+                pass
+            except OSError:
+                return
+        raise SettingsError(f"listen: {address} is served already; stop that server or choose another path")
     try:
         with bound_socket(address, shared=shared):
             pass

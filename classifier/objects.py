@@ -14,8 +14,6 @@ import datetime as dt
 import hashlib
 import json
 import secrets
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -23,9 +21,9 @@ from typing import Any
 
 import fsspec
 
-from classifier.addresses import without_password
+from classifier.addresses import without_secrets
 from classifier.checksums import sha256, verify
-from classifier.durable import copy_durably, create_file
+from classifier.durable import copy_durably, create_file, staged_folder
 from classifier.errors import BundleCorrupt, BundleError, ClassifierError, SettingsError, absent_client
 from classifier.texts import parsed
 
@@ -51,7 +49,7 @@ class Objects:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = without_password(url)
+        self.url = without_secrets(url)
         try:
             self._fs, root = opened(url)
         except (ImportError, ValueError, TypeError) as error:
@@ -72,7 +70,7 @@ class Objects:
 
     def shown(self, *parts: str) -> str:
         """The same for people: some stores' names are URLs, which may hold a password."""
-        return without_password(self.path(*parts))
+        return without_secrets(self.path(*parts))
 
     def prove(self) -> None:
         """Makes sure, once, that the store refuses to create what is there: several writers are safe on no other.
@@ -193,15 +191,12 @@ class Objects:
                     verify(target, files)
                     return target
             target.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            try:
+            with staged_folder(target) as staging:
                 for name in files:
                     self._copy_file(f"{folder}/{kind}/{name}", staging / name)
                 verify(staging, files)
                 staging.chmod(0o755)
                 _put(staging, target, files)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
         except OSError as error:
             advice = "check the space and the rights, or choose another folder"
             raise BundleError(f"{target}: cannot be written ({error.strerror}); {advice}") from error
@@ -311,10 +306,9 @@ def _put(staging: Path, target: Path, files: Mapping[str, str]) -> None:
         verify(target, files)
         return
     # Under a name of its own: what another puts in its place meanwhile is not what is deleted.
-    prefix, folder = f".{target.name}-", target.parent
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as aside:
+    with staged_folder(target) as aside:
         with contextlib.suppress(FileNotFoundError):
-            target.rename(Path(aside) / target.name)
+            target.rename(aside / target.name)
         with contextlib.suppress(OSError):
             staging.rename(target)
             return
@@ -322,7 +316,7 @@ def _put(staging: Path, target: Path, files: Mapping[str, str]) -> None:
 
 
 def _failed(url: str, error: Exception) -> BundleError:
-    said = getattr(error, "strerror", None) or without_password(str(error).partition("\n")[0]) or "it does not say why"
+    said = getattr(error, "strerror", None) or without_secrets(str(error).partition("\n")[0]) or "it does not say why"
     what = f"the store failed ({type(error).__name__}: {said})"
     return BundleError(f"registry: {url}: {what}; check the address, the rights and the space")
 

@@ -25,11 +25,12 @@ from classifier.errors import InputError
 from classifier.lines import DELIMITERS, RawRow, csv_rows, header_of, json_rows
 from classifier.packed import Broken, unpacked
 from classifier.progress import Position
+from classifier.row_groups import bounded_batches
 from classifier.sources import STDIN, Source
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 2**20
-CUTS = 10
+CUTS = 11
 """Raised whenever the same files become other rows or chunks, so that no run goes on with pieces of another cut."""
 _BLOCK = 2**20
 _FEW_ROWS = 50
@@ -198,35 +199,37 @@ def _read_parquet(source: Source, position: Position) -> Iterator[RawRow | Chunk
     first = 1
     for found in _batches(source, position):
         broken = isinstance(found, RawRow)
-        more, weight = (0, 0) if broken else (found.num_rows, _decoded_bytes(found))
-        if held and (broken or rows + more > CHUNK_ROWS or size + weight > CHUNK_BYTES):
-            yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
-            first, held, rows, size = first + rows, [], 0, 0
-        if broken:
-            yield found
-        else:
-            held.append(found)
-            rows, size = rows + more, size + weight
+        for part in (found,) if broken else _parted(found, CHUNK_ROWS - rows):
+            more, weight = (0, 0) if broken else (part.num_rows, _decoded_bytes(part))
+            if held and (broken or rows + more > CHUNK_ROWS or size + weight > CHUNK_BYTES):
+                yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
+                first, held, rows, size = first + rows, [], 0, 0
+            if broken:
+                yield part
+            else:
+                held.append(part)
+                rows, size = rows + more, size + weight
     if held:
         yield Chunk(0, batch=_joined(held), source=source.name, numbers=range(first, first + rows))
 
 
-def _batches(source: Source, position: Position) -> Iterator[Any]:
-    """Record batches of a few rows of a Parquet file, or of one that is large; last a raw row where it is damaged.
+def _parted(batch: Any, first: int) -> Iterator[Any]:
+    """The first rows of the batch, and the others."""
+    for part in (batch.slice(0, first), batch.slice(first)):
+        if part.num_rows:
+            yield part
 
-    What a file says of its size counts a value that repeats once: how large rows are is known when they are read.
-    """
+
+def _batches(source: Source, position: Position) -> Iterator[Any]:
+    """Record batches of a few rows of a Parquet file, or of one that is large; last a raw row where it is damaged."""
     pa, pq = pyarrow()
     last = 0
     try:
         with _opened(source) as raw, pq.ParquetFile(raw, buffer_size=_BLOCK, pre_buffer=False) as file:
-            facts = file.metadata
-            total = max(1, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
-            rows = max(1, min(_FEW_ROWS, CHUNK_BYTES * max(1, facts.num_rows) // total))
-            for found in file.iter_batches(rows, use_threads=False):
+            for found in bounded_batches(file, raw, _FEW_ROWS):
                 yield from _halved(decodable(found))
                 last += found.num_rows
-                position.current = (source.size or 0) * last // max(1, facts.num_rows)
+                position.current = (source.size or 0) * last // max(1, file.metadata.num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise _unreachable(source, error) from error

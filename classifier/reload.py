@@ -1,8 +1,8 @@
 """A new bundle beside the old one: looked for, verified, warmed, then swapped in between two requests.
 
-A bundle that cannot be used is counted and remembered; the old one stays, and the bad one is not tried again until
-something else is wanted or SIGHUP asks. Where storage fails it is tried again at every look. A shadow bundle is kept up
-to date in the same way and scored off the hot path; a server starts without one.
+A bundle that cannot be used is counted and remembered; the old one stays, and the bad one is not tried again until its
+files change, something else is wanted or SIGHUP asks. Where storage fails it is tried again at every look. A shadow
+bundle is kept up to date in the same way and scored off the hot path; a server starts without one.
 
 Knows nothing of ports, calls or messages.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from classifier.aside import aside
+from classifier.bundle import FILES, MANIFEST, SHIPPED, is_folder
 from classifier.errors import BundleCorrupt, BundleNotFound, ClassifierError
 from classifier.kept import Kept
 from classifier.routing import RoutingTable, read_table
@@ -47,6 +48,9 @@ class BundleSource(Protocol):
         Raises:
             BundleError: there is none.
         """
+
+    def stamp(self) -> str:
+        """Changes when what is there may have become another, of the same identity."""
 
     def load(self) -> Classifies:
         """The engine of that bundle: verified, and warmed by its golden inputs.
@@ -75,6 +79,10 @@ class Fixed:
         """See `BundleSource`."""
         return self._engine.bundle_version
 
+    def stamp(self) -> str:
+        """See `BundleSource`."""
+        return ""
+
     def load(self) -> Classifies:
         """See `BundleSource`."""
         return self._engine
@@ -88,7 +96,7 @@ class Folder:
 
     def wanted(self) -> str:
         """See `BundleSource`."""
-        manifest = self._path / "manifest.json"
+        manifest = self._path / MANIFEST
         try:
             if not manifest.is_file():  # a pipe would be waited for
                 raise FileNotFoundError(manifest)
@@ -97,6 +105,15 @@ class Folder:
             raise BundleNotFound(
                 f"{self._path}: no manifest.json with a version there; give a bundle's folder"
             ) from None
+
+    def stamp(self) -> str:
+        """See `BundleSource`; a copy into the folder may bring the manifest before the files that it names."""
+        found = []
+        for name in (*FILES, MANIFEST):
+            with contextlib.suppress(OSError):
+                facts = (self._path / name).stat()
+                found.append(f"{name} {facts.st_ino} {facts.st_size} {facts.st_ctime_ns}")
+        return "\n".join(found)
 
     def load(self) -> Classifies:
         """See `BundleSource`."""
@@ -123,6 +140,10 @@ class Named:
         """See `BundleSource`."""
         return self._registry.resolve(self._name)
 
+    def stamp(self) -> str:
+        """See `BundleSource`; what is registered is whole."""
+        return ""
+
     def load(self) -> Classifies:
         """See `BundleSource`."""
         from classifier.engine import Engine
@@ -139,8 +160,6 @@ def source_of(name: str, registry: str) -> BundleSource:
         registry: folder or URL; empty means the user's own, which names are looked up in but whose `current` is only
             served where it is asked for by name.
     """
-    from classifier.bundle import SHIPPED, is_folder
-
     if is_folder(name):
         return Folder(name)
     if registry or name:
@@ -161,7 +180,7 @@ class Watched:
     def __init__(self, what: str, source: BundleSource, swap: Callable[[Classifies], None], metrics: Metrics) -> None:
         self._what, self._source, self._swap, self._metrics = what, source, swap, metrics
         self._have = ""
-        self._refused = ""
+        self._refused = ("", "")
         self._trouble: tuple[str, type[ClassifierError]] | None = None
         self._engine: Classifies | None = None
 
@@ -181,25 +200,26 @@ class Watched:
         Args:
             again: also try what was refused before.
         """
-        wanted = ""
+        wanted = stamp = ""
         try:
             wanted = await aside(self._source.wanted)
             if wanted == self._have:
-                self._refused, self._trouble = "", None  # what was refused may come back mended, under the same hash
+                self._refused, self._trouble = ("", ""), None  # what was refused may come back mended, of the same hash
                 return
-            if wanted == self._refused and not again:
+            stamp = await aside(self._source.stamp)
+            if (wanted, stamp) == self._refused and not again:
                 return
             engine = await aside(self._source.load)
         except ClassifierError as error:
             if isinstance(error, _VERDICTS):
-                self._refused = wanted
+                self._refused = wanted, stamp
             trouble = (wanted, type(error))
             if again or trouble != self._trouble:  # what lasts is said and counted once
                 self._trouble = trouble
                 self._metrics.reloaded(self._what, ok=False)
                 log.warning("%s: %s; %s", self._what, error, f"{self._have} stays" if self._have else "it is awaited")
             return
-        self._refused, self._trouble, before, self._have = "", None, self._have, engine.bundle_version
+        self._refused, self._trouble, before, self._have = ("", ""), None, self._have, engine.bundle_version
         old, self._engine = [self._engine], engine
         self._swap(engine)
         self._metrics.reloaded(self._what, ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import logging
 import os
 import weakref
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from classifier.addresses import without_password
+from classifier.addresses import without_secrets
 from classifier.errors import InputError, absent_client
 
 STDIN = "-"
@@ -42,10 +43,11 @@ class Source:
     """A file to read.
 
     Attributes:
-        name: as it is shown and written beside each row; a password in a URL is `***` there.
+        name: as it is shown and written beside each row; a password in a URL, or what signs it, is `***` there.
         container: lines, csv, tsv or parquet.
         size: bytes; None where nobody says.
-        stamp: changes when the file does: its time of change, or what the store says in its place.
+        stamp: changes when the file does: its time of change, or what the store says in its place; where the name lacks
+            what signs a URL also its hash, as another token may mean another file.
         url: what fsspec opens; empty where `name` is a path.
     """
 
@@ -186,7 +188,7 @@ def _say_left_out(where: str, names: Sequence[str], why: str, what: str = "file"
     """Says how many files are left out, if any, and why."""
     if names:
         told = f"1 {what} is left out, " if len(names) == 1 else f"{len(names)} {what}s are left out, such as "
-        _logger.warning("%s: %s%s; %s", where, told, without_password(names[0]), why)
+        _logger.warning("%s: %s%s; %s", where, told, without_secrets(names[0]), why)
 
 
 def _is_of(path: str, written: str) -> bool:
@@ -209,7 +211,7 @@ def _local(path: Path) -> Source:
 def _find_remote(url: str, written: str) -> list[Source]:
     import fsspec
 
-    shown, written = without_password(url), without_password(written)
+    shown, written = without_secrets(url), without_secrets(written)
     try:
         fs, path = fsspec.core.url_to_fs(url)
         fs.invalidate_cache()  # of an earlier run in this process
@@ -228,10 +230,10 @@ def _find_remote(url: str, written: str) -> list[Source]:
     except (ImportError, ValueError) as error:
         raise InputError(f"{shown}: {absent_client(error)}") from error
     except OSError as error:  # of HTTP it is always that there is no such file, and its cause says why
-        why = without_password(str(error.strerror or error.__cause__ or error))
+        why = without_secrets(str(error.strerror or error.__cause__ or error))
         raise InputError(f"{shown}: cannot be read ({why})") from error
     except Exception as error:  # every store has errors of its own
-        why = f"{type(error).__name__}: {without_password(str(error))[:120]}"
+        why = f"{type(error).__name__}: {without_secrets(str(error))[:120]}"
         raise InputError(f"{shown}: cannot be reached ({why})") from error
     sources = [_remote(fs, p, facts, url) for p, facts in sorted(listed.items()) if facts.get("type") != "directory"]
     sources = [source for source in sources if not _is_of(source.name, written)]
@@ -254,7 +256,10 @@ def _remote(fs: Any, path: str, facts: Any, url: str) -> Source:
         link = f"{own}{host}/{path.lstrip('/')}"
     whole = "::".join([link, *links[at + 1 :]])
     container = container_of(_file_name(path)) or "lines"
-    return Source(without_password(whole), container, facts.get("size"), stamp, url=whole)
+    name = without_secrets(whole)
+    if "?***" in name:
+        stamp += hashlib.blake2b(whole.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return Source(name, container, facts.get("size"), stamp, url=whole)
 
 
 def _without_query(path: str) -> str:

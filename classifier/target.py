@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from classifier.addresses import without_password
+from classifier.addresses import without_secrets
 from classifier.durable import explained, write_whole
 from classifier.errors import ClassifierError, InputError, absent_client
 from classifier.objects import names_in, opened, protocols_of
@@ -27,7 +27,7 @@ class Target:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = without_password(url)
+        self.url = without_secrets(url)
         try:
             self._fs, self._root = opened(url)
         except (ImportError, ValueError) as error:

@@ -34,6 +34,12 @@ def write_rows(path: Path, n: int, *, seed: int = 0, scripts: bool = False, **fi
     return path
 
 
+def few(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes lines of a corpus as they are."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def population(
     n: int,
     seed: int,

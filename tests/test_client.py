@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import logging
+import re
 import socket
 import struct
 import threading
@@ -456,6 +457,22 @@ def test_a_target_that_is_none_is_told_at_once(kind, target):
         kind(target)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient, ComplexityClassifier])
+@pytest.mark.parametrize("target", ["127.0.0.1", "router.example", "localhost:", "[::1]", "::1", "fe80::1:50051"])
+def test_a_target_without_a_port_is_told_at_once(kind, target):
+    """Not hidden behind a fallback for ever: gRPC would ask port 443."""
+    with pytest.raises(errors.SettingsError, match=f"target: expected HOST:PORT .*'{re.escape(target)}', .* no port"):
+        kind(target)
+
+
+@pytest.mark.parametrize(
+    "target", ["[::1]:1", "unix:/a:b", "unix-abstract:a", "dns:///router.example", "ipv6:[::1]:1,[::2]:1", "vsock:1:2"]
+)
+def test_a_target_may_be_any_that_grpc_knows(target):
+    """Its own kinds of names are left to it."""
+    Client(target).close()
+
+
 def test_a_plugin_that_cannot_have_a_client_is_told_at_once():
     """While the proxy starts, and not by leaving every request to the router's own fallback."""
     with pytest.raises(TypeError, match="timeout"):
@@ -467,3 +484,21 @@ def test_a_client_without_a_deadline_cannot_be_made(seconds):
     """A deadline is always there."""
     with pytest.raises(ValueError, match="timeout_seconds"):
         Client("127.0.0.1:1", timeout_seconds=seconds)
+
+
+@pytest.mark.parametrize("seconds", ["1", None])
+def test_a_deadline_that_is_no_number_is_told_at_once(seconds):
+    """A variable of the environment is a text."""
+    with pytest.raises(TypeError, match=f"timeout_seconds is of type {type(seconds).__name__}; give a number"):
+        Client("127.0.0.1:1", timeout_seconds=seconds)
+
+
+def test_a_calls_deadline_that_is_no_number_is_no_reason_to_fall_back(client_of, address):
+    """What the caller's code has wrong is raised, as it would be wrong for ever."""
+
+    def use(client, call):
+        for method, what in (("classify", "x"), ("classify_batch", ["x"])):
+            with pytest.raises(TypeError, match="timeout_seconds is of type str; give a number"):
+                call(method, what, timeout_seconds="1")
+
+    client_of(address, fallback_tier=Tier.COMPLEX).run(use)

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from classifier.errors import InputError
+from classifier.lines import MAX_ROW_BYTES
 from classifier.types import Tier
 from training.corpus import (
     OUTCOME,
@@ -161,12 +162,13 @@ def test_damaged_gzip_is_named(tmp_path):
     [
         (b'{"prompt": "\xe9"}', "is not UTF-8"),
         (b"[" * 100_000, "line"),
+        (b'{"prompt": "' + b"x" * MAX_ROW_BYTES + b'"}', "is 16 MiB long, the limit is 16 MiB$"),
         (b'{"text": "hi", "tier": "simple"}', "neither messages nor prompt is there"),
     ],
-    ids=["not UTF-8", "nested", "no conversation"],
+    ids=["not UTF-8", "nested", "too long", "no conversation"],
 )
 def test_line_that_cannot_be_read_is_named_by_its_number(tmp_path, line, says):
-    """Another encoding, nesting without end, and a row of no conversation are told of by the line where they stand."""
+    """Another encoding, nesting or length without end, and a row of no conversation are told of by their line."""
     good = b'{"prompt": "hi", "tier": "simple"}\n'
     (tmp_path / "bad.jsonl").write_bytes(good * 2 + b"\n" + line + b"\n" + good)
     with pytest.raises(InputError, match=rf"bad\.jsonl:4: .*{says}"):

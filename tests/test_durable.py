@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from classifier.durable import create_file, whole_file, write_whole
+from classifier.durable import create_file, staged_folder, whole_file, write_whole
 
 
 def test_two_writers_of_one_name_have_a_file_each(tmp_path, monkeypatch):
@@ -41,6 +41,36 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_of_others(tmp_path, mo
     with whole_file(path) as file:
         file.write(b"whole")
     assert set(tmp_path.iterdir()) == {path, *others} | (set() if gone else {left})
+
+
+@pytest.mark.parametrize(("hours", "gone"), [(0, False), (2, True)], ids=["at work", "killed"])
+def test_what_a_killed_maker_of_a_folder_left_is_removed_and_nothing_of_others(tmp_path, monkeypatch, hours, gone):
+    """The next who makes a folder there removes those in which nobody has written for an hour."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "one") as left:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # what is killed removes nothing
+        raise KeyboardInterrupt
+    (left / "large").write_bytes(b"x")
+    for name in (".one-12345678.new", f"{left.name}.txt", "bundle"):
+        (tmp_path / name).mkdir()
+    others = set(tmp_path.iterdir()) - {left}
+    for path in (left, left / "large", *others):
+        moment = path.stat().st_mtime - hours * 3600
+        os.utime(path, (moment, moment))
+    with staged_folder(tmp_path / "two") as staged:
+        staged.rename(tmp_path / "two")
+    assert set(tmp_path.iterdir()) == {tmp_path / "two", *others} | (set() if gone else {left})
+
+
+@pytest.mark.parametrize("hours", [0, 2])
+def test_a_folder_in_which_a_large_file_grows_is_somebodys(tmp_path, hours):
+    """A folder's own time is that of its last new name: what is in it tells when it was written to."""
+    with staged_folder(tmp_path / "one") as slow:
+        (slow / "large").write_bytes(b"x")
+        moment = slow.stat().st_mtime - hours * 3600
+        os.utime(slow, (moment, moment))
+        with staged_folder(tmp_path / "two"):
+            assert (slow / "large").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("make", [create_file, write_whole], ids=["new", "replaced"])

@@ -84,6 +84,13 @@ def test_unknown_policy_names_those_there_are(tiny_engine):
         tiny_engine.prepare(Request.from_text("hi", policy="cheapest"))
 
 
+@pytest.mark.parametrize("given", ["hi", [{"role": "user", "content": "hi"}], None])
+def test_what_is_no_request_is_told_so(tiny_engine, given):
+    """The engine takes requests alone; a client takes texts and messages, too."""
+    with pytest.raises(TypeError, match=r"request is of type .*; give a Request"):
+        tiny_engine.classify(given)
+
+
 def test_same_request_same_answer_from_any_thread(tiny_engine):
     """Many threads at once get bit for bit the answers that one gets alone."""
     requests = [Request.from_text(" ".join(words)) for words in WORDS.values()] * 8

@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +237,22 @@ def test_no_table_judges_on_rows_that_fitted_the_bundle(tiny_bundle_path: Path, 
     assert ("250 of 370 rows are left out" in both.stderr, "left out" in alone.stderr) == (True, False)
     none = CliRunner().invoke(command, [*ask, str(known)])
     assert "250 of 250 rows fitted" in str(none.exception)
+
+
+@pytest.mark.parametrize("promise", [{"group_by": "script"}, {"severity": (0.5, 1, 1)}, {"epsilon": 0.05}], ids=str)
+@pytest.mark.parametrize("table", ["half-splits", "transfer"])
+def test_no_threshold_is_fitted_anew_for_what_is_no_plain_promise(
+    tiny_bundle_path: Path, tmp_path: Path, promise: dict[str, Any], table: str
+):
+    """By groups, with weighed misses or with exploration a plain threshold's risk says nothing of the promise."""
+    rows, fresh = write_rows(tmp_path / "rows.jsonl", 250, seed=13), write_rows(tmp_path / "new.jsonl", 120, seed=14)
+    calibrate(tiny_bundle_path, [rows], tmp_path / "out", policies={"balanced": 0.2}, **promise)
+    ask = ["--bundle", str(tmp_path / "out"), "--data", str(fresh), "--table", table]
+    done = CliRunner().invoke(command, ask)
+    assert isinstance(done.exception, InputError)
+    assert f"no {table} table of balanced: it fits plain thresholds" in done.stderr
+    assert "without --group-by, --severity and --epsilon" in done.stderr
+    assert "balanced" in CliRunner().invoke(command, [*ask, "--table", "cost"]).stdout
 
 
 @pytest.mark.parametrize("table", ["promise", "half-splits", "transfer", "calibration", "cost"])

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import gzip
-import http.client
 import json
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
 import sys
-import threading
-import time
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,58 +17,24 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 from google.protobuf import any_pb2, descriptor_pb2
-from google.rpc import code_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from classifier import Request, Tier, wire
 from classifier.bundle import MANIFEST, SHIPPED
 from classifier.engine import Engine
-from classifier.errors import MOST_VIOLATIONS, InvalidRequest, MissingExtra, Overloaded, SettingsError
+from classifier.errors import MissingExtra, Overloaded, SettingsError
 from classifier.gateways.http import error_response
 from classifier.gateways.http_server import HttpSettings, _shown_by, run
 from classifier.gateways.json_messages import parse
 from classifier.gateways.openapi import OPERATIONS, document
 from classifier.gateways.openapi_page import page
-from classifier.gateways.settings import follow
-from classifier.seams import Observer
 from classifier.statuses import status_of, status_of_call
-from classifier.testing import FakeEngine, fake_server
+from classifier.testing import fake_server
 from classifier.v1 import classifier_pb2 as pb
 from classifier.v1 import classifier_pb2_grpc as pb_grpc
-from tests.serving_support import make_certificates, server_process, until
+from tests.http_support import HI, ask, gateway
+from tests.serving_support import make_certificates, until
 
 ROOT = Path(__file__).parent.parent
-HI = {"messages": [{"role": "user", "content": "hi"}]}
-
-
-def gateway(address, *arguments):
-    """`classifier gateway http` in front of a gRPC server, with more time than a machine stands still for."""
-    told = ("--listen", "127.0.0.1:0", "--address", address, "--timeout-seconds", "60")
-    return server_process("gateway", "http", *told, *arguments, module="classifier")
-
-
-def ask(base, path, body=None, *, method=None, headers=None, context=None):
-    """Status, headers and parsed JSON of one request."""
-    at = urlsplit(base)
-    kind = http.client.HTTPSConnection if at.scheme == "https" else http.client.HTTPConnection
-    extra = {"context": context} if context else {}
-    connection = kind(at.hostname, at.port, timeout=60, **extra)
-    try:
-        data = json.dumps(body).encode() if isinstance(body, (dict, list)) else body
-        sent = {"Content-Type": "application/json"} if data is not None else {}
-        connection.request(method or ("GET" if data is None else "POST"), path, data, sent | (headers or {}))
-        response = connection.getresponse()
-        text = response.read()
-        is_json = response.headers.get_content_type() == "application/json"
-        return response.status, response.headers, json.loads(text) if is_json else text.decode()
-    finally:
-        connection.close()
-
-
-@pytest.fixture
-def address_of_fake():
-    with fake_server() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -187,93 +147,6 @@ def test_a_detail_that_cannot_be_read_hides_no_error(strange):
     assert [d["@type"].rpartition(".")[2] for d in details] == ["ErrorInfo", "RetryInfo"]
 
 
-@pytest.mark.parametrize(
-    ("body", "field", "text"),
-    [
-        (b"{", "(body)", "is not JSON"),
-        (b"[]", "(body)", "expected an object"),
-        (b"\xff", "(body)", "is not JSON"),
-        (b"[" * 100_000, "(body)", "is not JSON"),
-        (b'{"policy": "x", "policy": "y"}', "policy", "stands twice"),
-        (b'{"my secret": 1, "my secret": 2}', "(key)", "stands twice"),
-        (b'{"\\ud83d": 1, "\\ud83d": 2}', "(key)", "stands twice"),
-        (b'{"floor": 1e999}', "floor", "does not fit"),
-        (b'{"messages": ["\\ud83d"]}', "messages[0]", "expected an object"),
-        (b'{"messages": [{"role": "user"}, "secret"]}', "messages[1]", "expected an object"),
-        (b'{"messages": [["role", "secret"]]}', "messages[0]", "expected an object"),
-        (b'{"messages": [{"role": "user"}], "tools": ["secret"]}', "tools[0]", "expected an object"),
-        (b'{"request_id": "a", "requestId": "secret"}', "request_id", "stands there as requestId"),
-        (b'{"labels": {"request_id": "a", "requestId": "b"}, "attachments": "secret"}', "attachments", "a number"),
-        (b'{"prompt": "secret", "secret": 1}', "(body)", "a field that the contract does not know"),
-        (b'{"messages": "secret"}', "messages", "expected a list of objects"),
-        (b'{"messages": [{"role": "user", "content": ["secret"]}]}', "messages[0].content", "expected text"),
-        (b'{"attachments": "secret"}', "attachments", "expected a number"),
-        (b'{"attachments": 1e99}', "attachments", "expected a number"),
-        (b'{"floor": "secret"}', "floor", "expected one of TIER_SIMPLE, TIER_STANDARD"),
-        (b'{"labels": ["secret"]}', "labels", "expected an object of texts"),
-        (b'{"record": "secret"}', "record", "expected true or false"),
-        (b'{"floor": "x at ClassifyRequest.secret"}', "floor", "expected one of TIER_SIMPLE"),
-        (b'{"x at ClassifyRequest.secret": 1}', "(body)", "a field that the contract does not know"),
-    ],
-)
-def test_a_body_that_does_not_fit_is_refused_with_its_field_and_never_quoted(body, field, text):
-    """The field and what is expected there are named; the value, which may be a prompt, is not."""
-    with pytest.raises(InvalidRequest) as refused:
-        parse(pb.ClassifyRequest, body)
-    [(found, description)] = refused.value.violations
-    assert (found, text in description) == (field, True), description
-    assert "secret" not in str(refused.value)
-
-
-def test_a_text_that_was_cut_within_a_character_is_read_as_clients_send_it():
-    """JSON of JavaScript may end in half an emoji, which no message holds: a question mark stands for it."""
-    body = b'{"messages": [{"role": "user", "content": "\xc3\xa9t\xc3\xa9 \\ud83d"}], "labels": {"\\udfff": "\\ud83d"}}'
-    asked = Request.from_text("été \ud83d", labels={"\udfff": "\ud83d"})
-    assert parse(pb.ClassifyRequest, body) == wire.request_to_proto(asked)
-
-
-def test_many_keys_are_looked_through_once():
-    """A key that stands twice behind 200,000 others is found in one pass."""
-    keys = ",".join(f'"{i}":1' for i in range(200_000))
-    start = time.process_time()
-    with pytest.raises(InvalidRequest, match="stands twice"):
-        parse(pb.ClassifyRequest, f'{{{keys},"z":1,"z":1}}'.encode())
-    assert time.process_time() - start < 30  # an hour where each is looked for among all
-
-
-def test_every_field_that_does_not_fit_is_named_by_its_place():
-    """All of them at once, up to as many as an error names, so that a caller need not mend one after the other."""
-    messages = [{"role": "user"}, {"content": 1}, None, {"role": ["x"], "content": {}}]
-    body = {"messages": messages, "floor": "x", "attachments": "y", "tools": {}, "unheard": 1}
-    with pytest.raises(InvalidRequest) as refused:
-        parse(pb.ClassifyRequest, json.dumps(body).encode())
-    assert {field for field, _ in refused.value.violations} == {
-        "(body)", "messages[1].content", "messages[2]", "messages[3].role", "messages[3].content", "floor",
-        "attachments", "tools",
-    }  # fmt: skip
-    with pytest.raises(InvalidRequest) as refused:
-        parse(pb.ClassifyRequest, json.dumps({"messages": [1] * 99}).encode())
-    assert len(refused.value.violations) == MOST_VIOLATIONS
-
-
-def test_nested_fields_and_times_are_explained():
-    """A field of an item of a batch and a time are named as well."""
-    for kind, body, expected in (
-        (pb.ClassifyBatchRequest, {"requests": [{"attachments": 0.5}]}, "requests[0].attachments: does not fit"),
-        (pb.ReportOutcomeRequest, {"request": "hi"}, "request: does not fit; expected an object"),
-        (pb.ReportOutcomeRequest, {"occurred_at": "now"}, "occurred_at: does not fit; expected a time such as 2026"),
-        (pb.ClassifyBatchRequest, {"requests": [{"messages": [{"x": 1}]}]}, "requests[0].messages[0]: has a field"),
-        (
-            pb.ClassifyBatchRequest,
-            {"requests": [{}, {"requestId": "", "request_id": ""}]},
-            "requests[1].request_id: stands",
-        ),
-    ):
-        with pytest.raises(InvalidRequest) as refused:
-            parse(kind, json.dumps(body).encode())
-        assert str(refused.value).startswith(expected)
-
-
 @pytest.mark.failure("bad input", "HTTP gateway")
 def test_what_is_no_call_is_told(base):
     """Unknown paths, methods, types and bodies that are too large each have their status and a JSON body."""
@@ -333,202 +206,6 @@ def test_tokens_are_passed_on_and_own_their_decisions(tmp_path):
             until(partial(taken, base, outcome))
         # With the file a body is not even read from a stranger.
         assert ask(own.wait_ready()[0], "/v1/classify", b"{")[0] == 401
-
-
-@pytest.mark.failure("overloaded", "HTTP gateway")
-def test_a_busy_server_is_429_with_the_time_to_wait():
-    """Where the line is full the answer comes at once, and says when to come back."""
-    go = threading.Event()
-    engine = FakeEngine(on_score=lambda: go.wait(30))
-    with fake_server(engine=engine, cores=1, queue_size=0, max_wait_seconds=30) as at, gateway(at) as process:
-        base = process.wait_ready()[0]
-        first = threading.Thread(target=ask, args=(base, "/v1/classify", HI))
-        first.start()
-        try:
-            until(lambda: engine.runs == 1)
-            code, headers, body = ask(base, "/v1/classify", HI)
-        finally:
-            go.set()
-            first.join()
-    assert (code, body["error"]["status"], headers["Retry-After"]) == (429, "RESOURCE_EXHAUSTED", "1")
-    assert body["error"]["details"][1]["@type"] == "type.googleapis.com/google.rpc.RetryInfo"
-
-
-class Told(Observer):
-    """Counts calls that began and requests that were given up."""
-
-    def __init__(self):
-        self.started, self.codes = 0, []
-
-    def call_started(self, method, metadata):
-        self.started += 1
-
-    def refused(self, code):
-        self.codes.append(code)
-
-
-def test_nobody_works_for_a_caller_who_left():
-    """A caller who hangs up while waiting never reaches the model."""
-    go, told = threading.Event(), Told()
-    engine = FakeEngine(on_score=lambda: go.wait(30))
-    with fake_server(engine=engine, cores=1, max_wait_seconds=30, observer=told) as at, gateway(at) as process:
-        base = process.wait_ready()[0]
-        first = threading.Thread(target=ask, args=(base, "/v1/classify", HI))
-        first.start()
-        try:
-            until(lambda: engine.runs == 1)
-            body = json.dumps(HI)
-            lines = ["POST /v1/classify HTTP/1.1", "Host: x", "Content-Type: application/json"]
-            with socket.create_connection((urlsplit(base).hostname, urlsplit(base).port)) as caller:
-                caller.sendall("\r\n".join([*lines, f"Content-Length: {len(body)}", "", body]).encode())
-                until(lambda: told.started == 2)
-            until(lambda: told.codes == ["CANCELLED"])
-        finally:
-            go.set()
-            first.join()
-        assert ask(base, "/v1/classify", HI)[0] == 200
-        assert engine.runs == 2
-
-
-def test_the_end_waits_for_answers_and_they_say_that_they_are_the_last():
-    """SIGTERM: what is in flight is answered, with the word for callers who keep connections to open another."""
-    go, engine = threading.Event(), FakeEngine(on_score=lambda: go.wait(30))
-    with fake_server(engine=engine) as server, gateway(server) as process:
-        at = urlsplit(process.wait_ready()[0])
-
-        def refuses():
-            with socket.socket() as probe:
-                return probe.connect_ex((at.hostname, at.port))
-
-        with contextlib.closing(http.client.HTTPConnection(at.netloc, timeout=60)) as kept:
-            kept.request("POST", "/v1/classify", json.dumps(HI), {"Content-Type": "application/json"})
-            until(lambda: engine.runs == 1)
-            process.signal(signal.SIGTERM)
-            until(refuses)
-            go.set()
-            response = kept.getresponse()
-            assert (response.status, response.getheader("connection")) == (200, "close")
-        assert process.wait() == 0
-
-
-@pytest.mark.failure("slow", "HTTP gateway")
-def test_a_server_that_is_slow_is_504():
-    """A request that takes longer than --timeout-seconds ends then, and not when the server is done."""
-    go = threading.Event()
-    with fake_server(engine=FakeEngine(on_score=lambda: go.wait(30))) as at:
-        try:
-            with gateway(at, "--timeout-seconds", "0.3") as process:
-                [base] = process.wait_ready()
-                found = []
-                # 408 is a body that came too late: headers and body are sent one after the other.
-                until(lambda: found.append(ask(base, "/v1/classify", HI)) or found[-1][0] != 408)
-        finally:
-            go.set()
-    code, _, body = found[-1]
-    assert (code, body["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
-
-
-@pytest.mark.failure("down", "HTTP gateway")
-def test_a_server_that_loads_or_ends_is_told_from_one_that_is_away():
-    """Health says NOT_SERVING of a server that answers so, and SERVING as soon as it does."""
-    now = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
-
-    class Loading(health_pb2_grpc.HealthServicer):
-        def Check(self, request, context):
-            return now
-
-        def Watch(self, request, context):
-            yield now
-
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
-    health_pb2_grpc.add_HealthServicer_to_server(Loading(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    with gateway(f"127.0.0.1:{port}") as process:
-        base = process.wait_ready()[0]
-        assert ask(base, "/healthz")[::2] == (503, {"status": "NOT_SERVING"})
-        now.status = health_pb2.HealthCheckResponse.SERVING
-        assert ask(base, "/healthz")[::2] == (200, {"status": "SERVING"})
-    server.stop(None).wait()
-
-
-def test_ctrl_c_is_told_from_the_end():
-    """SIGINT ends the gateway as it ends every command, with 130."""
-    with gateway("127.0.0.1:1") as process:
-        process.wait_ready()
-        process.signal(signal.SIGINT)
-        assert process.wait() == 130
-
-
-@pytest.mark.failure("down", "HTTP gateway")
-def test_a_server_that_is_away_is_503_and_found_again(tmp_path):
-    """Without a server every call is UNAVAILABLE and health says so; when it is back, so are the answers."""
-    address = f"unix:{tmp_path}/c.sock"
-    with gateway(address) as process:
-        base = process.wait_ready()[0]
-        code, _, body = ask(base, "/v1/classify", HI)
-        assert (code, body["error"]["status"]) == (503, "UNAVAILABLE")
-        assert ask(base, "/healthz")[::2] == (503, {"status": "UNREACHABLE"})
-        with fake_server(listen=(address,)):
-            until(lambda: ask(base, "/v1/classify", HI)[0] == 200)
-            until(lambda: ask(base, "/healthz")[0] == 200)
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 0
-
-
-def test_a_body_that_does_not_come_is_408_as_the_document_says(address_of_fake):
-    """Who sends less than was declared hears so after --timeout-seconds, and each call with a body has that status."""
-    with gateway(address_of_fake, "--timeout-seconds", "0.5") as process:
-        at = urlsplit(process.wait_ready()[0])
-        head = f"POST /v1/classify HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
-        with socket.create_connection((at.hostname, at.port), timeout=60) as slow:
-            slow.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
-            assert slow.recv(4096).split()[1] == b"408"
-    posted = [call["post"] for call in document()["paths"].values() if "post" in call]
-    assert len(posted) == 3
-    assert all("DEADLINE_EXCEEDED" in call["responses"]["408"]["description"] for call in posted)
-
-
-def test_a_head_that_does_not_come_ends_its_connection(address_of_fake):
-    """Who sends no head, half of one or no second one holds a connection for --timeout-seconds at most."""
-    with gateway(address_of_fake, "--timeout-seconds", "0.5") as process, contextlib.ExitStack() as held:
-        at = urlsplit(process.wait_ready()[0])
-        for sent in (b"", b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT"):
-            slow = held.enter_context(socket.create_connection((at.hostname, at.port), timeout=60))
-            slow.sendall(sent)
-            with contextlib.suppress(ConnectionResetError):
-                while slow.recv(65_536):  # to its end
-                    pass
-
-
-async def test_files_are_followed_whatever_one_look_ends_in(monkeypatch):
-    """A look that fails in a way that nobody foresaw is said, and the next ones are made."""
-    monkeypatch.setattr("classifier.gateways.settings.FOLLOW_SECONDS", 0.0)
-    looks, seen = [], asyncio.Event()
-
-    def reload():
-        looks.append(None)
-        if len(looks) > 1:
-            seen.set()
-        raise RuntimeError
-
-    following = asyncio.create_task(follow("tokens", reload))
-    await seen.wait()
-    following.cancel()
-
-
-def test_a_call_that_the_server_ended_is_503():
-    """Its CANCELLED is no caller who left: the request may be sent again, as after UNAVAILABLE."""
-    response = error_response(status_pb2.Status(code=code_pb2.CANCELLED, message="the server ends"))
-    assert (response.status_code, json.loads(response.body)["error"]["status"]) == (503, "CANCELLED")
-
-
-def test_what_grpc_cannot_carry_is_no_busy_server(address_of_fake):
-    """A token that is larger than gRPC's metadata may be is 400, and waiting is not advised."""
-    with gateway(address_of_fake) as process:
-        base = process.wait_ready()[0]
-        code, headers, body = ask(base, "/v1/classify", HI, headers={"Authorization": f"Bearer {'x' * 20_000}"})
-    assert (code, body["error"]["status"], "Retry-After" in headers) == (400, "INVALID_ARGUMENT", False)
 
 
 def test_it_serves_tls_and_speaks_it_to_the_server(tmp_path):

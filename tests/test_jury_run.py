@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,15 +17,14 @@ pytest.importorskip("httpx")
 from click.testing import CliRunner
 
 from tests.calibration_support import write_rows
+from tests.jury_run_support import ROOT, TEXTS, lines_of, run, six_prompts
 from tests.jury_support import completion, endpoint, honest, tier_in, vote
 from training.__main__ import main
 from training.audit_set import read_rows
 from training.build_data import load_data
 from training.corpus import RUBRIC, read_corpus
 
-ROOT = Path(__file__).parent.parent
 LOGS = ROOT / "tests" / "logs"
-TEXTS = ["hello you", "write a letter", "debug this", "prove the conjecture", "hello again", "write a poem"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +36,7 @@ def no_waiting(monkeypatch):
 @pytest.fixture
 def log(tmp_path) -> Path:
     """Six prompts, one of which comes twice, and a bad line."""
-    path = tmp_path / "log.jsonl"
-    lines = [*(json.dumps({"prompt": text}) for text in TEXTS), json.dumps({"prompt": "hello  you"}), "{"]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def run(*arguments: object, url: str = "http://127.0.0.1:9/v1", model: str = "m"):
-    """`python -m training jury`."""
-    given = ["jury", *map(str, arguments), "--base-url", url]
-    return CliRunner().invoke(main, given if "--model" in given else [*given, "--model", model])
-
-
-def lines_of(path: Path) -> list[dict]:
-    """The lines of a corpus file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return six_prompts(tmp_path / "log.jsonl")
 
 
 def test_requests_become_corpus_lines(log, tmp_path):
@@ -163,129 +144,6 @@ def test_answers_that_are_no_votes_leave_the_row_out(log, tmp_path):
     assert len(lines_of(out)) == 6
 
 
-def test_second_run_asks_only_what_is_missing(log, tmp_path):
-    """The same command asks nothing again; another vote or model asks for that alone; votes stay in order."""
-    out = tmp_path / "out.jsonl"
-    with endpoint(honest) as server:
-        run(log, "-o", out, "--limit", 2, url=server.url)
-        assert len(server.asked) == 2
-        run(log, "-o", out, url=server.url)
-        assert sorted(server.texts) == sorted(TEXTS)
-        before = out.read_bytes()
-        done = run(log, "-o", out, url=server.url)
-        assert (len(server.asked), out.read_bytes()) == (6, before)
-        assert "6 responses, 0 of them now" in done.output
-        run(log, "-o", out, "--votes", 2, "--model", "m", "--model", "n", url=server.url)
-    assert Counter(a.body["model"] for a in server.asked) == {"m": 12, "n": 12}
-    assert all(line["readers"] == ["m", "m", "n", "n"] for line in lines_of(out))
-
-
-def test_journal_cut_at_any_byte_loses_one_answer_at_most(log, tmp_path):
-    """Wherever a dying process cut the journal off, what was whole in it is kept, and only the rest is asked."""
-    out = tmp_path / "out.jsonl"
-    with endpoint(honest) as server:
-        run(log, "-o", out, url=server.url)
-    journal = out.with_name("out.jsonl.votes")
-    data, wanted = journal.read_bytes(), out.read_bytes()
-    ends = [i + 1 for i, byte in enumerate(data) if byte == 10]
-    for cut in sorted({0, 1, ends[0] - 1, ends[0], ends[0] + 1, ends[2] - 1, ends[2], ends[3] + 9, len(data) - 1}):
-        journal.write_bytes(data[:cut])
-        out.unlink(missing_ok=True)
-        with endpoint(honest) as server:
-            assert run(log, "-o", out, url=server.url).exit_code == 0
-        kept = max(0, sum(end <= cut for end in ends) - 1)
-        assert len(server.asked) == 6 - kept, cut
-        assert sorted(lines_of(out), key=str) == sorted(map(json.loads, wanted.decode().splitlines()), key=str)
-
-
-def start(log: Path, out: Path, url: str, *arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "training", "jury", str(log), "-o", str(out), "--base-url", url, "--model", "m"]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("width", [1, 4])
-def test_killed_run_goes_on_and_asks_nothing_twice(log, tmp_path, width):
-    """A run that is killed and started again asks again for what was under way, and for nothing that was answered."""
-    out, processes = tmp_path / "out.jsonl", []
-
-    def deadly(asked):
-        if asked.count == 3:
-            processes[0].kill()
-            processes[0].wait()
-        return honest(asked)
-
-    with endpoint(deadly) as server:
-        processes.append(start(log, out, server.url, "--concurrency", width, "--votes", 2))
-        processes[0].communicate(timeout=60)
-        assert processes[0].returncode == -signal.SIGKILL
-        assert not out.exists()
-        answered = len((tmp_path / "out.jsonl.votes").read_bytes().splitlines()) - 1
-    with endpoint(honest) as other:
-        done = run(log, "-o", out, "--votes", 2, url=other.url)
-    assert done.exit_code == 0, done.output
-    assert len(other.asked) == 12 - answered
-    assert len(server.asked) - answered <= width
-    assert len(lines_of(out)) == 6
-
-
-def test_interrupted_run_waits_for_what_is_paid(log, tmp_path):
-    """Ctrl-C puts no further question, keeps the answers that are under way, and exits with 130."""
-    out, processes = tmp_path / "out.jsonl", []
-
-    def interrupting(asked):
-        if asked.count == 1:
-            processes[0].send_signal(signal.SIGINT)
-        return honest(asked)
-
-    with endpoint(interrupting) as server:
-        processes.append(start(log, out, server.url, "--concurrency", 1))
-        stdout, stderr = processes[0].communicate(timeout=60)
-    assert processes[0].returncode == 130
-    assert "the same command goes on from here" in stdout
-    assert "waiting for the answers that are under way" in stderr
-    assert "Traceback" not in stderr
-    assert len(lines_of(out)) == len(server.asked) <= 3
-
-
-def test_interrupted_run_does_not_wait_for_a_rest(log, tmp_path):
-    """A question that rests until the endpoint takes it again is not under way: Ctrl-C leaves it to the next run."""
-    out, processes = tmp_path / "out.jsonl", []
-
-    def resting(asked):
-        if asked.count != 1:
-            return honest(asked)
-        threading.Timer(1.0, processes[0].send_signal, (signal.SIGINT,)).start()
-        return 429, {"retry-after": "600"}, {}
-
-    with endpoint(resting) as server:
-        processes.append(start(log, out, server.url, "--concurrency", 1))
-        _, stderr = processes[0].communicate(timeout=60)
-        assert (processes[0].returncode, len(lines_of(out)), "Traceback" in stderr) == (130, 1, False), stderr
-        assert run(log, "-o", out, url=server.url).exit_code == 0
-    assert (len(server.asked), len(lines_of(out))) == (6 + 1, 6)
-
-
-def test_budget_that_is_spent_does_not_wait_for_a_rest(log, tmp_path):
-    """What rests while another answer spends the budget is left to the next run at once."""
-    (tmp_path / "prices.toml").write_text(PRICES)
-    out, given = tmp_path / "out.jsonl", ("--prices", tmp_path / "prices.toml", "--concurrency", 2)
-
-    def resting(asked):
-        if asked.count == 0:
-            return 429, {"retry-after": "600"}, {}
-        time.sleep(0.5)
-        return honest(asked)
-
-    with endpoint(resting) as server:
-        done = run(log, "-o", out, *given, "--budget", 0.001, url=server.url)
-    assert (done.exit_code, len(server.asked), len(lines_of(out))) == (3, 2, 1), done.output
-
-
 def test_busy_endpoint_is_asked_again(log, tmp_path):
     """429s with and without Retry-After, errors of the server, and a proxy's page cost a question nothing but time."""
     trouble = {0: (429, {"retry-after": "0.01"}, {}), 2: (429, {}, {}), 3: (503, {}, {}), 5: (200, {}, b"<html>")}
@@ -318,79 +176,6 @@ def test_moderated_case_keeps_no_others_from_their_turn(log, tmp_path):
     assert (done.exit_code, len(lines_of(out))) == (0, 5), done.output
     assert "1 still open" in done.output
     assert "1 questions without an answer: HTTP 403: the case is not wanted" in done.output
-
-
-PRICES = "[models]\nm = { input = 10.0, output = 100.0 }\n"
-
-
-def test_cost_is_counted_and_estimated(log, tmp_path):
-    """A dry run asks nothing and estimates from the texts, then from what answers took; costs go by the usage."""
-    (tmp_path / "prices.toml").write_text(PRICES)
-    out, prices = tmp_path / "out.jsonl", ("--prices", tmp_path / "prices.toml")
-    with endpoint(honest) as server:
-        guess = json.loads(run(log, "-o", out, *prices, "--dry-run", "--rate", 3, "--json", url=server.url).output)
-        assert (len(server.asked), list(tmp_path.glob("out*"))) == (0, [])
-        assert (guess["questions"], guess["minutes_at_least"]) == (6, 2.0)
-        first = run(log, "-o", out, *prices, "--limit", 2, url=server.url)
-        # Two responses of 100 and 20 tokens at 10 and 100 dollars a million.
-        assert "200 tokens read, 40 written, $0.0060" in first.output
-        sure = json.loads(run(log, "-o", out, *prices, "--dry-run", "--json", url=server.url).output)
-    assert sure["models"]["m"]["questions"] == 4
-    assert sure["models"]["m"]["completion_tokens"] == 80
-    assert sure["models"]["m"]["prompt_tokens"] == pytest.approx(400, rel=0.05)
-    asked = server.asked[0].body["messages"]
-    by_length = sum(len(m["content"].encode()) for m in asked) / 4
-    assert guess["models"]["m"]["prompt_tokens"] == pytest.approx(6 * by_length, rel=0.05)
-    assert guess["cost"] == pytest.approx((guess["models"]["m"]["prompt_tokens"] * 10 + 6 * 60 * 100) / 1e6, rel=1e-3)
-
-
-def test_budget_ends_the_run_and_a_higher_one_goes_on(log, tmp_path):
-    """When the budget is spent no further question is put and the exit code is 3; earlier spending counts."""
-    (tmp_path / "prices.toml").write_text(PRICES)
-    out, prices = tmp_path / "out.jsonl", ("--prices", tmp_path / "prices.toml", "--concurrency", 1)
-    with endpoint(honest) as server:
-        done = run(log, "-o", out, *prices, "--budget", 0.008, url=server.url)
-        assert (done.exit_code, len(server.asked), len(lines_of(out))) == (3, 3, 3)
-        assert "the budget of $0.008 is spent and 3 rows are open" in done.output
-        assert run(log, "-o", out, *prices, "--budget", 0.008, url=server.url).exit_code == 3
-        assert len(server.asked) == 3
-        assert run(log, "-o", out, *prices, "--budget", 1, url=server.url).exit_code == 0
-    assert len(server.asked) == 6
-
-
-def test_budget_takes_an_endpoint_that_says_what_answers_took(log, tmp_path):
-    """Where no response says its tokens nobody knows when the budget is spent, and no further question is put."""
-    (tmp_path / "prices.toml").write_text("[models]\nm = { input = 1.0, output = 2.0 }\n")
-    given = log, "-o", tmp_path / "out.jsonl", "--prices", tmp_path / "prices.toml", "--concurrency", 1
-
-    def silent(asked):
-        status, headers, body = honest(asked)
-        return status, headers, {**body, "usage": None}
-
-    with endpoint(silent) as server:
-        done = run(*given, "--budget", 5, url=server.url)
-        assert (done.exit_code, len(server.asked)) == (1, 1), done.output
-        assert "does not say what m's answers took" in done.output
-        done = run(*given, url=server.url)
-        assert (done.exit_code, "no cost known; 6 responses did not say their tokens" in done.output) == (0, True)
-
-
-def test_responses_that_do_not_say_their_tokens_cost_what_the_others_do(log, tmp_path):
-    """Where some responses say their tokens the rest counts like these: the budget holds, and the cost is estimated."""
-    (tmp_path / "prices.toml").write_text(PRICES)
-    out, given = tmp_path / "out.jsonl", ("--prices", tmp_path / "prices.toml", "--concurrency", 1)
-
-    def often_silent(asked):
-        status, headers, body = honest(asked)
-        half = {"prompt_tokens": 100} if asked.count == 1 else None
-        return status, headers, body if asked.count == 0 else {**body, "usage": half}
-
-    with endpoint(often_silent) as server:
-        done = run(log, "-o", out, *given, "--budget", 0.008, url=server.url)
-        assert (done.exit_code, len(server.asked)) == (3, 3), done.output
-    assert "100 tokens read, 20 written, $0.0090 estimated; 2 responses did not say their tokens" in done.output
-    found = json.loads(run(log, "-o", out, *given, "--budget", 0.008, "--json").stdout)
-    assert (found["cost"], found["cost_estimated"]) == (pytest.approx(0.009), True)
 
 
 def test_output_among_the_logs_is_no_log(log, tmp_path):
@@ -436,16 +221,6 @@ def test_journal_that_cannot_grow_ends_the_run_with_its_name(log, tmp_path):
         assert f"error: {out}.votes: cannot be written (File too large); make space" in done.stderr
         assert run(log, "-o", out, url=server.url).exit_code == 0
     assert len(lines_of(out)) == 6
-
-
-def test_question_that_waits_for_its_turn_is_not_put_once_the_budget_is_spent(log, tmp_path):
-    """A question that waits, by --rate, while the last of the budget is spent is not put."""
-    (tmp_path / "prices.toml").write_text(PRICES)
-    out = tmp_path / "out.jsonl"
-    given = ("--prices", tmp_path / "prices.toml", "--budget", 0.001, "--rate", 1, "--concurrency", 2)
-    with endpoint(honest) as server:
-        done = run(log, "-o", out, *given, url=server.url)
-    assert (done.exit_code, len(server.asked), len(lines_of(out))) == (3, 1, 1)
 
 
 def written_as(kind: str, folder: Path) -> Path:
@@ -586,66 +361,6 @@ def test_rows_that_are_never_taken_keep_no_others_from_their_turn(tmp_path):
         assert len(lines_of(out)) == 18
         assert server.texts == [*texts[:10], *texts[10:], *texts[:10]]
         assert "put with another body;" in run(*given, "--body", '{"temperature": 1}', url=server.url).output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--max-chars", "500"], "put with another most chars; one output never mixes two"),
-        (["--body", '{"temperature": 1}'], "put with another body;"),
-        (["--answer-format", "text"], "put with another answer format;"),
-        (["--guidelines", "OTHER"], "put with another rubric;"),
-    ],
-)
-def test_answers_to_questions_put_otherwise_are_not_mixed(arguments, message, log, tmp_path):
-    """A journal goes on with the questions it was begun with, and refuses others."""
-    (tmp_path / "other.md").write_text("All is simple.")
-    out = tmp_path / "out.jsonl"
-    with endpoint(honest) as server:
-        run(log, "-o", out, "--limit", 1, url=server.url)
-        given = [str(tmp_path / "other.md") if a == "OTHER" else a for a in arguments]
-        done = run(log, "-o", out, *given, url=server.url)
-    assert (done.exit_code, len(server.asked)) == (1, 1)
-    assert message in done.output
-
-
-def test_questions_may_be_put_otherwise_while_nothing_is_answered(log, tmp_path):
-    """A run that got no answer, as its endpoint knows no schema, is begun again with another answer format."""
-    out = tmp_path / "out.jsonl"
-    refused = (400, {}, {"error": {"code": "unknown_parameter"}})
-    with endpoint(lambda asked: refused if "response_format" in asked.body else honest(asked)) as server:
-        assert run(log, "-o", out, url=server.url).exit_code == 1
-        assert run(log, "-o", out, "--answer-format", "text", url=server.url).exit_code == 0
-        assert "put with another answer format;" in run(log, "-o", out, url=server.url).output
-    assert len(lines_of(out)) == 6
-
-
-@pytest.mark.parametrize(
-    ("sound", "damaged", "line"),
-    [(rb'"vote": 0', b'"vote": x', 2), (rb'"row": .*', b"", 2), (rb"\A.*", b"1", 1)],
-    ids=["a number", "half a line", "the first line"],
-)
-def test_damaged_journal_is_named_by_its_line(sound, damaged, line, log, tmp_path):
-    """A line of the journal that cannot be read is named."""
-    out = tmp_path / "out.jsonl"
-    with endpoint(honest) as server:
-        run(log, "-o", out, url=server.url)
-    journal = out.with_name("out.jsonl.votes")
-    journal.write_bytes(re.sub(sound, damaged, journal.read_bytes(), count=1))
-    done = run(log, "-o", out)
-    assert (done.exit_code, "Traceback" in done.output) == (1, False)
-    assert f"{journal}:{line}: is damaged" in done.output
-
-
-def test_two_runs_never_write_one_journal(log, tmp_path):
-    """While a run has an output, a second one is refused."""
-    from training.jury_journal import open_journal
-
-    out = tmp_path / "out.jsonl"
-    with open_journal(out, {}):
-        done = run(log, "-o", out)
-    assert done.exit_code == 1
-    assert "another run is writing it" in done.output
 
 
 def test_page_names_only_options_that_there_are():

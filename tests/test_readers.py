@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from classifier import readers
+from classifier import readers, row_groups
 from classifier.bulk import label
 from classifier.errors import InvalidRequest
 from classifier.labelled import open_labelled
@@ -309,9 +310,53 @@ def test_a_text_that_repeats_makes_no_large_chunk(stored, tmp_path):
         assert len(pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL)) < 1.1 * CHUNK_BYTES
 
 
+@contextlib.contextmanager
+def arrow_memory():
+    """What Arrow takes within, in a pool of its own."""
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pa.set_memory_pool(before)
+
+
+@pytest.mark.parametrize("stored", ["plain", "dictionary", "nested", "map", "delta"])
+def test_a_huge_text_that_repeats_is_unpacked_a_few_rows_at_a_time(stored, tmp_path, monkeypatch):
+    """Of a huge text that a Parquet file holds once, memory holds a few, however many rows there are."""
+    count, text = 100, "a" * 2**20
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), [text])
+    ends = pa.array(range(count + 1), pa.int32())
+    column = {
+        "nested": lambda: pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays([shared], ["content"])),
+        "map": lambda: pa.MapArray.from_arrays(ends, pa.array(range(count)), shared),
+        "delta": shared.dictionary_decode,
+    }.get(stored, lambda: shared)()
+    delta = {"use_dictionary": False, "column_encoding": {"system": "DELTA_BYTE_ARRAY"}} if stored == "delta" else {}
+    table, path = pa.table({"system": column, "n": range(count)}), tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="zstd", store_schema=stored == "dictionary", **delta)
+    monkeypatch.setattr(row_groups, "DECODED_BYTES", 4 * 2**20)
+    with arrow_memory() as pool:
+        numbers = [number for chunk in read_chunks(find_sources([str(path)])) for number in chunk.numbers]
+    assert numbers == list(range(1, count + 1))
+    assert pool.max_memory() < 30 * len(text)
+
+
+def test_a_huge_text_that_repeats_in_an_output_is_unpacked_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    """Whoever reads what was labelled, as reports do, needs no more memory than whoever labelled it."""
+    count, text = 100, "a" * 2**20
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), [text])
+    pq.write_table(pa.table({"prompt": shared}), tmp_path / "a.parquet", store_schema=False)
+    label([str(tmp_path / "a.parquet")], str(tmp_path / "out.parquet"), FakeMaker(), ONE)
+    monkeypatch.setattr(row_groups, "DECODED_BYTES", 4 * 2**20)
+    with arrow_memory() as pool:
+        assert sum(row["prompt"] == text for row in open_labelled(tmp_path / "out.parquet").rows()) == count
+    assert pool.max_memory() < 30 * len(text)
+
+
 def test_a_table_of_small_rows_is_cut_where_lines_are(tmp_path):
     """Small rows of a Parquet file go a thousand to a chunk, whatever its row groups are."""
-    pq.write_table(pa.table({"prompt": prompts(2500)}), tmp_path / "a.parquet", row_group_size=700)
+    pq.write_table(pa.table({"prompt": prompts(2500)}), tmp_path / "a.parquet", row_group_size=730)
     assert [len(chunk) for chunk in read_chunks(find_sources([str(tmp_path / "a.parquet")]))] == [1000, 1000, 500]
 
 

@@ -38,6 +38,9 @@ class Pretend:
     def wanted(self):
         return "broken" if isinstance(self.engine, Exception) else self.engine.bundle_version
 
+    def stamp(self):
+        return ""
+
     def load(self):
         self.loads += 1
         if isinstance(self.engine, Exception):
@@ -108,6 +111,18 @@ async def test_a_store_that_fails_is_asked_again_and_counted_once():
     assert [engine.bundle_version for engine in taken] == ["one", "broken"]
 
 
+async def test_a_shadow_that_is_awaited_is_counted_once():
+    """Where there is no candidate, as after one was promoted, looking for it again is no further failure."""
+    metrics, taken = Metrics(), []
+    source = Pretend(BundleNotFound("no candidate"))
+    source.wanted = source.load
+    watched = Watched("shadow", source, taken.append, metrics)
+    for _ in range(3):
+        await watched.check()
+    assert 'classifier_reload_failures_total{what="shadow"} 1.0' in generate_latest(metrics.registry).decode()
+    assert not taken
+
+
 async def test_a_load_that_ends_in_no_ordinary_exception_is_heard_of():
     """What a panic of the tokeniser's raises comes back to who looks, so that the next look finds what came since."""
 
@@ -168,6 +183,21 @@ def test_a_folder_that_is_replaced_while_it_is_loaded_gives_one_bundle(
     assert (loaded.bundle_version, loaded.golden_ok) == (Folder(other_bundle_path).wanted(), True)
 
 
+async def test_a_folder_that_was_refused_is_tried_again_once_its_files_change(tiny_bundle_path, tmp_path):
+    """A copy over a folder may bring the manifest first: until it is whole it is refused, and counted once."""
+    metrics, taken, served = Metrics(), [], tmp_path / "served"
+    watched = Watched("bundle", Folder(served), taken.append, metrics)
+    served.mkdir()
+    for name in ("manifest.json", "config.json"):
+        shutil.copy(tiny_bundle_path / name, served)
+        for _ in range(2):
+            await watched.check()
+    shutil.copytree(tiny_bundle_path, served, dirs_exist_ok=True)
+    await watched.check()
+    assert [engine.bundle_version for engine in taken] == [Folder(tiny_bundle_path).wanted()]
+    assert 'classifier_reload_failures_total{what="bundle"} 1.0' in generate_latest(metrics.registry).decode()
+
+
 @pytest.mark.parametrize("damage", ["half", "altered"])
 @pytest.mark.failure("a bad bundle", "Python client", "LiteLLM hook", "LiteLLM plugin", "Envoy", "HTTP gateway")
 def test_bundles_change_under_load_without_a_failed_request(tiny_bundle_path, other_bundle_path, tmp_path, damage):
@@ -200,7 +230,6 @@ def test_bundles_change_under_load_without_a_failed_request(tiny_bundle_path, ot
             shutil.copytree(other_bundle_path, whole)
             served.rename(tmp_path / "old")
             whole.rename(served)
-            server.signal(signal.SIGHUP)  # the version was refused before: asks for it again
             until(lambda: answers[-1].decision and answers[-1].decision.bundle_version == second)
             stop.set()
             asking.join()

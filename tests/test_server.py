@@ -27,6 +27,7 @@ from classifier import AsyncClient, Client, Tier, errors, wire
 from classifier.cli.serve import _is_there
 from classifier.health import Health
 from classifier.lifetime import print_ready, run, serve
+from classifier.listening import check_free
 from classifier.reload import Fixed
 from classifier.server import Server
 from classifier.settings import ServerSettings
@@ -282,6 +283,25 @@ def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
             pass
         with Client(address, timeout_seconds=60) as client:
             assert client.classify("x").tier is Tier.STANDARD
+
+
+def test_a_unix_socket_whose_server_is_behind_is_not_waited_for(tmp_path):
+    """Where a server has not accepted who came before, its socket is in use all the same."""
+    path = f"{tmp_path}/c.sock"
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(path)
+        listening.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(path)
+        before = socket.getdefaulttimeout()
+        stack.callback(socket.setdefaulttimeout, before)
+        socket.setdefaulttimeout(60)  # a connection that would be waited for ends
+        with pytest.raises(errors.SettingsError, match="is served already"):
+            check_free(f"unix:{path}", shared=False)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import zstandard
 
 from classifier import readers
+from classifier.addresses import without_secrets
 from classifier.errors import InputError
 from classifier.readers import read_chunks
 from classifier.sources import CONTAINERS, container_of, find_sources
@@ -271,6 +272,38 @@ def test_a_signed_url_is_read_as_what_its_path_names():
         finally:
             server.shutdown()
             thread.join()
+
+
+SIGNED = [
+    "sv=1&sig={}",
+    "X-Amz-Expires=9&X-Amz-Signature={}",
+    "Expires=9&Signature={}",
+    "access_token={}",
+    "api_key={}",
+]
+
+
+@pytest.mark.parametrize("query", SIGNED)
+def test_what_signs_a_url_is_not_shown(query, nowhere):
+    """Neither beside a row nor in an error, the client's own words included."""
+    pytest.importorskip("aiohttp")
+    url = f"http://{nowhere}/a.jsonl?{query.format('secret')}"
+    with pytest.raises(InputError, match=r"a\.jsonl\?\*\*\*: cannot be read") as raised:
+        find_sources([url])
+    assert "secret" not in str(raised.value)
+    assert without_secrets(f"403, url='{url}'") == f"403, url='http://{nowhere}/a.jsonl?***'"
+
+
+def test_inputs_that_differ_in_what_signs_them_are_two(monkeypatch):
+    """A run is not gone on with where another token may mean another file; a query that signs nothing is shown."""
+    remote = fsspec.filesystem("memory")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (remote, url))
+    monkeypatch.setattr(remote, "info", lambda path: {"name": path, "type": "file", "size": 10})
+    monkeypatch.setattr(remote, "unstrip_protocol", lambda path: path)
+    one, two, month = find_sources([f"https://logs/a.csv?{query}" for query in ("token=1", "token=2", "month=1")])
+    assert (one.name, two.name, month.name) == (*["https://logs/a.csv?***"] * 2, "https://logs/a.csv?month=1")
+    assert one.stamp != two.stamp
+    assert [one] == find_sources(["https://logs/a.csv?token=1"])
 
 
 def test_a_url_that_cannot_be_read_says_why(nowhere):

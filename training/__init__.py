@@ -1,6 +1,6 @@
 """From labelled prompts to a bundle, and from its feedback to the next one: the modules in the order of the data.
 
-    corpus      corpus  label_fields  build_data  datasheet  realism
+    corpus      corpus  corpus_files  label_fields  build_data  datasheet  realism
     jury        jury_command  jury_run  jury  jury_cases  jury_endpoint  jury_bodies  jury_journal  jury_report
                 agreement  steering_signs
     build       recipe  build  train  teacher  distill  adapters  crossval  probe  progress

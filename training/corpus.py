@@ -10,12 +10,9 @@ Knows nothing of models, tokens or weights.
 
 from __future__ import annotations
 
-import glob
-import gzip
 import hashlib
 import json
 import math
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +27,12 @@ from classifier.errors import InputError, InvalidRequest
 from classifier.texts import json_text
 from classifier.turns import with_turns
 from classifier.types import TIERS, Request, Tier
+from training.corpus_files import expand, read_lines
 from training.label_fields import KINDS, one_hot, stated_label
 
 OWN_DATA = Path(__file__).parent.parent / "data"
 """The corpus written for this project."""
 RUBRIC, OUTCOME, UNLABELLED = KINDS
-SUFFIXES = (".jsonl", ".jsonl.gz")
 EXPORTED = frozenset({"decision_id", "outcome_id"})
 """Names by which a row of an export of the feedback store is told from a corpus line."""
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
@@ -133,49 +130,6 @@ def read_corpus(paths: Iterable[str | Path], *, repeats: bool = False) -> list[R
                 rows.append(_repeat(row, before) if before else row)
             times[row.sha256] += 1
     return rows
-
-
-def expand(paths: Iterable[str | Path]) -> list[Path]:
-    """Files that the paths name: a file, the corpus files of a folder (deep), or a glob, sorted.
-
-    Raises:
-        InputError: a path matches nothing.
-    """
-    found: list[Path] = []
-    for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
-        elif path.is_file():
-            files = [path]
-        else:
-            files = sorted(Path(p) for p in glob.glob(str(given)))
-        if not files:
-            raise InputError(f"{given}: no corpus file there; give a .jsonl or .jsonl.gz file, a folder, or a glob")
-        found.extend(files)
-    return list(dict.fromkeys(found))
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line of a file that is not blank, of a compressed file too.
-
-    Raises:
-        InputError: the file cannot be read to its end, or a line is not UTF-8.
-    """
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}:{number}: is not UTF-8 ({error.reason} at byte {error.start}); a corpus is JSON lines"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: cannot be read after line {number} ({error}); check that the file is whole"
-        ) from error
 
 
 def write_corpus(path: Path, rows: Iterable[Row]) -> None:

@@ -30,6 +30,9 @@ from training.predictions import read_baselines, read_predictions
 from training.risk_control import fit_threshold
 from training.step_losses import routing_losses
 
+REFITTED = ("half-splits", "transfer")
+"""Tables for which thresholds are fitted anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -37,7 +40,8 @@ class Study:
 
     Attributes:
         rows: labelled rows with logits.
-        alphas: policy → target.
+        alphas: policy → target, of a plain promise: one threshold for all, every miss counts 1, nothing is explored.
+        others: policies that promise something else.
         calibration: the map that comes with the logits.
         chosen: policy → (n,) tier indices.
         rivals: (n, 4) probabilities of other models on the same rows, by name.
@@ -52,6 +56,7 @@ class Study:
     rivals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     prices: Sequence[float] = PRICES
     seed: int = 0
+    others: Sequence[str] = ()
 
 
 def study(asked: Study, tables: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -67,6 +72,13 @@ def study(asked: Study, tables: Sequence[str]) -> tuple[dict[str, Any], list[str
     missing = []
     for name, make in makers.items():
         if name in tables:
+            if name in REFITTED and asked.others:
+                missing.append(
+                    f"no {name} table of {', '.join(asked.others)}: it fits plain thresholds, and these have groups, "
+                    "weigh misses or explore; calibrate without --group-by, --severity and --epsilon for it"
+                )
+                if not asked.alphas:
+                    continue
             try:
                 found[name.replace("-", "_")] = make()
             except InputError as error:
@@ -90,8 +102,10 @@ def of_bundle(
     calibration, promised = engine.bundle.calibration, engine.policies
     probabilities = calibration.apply(rows.logits)
     chosen = {name: chosen_by(p, probabilities, rows) for name, p in promised.items()}
-    alphas = {name: p.guarantee.alpha for name, p in promised.items() if p.guarantee.alpha}
-    return Study(rows, alphas, chosen, calibration, rivals, prices, seed)
+    aimed = {name: p for name, p in promised.items() if p.guarantee.alpha}
+    others = [name for name, p in aimed.items() if p.group_by or p.guarantee.severity or p.epsilon]
+    alphas = {name: p.guarantee.alpha for name, p in aimed.items() if name not in others}
+    return Study(rows, alphas, chosen, calibration, rivals, prices, seed, others)
 
 
 def baselines_of(train: Sequence[Row], judged: Sequence[Row], rows: CalibrationSet) -> dict[str, NDArray[np.float32]]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError, InvalidRequest
 from classifier.types import TIERS, Request
-from training.corpus import expand, read_lines, request_of_line
+from training.corpus import request_of_line
+from training.corpus_files import expand, read_lines
 from training.label_fields import success_rates
 
 SPLIT = "dev"

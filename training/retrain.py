@@ -179,7 +179,7 @@ class Round:
         passed = {name: one["cost"] for name, one in verdicts.items() if one["accepted"] or one["repairs"]}
         if not passed:
             return None, {"why": both}
-        name = min(passed, key=lambda name: passed[name])
+        name = min(passed, key=passed.__getitem__)
         return name, {"why": f"{name} is taken: {both}"}
 
     def _try_training(self) -> tuple[dict[str, Any] | None, str]:
@@ -339,11 +339,10 @@ class Round:
         recent = held.to_fit(retrained=name == TRAINED)[1]
         audits = [row for row in recent if row.source not in left_out]
         current, candidate = load_engine(self._current.path), load_engine(self._run.path(name) / "bundle")
+        scored = self._scored(audits, current), self._scored(audits, candidate)
         verdict = judge(
             [
-                recent_set(
-                    current, candidate, (self._scored(audits, current), self._scored(audits, candidate)), held.traffic
-                ),
+                recent_set(current, candidate, scored, held.traffic),
                 golden_set(current, candidate, held.golden, risk_margin=GOLDEN_MARGIN),
             ],
             off_policy=off_policy_pair(current, candidate, recent_log(self._frozen(), self._caps, MOST_LOGGED)),

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from classifier.errors import InputError
 from classifier.types import TIERS, Request
-from training.corpus import RUBRIC, expand, parse_row, read_corpus, read_lines
+from training.corpus import RUBRIC, parse_row, read_corpus
+from training.corpus_files import expand, read_lines
 
 NEAR = {-3: 0.02, -2: 0.10, -1: 0.40, 0: 0.95, 1: 0.98, 2: 0.99, 3: 0.99}
 """P(a try satisfies) by how far the tried tier lies above what the request needs."""

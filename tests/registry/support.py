@@ -1,4 +1,4 @@
-"""A store that dies at its n-th change, for the tests of the registry."""
+"""What lies in a registry's store, and a store that dies at its n-th change."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ from classifier.registry import Registry
 
 DAY = 86_400.0
 STEPS = ("add", "promote", "rollback", "gc")
+numbers = itertools.count()
+"""Of registries in memory, which all tests share."""
+
+
+def stored(registry: Registry) -> set[str]:
+    """The folders with something in them; SeaweedFS lists the name of one that was emptied for a while."""
+    folders = [f"bundles/{name}" for name in registry._objects.names("bundles")]
+    return {folder for folder in folders if registry._objects.written_at(folder) is not None}
+
+
+def bundle_files(registry: Registry) -> set[str]:
+    """Every file below bundles/, as its store names it."""
+    return set(registry._objects._fs.find(registry._objects.path("bundles")))
 
 
 class Crash(BaseException):
