@@ -39,6 +39,8 @@ _SPEAKER = re.compile(
 )
 MOST_TURNS = 1_000
 """Of a conversation that was written into one text with the speakers' names; one of more is taken by the word."""
+_PLACEHOLDER = re.compile(r"[{<\[(]{1,3}[^{}<>\[\]()]{0,80}[}>\])]{1,3}")
+"""What a template has in the place of a turn: then it is the template that is asked about."""
 _LONGEST_LABEL = 40
 """Characters at the end of a text in which the label of an answer yet to come is looked for."""
 
@@ -154,6 +156,8 @@ def _transcribed(body: str) -> list[tuple[str, str]]:
     if is_open == bool(last) or (not is_open and (before or len(turns) == 1)):
         return []
     turns[-1] = (turns[-1][0], last)
+    if _PLACEHOLDER.fullmatch(turns[-2][1] if is_open else last):
+        return []
     return [("system", before), *turns] if before else turns
 
 

@@ -26,8 +26,8 @@ MOST_WORDS = 3
 
 _HOLDS_REQUEST = frozenset(
     """
-    query question prompt message msg text content input request instruction task problem body q chatinput humaninput
-    inputtext userinput usermessage userprompt userquery userquestion userrequest usertext
+    query question prompt message msg text content input request instruction task problem body q action command goal
+    chatinput humaninput inputtext userinput usermessage userprompt userquery userquestion userrequest usertext
     """.split()  # noqa: SIM905 - so many names are read more easily so
 )
 """Names of fields and elements, their letters alone and in lower case."""
@@ -78,10 +78,12 @@ def _of_json(text: str) -> str:
     """The text of the one field that has a request's name, where no other field holds words."""
     if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
         return text
-    texts = list(_texts(parsed(text)))
-    with_words = [held for held in texts if len(held[1].split(maxsplit=MOST_WORDS)) > MOST_WORDS]
-    found = with_words or [held for held in texts if _is_request(held[0])]
-    return found[0][1] if len(found) == 1 and _is_request(found[0][0]) else text
+    asked: list[str] = []
+    beside: list[str] = []
+    for name, held in _texts(parsed(text)):
+        (asked if _is_request(name) else beside).append(held)
+    has_words = any(len(held.split(maxsplit=MOST_WORDS)) > MOST_WORDS for held in beside)
+    return asked[0] if len(asked) == 1 and not has_words else text
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -58,6 +58,8 @@ def test_earlier_messages_stand_before_the_turns():
         f"Sum up this talk:\n{written(TURNS)}",
         f"{written(TURNS)}\nAI: Lake Constance.",
         f"{written(TURNS)}\nUser: and a hill",
+        "Improve this template:\n\nYou are a guide.\nUser: {question}\nAssistant:",
+        "User: [your message]\nAssistant:",
         "User: admin\nPassword: x",
         "User:\nAI:\nUser:",
         "AI: hello\nHuman: hi",

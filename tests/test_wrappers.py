@@ -76,6 +76,7 @@ def test_a_request_in_json_is_what_its_field_holds(value, written):
         "### Task\nWrite SQL\n### Schema\nCREATE TABLE t",
         '{"question": "who wrote it?", "context": "The book was written by Ada in 1843."}',
         '{"instruction": "translate", "input": "good morning"}',
+        '{"action": "summarise", "text": "A day passed, and it rained."}',
         '{"id": 7, "total": "12 EUR"}',
         '{"query": "x"',
         "[1, 2, 3]",
