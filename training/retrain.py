@@ -117,19 +117,21 @@ class Round:
         self._keep_to(self._run.step("begin", lambda _: self._begin(why))["options"])
         self._snapshot = self._run.step("snapshot", self._freeze)
         self._registry.state()  # a store or registry that cannot be reached is no fault of the round: it does not count
-        if self._run.attempt() > MOST_ATTEMPTS:
-            return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log")
-        if mismatch := input_mismatch(self._current):  # the package was upgraded since
-            return self._close("gave up", mismatch)
-        name, verdict = self._choose()
-        if name is None:
-            return self._close("keep", verdict["why"])
-        candidate = self._run.step("register", lambda _: self._register(name, verdict))["version"]
-        if not self._options.promote:
-            return self._close("candidate", verdict["why"], candidate)
-        if told := self._run.step("promote", lambda _: self._promote(candidate, verdict)).get("superseded"):
-            return self._close("superseded", told, candidate)
-        return self._close("promoted", verdict["why"], candidate)
+        with self._run.attempt() as begun:
+            if begun > MOST_ATTEMPTS:
+                why = f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log"
+                return self._close("gave up", why)
+            if mismatch := input_mismatch(self._current):  # the package was upgraded since
+                return self._close("gave up", mismatch)
+            name, verdict = self._choose()
+            if name is None:
+                return self._close("keep", verdict["why"])
+            candidate = self._run.step("register", lambda _: self._register(name, verdict))["version"]
+            if not self._options.promote:
+                return self._close("candidate", verdict["why"], candidate)
+            if told := self._run.step("promote", lambda _: self._promote(candidate, verdict)).get("superseded"):
+                return self._close("superseded", told, candidate)
+            return self._close("promoted", verdict["why"], candidate)
 
     def _keep_to(self, begun: Mapping[str, Any]) -> None:
         """Takes the options that the round was begun with; one that never trains stays one."""
