@@ -119,8 +119,7 @@ class Round:
         self._registry.state()  # a store or registry that cannot be reached is no fault of the round: it does not count
         with self._run.attempt() as begun:
             if begun > MOST_ATTEMPTS:
-                why = f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log"
-                return self._close("gave up", why)
+                return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times without an end; see the log")
             if mismatch := input_mismatch(self._current):  # the package was upgraded since
                 return self._close("gave up", mismatch)
             name, verdict = self._choose()
@@ -197,13 +196,15 @@ class Round:
 
     def _recalibrate(self, out: Path, *, fit_map: bool) -> dict[str, Any]:
         """The current weights with thresholds of now, where there are audits for them, and probabilities of now."""
-        current, held = self._current, self._held_out
-        new, of = unseen(held.recent, current, CALIBRATED_ON), "the serving bundle"
+        current, held, of = self._current, self._held_out, "the serving bundle"
+        new = unseen(held.recent, current, CALIBRATED_ON)
         if gone := self._snapshot.get("rolled_back"):  # the same audits would make the same bundle again
             new = unseen(new, read_bundle(self._registry.fetch(gone)), CALIBRATED_ON)
             of += f" or {gone}, rolled back"
         if len(new) < FEWEST_ROWS:
             told = f"{held.told()}, {len(new)} of which fitted nothing of {of}"
+            if not held.counts["audits"]:
+                told += f"; no recent request is labelled {self._options.audit_label} (--audit-label)"
             return {"done": False, "why": f"{told}; {FEWEST_ROWS} such are wanted", "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
@@ -211,8 +212,7 @@ class Round:
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's student, trained on and exported, not yet calibrated; or why that cannot be done."""
-        current, base = self._current, self._base
-        frozen, held = self._frozen(), self._held_out
+        current, base, frozen, held = self._current, self._base, self._frozen(), self._held_out
         kept = kept_for_judging(frozen, held)
         feedback, counts = feedback_rows(frozen, held, kept, self._caps)
         if not feedback:
@@ -262,8 +262,8 @@ class Round:
 
     def _register(self, name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
         run, registry, why = self._run, self._registry, told_of(self._run.name, verdict["why"])
-        trained = run.path("train") / "checkpoint"
-        weights = trained if name == TRAINED else registry.checkpoint(self._snapshot["current"])
+        at = run.path("train") / "checkpoint"
+        weights = at if name == TRAINED else registry.checkpoint(self._snapshot["current"])
         return {"version": registry.add(run.path(name) / "bundle", checkpoint=weights, candidate=True, why=why)}
 
     def _promote(self, version: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,8 +299,8 @@ class Round:
         }
         melt(self._run.path("snapshot"))
         artefacts = {"bundle": self._registry.fetch(candidate)} if candidate else {}
-        run_id = track(receipt, uri=self._options.mlflow_uri, artefacts=artefacts, say=self._say)
-        return receipt | {"mlflow_run": run_id}
+        tracked = track(receipt, uri=self._options.mlflow_uri, artefacts=artefacts, say=self._say)
+        return receipt | {"mlflow_run": tracked}
 
     # --- what the steps share
 
@@ -341,7 +341,7 @@ class Round:
         recent = held.to_fit(retrained=name == TRAINED)[1]
         audits = [row for row in recent if row.source not in left_out]
         current, candidate = load_engine(self._current.path), load_engine(self._run.path(name) / "bundle")
-        verdict = judge(
+        return judge(
             [
                 recent_set(
                     current, candidate, (self._scored(audits, current), self._scored(audits, candidate)), held.traffic
@@ -349,5 +349,4 @@ class Round:
                 golden_set(current, candidate, held.golden, risk_margin=GOLDEN_MARGIN),
             ],
             off_policy=off_policy_pair(current, candidate, recent_log(self._frozen(), self._caps, MOST_LOGGED)),
-        )
-        return verdict.as_json()
+        ).as_json()
