@@ -89,3 +89,19 @@ def test_sigterm_ends_the_loop(base, tmp_path):  # noqa: F811
     loop.send_signal(signal.SIGTERM)
     loop.communicate(timeout=60)
     assert loop.returncode == 0
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGTERM, 143, "terminated: "), (signal.SIGINT, 130, "")])
+@pytest.mark.parametrize("verb", [("retrain",), ("loop", "--once", "--min-outcomes", "1")])
+def test_a_signal_ends_a_round_where_it_is_and_the_next_start_goes_on(base, tmp_path, verb, number, code, said):  # noqa: F811
+    """It says that the round goes on, exits by the signal's number, and takes no attempt of the round."""
+    arguments = command(base, tmp_path / "work", *verb)
+    run = tmp_path / "work" / "000001"
+    process = start(arguments)
+    until(lambda: (run / "attempts").exists() or process.poll() is not None, 120)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert f"{said}a round that has begun goes on at the next start" in err.splitlines()
+    assert "Traceback" not in err
+    assert ((run / "attempts").read_text(), (run / "receipt.json").exists()) == ("0", False)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("scipy")
 
 from training.principals import ERROR, contradicting, held_to_share, most_unnoticed, others_alphas
-from training.risk_control import fit_threshold
+from training.risk_control import fit_threshold, thresholds_of_others
 from training.step_losses import routing_losses, soft
 
 ALPHA, TARGET, SHARE = 0.1, 0.08, 0.2
@@ -131,6 +131,23 @@ def test_misses_as_rare_as_was_promised_are_no_contradiction(target):
     """However strictly thresholds are fitted, α is what was promised: so many misses accuse nobody."""
     limits = {"others": 5000, "largest": 500, "alpha": ALPHA, "target": target}
     assert all(most_unnoticed(count, 11, **limits) >= ALPHA * count for count in (10, 100, 1000))
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.1])
+@pytest.mark.parametrize("target", [0.02, 0.1, 0.9])
+@pytest.mark.parametrize("digits", [1, 6])
+def test_the_threshold_of_others_is_the_one_that_is_fitted_to_them(target, delta, digits):
+    """For each principal it is that of `fit_threshold` on all other rows, ties and infeasible targets included."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        p, y = population(10 + 25 * seed, rng)
+        p, owner = p.round(digits), np.arange(len(p)) % (2 + seed)
+        found = thresholds_of_others(
+            routing_losses(p, y), [np.flatnonzero(owner == k) for k in range(2 + seed)], target, delta
+        )
+        others = [owner != k for k in range(2 + seed)]
+        fits = [fit_threshold(routing_losses(p[rest], y[rest]), target, delta=delta) for rest in others]
+        assert found == [fit.threshold for fit in fits]
 
 
 def test_of_two_nobody_is_left_out():

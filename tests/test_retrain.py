@@ -530,6 +530,7 @@ def test_round_without_audits_changes_nothing(options):
     receipt = go(replace(options, audit_label="sample=nothing"))
     assert (receipt["decision"], receipt["candidate"]) == ("keep", "")
     assert "0 recent audits are closed, 0 of which" in receipt["why"]
+    assert "no recent request is labelled sample=nothing (--audit-label)" in receipt["why"]
     assert set(receipt["steps"]) == {"begin", "snapshot", "recalibrate"}
 
 

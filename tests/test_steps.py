@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -96,9 +99,23 @@ def test_the_millionth_run_is_the_newest(tmp_path):
     assert (receipts(tmp_path)[-1]["run"], next_folder(tmp_path).name) == ("1000000", "1000001")
 
 
+def begin(folder: Path, error: BaseException) -> int:
+    """The attempt of a run that ends in `error`."""
+    run = Run(folder)
+    with contextlib.suppress(BaseException), run.attempt():
+        raise error
+    return int((folder / "attempts").read_text())
+
+
 def test_attempts_are_counted(tmp_path):
-    """A run knows how often it was begun."""
-    assert [Run(tmp_path / "1").attempt() for _ in range(3)] == [1, 2, 3]
+    """A run knows how often it was begun and did not end."""
+    assert [begin(tmp_path / "1", error) for error in (ValueError(), SystemExit(), PermissionError())] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota")])
+def test_who_stops_a_run_or_a_full_disk_takes_no_attempt(tmp_path, error):
+    """A run that a person stopped, or that found the disk full, may be begun as often as before."""
+    assert [begin(tmp_path / "1", error) for _ in range(5)] == [0] * 5
 
 
 def test_only_one_process_at_a_time(tmp_path):

@@ -5,11 +5,12 @@ Knows nothing of what a round, or a look at the world, is made of.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from classifier.texts import finite
 from training.round_options import Options
 
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
+_GOES_ON = "a round that has begun goes on at the next start"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -38,6 +40,30 @@ def seconds(text: str) -> float:
     if not found or not float(found[1]):
         raise click.BadParameter(f"{text!r} is no duration; give one such as 90s, 15m, 1h or 1d")
     return float(found[1]) * _UNITS[found[2]]
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _terminate(_number: int, _frame: Any) -> None:
+    raise _Terminated
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the block where it is, as Ctrl-C does, with exit code 143; both say what becomes of the round."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except _Terminated:
+        _say(f"terminated: {_GOES_ON}")
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except KeyboardInterrupt:
+        _say(_GOES_ON)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _loop_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -84,14 +110,15 @@ def retrain_command(*, as_json: bool, **given: Any) -> None:
 
     Recalibrates or retrains on what the feedback store holds, judges the result, registers it as `candidate` and, with
     --promote, promotes it. Goes on with a round that was cut off. Exit code 3 where the current bundle stays because
-    nothing passed the gate.
+    nothing passed the gate, 143 on SIGTERM.
 
     \b
     python -m training retrain --registry /srv/bundles --feedback-url sqlite:////var/lib/classifier/feedback.db
     """
-    from training.retrain import retrain
+    with _stoppable():
+        from training.retrain import retrain
 
-    receipt = retrain(Options(**given), say=_say)
+        receipt = retrain(Options(**given), say=_say)
     _tell(receipt, as_json=as_json)
     if receipt["decision"] in ("keep", "gave up"):
         raise GateNotMet(f"the current bundle stays: {receipt['why']}")
@@ -107,7 +134,8 @@ def retrain_command(*, as_json: bool, **given: Any) -> None:
 def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None:
     r"""Runs the feedback loop unattended.
 
-    Rolls back, resumes, retrains, recalibrates on drift. SIGTERM ends it after the round.
+    Rolls back, resumes, retrains, recalibrates on drift. SIGTERM and Ctrl-C end it after the round, a second one at
+    once.
 
     One at a time: a second one on the same registry waits its turn, and with --once ends with exit code 1. A round that
     is killed goes on at the next start.
@@ -115,22 +143,30 @@ def loop_command(*, as_json: bool, every: str, once: bool, **given: Any) -> None
     \b
     python -m training loop --every 1h --min-outcomes 500 --promote --registry /srv/bundles
     """
-    from training.loop import run_loop, tick
-
     pause, stop = seconds(every), threading.Event()
-    if once:
-        _tell(tick(Options(**given), say=_say), as_json=as_json)
-        return
     came: list[int] = []
 
-    def end(number: int, _: Any) -> None:
-        came.append(number)
-        # In a thread: the one that is interrupted may hold the event's lock just then, and would wait for itself.
-        threading.Thread(target=stop.set).start()
+    def wind_down() -> None:
+        _say(f"ends after this round; once more ends it at once, and {_GOES_ON}")
+        stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    run_loop(Options(**given), pause, stop=stop, say=_say, tell=lambda receipt: _tell(receipt, as_json=as_json))
+    def end(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            again = _terminate if number == signal.SIGTERM else signal.default_int_handler
+            again(number, frame)
+        # In a thread: the one that is interrupted may hold the event's lock, or be writing, and would wait for itself.
+        threading.Thread(target=wind_down).start()
+
+    with _stoppable():
+        from training.loop import run_loop, tick
+
+        if once:
+            _tell(tick(Options(**given), say=_say), as_json=as_json)
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        run_loop(Options(**given), pause, stop=stop, say=_say, tell=lambda receipt: _tell(receipt, as_json=as_json))
     if came[0] == signal.SIGINT:
         raise KeyboardInterrupt
 

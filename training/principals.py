@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from classifier.policy import choose_many
 from training.decision_log import ExportRow
-from training.risk_control import fit_threshold
+from training.risk_control import thresholds_of_others
 from training.step_losses import routing_losses
 
 T = TypeVar("T")
@@ -114,14 +114,18 @@ def contradicting(
     tested = sum(len(np.unique(principals[part])) for part in parts)
     found: dict[str, tuple[int, int]] = {}
     for part in parts:
-        names, counts = np.unique(principals[part], return_counts=True)
-        for name in names.tolist():
-            own = principals[part] == name
-            mine, rest = part[own], part[~own]
-            threshold = fit_threshold(routing_losses(probabilities[rest], labels[rest]), target, delta=delta).threshold
+        names, owner, counts = np.unique(principals[part], return_inverse=True, return_counts=True)
+        by_owner = np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
+        thresholds = thresholds_of_others(routing_losses(probabilities[part], labels[part]), by_owner, target, delta)
+        most, second = np.sort(counts)[[-1, -2]]
+        for name, own, threshold in zip(names.tolist(), by_owner, thresholds, strict=True):
+            mine = part[own]
             chosen = choose_many(probabilities[mine], threshold)
-            misses, largest = int((labels[mine].argmax(axis=1) > chosen).sum()), int(counts[names != name].max())
-            limits = {"others": len(rest), "largest": largest, "alpha": alpha, "target": target}
+            misses, largest = (
+                int((labels[mine].argmax(axis=1) > chosen).sum()),
+                int(second if len(own) == most else most),
+            )
+            limits = {"others": len(part) - len(own), "largest": largest, "alpha": alpha, "target": target}
             if misses > most_unnoticed(len(mine), tested, **limits):
                 before = found.get(name, (0, 0))
                 found[name] = (before[0] + misses, before[1] + len(mine))

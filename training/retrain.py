@@ -117,19 +117,20 @@ class Round:
         self._keep_to(self._run.step("begin", lambda _: self._begin(why))["options"])
         self._snapshot = self._run.step("snapshot", self._freeze)
         self._registry.state()  # a store or registry that cannot be reached is no fault of the round: it does not count
-        if self._run.attempt() > MOST_ATTEMPTS:
-            return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times and never came to an end; see the log")
-        if mismatch := input_mismatch(self._current):  # the package was upgraded since
-            return self._close("gave up", mismatch)
-        name, verdict = self._choose()
-        if name is None:
-            return self._close("keep", verdict["why"])
-        candidate = self._run.step("register", lambda _: self._register(name, verdict))["version"]
-        if not self._options.promote:
-            return self._close("candidate", verdict["why"], candidate)
-        if told := self._run.step("promote", lambda _: self._promote(candidate, verdict)).get("superseded"):
-            return self._close("superseded", told, candidate)
-        return self._close("promoted", verdict["why"], candidate)
+        with self._run.attempt() as begun:
+            if begun > MOST_ATTEMPTS:
+                return self._close("gave up", f"it was begun {MOST_ATTEMPTS} times without an end; see the log")
+            if mismatch := input_mismatch(self._current):  # the package was upgraded since
+                return self._close("gave up", mismatch)
+            name, verdict = self._choose()
+            if name is None:
+                return self._close("keep", verdict["why"])
+            candidate = self._run.step("register", lambda _: self._register(name, verdict))["version"]
+            if not self._options.promote:
+                return self._close("candidate", verdict["why"], candidate)
+            if told := self._run.step("promote", lambda _: self._promote(candidate, verdict)).get("superseded"):
+                return self._close("superseded", told, candidate)
+            return self._close("promoted", verdict["why"], candidate)
 
     def _keep_to(self, begun: Mapping[str, Any]) -> None:
         """Takes the options that the round was begun with; one that never trains stays one."""
@@ -195,13 +196,14 @@ class Round:
 
     def _recalibrate(self, out: Path, *, fit_map: bool) -> dict[str, Any]:
         """The current weights with thresholds of now, where there are audits for them, and probabilities of now."""
-        current, held = self._current, self._held_out
-        new, of = unseen(held.recent, current, CALIBRATED_ON), "the serving bundle"
+        current, held, of = self._current, self._held_out, "the serving bundle"
+        new = unseen(held.recent, current, CALIBRATED_ON)
         if gone := self._snapshot.get("rolled_back"):  # the same audits would make the same bundle again
             new = unseen(new, read_bundle(self._registry.fetch(gone)), CALIBRATED_ON)
             of += f" or {gone}, rolled back"
         if len(new) < FEWEST_ROWS:
-            told = f"{held.told()}, {len(new)} of which fitted nothing of {of}"
+            none = f"; no recent request is labelled {self._options.audit_label} (--audit-label)"
+            told = f"{held.told()}, {len(new)} of which fitted nothing of {of}{'' if held.counts['audits'] else none}"
             return {"done": False, "why": f"{told}; {FEWEST_ROWS} such are wanted", "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
@@ -209,8 +211,7 @@ class Round:
 
     def _train(self, out: Path) -> dict[str, Any]:
         """The current bundle's student, trained on and exported, not yet calibrated; or why that cannot be done."""
-        current, base = self._current, self._base
-        frozen, held = self._frozen(), self._held_out
+        current, base, frozen, held = self._current, self._base, self._frozen(), self._held_out
         kept = kept_for_judging(frozen, held)
         feedback, counts = feedback_rows(frozen, held, kept, self._caps)
         if not feedback:
@@ -340,11 +341,10 @@ class Round:
         audits = [row for row in recent if row.source not in left_out]
         current, candidate = load_engine(self._current.path), load_engine(self._run.path(name) / "bundle")
         scored = self._scored(audits, current), self._scored(audits, candidate)
-        verdict = judge(
+        return judge(
             [
                 recent_set(current, candidate, scored, held.traffic),
                 golden_set(current, candidate, held.golden, risk_margin=GOLDEN_MARGIN),
             ],
             off_policy=off_policy_pair(current, candidate, recent_log(self._frozen(), self._caps, MOST_LOGGED)),
-        )
-        return verdict.as_json()
+        ).as_json()

@@ -22,15 +22,16 @@ Knows nothing of files, bundles, text or groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import scipy
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from classifier.policy import ALWAYS_FRONTIER
-from training.step_losses import StepLosses, soft
+from training.step_losses import StepLosses, just_above, soft
 
 CONFORMAL, BINOMIAL, BOUNDED, SHIFTED = (
     "CONFORMAL_RISK_CONTROL",
@@ -242,6 +243,38 @@ def fit_threshold(losses: StepLosses, alpha: float, *, delta: float = 0.0) -> Th
         if feasible
         else rows_needed(alpha, delta, method, losses.risk(strictest), largest=losses.largest * losses.n / losses.size),
     )
+
+
+def thresholds_of_others(
+    losses: StepLosses, parts: Sequence[NDArray[np.int64]], alpha: float, delta: float = 0.0
+) -> list[float]:
+    """For each part the threshold of `fit_threshold` on all rows but its own; the rows are sorted once for all.
+
+    Args:
+        losses: of n rows; each 0 or 1 whatever λ, one step a row at most, unweighted.
+        parts: indices into the rows; not all rows are one part's.
+        alpha: as for `fit_threshold`.
+        delta: as for `fit_threshold`.
+    """
+    critical = np.where(losses.steps > 0, losses.scores, -np.inf).max(axis=1)  # the largest λ at which a row is lost
+    order = np.argsort(-critical, kind="stable")
+    place = np.empty(losses.n, dtype=np.int64)
+    place[order] = np.arange(losses.n)
+    below = np.argsort(-losses.scores[:, -1], kind="stable")
+    found = []
+    for own in parts:
+        others = losses.n - len(own)
+        allowed = allowed_loss(others, alpha, delta, method_for(losses, delta))
+        threshold = ALWAYS_FRONTIER
+        if allowed >= 0:
+            most, mine = math.floor(allowed), np.sort(place[own])
+            at = most + int(np.searchsorted(mine - np.arange(len(mine)), most, side="right"))
+            worst = float(critical[order[at]]) if most < others else -math.inf
+            threshold = just_above(worst) if worst > -math.inf else 0.0
+        strictest = below[: len(own) + 1]
+        last = strictest[~np.isin(strictest, own)][0]
+        found.append(threshold if threshold <= min(1.0, float(losses.scores[last, -1])) else ALWAYS_FRONTIER)
+    return found
 
 
 def fit_top_tier(

@@ -75,12 +75,7 @@ class StepLosses:
         over = np.flatnonzero(tails[:-1] > allowed)
         if not over.size:
             return 0.0
-        # λ must lie just above the largest score whose rows no longer fit.
-        score = float(scores[over[-1]])
-        above = float32_up(score)
-        if above <= score:
-            above = float(np.nextafter(np.float32(score), np.float32(2)))
-        return min(above, ALWAYS_FRONTIER)
+        return just_above(float(scores[over[-1]]))
 
     def _tails(self) -> tuple[Array, Array]:
         """Scores with a step, ascending, and the sum of all steps from each on; one more 0 at the end."""
@@ -89,6 +84,14 @@ class StepLosses:
         order = np.argsort(self.scores[kept], kind="stable")
         scores, values = self.scores[kept][order], steps[kept][order]
         return scores, np.append(np.cumsum(values[::-1])[::-1], 0.0)
+
+
+def just_above(score: float) -> float:
+    """The smallest λ above a score, so that its row is no longer lost; at most `ALWAYS_FRONTIER`."""
+    above = float32_up(score)
+    if above <= score:
+        above = float(np.nextafter(np.float32(score), np.float32(2)))
+    return min(above, ALWAYS_FRONTIER)
 
 
 def soft(labels: ArrayLike) -> Array:

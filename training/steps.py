@@ -18,6 +18,7 @@ Knows nothing of models, stores or registries.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from classifier.durable import fsync, write_whole
 from classifier.errors import Busy
 from classifier.texts import finite
 
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _RESULT = "result.json"
 RECEIPT = "receipt.json"
 _NAME = re.compile("[0-9]{6,}")
@@ -108,12 +110,22 @@ class Run:
             shutil.rmtree(part, ignore_errors=True)
         return dict(receipt)
 
-    def attempt(self) -> int:
-        """Counts a beginning of this run, and says which one it is: 1, 2, …"""
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[int]:
+        """Counts a beginning of this run, and says which one it is: 1, 2, …
+
+        One that is stopped, or that finds the disk full, is taken back: it says nothing of the run.
+        """
         path = self.folder / "attempts"
-        count = (int(path.read_text()) if path.is_file() else 0) + 1
-        write_whole(path, str(count).encode())
-        return count
+        before = int(path.read_text()) if path.is_file() else 0
+        try:
+            write_whole(path, str(before + 1).encode())
+            yield before + 1
+        except (KeyboardInterrupt, OSError) as error:
+            if not isinstance(error, OSError) or error.errno in _FULL_DISK:
+                with contextlib.suppress(OSError):  # on a disk still full it counts
+                    write_whole(path, str(before).encode())
+            raise
 
 
 def receipts(work: Path) -> list[dict[str, Any]]:
