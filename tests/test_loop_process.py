@@ -31,6 +31,8 @@ def command(base: Path, work: Path, *verb: str) -> list[str]:  # noqa: F811
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """The command as a terminal starts it: what a script runs in the background ignores Ctrl-C, and tests may be."""
+    arguments = ["env", "--default-signal=INT", *arguments]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ, cwd=ROOT)
 
