@@ -83,7 +83,7 @@ def render(request: Request) -> ModelInput:
     >>> r.text, r.context, r.signals[0], r.script
     ('hi there', '', '[turns=1]', 'latin')
     """
-    messages = _turn_by_turn(by_speaker(request.messages))
+    messages = by_speaker(_turn_by_turn(by_speaker(request.messages)))
     rated, as_written, removed, cut = _rated(messages, request.attachments)
     text = corrected(as_written)
     context, context_cut = _context(messages, rated)
@@ -118,7 +118,7 @@ def rated_index(request: Request) -> int:
     0
     """
     messages = by_speaker(request.messages)
-    return min(_rated(_turn_by_turn(messages), request.attachments)[0], _last_of_user(messages))
+    return min(_rated(by_speaker(_turn_by_turn(messages)), request.attachments)[0], _last_of_user(messages))
 
 
 def rated_text(request: Request) -> str:

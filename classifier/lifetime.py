@@ -47,8 +47,7 @@ async def serve(
     told = first_signal()
     told.add_done_callback(lambda _: stop.set())
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
-    # Blocked from the start on; SIGINT in workers alone.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked from the start on
 
     async def reload() -> None:
         while await hung_up.wait():
@@ -89,7 +88,10 @@ async def serve(
 
 
 def first_signal() -> asyncio.Future[signal.Signals]:
-    """The first of SIGTERM and SIGINT that comes from here on; neither does anything else until the loop ends."""
+    """The first of SIGTERM and SIGINT that comes from here on; neither does anything else until the loop ends.
+
+    Also where they were blocked: by `classifier serve` until here, or by what started this process, which inherits it.
+    """
     loop = asyncio.get_running_loop()
     told: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -99,6 +101,7 @@ def first_signal() -> asyncio.Future[signal.Signals]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, tell, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     return told
 
 

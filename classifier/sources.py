@@ -247,7 +247,7 @@ def _remote(fs: Any, path: str, facts: Any, url: str) -> Source:
 
     keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "CRC")
     stamp = next((str(facts[k]) for k in keys if facts.get(k)), "")
-    link = fs.unstrip_protocol(path)
+    link = path if _is_url(path) else fs.unstrip_protocol(path)
     links = url.split("::")  # of a chain; what follows the file's own link is the archive that it is in
     own = f"{link.partition('://')[0]}://"
     at = next((i for i, other in enumerate(links) if other.startswith(own)), len(links))
@@ -262,9 +262,14 @@ def _remote(fs: Any, path: str, facts: Any, url: str) -> Source:
     return Source(name, container, facts.get("size"), stamp, url=whole)
 
 
+def _is_url(path: str) -> bool:
+    """Whether a path is one of HTTP; other stores' paths are no URLs."""
+    return path.startswith(("http://", "https://"))
+
+
 def _without_query(path: str) -> str:
-    """A path of HTTP without what signs it; other stores' paths are no URLs, and have none."""
-    return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+    """A path without what signs it, which only URLs have."""
+    return path.partition("?")[0] if _is_url(path) else path
 
 
 def _file_name(path: str) -> str:

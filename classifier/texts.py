@@ -14,6 +14,10 @@ from typing import Any
 
 MAX_DEPTH = 200
 """Of lists and objects within each other. What is deeper may be read and not written: 1,000 are too many to Python."""
+MOST_WORDS = 3
+"""Of a text in JSON that is an id, a language or a name. One with more has words of its own."""
+MOST_NAME_CHARS = 16
+"""The same where not all of it is ASCII: Chinese, Japanese and Thai have no blanks between words."""
 
 
 def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
@@ -86,6 +90,16 @@ def is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def has_words(text: str) -> bool:
+    """Whether a text of JSON says something, and is no id, language or name.
+
+    >>> has_words("en-US"), has_words("Ada wrote it in 1843."), has_words("这本书是由艾达在一八四三年写成的。")
+    (False, True, True)
+    """
+    is_long = not text.isascii() and len(text) > MOST_NAME_CHARS
+    return is_long or len(text.split(maxsplit=MOST_WORDS)) > MOST_WORDS
 
 
 def encodable(text: str) -> str:

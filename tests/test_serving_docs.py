@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +73,15 @@ def test_the_python_of_the_page_runs(block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def signal_mask():
+    """Given back: a start that fails leaves signals blocked, and the processes of later tests would inherit it."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.mark.usefixtures("signal_mask")
 def test_starts_that_fail_say_what_the_page_quotes(tiny_bundle_path, tmp_path, monkeypatch, capsys):
     """What the page quotes of a start that fails is what such a start says, with the exit code that the page has."""
     monkeypatch.chdir(tmp_path)

@@ -260,9 +260,14 @@ class _Signed(http.server.BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def test_a_signed_url_is_read_as_what_its_path_names():
-    """What follows the question mark in a URL of HTTP is no part of the file's name, nor a pattern."""
+@pytest.mark.parametrize("first", ["http", "https"])
+def test_a_signed_url_is_read_as_what_its_path_names(first, monkeypatch):
+    """What follows the question mark in a URL of HTTP is no part of the file's name, nor a pattern.
+
+    To older fsspec all of HTTP has the scheme that the process read first.
+    """
     pytest.importorskip("aiohttp")
+    monkeypatch.setattr(fsspec.get_filesystem_class("http"), "protocol", first)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Signed) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

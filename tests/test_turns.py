@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,16 @@ def test_words_before_the_turns_are_instructions_where_an_answer_is_to_follow():
     assert (found.text, found.context) == (sent.text, sent.context)
 
 
+def test_a_tool_s_result_within_the_turns_is_given_to_the_tool():
+    """What a harness sent in the user's name is the tool's, in a message of its own or in a chat template."""
+    turns = (Message("user", "fix it"), Message("assistant", "ok"), Message("user", "[read_file] Result:\nabc"))
+    text = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in turns)
+    found = render(Request.from_text(text))
+    assert found == replace(render(Request(turns)), chars=found.chars)
+    assert found.text == "fix it"
+    assert rated_index(Request.from_text(text)) == 0
+
+
 def test_earlier_messages_stand_before_the_turns():
     """Where an application sends turns in one message of several, all of them are one conversation."""
     first = (Message("system", "Be brief."), Message("user", "hi"), Message("assistant", "Hello!"))
@@ -71,6 +82,7 @@ def test_earlier_messages_stand_before_the_turns():
         '[{"role": "user", "content": ["hi"]}]',
         '[{"role": "owner", "content": "hi"}]',
         '{"role": "admin"}',
+        '{"task": "Say what the answer got wrong.", "messages": [{"role": "user", "content": "hi"}]}',
     ],
 )
 def test_turns_that_are_material_are_one_text(text):

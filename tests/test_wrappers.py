@@ -77,6 +77,8 @@ def test_a_request_in_json_is_what_its_field_holds(value, written):
         '{"question": "who wrote it?", "context": "The book was written by Ada in 1843."}',
         '{"instruction": "translate", "input": "good morning"}',
         '{"action": "summarise", "text": "A day passed, and it rained."}',
+        '{"question": "谁写的？", "context": "这本书是由艾达在一八四三年写成的。"}',
+        '{"question": "ใครเขียน", "context": "หนังสือเล่มนี้เขียนโดยเอดา"}',
         '{"id": 7, "total": "12 EUR"}',
         '{"query": "x"',
         "[1, 2, 3]",
