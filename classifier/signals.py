@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 _CODE = re.compile(
@@ -73,16 +74,15 @@ def dominant_script(text: str) -> str:
     sample = text[:400]
     if sample.isascii():
         return "latin" if any(c.isalpha() for c in sample) else "none"
-    counts: dict[str, int] = {}
-    for char in sample:
+    counts: Counter[str] = Counter()
+    for char, times in Counter(sample).items():
         if char.isalpha():
-            script = _script(char)
-            counts[script] = counts.get(script, 0) + 1
+            counts[_script(char)] += times
     if not counts:
         return "none"
-    if counts.get("kana", 0) * 5 >= counts.get("han", 0) > 0:
-        counts["kana"] = counts.get("kana", 0) + counts.pop("han")
-    return max(SCRIPTS, key=lambda script: counts.get(script, 0))
+    if counts["kana"] * 5 >= counts["han"] > 0:
+        counts["kana"] += counts.pop("han")
+    return max(SCRIPTS, key=counts.__getitem__)
 
 
 def code_share(text: str) -> str:
