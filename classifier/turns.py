@@ -1,9 +1,9 @@
 """What stands for the messages of a conversation → those messages: a prompt of many turns, and a `history`.
 
-Servers of open models log what they hand to the model: one text, with marks where a message begins and ends. ChatML
-(`<|im_start|>user`), Llama 3 (`<|start_header_id|>user<|end_header_id|>`), Gemma (`<start_of_turn>user`), and the
-`[INST]` of Llama 2 and Mistral are read, and only where the whole text is such turns, from its first character to its
-last: a person who writes about these marks writes something else, too, and is taken by the word.
+Servers of open models log what they hand to the model: one text, with marks where a message begins and ends. The chat
+templates of `_TEMPLATES` and the `[INST]` of Llama 2 and Mistral are read, and only where the whole text is such turns,
+from its first character to its last: a person who writes about these marks writes something else, too, and is taken by
+the word.
 
 Applications that keep the conversation themselves write it into one text: `Human:` and `AI:` before each turn, or JSON.
 It is read where the turns take turns and the last is the user's. Words before the first are instructions where the text
@@ -22,16 +22,43 @@ from typing import Any
 from classifier.errors import InvalidRequest
 from classifier.texts import has_words, parsed
 
-_START = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)*+\s*")
-_TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = (
-    (re.compile(r"<\|im_start\|>(\w+)\n"), re.compile(r"<\|im_end\|>")),
-    (re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"), re.compile(r"<\|eo[tm]_id\|>")),
-    (re.compile(r"<start_of_turn>(\w+)\n"), re.compile(r"<end_of_turn>")),
+_START = re.compile(r"\s*(?:<s>|<bos>|<BOS_TOKEN>|<\|begin_of_text\|>|\[gMASK\]<sop>)*+\s*")
+_TEMPLATES: Sequence[tuple[re.Pattern[str], re.Pattern[str]]] = tuple(
+    (re.compile(begin), re.compile(end))
+    for begin, end in (
+        (r"<\|im_start\|>(\w+)(?:\n|<\|im_sep\|>)", r"<\|im_end\|>"),  # ChatML, as Qwen's; Phi 4
+        (r"<\|start_header_id\|>(\w+)<\|end_header_id\|>", r"<\|eo[tm]_id\|>"),  # Llama 3
+        (r"<\|header_start\|>(\w+)<\|header_end\|>", r"<\|eo[tm]\|>"),  # Llama 4
+        (r"<start_of_turn>(\w+)\n", r"<end_of_turn>"),  # Gemma
+        (r"<\|start_of_role\|>(\w+)<\|end_of_role\|>", r"<\|end_of_text\|>"),  # Granite
+        # gpt-oss (harmony): a tool's message says for whom it is, an answer's in which channel it is.
+        (
+            r"<\|start\|>(\w++)(?:[.:]\w++)*+(?: to=[\w.]++)?(?:<\|channel\|>[^<>]{1,80}(?:<\|constrain\|>\w+)?)?"
+            r"(?:<\|message\|>|\Z)",
+            r"<\|(?:end|return|call)\|>",
+        ),
+        (r"<\|START_OF_TURN_TOKEN\|><\|(\w+)_TOKEN\|>", r"<\|END_OF_TURN_TOKEN\|>"),  # Command R
+        (r"<\|(system|user|assistant|observation)\|>", r"<\|end\|>|</s>|<\|endoftext\|>"),  # Phi 3, Zephyr, GLM
+        (r"<｜(begin▁of▁sentence|User|Assistant)｜>", r"<｜end▁of▁sentence｜>"),  # DeepSeek
+    )
 )
-"""What begins a message, with its role, and what ends it."""
-_ROLES = {"model": "assistant", "ipython": "tool", "function": "tool"}
+"""What begins a message, with its role, and what ends it. A mark of the end may be missing, as DeepSeek and GLM have
+none behind what a person says, where the text ends in what begins the answer yet to come."""
+_ROLES = {
+    "model": "assistant",
+    "chatbot": "assistant",
+    "ipython": "tool",
+    "function": "tool",
+    "functions": "tool",
+    "observation": "tool",
+    "developer": "system",
+    "begin▁of▁sentence": "system",
+}
 _READ = frozenset({"system", "user", "assistant", "tool"})
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+_SYSTEM_PROMPT = re.compile(r"\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]\s*(?=\[INST\])", re.DOTALL)
+_UNSAID = re.compile(r"\s*(?:<think>\s*(?:</think>\s*)?)?")
+"""What a template has behind what begins an answer that is yet to come."""
 _ASKS = frozenset({"human", "user"})
 _SPEAKER = re.compile(
     r"^[^\S\n]*(?:#{1,6} ?)?\*{0,2}(human|user|assistant|ai|bot|model|chatgpt|claude)\*{0,2} ?:\*{0,2}",
@@ -58,17 +85,18 @@ def messages_of(text: str) -> list[Mapping[str, str]]:
     start = _START.match(text)
     body = text[start.end() :] if start else text
     found: list[tuple[str, str]] = []
-    if body.startswith("[INST]"):
+    if body.startswith(("[INST]", "[SYSTEM_PROMPT]")):
         found = _instructions(body)
     elif body.startswith("<"):
-        found = next((turns for begin, end in _TEMPLATES if (turns := _turns(body, begin, end))), [])
+        found = next((_turns(body, begin, end) for begin, end in _TEMPLATES if begin.match(body)), [])
     elif body.startswith(("[{", "{")) and '"role"' in body:
         found = _written_as_json(body)
     elif _SPEAKER.match(body) or _SPEAKER.search(body, max(0, len(body) - _LONGEST_LABEL)):
         found = _transcribed(body)
     if not any(role == "user" for role, _ in found):
         return [{"role": "user", "content": text}]
-    return [{"role": role, "content": content.strip()} for role, content in found]
+    said = ((role, content.strip()) for role, content in found)
+    return [{"role": role, "content": content} for role, content in said if content or role != "system"]
 
 
 def with_turns(line: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,23 +133,27 @@ def before(turns: Sequence[Any]) -> Sequence[Any]:
 
 
 def _turns(body: str, begin: re.Pattern[str], end: re.Pattern[str]) -> list[tuple[str, str]]:
-    """(role, text) of each turn; none where something stands outside of them."""
-    before, *pieces = begin.split(body)
-    roles = [_ROLES.get(role, role) for role in pieces[::2]]
+    """(role, text) of each turn; none where something stands outside of them. The body begins with one."""
+    pieces = begin.split(body)[1:]
+    roles = [_ROLES.get(role, role) for role in map(str.lower, pieces[::2])]
+    is_open = roles[-1] == "assistant" and _UNSAID.fullmatch(pieces[-1])
     turns: list[tuple[str, str]] = []
     for i, (role, piece) in enumerate(zip(roles, pieces[1::2], strict=True), start=1):
         content, *after = end.split(piece)
-        is_open = not after and i == len(roles) and role == "assistant"
-        if before or role not in _READ or "".join(after).strip() or len(after) != (not is_open):
+        is_begun = role == "assistant" and i == len(roles)
+        if role not in _READ or len(after) > 1 or "".join(after).strip() or not (after or is_begun or is_open):
             return []
-        turns.append((role, content))
+        turns.append((role, "" if is_begun and is_open else content))
     return turns
 
 
 def _instructions(body: str) -> list[tuple[str, str]]:
     """As `_turns`, of `[INST] … [/INST] … </s>`: its user's turns are marked, and what is between them is answers."""
-    turns: list[tuple[str, str]] = []
-    pieces = body.split("[INST]")[1:]
+    system = _SYSTEM_PROMPT.match(body)
+    turns = [("system", system[1])] if system else []
+    before, *pieces = body[system.end() if system else 0 :].split("[INST]")
+    if before:
+        return []
     for i, piece in enumerate(pieces, start=1):
         asked, *answers = piece.split("[/INST]")
         if len(answers) != 1 or not ((i == len(pieces) and not answers[0].strip()) or "</s>" in answers[0]):
