@@ -113,6 +113,22 @@ def test_a_request_between_blocks_longer_than_what_is_looked_at_costs_no_more():
     assert rated_index(chat(("user", "earlier"), ("user", f"{block}{block}fix it\n{block}{block}"))) == 0
 
 
+def test_what_stands_before_noise_that_has_no_end_is_read():
+    """Where only the head of a message, or only its tail, holds words, these are rated, and the rest is left out."""
+    noise = f"<system-reminder>{'a rule. ' * (WIDEST_CHARS // 2)}</system-reminder>\n"
+    before, behind = render(Request.from_text(f"fix it\n{noise}")), render(Request.from_text(f"{noise}fix it"))
+    assert (before.text.strip(" …"), behind.text.strip(" …")) == ("fix it", "fix it")
+    assert before.truncated
+    assert behind.truncated
+
+
+def test_noise_that_is_not_read_to_its_end_is_told_as_left_out():
+    """Of a message with attachments and more noise than is looked at nothing is rated, and the answer says so."""
+    noise = f"<system-reminder>{'a rule. ' * (WIDEST_CHARS // 2)}</system-reminder>"
+    found = render(chat(("user", noise), attachments=1))
+    assert (found.text, found.truncated, found.chars) == ("", True, 0)
+
+
 def test_message_of_noise_alone_is_passed_over():
     """A user message that holds nothing but harness noise is not what is rated."""
     found = render(chat(("user", "sum the list"), ("user", "<system-reminder>x</system-reminder>")))
@@ -221,6 +237,18 @@ def test_harness_noise_changes_no_signal():
 def test_script_is_the_one_of_most_letters(text, script):
     """The dominant script is that of most letters; any kana makes Han characters Japanese."""
     assert dominant_script(text) == script
+
+
+@pytest.mark.parametrize(
+    ("letters", "script"),
+    [
+        ("ÀɏḀỿ", "latin"), ("ЀԯҐ", "cyrillic"), ("一鿿㐀䶿𠀀", "han"), ("ぁヿ", "kana"), ("가힣ᄀᇿ", "hangul"),
+        ("ؠݿﭐﻼ", "arabic"), ("ऄෆ", "indic"), ("αא", "other"),
+    ],
+)  # fmt: skip
+def test_a_script_is_all_of_its_blocks(letters, script):
+    """From the first letter of each block to its last, extensions included."""
+    assert {dominant_script(letter) for letter in letters} == {script}
 
 
 PARTS = (

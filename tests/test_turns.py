@@ -47,7 +47,7 @@ TEMPLATES = {
         "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{}<|END_OF_TURN_TOKEN|>",
     ),
     "DeepSeek": ("<｜User｜>{}", "<｜Assistant｜>{}<｜end▁of▁sentence｜>"),
-    "Llama 2": ("[INST] {} [/INST]", " {}</s>"),
+    "Llama 2": ("<s>[INST] {} [/INST]", " {}</s>"),
 }
 BEGINNINGS = {"GLM": "[gMASK]<sop>", "DeepSeek": "<｜begin▁of▁sentence｜>", "Llama 3": "<|begin_of_text|>"}
 """What stands before the first turn, where that is not nothing."""
@@ -148,10 +148,14 @@ def test_earlier_messages_stand_before_the_turns():
         written([Message(("user", "assistant")[i % 2], "a") for i in range(MOST_TURNS + 1)]),
         '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]',
         '[{"role": "user", "content": ["hi"]}]',
-        '[{"role": "owner", "content": "hi"}]',
+        '[{"role": "owner", "content": "hi"}, {"role": "user", "content": "and?"}]',
+        '[{"role": "user", "content": "hi"}, 1]',
         '{"role": "admin"}',
         "<|user|> and <|end|> of which model?",
         "<|user|>\nhi<|end|>\n<|owner|>\nno<|end|>",
+        "<|user|>\nhi\n<|assistant|>\nHello!",
+        "[INST] hi [/INST] Hello!</s> is what it said to [INST] yes [/INST]",
+        "[SYSTEM_PROMPT] or [INST] hi [/INST]",
         "[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT] is whose mark?",
         '{"task": "Say what the answer got wrong.", "messages": [{"role": "user", "content": "hi"}]}',
     ],

@@ -29,7 +29,8 @@ LLAMA_3 = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_heade
         "### Question\n{}", "# Task:\n{}", "{}\n\nAnswer:", "{}\n### Response:\n",
         CHATML, LLAMA_3, "<s>[INST] {} [/INST]", "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
         "<query>{}</query>", "<user_input>\n{}\n</user_input>", '<message role="user">{}</message>',
-        '"""{}"""', '"{}"', "“{}”", "«{}»", "```\n{}\n```", "```{}```", "~~~markdown\n{}\n~~~", "---\n{}\n---",
+        '"""{}"""', '"{}"', "“{}”", "«{}»", "„{}“", "「{}」",
+        "```\n{}\n```", "``` text\n{}\n```", "```{}```", "~~~markdown\n{}\n~~~", "---\n{}\n---",
         "=====\n{}\n=====", "<<<{}>>>", "**{}**", "<@U04ABCD12> {}", "<@!80351110224678912>, {}", "<p>{}</p>",
     ],
 )  # fmt: skip
@@ -52,6 +53,7 @@ def test_what_encloses_a_request_is_no_part_of_it(template, asked):
         {"tier": "frontier", "prompt": "{}"},
         {"model": "m", "messages": [{"role": "user", "content": "{}"}], "temperature": 0.2},
         {"data": [{"user": "jdoe", "text": "{}"}]},
+        {"message": "{}", "text": "", "input": " "},
     ],
     ids=json.dumps,
 )
@@ -85,6 +87,8 @@ def test_a_request_in_json_is_what_its_field_holds(value, written):
         "[" * 400 + "]" * 400,
         "<div>hello</div>",
         "<query>a</query> or <query>b</query>?",
+        "<query>a</query> or a </query>",
+        "a &lt;b&gt; within</p>",
         "<p>a</p><script>b()</script><p>c</p>",
         "```python\nprint(1)\n```",
         "```\ndef f(x):\n    return x + 1\n```",
