@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from classifier.database import Database
 from classifier.migrations import LOCK, decisions, forgotten, outcomes
-from classifier.types import OutcomeState
+from classifier.types import Cause, OutcomeState
 
 Row = Mapping[str, Any]
 _Query = TypeVar("_Query", sa.Select[Any], sa.Exists)
@@ -231,14 +231,14 @@ class Ledger:
         with self._database.reading() as connection:
             return {name: connection.scalar(query) or 0 for name, query in queries.items()}
 
-    def reported(self, since: float, until: float) -> int:
-        """How many decisions of a time span have an outcome: of `rows`, those with an `outcome_id`.
+    def judged(self, since: float, until: float) -> int:
+        """How many decisions of a time span have an outcome that judges quality, and not what a provider could not do.
 
         Raises:
             StoreUnavailable: the database is locked or gone.
         """
-        told = _JOINED.where(outcomes.c.caller == decisions.c.caller).correlate(decisions)
-        query = sa.select(sa.func.count()).select_from(decisions).where(told)
+        told = _JOINED.where(outcomes.c.caller == decisions.c.caller, outcomes.c.cause == int(Cause.QUALITY))
+        query = sa.select(sa.func.count()).select_from(decisions).where(told.correlate(decisions))
         with self._database.reading() as connection:
             return connection.scalar(_between(query, decisions.c.decided_at, since, until)) or 0
 

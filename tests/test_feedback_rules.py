@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from classifier.database import Database
 from classifier.errors import StoreUnavailable
 from classifier.ledger import Ledger
-from classifier.types import OutcomeState
+from classifier.types import Cause, OutcomeState
 from tests.feedback_support import quick_folder
 
 JOINED, PENDING, DUPLICATE = OutcomeState
@@ -80,8 +80,8 @@ class Rules:
         assert found == effective
         assert {r["outcome_id"] for r in ledger.rows(history=True)} - {None} == set(self.reported)
         assert ledger.counts()["forgotten"] == len(self.gone)
-        reported = [row for row in ledger.rows(since=1.0, until=3.0) if row["outcome_id"] is not None]
-        assert ledger.reported(1.0, 3.0) == len(reported)
+        judged = {i for o, (i, _, _) in self.reported.items() if _cause(o) is Cause.QUALITY} & self.decided.keys()
+        assert ledger.judged(1.0, 3.0) == len(judged)
 
 
 class Process:
@@ -214,9 +214,13 @@ def _decision_row(decision_id: str, tier: int) -> dict:
 
 
 def _outcome_row(decision_id: str, outcome_id: str, occurred_at: float, received_at: float) -> dict:
-    row = {"caller": "g", "outcome_id": outcome_id, "decision_id": decision_id, "verdict": 1, "cause": 1, "source": 1}
-    times = {"occurred_at": occurred_at, "received_at": received_at}
+    row = {"caller": "g", "outcome_id": outcome_id, "decision_id": decision_id, "verdict": 1, "source": 1}
+    times = {"occurred_at": occurred_at, "received_at": received_at, "cause": int(_cause(outcome_id))}
     return {**row, **times, "served_tier": 1, "accepted_tier": None, "request_hash": None, "request": None}
+
+
+def _cause(outcome_id: str) -> Cause:
+    return Cause.AVAILABILITY if outcome_id.endswith("z") else Cause.QUALITY
 
 
 @contextlib.contextmanager

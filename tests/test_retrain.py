@@ -230,7 +230,7 @@ def test_round_waits_for_outcomes(options):
     """Below the wanted number of outcomes since the last round nothing is done."""
     receipt = go(replace(options, min_outcomes=401))
     assert (receipt["decision"], receipt["outcomes"]) == ("wait", 400)
-    assert "400 decisions since the last round have an outcome, 401 are wanted" in receipt["why"]
+    assert "400 decisions since the last round have an outcome of quality, 401 are wanted" in receipt["why"]
     assert not options.work.exists()
 
 

@@ -100,9 +100,9 @@ def melt(folder: Path) -> None:
 
 
 def outcomes_between(url: str, since: float, until: float) -> int:
-    """Decisions of a time span that have an outcome: the rows that `freeze` would find reported."""
+    """Decisions of a time span that have an outcome of quality: an outage is nothing to begin a round for."""
     with contextlib.closing(Database(url, make=False)) as database:
-        return Ledger(database).reported(since, until)
+        return Ledger(database).judged(since, until)
 
 
 def conversations(rows: Iterable[ExportRow]) -> set[str]:

@@ -79,10 +79,10 @@ def retrain(
             since = last_round(options.work, trains=not options.recalibrate_only, now=now)
             count = outcomes_between(options.feedback_url, since, now)
             if count < options.min_outcomes:
-                found = f"{count} decisions since the last round have an outcome"
+                found = f"{count} decisions since the last round have an outcome of quality"
                 text = f"{found}, {options.min_outcomes} are wanted (--min-outcomes; with 0 a round never waits)"
             elif count and not outcomes_between(options.feedback_url, max(since, options.window_begin(now)), now):
-                text = f"none of {count} decisions since the last round that have an outcome is in --window-days"
+                text = f"none of {count} decisions since the last round with an outcome of quality is in --window-days"
             if text:
                 return {"decision": "wait", "why": text, "outcomes": count}
             keep_receipts(options.work)

@@ -34,7 +34,7 @@ class Options:
         registry: folder or URL of the bundle registry.
         feedback_url: of the feedback store.
         work: folder of the runs.
-        min_outcomes: fewer new outcomes than this are waited for.
+        min_outcomes: fewer decisions with a new outcome of quality than this are waited for.
         window_days: how far back decisions are taken.
         held_out: share of the window, the latest decisions, that calibrates and judges.
         audit_label: NAME=VALUE of the label of audited requests.
