@@ -82,8 +82,7 @@ def messages_of(text: str) -> list[Mapping[str, str]]:
     >>> [m["role"] for m in messages_of("What does <|im_start|>user mean?")]
     ['user']
     """
-    start = _START.match(text)
-    body = text[start.end() :] if start else text
+    body = _START.sub("", text, count=1)
     found: list[tuple[str, str]] = []
     if body.startswith(("[INST]", "[SYSTEM_PROMPT]")):
         found = _instructions(body)
@@ -190,7 +189,7 @@ def _transcribed(body: str) -> list[tuple[str, str]]:
     turns[-1] = (turns[-1][0], last)
     if _PLACEHOLDER.fullmatch(turns[-2][1] if is_open else last):
         return []
-    return [("system", before), *turns] if before else turns
+    return [("system", before), *turns]
 
 
 def _written_as_json(body: str) -> list[tuple[str, str]]:
