@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -138,6 +140,18 @@ def test_stopped_run_goes_on_to_the_same_weights(whole, tmp_path, monkeypatch, s
     steps = 2 * -(-len(tiny_rows()) // OPTIONS.batch_size)
     assert calls == steps + 1, "no step was taken twice but the one that was cut off"
     assert same(again, whole)
+
+
+def test_a_full_disk_is_told_as_one(tmp_path, monkeypatch):
+    """The state of a run that finds no room for itself raises what the disk said, which the loop knows."""
+
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fitting, "whole_file", lambda _: Full())
+    with pytest.raises(OSError, match="No space left"):
+        trained(state=tmp_path, state_seconds=0)
 
 
 def test_finished_run_is_not_trained_again(whole, tmp_path, monkeypatch):

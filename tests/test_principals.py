@@ -7,7 +7,10 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from training.principals import ERROR, contradicting, held_to_share, most_unnoticed, others_alphas
+import scipy
+
+from classifier.policy import choose_many
+from training.principals import ERROR, contradicting, held_to_share, most_unnoticed, others_alphas, principal_of
 from training.risk_control import fit_threshold, thresholds_of_others
 from training.step_losses import routing_losses, soft
 
@@ -57,6 +60,18 @@ def test_ten_thousand_lies_move_the_others_threshold_within_the_bound(honest: in
             assert "liar" in against
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_is_what_can_be_brought_about(seed):
+    """A principal whose audits miss at any threshold as often as goes unnoticed, or never, moves it to the bound."""
+    p, y = population(600, np.random.default_rng(seed))
+    mine = np.arange(600) < 100
+    p[mine], y[mine] = np.eye(4)[0], np.eye(4)[0]
+    lowest, highest = others_alphas(600, 100, ALPHA, TARGET, 6, 100)
+    assert threshold(p, y) == threshold(p[~mine], y[~mine], highest)
+    y[: most_unnoticed(100, 6, others=500, largest=100, alpha=ALPHA, target=TARGET)] = np.eye(4)[3]
+    assert threshold(p, y) == threshold(p[~mine], y[~mine], lowest)
+
+
 def test_the_worst_that_goes_unnoticed_stays_within_the_bound():
     """A liar that tells as many lies as it can without being noticed moves the threshold within what is promised."""
     for seed in range(20):
@@ -87,6 +102,28 @@ def test_who_says_that_simple_was_always_enough_turns_nobody_out(principals, aud
         assert contradicting(p, y, names, alpha=ALPHA, target=ALPHA) == {}
         _, highest = others_alphas(len(y), audits, ALPHA, ALPHA, principals, audits)
         assert threshold(p, y, ALPHA) >= threshold(p[~mine], y[~mine], highest)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_who_contradicts_the_others_is_found_as_is_stated(seed):
+    """Misses at the others' threshold, more than explained by their number and by the largest one of them, by group."""
+    rng = np.random.default_rng(seed)
+    p, y = population(900, rng)
+    names = rng.choice(list("abcde"), size=900, p=(0.5, 0.2, 0.15, 0.1, 0.05))
+    groups = rng.choice(["long", "short"], size=900)
+    wrong = np.isin(names, rng.choice(list("abcde"), 2)) & (rng.random(900) < 0.4)
+    y[wrong] = np.eye(4)[3]
+    told = {}
+    for name, group in [(name, group) for group in ("long", "short") for name in "abcde"]:
+        mine, others = (names == name) & (groups == group), (names != name) & (groups == group)
+        chosen = choose_many(p[mine], threshold(p[others], y[others]))
+        misses = int((y[mine].argmax(axis=1) > chosen).sum())
+        largest = int(np.unique(names[others], return_counts=True)[1].max())
+        limits = {"others": int(others.sum()), "largest": largest, "alpha": ALPHA, "target": TARGET}
+        if misses > most_unnoticed(int(mine.sum()), 10, **limits):
+            before = told.get(name, (0, 0))
+            told[name] = (before[0] + misses, before[1] + int(mine.sum()))
+    assert contradicting(p, y, names, alpha=ALPHA, target=TARGET, groups=groups) == told
 
 
 def test_requests_of_another_kind_contradict_nobody_where_their_group_has_its_own_threshold():
@@ -126,6 +163,28 @@ def test_the_luck_of_a_threshold_accuses_nobody_more_often_than_stated(target, p
     assert accused <= 1.3 * ERROR / principals * draws
 
 
+@pytest.mark.parametrize("largest", [60, 200, 350])
+@pytest.mark.parametrize(("target", "count"), [(0.02, 40), (0.08, 150), (0.1, 60)])
+def test_no_fewer_misses_are_explained_than_chance_or_one_liar_explains(target, count, largest):
+    """The number is the least one that neither law exceeds more often: that of α, and that of a threshold by luck."""
+    others, principals, error = 400, 5, ERROR / 5
+    left = max((k for k in range(others) if (k + 1) / (others + 1) <= target), default=0)
+    law = scipy.stats.beta(left + 1, others - largest - left)
+    rate = max(ALPHA, target * (others + 1) / (others - largest + 1))
+
+    def chance_of_more(misses):
+        by_luck = scipy.integrate.quad(lambda risk: scipy.stats.binom.sf(misses, count, risk) * law.pdf(risk), 0, 1)[0]
+        return max(by_luck, scipy.stats.binom.sf(misses, count, rate))
+
+    most = most_unnoticed(count, principals, others=others, largest=largest, alpha=ALPHA, target=target)
+    assert chance_of_more(most) <= error < chance_of_more(most - 1)
+
+
+def test_where_one_has_nearly_all_audits_of_the_others_nothing_is_a_contradiction():
+    """Had the largest one lied, too few honest audits are left to tell anything by."""
+    assert most_unnoticed(50, 3, others=200, largest=185, alpha=ALPHA, target=TARGET) == 50
+
+
 @pytest.mark.parametrize("target", [0.02, 0.08, 0.1])
 def test_misses_as_rare_as_was_promised_are_no_contradiction(target):
     """However strictly thresholds are fitted, α is what was promised: so many misses accuse nobody."""
@@ -156,6 +215,42 @@ def test_of_two_nobody_is_left_out():
     names = (np.arange(200) % 2).astype(str)
     y[names == "0"] = np.eye(4)[3]
     assert contradicting(p, y, names, alpha=ALPHA, target=TARGET) == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "label", "principal"),
+    [
+        ({"caller": "gateway", "labels": {"team": "search"}}, "team", "gateway/search"),
+        ({"caller": "gateway", "labels": {"team": "search"}}, "", "gateway"),
+        ({"caller": "gateway", "labels": None}, "team", "gateway/"),
+        ({"caller": None, "labels": {}}, "", ""),
+    ],
+)
+def test_a_principal_is_a_caller_or_one_of_its_clients(row, label, principal):
+    """Where a label tells clients apart, who lacks it is a client without a name."""
+    assert principal_of(row, label) == principal
+
+
+@pytest.mark.parametrize("principals", [1, 2, 3, 5, 7])
+def test_as_much_stays_as_the_share_allows(principals):
+    """Each principal keeps all it has, or the largest weight that is no more than a share of what all keep."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        owners, weights = rng.integers(principals, size=60) ** 2 // principals, rng.random(60) + 0.1
+        kept, left_out = held_to_share(
+            list(zip(owners, range(60), weights, strict=True)), SHARE,
+            principal=lambda t: str(t[0]), name=lambda t: str(t[1]), weight=lambda t: t[2],
+            reweighted=lambda t, weight: (t[0], t[1], weight),
+        )  # fmt: skip
+        names = np.unique(owners)
+        totals = np.array([weights[owners == name].sum() for name in names])
+        share, low, high = max(SHARE, 1 / len(names)), 0.0, float(totals.max())
+        for _ in range(60):
+            middle = (low + high) / 2
+            is_held = middle <= share * np.minimum(totals, middle).sum() * (1 + 1e-12)
+            low, high = (middle, high) if is_held else (low, middle)
+        assert [sum(t[2] for t in kept if t[0] == name) for name in names] == pytest.approx(np.minimum(totals, high))
+        assert len(kept) + left_out == 60
 
 
 def test_shares_are_held_whatever_the_weights():

@@ -12,6 +12,7 @@ weights of one that was not.
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import re
@@ -329,8 +330,10 @@ def _save_state(
         "progress": asdict(progress),
         "processes": processes,
     }
+    whole = io.BytesIO()  # of a disk that is full torch says that a position is unexpected
+    torch.save(saved, whole)
     with whole_file(path) as file:
-        torch.save(saved, file)
+        file.write(whole.getbuffer())
 
 
 def _resume(path: Path, model: PreTrainedModel, optimizer: Any, schedule: Any, processes: int) -> _Progress:
