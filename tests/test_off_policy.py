@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,20 @@ def test_intervals_that_rest_on_a_few_heavy_rows_have_their_tails():
     assert half is not None
     assert most is not None
     assert (most.high - most.low) / (half.high - half.low) > 5  # of a normal distribution 3.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_intervals_are_as_wide_as_the_estimates_scatter(name):
+    """Over 80 logs the errors, in units of the half width at 68 %, have the spread of one: neither short nor idle."""
+    errors = []
+    many = draw_log(truths(100_000, np.random.default_rng(1000)), 0)
+    chosen = choose_many(many.log.probabilities, 0.74)
+    truth = many.risk(chosen) if name.startswith("risk") else many.cost(chosen, PRICES)
+    for seed in range(80):
+        log = draw_log(truths(1500, np.random.default_rng(seed)), seed).log
+        interval = getattr(estimate(log, choose_many(log.probabilities, 0.74), level=0.6827), name)
+        errors.append((interval.estimate - truth) / ((interval.high - interval.low) / 2))
+    assert 0.8 < np.std(errors) < 1.2
 
 
 def test_the_estimate_is_near_the_truth_where_the_naive_mean_is_not():
@@ -157,6 +173,16 @@ def test_choices_without_support_are_bounded():
         for name in NAMES:
             interval = getattr(found, name)
             assert interval.low <= truth[name[:4]] <= interval.high
+            assert interval.low < interval.estimate < interval.high
+
+
+def test_a_receipt_has_every_number_or_none_where_it_was_refused():
+    """What is written of an estimate is JSON: an interval by its parts, and null where there is no estimate."""
+    drawn = draw_log(truths(3000, np.random.default_rng(0)), 0)
+    found, refused = (estimate(log, log.base).as_json() for log in (drawn.log, drawn.log.take(np.arange(20))))
+    written = json.loads(json.dumps(found))
+    assert set(written["risk_dr"]) == {"estimate", "low", "high"}
+    assert json.loads(json.dumps(refused))["risk_dr"] is None
 
 
 def test_mostly_unsupported_is_refused():
@@ -180,6 +206,13 @@ def test_routes_hold_for_the_candidate():
     drawn = draw_log(truths(2000, np.random.default_rng(6)), 6)
     object.__setattr__(drawn.log, "routed", np.tile([0, 2, 2, 2], (2000, 1)))
     assert estimate(drawn.log, np.full(2000, 1)) == estimate(drawn.log, np.full(2000, 2))
+
+
+def test_an_empty_log_says_nothing():
+    """There is no estimate of no decision."""
+    drawn = draw_log(truths(10, np.random.default_rng(0)), 0)
+    with pytest.raises(ValueError, match="log of 0 rows"):
+        estimate(drawn.log.take(np.arange(0)), np.zeros(0, dtype=np.int64))
 
 
 @pytest.mark.parametrize("rows", [0, 5])
