@@ -119,6 +119,26 @@ def test_who_never_praises_is_not_listened_to():
     assert (found.counts["one_sided"], len(found.rows)) == (40, 1)
 
 
+@pytest.mark.parametrize(("failures", "one_sided"), [(29, 0), (30, 30)])
+def test_few_failures_are_not_one_sided(failures, one_sided):
+    """A caller is told to be so by thirty outcomes."""
+    rows = [export_row(i, verdict="rejected", caller="complains") for i in range(failures)]
+    assert build(rows).counts["one_sided"] == one_sided
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        [export_row(f"f{i}", tier="frontier", verdict="rejected") for i in range(40)],
+        [export_row(f"f{i}", cause="availability", verdict="escalated") for i in range(40)],
+    ],
+    ids=["at the top", "outages"],
+)
+def test_what_no_praise_was_possible_of_makes_nobody_one_sided(beside):
+    """Neither what nothing satisfied nor an outage says that a caller keeps its praise to itself."""
+    assert build([*beside, export_row("x", verdict="rejected")]).counts["one_sided"] == 0
+
+
 def test_who_never_praises_accuses_no_source():
     """Whether a source errs is told by its verdicts on requests judged twice, those of one-sided callers left out."""
     twice = [export_row(f"{i}.{j}", text=f"t{i}", caller=f"c{j}") for i in range(40) for j in range(2)]
@@ -142,6 +162,47 @@ def test_old_outcomes_weigh_less():
     """An outcome weighs half as much after a half-life."""
     rows = [export_row(1), export_row(2, decided_at=1_000_000.0 + 30 * 86_400)]
     assert [row.weight for row in build(rows).rows] == pytest.approx([0.5, 1.0])
+
+
+def test_an_outcome_of_long_ago_is_evidence_still():
+    """However old, it has a weight that is one: a corpus row of none would be refused."""
+    rows = [export_row(1), export_row(2, decided_at=1_000_000.0 + 40_000 * 86_400)]
+    assert [row.weight > 0 for row in build(rows).rows] == [True, True]
+
+
+def test_requests_without_a_hash_are_one_each():
+    """Where the store keeps no hash nobody knows that two requests are the same, and their rows are no group."""
+    rows = [export_row(i, request_hash=None, labels=None, text="same") for i in range(2)]
+    found = build(rows)
+    assert (len(found.rows), found.counts["duplicate"]) == (2, 0)
+    assert len({row.group for row in found.rows}) == 2
+    (alone,) = {row.group for row in build([export_row(1, text="a"), export_row(2, text="a", caller="b")]).rows}
+    assert alone == "ha"
+
+
+def test_of_a_history_the_effective_outcome_is_evidence():
+    """In whichever order the verdicts on a decision come, the one that stands is learnt from, beside all as words."""
+    first = export_row(1, verdict="rejected", effective=False)
+    last = export_row(1, outcome_id="o2", occurred_at=1_000_002.0)
+    for rows in ([first, last], [last, first]):
+        (row,) = build(rows).rows
+        assert (row.at_least, row.at_most) == (SIMPLE, STANDARD)
+
+
+def test_only_what_satisfied_at_the_top_is_at_most_frontier():
+    """A label up to frontier because it satisfied is known; one that failed below and was tried no further is open."""
+    known, open_ = build([
+        export_row(1, verdict="escalated", accepted_tier="frontier"), export_row(2, verdict="rejected")
+    ]).rows  # fmt: skip
+    assert (known.at_most, open_.at_most) == (FRONTIER, FRONTIER)
+    assert set(build([export_row(1)]).etas) >= {"automatic/accepted", "automatic/failed"}
+
+
+@pytest.mark.parametrize("options", [{"principal_share": 0.0}, {"half_life_days": -1.0}])
+def test_options_that_mean_nothing_are_refused(options):
+    """A share of nothing, or an age that runs backwards, is named."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SetOptions(**options)
 
 
 def test_the_order_of_the_export_does_not_matter():

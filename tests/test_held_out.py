@@ -114,6 +114,28 @@ def test_recent_audits_fit_the_map_of_what_was_taught_where_no_others_are_left()
         assert (len(mapped), len(judged)) == halves
 
 
+def test_recent_audits_all_judge_where_others_fit_the_map():
+    """With earlier audits enough for the map of what was taught, no recent one is taken for it."""
+    early = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(300)]
+    late = [export_row(f"n{i}", served_tier="simple", labels=AUDIT) for i in range(300)]
+    held = hold_out(Frozen(early, late, SAMPLE), [], SimpleNamespace(manifest={}), options=ALL, most=10)
+    mapped, judged = held.to_fit(retrained=True)
+    assert (judged, {row.sha256 for row in mapped} <= {row.sha256 for row in held.earlier}) == (held.recent, True)
+    none = replace(held, recent=[])
+    assert none.to_fit(retrained=True) == (mapped, [])
+
+
+def test_golden_rows_are_labelled_ones_and_so_many_at_most():
+    """A test row of which only an interval is known judges nobody; of more than are wanted a hash tells which."""
+    base = [parse_row({"prompt": f"p {i}", "tier": "simple", "split": "test"}, "base") for i in range(12)]
+    wide = parse_row({"prompt": "wide", "at_least": "standard", "split": "test"}, "base")
+    few, all_ = (
+        hold_out(Frozen([], [], SAMPLE), [wide, *base], SimpleNamespace(manifest={}), options=ALL, most=most).golden
+        for most in (5, 100)
+    )
+    assert (few, len(all_)) == (all_[:5], 12)
+
+
 def test_the_serving_bundle_is_judged_by_nothing_that_it_was_trained_on():
     """Golden rows are unseen test rows with a juror's tier, and an audit of a prompt that was trained on is none."""
     base = [
@@ -169,6 +191,20 @@ def test_what_looks_like_a_row_that_judges_is_not_trained_on():
         frozen, replace(held, taught=[twin, *held.taught]), kept_for_judging(frozen, held), ALL
     )
     assert (rows, counts["kept_for_judging"]) == (held.taught, 1)
+
+
+def test_nothing_that_fits_a_map_or_judges_is_trained_on():
+    """Earlier audits that do not teach, recent ones and golden rows are kept, whoever else asked the same."""
+    late = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(3)]
+    early = [export_row(f"e{i}", served_tier="simple", labels=AUDIT) for i in range(9)]
+    golden = parse_row({"prompt": "golden", "tier": "simple", "split": "test"}, "base")
+    again = [export_row(f"a{i}", text=f"prompt e{i}", caller="another") for i in range(9)]
+    again += [export_row(f"b{i}", text=f"prompt {i}", caller="another") for i in range(3)]
+    frozen = Frozen([*early, *again, export_row("g", text="golden")], late, SAMPLE)
+    held = hold_out(frozen, [golden], SimpleNamespace(manifest={}), options=ALL, most=10)
+    rows, _ = feedback_rows(frozen, held, kept_for_judging(frozen, held), ALL)
+    assert {row.sha256 for row in rows} == {row.sha256 for row in held.taught}
+    assert 0 < len(held.taught) < len(early)
 
 
 def test_traffic_is_drawn_from_all_that_is_recent():
