@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -548,13 +549,14 @@ def test_round_without_new_audits_changes_nothing(options, done, monkeypatch):
     assert set(receipt["steps"]) == {"begin", "snapshot", "recalibrate"}
 
 
-def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, done, monkeypatch):
-    """The next round overrules nobody who rolled back: it wants 60 audits from since then."""
+@pytest.mark.parametrize("back", [Registry.rollback, partial(Registry.promote, name="previous")])
+def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, done, monkeypatch, back):
+    """The next round overrules nobody who rolled back, by whichever command: it wants 60 audits from since then."""
     cut_off(options, done, "judge-recalibrated")
     options = replace(options, recalibrate_only=True, min_outcomes=0)
     monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: verdict(accepted=True))
     promoted = go(options)
-    Registry(options.registry).rollback(why="escalations doubled")
+    back(Registry(options.registry), why="escalations doubled")
     receipt = go(options)
     assert (receipt["decision"], current(options)) == ("keep", promoted["current"])
     assert f"0 of which fitted nothing of the serving bundle or {promoted['candidate']}, rolled back" in receipt["why"]

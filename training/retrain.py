@@ -149,10 +149,9 @@ class Round:
 
     def _freeze(self, out: Path) -> dict[str, Any]:
         now, given, current = self._clock(), self._options, self._registry.resolve("current")
-        begin, last = given.window_begin(now), self._registry.last_change()
-        found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=self._audit)
-        gone = last.aliases["previous"] if last and last.action == "rollback" else ""
-        return {"current": current, "rolled_back": gone, **found}
+        begin, audit = given.window_begin(now), parse_audit(given.audit_label)
+        found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=audit)
+        return {"current": current, "rolled_back": self._registry.given_up(), **found}
 
     def _choose(self) -> tuple[str | None, dict[str, Any]]:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
@@ -198,9 +197,9 @@ class Round:
         """The current weights with thresholds of now, where there are audits for them, and probabilities of now."""
         current, held, of = self._current, self._held_out, "the serving bundle"
         new = unseen(held.recent, current, CALIBRATED_ON)
-        if gone := self._snapshot.get("rolled_back"):  # the same audits would make the same bundle again
-            new = unseen(new, read_bundle(self._registry.fetch(gone)), CALIBRATED_ON)
-            of += f" or {gone}, rolled back"
+        if gone := self._gone:  # the same audits would make the same bundle again
+            new = unseen(new, gone, CALIBRATED_ON)
+            of += f" or {gone.version}, rolled back"
         if len(new) < FEWEST_ROWS:
             none = f"; no recent request is labelled {self._options.audit_label} (--audit-label)"
             told = f"{held.told()}, {len(new)} of which fitted nothing of {of}{'' if held.counts['audits'] else none}"
@@ -304,10 +303,6 @@ class Round:
     # --- what the steps share
 
     @property
-    def _audit(self) -> tuple[str, str]:
-        return parse_audit(self._options.audit_label)
-
-    @property
     def _caps(self) -> SetOptions:
         return SetOptions(self._options.principal_share, self._options.principal_label)
 
@@ -316,11 +311,16 @@ class Round:
         return read_bundle(self._registry.fetch(self._snapshot["current"]))
 
     @cached_property
+    def _gone(self) -> Bundle | None:
+        gone = self._snapshot.get("rolled_back")
+        return read_bundle(self._registry.fetch(gone)) if gone else None
+
+    @cached_property
     def _base(self) -> list[Row]:
         return read_corpus(self._options.data)
 
     def _frozen(self) -> Frozen:
-        return thaw(self._run.path("snapshot"), self._snapshot["split"], self._audit)
+        return thaw(self._run.path("snapshot"), self._snapshot["split"], parse_audit(self._options.audit_label))
 
     @cached_property
     def _held_out(self) -> HeldOut:
@@ -343,7 +343,7 @@ class Round:
         scored = self._scored(audits, current), self._scored(audits, candidate)
         return judge(
             [
-                recent_set(current, candidate, scored, held.traffic),
+                recent_set(current, candidate, scored, held.traffic, self._gone),
                 golden_set(current, candidate, held.golden, risk_margin=GOLDEN_MARGIN),
             ],
             off_policy=off_policy_pair(current, candidate, recent_log(self._frozen(), self._caps, MOST_LOGGED)),
