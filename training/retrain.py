@@ -18,6 +18,7 @@ Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -73,15 +74,15 @@ def retrain(
     """
     check_work(options)
     with only_one(lock_path(options)):
-        folder = unfinished(options.work)
-        if folder is None:
-            now, text = clock(), ""
+        if (folder := unfinished(options.work)) is None:
+            now, text, count_of = clock(), "", partial(outcomes_between, options.feedback_url)
             since = last_round(options.work, trains=not options.recalibrate_only, now=now)
-            count = outcomes_between(options.feedback_url, since, now)
+            count, ahead = count_of(since, now), count_of(now, math.inf)
             if count < options.min_outcomes:
                 found = f"{count} decisions since the last round have an outcome of quality"
                 text = f"{found}, {options.min_outcomes} are wanted (--min-outcomes; with 0 a round never waits)"
-            elif count and not outcomes_between(options.feedback_url, max(since, options.window_begin(now)), now):
+                text += f"; {ahead} are of moments that this machine's clock has not reached" if ahead else ""
+            elif count and not count_of(max(since, options.window_begin(now)), now):
                 text = f"none of {count} decisions since the last round with an outcome of quality is in --window-days"
             if text:
                 return {"decision": "wait", "why": text, "outcomes": count}
@@ -296,9 +297,8 @@ class Round:
             "steps": self._run.results(),
         }
         melt(self._run.path("snapshot"))
-        artefacts = {"bundle": self._registry.fetch(candidate)} if candidate else {}
-        run_id = track(receipt, uri=self._options.mlflow_uri, artefacts=artefacts, say=self._say)
-        return receipt | {"mlflow_run": run_id}
+        made = {"bundle": self._registry.fetch(candidate)} if candidate else {}
+        return receipt | {"mlflow_run": track(receipt, uri=self._options.mlflow_uri, artefacts=made, say=self._say)}
 
     # --- what the steps share
 
