@@ -384,6 +384,21 @@ def test_a_round_that_is_resumed_keeps_to_what_it_was_begun_with(options, monkey
     assert (receipt["steps"]["begin"]["why"], "train" in receipt["steps"]) == ("drift", False)
 
 
+def test_a_round_that_another_package_began_goes_on(options, monkeypatch):
+    """Of the options it was begun with this package takes those that it knows; it blocked the loop for ever."""
+    crash_at(monkeypatch, "snapshot", "before")
+    with pytest.raises(Crash):
+        go(options)
+    monkeypatch.undo()
+    path = options.work / "000001" / "begin" / "result.json"
+    begun = json.loads(path.read_text())
+    kept = {"recalibrate_only": True, "audit_label": "sample=nothing", "unheard_of": 1}
+    path.write_text(json.dumps({**begun, "options": kept}))
+    receipt = go(replace(options, held_out=0.4))
+    assert (receipt["decision"], receipt["options"]["held_out"]) == ("keep", "0.4")
+    assert "labelled sample=nothing" in receipt["why"]
+
+
 def test_training_by_another_recipe_begins_again(options, done, tmp_path, monkeypatch):
     """A round that is gone on with after its recipe was changed is trained by that one alone, as its receipt says."""
 

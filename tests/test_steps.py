@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("filelock")
-SafetensorError = pytest.importorskip("safetensors").SafetensorError
+pytest.importorskip("safetensors")
+
+from safetensors import SafetensorError
 
 from classifier.errors import BundleError, Busy
 from training.steps import Run, keep_receipts, next_folder, only_one, receipts, unfinished

@@ -135,8 +135,8 @@ class Round:
 
     def _keep_to(self, begun: Mapping[str, Any]) -> None:
         """Takes the options that the round was begun with; one that never trains stays one."""
-        given, begun = self._options, dict(begun)
-        never = bool(begun.pop("recalibrate_only")) or given.recalibrate_only
+        given, begun = self._options, {name: begun[name] for name in KEPT if name in begun}  # another package's
+        never = bool(begun.pop("recalibrate_only", False)) or given.recalibrate_only
         self._options = replace(given, recalibrate_only=never, **begun)
         if others := [name for name in begun if begun[name] != getattr(given, name)]:
             self._say(f"the round goes on as it was begun: {', '.join(f'{n} {begun[n]}' for n in others)}")
