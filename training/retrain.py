@@ -40,7 +40,7 @@ from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import parse_audit
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
-from training.gate import FEWEST_ROWS, judge
+from training.gate import judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.progress import Say
 from training.recipe import load_retraining
@@ -201,10 +201,9 @@ class Round:
         if gone := self._gone:  # the same audits would make the same bundle again
             new = unseen(new, gone, CALIBRATED_ON)
             of += f" or {gone.version}, rolled back"
-        if len(new) < FEWEST_ROWS:
-            none = f"; no recent request is labelled {self._options.audit_label} (--audit-label)"
-            told = f"{held.told()}, {len(new)} of which fitted nothing of {of}{'' if held.counts['audits'] else none}"
-            return {"done": False, "why": f"{told}; {FEWEST_ROWS} such are wanted", "audits": held.counts}
+        alpha = current.policies[current.default_policy].guarantee.alpha
+        if why := held.lack(new, of=of, alpha=alpha, label=self._options.audit_label):
+            return {"done": False, "why": why, "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
         return found | {"done": True, "audits": held.counts}
