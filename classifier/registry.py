@@ -80,6 +80,14 @@ class Registry:
         """The promotion or rollback that made what is current so; None where there was none."""
         return next((event for event in self._history.backwards() if event.action in ("promote", "rollback")), None)
 
+    def given_up(self) -> str:
+        """The version that was left for what is current, where that had been current before; "" where it is new.
+
+        A rollback does that, and so does promoting an earlier version by its name.
+        """
+        held = [event.version for event in self.history() if event.action in ("promote", "rollback")]
+        return held[-2] if held[-1:] and held[-1] in held[:-1] else ""
+
     def resolve(self, name: str) -> str:
         """The version that an alias or a version names.
 

@@ -98,6 +98,14 @@ def test_audits_that_fitted_the_serving_bundle_do_not_judge():
         assert found.candidate.tolist() == out_of_fold(candidate, rows)[new].tolist()
 
 
+def test_audits_that_fitted_what_was_rolled_back_do_not_judge():
+    """They found good what failed, and would do so again; they still fit the candidate's thresholds."""
+    rows, hashes = with_texts(noise(90, 1))
+    serving, candidate, gone = (Fitted(policy(), {"map_rows": pack_rows(hashes[its])}) for its in ([0], [], [1, 2]))
+    found = recent_set(serving, candidate, (rows, rows), (), gone.bundle)
+    assert found.groups.tolist() == hashes[3:].tolist()
+
+
 def test_requests_are_judged_at_the_threshold_of_their_group(tmp_path):
     """As they are served: by the default policy, and not by the threshold of unseen groups."""
     given = dataclasses.replace(policy(), group_by="tenant", threshold=1.0, group_thresholds={"acme": 0.0})

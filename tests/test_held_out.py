@@ -22,7 +22,7 @@ AUDIT = dict([SAMPLE])
 
 
 def test_only_what_was_tried_from_simple_up_is_closed():
-    """An audit is closed where a tier satisfied it; one that none did, that was silent or began higher stays open."""
+    """An audit is closed where a tier satisfied it; others are open, or began higher without a floor that asks it."""
     rows = [
         export_row(0, served_tier="simple"),
         export_row(1, served_tier="simple", verdict="escalated", accepted_tier="frontier"),
@@ -30,10 +30,11 @@ def test_only_what_was_tried_from_simple_up_is_closed():
         export_row(3, served_tier="standard", verdict="escalated", accepted_tier="complex"),
         silent(4),
         export_row(5, served_tier="simple", request=None),
+        export_row(6, served_tier="complex", floor="complex"),
     ]
     found, counts = audits(rows, ALL)
     assert {row.id: row.tier.name for row in found} == {"d0": "SIMPLE", "d1": "FRONTIER"}
-    assert counts == {"audits": 6, "closed": 2, "open": 3, "no_text": 1, "capped": 0}
+    assert counts == {"audits": 7, "closed": 2, "open": 3, "higher": 1, "no_text": 1, "capped": 0}
 
 
 def test_a_request_that_was_audited_again_counts_again():
@@ -178,6 +179,16 @@ def test_where_audits_went_is_told():
         "2 recent audits are closed (and 1 open, 1 without a text, which --store text keeps, 2 over the "
         "--principal-share of their callers)"
     )
+
+
+@pytest.mark.parametrize(("higher", "told"), [(11, ""), (12, "12 of 112 recent audits were judged above simple")])
+def test_audits_reported_try_by_try_fit_nothing(higher, told):
+    """Where each try is a report of its own the hard ones end above simple: more than α of all, and none is fitted."""
+    rows = [export_row(i, served_tier="simple", labels=AUDIT) for i in range(100)]
+    rows += [export_row(f"h{i}", served_tier="standard", outcome_count=2, labels=AUDIT) for i in range(higher)]
+    held = hold_out(Frozen([], rows, SAMPLE), [], SimpleNamespace(manifest={}), options=ALL, most=10)
+    why = held.lack(held.recent, of="the serving bundle", alpha=0.1, label="sample=audit")
+    assert why[: len(told) or None] == told
 
 
 def test_what_looks_like_a_row_that_judges_is_not_trained_on():

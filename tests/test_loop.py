@@ -269,7 +269,9 @@ def test_drift_that_stays_puts_off_no_retraining(options, monkeypatch):
 
     monkeypatch.setattr(training.retrain.Round, "go", go)
     monkeypatch.setattr(training.loop, "drift_alarms", lambda _: ["drifted"])
-    monkeypatch.setattr(training.retrain, "outcomes_between", lambda _url, since, at: int(at - max(since, 1000.0)))
+    monkeypatch.setattr(
+        training.retrain, "outcomes_between", lambda _url, *span: int(np.ptp(np.clip(span, 1000.0, now)))
+    )
     for now in np.arange(1000.0, 2200.0, 100.0):
         tick(replace(options, promote=False, min_outcomes=500), clock=lambda now=now: now)
     assert rounds.count(False) == 2
@@ -313,6 +315,14 @@ def test_a_clock_that_ran_ahead_neither_blocks_the_loop_nor_drives_it(options, m
         assert tick(options, clock=lambda now=first: now)["decision"] == "keep"
         assert tick(options, clock=lambda now=second: now)["decision"] == "wait"
         fill(options, 10, begin=4000.0, seed=seed)
+
+
+def test_who_waits_for_decisions_ahead_of_the_clock_says_so(options):
+    """Where the servers' clock is ahead of the loop's, the reason to wait counts what was decided in its future."""
+    fill(options, 10)
+    receipt = tick(replace(options, promote=False, min_outcomes=10), clock=lambda: 1007.0)
+    assert (receipt["decision"], receipt["outcomes"]) == ("wait", 7)
+    assert "; 3 are of moments that this machine's clock has not reached" in receipt["why"]
 
 
 def test_cut_off_round_goes_first(options, monkeypatch):

@@ -60,6 +60,26 @@ def test_ten_thousand_lies_move_the_others_threshold_within_the_bound(honest: in
             assert "liar" in against
 
 
+@pytest.mark.parametrize(("principals", "liars"), [(5, 2), (7, 3)])
+def test_liars_who_agree_and_are_fewer_hold_the_others_to_what_they_leave(principals, liars):
+    """Where they say that simple was always enough nobody is named, and all misses are the others', and no more."""
+    p, y = population(700, np.random.default_rng(0))
+    lying = np.arange(700) % principals < liars
+    y[lying] = np.eye(4)[0]
+    names = (np.arange(700) % principals).astype(str)
+    assert contradicting(p, y, names, alpha=ALPHA, target=TARGET) == {}
+    share = lying.mean()
+    assert threshold(p, y) == pytest.approx(threshold(p[~lying], y[~lying], TARGET / (1 - share)), abs=0.02)
+
+
+def test_a_majority_of_liars_turns_out_the_honest():
+    """Where two of three say that simple was always enough the third one is left out and named."""
+    p, y = population(600, np.random.default_rng(0))
+    names = (np.arange(600) % 3).astype(str)
+    y[names != "2"] = np.eye(4)[0]
+    assert list(contradicting(p, y, names, alpha=ALPHA, target=TARGET)) == ["2"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bound_is_what_can_be_brought_about(seed):
     """A principal whose audits miss at any threshold as often as goes unnoticed, or never, moves it to the bound."""

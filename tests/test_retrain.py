@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -383,6 +384,21 @@ def test_a_round_that_is_resumed_keeps_to_what_it_was_begun_with(options, monkey
     assert (receipt["steps"]["begin"]["why"], "train" in receipt["steps"]) == ("drift", False)
 
 
+def test_a_round_that_another_package_began_goes_on(options, monkeypatch):
+    """Of the options it was begun with this package takes those that it knows; it blocked the loop for ever."""
+    crash_at(monkeypatch, "snapshot", "before")
+    with pytest.raises(Crash):
+        go(options)
+    monkeypatch.undo()
+    path = options.work / "000001" / "begin" / "result.json"
+    begun = json.loads(path.read_text())
+    kept = {"recalibrate_only": True, "audit_label": "sample=nothing", "unheard_of": 1}
+    path.write_text(json.dumps({**begun, "options": kept}))
+    receipt = go(replace(options, held_out=0.4))
+    assert (receipt["decision"], receipt["options"]["held_out"]) == ("keep", "0.4")
+    assert "labelled sample=nothing" in receipt["why"]
+
+
 def test_training_by_another_recipe_begins_again(options, done, tmp_path, monkeypatch):
     """A round that is gone on with after its recipe was changed is trained by that one alone, as its receipt says."""
 
@@ -548,13 +564,14 @@ def test_round_without_new_audits_changes_nothing(options, done, monkeypatch):
     assert set(receipt["steps"]) == {"begin", "snapshot", "recalibrate"}
 
 
-def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, done, monkeypatch):
-    """The next round overrules nobody who rolled back: it wants 60 audits from since then."""
+@pytest.mark.parametrize("back", [Registry.rollback, partial(Registry.promote, name="previous")])
+def test_a_bundle_that_was_rolled_back_is_not_made_again_of_the_same_audits(options, base, done, monkeypatch, back):
+    """The next round overrules nobody who rolled back, by whichever command: it wants 60 audits from since then."""
     cut_off(options, done, "judge-recalibrated")
     options = replace(options, recalibrate_only=True, min_outcomes=0)
     monkeypatch.setattr(Round, "_judge", lambda _r, _o, **_f: verdict(accepted=True))
     promoted = go(options)
-    Registry(options.registry).rollback(why="escalations doubled")
+    back(Registry(options.registry), why="escalations doubled")
     receipt = go(options)
     assert (receipt["decision"], current(options)) == ("keep", promoted["current"])
     assert f"0 of which fitted nothing of the serving bundle or {promoted['candidate']}, rolled back" in receipt["why"]

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("filelock")
+pytest.importorskip("safetensors")
 
-from classifier.errors import Busy
+from safetensors import SafetensorError
+
+from classifier.errors import BundleError, Busy
 from training.steps import Run, keep_receipts, next_folder, only_one, receipts, unfinished
 
 
@@ -112,7 +115,16 @@ def test_attempts_are_counted(tmp_path):
     assert [begin(tmp_path / "1", error) for error in (ValueError(), SystemExit(), PermissionError())] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        OSError(errno.ENOSPC, "full"),
+        OSError(errno.EDQUOT, "quota"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        BundleError("/srv/bundles: the store failed (OSError: No space left on device)"),
+    ],
+)
 def test_who_stops_a_run_or_a_full_disk_takes_no_attempt(tmp_path, error):
     """A run that a person stopped, or that found the disk full, may be begun as often as before."""
     assert [begin(tmp_path / "1", error) for _ in range(5)] == [0] * 5

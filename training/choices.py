@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.bundle import Bundle
 from classifier.engine import Engine
 from classifier.policy import Policy, choose_many, cumulative_probabilities
 from classifier.types import Request
@@ -42,19 +43,24 @@ def recent_set(
     candidate: Engine,
     scored: tuple[CalibrationSet, CalibrationSet],
     traffic: Sequence[Request],
+    gone: Bundle | None = None,
 ) -> LabelledSet:
     """The recent audits, with what the default policy promises or only aims at, and the costs on recent traffic.
 
-    Audits that the serving bundle's map or thresholds were fitted on are left out.
+    Audits that the serving bundle's map or thresholds were fitted on are left out, and so are those of one that was
+    rolled back: they found it good.
 
     Args:
         current: what serves.
         candidate: what may; its thresholds were fitted on the audits.
         scored: the audits, scored by the current and by the candidate.
         traffic: recent requests, labelled or not; empty compares costs on the audits.
+        gone: what was rolled back to the current one.
     """
     before, after = scored
     serving, new = _default(current), ~before.calibrated(current.bundle.manifest)
+    if gone is not None:
+        new &= ~before.calibrated(gone.manifest)
     return LabelledSet(
         "recent",
         before.labels[new],

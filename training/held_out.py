@@ -27,14 +27,16 @@ from classifier.types import TIERS, Request
 from training.calibration_fit import FEWEST_FOR_MAP
 from training.calibration_set import outside, pack_rows, unseen
 from training.corpus import RUBRIC, Row
-from training.decision_log import ExportRow, Log, request_of
+from training.decision_log import ExportRow, Log, is_quality, request_of
 from training.feedback_set import SetOptions, build
 from training.frozen import Frozen, conversations
+from training.gate import FEWEST_ROWS
 
 TAUGHT = 0.5
 """Share of the earlier audits that teaches."""
 _LEFT_OUT = {
     "open": "open",
+    "higher": f"judged above {TIERS[0].label}",
     "no_text": "without a text, which --store text keeps",
     "capped": "over the --principal-share of their callers",
 }
@@ -66,6 +68,29 @@ class HeldOut:
         """How many recent audits are closed, and what became of the others."""
         left_out = [f"{count} {what}" for name, what in _LEFT_OUT.items() if (count := self.counts[name])]
         return f"{len(self.recent)} recent audits are closed" + (f" (and {', '.join(left_out)})" if left_out else "")
+
+    def lack(self, new: Sequence[Row], *, of: str, alpha: float, label: str) -> str:
+        """Why thresholds are neither fitted nor judged on the recent audits; "" where they are.
+
+        Args:
+            new: those that fitted nothing of what they would judge.
+            of: what that is.
+            alpha: the risk that is promised. Were all that were judged above simple hard ones, more than a share α of
+                the audits would break it, and the others show no miss.
+            label: the one that marks audits.
+        """
+        audits, higher = self.counts["audits"], self.counts["higher"]
+        if higher > alpha * audits:
+            first = TIERS[0].label
+            return (
+                f"{higher} of {audits} recent audits were judged above {first}, so the others are the easy ones; try "
+                f"audits from {first} up and report each once: accepted there, or escalated from there with the tier "
+                "that satisfied"
+            )
+        if len(new) >= FEWEST_ROWS:
+            return ""
+        none = "" if audits else f"; no recent request is labelled {label} (--audit-label)"
+        return f"{self.told()}, {len(new)} of which fitted nothing of {of}{none}; {FEWEST_ROWS} such are wanted"
 
     def to_fit(self, *, retrained: bool) -> tuple[list[Row], list[Row]]:
         """Audits for the probability map, and others for the thresholds and to judge on.
@@ -157,15 +182,17 @@ def audits(rows: Iterable[ExportRow], options: SetOptions) -> tuple[list[Row], d
             believed, because acceptances would have been reported.
 
     Returns:
-        The rows, their source the principal; and counts: audits, closed, open (nothing satisfied, no outcome, or not
-        tried from the cheapest tier up), no_text, capped.
+        The rows, their source the principal; and counts: audits, closed, open (nothing satisfied, or no outcome),
+        higher (not tried from the cheapest tier up, by what was reported), no_text, capped.
     """
     given = list(rows)
     # Without the conversation's hash each decision is evidence by itself.
     begun = [{**row, "request_hash": None} for row in given if row["served_tier"] in (None, TIERS[0].label)]
+    above = [row for row in given if is_quality(row) and row["served_tier"] != TIERS[0].label]
+    higher = sum(row["floor"] in (None, TIERS[0].label) for row in above)
     found = build(begun, options=replace(options, fewest_accepted=0.0, half_life_days=math.inf))
     labelled = [replace(c.row, source=c.principal) for c in found.closed]
-    counts = {name: found.counts[name] for name in ("closed", "no_text", "capped")}
+    counts = {"higher": higher} | {name: found.counts[name] for name in ("closed", "no_text", "capped")}
     return labelled, {"audits": len(given), "open": len(given) - sum(counts.values())} | counts
 
 

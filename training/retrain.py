@@ -18,6 +18,7 @@ Knows nothing of how labels are made of outcomes (`feedback_set`), or of how two
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -39,7 +40,7 @@ from training.corpus import RUBRIC, Row, read_corpus
 from training.decision_log import parse_audit
 from training.feedback_set import SetOptions
 from training.frozen import Frozen, freeze, melt, outcomes_between, thaw
-from training.gate import FEWEST_ROWS, judge
+from training.gate import judge
 from training.held_out import HeldOut, feedback_rows, hold_out, kept_for_judging, recent_log
 from training.progress import Say
 from training.recipe import load_retraining
@@ -73,15 +74,15 @@ def retrain(
     """
     check_work(options)
     with only_one(lock_path(options)):
-        folder = unfinished(options.work)
-        if folder is None:
-            now, text = clock(), ""
+        if (folder := unfinished(options.work)) is None:
+            now, text, count_of = clock(), "", partial(outcomes_between, options.feedback_url)
             since = last_round(options.work, trains=not options.recalibrate_only, now=now)
-            count = outcomes_between(options.feedback_url, since, now)
+            count, ahead = count_of(since, now), count_of(now, math.inf)
             if count < options.min_outcomes:
                 found = f"{count} decisions since the last round have an outcome of quality"
                 text = f"{found}, {options.min_outcomes} are wanted (--min-outcomes; with 0 a round never waits)"
-            elif count and not outcomes_between(options.feedback_url, max(since, options.window_begin(now)), now):
+                text += f"; {ahead} are of moments that this machine's clock has not reached" if ahead else ""
+            elif count and not count_of(max(since, options.window_begin(now)), now):
                 text = f"none of {count} decisions since the last round with an outcome of quality is in --window-days"
             if text:
                 return {"decision": "wait", "why": text, "outcomes": count}
@@ -134,8 +135,8 @@ class Round:
 
     def _keep_to(self, begun: Mapping[str, Any]) -> None:
         """Takes the options that the round was begun with; one that never trains stays one."""
-        given, begun = self._options, dict(begun)
-        never = bool(begun.pop("recalibrate_only")) or given.recalibrate_only
+        given, begun = self._options, {name: begun[name] for name in KEPT if name in begun}  # another package's
+        never = bool(begun.pop("recalibrate_only", False)) or given.recalibrate_only
         self._options = replace(given, recalibrate_only=never, **begun)
         if others := [name for name in begun if begun[name] != getattr(given, name)]:
             self._say(f"the round goes on as it was begun: {', '.join(f'{n} {begun[n]}' for n in others)}")
@@ -149,10 +150,9 @@ class Round:
 
     def _freeze(self, out: Path) -> dict[str, Any]:
         now, given, current = self._clock(), self._options, self._registry.resolve("current")
-        begin, last = given.window_begin(now), self._registry.last_change()
-        found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=self._audit)
-        gone = last.aliases["previous"] if last and last.action == "rollback" else ""
-        return {"current": current, "rolled_back": gone, **found}
+        begin, audit = given.window_begin(now), parse_audit(given.audit_label)
+        found = freeze(given.feedback_url, out, since=begin, until=now, held_out=given.held_out, audit=audit)
+        return {"current": current, "rolled_back": self._registry.given_up(), **found}
 
     def _choose(self) -> tuple[str | None, dict[str, Any]]:
         """The step whose bundle is to be registered, and why; None where the current one stays."""
@@ -198,13 +198,12 @@ class Round:
         """The current weights with thresholds of now, where there are audits for them, and probabilities of now."""
         current, held, of = self._current, self._held_out, "the serving bundle"
         new = unseen(held.recent, current, CALIBRATED_ON)
-        if gone := self._snapshot.get("rolled_back"):  # the same audits would make the same bundle again
-            new = unseen(new, read_bundle(self._registry.fetch(gone)), CALIBRATED_ON)
-            of += f" or {gone}, rolled back"
-        if len(new) < FEWEST_ROWS:
-            none = f"; no recent request is labelled {self._options.audit_label} (--audit-label)"
-            told = f"{held.told()}, {len(new)} of which fitted nothing of {of}{'' if held.counts['audits'] else none}"
-            return {"done": False, "why": f"{told}; {FEWEST_ROWS} such are wanted", "audits": held.counts}
+        if gone := self._gone:  # the same audits would make the same bundle again
+            new = unseen(new, gone, CALIBRATED_ON)
+            of += f" or {gone.version}, rolled back"
+        alpha = current.policies[current.default_policy].guarantee.alpha
+        if why := held.lack(new, of=of, alpha=alpha, label=self._options.audit_label):
+            return {"done": False, "why": why, "audits": held.counts}
         mapped, recent = held.to_fit(retrained=False)
         found = self._calibrated(out, current.path, mapped if fit_map else [], recent, held.traffic)
         return found | {"done": True, "audits": held.counts}
@@ -297,15 +296,10 @@ class Round:
             "steps": self._run.results(),
         }
         melt(self._run.path("snapshot"))
-        artefacts = {"bundle": self._registry.fetch(candidate)} if candidate else {}
-        run_id = track(receipt, uri=self._options.mlflow_uri, artefacts=artefacts, say=self._say)
-        return receipt | {"mlflow_run": run_id}
+        made = {"bundle": self._registry.fetch(candidate)} if candidate else {}
+        return receipt | {"mlflow_run": track(receipt, uri=self._options.mlflow_uri, artefacts=made, say=self._say)}
 
     # --- what the steps share
-
-    @property
-    def _audit(self) -> tuple[str, str]:
-        return parse_audit(self._options.audit_label)
 
     @property
     def _caps(self) -> SetOptions:
@@ -316,11 +310,16 @@ class Round:
         return read_bundle(self._registry.fetch(self._snapshot["current"]))
 
     @cached_property
+    def _gone(self) -> Bundle | None:
+        gone = self._snapshot.get("rolled_back")
+        return read_bundle(self._registry.fetch(gone)) if gone else None
+
+    @cached_property
     def _base(self) -> list[Row]:
         return read_corpus(self._options.data)
 
     def _frozen(self) -> Frozen:
-        return thaw(self._run.path("snapshot"), self._snapshot["split"], self._audit)
+        return thaw(self._run.path("snapshot"), self._snapshot["split"], parse_audit(self._options.audit_label))
 
     @cached_property
     def _held_out(self) -> HeldOut:
@@ -343,7 +342,7 @@ class Round:
         scored = self._scored(audits, current), self._scored(audits, candidate)
         return judge(
             [
-                recent_set(current, candidate, scored, held.traffic),
+                recent_set(current, candidate, scored, held.traffic, self._gone),
                 golden_set(current, candidate, held.golden, risk_margin=GOLDEN_MARGIN),
             ],
             off_policy=off_policy_pair(current, candidate, recent_log(self._frozen(), self._caps, MOST_LOGGED)),

@@ -121,8 +121,8 @@ class Run:
         try:
             write_whole(path, str(before + 1).encode())
             yield before + 1
-        except (KeyboardInterrupt, OSError) as error:
-            if not isinstance(error, OSError) or error.errno in _FULL_DISK:
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, KeyboardInterrupt) or _full_disk(error):
                 with contextlib.suppress(OSError):  # on a disk still full it counts
                     write_whole(path, str(before).encode())
             raise
@@ -201,6 +201,11 @@ def only_one(path: Path) -> Iterator[None]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """JSON into a file that appears whole or not at all; null for what is no number, which other readers refuse."""
     write_whole(path, (json.dumps(finite(content), indent=1) + "\n").encode())
+
+
+def _full_disk(error: Exception) -> bool:
+    """Whether that says so: libraries in Rust or C++ raise errors of their own, with the system's words."""
+    return getattr(error, "errno", None) in _FULL_DISK or any(os.strerror(code) in str(error) for code in _FULL_DISK)
 
 
 def _flush(folder: Path) -> None:

@@ -48,6 +48,19 @@ def test_promotion_and_rollback_move_the_aliases(registry, bundles, versions):
     assert registry.rollback().aliases == {"current": versions[1], "previous": versions[0]}
 
 
+@pytest.mark.parametrize("back", [Registry.rollback, lambda registry: registry.promote("previous")])
+def test_what_was_left_for_what_served_before_is_given_up(registry, bundles, versions, back):
+    """A rollback gives a bundle up, and so does promoting the one before it; a promotion of a new one gives up none."""
+    told = [registry.given_up()]
+    for n in (0, 1):
+        registry.promote(registry.add(bundles[n]))
+        told.append(registry.given_up())
+    back(registry)
+    assert [*told, registry.given_up()] == ["", "", "", versions[1]]
+    registry.promote(registry.add(bundles[2]))
+    assert registry.given_up() == ""
+
+
 def test_promoting_what_is_current_changes_nothing(registry, bundles, versions):
     """A promotion that is repeated does not overwrite what was previous."""
     for n in (0, 1):
