@@ -160,6 +160,22 @@ def test_bounds_of_what_is_known_narrow_with_the_rows(what: str):
     assert 3 < widths[0] / widths[1] < 8  # rare failures narrow faster
 
 
+@pytest.mark.parametrize("choice", [0, 1, 2, 3, None])
+def test_bounds_close_in_on_what_outcomes_leave_open(choice: int | None):
+    """Of many rows they are the least and the most that any label within each row's outcome would risk and cost."""
+    log = draw_log(truths(40_000, np.random.default_rng(8)), 8).log
+    chosen = log.base if choice is None else np.full(len(log), choice)
+    labels, price = np.arange(4), np.asarray(PRICES)
+    possible = (labels >= log.at_least[:, None]) & (labels <= log.at_most[:, None])
+    missed = labels > chosen[:, None]
+    found = estimate(log, chosen, level=0.5)
+    for bounds, lost in ((found.risk_bounds, missed), (found.cost_bounds, price[chosen][:, None] + missed * price)):
+        least = np.where(possible, lost, np.inf).min(axis=1).mean()
+        most = np.where(possible, lost, -np.inf).max(axis=1).mean()
+        assert bounds == pytest.approx((least, most), rel=0.03, abs=0.002)
+        assert bounds[0] <= least <= most <= bounds[1]
+
+
 def test_choices_without_support_are_bounded():
     """Where the log could not have made some choices, the interval holds whatever is true of those."""
     for seed in range(20):

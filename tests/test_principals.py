@@ -190,11 +190,10 @@ def test_no_fewer_misses_are_explained_than_chance_or_one_liar_explains(target, 
     others, principals, error = 400, 5, ERROR / 5
     left = max((k for k in range(others) if (k + 1) / (others + 1) <= target), default=0)
     law = scipy.stats.beta(left + 1, others - largest - left)
-    rate = max(ALPHA, target * (others + 1) / (others - largest + 1))
 
     def chance_of_more(misses):
         by_luck = scipy.integrate.quad(lambda risk: scipy.stats.binom.sf(misses, count, risk) * law.pdf(risk), 0, 1)[0]
-        return max(by_luck, scipy.stats.binom.sf(misses, count, rate))
+        return max(by_luck, scipy.stats.binom.sf(misses, count, ALPHA))
 
     most = most_unnoticed(count, principals, others=others, largest=largest, alpha=ALPHA, target=target)
     assert chance_of_more(most) <= error < chance_of_more(most - 1)

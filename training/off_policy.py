@@ -128,7 +128,7 @@ def estimate(
     unsupported = float(1 - supported.mean())
     # Whether the chosen tier would have failed, 0 or 1: at least and at most.
     failed_low, failed_high = ((edge > chosen).astype(np.float64) for edge in (log.at_least, log.at_most))
-    rescue_low = failed_low * price[np.maximum(log.at_least, chosen)]
+    rescue_low = failed_low * price[log.at_least]
     rescue_high = failed_high * price[log.at_most]
     cost_low, cost_high = price[chosen] + rescue_low, price[chosen] + rescue_high
     # A row's bounds are drawn whatever the log chose, but only where it was reported: the others are wide open.
@@ -179,7 +179,7 @@ def _share(failed: Array, weights: Array, effective: float, level: float) -> Int
     mean = float((weights * failed).sum() / total)
     variance = float((weights**2 * (failed - mean) ** 2).sum() / total**2)
     # The rows that a variance of this size amounts to, never more than Kish's count.
-    rows = min(effective, mean * (1 - mean) / variance) if variance > 0 and 0 < mean < 1 else effective
+    rows = min(effective, mean * (1 - mean) / variance) if variance > 0 else effective
     return wilson(mean, rows, _t(weights, level))
 
 

@@ -153,9 +153,8 @@ def most_unnoticed(count: int, principals: int, *, others: int, largest: int, al
     honest = others - largest
     if honest <= left:
         return count
-    at_most = max(alpha, min(1.0, target * (others + 1) / (honest + 1)))
     by_luck = scipy.stats.betabinom.isf(error, count, left + 1, honest - left)
-    return int(max(scipy.stats.binom.isf(error, count, at_most), by_luck))
+    return int(max(scipy.stats.binom.isf(error, count, alpha), by_luck))
 
 
 def others_alphas(n: int, mine: int, alpha: float, target: float, principals: int, largest: int) -> tuple[float, float]:
@@ -184,19 +183,16 @@ def others_alphas(n: int, mine: int, alpha: float, target: float, principals: in
 
 
 def _cap(totals: Sequence[float], share: float) -> float:
-    """The largest c with c <= share * sum(min(total, c))."""
+    """The largest c with c <= share * sum(min(total, c)), of a share that is at least an even one."""
     ordered = sorted(totals, reverse=True)
     if ordered[0] <= share * sum(ordered):
         return ordered[0]
-    for above in range(1, len(ordered) + 1):
+    for above in range(1, len(ordered)):
         # With the `above` largest held to c: c = share * (above * c + the rest).
-        rest, room = sum(ordered[above:]), 1 - share * above
-        if room <= 1e-12:
-            return ordered[above - 1]
-        c = share * rest / room
-        if above == len(ordered) or c >= ordered[above]:
+        c = share * sum(ordered[above:]) / (1 - share * above)
+        if c >= ordered[above]:
             return c
-    raise AssertionError("unreachable")
+    return ordered[-1]
 
 
 def _position(name: str) -> bytes:
