@@ -71,6 +71,23 @@ def test_open_and_unserved_audits_fit_nothing(tiny_engine: Engine, tmp_path: Pat
     assert "1 that no tier satisfied" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("tried", "bounds"),
+    [
+        ({"served_tier": "standard", "verdict": "escalated", "accepted_tier": "complex"}, (2, 2)),
+        ({"served_tier": "standard", "verdict": "escalated", "accepted_tier": "frontier"}, (2, 3)),
+        ({"served_tier": "standard", "verdict": "escalated"}, (2, 3)),
+        ({"served_tier": "complex", "verdict": "accepted"}, (0, 2)),
+        ({"served_tier": "simple", "verdict": "rejected"}, (1, 3)),
+    ],
+)
+def test_an_open_audit_is_bounded_from_both_sides(tiny_engine: Engine, tmp_path: Path, tried, bounds):
+    """Above what failed and up to what satisfied: more than that is not left open."""
+    found = read_rows([export(tmp_path / "e.jsonl", [audit(1, "simple"), audit(2, "simple", **tried)])], tiny_engine)
+    assert (found.open_rows.at_least.tolist(), found.open_rows.at_most.tolist()) == ([bounds[0]], [bounds[1]])
+    assert len(found) == 1
+
+
 def test_what_failed_at_complex_is_open_though_frontier_alone_is_left(tiny_engine: Engine, tmp_path: Path):
     """An audit that was sent to complex and failed there is known because of it: it bounds the risk and moves no λ."""
     tried = [audit(i, TIERS[i % 3].label) for i in range(60)]
@@ -121,13 +138,18 @@ def test_without_texts_the_logits_that_the_bundle_gave_are_enough(tiny_engine: E
         audit(1, "simple", logits=[1.0, 0.0, 0.0, 0.0], **known),
         audit(2, "standard", logits=[0.0, 1.0, 0.0, 0.0], **(known | {"bundle_version": "another"})),
         audit(3, "complex"),
+        audit(4, "simple", logits=None, **known),
+        export_row(5, verdict="rejected", **(AUDITED | known | {"served_tier": "simple", "logits": [1.0, 0, 0, 0]})),
     ]
     notes: list[str] = []
     found = read_rows([export(tmp_path / "e.jsonl", rows)], tiny_engine, "script", notes=notes)
     assert found.labels.argmax(axis=1).tolist() == [2, 0]
     assert found.logits[1].tolist() == [1, 0, 0, 0]
     assert found.facets["script"].tolist() == ["latin", "han"]
-    assert "1 without a text that another bundle answered" in notes[0]
+    assert {name: found.facets[name].tolist()[1] for name in found.facets if name != "script"} == {
+        "source": "feedback", "language": "", "kind": "",
+    }  # fmt: skip
+    assert "3 without a text that another bundle answered" in notes[0]
 
 
 def test_an_export_gives_a_new_bundle(tiny_engine: Engine, tiny_bundle_path: Path, tmp_path: Path):
@@ -187,8 +209,9 @@ def test_an_export_where_a_corpus_is_wanted_is_named(tmp_path: Path):
 
 
 def test_an_export_is_told_from_a_corpus(tmp_path: Path):
-    """A corpus file, an empty one and one that is no JSON are no exports."""
+    """A corpus file, an empty one, one that is no JSON and what is named otherwise are no exports."""
     assert is_export(export(tmp_path / "e.jsonl", [export_row(1)]))
+    assert not is_export(export(tmp_path / "e.txt", [export_row(1)]))
     (tmp_path / "c.jsonl").write_text('{"prompt": "hi", "tier": "simple"}\n')
     (tmp_path / "n.jsonl").write_text("")
     (tmp_path / "x.jsonl").write_text("hello")

@@ -128,6 +128,10 @@ def test_row_without_a_label_is_for_transfer():
         '{"prompt": "hi", "success_by_tier": {"simple": NaN}}',
         '{"prompt": "hi", "success_by_tier": {"simple": -1}}',
         '{"prompt": "hi", "success_by_tier": 0.5}',
+        '{"prompt": "hi", "tier": "simple", "weight": Infinity}',
+        '{"prompt": "hi", "tier": "simple", "eta": 0.5}',
+        '{"prompt": "hi", "tier": "simple", "eta": -0.1}',
+        '{"prompt": "hi", "tier": "simple", "split": "held out"}',
     ],
 )
 def test_unusable_line_is_named(tmp_path, line):
@@ -207,6 +211,47 @@ def test_groups_are_never_split():
     assert a.split == b.split
 
 
+@pytest.mark.parametrize(
+    ("line", "closed", "judges"),
+    [
+        ({}, False, False),
+        ({"tier": "complex"}, True, True),
+        ({"probabilities": [0.5, 0.5, 0, 0]}, True, True),
+        ({"at_least": "standard"}, False, False),
+        ({"at_least": "standard", "at_most": "standard"}, True, True),
+        ({"success_by_tier": {"simple": 0.0, "frontier": 0.0}}, True, False),
+        ({"at_least": "standard", "unserved": True}, False, False),
+    ],
+    ids=["nothing", "a tier", "chances", "an interval", "one of a tier", "satisfied nowhere", "an interval of none"],
+)
+def test_a_row_judges_where_its_label_is_known_and_some_tier_satisfied(line, closed: bool, judges: bool):
+    """What is open or satisfied nowhere can be held against no answer."""
+    row = parse_row({"prompt": "hi", **line}, "s")
+    assert (row.closed, row.judges) == (closed, judges)
+
+
+def test_a_row_has_the_split_that_is_stated_or_that_of_its_group():
+    """A file's own split goes before the hash of the group, which holds where none is stated."""
+    line = {"prompt": "hi", "tier": "simple", "group": "g"}
+    for split in ("train", "dev", "test"):
+        assert parse_row({**line, "split": split}, "s").split == split
+    assert parse_row(line, "s").split == split_of("g")
+
+
+@pytest.mark.parametrize(
+    ("line", "facts"),
+    [
+        ({}, ("und", "other")),
+        ({"language": "de", "kind": "chat", "category": "code"}, ("de", "chat")),
+        ({"category": "code"}, ("und", "code")),
+    ],
+)
+def test_facts_that_a_line_does_not_state_have_a_name(line, facts):
+    """The language is undetermined, the kind another; a category is a kind."""
+    row = parse_row({"prompt": "hi", **line}, "s")
+    assert (row.language, row.kind) == facts
+
+
 def test_written_rows_read_back(tmp_path):
     """What is written is what is read, for every kind of label."""
     rows = [
@@ -229,6 +274,8 @@ def test_written_rows_read_back(tmp_path):
             {"prompt": "g", "tier": "simple", "probabilities": [1, 0, 0, 0], "split": "dev", "eta": 0.1},
             {"prompt": "h", "probabilities": [0.1, 0.6, 0.304, 0], "tier": "standard"},
             {"prompt": "i", "probabilities": [0.07, 0.13, 0.79, 0.01], "label": "OUTCOME"},
+            {"prompt": "j", "at_least": "standard", "at_most": "frontier"},
+            {"prompt": "k", "at_most": "standard", "eta": 0, "labels": {"tenant": "acme"}},
             {"prompt": "half \ud83d", "tier": "simple", "group": "half \ud83d"},
         )
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -124,6 +125,8 @@ def test_recent_audits_all_judge_where_others_fit_the_map():
     assert (judged, {row.sha256 for row in mapped} <= {row.sha256 for row in held.earlier}) == (held.recent, True)
     none = replace(held, recent=[])
     assert none.to_fit(retrained=True) == (mapped, [])
+    with warnings.catch_warnings(action="error"):
+        assert replace(none, earlier=[], taught=[]).to_fit(retrained=True) == ([], [])
 
 
 def test_golden_rows_are_labelled_ones_and_so_many_at_most():

@@ -24,7 +24,7 @@ from training.calibration_set import (
     CalibrationSet,
     OpenRows,
 )
-from training.policy_fit import Targets, fit_policies, thresholds_of
+from training.policy_fit import Targets, fit_policies, thresholds_of, top_tier_trade_off
 from training.risk_control import fit_threshold, fit_top_tier
 from training.step_losses import routing_losses, soft
 
@@ -372,3 +372,13 @@ def test_a_threshold_that_nothing_reaches_is_called_always_frontier():
     rows = population(400, 3)
     fit_policies(IDENTITY, rows, Targets({"balanced": 0.1}), also=rows.take(np.arange(5)), notes=notes)
     assert [note for note in notes if "alone the threshold would be always frontier" in note]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.15])
+def test_what_a_top_tier_costs_is_told_of_shares_that_exploring_leaves(epsilon):
+    """A share that is all explored has no price, and the more may be missed the less goes to frontier."""
+    rows = population(600, 0)
+    curve = top_tier_trade_off(IDENTITY.apply(rows.logits), rows, Targets({"quality": 0.5}, epsilon=epsilon))
+    shares, costs = zip(*curve, strict=True)
+    assert list(shares) == [beta for beta in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7) if beta > epsilon]
+    assert list(costs) == sorted(costs, reverse=True)

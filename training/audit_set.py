@@ -26,7 +26,7 @@ from classifier.exports import read_export
 from classifier.types import TIERS, Request, Tier
 from training.calibration_set import FACETS, CalibrationSet, OpenRows, score_rows
 from training.corpus import EXPORTED, OUTCOME, Row, parse_row, read_corpus
-from training.decision_log import AUDIT, ExportRow, is_audit, is_unserved, satisfied_tier
+from training.decision_log import AUDIT, ExportRow, interval, is_audit, is_unserved, satisfied_tier
 from training.predictions import read_predictions
 from training.step_losses import soft
 
@@ -161,10 +161,9 @@ def _as_corpus_row(row: ExportRow) -> dict[str, Any]:
     closed = satisfied_tier(row)
     if closed is not None:
         return data | {"tier": closed}
-    served = Tier.parse(row["served_tier"])
-    if row["verdict"] == "accepted":  # not tried from the cheapest tier up, so a lower one may have done
-        return data | {"at_most": served.label}
-    return data | {"at_least": Tier(served + 1).label}
+    low, high = interval(row)  # not tried from the cheapest tier up, so a lower one than was tried may have done
+    # Frontier as a stated end would close the label there (`training.calibration_set.closed_label`).
+    return data | {"at_least": low.label, "at_most": None if high is TIERS[-1] else high.label}
 
 
 def _stored(rows: Sequence[ExportRow], group_by: str) -> CalibrationSet:

@@ -18,8 +18,8 @@ confidence, and every other set finds it no worse. Keeping a promise may cost mo
 set does not count; and one that is more likely broken than kept does not stand until that is certain. A target that
 nothing proves, such as that of thresholds for estimated tier shares, counts like a promise and is not called one.
 
-Where the log was explored, off-policy estimates of risk and cost must not contradict the labels: a candidate that the
-log finds worse beyond chance and margin is refused whatever the labels say.
+Where the log was explored, the off-policy estimate of the risk must not contradict the labels: a candidate that the log
+finds riskier beyond chance and margin is refused whatever the labels say. That of the cost is told and decides nothing.
 
 Knows nothing of bundles, stores or text.
 """
