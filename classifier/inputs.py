@@ -83,7 +83,7 @@ def render(request: Request) -> ModelInput:
     >>> r.text, r.context, r.signals[0], r.script
     ('hi there', '', '[turns=1]', 'latin')
     """
-    messages = by_speaker(_turn_by_turn(by_speaker(request.messages)))
+    messages = _turn_by_turn(by_speaker(request.messages))
     rated, as_written, removed, cut = _rated(messages, request.attachments)
     text = corrected(as_written)
     context, context_cut = _context(messages, rated)
@@ -118,7 +118,7 @@ def rated_index(request: Request) -> int:
     0
     """
     messages = by_speaker(request.messages)
-    return min(_rated(by_speaker(_turn_by_turn(messages)), request.attachments)[0], _last_of_user(messages))
+    return min(_rated(_turn_by_turn(messages), request.attachments)[0], _last_of_user(messages))
 
 
 def rated_text(request: Request) -> str:
@@ -139,12 +139,14 @@ def cut_middle(text: str, limit: int) -> str:
 
 
 def _turn_by_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages, those that an application wrote into the user's last one in its place."""
+    """The messages by speaker, those that an application wrote into the user's last one in its place."""
     last = _last_of_user(messages)
     if len(content := messages[last].content) > 2 * WIDEST_CHARS:
         return messages
-    turns = (Message(turn["role"], turn["content"]) for turn in messages_of(content))
-    return (*messages[:last], *turns, *messages[last + 1 :])
+    turns = tuple(Message(turn["role"], turn["content"]) for turn in messages_of(content))
+    if turns == (messages[last],):
+        return messages
+    return by_speaker((*messages[:last], *turns, *messages[last + 1 :]))
 
 
 def _last_of_user(messages: tuple[Message, ...]) -> int:

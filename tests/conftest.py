@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -41,6 +42,14 @@ def address():
     """A server that answers with the tier whose name a prompt holds."""
     with fake_server(tier_of=by_word) as found:
         yield found
+
+
+@pytest.fixture
+def signal_mask():
+    """Given back: what a test leaves blocked, as a start that fails does, later tests' processes would inherit."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @pytest.fixture(scope="module")

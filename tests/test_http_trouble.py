@@ -108,16 +108,14 @@ def test_the_end_waits_for_answers_and_they_say_that_they_are_the_last():
         assert process.wait() == 0
 
 
+@pytest.mark.usefixtures("signal_mask")
 def test_a_gateway_hears_a_signal_that_was_blocked_where_it_was_started():
     """A process inherits the signals that its parent blocked; SIGTERM ends it all the same."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        with gateway("127.0.0.1:1") as process:
-            process.wait_ready()
-            process.signal(signal.SIGTERM)
-            assert process.wait() == 0
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    with gateway("127.0.0.1:1") as process:
+        process.wait_ready()
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
 
 
 @pytest.mark.failure("slow", "HTTP gateway")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -71,14 +70,6 @@ def test_the_python_of_the_page_runs(block, tmp_path):
         code = block.replace("127.0.0.1:50051", address)
         done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def signal_mask():
-    """Given back: a start that fails leaves signals blocked, and the processes of later tests would inherit it."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    yield
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @pytest.mark.usefixtures("signal_mask")

@@ -77,8 +77,9 @@ def retrain(
         if (folder := unfinished(options.work)) is None:
             now, text, count_of = clock(), "", partial(outcomes_between, options.feedback_url)
             since = last_round(options.work, trains=not options.recalibrate_only, now=now)
-            count, ahead = count_of(since, now), count_of(now, math.inf)
+            count = count_of(since, now)
             if count < options.min_outcomes:
+                ahead = count_of(now, math.inf)
                 found = f"{count} decisions since the last round have an outcome of quality"
                 text = f"{found}, {options.min_outcomes} are wanted (--min-outcomes; with 0 a round never waits)"
                 text += f"; {ahead} are of moments that this machine's clock has not reached" if ahead else ""
